@@ -1,0 +1,50 @@
+# One line per job. Every target sets up `.venv` first when it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup check test test-slow smoke ablate-alpha ablate-objectives tune report bench golden clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,dashboard,postgresql]"
+	touch $(STAMP)
+
+check: setup        ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup         ## unit, golden and end-to-end tests on CPU
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+
+test-slow: setup    ## chaos, coverage, browser, LaTeX, PostgreSQL
+	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile
+
+smoke: setup        ## the whole chain in under a minute
+	$(BIN)/selm run ablations/smoke.yaml
+
+ablate-alpha: setup ## 5 values of alpha, 3 seeds, 3 iterations, every checkpoint scored
+	$(BIN)/selm run ablations/alpha.yaml
+
+ablate-objectives: setup
+	$(BIN)/selm run ablations/objectives.yaml
+
+tune: setup
+	$(BIN)/selm tune ablations/tune_alpha_beta.yaml
+
+report: setup       ## write the alpha study's report again
+	$(BIN)/selm report ablations/alpha.yaml
+
+bench: setup        ## speed as ratios within one run; nothing else should run meanwhile
+	$(BIN)/python -m benchmarks
+
+golden: setup       ## accept changed stage sources whose numbers did not change
+	$(BIN)/python -m tests.golden.refresh
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,227 @@
+"""What could have been detected: the smallest difference seen with 80 % power, and the seeds and items a given difference needs.
+
+Variance components of a paired difference D_si: σ_s (seeds), σ_i (items), σ_e (the rest); for S seeds and n item clusters
+a² = σ_s²/S + σ_e²/(S·n), b² = σ_i²/n, and with ν degrees of freedom of the seed part
+
+  (A)  MDE = λ_ν·a                                  this benchmark, new seeds
+  (B)  MDE = (λ_ν·a² + λ_{n−1}·b²)/√(a² + b²)       new seeds and new items; never under 2.80·σ_i/√n, whatever the seeds
+
+λ_ν is the shift that a two-sided 5 % t test of ν degrees of freedom detects with 80 % power: 5.65, 3.76, 3.15, 2.80 for ν = 2, 4, 9, ∞.
+Simulated power at these MDE is 79–81 % for seed shares of variance 0–95 %, 3–10 seeds and 24–800 items (``benchmarks/bench_coverage.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, special  # type: ignore[import-untyped]
+from scipy import stats as distributions
+
+from analysis.layout import Floats
+from analysis.stats import MIN_SEEDS, Estimate, MeanSquares, cochran_half_width
+
+POWER, SIZE = 0.80, 0.05
+Population = Literal["A", "B"]
+
+
+@dataclass(frozen=True)
+class Components:
+    """Standard deviations of a paired difference by source, in the score's units. low, high: 95 % range of σ_s (None: given, not estimated)."""
+
+    sigma_s: float
+    sigma_i: float
+    sigma_e: float
+    low: float | None = None
+    high: float | None = None
+    df: int | None = None
+    flags: tuple[str, ...] = ()
+
+
+def from_components(sigma_s: float, sigma_i: float, sigma_e: float) -> Components:
+    """Components that are given (from another study, or assumed)."""
+    for name, value in (("sigma_s", sigma_s), ("sigma_i", sigma_i), ("sigma_e", sigma_e)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} is {value!r}; it must be a finite number, 0 or more")
+    return Components(sigma_s, sigma_i, sigma_e)
+
+
+def from_squares(squares: MeanSquares, *, ms: float | None = None, df: int | None = None) -> Components:
+    """Components from the mean squares of D. ms, df: the pooled arm × seed residual of cell means (``Family.ms``, ``Family.df``), if there is one.
+
+    σ_s² = (MS_seed − MS_error)/n, σ_i² = (MS_item − MS_error)/S, not below 0. Range of σ_s: MS_seed·ν/χ²; at 2 degrees of freedom the
+    spread over seeds is known within a factor 0.5–6.3.
+    """
+    S, n = squares.seeds, squares.clusters
+    if S < 2 or n < 2:
+        raise ValueError(f"components need 2 seeds and 2 item clusters; got {S} and {n}")
+    error = float(squares.error)
+    ms_seed, nu = (float(squares.seed), S - 1) if ms is None or df is None else (2 * ms * n, df)
+
+    def sigma(mean_square: float) -> float:
+        return math.sqrt(max(mean_square - error, 0.0) / n)
+
+    low, high = (sigma(ms_seed * nu / float(distributions.chi2.isf(q, nu))) for q in (0.025, 0.975))
+    flags = () if nu >= 8 else (f"{nu} degrees of freedom: the spread over seeds is known only within the range shown",)
+    if ms_seed == 0:
+        flags += ("all seeds gave the same mean: no spread over seeds could be estimated",)
+    return Components(sigma(ms_seed), math.sqrt(max(float(squares.item) - error, 0.0) / S), math.sqrt(error), low, high, nu, flags)
+
+
+def from_estimate(estimate: Estimate, *, ms: float | None = None, df: int | None = None) -> Components:
+    """Components of a difference (``stats.difference``, or a family's member with the family's ``ms`` and ``df``)."""
+    if estimate.squares is None:
+        raise ValueError(f"{estimate.method} has no variance components: {'; '.join(estimate.flags) or 'it has no value'}")
+    return from_squares(estimate.squares, ms=ms, df=df)
+
+
+@lru_cache(maxsize=256)
+def _nodes(df: float) -> tuple[Floats, Floats]:
+    """Nodes and weights for the mean over χ²_df/df (Gauss–Legendre in χ, where the density is smooth)."""
+    x, w = np.polynomial.legendre.leggauss(96)
+    low, high = distributions.chi.ppf([1e-13, 1 - 1e-13], df)
+    z = low + (x + 1) / 2 * (high - low)
+    w = w * distributions.chi.pdf(z, df)
+    return z**2 / df, w / w.sum()
+
+
+def power_at(delta: float, a2: float, df_a: float, b2: float = 0.0, df_b: float = 1.0, *, size: float = SIZE) -> float:
+    """Probability that Cochran's interval leaves out 0 when the truth is ``delta``: mean over the chi-squares of both variances (2-d quadrature)."""
+    total = math.sqrt(a2 + b2)
+    if total == 0:
+        return 1.0 if delta else size
+    (x, w), (y, v) = _nodes(df_a), _nodes(df_b) if b2 > 0 else (np.ones(1), np.ones(1))
+    half = cochran_half_width(a2 * x[:, None], df_a, b2 * y[None, :], df_b, 1 - size)
+    return float(w @ (special.ndtr((delta - half) / total) + special.ndtr((-delta - half) / total)) @ v)
+
+
+@lru_cache(maxsize=1024)
+def multiplier(df: float, power: float = POWER, size: float = SIZE) -> float:
+    """λ_df: the shift, in standard errors, that a two-sided t test detects with this power. (scipy's noncentral t fails at few df.)"""
+    t = float(distributions.t.isf(size / 2, df))
+    return float(optimize.brentq(lambda shift: power_at(shift, 1.0, df, size=size) - power, 0.0, 4 * t + 10, xtol=1e-10))
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """Smallest difference detected with ``power``. low, high: over the range of σ_s. floor: what no number of seeds can undercut ((B))."""
+
+    population: Population
+    seeds: int
+    clusters: int
+    df: int
+    value: float | None
+    low: float | None
+    high: float | None
+    floor: float
+    power: float
+    undefined: str = ""
+
+
+def seed_df(seeds: int, arms: int = 2) -> int:
+    """Degrees of freedom of the seed part: S − 1, pooled (A−1)(S−1) with three or more arms."""
+    return (seeds - 1) * (max(arms, 2) - 1)
+
+
+def _mde(sigma_s: float, c: Components, seeds: int, clusters: int, df: int, population: Population, power: float) -> float:
+    a2 = sigma_s**2 / seeds + c.sigma_e**2 / (seeds * clusters)
+    b2 = c.sigma_i**2 / clusters if population == "B" else 0.0
+    if a2 + b2 == 0:
+        return 0.0
+    shift_b = multiplier(max(clusters - 1, 1), power) if b2 > 0 else 0.0
+    return (multiplier(df, power) * a2 + shift_b * b2) / math.sqrt(a2 + b2)
+
+
+def detectable(
+    c: Components, seeds: int, clusters: int, population: Population = "B", *, arms: int = 2, power: float = POWER
+) -> Detectable:
+    """Minimum detectable effect of a two-sided 5 % test with ``seeds`` and ``clusters``, in the score's units."""
+    df = seed_df(seeds, arms)
+    floor = float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(power)) * c.sigma_i / math.sqrt(clusters) if population == "B" else 0.0
+    blank = (population, seeds, clusters, df)
+    if seeds < MIN_SEEDS or (clusters < 2 and population == "B"):
+        return Detectable(*blank, None, None, None, floor, power, f"{seeds} seeds, {clusters} items: no interval, so nothing is detectable")
+    value = _mde(c.sigma_s, c, seeds, clusters, df, population, power)
+    if value == 0:
+        return Detectable(*blank, None, None, None, floor, power, "no variance in the components")
+    low, high = (None if s is None else _mde(s, c, seeds, clusters, df, population, power) for s in (c.low, c.high))
+    return Detectable(*blank, value, low, high, floor, power)
+
+
+def power_table(
+    c: Components, *, seeds: Sequence[int] = (3, 5, 8, 10, 15, 20), clusters: Sequence[int], arms: int = 2, power: float = POWER
+) -> list[Detectable]:
+    """Minimum detectable effects for every number of seeds × items × population, in that order."""
+    return [detectable(c, S, n, p, arms=arms, power=power) for S in seeds for n in clusters for p in ("A", "B")]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Seeds (or items) for ``delta``; low, high: with σ_s at the ends of its range. None: not within the limit (``reason`` when the value is)."""
+
+    what: Literal["seeds", "items"]
+    population: Population
+    delta: float
+    given: int
+    value: int | None
+    low: int | None
+    high: int | None
+    limit: int
+    reason: str = ""
+
+
+def seeds_needed(
+    c: Components, delta: float, clusters: int, population: Population = "B", *, arms: int = 2, power: float = POWER, limit: int = 1000
+) -> Needed:
+    """Fewest seeds that detect ``delta`` on ``clusters`` items. Says so when the items alone forbid it ((B): delta under 2.80·σ_i/√n)."""
+    _positive(delta)
+
+    def search(sigma_s: float) -> int | None:
+        return _first(lambda S: _mde(sigma_s, c, S, clusters, seed_df(S, arms), population, power) <= delta, MIN_SEEDS, limit)
+
+    floor = detectable(c, MIN_SEEDS, clusters, population, power=power).floor
+    reason = f"items alone allow no less than {floor:.3g}: more items, not more seeds" if floor > delta else f"more than {limit} seeds"
+    return _needed("seeds", population, delta, clusters, c, search, limit, reason)
+
+
+def items_needed(
+    c: Components, delta: float, seeds: int, population: Population = "B", *, arms: int = 2, power: float = POWER, limit: int = 1_000_000
+) -> Needed:
+    """Fewest item clusters that detect ``delta`` with ``seeds``. Says so when the seeds alone forbid it (λ_ν·σ_s/√S over delta)."""
+    _positive(delta)
+    if seeds < MIN_SEEDS:
+        return Needed("items", population, delta, seeds, None, None, None, limit, f"{seeds} seeds: no interval below {MIN_SEEDS}")
+    df = seed_df(seeds, arms)
+
+    def search(sigma_s: float) -> int | None:
+        return _first(lambda n: _mde(sigma_s, c, seeds, n, df, population, power) <= delta, 2, limit)
+
+    floor = multiplier(df, power) * c.sigma_s / math.sqrt(seeds)
+    reason = f"seeds alone allow no less than {floor:.3g}: more seeds, not more items" if floor > delta else f"more than {limit} items"
+    return _needed("items", population, delta, seeds, c, search, limit, reason)
+
+
+def _positive(delta: float) -> None:
+    if not (math.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta is {delta!r}; it must be a finite number above 0, in the score's units")
+
+
+def _first(enough, start: int, limit: int) -> int | None:  # type: ignore[no-untyped-def]
+    """Smallest number from ``start`` to ``limit`` for which ``enough`` holds (it holds for all larger ones), or None."""
+    if not enough(limit):
+        return None
+    low, high = start - 1, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _needed(what, population, delta, given, c, search, limit, reason) -> Needed:  # type: ignore[no-untyped-def]
+    value = search(c.sigma_s)
+    low, high = (None if s is None else search(s) for s in (c.low, c.high))
+    return Needed(what, population, delta, given, value, low, high, limit, reason if value is None else "")

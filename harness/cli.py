@@ -1,0 +1,175 @@
+"""``selm``: ask, run, look, report. Every command imports what it needs when it runs, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.records import HarnessError
+
+app = typer.Typer(
+    name="selm",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Does a change to preference optimisation help, by how much, and could we have told?",
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, for example ablations/alpha.yaml.")]
+StudyName = Annotated[str, typer.Argument(help="A study's name (a folder below --results) or its YAML file.")]
+StoreRoot = Annotated[Path, typer.Option("--store", help="Folder of finished stages.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder of manifests and reports.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change one recipe key: key=value. May be repeated.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core (or per GPU).")]
+
+STORE, RESULTS = Path("results/store"), Path("results")
+
+
+def _workers(count: int) -> int:
+    return count or os.cpu_count() or 1
+
+
+@app.command()
+def plan(study: StudyFile, store: StoreRoot = STORE, overrides: Overrides = None, workers: Workers = 0) -> None:
+    """Print cells, stages, how many are shared, done and to do, and the estimated time. Runs nothing.
+
+    Example: selm plan ablations/alpha.yaml
+    """
+    from harness.commands import parse_overrides, plan_study
+
+    plan_study(study, store, parse_overrides(overrides or []), _workers(workers))
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    executor: Annotated[str, typer.Option(help="inline | pool | ray")] = "pool",
+    only: Annotated[list[str] | None, typer.Option(help="Run only stages of this name. May be repeated.")] = None,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+) -> None:
+    """Run every stage of a study that is not done, then write its report. Run it again to continue.
+
+    Exit status: 0 all there; 1 something failed; 2 the study or the command is wrong; 3 rows are still missing.
+
+    Example: selm run ablations/smoke.yaml
+    """
+    from harness.commands import parse_overrides, run_study
+
+    status = run_study(
+        study, store, results, parse_overrides(overrides or []), executor=executor, workers=_workers(workers), only=only or (), report=report
+    )
+    raise typer.Exit(status)
+
+
+@app.command()
+def status(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
+    """Show running, done, failed and missing stages of a study, also while it runs elsewhere.
+
+    Example: selm status alpha
+    """
+    from harness.commands import read_manifest
+    from harness.console import show_status
+    from harness.store import Store
+
+    _, manifest = read_manifest(results, study)
+    show_status(manifest, Store(store))
+
+
+@app.command()
+def show(key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")], store: StoreRoot = STORE) -> None:
+    """Show one finished stage: settings, inputs, files, costs.
+
+    Example: selm show 3fa9c1
+    """
+    from harness.commands import find_key
+    from harness.console import show_stage
+    from harness.store import Store
+
+    opened = Store(store)
+    show_stage(opened, find_key(opened, key))
+
+
+@app.command()
+def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
+    """Write a study's tables, figures and report from what is stored. Works on unfinished studies and says so.
+
+    Example: selm report alpha
+    """
+    from harness.commands import read_manifest, report_study
+
+    folder, _ = read_manifest(results, study)
+    report_study(folder, store)
+
+
+@app.command()
+def invalidate(key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")], store: StoreRoot = STORE) -> None:
+    """Forget one finished stage, so that the next run does it again.
+
+    Example: selm invalidate 3fa9c1
+    """
+    from harness.commands import find_key
+    from harness.console import console
+    from harness.store import Store
+
+    opened = Store(store)
+    whole = find_key(opened, key)
+    opened.invalidate(whole)
+    console.print(f"Forgotten: {whole}")
+
+
+@app.command()
+def verify(store: StoreRoot = STORE) -> None:
+    """Re-hash every finished stage; name what is missing or altered and what depends on it. Exit status 1 if anything is.
+
+    Example: selm verify
+    """
+    from harness.console import console
+    from harness.store import Store
+
+    found = Store(store).verify()
+    for item in found:
+        console.print(f"{item.path}: {item.what}; {item.action}", markup=False, soft_wrap=True)
+    console.print(f"{len(Store(store).all_keys())} stages checked, {len(found)} findings.")
+    raise typer.Exit(1 if found else 0)
+
+
+@app.command("judge-server")
+def judge_server(
+    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, help="Port; 0 takes a free one and prints it.")] = 8765,
+    noise: Annotated[float, typer.Option(help="Spread of the verdicts.")] = 0.3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of that noise.")] = 0,
+) -> None:
+    """Serve the pocket judge: an OpenAI-compatible endpoint on loopback that rates pocket answers exactly and other text by a plain heuristic.
+
+    Example: selm judge-server --port 8765
+    """
+    from harness.pocket.judge_server import run_forever
+    from harness.settings import JudgeSettings
+
+    run_forever(host, port, JudgeSettings(noise=noise, seed=seed).model_dump())
+
+
+def main() -> None:
+    """Entry point: user errors become one message on stderr and exit status 2."""
+    try:
+        app()
+    except HarnessError as error:
+        sys.stderr.write(f"selm: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("selm: stopped; run the same command again to continue\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

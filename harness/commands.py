@@ -1,0 +1,163 @@
+"""What the commands do, apart from parsing their arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary
+from harness.execute import Executor, Inline, Pool, Summary, estimate, execute, retain, terminable
+from harness.plan import Plan, build_plan, files_of, manifest
+from harness.records import HarnessError, canonical_json
+from harness.store import Store, hash_file, write_atomic
+from harness.study import Study, load_study
+from harness.yaml_strict import parse_scalar
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` pairs of the command line; values are read as YAML scalars."""
+    result: dict[str, Any] = {}
+    for item in items:
+        key, sign, value = item.partition("=")
+        if not sign or not key:
+            raise HarnessError(f"--set {item!r}: give key=value, for example --set training.batch_size=32")
+        result[key] = parse_scalar(value)
+    return result
+
+
+def fingerprints(study: Study) -> dict[str, str]:
+    """Content hash of every file, checkpoint folder or hub name the study's recipes use. A missing file is an error here, before any compute."""
+    names = sorted({name for cell in study.cells for name in files_of(cell.recipe)})
+    found = {}
+    for name in names:
+        path = Path(name)
+        if path.is_file():
+            found[name] = hash_file(path)
+        elif path.is_dir():
+            from harness.checkpoint import fingerprint
+
+            found[name] = fingerprint(path)
+        elif name.count("/") == 1 and not name.startswith((".", "/")) and not path.suffix:
+            continue  # a hub id: its revision is part of the settings
+        else:
+            raise HarnessError(f"{study.file}: {name}: no such file or folder (named by the recipe or on the command line)")
+    return found
+
+
+def prepare(path: Path, overrides: Mapping[str, Any]) -> Plan:
+    """Read a study and lay out its graph."""
+    study = load_study(path, overrides)
+    return build_plan(study, fingerprints(study))
+
+
+def plan_study(path: Path, store_root: Path, overrides: Mapping[str, Any], workers: int) -> Plan:
+    """Print the plan: nothing is written."""
+    plan = prepare(path, overrides)
+    store = Store(store_root)
+    states = store.states(list(plan.nodes))
+    show_plan(plan, states, estimate(plan, store), workers)
+    return plan
+
+
+def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor:
+    """The executor by name. Pools have one worker per core, or per GPU where there are any."""
+    hub = any(name.count("/") == 1 and not Path(name).exists() for cell in plan.study.cells for name in files_of(cell.recipe))
+    if kind == "inline":
+        return Inline(store, hub)
+    if kind == "ray":
+        from harness.ray_executor import RayExecutor
+
+        ray: Executor = RayExecutor(store, workers)
+        return ray
+    if kind != "pool":
+        raise HarnessError(f"--executor {kind!r} is unknown; allowed: inline, pool, ray")
+    return Pool(store, workers, devices(), hub)
+
+
+def devices() -> list[str]:
+    """Visible GPUs by index, empty on a machine without; asks the driver's tool, so that torch need not be imported here."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
+    import shutil
+    import subprocess
+
+    if not shutil.which("nvidia-smi"):
+        return []
+    listing = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False)
+    return listing.stdout.split() if listing.returncode == 0 else []
+
+
+def run_study(
+    path: Path,
+    store_root: Path,
+    results: Path,
+    overrides: Mapping[str, Any],
+    *,
+    executor: str,
+    workers: int,
+    only: Sequence[str] = (),
+    report: bool = True,
+) -> int:
+    """Run what is missing, write the manifest and the report; returns the exit status."""
+    plan = prepare(path, overrides)
+    store = Store(store_root)
+    for repair in store.open():
+        errors.print(f"repaired: {repair.path}: {repair.what}; {repair.action}", markup=False)
+    folder = results / plan.study.name
+    write_atomic(folder / "manifest.json", canonical_json(manifest(plan, estimate(plan, store))))
+    states = store.states(list(plan.nodes))
+    todo = sum(state != "done" for state in states.values())
+    console.print(f"Study {plan.study.name}: {len(plan.nodes)} stages, {todo} to do.", markup=False)
+    started = time.time()
+    summary = _walk(plan, store, executor, workers, only, todo)
+    freed = retain(plan, store)
+    show_summary(summary, time.time() - started, describe(plan))
+    if freed:
+        console.print(f"Retention ({plan.study.keep}): {freed / 1e6:.1f} MB of weights deleted.")
+    if report:
+        report_study(folder, store_root)
+    return summary.exit_status
+
+
+def _walk(plan: Plan, store: Store, kind: str, workers: int, only: Sequence[str], todo: int) -> Summary:
+    if not todo:
+        return Summary(reused=len(plan.nodes))
+    pool = make_executor(kind, store, workers, plan)
+    try:
+        with terminable(), ProgressDisplay(plan, todo) as display:
+            return execute(plan, store, pool, display, only)
+    finally:
+        pool.close()
+
+
+def report_study(folder: Path, store_root: Path) -> Path:
+    """Write the report of a study from its manifest and the store."""
+    from analysis.report import write_report
+
+    if not (folder / "manifest.json").is_file():
+        raise HarnessError(f"{folder}: no manifest.json; run the study first (`selm run`)")
+    path = write_report(folder, store_root)
+    console.print(f"Report: {relative(Path(path))}", markup=False)
+    return Path(path)
+
+
+def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
+    """The manifest of a study given by name or by its YAML file."""
+    name = load_study(Path(study)).name if study.endswith((".yaml", ".yml")) else study
+    path = results / name / "manifest.json"
+    if not path.is_file():
+        known = sorted(p.parent.name for p in results.glob("*/manifest.json"))
+        raise HarnessError(f"{path}: no such study has run here; known: {', '.join(known) or 'none'}")
+    return path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_key(store: Store, prefix: str) -> str:
+    """The one committed stage whose key starts with ``prefix``."""
+    matches = [key for key in store.all_keys() if key.startswith(prefix)]
+    if len(matches) != 1:
+        raise HarnessError(f"{prefix!r} names {len(matches)} stages in {store.root}; give more of the key")
+    return matches[0]

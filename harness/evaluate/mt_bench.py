@@ -1,0 +1,288 @@
+"""MT-Bench by single-answer grading: FastChat renders every judge prompt and reads every judgment; only its network call is ours.
+
+All prompts are collected first, sent to the judge in one concurrent batch, then FastChat's matches are played again with the replies.
+Guarded from outside: failed answers are never judged, verdict syntax in answers is neutralised, the verdict is the judge's last
+final one (`verdicts.parse_rating`) instead of the first bracket, and what cannot be read is ``unparsed``, not -1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness.evaluate import libraries, verdicts
+from harness.evaluate.judge import JOURNAL_NAME, JUDGMENTS_NAME, JudgeClient, JudgeReply, JudgeRequest, finalise
+from harness.records import HarnessError, Score, StageOutcome, StageTask, Status, canonical_json, content_hash, read_jsonl, write_scores
+
+BENCHMARK = "mt_bench"
+NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
+"""FastChat's NEED_REF_CATS: these categories are judged with the ``-math-`` prompts and a reference answer."""
+PROMPT_NAMES = {"default": "single-v1", "math": "single-math-v1", "default-mt": "single-v1-multi-turn", "math-mt": "single-math-v1-multi-turn"}
+OFFICIAL = {"questions": "1c5ac98db58b", "references": "88f06568f8ba", "judge_prompts": "ca2cb45233ee"}
+"""Content hashes of lm-sys/FastChat's 80 questions, 30 GPT-4 references and four single-answer prompts."""
+OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
+FAILED_ANSWERS = ("$ERROR$", "ERROR")
+"""What FastChat stores for an answer that could not be generated."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Questions in file order, references by question id, judge prompts by name, and what the set of references is called."""
+
+    questions: tuple[Mapping[str, Any], ...]
+    references: Mapping[int, Mapping[str, Any]]
+    prompts: Mapping[str, Mapping[str, Any]]
+    reference_set: str = ""
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """Content hashes (12 hex digits) of questions, references and prompts, independent of file layout."""
+        questions = [(q["question_id"], q["category"], q["turns"]) for q in self.questions]
+        references = sorted((number, row["choices"][0]["turns"]) for number, row in self.references.items())
+        prompts = [(name, self.prompts[name]["system_prompt"], self.prompts[name]["prompt_template"]) for name in sorted(PROMPT_NAMES.values())]
+        return {"questions": content_hash(questions, length=12), "references": content_hash(references, length=12),
+                "judge_prompts": content_hash(prompts, length=12)}
+
+
+@dataclass
+class Item:
+    """One question and turn: the answer's status, FastChat's match when it is judged, and what was noticed on the way."""
+
+    question: Mapping[str, Any]
+    turn: int
+    status: Status
+    source: str = ""
+    match: Any = None
+    messages: tuple[Mapping[str, str], ...] = ()
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.question['question_id']}:{self.turn}"
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Stage ``judge.mt_bench``: answer, benchmarks → scores.parquet, judgments.jsonl, summary.json."""
+    judge = task.settings["judge"]
+    bench = load_bench(task.inputs["benchmarks"] / "mt_bench", str(task.settings.get("reference_set", "")))
+    items = plan_items(bench, read_answers(task.inputs["answer"] / "mt_bench.jsonl"), judge["model"])
+    repeats = range(int(judge.get("repeats", 1)))
+    judged = [item for item in items if item.match is not None]
+    requests = [JudgeRequest(item.name, item.messages, {}, repeat) for repeat in repeats for item in judged]
+    journal = task.out / JOURNAL_NAME
+    with JudgeClient(judge, task.runtime, journal) as client:
+        replies = client.complete(requests, accept=readable)
+        costs = dict(client.costs)
+    by_identity = {(reply.id, reply.repeat): reply for reply in replies}
+    verdict_rows = {identity: verdict(item, by_identity[identity], judge["model"]) for item in judged for identity in [(item.name, r) for r in repeats]}
+    scores = [score_row(item, repeat, verdict_rows.get((item.name, repeat)), bench, judge) for repeat in repeats for item in items]
+    write_scores(task.out / "scores.parquet", scores)
+    finalise(journal, task.out / JUDGMENTS_NAME, verdict_rows)
+    summary = summarise(scores, items, verdict_rows, bench, judge)
+    (task.out / "summary.json").write_text(canonical_json(summary) + "\n", encoding="utf-8")
+    return StageOutcome(rows=len(scores), errors=sum(score.status == "error" for score in scores), costs=costs, summary=summary)
+
+
+# -- what is read --------------------------------------------------------------------------------------------------
+
+
+def load_bench(folder: Path, reference_set: str = "") -> Bench:
+    """Questions, references and judge prompts of a benchmark folder, checked; HarnessError names what is wrong."""
+    questions = tuple(read_jsonl(folder / "question.jsonl"))
+    references = {row["question_id"]: row for row in read_jsonl(folder / "reference_answer.jsonl")} if (folder / "reference_answer.jsonl").exists() else {}
+    prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
+    missing = [name for name in PROMPT_NAMES.values() if name not in prompts]
+    if missing:
+        raise HarnessError(f"{folder / 'judge_prompts.jsonl'}: no judge prompt named {', '.join(missing)}")
+    without = [q["question_id"] for q in questions if q["category"] in NEED_REFERENCE and q["question_id"] not in references]
+    if without:
+        raise HarnessError(f"{folder / 'reference_answer.jsonl'}: no reference for question {', '.join(map(str, without[:10]))}; "
+                           f"{', '.join(NEED_REFERENCE[:3])} are judged with one")
+    return Bench(questions, references, prompts, reference_set)
+
+
+def read_answers(path: Path) -> dict[int, dict[str, Any]]:
+    """Answers by question id. A doubled question is an error: FastChat would silently use the last."""
+    answers: dict[int, dict[str, Any]] = {}
+    for row in read_jsonl(path):
+        if row["question_id"] in answers:
+            raise HarnessError(f"{path}: question {row['question_id']} is answered twice")
+        answers[row["question_id"]] = row
+    return answers
+
+
+# -- rendering -----------------------------------------------------------------------------------------------------
+
+
+def plan_items(bench: Bench, answers: Mapping[int, Mapping[str, Any]], judge_model: str) -> list[Item]:
+    """One item per question and turn, in the questions' order; those with an answer carry FastChat's match and rendered messages."""
+    known = {q["question_id"] for q in bench.questions}
+    unknown = sorted(set(answers) - known)
+    if unknown:
+        raise HarnessError(f"answers to questions that the benchmark does not hold: {', '.join(map(str, unknown[:10]))}")
+    items, safe = [], {}
+    for question in bench.questions:
+        number = question["question_id"]
+        answer = answers.get(number)
+        safe[number], found = neutral_answer(answer) if answer else ({}, {})
+        for turn in range(1, len(question["turns"]) + 1):
+            item = Item(question, turn, turn_status(answer, turn))
+            item.flags = [f"neutralised: {text}" for seen in range(1, turn + 1) for text in found.get(seen, ())]
+            if answer and "truncated" in [turn_of(answer, t)[1] for t in range(1, turn + 1)]:
+                item.flags.append("truncated")
+            texts = [turn_of(answer, t)[0] for t in range(1, turn + 1)] if answer else []
+            item.source = content_hash(question["turns"][:turn], texts, reference_turns(bench, question), bench.hashes["judge_prompts"], length=16)
+            items.append(item)
+    attach_matches(bench, [item for item in items if item.status == "ok"], safe, judge_model)
+    return items
+
+
+def reference_turns(bench: Bench, question: Mapping[str, Any]) -> list[str] | None:
+    """The reference answers a question is judged with, if its category wants any."""
+    return list(bench.references[question["question_id"]]["choices"][0]["turns"]) if question["category"] in NEED_REFERENCE else None
+
+
+def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:
+    """Text and status of one turn of an answer row; rows without ``status`` (FastChat's own) are judged by their text."""
+    turns = answer["choices"][0]["turns"]
+    text = turns[turn - 1] if turn <= len(turns) else ""
+    statuses = answer.get("status") or []
+    status: Status = statuses[turn - 1] if turn <= len(statuses) else "ok"
+    if status in ("ok", "truncated") and str(text).strip() in FAILED_ANSWERS:
+        return "", "error"
+    if status in ("ok", "truncated") and not str(text).strip():
+        return "", "no_answer"
+    return text, status
+
+
+def turn_status(answer: Mapping[str, Any] | None, turn: int) -> Status:
+    """``ok`` when this turn and the ones before it have an answer to judge (cut-off ones count); else the worst of their statuses."""
+    if answer is None:
+        return "no_answer"
+    found = [turn_of(answer, t)[1] for t in range(1, turn + 1)]
+    for status in ("error", "refused", "no_answer", "unparsed"):
+        if status in found:
+            return status  # type: ignore[return-value]
+    return "ok"
+
+
+def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, list[str]]]:
+    """The answer row with verdict syntax and prompt delimiters defused, and what was found by turn."""
+    turns, found = [], {}
+    for turn, text in enumerate(answer["choices"][0]["turns"], 1):
+        defused, matches = verdicts.neutralise(str(text), verdicts.MT_BENCH_PATTERNS)
+        turns.append(defused)
+        if matches:
+            found[turn] = matches
+    return {**answer, "choices": [{"index": 0, "turns": turns}]}, found
+
+
+def attach_matches(bench: Bench, items: Sequence[Item], answers: Mapping[int, Mapping[str, Any]], judge_model: str) -> None:
+    """FastChat's MatchSingle for every item, and the messages it would send."""
+    fastchat = libraries.fastchat()
+    judges = fastchat.make_judge_single(judge_model, dict(bench.prompts))
+    references = {judge_model: dict(bench.references)}
+    for item in items:
+        needs = item.question["category"] in NEED_REFERENCE
+        name = ("math" if needs else "default") + ("-mt" if item.turn == 2 else "")
+        model = {"answer": {item.question["question_id"]: answers[item.question["question_id"]]}}
+        matches = fastchat.make_match_single([item.question], ["answer"], model, judges[name], None, references if needs else None, item.turn == 2)
+        item.match = matches[0]
+        item.messages = tuple(render(item.match)[0])
+
+
+def render(match: Any) -> tuple[list[dict[str, str]], str]:
+    """(messages, user prompt) FastChat would send for a match."""
+    sent: list[list[dict[str, str]]] = []
+
+    def record(messages: list[dict[str, str]]) -> str:
+        sent.append(messages)
+        return "[[1]]"
+
+    with libraries.fastchat_completions(record, match.judge.model_name) as fastchat:
+        row = fastchat.play_a_match_single(match, output_file=None)
+    return sent[0], row["user_prompt"]
+
+
+def replay(match: Any, judgment: str) -> float | None:
+    """FastChat's score of a judgment: -1 when it finds none, None when its parser crashes (full-width digits)."""
+    with libraries.fastchat_completions(lambda _messages: judgment, match.judge.model_name) as fastchat:
+        try:
+            return float(fastchat.play_a_match_single(match, output_file=None)["score"])
+        except (SyntaxError, ValueError):
+            return None
+
+
+# -- verdicts ------------------------------------------------------------------------------------------------------
+
+
+def readable(reply: JudgeReply) -> bool:
+    """Whether a reply holds a final rating; others are asked again, within bounds."""
+    return verdicts.parse_rating(reply.text).value is not None
+
+
+def verdict(item: Item, reply: JudgeReply, judge_model: str) -> dict[str, Any]:
+    """What is added to a judgment's row: rating, its status and reason, FastChat's own reading, prompt name, flags."""
+    row: dict[str, Any] = {"question_id": item.question["question_id"], "turn": item.turn, "judge": [judge_model, item.match.judge.prompt_template["name"]],
+                           "flags": item.flags, "rating": None, "reason": "", "fastchat_score": None}
+    if reply.status not in ("ok", "truncated", "unparsed"):
+        return row | {"score_status": reply.status, "reason": reply.error}
+    rating = verdicts.parse_rating(reply.text)
+    return row | {"rating": rating.value, "score_status": "ok" if rating.value is not None else "unparsed", "reason": rating.reason,
+                  "fastchat_score": replay(item.match, reply.text)}
+
+
+def score_row(item: Item, repeat: int, found: Mapping[str, Any] | None, bench: Bench, judge: Mapping[str, Any]) -> Score:
+    """The score row of an item: its rating, or the reason why there is none."""
+    status: Status = item.status if found is None else found["score_status"]
+    return Score(BENCHMARK, benchmark_version(bench), item.name, str(item.question["question_id"]), "rating", found["rating"] if found else None, status,
+                 judge_label(judge), repeat, item.source)
+
+
+def benchmark_version(bench: Bench) -> str:
+    """Library version and the named, hashed inputs: rows of different sets never compare as equal."""
+    hashes = bench.hashes
+    return f"fschat-{metadata.version('fschat')} questions:{hashes['questions']} references:{bench.reference_set or 'unnamed'}@{hashes['references']}"
+
+
+def judge_label(judge: Mapping[str, Any]) -> str:
+    """The judge's name and a hash of what else decides its verdicts (not its address)."""
+    defining = {name: value for name, value in judge.items() if name not in ("base_url", "allow_insecure_url", "repeats")}
+    return f"{judge['model']}@{content_hash(defining, length=8)}"
+
+
+def summarise(scores: Sequence[Score], items: Sequence[Item], found: Mapping[tuple[str, int], Mapping[str, Any]], bench: Bench,
+              judge: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn 1, turn 2, mean over all scored rows (None without any), counts by status, and everything flagged."""
+    values: dict[int, list[float]] = {1: [], 2: []}
+    for score in scores:
+        if score.value is not None:
+            values.setdefault(int(score.item.rpartition(":")[2]), []).append(score.value)
+    everything = [value for turn in values.values() for value in turn]
+    disagree = sorted(f"{name}#{repeat}" for (name, repeat), row in found.items() if row["score_status"] != "error" and row["rating"] != row["fastchat_score"])
+    differing = {name: digest for name, digest in bench.hashes.items() if digest != OFFICIAL[name]}
+    return {
+        "turn_1": _mean(values[1]), "turn_2": _mean(values[2]), "mean": _mean(everything), "scored": len(everything), "expected": len(scores),
+        "statuses": dict(Counter(score.status for score in scores)),
+        "truncated": sorted(item.name for item in items if "truncated" in item.flags),
+        "neutralised": sorted(item.name for item in items if any(flag.startswith("neutralised") for flag in item.flags)),
+        "flags": flags_of([item.match.answer for item in items if item.match is not None and item.turn == 1]),
+        "fastchat_reads_otherwise": disagree,
+        "judge": judge["model"], "reference_set": bench.reference_set, "hashes": bench.hashes,
+        "comparable": not differing and judge["model"] in OFFICIAL_JUDGES,
+    }
+
+
+def flags_of(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``constant_answers`` when more than half of ten or more first turns are the same text."""
+    texts = Counter(answer["choices"][0]["turns"][0] for answer in answers)
+    return ["constant_answers"] if len(answers) >= 10 and max(texts.values()) > len(answers) / 2 else []
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

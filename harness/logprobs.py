@@ -1,0 +1,347 @@
+"""Sequence log-probabilities of all unique responses of a prompt, in one pass, without padding and without full logits.
+
+Layout of a packed batch: the tokens of every prompt followed by its unique responses, one after the other, as a single
+row of N tokens. Positions restart after the prompt for every response. A token sees its own prompt and its own
+response's past, nothing else. Linear layers run on the N tokens; attention runs per prompt (or, where prompts are
+short, on one small padded batch). The head is applied only where a response token is predicted, a chunk at a time.
+
+Legend: N tokens of the batch, M predicted tokens, R responses, B prompts, T longest prompt with responses,
+H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from harness.head import head_logps, plain_head
+from harness.records import HarnessError
+
+ATTENTION = "selm_shared_prefix"
+"""Name under which the attention of packed batches is registered; without a layout it is plain SDPA."""
+
+SHORT_PROMPT_TOKENS = 160
+"""Mean tokens per packed prompt below which one padded attention call beats one call per response (measured on CPU)."""
+
+
+@dataclass(frozen=True)
+class PackedPrompt:
+    """A prompt with its unique responses, as token ids. A response holds its end-of-turn token and is never empty."""
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed for it."""
+        return len(self.prompt_ids) + sum(len(response) for response in self.responses)
+
+
+@dataclass
+class Layout:
+    """Who sees whom. ``blocks``: (start, end) of the prompt with its first response, then (start, end) of each further response.
+
+    padded: (B, T) indices into the N tokens when the padded form is used; place: (N,) index of each token in that form.
+    masks: additive masks by (window, form), made at first use and shared by all layers.
+    """
+
+    prompt_spans: tuple[tuple[int, int], ...]
+    response_spans: tuple[tuple[tuple[int, int], ...], ...]
+    positions: Tensor
+    owner: Tensor
+    padded: Tensor | None = None
+    place: Tensor | None = None
+    longest: int = 0
+    masks: dict[Any, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Tensors of one packed batch. predict: (M,) positions whose hidden state predicts ``targets`` (M,); response_of: (M,) response index."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predict: Tensor
+    targets: Tensor
+    response_of: Tensor
+    lengths: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def responses(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The batch on another device."""
+        if torch.device(device) == self.input_ids.device:
+            return self
+        layout = self.layout
+        moved = replace(
+            layout,
+            positions=layout.positions.to(device),
+            owner=layout.owner.to(device),
+            padded=None if layout.padded is None else layout.padded.to(device),
+            place=None if layout.place is None else layout.place.to(device),
+            masks={},
+        )
+        names = ("input_ids", "position_ids", "predict", "targets", "response_of")
+        return replace(self, layout=moved, **{name: getattr(self, name).to(device) for name in names})
+
+
+def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
+    """Lay prompts and responses out in one row of tokens. Responses keep their order: row by row.
+
+    Raises HarnessError on an empty prompt or response (nothing would predict it).
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    owner: list[int] = []
+    predict: list[int] = []
+    targets: list[int] = []
+    response_of: list[int] = []
+    lengths: list[int] = []
+    prompt_spans: list[tuple[int, int]] = []
+    response_spans: list[tuple[tuple[int, int], ...]] = []
+    for number, row in enumerate(rows):
+        if not row.prompt_ids or not row.responses or not all(row.responses):
+            raise HarnessError(f"packed row {number}: prompt and responses must have at least one token each")
+        start, size = len(ids), len(row.prompt_ids)
+        ids.extend(row.prompt_ids)
+        positions.extend(range(size))
+        owner.extend([-1 - number] * size)
+        prompt_spans.append((start, start + size))
+        spans = []
+        for response in row.responses:
+            first, count = len(ids), len(response)
+            ids.extend(response)
+            positions.extend(range(size, size + count))
+            owner.extend([len(lengths)] * count)
+            predict.append(start + size - 1)
+            predict.extend(range(first, first + count - 1))
+            targets.extend(response)
+            response_of.extend([len(lengths)] * count)
+            lengths.append(count)
+            spans.append((first, first + count))
+        response_spans.append(tuple(spans))
+    layout = Layout(tuple(prompt_spans), tuple(response_spans), torch.tensor(positions), torch.tensor(owner))
+    if len(ids) <= SHORT_PROMPT_TOKENS * len(rows):
+        _add_padded_form(layout)
+    return PackedBatch(
+        torch.tensor([ids]), layout.positions[None], torch.tensor(predict), torch.tensor(targets), torch.tensor(response_of), tuple(lengths), layout
+    )
+
+
+def _add_padded_form(layout: Layout) -> None:
+    """(B, T) form of the batch: padding points at token 0 and is masked."""
+    spans = [(prompt[0], responses[-1][1]) for prompt, responses in zip(layout.prompt_spans, layout.response_spans, strict=True)]
+    longest = max(end - start for start, end in spans)
+    columns = torch.arange(longest)
+    starts = torch.tensor([start for start, _ in spans])[:, None]
+    sizes = torch.tensor([end - start for start, end in spans])[:, None]
+    inside = columns < sizes
+    layout.padded = torch.where(inside, starts + columns, torch.zeros_like(starts)).reshape(-1)
+    layout.place = inside.reshape(-1).nonzero()[:, 0]
+    layout.longest = longest
+
+
+def shared_prefix_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention of a packed batch when ``packed_layout`` is among the keyword arguments, else plain SDPA."""
+    layout: Layout | None = kwargs.pop("packed_layout", None)
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    groups = getattr(module, "num_key_value_groups", 1)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    form = _attend_padded if layout.padded is not None else _attend_blocks
+    output = form(layout, query, key, value, scale=kwargs.get("scaling"), dropout_p=kwargs.get("dropout", 0.0), window=kwargs.get("sliding_window"))
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend_padded(layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
+    """One call for all prompts: heads as batch, prompts as heads, so that the (B, T, T) mask is shared by all heads."""
+    assert layout.padded is not None and layout.place is not None
+    heads, width = query.shape[1], query.shape[3]
+
+    def spread(x: Tensor) -> Tensor:
+        return x[0].index_select(1, layout.padded).view(heads, -1, layout.longest, width)
+
+    mask = _padded_mask(layout, window, query)
+    output = sdpa(spread(query), spread(key), spread(value), attn_mask=mask, **options)
+    return output.reshape(heads, -1, width).index_select(1, layout.place)[None]
+
+
+def _padded_mask(layout: Layout, window: int | None, like: Tensor) -> Tensor:
+    """Additive (1, B, T, T): 0 where a token is seen, the lowest number elsewhere. A padding token sees itself only."""
+    assert layout.padded is not None and layout.place is not None
+    cache_key = ("padded", window, like.dtype)
+    if cache_key not in layout.masks:
+        shape = (-1, layout.longest)
+        real = torch.zeros(len(layout.padded), dtype=torch.bool, device=like.device).index_fill_(0, layout.place, True).view(shape)
+        owner, position = layout.owner[layout.padded].view(shape), layout.positions[layout.padded].view(shape)
+        mine, theirs = owner[:, :, None], owner[:, None, :]
+        distance = position[:, :, None] - position[:, None, :]
+        seen = (distance >= 0) & ((theirs < 0) | (mine == theirs)) & real[:, None, :]
+        if window is not None:
+            seen &= distance < window
+        seen |= torch.eye(layout.longest, dtype=torch.bool, device=like.device)
+        layout.masks[cache_key] = _additive(seen, like.dtype)[None]
+    return layout.masks[cache_key]
+
+
+def _attend_blocks(layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
+    """One causal call for a prompt with its first response, one call for each further response over prompt and itself."""
+    pieces = []
+    for (start, prompt_end), responses in zip(layout.prompt_spans, layout.response_spans, strict=True):
+        for number, (first, last) in enumerate(responses):
+            if number == 0:
+                begin, parts = start, [slice(start, last)]
+            else:
+                begin, parts = first, [slice(start, prompt_end), slice(first, last)]
+            keys, values = (x[:, :, parts[0]] if len(parts) == 1 else torch.cat([x[:, :, part] for part in parts], 2) for x in (key, value))
+            queries = query[:, :, begin:last]
+            plain = number == 0 and (window is None or last - start <= window)
+            mask = None if plain else _block_mask(layout, queries.shape[2], keys.shape[2], window, query)
+            pieces.append(sdpa(queries, keys, values, attn_mask=mask, is_causal=plain, **options))
+    return torch.cat(pieces, 2)
+
+
+def _block_mask(layout: Layout, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
+    """Additive (queries, keys): the last ``queries`` of ``keys`` consecutive positions, each seeing itself and its past."""
+    cache_key = (queries, keys, window, like.dtype)
+    if cache_key not in layout.masks:
+        columns = torch.arange(keys, device=like.device)
+        distance = columns[keys - queries :, None] - columns[None, :]
+        seen = distance >= 0
+        if window is not None:
+            seen &= distance < window
+        layout.masks[cache_key] = _additive(seen, like.dtype)
+    return layout.masks[cache_key]
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+AttentionInterface.register(ATTENTION, shared_prefix_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def base_model_of(model: nn.Module) -> PreTrainedModel:
+    """The causal language model inside wrappers (PEFT's; ``module`` of data-parallel ones)."""
+    while hasattr(model, "module") and not isinstance(model, PreTrainedModel):
+        model = model.module  # type: ignore[assignment]
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # type: ignore[operator]
+    if not isinstance(model, PreTrainedModel):
+        raise HarnessError(f"log-probabilities need a transformers causal language model; got {type(model).__name__}")
+    return model
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Raise HarnessError for models whose head does more than one matrix product, or whose attention cannot be replaced."""
+    config = model.config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise HarnessError(f"{type(model).__name__}: its config sets {name}, which the fused head does not compute")
+    if not model._can_set_attn_implementation():
+        raise HarnessError(f"{type(model).__name__}: its attention cannot be replaced by the shared-prefix one")
+
+
+@contextlib.contextmanager
+def packed_attention(model: nn.Module) -> Iterator[None]:
+    """Within it, the model's attention understands packed batches; its own implementation is put back afterwards."""
+    config = base_model_of(model).config
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """log pi(response | prompt), shape (R,), float64, differentiable. Call it inside ``packed_attention``.
+
+    Token log-probabilities are computed in the model's precision (softmax in float32 or better) and summed in float64.
+    """
+    # A four-dimensional mask is taken as given by every supported architecture; the layout replaces it.
+    dummy = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
+    hidden = model.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=dummy,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        packed_layout=batch.layout,
+    ).last_hidden_state
+    token_logps = head_logps(model.get_output_embeddings(), hidden[0].index_select(0, batch.predict), batch.targets)
+    zeros = torch.zeros(batch.responses, dtype=torch.float64, device=token_logps.device)
+    return zeros.index_add(0, batch.response_of, token_logps.double())
+
+
+def response_logps(model: nn.Module, rows: Sequence[PackedPrompt], *, token_budget: int = 8192) -> list[list[float]]:
+    """log pi(response | prompt) in nats, summed over the response's tokens; one list per row, in the responses' order.
+
+    No gradient. ``token_budget`` bounds the tokens of one pass (a single longer row still runs).
+    """
+    base = base_model_of(model)
+    check_supported(base)
+    device = next(base.parameters()).device
+    results: list[list[float]] = [[] for _ in rows]
+    with torch.no_grad(), packed_attention(base):
+        for members in chunk_by_tokens([row.tokens for row in rows], token_budget):
+            batch = pack([rows[i] for i in members]).to(device)
+            values = iter(sequence_logps(base, batch).tolist())
+            for i in members:
+                results[i] = [next(values) for _ in rows[i].responses]
+    return results
+
+
+def chunk_by_tokens(sizes: Sequence[int], budget: int, most_rows: int = 0) -> list[list[int]]:
+    """Cut row indices, longest first, into groups of at most ``budget`` tokens and ``most_rows`` rows (0: no limit)."""
+    groups: list[list[int]] = []
+    used = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        full = groups and ((budget and used + sizes[i] > budget) or (most_rows and len(groups[-1]) >= most_rows))
+        if not groups or full:
+            groups.append([])
+            used = 0
+        groups[-1].append(i)
+        used += sizes[i]
+    return groups
+
+
+def enable_packed_forward(model: nn.Module) -> PreTrainedModel:
+    """Let ``model(packed_batch=...)`` return ``sequence_logps``; other calls are unchanged.
+
+    Going through ``forward`` keeps the hooks of data-parallel, sharded and mixed-precision wrappers. Idempotent.
+    """
+    base = base_model_of(model)
+    check_supported(base)
+    base.config._attn_implementation = ATTENTION
+    if "forward" in vars(base) and getattr(base.forward, "packed", False):
+        return base
+    original = base.forward
+
+    def forward(*args: Any, packed_batch: PackedBatch | None = None, **kwargs: Any) -> Any:
+        return original(*args, **kwargs) if packed_batch is None else sequence_logps(base, packed_batch)
+
+    forward.packed = True  # type: ignore[attr-defined]
+    base.forward = forward  # type: ignore[method-assign]
+    return base
+
+
+__all__ = ["PackedBatch", "PackedPrompt", "enable_packed_forward", "pack", "packed_attention", "plain_head", "response_logps", "sequence_logps"]

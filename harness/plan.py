@@ -1,0 +1,407 @@
+"""Study → graph of stages with content keys. Pure: reads no store, runs nothing, imports no torch.
+
+A stage's key is the hash of its name and version, the settings that define its computation, and its inputs' keys. Two cells that
+need the same stage share it. Paths, devices, worker counts and micro-batches are in no key (files enter by fingerprint).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import objectives
+from harness.records import content_hash
+from harness.settings import Recipe, at_iteration
+from harness.stages import STAGES
+from harness.study import Cell, Study
+
+SCORING = ("answer", "judge.mt_bench", "judge.alpaca_eval", "academic", "heldout", "diagnostics")
+"""Stages that score a checkpoint, in the order they are listed for it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of the graph. ``located`` (paths, runtime facts) reaches the stage but not the key."""
+
+    key: str
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    located: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    fails: bool = False
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A cell's stages: for every iteration (0 is the base) a mapping of stage name to key."""
+
+    cell: Cell
+    iterations: tuple[Mapping[str, str], ...]
+    coefficients: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nodes by key in an order in which every input precedes its users, and what each run needs of them."""
+
+    study: Study
+    nodes: Mapping[str, Node]
+    runs: tuple[RunPlan, ...]
+
+    @property
+    def uses(self) -> dict[str, int]:
+        """In how many runs each stage is needed: more than one is sharing."""
+        counts: dict[str, int] = {}
+        for run in self.runs:
+            for key in {key for stages in run.iterations for key in stages.values()}:
+                counts[key] = counts.get(key, 0) + 1
+        return counts
+
+
+def stage_key(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """SHA-256 over what the stage's numbers depend on. Settings added to a stage later are left out at their default."""
+    added = STAGES[stage].added
+    defining = {name: value for name, value in settings.items() if not (name in added and added[name] == value)}
+    return content_hash("stage", stage, version, defining, dict(inputs))
+
+
+def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> Plan:
+    """Lay out every cell's stages. ``fingerprints``: content hash of every file or checkpoint the recipe names."""
+    builder = _Builder(study, fingerprints or {})
+    runs = tuple(builder.run(cell) for cell in study.cells)
+    return Plan(study, builder.nodes, runs)
+
+
+def files_of(recipe: Recipe) -> list[str]:
+    """Every file or checkpoint folder whose content decides a run: the caller fingerprints them."""
+    mt, alpaca = recipe.evaluation.mt_bench, recipe.evaluation.alpaca_eval
+    names = [mt.questions, mt.references, mt.judge_prompts, alpaca.instructions, alpaca.gamed_baseline, *recipe.evaluation.academic.data.values()]
+    names += [recipe.data.heldout_path, recipe.model.chat_template]
+    names += [recipe.data.path] if recipe.data.source == "files" else []
+    names += [recipe.model.source] if recipe.model.source != "pocket" else []
+    names += [recipe.ranker.model, recipe.exploration.checkpoint]
+    return sorted({name for name in names if name})
+
+
+class _Builder:
+    """Collects nodes; equal settings and inputs give the same node."""
+
+    def __init__(self, study: Study, fingerprints: Mapping[str, str]) -> None:
+        self.study = study
+        self.fingerprints = fingerprints
+        self.nodes: dict[str, Node] = {}
+        self._prepared: dict[str, dict[str, str]] = {}
+
+    def add(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        recipe: Recipe,
+        *,
+        located: Mapping[str, Any] | None = None,
+        fails: bool = False,
+    ) -> str:
+        spec = STAGES[stage]
+        key = stage_key(stage, spec.version, settings, inputs)
+        if key not in self.nodes or (fails and not self.nodes[key].fails):
+            self.nodes[key] = Node(key, stage, spec.version, dict(settings), dict(inputs), dict(located or {}), recipe.runtime.model_dump(), fails)
+        return key
+
+    def located(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Split settings into what defines the computation (paths replaced by fingerprints) and the paths themselves."""
+        defining: dict[str, Any] = {}
+        paths: dict[str, Any] = {}
+        for name, value in settings.items():
+            if isinstance(value, str) and value in self.fingerprints:
+                paths[name] = value
+                defining[f"{name}_fingerprint"] = self.fingerprints[value]
+            elif isinstance(value, Mapping):
+                inner_defining, inner_paths = self.located(value)
+                defining[name] = inner_defining
+                if inner_paths:
+                    paths[name] = inner_paths
+            else:
+                defining[name] = value
+        return defining, paths
+
+    # -- what all runs share ---------------------------------------------------------------------------------
+    def prepared(self, recipe: Recipe) -> dict[str, str]:
+        """Data, base checkpoint, benchmark files and ranker of a recipe."""
+        shared = {"model", "pocket", "data", "evaluation", "ranker", "exploration", "runtime"}
+        tag = recipe.model_dump_json(include=shared) + f"/{recipe.training.threads}"
+        if tag not in self._prepared:
+            self._prepared[tag] = self._prepare(recipe)
+        return self._prepared[tag]
+
+    def _prepare(self, recipe: Recipe) -> dict[str, str]:
+        threads = {"threads": recipe.training.threads}
+        defining, paths = self.located(recipe.data.model_dump())
+        pocket = recipe.data.source == "pocket"
+        data = self.add("data.pocket" if pocket else "data.files", defining, {}, recipe, located=paths)
+        if pocket:
+            base = self.add("base.pocket", recipe.pocket.model_dump() | threads, {"data": data}, recipe)
+            bench_settings = {
+                "seed": recipe.data.seed,
+                "mt_bench": {"limit": recipe.evaluation.mt_bench.limit},
+                "alpaca_eval": {"limit": recipe.evaluation.alpaca_eval.limit},
+                "academic": {"limit": recipe.evaluation.academic.limit},
+            }
+            benchmarks = self.add("benchmarks.pocket", bench_settings, {"data": data}, recipe)
+        else:
+            base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision)
+            evaluation = {name: getattr(recipe.evaluation, name).model_dump() for name in ("mt_bench", "alpaca_eval", "academic")}
+            defining, paths = self.located({"benchmarks": recipe.evaluation.benchmarks} | evaluation)
+            benchmarks = self.add("benchmarks.files", defining, {}, recipe, located=paths)
+        prepared = {"data": data, "base": base, "benchmarks": benchmarks}
+        if recipe.ranker.kind in ("reward_model", "pairrm"):
+            prepared["ranker"] = self._checkpoint(recipe, recipe.ranker.model, recipe.ranker.revision, needs_template=False)
+        if recipe.exploration.checkpoint:
+            prepared["explorer"] = self._checkpoint(recipe, recipe.exploration.checkpoint, "")
+        return prepared
+
+    def _checkpoint(self, recipe: Recipe, source: str, revision: str, needs_template: bool = True) -> str:
+        settings = recipe.model.model_dump(exclude={"generation_batch"}) | {"source": source, "revision": revision, "needs_template": needs_template}
+        defining, paths = self.located(settings)
+        return self.add("base.checkpoint", defining, {}, recipe, located=paths)
+
+    # -- one run ---------------------------------------------------------------------------------------------
+    def run(self, cell: Cell) -> RunPlan:
+        recipe = cell.recipe
+        shared = self.prepared(recipe)
+        total = recipe.loop.iterations + (1 if recipe.loop.warmup_dpo else 0)
+        base = dict(shared) | self.score(cell, 0, shared, shared["base"], {})
+        iterations: list[Mapping[str, str]] = [base]
+        coefficients: list[Mapping[str, float]] = [{"alpha": 0.0, "c": 0.0, "kappa": 0.0}]
+        policy = shared["base"]
+        collected: list[str] = []
+        for iteration in range(1, total + 1):
+            objective, numbers = resolve_objective(recipe, iteration)
+            stages = self.train(cell, iteration, total, shared, policy, objective, collected)
+            collected = [*collected, stages["rank"]]
+            history = {
+                "previous": policy,
+                "base": shared["base"],
+                "pairs": stages["pairs"],
+                "reference_policy": stages.pop("reference_policy"),
+                "answer_previous": iterations[-1].get("answer", ""),
+            }
+            policy = stages["train"]
+            if recipe.evaluation.iterations == "all" or iteration == total:
+                stages |= self.score(cell, iteration, shared, policy, history)
+            iterations.append(stages)
+            coefficients.append(numbers)
+        return RunPlan(cell, tuple(iterations), tuple(coefficients))
+
+    def train(
+        self, cell: Cell, iteration: int, total: int, shared: Mapping[str, str], policy: str, objective: Mapping[str, Any], collected: list[str]
+    ) -> dict[str, str]:
+        recipe = cell.recipe
+        threads = {"threads": recipe.training.threads}
+        explore = recipe.exploration
+        sampler = shared["explorer"] if explore.checkpoint else shared["base"] if explore.policy == "base" else policy
+        settings = (
+            explore.model_dump(exclude={"policy", "checkpoint"})
+            | threads
+            | {
+                "seed": cell.seed,
+                "iteration": iteration,
+                "portion": iteration - 1,
+                "portions": recipe.loop.portions or total,
+                "prompts_per_iteration": recipe.loop.prompts_per_iteration,
+                "prompts": recipe.data.prompts,
+                "max_prompt_length": recipe.training.max_prompt_length,
+                "generation_batch": recipe.model.generation_batch,
+                "dtype": recipe.model.dtype,
+                "attention": recipe.model.attention,
+            }
+        )
+        rollout = self.add("rollout", settings, {"policy": sampler, "data": shared["data"]}, recipe, fails=self.fails(cell, "rollout", iteration))
+        rank_settings, rank_paths = self.located(
+            recipe.ranker.model_dump()
+            | {
+                "rule": recipe.pairs.rule,
+                "judge": recipe.judge.model_dump() if recipe.ranker.kind == "judge" else None,
+                "seed": cell.seed,
+                "iteration": iteration,
+                "placebo": "other_prompt" if objective["placebo"] == "other_prompt" else "none",
+            }
+            | threads
+        )
+        inputs = {"data": shared["data"], "rollout": rollout} | ({"ranker": shared["ranker"]} if "ranker" in shared else {})
+        rank = self.add("rank", rank_settings, inputs, recipe, located=rank_paths, fails=self.fails(cell, "rank", iteration))
+        pairs = rank
+        if recipe.training.accumulate_data and collected:
+            parts = [*collected, rank]
+            pairs = self.add("pairs.merge", {}, {f"pairs_{index:02d}": key for index, key in enumerate(parts, 1)}, recipe)
+        anchor = shared["base"] if recipe.loop.reference_policy == "base" else policy
+        lengths = {
+            "max_length": recipe.training.max_length,
+            "max_prompt_length": recipe.training.max_prompt_length,
+            "dtype": recipe.model.dtype,
+            "attention": recipe.model.attention,
+        } | threads
+        reference = self.add(
+            "reference",
+            lengths | {"roles": ["chosen", "rejected", "explore"]},
+            {"policy": anchor, "pairs": pairs},
+            recipe,
+            fails=self.fails(cell, "reference", iteration),
+        )
+        training = recipe.training.model_dump(exclude={"threads", "accumulate_data"})
+        training["learning_rate"] = at_iteration(recipe.training.learning_rate, iteration, total)
+        settings = {
+            "objective": dict(objective),
+            "training": training,
+            "seed": cell.seed,
+            "iteration": iteration,
+            "dtype": recipe.model.dtype,
+            "attention": recipe.model.attention,
+        } | threads
+        train = self.add(
+            "train",
+            settings,
+            {"policy": policy, "pairs": pairs, "reference": reference, "reference_policy": anchor},
+            recipe,
+            fails=self.fails(cell, "train", iteration),
+        )
+        return {"rollout": rollout, "rank": rank, "pairs": pairs, "reference": reference, "train": train, "reference_policy": anchor}
+
+    # -- scoring one checkpoint ------------------------------------------------------------------------------
+    def score(self, cell: Cell, iteration: int, shared: Mapping[str, str], policy: str, history: Mapping[str, str]) -> dict[str, str]:
+        recipe, wanted = cell.recipe, cell.recipe.evaluation.benchmarks
+        evaluation, threads = recipe.evaluation, {"threads": recipe.training.threads}
+        common = {"dtype": recipe.model.dtype, "attention": recipe.model.attention, "generation_batch": recipe.model.generation_batch} | threads
+        sets = [name for name in ("mt_bench", "alpaca_eval", "heldout") if name in wanted]
+        result: dict[str, str] = {}
+
+        def add(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], located: Mapping[str, Any] | None = None) -> None:
+            result[stage] = self.add(stage, settings, inputs, recipe, located=located, fails=self.fails(cell, stage, iteration))
+
+        if sets:
+            add(
+                "answer",
+                common
+                | {
+                    "seed": cell.seed,
+                    "iteration": iteration,
+                    "sets": sets,
+                    "mt_bench": {"max_new_tokens": evaluation.mt_bench.max_new_tokens},
+                    "alpaca_eval": {"max_new_tokens": evaluation.alpaca_eval.max_new_tokens},
+                    "heldout_samples": evaluation.heldout_samples,
+                    "heldout_max_new_tokens": evaluation.heldout_max_new_tokens,
+                    "max_prompt_length": recipe.training.max_prompt_length,
+                },
+                {"policy": policy, "benchmarks": shared["benchmarks"], "data": shared["data"]},
+            )
+        judged = {"answer": result.get("answer", ""), "benchmarks": shared["benchmarks"]}
+        judge = recipe.judge.model_dump()
+        if "mt_bench" in wanted:
+            add("judge.mt_bench", {"judge": judge, "reference_set": evaluation.mt_bench.reference_set}, judged)
+        if "alpaca_eval" in wanted:
+            add("judge.alpaca_eval", {"judge": judge, "annotator": evaluation.alpaca_eval.annotator}, judged)
+        if "academic" in wanted:
+            academic, paths = self.located(evaluation.academic.model_dump())
+            add("academic", academic | common, {"policy": policy, "benchmarks": shared["benchmarks"]}, paths)
+        ranker = {"ranker": shared["ranker"]} if "ranker" in shared else {}
+        ranker_settings, ranker_paths = self.located(recipe.ranker.model_dump())
+        if "heldout" in wanted:
+            add(
+                "heldout",
+                {"ranker": ranker_settings, "judge": judge if recipe.ranker.kind == "judge" else None} | threads,
+                {"answer": result["answer"], "data": shared["data"]} | ranker,
+                {"ranker": ranker_paths} if ranker_paths else None,
+            )
+        if recipe.diagnostics.enabled and history:
+            objective, _ = resolve_objective(recipe, iteration)
+            settings = (
+                recipe.diagnostics.model_dump(exclude={"enabled"})
+                | common
+                | {
+                    "seed": cell.seed,
+                    "iteration": iteration,
+                    "objective": dict(objective),
+                    "ranker": ranker_settings,
+                    "max_length": recipe.training.max_length,
+                    "max_prompt_length": recipe.training.max_prompt_length,
+                    "pocket": recipe.data.source == "pocket",
+                }
+            )
+            inputs = {"policy": policy, "data": shared["data"]} | dict(history) | ranker | ({"answer": result["answer"]} if sets else {})
+            add("diagnostics", settings, {name: key for name, key in inputs.items() if key}, {"ranker": ranker_paths} if ranker_paths else None)
+        return result
+
+    def fails(self, cell: Cell, stage: str, iteration: int) -> bool:
+        """Whether the study's fault injection names this stage of this cell."""
+        wanted = self.study.fail
+        here: dict[str, Any] = {"stage": stage, "seed": cell.seed, "iteration": iteration} | {f"arm.{k}": v for k, v in cell.arm.items()}
+        return bool(wanted) and all(here.get(name) == value for name, value in wanted.items())
+
+
+def resolve_objective(recipe: Recipe, iteration: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """The objective at one iteration in canonical form, with its numbers α, β, c and κ = 2c/β.
+
+    An exploration objective whose coefficient is 0 is DPO: the plan writes it so, and both share one stage.
+    """
+    total = recipe.loop.iterations + (1 if recipe.loop.warmup_dpo else 0)
+    settings = recipe.objective
+    beta = at_iteration(settings.beta, iteration, total)
+    alpha = 0.0 if recipe.loop.warmup_dpo and iteration == 1 else at_iteration(settings.alpha, iteration, total)
+    found = objectives.resolve_objective(
+        settings.name, alpha=alpha, beta=beta, convention=settings.convention, placebo=settings.placebo, params=settings.params
+    )
+    numbers = {"alpha": found.alpha, "beta": beta, "c": found.c, "kappa": found.kappa}
+    if objectives.OBJECTIVES[settings.name].explores and found.c == 0:
+        return {"name": "dpo", "alpha": 0.0, "beta": beta, "convention": "alpha_beta", "placebo": "none", "params": {}}, numbers
+    objective = {
+        "name": settings.name,
+        "alpha": alpha,
+        "beta": beta,
+        "convention": settings.convention,
+        "placebo": settings.placebo,
+        "params": dict(settings.params),
+    }
+    return objective, numbers
+
+
+def order(nodes: Mapping[str, Node]) -> Iterable[Node]:
+    """Nodes so that inputs come first (the builder already adds them so)."""
+    return nodes.values()
+
+
+def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What analysis reads: every run's stages by iteration, the resolved recipe, what was declared."""
+    study = plan.study
+    runs = [
+        {
+            "run": run.cell.run,
+            "arm": dict(run.cell.arm),
+            "label": run.cell.label,
+            "seed": run.cell.seed,
+            "twin": run.cell.twin,
+            "alpha": [n["alpha"] for n in run.coefficients],
+            "c": [n["c"] for n in run.coefficients],
+            "kappa": [n["kappa"] for n in run.coefficients],
+            "iterations": [{"iteration": i, "stages": dict(stages)} for i, stages in enumerate(run.iterations)],
+        }
+        for run in plan.runs
+    ]
+    stages = {
+        node.key: {"stage": node.stage, "version": node.version, "inputs": dict(node.inputs), "seconds_estimated": seconds.get(node.key, 0.0)}
+        for node in order(plan.nodes)
+    }
+    return {
+        "schema": 1,
+        "study": {"name": study.name, "question": study.question, "file": study.file.name},
+        "recipe": study.base.model_dump(mode="json"),
+        "axes": {name: list(values) for name, values in study.axes.items()},
+        "seeds": list(study.seeds),
+        "baseline": dict(study.baseline),
+        "declare": study.declare.model_dump(mode="json"),
+        "checkpoints_kept": study.keep,
+        "runs": runs,
+        "stages": stages,
+    }

@@ -1,0 +1,78 @@
+"""Stage ``data.pocket``: prompts with offline pairs, held-out and out-of-distribution prompts, and supervised conversations.
+
+Settings: prompts (0: 1536), heldout, ood, seed of ``data``; rows (supervised conversations), best_style_share of ``pocket``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from harness.pocket import language, oracle
+from harness.records import HarnessError, Prompt, StageOutcome, StageTask, write_jsonl
+
+VERSION = 1
+DEFAULT_PROMPTS = 1536
+"""Training prompts when ``prompts`` is 0: three iterations of 512."""
+PAIR_CORRECT_SHARE = 0.7
+"""Share of right answers among the offline answers, which come from 'other models'."""
+
+
+def with_pair(prompt: Prompt, rng: np.random.Generator, best_style_share: float) -> Prompt:
+    """``prompt`` with two answers drawn from the data distribution, the one of higher reward as chosen; ties are drawn again."""
+    task = oracle.task_of(prompt.messages)
+    for _ in range(1000):
+        drawn = [language.sample_answer(task, rng, correct_share=PAIR_CORRECT_SHARE, best_style_share=best_style_share) for _ in range(2)]
+        rewards = [oracle.reward(prompt.messages, text) for text in drawn]
+        if rewards[0] != rewards[1]:
+            best = 0 if rewards[0] > rewards[1] else 1
+            return dataclasses.replace(prompt, chosen=drawn[best], rejected=drawn[1 - best])
+    raise HarnessError(f"prompt {prompt.id}: a thousand draws gave no two answers of different reward; check the styles' shares")
+
+
+def conversation(rng: np.random.Generator, best_style_share: float) -> dict[str, list[dict[str, str]]]:
+    """One supervised conversation: a prompt (60 %), a prompt and its follow-up (20 %), or two to three unrelated prompts (20 %)."""
+    kind = rng.random()
+    turns = 1 if kind < 0.8 else int(rng.integers(2, 4))
+    messages: list[dict[str, str]] = []
+    task = None
+    for _ in range(turns):
+        task = language.sample_task(rng, "train")
+        messages += _turn(task, rng, best_style_share)
+    if 0.6 <= kind < 0.8 and task is not None:
+        messages += _turn(language.sample_follow_up(task, rng), rng, best_style_share)
+    return {"messages": messages}
+
+
+def _turn(task: language.Task, rng: np.random.Generator, best_style_share: float) -> list[dict[str, str]]:
+    answer = language.sample_answer(task, rng, best_style_share=best_style_share)
+    return [{"role": "user", "content": language.render(task, rng)}, {"role": "assistant", "content": answer}]
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"}) into ``task.out``."""
+    settings = task.settings
+    seed = int(settings.get("seed", 0))
+    share = float(settings.get("best_style_share", language.BEST_STYLE.share))
+    sizes = {"train": int(settings.get("prompts", 0)) or DEFAULT_PROMPTS, "heldout": int(settings["heldout"]), "ood": int(settings.get("ood", 0))}
+    rows = 0
+    for number, (name, size) in enumerate(sizes.items()):
+        rng = np.random.default_rng([seed, number])
+        rows += write_jsonl(task.out / f"{name}.jsonl", _prompts(name, size, rng, share))
+    count = int(settings.get("rows", 20_000))
+    rng = np.random.default_rng([seed, len(sizes)])
+    rows += write_jsonl(task.out / "sft.jsonl", (conversation(rng, share) for _ in range(count)))
+    return StageOutcome(rows=rows, summary=_summary(sizes, count))
+
+
+def _prompts(name: str, size: int, rng: np.random.Generator, share: float) -> Iterator[Prompt]:
+    split: language.Split = "train" if name == "train" else "heldout" if name == "heldout" else "ood"
+    for prompt in language.sample_prompts(size, rng, split, two_turn_share=0.0 if split == "ood" else 0.2):
+        yield with_pair(prompt, rng, share)
+
+
+def _summary(sizes: Mapping[str, int], rows: int) -> dict[str, Any]:
+    return {**sizes, "sft": rows}

@@ -1,0 +1,301 @@
+"""A small OpenAI-compatible judge on loopback, whose opinion is the pocket oracle's. The libraries cannot tell it from a paid one.
+
+``POST /v1/chat/completions`` and ``GET /v1/models`` follow the published schema (usage, log-probs, error objects). Every
+opinion is a pure function of (judge seed, prompt, the request's ``seed``), see ``judge_opinion``; faults are drawn per call.
+``GET /counters`` (and ``POST /counters``, which resets them) serve tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import math
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from harness.pocket.judge_opinion import OPINION_SETTINGS, verdict
+
+GARBAGE_TEXTS = ("I would rather talk about the weather.", "", "The assistant's answer is interesting in several ways.")
+VERDICT_LIKE_TEXTS = (
+    "Some would say [[9]], others [[2]]; I cannot decide between the two.",
+    "The expression arr[0] is fine. 9/10.",
+    "Rating: [[100]]",
+    "Rating: [[-1]]",
+    "Rating: [[NaN]]",
+    "Rating: [[\uff17]]",
+)
+GARBAGE_BODIES = (
+    b'{"choices": [{"message": {"content": "Rating: [[',
+    b"<html>Bad gateway</html>",
+    b'{"choices": []}',
+    b'{"object": "chat.completion", "choices": null}',
+)
+
+
+@dataclass(frozen=True)
+class FaultRates:
+    """Shares of calls, drawn per call in this order (their sum at most 1), and what the faults look like.
+
+    hang: the reply comes after ``hang_s``. verdict_like: text with verdict syntax but no usable verdict. requests_per_minute: token
+    bucket of ``burst`` calls (0: no limit). latency_s: every reply waits this long. calls_before_quota: quota error afterwards (0: never).
+    """
+
+    rate_limited: float = 0.0
+    server_error: float = 0.0
+    hang: float = 0.0
+    garbage_json: float = 0.0
+    garbage_text: float = 0.0
+    verdict_like: float = 0.0
+    refused: float = 0.0
+    truncated: float = 0.0
+    disconnect: float = 0.0
+    unauthorized: float = 0.0
+    retry_after_s: float = 1.0
+    hang_s: float = 3600.0
+    latency_s: float = 0.0
+    requests_per_minute: float = 0.0
+    burst: int = 1
+    calls_before_quota: int = 0
+    api_key: str = ""
+    seed: int = 0
+
+    KINDS = (
+        "rate_limited",
+        "server_error",
+        "hang",
+        "garbage_json",
+        "garbage_text",
+        "verdict_like",
+        "refused",
+        "truncated",
+        "disconnect",
+        "unauthorized",
+    )
+
+
+@dataclass
+class JudgeServer:
+    """The running server's state: what is asked of it, what it answered. ``script`` replaces the judge's text in tests."""
+
+    settings: Mapping[str, Any]
+    faults: FaultRates = field(default_factory=FaultRates)
+    script: Callable[[Mapping[str, Any]], str] | None = None
+    counters: Counter[str] = field(default_factory=Counter)
+    base_url: str = ""
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.faults.seed)
+        self._tokens, self._filled = float(self.faults.burst), time.monotonic()
+        self._flying = 0
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/v1/chat/completions" and request.method == "POST":
+            self._flying += 1
+            self.counters["max_in_flight"] = max(self.counters["max_in_flight"], self._flying)
+            try:
+                return await self._chat(request)
+            finally:
+                self._flying -= 1
+        if request.path == "/v1/models":
+            return _json({"object": "list", "data": [{"id": "pocket-judge", "object": "model", "created": 0, "owned_by": "pocket"}]})
+        if request.path == "/counters":
+            shown = dict(self.counters)
+            if request.method == "POST":
+                self.counters.clear()
+            return _json(shown)
+        return _error(404, "not_found", f"no such path: {request.path}")
+
+    async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
+        raw = await request.read()
+        self.counters["calls"] += 1
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return refusal
+        fault = self._draw()
+        self.counters[fault] += 1
+        if self.faults.latency_s:
+            await asyncio.sleep(self.faults.latency_s)
+        if fault == "rate_limited":
+            return _rate_limited(self.faults.retry_after_s)
+        if fault == "server_error":
+            return _error(500, "server_error", "The server had an error while processing your request.")
+        if fault == "unauthorized":
+            return _error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
+        if fault == "disconnect":
+            if request.transport:
+                request.transport.abort()
+            return _json({})
+        if fault == "garbage_json":
+            return web.Response(body=self._random.choice(GARBAGE_BODIES), content_type="application/json")
+        if fault == "hang":
+            await asyncio.sleep(self.faults.hang_s)
+        try:
+            body = json.loads(raw)
+            answer = self._answer(body, fault)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return _error(400, "invalid_request_error", f"bad request: {type(error).__name__}: {error}")
+        self.counters["answered"] += 1
+        return _json(answer)
+
+    def _refusal(self, request: web.BaseRequest) -> web.Response | None:
+        """Key, quota and rate limit."""
+        if self.faults.api_key and request.headers.get("Authorization") != f"Bearer {self.faults.api_key}":
+            return _error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
+        if self.faults.calls_before_quota and self.counters["calls"] > self.faults.calls_before_quota:
+            return _error(429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details.")
+        if self.faults.requests_per_minute:
+            per_second = self.faults.requests_per_minute / 60.0
+            now = time.monotonic()
+            self._tokens = min(float(self.faults.burst), self._tokens + (now - self._filled) * per_second)
+            self._filled = now
+            if self._tokens < 1.0:
+                self.counters["over_limit"] += 1
+                return _rate_limited((1.0 - self._tokens) / per_second)
+            self._tokens -= 1.0
+        return None
+
+    def _draw(self) -> str:
+        draw = self._random.random()
+        for kind in FaultRates.KINDS:
+            draw -= getattr(self.faults, kind)
+            if draw < 0:
+                return kind
+        return "clean"
+
+    def _answer(self, body: Mapping[str, Any], fault: str) -> dict[str, Any]:
+        if body.get("stream"):
+            raise ValueError("streaming is not supported")
+        if fault in ("garbage_text", "verdict_like"):
+            text, tokens = self._random.choice(GARBAGE_TEXTS if fault == "garbage_text" else VERDICT_LIKE_TEXTS), None
+        elif self.script is not None:
+            text, tokens = self.script(body), None
+        else:
+            text, tokens = verdict(body, self.settings)
+        return _completion(body, text, tokens, fault)
+
+
+def _completion(body: Mapping[str, Any], text: str, tokens: Mapping[str, float] | None, fault: str) -> dict[str, Any]:
+    """The published ``chat.completion`` object."""
+    pieces = re.findall(r"\s*\S+\s*", text) or [text]
+    limit = int(body.get("max_tokens") or body.get("max_completion_tokens") or 4096)
+    reason = "length" if len(pieces) > limit or (limit == 1 and pieces) else "stop"
+    if fault == "truncated":
+        reason, pieces = "length", pieces[: len(pieces) // 2]
+    elif fault == "refused":
+        reason, pieces = "content_filter", []
+    pieces = pieces[:limit]
+    logprobs = None
+    if body.get("logprobs"):
+        top = int(body.get("top_logprobs") or 0)
+        logprobs = {"content": [_token_entry(piece, tokens, top) for piece in pieces], "refusal": None}
+    prompt_tokens = sum(4 + len(str(m.get("content") or "")) // 4 for m in body["messages"])
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(pieces), "refusal": None, "annotations": []}
+    return {
+        "id": "chatcmpl-pocket",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": body["model"],
+        "choices": [{"index": i, "message": message, "logprobs": logprobs, "finish_reason": reason} for i in range(int(body.get("n") or 1))],
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": len(pieces), "total_tokens": prompt_tokens + len(pieces)},
+        "service_tier": "default",
+        "system_fingerprint": "fp_pocket",
+    }
+
+
+def _token_entry(piece: str, tokens: Mapping[str, float] | None, top: int) -> dict[str, Any]:
+    listed = sorted((tokens or {piece: 0.999}).items(), key=lambda item: -item[1])
+    rows = [{"token": token, "logprob": math.log(share), "bytes": list(token.encode())} for token, share in listed]
+    own = next((row for row in rows if row["token"] == piece), rows[0])
+    return {**own, "top_logprobs": rows[:top]}
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=json.dumps(value).encode(), content_type="application/json")
+
+
+def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = json.dumps({"error": {"message": message, "type": code, "param": None, "code": code}}).encode()
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def _rate_limited(wait_s: float) -> web.Response:
+    headers = {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(1000 * wait_s))}
+    return _error(429, "rate_limit_exceeded", "Rate limit reached for requests per minute (rate limit).", headers)
+
+
+async def _listen(server: JudgeServer, host: str, port: int) -> web.ServerRunner:
+    runner = web.ServerRunner(web.Server(server.handle), handle_signals=False, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, backlog=1024).start()
+    shown = f"[{host}]" if ":" in host else host
+    server.base_url = f"http://{shown}:{runner.addresses[0][1]}/v1"
+    return runner
+
+
+@contextmanager
+def serve(
+    settings: Mapping[str, Any] | None = None,
+    faults: FaultRates | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    script: Callable[[Mapping[str, Any]], str] | None = None,
+) -> Iterator[JudgeServer]:
+    """Serve from a thread of this process while the block runs; yields the server with its ``base_url`` and ``counters``."""
+    server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates(), script)
+    loop = asyncio.new_event_loop()
+    runner = loop.run_until_complete(_listen(server, host, port))
+    thread = threading.Thread(target=loop.run_forever, name="judge-server", daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def shared_server(judge: Mapping[str, Any]) -> str:
+    """Address of this process's judge with these opinions (noise, biases, seed); started at the first call, gone with the process."""
+    return _shared(json.dumps({name: judge.get(name, default) for name, default in OPINION_SETTINGS.items()}, sort_keys=True))
+
+
+@functools.cache
+def _shared(settings: str) -> str:
+    manager = serve(json.loads(settings))
+    server = manager.__enter__()
+    _kept.append(manager)
+    return server.base_url
+
+
+_kept: list[Any] = []
+"""Keeps the shared servers' context managers alive."""
+
+
+def run_forever(host: str, port: int, settings: Mapping[str, Any] | None = None, faults: FaultRates | None = None) -> None:
+    """Serve until interrupted; prints the address. For ``selm judge-server``."""
+
+    async def main() -> None:
+        server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates())
+        runner = await _listen(server, host, port)
+        print(server.base_url, flush=True)  # noqa: T201 - the command's output
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,216 @@
+"""Frozen rows that pass between stages, and the contract of a stage. Imports nothing of ours.
+
+A stage is a function ``run(task: StageTask) -> StageOutcome`` that reads only ``task.inputs`` (committed folders, never
+written), writes only below ``task.out``, and whose result is decided by ``task.settings`` and the inputs alone.
+What changes speed but not results (device, micro-batch, endpoint address) arrives in ``task.runtime``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+"""Version of everything written into the store. A store of another version is refused with what to do."""
+
+Status = Literal["ok", "no_answer", "unparsed", "refused", "truncated", "error"]
+STATUSES: tuple[Status, ...] = ("ok", "no_answer", "unparsed", "refused", "truncated", "error")
+FINAL_STATUSES: frozenset[str] = frozenset(STATUSES) - {"error"}
+"""Rows with these statuses are never retried; ``error`` rows are retried by the next run."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One training or held-out prompt with the offline pair that came with it.
+
+    messages: chat turns ``{"role", "content"}``, the last one from the user. chosen, rejected: the final assistant
+    turn as text, empty when the data has none.
+    """
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    chosen: str = ""
+    rejected: str = ""
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer of a policy. ``token_ids`` include the end-of-turn token when it was produced; ``status`` says why it ended."""
+
+    prompt_id: str
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    status: Status = "ok"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training row: prompt, chosen, rejected, and the exploration response y (all text).
+
+    scores: the ranker's score of every candidate by name. y_role: whether y became the winner, the loser or neither.
+    """
+
+    prompt_id: str
+    messages: tuple[Mapping[str, str], ...]
+    chosen: str
+    rejected: str
+    explore: str
+    chosen_from: str = "chosen"
+    rejected_from: str = "rejected"
+    scores: Mapping[str, float] = field(default_factory=dict)
+    y_role: Literal["winner", "loser", "middle", "absent"] = "absent"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score row. ``value`` is None unless ``status`` is "ok": missing is never a number.
+
+    item: unique within (benchmark, metric, repeat). cluster: the unit that was sampled (MT-Bench: the question, both turns).
+    source: short hash of what the score was computed from (answer text and reference).
+    """
+
+    benchmark: str
+    benchmark_version: str
+    item: str
+    cluster: str
+    metric: str
+    value: float | None
+    status: Status = "ok"
+    judge: str = ""
+    repeat: int = 0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"score {self.benchmark}/{self.item}: unknown status {self.status!r}; allowed: {', '.join(STATUSES)}")
+        if (self.value is None) == (self.status == "ok"):
+            raise ValueError(f"score {self.benchmark}/{self.item}: status {self.status!r} with value {self.value!r}; only 'ok' rows have a value")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"score {self.benchmark}/{self.item}: value {self.value!r} is not finite; give it a status instead")
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """What a stage is given. ``inputs`` maps an input's name to the committed folder of the stage that made it."""
+
+    key: str
+    stage: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage reports. ``errors`` > 0 keeps the stage partial: its folder is kept as a journal and retried.
+
+    costs: additive counts (``tokens_generated``, ``tokens_trained``, ``judge_calls``, ``judge_prompt_tokens``, …).
+    summary: small JSON values worth showing (never used as an input of another stage).
+    """
+
+    rows: int
+    errors: int = 0
+    costs: Mapping[str, float] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """``record.json``: its exclusive creation is the commit. Volatile facts (host, times, versions) live in ``environment``."""
+
+    schema: int
+    key: str
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    input_hashes: Mapping[str, str]
+    files: Mapping[str, str]
+    rows: int
+    costs: Mapping[str, float]
+    summary: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+
+class HarnessError(Exception):
+    """An error a user can act on: says what was wrong, where, and what to do. Shown without a traceback."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN and infinity are refused. Equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_plain)
+
+
+def content_hash(*parts: Any, length: int = 64) -> str:
+    """SHA-256 (hex, cut to ``length``) of the canonical JSON of ``parts``."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:length]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no canonical JSON form")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
+    """Write rows (dataclasses or mappings) one JSON object a line and flush them to disk; returns the number of rows."""
+    count = 0
+    with open(path, "w", encoding="utf-8") as handle:
+        for row in rows:
+            handle.write(canonical_json(row) + "\n")
+            count += 1
+        handle.flush()
+        os.fsync(handle.fileno())
+    return count
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file; a broken line raises HarnessError naming file and line."""
+    with open(path, encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise HarnessError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from error
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> int:
+    """Write score rows, sorted, as ``scores.parquet`` (byte-identical for equal rows); returns the number of rows.
+
+    Raises HarnessError on a doubled (benchmark, metric, item, repeat).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = sorted(scores, key=lambda s: (s.benchmark, s.metric, s.cluster, s.item, s.repeat))
+    seen: set[tuple[str, str, str, int]] = set()
+    for row in rows:
+        identity = (row.benchmark, row.metric, row.item, row.repeat)
+        if identity in seen:
+            raise HarnessError(f"doubled score row: benchmark {row.benchmark}, metric {row.metric}, item {row.item}, repeat {row.repeat}")
+        seen.add(identity)
+    names = [f.name for f in dataclasses.fields(Score)]
+    types = {"value": pa.float64(), "repeat": pa.int64()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
+    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    return len(rows)

@@ -1,0 +1,65 @@
+"""Every stage by name: its version, the function that runs it, and the modules whose change asks for a new version.
+
+Adding a stage is one entry. Functions are named, not imported: nothing heavy loads until a worker runs the stage.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.records import StageOutcome, StageTask
+
+
+@dataclass(frozen=True)
+class Stage:
+    """version: raised whenever the stage's numbers can change. seconds: prior cost on one CPU core in the pocket world.
+
+    reads_partial: may run on an input that still holds ``error`` rows; what it makes then stays partial too.
+    added: settings that came later, with the default at which they leave old keys unchanged.
+    """
+
+    function: str
+    version: int
+    modules: tuple[str, ...]
+    seconds: float
+    accelerator: bool = False
+    reads_partial: bool = False
+    added: Mapping[str, Any] = field(default_factory=dict)
+
+
+_POLICY = ("harness/models.py",)
+_GENERATE = (*_POLICY, "harness/generate.py")
+_LANGUAGE = ("harness/pocket/language.py", "harness/pocket/oracle.py")
+_JUDGE = ("harness/evaluate/judge.py",)
+
+STAGES: dict[str, Stage] = {
+    "data.pocket": Stage("harness.pocket.data:run", 1, ("harness/pocket/data.py", *_LANGUAGE), 1),
+    "data.files": Stage("harness.data:run", 1, ("harness/data.py",), 2),
+    "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py"), 90, True),
+    "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py",), 1),
+    "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", *_LANGUAGE), 1),
+    "benchmarks.files": Stage("harness.evaluate.files:run", 1, ("harness/evaluate/files.py", "harness/evaluate/academic_files.py"), 2),
+    "rollout": Stage("harness.rollout:run", 1, ("harness/rollout.py", *_GENERATE), 3, True),
+    "rank": Stage("harness.rank:run", 1, ("harness/rank.py",), 1, True),
+    "pairs.merge": Stage("harness.rank:merge", 1, ("harness/rank.py",), 0.1),
+    "reference": Stage("harness.reference:run", 1, ("harness/reference.py", "harness/logprobs.py", *_POLICY), 1, True),
+    "train": Stage("harness.train:run", 1, ("harness/train.py", "harness/objectives.py", "harness/logprobs.py", *_POLICY), 6, True),
+    "answer": Stage("harness.answer:run", 1, ("harness/answer.py", *_GENERATE), 3, True),
+    "judge.mt_bench": Stage("harness.evaluate.mt_bench:run", 1, ("harness/evaluate/mt_bench.py", *_JUDGE), 1, reads_partial=True),
+    "judge.alpaca_eval": Stage(
+        "harness.evaluate.alpaca_eval:run", 1, ("harness/evaluate/alpaca_eval.py", "harness/evaluate/lc.py", *_JUDGE), 2, reads_partial=True
+    ),
+    "academic": Stage("harness.evaluate.academic:run", 1, ("harness/evaluate/academic.py", *_POLICY), 4, True),
+    "heldout": Stage("harness.heldout:run", 1, ("harness/heldout.py",), 1, reads_partial=True),
+    "diagnostics": Stage("harness.diagnostics:run", 1, ("harness/diagnostics",), 2, True),
+}
+
+
+def function_of(stage: str) -> Callable[[StageTask], StageOutcome]:
+    """Import and return the function that runs ``stage``."""
+    module, _, name = STAGES[stage].function.partition(":")
+    function: Callable[[StageTask], StageOutcome] = getattr(importlib.import_module(module), name)
+    return function

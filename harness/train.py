@@ -1,0 +1,267 @@
+"""Stage `train`: one iteration of preference training, from the policy's checkpoint to the next one.
+
+Written: model/ (safetensors and tokenizer) and steps.jsonl (one row per optimiser step: step, loss, grad_norm,
+learning_rate, margin, accuracy, rhat_* in nats; null where a step had no such row).
+A run that was killed goes on from its last mid-iteration checkpoint to the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from harness.batching import PreferenceRow, encode_pair, with_reference
+from harness.models import load_policy
+from harness.objectives import ResolvedObjective, resolve_objective
+from harness.records import HarnessError, Pair, StageOutcome, StageTask, content_hash, read_jsonl, write_jsonl
+
+STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate")
+CHECKPOINT_SECONDS = 600.0
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Train. Settings: objective, training, seed, iteration, dtype, attention. Raises HarnessError when the run diverges."""
+    settings, work = task.settings, task.out / "checkpoints"
+    objective = resolved(settings["objective"])
+    with fenced_random_state():
+        policy = _load(task)
+        rows = training_rows(task, policy.tokenizer, objective)
+        try:
+            trainer = _trainer(task, policy.model, rows, work)
+            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        except HarnessError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        _stop_on_signal(trainer)
+        _save(trainer.model, policy.tokenizer, task.out / "model", settings["dtype"])
+    steps = [step_row(entry) for entry in trainer.state.log_history if "loss" in entry]
+    write_jsonl(task.out / "steps.jsonl", steps)
+    shutil.rmtree(work, ignore_errors=True)
+    tokens = sum(row.packed(objective.roles)[0].tokens for row in rows) * settings["training"]["epochs"]
+    last = steps[-1]
+    return StageOutcome(
+        rows=len(rows), costs={"tokens_trained": tokens}, summary={name: last[name] for name in ("loss", "margin", "accuracy")} | {"steps": len(steps)}
+    )
+
+
+def resolved(settings: Mapping[str, Any]) -> ResolvedObjective:
+    """The objective of a stage's settings."""
+    return resolve_objective(
+        settings["name"],
+        alpha=settings.get("alpha", 0.0),
+        beta=settings["beta"],
+        convention=settings.get("convention", "alpha_beta"),
+        placebo=settings.get("placebo", "none"),
+        params=settings.get("params"),
+    )
+
+
+def _load(task: StageTask) -> Any:
+    """The policy, for training: full bfloat16 runs keep float32 weights and compute in bfloat16 (mixed precision)."""
+    lora, dtype = task.settings["training"].get("lora"), task.settings["dtype"]
+    weights = dtype if lora else "float32"
+    return load_policy(
+        task.inputs["policy"], dtype=weights, attention=task.settings["attention"], device=task.runtime.get("device", "cpu"), cached=False
+    )
+
+
+def training_rows(task: StageTask, tokenizer: Any, objective: ResolvedObjective) -> list[PreferenceRow]:
+    """Rows of the pairs with their stored reference log-probabilities. Raises HarnessError when any is missing or of another tokenisation."""
+    training = task.settings["training"]
+    limits = {"max_length": training["max_length"], "max_prompt_length": training["max_prompt_length"]}
+    path = task.inputs["pairs"] / "pairs.jsonl"
+    rows = [encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(path)]
+    if not rows:
+        raise HarnessError(f"{path}: no pairs to train on")
+    for row in rows:
+        absent = next((role for role in objective.roles if role not in row.responses), None)
+        if absent:
+            raise HarnessError(f"{path}: prompt {row.prompt_id} has no {absent!r} response, which objective {objective.name} reads")
+    if not objective.needs_reference:
+        return rows
+    return with_reference(rows, _stored_reference(task.inputs["reference"] / "reference.parquet", rows, objective.roles))
+
+
+def _stored_reference(path: Path, rows: Sequence[PreferenceRow], roles: Sequence[str]) -> dict[tuple[int, str], float]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path).to_pydict()
+    keys = zip(table["row"], table["role"], strict=True)
+    stored = dict(zip(keys, zip(table["prompt_id"], table["logp"], table["tokens"], strict=True), strict=True))
+    found: dict[tuple[int, str], float] = {}
+    for number, row in enumerate(rows):
+        for role in roles:
+            if (number, role) not in stored:
+                raise HarnessError(f"{path}: no reference log-probability for prompt {row.prompt_id}, {role}; run the reference stage again")
+            prompt_id, logp, tokens = stored[number, role]
+            if prompt_id != row.prompt_id or tokens != len(row.responses[role]):
+                raise HarnessError(
+                    f"{path}: row {number} holds prompt {prompt_id} with {tokens} tokens of {role}, but training reads prompt {row.prompt_id} with "
+                    f"{len(row.responses[role])}; pairs, tokenizer or max_length differ from the reference stage's"
+                )
+            found[number, role] = logp
+    return found
+
+
+def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path) -> Any:
+    from harness.trainer import PreferenceConfig, PreferenceTrainer
+
+    settings, runtime = task.settings, task.runtime
+    training, objective = settings["training"], settings["objective"]
+    seed = int(content_hash("train", settings["seed"], settings["iteration"], length=7), 16)
+    steps = math.ceil(len(rows) / training["batch_size"]) * training["epochs"]
+    if training.get("lora"):
+        model = _with_lora(model, training["lora"], seed)
+    _forget_mixed_precision()
+    args = PreferenceConfig(
+        output_dir=str(work),
+        objective=objective["name"],
+        alpha=objective.get("alpha", 0.0),
+        beta=objective["beta"],
+        convention=objective.get("convention", "alpha_beta"),
+        placebo=objective.get("placebo", "none"),
+        objective_params=dict(objective.get("params") or {}),
+        global_batch_size=training["batch_size"],
+        per_device_train_batch_size=runtime.get("micro_batch") or training["batch_size"],
+        token_budget=runtime.get("token_budget", 8192),
+        iteration=settings["iteration"],
+        learning_rate=training["learning_rate"],
+        num_train_epochs=training["epochs"],
+        warmup_steps=math.ceil(training["warmup_ratio"] * steps),
+        lr_scheduler_type=training["scheduler"],
+        optim=training["optimizer"],
+        weight_decay=training["weight_decay"],
+        max_grad_norm=training["max_grad_norm"],
+        gradient_checkpointing=training["gradient_checkpointing"],
+        bf16=settings["dtype"] == "bfloat16",
+        use_cpu=str(runtime.get("device", "cpu")) == "cpu",
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        save_total_limit=2,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        report_to=runtime.get("report_to", "none"),
+    )
+    clock = _checkpoint_clock(float(runtime.get("checkpoint_seconds", CHECKPOINT_SECONDS)))
+    trainer = PreferenceTrainer(model, args, rows, callbacks=[clock])
+    trainer.checkpoint_clock = clock
+    return trainer
+
+
+def _with_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # inside the fence: the adapters' first values follow the run's seed
+    config = LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=lora["target_modules"], task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def _forget_mixed_precision() -> None:
+    """Accelerate keeps the first precision of a process; a worker runs stages of several."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+
+
+def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
+    """Write the whole model (adapters merged) in the run's precision, with its tokenizer."""
+    import torch
+
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.config.use_cache = True  # the Trainer switches it off, and the config is saved with the model
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def step_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of steps.jsonl: nine significant digits, null where nothing was measured."""
+    from harness.step_metrics import NAMES
+
+    def short(value: Any) -> Any:
+        return float(f"{value:.9g}") if isinstance(value, float) else value
+
+    return {name: short(entry.get(name)) for name in (*STEP_COLUMNS, *NAMES)}
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest complete mid-iteration checkpoint; torn ones (killed while being written) are removed.
+
+    The Trainer writes trainer_state.json last, so a checkpoint with a readable one is whole.
+    """
+    complete = []
+    for folder in sorted(work.glob("checkpoint-*")) if work.is_dir() else []:
+        try:
+            complete.append((int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]), str(folder)))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return max(complete)[1] if complete else None
+
+
+def _checkpoint_clock(seconds: float) -> Any:
+    """Callback: a checkpoint every ``seconds``, and one before the process ends on SIGTERM."""
+    from transformers import TrainerCallback
+
+    class CheckpointClock(TrainerCallback):
+        def __init__(self) -> None:
+            self.last = time.monotonic()
+            self.terminated = False
+            self.before: Any = None
+
+        def _on_signal(self, number: int, frame: FrameType | None) -> None:
+            self.terminated = True
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            with contextlib.suppress(ValueError):  # only the main thread may handle signals
+                self.before = signal.signal(signal.SIGTERM, self._on_signal)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            due = time.monotonic() - self.last >= seconds and state.global_step < state.max_steps
+            if self.terminated:
+                control.should_training_stop = True
+            if due or self.terminated:
+                control.should_save = True
+                self.last = time.monotonic()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.before is not None:
+                signal.signal(signal.SIGTERM, self.before)
+
+    return CheckpointClock()
+
+
+def _stop_on_signal(trainer: Any) -> None:
+    """A SIGTERM that came while training is delivered again, now that its checkpoint is written."""
+    if trainer.checkpoint_clock.terminated and trainer.state.global_step < trainer.state.max_steps:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def fenced_random_state() -> Iterator[None]:
+    """Put the global generators of random, numpy and torch back as they were: the Trainer seeds them."""
+    import numpy as np
+    import torch
+
+    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,307 @@
+"""A small study that never ran: a manifest and a store in the real layout, with known effects, for tests of the analysis.
+
+Three values of α × three seeds × two iterations after a shared base. Every score is drawn from a numpy generator whose
+seed is the content of what it stands for, so the order of writing changes nothing. Faults (a partial, a failed and a
+missing stage) and hostile model outputs are there on request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.records import Response, Score, content_hash, write_jsonl, write_scores
+from harness.settings import Recipe
+
+TASKS = ("gsm8k", "hellaswag", "arc_challenge", "truthfulqa_mc2", "eq_bench", "openbookqa")
+CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '" onmouseover="alert(1)" x=\'',
+    r"\input{/etc/passwd} \write18{ls} $x^2$ % & # _ {}",
+    "\x1b[31mred\x1b[0m\x07",
+    "a\u202eevil\u202c b\u200f",
+    "lone \ud800 surrogate",
+    "</script><!-- ]]> <img src=https://example.org/x onerror=alert(1)>",
+    "=HYPERLINK(\"https://example.org\")",
+)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Sizes and effects. effect: what α = 1 adds to a probability-scale score at the last iteration."""
+
+    alphas: Sequence[float] = (0.0, 0.3, 1.0)
+    seeds: Sequence[int] = (0, 1, 2)
+    iterations: int = 2
+    questions: int = 16
+    instructions: int = 24
+    task_items: int = 10
+    heldout: int = 12
+    ood: int = 6
+    effect: float = 0.3
+    faults: bool = True
+    hostile: bool = False
+    long_answer: int = 0
+    answers: bool = True
+    name: str = "synthetic"
+    declare: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
+    """Write the study below ``root``; returns (study folder, store folder)."""
+    spec = spec or Synthetic()
+    writer = _Writer(root / "store", spec)
+    runs = [writer.run(alpha, seed) for alpha in spec.alphas for seed in spec.seeds]
+    declare = {
+        "primary": {"benchmark": "alpaca_eval", "metric": "length_controlled_win_rate", "iteration": "last"},
+        "family": [],
+        "trend": {"benchmark": "diagnostics", "metric": "rhat_reference_samples", "iteration": 1, "axis": "objective.alpha", "expected": "falling"},
+        "pairwise": [],
+        "completeness_bar": 0.99,
+        **spec.declare,
+    }
+    manifest = {
+        "schema": 1,
+        "study": {"name": spec.name, "question": "Does the exploration coefficient help?", "file": f"ablations/{spec.name}.yaml"},
+        "recipe": Recipe().model_dump(mode="json"),
+        "axes": {"objective.alpha": list(spec.alphas)},
+        "seeds": list(spec.seeds),
+        "declare": declare,
+        "baseline": {"objective.alpha": spec.alphas[0]},
+        "checkpoints_kept": "last",
+        "runs": runs,
+        "stages": dict(sorted(writer.stages.items())),
+    }
+    study = root / spec.name
+    study.mkdir(parents=True, exist_ok=True)
+    (study / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    return study, root / "store"
+
+
+def run_name(alpha: float, seed: int) -> str:
+    return f"objective.alpha={alpha:g},seed={seed}"
+
+
+class _Writer:
+    def __init__(self, store: Path, spec: Synthetic) -> None:
+        self.store, self.spec = store, spec
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.data = self.stage("data.pocket", {}, self.write_data)
+        self.base = self.stage("base.pocket", {"data": self.data}, lambda folder: {"tokens_trained": 1000.0})
+        self.benchmarks = self.stage("benchmarks.pocket", {"data": self.data, "base": self.base}, self.write_benchmarks)
+
+    # -- stages ----------------------------------------------------------------------------------------------
+    def stage(self, name: str, inputs: Mapping[str, str], write: Any, state: str = "done", tag: Sequence[Any] = ()) -> str:
+        key = content_hash(name, dict(inputs), list(tag))
+        if key in self.stages:
+            return key
+        self.stages[key] = {"stage": name, "version": 1, "inputs": dict(inputs), "seconds_estimated": 1.0}
+        if any(not (self.store / "objects" / k[:2] / k / "record.json").exists() for k in inputs.values()):
+            return key  # waits for an input
+        if state == "failed":
+            path = self.store / "failed" / f"{key}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            reason = {"stage": name, "reason": "judge endpoint answered 401: the key was refused", "traceback": "", "attempts": 1}
+            path.write_text(json.dumps(reason), encoding="utf-8")
+        elif state in ("done", "partial"):
+            folder = self.store / "objects" / key[:2] / key if state == "done" else self.store / "partial" / key
+            folder.mkdir(parents=True, exist_ok=True)
+            costs = dict(write(folder) or {})
+            record = {
+                "schema": 1, "key": key, "stage": name, "version": 1, "settings": {}, "inputs": dict(inputs), "input_hashes": {}, "files": {},
+                "rows": 1, "costs": costs, "summary": {}, "environment": {"seconds": 1.5, "host": "h", "versions": {"torch": "2.11"}},
+            }  # fmt: skip
+            if state == "done":
+                (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
+        return key
+
+    def run(self, alpha: float, seed: int) -> dict[str, Any]:
+        spec = self.spec
+        iterations = [{"iteration": 0, "stages": {"base": self.base, **self.score(self.base, alpha=0.0, seed=seed, iteration=0)}}]
+        policy = self.base
+        for iteration in range(1, spec.iterations + 1):
+            rollout = self.stage("rollout", {"policy": policy, "data": self.data}, lambda folder: {"tokens_generated": 500.0}, tag=(seed, iteration))
+            rank = self.stage("rank", {"data": self.data, "rollout": rollout}, self.write_pairs)
+            reference = self.stage("reference", {"policy": policy, "pairs": rank}, lambda folder: {})
+            inputs = {"policy": policy, "reference_policy": policy, "pairs": rank, "reference": reference}
+            trained = self.stage("train", inputs, lambda folder: {"tokens_trained": 4000.0}, tag=(alpha, seed))
+            made = {"rollout": rollout, "rank": rank, "reference": reference, "train": trained}
+            iterations.append({"iteration": iteration, "stages": {**made, **self.score(trained, alpha=alpha, seed=seed, iteration=iteration)}})
+            policy = trained
+        beta = 0.1
+        return {
+            "run": run_name(alpha, seed), "arm": {"objective.alpha": alpha}, "label": f"α = {alpha:g}", "seed": seed, "twin": run_name(spec.alphas[0], seed),
+            "c": [alpha * beta] * spec.iterations, "kappa": [2 * alpha] * spec.iterations, "iterations": iterations,
+        }  # fmt: skip
+
+    def score(self, policy: str, *, alpha: float, seed: int, iteration: int) -> dict[str, str]:
+        spec, at = self.spec, (alpha, seed, iteration)
+        last = spec.faults and iteration == spec.iterations and alpha == spec.alphas[-1]
+        answer = self.stage("answer", {"policy": policy, "benchmarks": self.benchmarks, "data": self.data}, lambda f: self.write_answers(f, at), tag=(seed,))
+        judged = {"answer": answer, "benchmarks": self.benchmarks}
+        broken = last and seed == spec.seeds[-1]
+        keys = {
+            "answer": answer,
+            "judge.mt_bench": self.stage(
+                "judge.mt_bench", judged, lambda f: self.write_mt_bench(f, at, broken), state="partial" if broken else "done", tag=at
+            ),
+            "judge.alpaca_eval": self.stage(
+                "judge.alpaca_eval", judged, lambda f: self.write_alpaca(f, at), state="failed" if last and seed == spec.seeds[0] else "done", tag=at
+            ),
+            "academic": self.stage(
+                "academic", {"policy": policy, "benchmarks": self.benchmarks}, lambda f: self.write_academic(f, at),
+                state="missing" if last and len(spec.seeds) > 1 and seed == spec.seeds[1] else "done", tag=at,
+            ),  # fmt: skip
+            "heldout": self.stage("heldout", {"answer": answer, "data": self.data}, lambda f: self.write_heldout(f, at), tag=at),
+        }
+        if iteration:
+            keys["diagnostics"] = self.stage("diagnostics", {"policy": policy, "base": self.base, "answer": answer}, lambda f: self.write_diagnostics(f, at), tag=at)
+        return keys
+
+    # -- draws -----------------------------------------------------------------------------------------------
+    def skill(self, at: tuple[float, int, int]) -> float:
+        """Between 0 and 1: rises over iterations, by α's effect at the last, with a seed's own luck."""
+        alpha, seed, iteration = at
+        luck = float(self.draw("seed", *at).normal(0, 0.01)) if iteration else 0.0
+        gain = 0.1 * iteration + self.spec.effect * alpha * iteration / self.spec.iterations
+        return min(max(0.3 + gain + luck, 0.0), 1.0)
+
+    def draw(self, *parts: Any) -> np.random.Generator:
+        return np.random.default_rng(int(content_hash(*parts, length=15), 16))
+
+    def level(self, at: tuple[float, int, int], benchmark: str, item: str, spread: float = 0.2) -> float:
+        """Skill plus the item's difficulty (shared by all) plus noise of this answer."""
+        item_effect = float(self.draw(benchmark, item).normal(0, spread))
+        noise = float(self.draw(benchmark, item, *at).normal(0, 0.05))
+        return min(max(self.skill(at) + item_effect + noise, 0.0), 1.0)
+
+    def text(self, at: tuple[float, int, int], item: str) -> str:
+        number = int(content_hash(item, length=4), 16)
+        answer = f"answer to {item} by α = {at[0]:g}, seed {at[1]}, iteration {at[2]}"
+        if self.spec.hostile:
+            answer += " " + HOSTILE[number % len(HOSTILE)]
+        return answer + "x" * (self.spec.long_answer if number % 97 == 0 else 0)
+
+    # -- files -----------------------------------------------------------------------------------------------
+    def write_data(self, folder: Path) -> dict[str, float]:
+        for name, count in (("train", 4), ("heldout", self.spec.heldout), ("ood", self.spec.ood)):
+            rows = [
+                {"id": f"{name}-{i}", "messages": [{"role": "user", "content": f"{name} prompt {i}"}], "chosen": "good", "rejected": "bad", "category": "list"}
+                for i in range(count)
+            ]
+            write_jsonl(folder / f"{name}.jsonl", rows)
+        return {}
+
+    def write_benchmarks(self, folder: Path) -> dict[str, float]:
+        (folder / "mt_bench").mkdir(parents=True, exist_ok=True)
+        (folder / "alpaca_eval").mkdir(parents=True, exist_ok=True)
+        questions = [
+            {"question_id": 81 + i, "category": CATEGORIES[i % 8], "turns": [f"question {i}?", f"and then {i}?"]} for i in range(self.spec.questions)
+        ]
+        write_jsonl(folder / "mt_bench" / "question.jsonl", questions)
+        rows = [
+            {"id": str(i), "instruction": f"instruction {i}", "output": f"baseline {i}", "generator": "b", "dataset": "d"} for i in range(self.spec.instructions)
+        ]
+        (folder / "alpaca_eval" / "eval.json").write_text(json.dumps(rows), encoding="utf-8")
+        return {}
+
+    def write_pairs(self, folder: Path) -> dict[str, float]:
+        write_jsonl(folder / "pairs.jsonl", [{"prompt_id": "train-0", "chosen": "good", "rejected": "bad", "explore": "y", "y_role": "loser"}])
+        return {}
+
+    def write_answers(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
+        if self.spec.answers:
+            rows = [
+                {"question_id": 81 + i, "choices": [{"index": 0, "turns": [self.text(at, f"{81 + i}:1"), self.text(at, f"{81 + i}:2")]}], "status": ["ok", "ok"]}
+                for i in range(self.spec.questions)
+            ]
+            write_jsonl(folder / "mt_bench.jsonl", rows)
+            alpaca = [
+                {"id": str(i), "instruction": f"instruction {i}", "output": self.text(at, f"a{i}"), "generator": "m", "dataset": "d", "status": "ok"}
+                for i in range(self.spec.instructions)
+            ]
+            (folder / "alpaca_eval.json").write_text(json.dumps(alpaca), encoding="utf-8")
+            names = [f"heldout-{i}" for i in range(self.spec.heldout)] + [f"ood-{i}" for i in range(self.spec.ood)]
+            write_jsonl(folder / "heldout.jsonl", [Response(n, s, self.text(at, n), (1, 2), "ok", s) for n in names for s in range(3)])
+        return {"tokens_generated": 300.0}
+
+    def write_mt_bench(self, folder: Path, at: tuple[float, int, int], broken: bool) -> dict[str, float]:
+        scores, judged = [], []
+        for i in range(self.spec.questions):
+            for turn in (1, 2):
+                item = f"{81 + i}:{turn}"
+                failed = broken and i == 0
+                value = None if failed else float(round(1 + 9 * self.level(at, "mt_bench", item)))
+                scores.append(Score("mt_bench", "1", item, str(81 + i), "rating", value, "error" if failed else "ok", "pocket-judge"))
+                judged.append({"item": item, "question_id": 81 + i, "turn": turn, "judgment": f"Rating: [[{value}]]", "status": "error" if failed else "ok"})
+        write_scores(folder / "scores.parquet", scores)
+        write_jsonl(folder / "judgments.jsonl", judged)
+        values = {turn: [s.value for s in scores if s.value is not None and s.item.endswith(f":{turn}")] for turn in (1, 2)}
+        everything = [value for part in values.values() for value in part]
+        summary = {"turn_1": float(np.mean(values[1])), "turn_2": float(np.mean(values[2])), "mean": float(np.mean(everything))}
+        (folder / "summary.json").write_text(json.dumps({**summary, "scored": len(everything), "expected": len(scores)}), encoding="utf-8")
+        return {"judge_calls": float(len(scores)), "judge_prompt_tokens": 900.0, "judge_completion_tokens": 90.0}
+
+    def write_alpaca(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
+        scores, win = [], []
+        for i in range(self.spec.instructions):
+            level = 100 * self.level(at, "alpaca_eval", str(i))
+            win.append(level)
+            for metric, value in (("win_rate", level), ("length_controlled_win_rate", level - 1.0), ("length", 50.0 + i + 5 * at[2])):
+                scores.append(Score("alpaca_eval", "2", str(i), str(i), metric, value, "ok", "pocket-judge"))
+        write_scores(folder / "scores.parquet", scores)
+        write_jsonl(folder / "judgments.jsonl", [{"id": str(i), "preference": 1 + w / 100, "judgment": "m"} for i, w in enumerate(win)])
+        summary = {
+            "win_rate": float(np.mean(win)), "standard_error": 1.0, "length_controlled_win_rate": float(np.mean(win)) - 1.2, "lc_standard_error": 0.5,
+            "n_total": len(win), "expected": len(win), "avg_length": 60, "flags": [],
+        }  # fmt: skip
+        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        return {"judge_calls": float(len(win))}
+
+    def write_academic(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
+        scores, summary = [], {}
+        for task in TASKS:
+            values = []
+            for i in range(self.spec.task_items):
+                level = self.level(at, task, str(i))
+                value = 100 * level if task in ("truthfulqa_mc2", "eq_bench") else 100.0 * (level > 0.5)
+                values.append(value)
+                scores.append(Score(task, "1", f"{task}-{i}", f"{task}-{i}", "score", value))
+            summary[task] = {"value": float(np.mean(values)), "stderr": 1.0, "n": len(values)}
+        write_scores(folder / "scores.parquet", scores)
+        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        return {"tokens_generated": 200.0}
+
+    def write_heldout(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
+        scores = []
+        for benchmark, name, count in (("heldout", "heldout", self.spec.heldout), ("heldout_ood", "ood", self.spec.ood)):
+            for i in range(count):
+                for metric in ("reward", "reward_sampled"):
+                    item = f"{name}-{i}"
+                    scores.append(Score(benchmark, "1", item, item, metric, self.level(at, benchmark + metric, item)))
+        write_scores(folder / "scores.parquet", scores)
+        return {}
+
+    def write_diagnostics(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
+        alpha, _, iteration = at
+        centre = {
+            "rhat_reference_samples": -0.2 - 0.5 * alpha, "kl_base": 0.3 * iteration + 0.4 * alpha, "kl_previous": 0.3 + 0.2 * alpha,
+            "kl_base_per_token": 0.05 * iteration, "entropy": 5 - iteration - alpha, "spearman_reward": 0.4 - 0.1 * alpha, "grad_ratio": alpha,
+            "displacement_chosen_train": 0.1 - alpha, "displacement_chosen_heldout": -0.1 - alpha, "displaced_share_heldout": 0.4, "distinct_2": 0.6,
+            "self_rouge": 0.5, "newness": 0.3 + 0.1 * alpha, "length_tokens": 12.0, "truncated_share": 0.02, "mode_coverage": 0.3 + 0.1 * alpha,
+            "unseen_mass": 0.2, "regret": 0.5 - 0.1 * iteration, "rhat_heldout_chosen": 0.1 - alpha, "rhat_heldout_rejected": -0.2 - alpha,
+            "implicit_reward_samples": 0.1 * iteration, "brier_pairs_heldout": 0.2, "rhat_y_winner": 0.1, "rhat_y_loser": -0.3, "grad_cosine": 0.1,
+        }  # fmt: skip
+        scores = []
+        for metric, mean in centre.items():
+            for i in range(self.spec.heldout):
+                item = f"heldout-{i}"
+                scores.append(Score("diagnostics", "1", item, item, metric, mean + float(self.draw(metric, item, *at).normal(0, 0.1))))
+        write_scores(folder / "scores.parquet", scores)
+        return {}

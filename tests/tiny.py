@@ -1,0 +1,114 @@
+"""Tiny checkpoints for tests: real architectures, a byte-level tokenizer that takes any text, templates in the style of known models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+PHI3 = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STYLES: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "template": LLAMA3,
+        "bos": "<|begin_of_text|>",
+        "eos": "<|end_of_text|>",
+        "extra": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "adds_bos": True,
+        "end_of_turn": "<|eot_id|>",
+    },
+    "zephyr": {"template": ZEPHYR, "bos": "<s>", "eos": "</s>", "extra": [], "adds_bos": True, "end_of_turn": "</s>"},
+    "phi3": {
+        "template": PHI3,
+        "bos": "<s>",
+        "eos": "<|endoftext|>",
+        "extra": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
+        "adds_bos": False,
+        "end_of_turn": "<|end|>",
+    },
+    "chatml": {"template": CHATML, "bos": None, "eos": "<|im_end|>", "extra": ["<|im_start|>"], "adds_bos": False, "end_of_turn": "<|im_end|>"},
+}
+"""Special tokens and template of each style. ``end_of_turn``: what ends an assistant's turn, not always the eos."""
+
+ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+
+
+def tokenizer(style: str = "llama3", *, template: str | None = None) -> Any:
+    """Byte-level tokenizer (one token a byte, no merges) with a style's special tokens and chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    spec = STYLES[style]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    names = {"eos_token": spec["eos"], "pad_token": "<pad>"}
+    if spec["bos"]:
+        names["bos_token"] = spec["bos"]
+    raw.add_special_tokens([*names.values(), *spec["extra"]])
+    if spec["adds_bos"]:
+        bos = spec["bos"]
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, raw.token_to_id(bos))]
+        )
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, additional_special_tokens=list(spec["extra"]), **names)
+    made.chat_template = spec["template"] if template is None else template
+    return made
+
+
+def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
+    """A two-layer, 32-wide configuration of the architecture, with grouped keys; ``changes`` override."""
+    from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
+
+    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "phi3": Phi3Config, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+    }
+    if architecture == "qwen3":
+        settings["head_dim"] = 8
+    return kinds[architecture](**{**settings, **changes})
+
+
+def model(architecture: str, made: Any, *, seed: int = 0, **changes: Any) -> Any:
+    """A random model of the architecture for tokenizer ``made``; the same ``seed`` gives the same weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings = config(
+        architecture, len(made), bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id, **changes
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(settings).eval()
+
+
+def checkpoint(
+    folder: Path, architecture: str = "llama", style: str = "llama3", *, seed: int = 0, template: str | None = None, **changes: Any
+) -> Path:
+    """Write a tiny safetensors checkpoint with its tokenizer into ``folder`` and return it."""
+    made = tokenizer(style, template=template)
+    model(architecture, made, seed=seed, **changes).save_pretrained(folder, safe_serialization=True)
+    made.save_pretrained(folder)
+    return folder
