@@ -15,10 +15,11 @@ from scipy import stats as distributions
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 
 from analysis.layout import Floats, Layout, complete, paired
-from analysis.stats import MIN_SEEDS, NEW_SEEDS, Estimate, Interval, MeanSquares, crossed_interval, difference, seed_interval
+from analysis.stats import MIN_SEEDS, NEW_SEEDS, Estimate, Interval, crossed_interval, difference, seed_interval
 
 UNEQUAL_LEVEL = 0.01
 """Size of the check that arms share a seed variance."""
+UNEQUAL = "unequal: this arm strays over seeds more than the others; read the paired interval"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def family(arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, ba
     """Every arm minus ``baseline``, paired by seed and item; with three or more arms the headline pools the arm × seed residual.
 
     Pooled: a² = 2·MS/S with (A−1)(S−1) degrees of freedom, b² of the pair's own D. It assumes that arms share a seed variance and
-    that every pair of arms has the same covariance over seeds; a paired a² far above the pooled one (F test at 1 %) is flagged
-    "unequal", and then the paired interval is the one to read. Seeds not in every arm are left out of the pool (flagged). Arms that
+    that every pair of arms has the same covariance over seeds. An arm that strays over seeds far more than the others do (``stray``
+    below 1 %) is flagged "unequal", and then the paired interval is the one to read; so are all arms when the baseline does. Seeds not in every arm are left out of the pool (flagged). Arms that
     are INCOMPLETE are reported so and left out. Order of ``arms`` changes nothing but the order of members.
     """
     pairs = {name: difference(cell, arms[baseline], level=level, bar=bar) for name, cell in arms.items() if name != baseline}
@@ -74,10 +75,12 @@ def family(arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, ba
     if lost:
         flags.append(f"seeds left out of the pool, not in every arm: {', '.join(map(str, lost))}")
     flags += [f"{name} left out: {e.flags[0]}" for name, e in pairs.items() if e.incomplete]
-    ms, df, means = _pool(usable, seeds, bar)
+    ms, df, strays = _pool(usable, seeds, bar)
+    if strays.get(baseline, 1.0) < UNEQUAL_LEVEL:
+        flags.append("unequal: the baseline strays over seeds more than the arms; read the paired intervals")
     if ms is None and len(usable) >= 3:
         flags.append("no pooled residual: " + ("no item cluster is scored in every arm" if len(seeds) >= MIN_SEEDS else f"{len(seeds)} common seeds"))
-    members = tuple(_member(name, e, ms, df, len(seeds), means, level) for name, e in pairs.items())
+    members = tuple(_member(name, e, ms, df, len(seeds), strays, level) for name, e in pairs.items())
     names = sorted(pairs)
     adjusted = {key: holm({m.arm: _p(m, key) for m in members}) for key in ("A", "B", "A_paired", "B_paired")}
     critical = dunnett_critical(max(len(usable) - 1, 1), df, level) if ms else None
@@ -89,13 +92,32 @@ def family(arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, ba
     return Family(baseline, tuple(by_name[name] for name in pairs), seeds, ms, df if ms is not None else None, ms is not None, tuple(flags))
 
 
+def stray(means: Floats) -> Floats:
+    """For every arm of ``means`` (A, S): p of the F test that its seed variance is that of the others, against larger.
+
+    MS of m_as − mean of the others (times (A−1)/A, S − 1 degrees of freedom) over the others' own residual: independent when all share
+    one variance, so exactly F. (Against a pool that holds the arm itself the ratio can never pass A/2.)
+    """
+    A, S = means.shape
+    p = np.ones(A)
+    for a in range(A):
+        others = np.delete(means, a, axis=0)
+        ms, df = residual(others)
+        own = (A - 1) / A * float((means[a] - others.mean(axis=0)).var(ddof=1))
+        if ms > 0:
+            p[a] = distributions.f.sf(own / ms, S - 1, df)
+        elif own > (1e-12 * float(np.abs(means).max())) ** 2:
+            p[a] = 0.0
+    return p
+
+
 def _p(member: Member, key: str) -> float | None:
     interval = member.estimate.intervals.get(key)
     return None if interval is None else interval.p
 
 
 def _pool(usable: Mapping[str, Layout], seeds: tuple[int, ...], bar: float) -> tuple[float | None, int, dict[str, float]]:
-    """The residual over clusters scored in every arm, its df, and every arm's mean over the pooled seeds and clusters."""
+    """The residual over clusters scored in every arm, its df, and every arm's ``stray`` p."""
     if len(usable) < 3 or len(seeds) < MIN_SEEDS:
         return None, 0, {}
     clusters = tuple(sorted(set.intersection(*(set(complete(cell.take(seeds), bar)[0].clusters) for cell in usable.values()))))
@@ -107,24 +129,23 @@ def _pool(usable: Mapping[str, Layout], seeds: tuple[int, ...], bar: float) -> t
         wanted = set(clusters)
         rows.append(cell.keep(np.array([c in wanted for c in cell.clusters])).values.mean(axis=1))
     ms, df = residual(np.array(rows))
-    return ms, df, dict(zip(sorted(usable), (float(r.mean()) for r in rows), strict=True))
+    return ms, df, dict(zip(sorted(usable), stray(np.array(rows)).tolist(), strict=True))
 
 
-def _member(name: str, pair: Estimate, ms: float | None, df: int, seeds: int, means: Mapping[str, float], level: float) -> Member:
+def _member(name: str, pair: Estimate, ms: float | None, df: int, seeds: int, strays: Mapping[str, float], level: float) -> Member:
     blank = Interval(NEW_SEEDS, "Dunnett", level, undefined="no pooled residual")
     paired_intervals = {f"{key}_paired": interval for key, interval in pair.intervals.items() if key in "AB"}
     if ms is None or pair.incomplete or pair.squares is None or pair.value is None or seeds != pair.seeds:
         why = () if ms is None or pair.incomplete else ("headline is the paired interval: its seeds are not those of the pool",)
         return Member(name, replace(pair, intervals={**pair.intervals, **paired_intervals}, flags=pair.flags + why), blank, {})
     a2, flags = 2 * ms / seeds, pair.flags
-    own = float(pair.squares.a2)
-    if a2 > 0 and own / a2 > float(distributions.f.isf(UNEQUAL_LEVEL, seeds - 1, df)):
-        flags += ("unequal: this arm's seed variance is far above the pooled one; read the paired interval",)
+    if strays[name] < UNEQUAL_LEVEL:
+        flags += (UNEQUAL,)
     pooled = {
         "A": seed_interval(pair.value, a2, float(df), seeds, null=0.0, level=level),
         "B": crossed_interval(pair.value, a2, float(df), pair.squares, null=0.0, level=level),
     }
-    pooled = {key: replace(i, method=f"{i.method}, arm × seed residual pooled over {len(means)} arms") for key, i in pooled.items()}
+    pooled = {key: replace(i, method=f"{i.method}, arm × seed residual pooled over {len(strays)} arms") for key, i in pooled.items()}
     rest = {key: i for key, i in pair.intervals.items() if key not in pooled}
     return Member(name, replace(pair, method="difference, pooled", intervals={**pooled, **paired_intervals, **rest}, flags=flags), blank, {})
 
@@ -231,9 +252,3 @@ def reestimate_best(
         flags += ("tied for best: the first by name was taken",)
     return Selection(best, len(pairs), first, others, float(scores.max()), estimate, rotated, tuple(names[c] for c in choices), flags)
 
-
-def squares_of(estimate: Estimate) -> MeanSquares:
-    """The mean squares behind a crossed estimate; raises ValueError where there are none."""
-    if estimate.squares is None:
-        raise ValueError(f"{estimate.method}: no mean squares ({'; '.join(estimate.flags) or 'one seed'})")
-    return estimate.squares

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.layout import Layout, paired
+from analysis.layout import Layout
 from analysis.load import Cell, Checkpoint, StudyData
 
 RATING, PERCENT, UNIT = (1.0, 10.0), (0.0, 100.0), (0.0, 1.0)
@@ -33,6 +33,12 @@ class Measure:
     summary: tuple[str, str] | None = None
     strata: tuple[str, ...] = ()
     unit_of_items: str = "items"
+    long: str = ""
+
+    @property
+    def name(self) -> str:
+        """The title where it stands alone, outside its table."""
+        return self.long or self.title
 
     @property
     def key(self) -> str:
@@ -44,10 +50,10 @@ LC = Measure(
     unit_of_items="instructions",
 )  # fmt: skip
 WR = Measure("AlpacaEval WR", "alpaca_eval", "win_rate", "percent", scale=PERCENT, unit_of_items="instructions")
-LENGTH = Measure("length", "alpaca_eval", "length", "characters", digits=0, better=0, unit_of_items="instructions")
+LENGTH = Measure("length", "alpaca_eval", "length", "characters", digits=0, better=0, unit_of_items="instructions", long="answer length (AlpacaEval)")
 MT = Measure("MT-Bench mean", "mt_bench", "rating", "1–10", scale=RATING, unit_of_items="questions")
-MT_1 = replace(MT, title="turn 1", part=":1")
-MT_2 = replace(MT, title="turn 2", part=":2")
+MT_1 = replace(MT, title="turn 1", part=":1", long="MT-Bench turn 1")
+MT_2 = replace(MT, title="turn 2", part=":2", long="MT-Bench turn 2")
 TABLE_1 = (LC, WR, LENGTH, MT, MT_1, MT_2)
 
 TASK_TITLES = {
@@ -59,7 +65,7 @@ def academic(data: StudyData) -> tuple[Measure, ...]:
     """One column per academic task of the recipe, in its order, then their mean."""
     tasks = _tasks(data)
     columns = [Measure(TASK_TITLES.get(task, task), task, "score", "percent", 1, scale=PERCENT) for task in tasks]
-    mean = Measure("mean", "academic", "score", "percent", 1, scale=PERCENT, strata=tuple(tasks))
+    mean = Measure("mean", "academic", "score", "percent", 1, scale=PERCENT, strata=tuple(tasks), long="mean of academic benchmarks")
     return (*columns, mean) if len(columns) > 1 else tuple(columns)
 
 
@@ -187,15 +193,6 @@ def points(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> dict[in
         if values and not np.isnan(values).any():
             found[run.seed] = float(np.mean(values))
     return found
-
-
-def difference_layout(data: StudyData, arm: Checkpoint, twin: Checkpoint, measure: Measure) -> tuple[Layout, tuple[str, ...]]:
-    """D_si = arm − twin (same seed, same item), stratum by stratum for a mean over benchmarks; and flags about what was left out."""
-    if not measure.strata:
-        return paired(layout_of(data, arm, measure), layout_of(data, twin, measure))
-    pairs = [paired(a.layout, b.layout) for a, b in zip(parts(data, arm, measure), parts(data, twin, measure), strict=True)]
-    flags = tuple(dict.fromkeys(flag for _, part in pairs for flag in part))
-    return stack([part for part, _ in pairs]), flags
 
 
 def stack(layouts: Sequence[Layout]) -> Layout:

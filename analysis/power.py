@@ -13,7 +13,7 @@ Simulated power at these MDE is 79–81 % for seed shares of variance 0–95 %, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -66,7 +66,7 @@ def from_squares(squares: MeanSquares, *, ms: float | None = None, df: int | Non
         return math.sqrt(max(mean_square - error, 0.0) / n)
 
     low, high = (sigma(ms_seed * nu / float(distributions.chi2.isf(q, nu))) for q in (0.025, 0.975))
-    flags = () if nu >= 8 else (f"{nu} degrees of freedom: the spread over seeds is known only within the range shown",)
+    flags: tuple[str, ...] = () if nu >= 8 else (f"{nu} degrees of freedom: the spread over seeds is known only within the range shown",)
     if ms_seed == 0:
         flags += ("all seeds gave the same mean: no spread over seeds could be estimated",)
     return Components(sigma(ms_seed), math.sqrt(max(float(squares.item) - error, 0.0) / S), math.sqrt(error), low, high, nu, flags)
@@ -210,7 +210,7 @@ def _positive(delta: float) -> None:
         raise ValueError(f"delta is {delta!r}; it must be a finite number above 0, in the score's units")
 
 
-def _first(enough, start: int, limit: int) -> int | None:  # type: ignore[no-untyped-def]
+def _first(enough: Callable[[int], bool], start: int, limit: int) -> int | None:
     """Smallest number from ``start`` to ``limit`` for which ``enough`` holds (it holds for all larger ones), or None."""
     if not enough(limit):
         return None
@@ -221,7 +221,10 @@ def _first(enough, start: int, limit: int) -> int | None:  # type: ignore[no-unt
     return high
 
 
-def _needed(what, population, delta, given, c, search, limit, reason) -> Needed:  # type: ignore[no-untyped-def]
+def _needed(
+    what: Literal["seeds", "items"], population: Population, delta: float, given: int, c: Components,
+    search: Callable[[float], int | None], limit: int, reason: str,
+) -> Needed:
     value = search(c.sigma_s)
     low, high = (None if s is None else search(s) for s in (c.low, c.high))
     return Needed(what, population, delta, given, value, low, high, limit, reason if value is None else "")

@@ -22,7 +22,7 @@ _LATEX = {
     '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "[": "{[}", "]": "{]}",
     "α": r"$\alpha$", "β": r"$\beta$", "κ": r"$\kappa$", "π": r"$\pi$", "θ": r"$\theta$", "σ": r"$\sigma$", "ρ": r"$\rho$", "λ": r"$\lambda$",
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "–": "--", "—": "---", "…": r"\ldots{}",
-    "²": r"$^2$", "Δ": r"$\Delta$", "→": r"$\rightarrow$", "∅": r"$\emptyset$", "‖": r"$\Vert$", "’": "'", "“": "``", "”": "''", "\u00a0": "~",
+    "²": r"$^2$", "Δ": r"$\Delta$", "→": r"$\rightarrow$", "∅": r"$\emptyset$", "‖": r"$\Vert$", "’": "'", "†": r"$^\dagger$", "ᴴ": r"$^{\mathrm{H}}$", "“": "``", "”": "''", "\u00a0": "~",
 }  # fmt: skip
 
 
@@ -64,8 +64,13 @@ def markdown(text: str) -> str:
 def latex(text: str) -> str:
     """Text for LaTeX (pdflatex, T1): specials escaped, known symbols as math, any other character outside ASCII by its code point."""
     pieces = []
-    for char in one_line(text):
-        if char in _LATEX:
+    line = one_line(text)
+    for position, char in enumerate(line):
+        if char == "\u0302":
+            continue
+        if line[position + 1 : position + 2] == "\u0302" and char.isalpha():
+            pieces.append(rf"$\hat{{{char}}}$")
+        elif char in _LATEX:
             pieces.append(_LATEX[char])
         elif ord(char) < 0x7F:
             pieces.append(char)

@@ -8,7 +8,7 @@ divided by the rows of the whole global batch, so that the gradient is the same 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,9 +83,8 @@ class MicroBatch:
         def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.to(device) for name, tensor in tensors.items()}
 
-        return MicroBatch(
-            self.batch.to(device), moved(self.slots), self.weights.to(device), moved(self.reference), moved(self.tokens), moved(self.extras), self.y_roles, self.global_rows
-        )
+        tensors = {name: moved(getattr(self, name)) for name in ("slots", "reference", "tokens", "extras")}
+        return replace(self, batch=self.batch.to(device), weights=self.weights.to(device), **tensors)  # type: ignore[arg-type]
 
 
 def make_micro_batch(rows: Sequence[PreferenceRow], roles: Sequence[str], *, global_rows: int = 0, weight: float = 1.0) -> MicroBatch:

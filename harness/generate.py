@@ -40,7 +40,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer. status: "ok" ended by a stop token (the last of ``token_ids``), "truncated" hit the limit, "error" (``error`` says why)."""
+    """One answer. status: "ok" ended by a stop token (the last of ``token_ids``), "truncated" hit the limit, "no_answer" had no room, "error".
+
+    ``error`` says why the last two.
+    """
 
     token_ids: tuple[int, ...]
     text: str
@@ -100,7 +103,7 @@ def _decode(policy: Policy, requests: list[GenerationRequest]) -> list[tuple[lis
     rows = [i for i, room in enumerate(rooms) if room > 0]
     for i, room in enumerate(rooms):
         if room == 0:
-            results[i] = ([], "error", f"no room to answer: the prompt has {len(requests[i].prompt_ids)} tokens")
+            results[i] = ([], "no_answer", f"no room to answer: the prompt has {len(requests[i].prompt_ids)} tokens")
     if not rows:
         return results
     state = _Rows(policy, [requests[i] for i in rows], [rooms[i] for i in rows])
@@ -220,7 +223,7 @@ def draw(logits_BV: Tensor, seeds_B: Tensor, heat_B: Tensor, top_p_B: Tensor, po
 
 
 def _nucleus(logits_BV: Tensor, heat_B: Tensor, top_p_B: Tensor) -> Tensor:
-    sorted_BV, order_BV = (logits_BV.double() / heat_B.clamp(min=1e-6)[:, None]).sort(-1, descending=True, stable=True)
+    sorted_BV, order_BV = (logits_BV.double() / heat_B.clamp(min=1e-6)[:, None]).sort(dim=-1, descending=True, stable=True)
     p_BV = sorted_BV.softmax(-1)
     outside_BV = (p_BV.cumsum(-1) - p_BV >= top_p_B[:, None]) & (top_p_B < 1)[:, None]
     outside_BV[:, 0] = False

@@ -96,7 +96,8 @@ def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
             dtype = torch.get_autocast_dtype(kind)
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # type: ignore[operator,union-attr]
         with torch.autocast(kind, enabled=False):
-            return _FusedHead.apply(hidden, weight, bias, targets)  # type: ignore[no-any-return]
+            logps: Tensor = _FusedHead.apply(hidden, weight, bias, targets)
+            return logps
 
     def piece(part: Tensor, wanted: Tensor) -> Tensor:
         logits = head(part)

@@ -173,20 +173,23 @@ def shared_prefix_attention(
 
 def _attend_padded(layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
     """One call for all prompts: heads as batch, prompts as heads, so that the (B, T, T) mask is shared by all heads."""
-    assert layout.padded is not None and layout.place is not None
+    padded, place = layout.padded, layout.place
+    assert padded is not None
+    assert place is not None
     heads, width = query.shape[1], query.shape[3]
 
     def spread(x: Tensor) -> Tensor:
-        return x[0].index_select(1, layout.padded).view(heads, -1, layout.longest, width)
+        return x[0].index_select(1, padded).view(heads, -1, layout.longest, width)
 
     mask = _padded_mask(layout, window, query)
     output = sdpa(spread(query), spread(key), spread(value), attn_mask=mask, **options)
-    return output.reshape(heads, -1, width).index_select(1, layout.place)[None]
+    return output.reshape(heads, -1, width).index_select(1, place)[None]
 
 
 def _padded_mask(layout: Layout, window: int | None, like: Tensor) -> Tensor:
     """Additive (1, B, T, T): 0 where a token is seen, the lowest number elsewhere. A padding token sees itself only."""
-    assert layout.padded is not None and layout.place is not None
+    assert layout.padded is not None
+    assert layout.place is not None
     cache_key = ("padded", window, like.dtype)
     if cache_key not in layout.masks:
         shape = (-1, layout.longest)

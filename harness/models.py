@@ -114,7 +114,7 @@ def _load_model(path: Path, dtype: str, attention: str, device: str, trust: str,
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
@@ -187,7 +187,8 @@ def check_code(path: Path, source: str, trust_remote_code: str = "") -> bool:
     if trust_remote_code and trust_remote_code in (source, str(path)):
         return True
     raise HarnessError(
-        f"{source}: model_type {kind!r} needs code from the repository itself. Read that code, then allow it by name: model.trust_remote_code: {source}"
+        f"{source}: model_type {kind!r} needs code from the repository itself. Read that code, then allow it by name: "
+        f"model.trust_remote_code: {source}"
     )
 
 
@@ -265,6 +266,7 @@ def end_of_turn(tokenizer: Any) -> str:
 
 @lru_cache(maxsize=16)
 def _end_of_turn(tokenizer: Any, template: str) -> str:
+    del template  # only a part of the cache's key: a template may be set on a tokenizer already seen
     header = render(tokenizer, _PROBE, generation=True)
     whole = render(tokenizer, [*_PROBE, {"role": "assistant", "content": _PROBE_ANSWER}], generation=False)
     tail = whole[whole.rfind(_PROBE_ANSWER) + len(_PROBE_ANSWER) :] if _PROBE_ANSWER in whole else whole[len(header) :]

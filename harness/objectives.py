@@ -57,7 +57,7 @@ def _logsigmoid(x: Tensor) -> Tensor:
     return logsigmoid(x)
 
 
-def dpo(rows: Rows, *, alpha: float, beta: float) -> Tensor:
+def dpo(rows: Rows, *, beta: float) -> Tensor:
     """-log sigma(beta Delta). Rafailov et al. 2023, arXiv 2305.18290, eq. 7."""
     return -_logsigmoid(beta * rows.delta())
 
@@ -68,7 +68,7 @@ def selm(rows: Rows, *, alpha: float, beta: float, convention: str = "alpha_beta
     ``alpha_beta`` is eq. 4.2 and the released code; ``alpha`` is how Algorithm 1 writes it. The subtracted reference
     term is a constant. With alpha 0 this is dpo.
     """
-    return dpo(rows, alpha=alpha, beta=beta) + _selm_c(alpha, beta, {"convention": convention}) * rows.ratio("explore")
+    return dpo(rows, beta=beta) + _selm_c(alpha, beta, {"convention": convention}) * rows.ratio("explore")
 
 
 def xpo(rows: Rows, *, alpha: float, beta: float, clip: float = 500.0) -> Tensor:
@@ -77,12 +77,12 @@ def xpo(rows: Rows, *, alpha: float, beta: float, clip: float = 500.0) -> Tensor
     The paper's term is alpha log pi(y): it differs from alpha r(y) by a constant. No beta in the coefficient. The clip
     (nats) bounds the exploration term only; beyond it the term has no gradient.
     """
-    return dpo(rows, alpha=alpha, beta=beta) + alpha * rows.ratio("explore").clamp(-clip, clip)
+    return dpo(rows, beta=beta) + alpha * rows.ratio("explore").clamp(-clip, clip)
 
 
 def vpo(rows: Rows, *, alpha: float, beta: float) -> Tensor:
     """dpo + alpha beta r(y), y from a calibration policy (online form). Cen et al. 2024, arXiv 2405.19320."""
-    return dpo(rows, alpha=alpha, beta=beta) + alpha * beta * rows.ratio("explore")
+    return dpo(rows, beta=beta) + alpha * beta * rows.ratio("explore")
 
 
 def se_popo(rows: Rows, *, alpha: float, beta: float) -> Tensor:
@@ -90,10 +90,10 @@ def se_popo(rows: Rows, *, alpha: float, beta: float) -> Tensor:
 
     The coefficient on log pi(y) is alpha sigma'(beta r(y)): alpha / 4 where pi = pi_ref, fading as r(y) moves away.
     """
-    return dpo(rows, alpha=alpha, beta=beta) + alpha * ((beta * rows.ratio("explore")).sigmoid() - 0.5) / beta
+    return dpo(rows, beta=beta) + alpha * ((beta * rows.ratio("explore")).sigmoid() - 0.5) / beta
 
 
-def ipo(rows: Rows, *, alpha: float, beta: float, variant: str = "token_sum") -> Tensor:
+def ipo(rows: Rows, *, beta: float, variant: str = "token_sum") -> Tensor:
     """(h - 1 / (2 beta))^2 with h = Delta (``token_sum``) or Delta of the per-token means (``token_mean``).
 
     Azar et al. 2023, arXiv 2310.12036, eq. 17 (beta is its tau) is ``token_sum``; ``token_mean`` is what TRL computes.
@@ -107,13 +107,13 @@ def ipo(rows: Rows, *, alpha: float, beta: float, variant: str = "token_sum") ->
     return (gap - 1 / (2 * beta)) ** 2
 
 
-def cdpo(rows: Rows, *, alpha: float, beta: float, epsilon: float = 0.1) -> Tensor:
+def cdpo(rows: Rows, *, beta: float, epsilon: float = 0.1) -> Tensor:
     """-(1 - eps) log sigma(beta Delta) - eps log sigma(-beta Delta): DPO with smoothed labels. Mitchell 2023 (note on cDPO)."""
     gap = beta * rows.delta()
     return -(1 - epsilon) * _logsigmoid(gap) - epsilon * _logsigmoid(-gap)
 
 
-def robust(rows: Rows, *, alpha: float, beta: float, epsilon: float = 0.1) -> Tensor:
+def robust(rows: Rows, *, beta: float, epsilon: float = 0.1) -> Tensor:
     """((1 - eps) dpo(Delta) - eps dpo(-Delta)) / (1 - 2 eps): unbiased under labels flipped with probability eps < 1/2.
 
     Chowdhury et al. 2024, arXiv 2403.00409.
@@ -124,22 +124,22 @@ def robust(rows: Rows, *, alpha: float, beta: float, epsilon: float = 0.1) -> Te
     return (-(1 - epsilon) * _logsigmoid(gap) + epsilon * _logsigmoid(-gap)) / (1 - 2 * epsilon)
 
 
-def hinge(rows: Rows, *, alpha: float, beta: float) -> Tensor:
+def hinge(rows: Rows, *, beta: float) -> Tensor:
     """max(0, 1 - beta Delta). SLiC-HF, Zhao et al. 2023, arXiv 2305.10425, on log-ratios."""
     return (1 - beta * rows.delta()).clamp(min=0)
 
 
-def simpo(rows: Rows, *, alpha: float, beta: float, gamma: float = 0.5) -> Tensor:
+def simpo(rows: Rows, *, beta: float, gamma: float = 0.5) -> Tensor:
     """-log sigma(beta (log pi(y_w)/|y_w| - log pi(y_l)/|y_l|) - gamma); no reference. Meng et al. 2024, arXiv 2405.14734, eq. 6."""
     return -_logsigmoid(beta * (rows.mean_logp("chosen") - rows.mean_logp("rejected")) - gamma)
 
 
-def rpo(rows: Rows, *, alpha: float, beta: float, weight: float = 1.0) -> Tensor:
+def rpo(rows: Rows, *, beta: float, weight: float = 1.0) -> Tensor:
     """dpo - weight log pi(y_w)/|y_w|: DPO with the chosen response's NLL per token. Pang et al. 2024, arXiv 2404.19733, eq. 1."""
-    return dpo(rows, alpha=alpha, beta=beta) - weight * rows.mean_logp("chosen")
+    return dpo(rows, beta=beta) - weight * rows.mean_logp("chosen")
 
 
-def dpop(rows: Rows, *, alpha: float, beta: float, penalty: float = 50.0) -> Tensor:
+def dpop(rows: Rows, *, beta: float, penalty: float = 50.0) -> Tensor:
     """-log sigma(beta (Delta - penalty max(0, -r(y_w)))): DPO that punishes a falling y_w. Pal et al. 2024, arXiv 2402.13228, eq. 3.
 
     penalty is the paper's lambda (its value there: 50).
@@ -148,10 +148,6 @@ def dpop(rows: Rows, *, alpha: float, beta: float, penalty: float = 50.0) -> Ten
 
 
 Coefficient = Callable[[float, float, Mapping[str, Any]], float]
-
-
-def _no_exploration(alpha: float, beta: float, params: Mapping[str, Any]) -> float:
-    return 0.0
 
 
 def _selm_c(alpha: float, beta: float, params: Mapping[str, Any]) -> float:
@@ -165,32 +161,29 @@ def _selm_c(alpha: float, beta: float, params: Mapping[str, Any]) -> float:
 class Objective:
     """An objective and what a study must know about it.
 
-    function: ``(rows, *, alpha, beta, **parameters) -> losses (B,)``; its docstring holds equation and source.
-    reads: roles of the responses whose log-probabilities it reads. parameters: names with defaults.
-    coefficient: c, the coefficient on log pi_theta(y) where pi_theta = pi_ref (0 for objectives without exploration).
+    function: ``(rows, *, beta, **parameters) -> losses (B,)``, with ``alpha`` too when it explores; its docstring holds
+    equation and source. reads: roles of the responses whose log-probabilities it reads. parameters: names with defaults.
+    coefficient: c(alpha, beta, parameters), the coefficient on log pi_theta(y) where pi_theta = pi_ref; None: there is no y.
     """
 
     function: Callable[..., Tensor]
     reads: tuple[str, ...] = PAIR
     parameters: Mapping[str, float | str] = field(default_factory=dict)
-    coefficient: Coefficient = _no_exploration
+    coefficient: Coefficient | None = None
     needs_reference: bool = True
 
     @property
     def explores(self) -> bool:
-        return "explore" in self.reads
-
-    def kappa(self, alpha: float, beta: float, params: Mapping[str, Any]) -> float:
-        """kappa = 2 c / beta: weight of y's log-probability against DPO's own beta / 2 where pi_theta = pi_ref."""
-        return 2 * self.coefficient(alpha, beta, params) / beta
+        """Whether it has a term in y."""
+        return self.coefficient is not None
 
 
 OBJECTIVES: dict[str, Objective] = {
     "dpo": Objective(dpo),
     "selm": Objective(selm, TRIPLE, {"convention": "alpha_beta"}, _selm_c),
-    "xpo": Objective(xpo, TRIPLE, {"clip": 500.0}, lambda alpha, beta, params: alpha),
-    "vpo": Objective(vpo, TRIPLE, {}, lambda alpha, beta, params: alpha * beta),
-    "se_popo": Objective(se_popo, TRIPLE, {}, lambda alpha, beta, params: alpha / 4),
+    "xpo": Objective(xpo, TRIPLE, {"clip": 500.0}, lambda alpha, _beta, _params: alpha),
+    "vpo": Objective(vpo, TRIPLE, {}, lambda alpha, beta, _params: alpha * beta),
+    "se_popo": Objective(se_popo, TRIPLE, {}, lambda alpha, _beta, _params: alpha / 4),
     "ipo": Objective(ipo, PAIR, {"variant": "token_sum"}),
     "cdpo": Objective(cdpo, PAIR, {"epsilon": 0.1}),
     "robust": Objective(robust, PAIR, {"epsilon": 0.1}),
@@ -205,7 +198,8 @@ OBJECTIVES: dict[str, Objective] = {
 class ResolvedObjective:
     """An objective with its numbers filled in: what one iteration of one arm trains.
 
-    alpha: signed (the ``negative`` placebo flips it). c: coefficient on log pi(y). kappa: 2 c / beta.
+    alpha: signed (the ``negative`` placebo flips it). c: coefficient on log pi(y) where pi = pi_ref. kappa: 2 c / beta,
+    y's weight against DPO's own beta / 2.
     roles: responses that must be scored; y is left out where c is 0, so that alpha 0 is DPO bit for bit.
     """
 
@@ -220,12 +214,12 @@ class ResolvedObjective:
 
     def losses(self, rows: Rows) -> Tensor:
         """Losses of shape (B,)."""
-        function = OBJECTIVES[self.name].function
-        if OBJECTIVES[self.name].explores and "explore" not in self.roles:
-            function, params = dpo, {}
-        else:
-            params = dict(self.params)
-        return function(rows, alpha=self.alpha, beta=self.beta, **params)
+        objective = OBJECTIVES[self.name]
+        if not objective.explores:
+            return objective.function(rows, beta=self.beta, **self.params)
+        if self.c == 0:
+            return dpo(rows, beta=self.beta)
+        return objective.function(rows, alpha=self.alpha, beta=self.beta, **self.params)
 
 
 def resolve_objective(
@@ -262,6 +256,6 @@ def resolve_objective(
         if isinstance(value, str) != isinstance(objective.parameters[key], str):
             raise HarnessError(f"objective {name}: parameter {key} is {value!r}; wanted {type(objective.parameters[key]).__name__}")
     signed = -alpha if placebo == "negative" else alpha
-    c = objective.coefficient(signed, beta, filled) + 0.0
+    c = 0.0 if objective.coefficient is None else objective.coefficient(signed, beta, filled) + 0.0
     roles = tuple(role for role in objective.reads if role != "explore" or c != 0)
     return ResolvedObjective(name, signed, beta, filled, c, 2 * c / beta, roles, objective.needs_reference)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from harness.evaluate.judge import JOURNAL_NAME, finalise
 from harness.rankers import PAIRWISE, RANKERS, RankContext, Ranked, RankItem, rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, StageOutcome, StageTask, read_jsonl, write_jsonl
 
@@ -68,7 +67,7 @@ def replace_offline(candidates: Candidates, scores: Mapping[str, float]) -> Choi
     return Choice(reason="identical") if texts[choice.chosen] == texts[choice.rejected] else choice
 
 
-def offline(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
+def offline(candidates: Candidates, _scores: Mapping[str, float]) -> Choice:
     """The pair as the data give it; nothing is scored."""
     texts = candidates.texts
     if "chosen" not in texts or "rejected" not in texts:
@@ -103,8 +102,10 @@ def run(task: StageTask) -> StageOutcome:
         raise HarnessError(f"pairs.rule is {rule!r}; allowed: {', '.join(RULES)}")
     rows = [_candidates(prompt, samples) for prompt, samples in _read(task)]
     if rule == "samples_only" and max((len(row.samples) for row in rows), default=0) < 2:
-        raise HarnessError("pairs.rule samples_only needs at least two samples per prompt: set exploration.samples to 2 or more and decoding to sample")
-    context = RankContext(task.settings, task.runtime, task.out / JOURNAL_NAME, task.inputs.get("ranker"), task.settings.get("judge"))
+        raise HarnessError(
+            "pairs.rule samples_only needs at least two samples per prompt: set exploration.samples to 2 or more and decoding to sample"
+        )
+    context = RankContext(task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.get("judge"))
     ranked = _score(rows, rule, context)
     pairs, counts = _pairs(rows, ranked, rule)
     if task.settings.get("placebo") == "other_prompt":
@@ -113,8 +114,6 @@ def run(task: StageTask) -> StageOutcome:
     if not pairs and not errors:
         raise HarnessError(f"no prompt gave a preference pair ({dict(counts)}); the policy's samples and the offline answers do not differ in score")
     write_jsonl(task.out / "pairs.jsonl", pairs)
-    if (task.out / JOURNAL_NAME).exists() and not errors:
-        finalise(task.out / JOURNAL_NAME)
     roles = Counter(pair.y_role for pair in pairs)
     summary = {"pairs": len(pairs), "dropped": dict(sorted(counts.items())), "y_role": dict(sorted(roles.items()))}
     return StageOutcome(rows=len(pairs), errors=errors, costs=dict(context.costs), summary=summary)
@@ -145,7 +144,9 @@ def _score(rows: Sequence[Candidates], rule: str, context: RankContext) -> list[
     result = []
     for row, item, ranked in zip(rows, items, found, strict=True):
         by_text = dict(zip(item.texts, ranked.scores, strict=False))
-        result.append(replace(ranked, scores=tuple(by_text.get(text, float("nan")) for text in row.texts.values())) if ranked.status == "ok" else ranked)
+        result.append(
+            replace(ranked, scores=tuple(by_text.get(text, float("nan")) for text in row.texts.values())) if ranked.status == "ok" else ranked
+        )
     return result
 
 
@@ -160,7 +161,7 @@ def _pairs(rows: Sequence[Candidates], ranked: Sequence[Ranked], rule: str) -> t
         if choice.reason:
             counts[choice.reason] += 1
             continue
-        chosen, rejected, explore = row.texts[choice.chosen], row.texts[choice.rejected], row.texts.get("y", "")
+        chosen, rejected, explore = row.texts[choice.chosen], row.texts[choice.rejected], row.texts.get("y")
         kept = {} if rule == "offline" else {name: score for name, score in scores.items() if score == score}
         pairs.append(
             Pair(
@@ -168,7 +169,7 @@ def _pairs(rows: Sequence[Candidates], ranked: Sequence[Ranked], rule: str) -> t
                 messages=row.prompt.messages,
                 chosen=chosen,
                 rejected=rejected,
-                explore=explore,
+                explore=explore or "",
                 chosen_from=choice.chosen,
                 rejected_from=choice.rejected,
                 scores=kept,
@@ -178,16 +179,16 @@ def _pairs(rows: Sequence[Candidates], ranked: Sequence[Ranked], rule: str) -> t
     return pairs, counts
 
 
-def role_of(explore: str, chosen: str, rejected: str) -> Role:
-    """What became of y: the winner, the loser, neither, or absent when there is no y."""
-    if not explore:
+def role_of(explore: str | None, chosen: str, rejected: str) -> Role:
+    """What became of y: the winner, the loser, neither, or absent when there is none (an empty answer is an answer)."""
+    if explore is None:
         return "absent"
     return "winner" if explore == chosen else "loser" if explore == rejected else "middle"
 
 
 def _other_prompt(pairs: Sequence[Pair]) -> list[Pair]:
     """Placebo: every pair that has a y gets the y of the next such pair, the last that of the first."""
-    places = [i for i, pair in enumerate(pairs) if pair.explore]
+    places = [i for i, pair in enumerate(pairs) if pair.y_role != "absent"]
     if len(places) < 2:
         raise HarnessError("objective.placebo other_prompt needs at least two prompts with an exploration response")
     result = list(pairs)

@@ -53,7 +53,8 @@ def write_reference(path: Path, rows: Sequence[PreferenceRow], scored: Sequence[
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    flat = [(i, row.prompt_id, role, own[role], len(row.responses[role])) for i, (row, own) in enumerate(zip(rows, scored, strict=True)) for role in own]
+    numbered = enumerate(zip(rows, scored, strict=True))
+    flat = [(i, row.prompt_id, role, own[role], len(row.responses[role])) for i, (row, own) in numbered for role in own]
     types = {"row": pa.int64(), "prompt_id": pa.string(), "role": pa.string(), "logp": pa.float64(), "tokens": pa.int64()}
     columns = {name: [item[k] for item in flat] for k, name in enumerate(types)}
     pq.write_table(pa.table(columns, schema=pa.schema(list(types.items()))), path, compression="zstd")

@@ -65,7 +65,7 @@ def run(task: StageTask) -> StageOutcome:
         task.inputs["policy"],
         dtype=settings.get("dtype", "float32"),
         attention=settings.get("attention", "sdpa"),
-        device=task.runtime.get("device", "cpu"),
+        device="cpu" if task.runtime.get("generation_backend") == "vllm" else task.runtime.get("device", "cpu"),
     )
     kept, overlong = fit(policy.tokenizer, prompts, int(settings.get("max_prompt_length", 0)), str(settings.get("overlong_prompts", "drop")))
     samples = 1 if settings["decoding"] == "greedy" else int(settings["samples"])
@@ -91,7 +91,9 @@ def fit(tokenizer: Any, prompts: Sequence[Prompt], limit: int, rule: str) -> tup
         except PromptTooLongError as error:
             overlong += 1
             if rule == "refuse":
-                raise HarnessError(f"prompt {prompt.id}: {error}. Raise training.max_prompt_length, or let such prompts be dropped or truncated") from error
+                raise HarnessError(
+                    f"prompt {prompt.id}: {error}. Raise training.max_prompt_length, or let such prompts be dropped or truncated"
+                ) from error
             if rule == "truncate":
                 shorter = truncate(tokenizer, prompt, limit)
                 kept.append((shorter, tuple(encode_prompt(tokenizer, shorter.messages, limit))))

@@ -5,7 +5,6 @@ All log-ratios r = log pi_theta - log pi_ref are in nats, summed over the respon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ NAMES = ("margin", "accuracy", "rhat_chosen", "rhat_rejected", "rhat_explore", *
 class StepMetrics:
     """Sums and counts over micro-batches, drained once per logged step."""
 
-    def __init__(self, roles: Sequence[str]) -> None:
-        self.explores = "explore" in roles
+    def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:

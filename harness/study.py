@@ -64,17 +64,27 @@ class StudyFile(Section):
     """The YAML of a study, key by key."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Names the folder below ``results/``."""
     question: str = ""
+    """What is asked, in a sentence; opens the report."""
     recipe: str
+    """A file, or the name of one in ``recipes/`` beside the study."""
     set: dict[str, Any] = {}
+    """Recipe keys changed for every run, nested or dotted."""
     axes: dict[str, list[Any]] = {}
+    """Recipe keys and the values each takes; the arms are their grid."""
     arms: list[Arm] = []
+    """In place of axes: arms that change several keys together."""
     seeds: list[Annotated[int, Field(ge=0)]]
+    """One run per arm and seed: order of prompts, samples and training all follow it."""
     baseline: dict[str, Any] = {}
+    """The arm every other is compared with on the same seeds and items, for example ``{objective.alpha: 0}``."""
     declare: Declaration = Declaration()
+    """What will be tested, said before the run."""
     keep: Keep = "last"
+    """Whose weights stay on disk once everything that reads them is done."""
     fail: dict[str, Any] = {}
-    """Fault injection for tests: {stage, arm, seed, iteration}: that stage raises."""
+    """Fault injection: {stage, seed, iteration, arm.KEY}; the stage they name raises."""
 
 
 @dataclass(frozen=True)

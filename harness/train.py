@@ -36,22 +36,20 @@ def run(task: StageTask) -> StageOutcome:
     with fenced_random_state():
         policy = _load(task)
         rows = training_rows(task, policy.tokenizer, objective)
+        trainer, clock = _trainer(task, policy.model, rows, work)
         try:
-            trainer = _trainer(task, policy.model, rows, work)
-            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+            with checkpoint_before_termination(trainer, clock):
+                trainer.train(resume_from_checkpoint=last_checkpoint(work))
         except HarnessError:
             shutil.rmtree(work, ignore_errors=True)
             raise
-        _stop_on_signal(trainer)
         _save(trainer.model, policy.tokenizer, task.out / "model", settings["dtype"])
     steps = [step_row(entry) for entry in trainer.state.log_history if "loss" in entry]
     write_jsonl(task.out / "steps.jsonl", steps)
     shutil.rmtree(work, ignore_errors=True)
     tokens = sum(row.packed(objective.roles)[0].tokens for row in rows) * settings["training"]["epochs"]
-    last = steps[-1]
-    return StageOutcome(
-        rows=len(rows), costs={"tokens_trained": tokens}, summary={name: last[name] for name in ("loss", "margin", "accuracy")} | {"steps": len(steps)}
-    )
+    summary = {"steps": len(steps)} | {name: steps[-1][name] for name in ("loss", "margin", "accuracy")}
+    return StageOutcome(rows=len(rows), costs={"tokens_trained": tokens}, summary=summary)
 
 
 def resolved(settings: Mapping[str, Any]) -> ResolvedObjective:
@@ -113,7 +111,7 @@ def _stored_reference(path: Path, rows: Sequence[PreferenceRow], roles: Sequence
     return found
 
 
-def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path) -> Any:
+def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path) -> tuple[Any, Any]:
     from harness.trainer import PreferenceConfig, PreferenceTrainer
 
     settings, runtime = task.settings, task.runtime
@@ -142,7 +140,7 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
         optim=training["optimizer"],
         weight_decay=training["weight_decay"],
         max_grad_norm=training["max_grad_norm"],
-        gradient_checkpointing=training["gradient_checkpointing"],
+        activation_checkpointing=training["gradient_checkpointing"],
         bf16=settings["dtype"] == "bfloat16",
         use_cpu=str(runtime.get("device", "cpu")) == "cpu",
         seed=seed,
@@ -154,9 +152,7 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
         report_to=runtime.get("report_to", "none"),
     )
     clock = _checkpoint_clock(float(runtime.get("checkpoint_seconds", CHECKPOINT_SECONDS)))
-    trainer = PreferenceTrainer(model, args, rows, callbacks=[clock])
-    trainer.checkpoint_clock = clock
-    return trainer
+    return PreferenceTrainer(model, args, rows, callbacks=[clock]), clock
 
 
 def _with_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
@@ -164,8 +160,8 @@ def _with_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)  # inside the fence: the adapters' first values follow the run's seed
-    config = LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=lora["target_modules"], task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    sizes = {"r": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
+    return get_peft_model(model, LoraConfig(target_modules=lora["target_modules"], task_type="CAUSAL_LM", **sizes))
 
 
 def _forget_mixed_precision() -> None:
@@ -182,8 +178,22 @@ def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.config.use_cache = True  # the Trainer switches it off, and the config is saved with the model
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    with _without_progress_bar():
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def step_row(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,42 +221,44 @@ def last_checkpoint(work: Path) -> str | None:
 
 
 def _checkpoint_clock(seconds: float) -> Any:
-    """Callback: a checkpoint every ``seconds``, and one before the process ends on SIGTERM."""
+    """Callback: a checkpoint every ``seconds``; once ``terminated`` is set, one after the step under way, and no further step."""
     from transformers import TrainerCallback
 
     class CheckpointClock(TrainerCallback):
         def __init__(self) -> None:
             self.last = time.monotonic()
             self.terminated = False
-            self.before: Any = None
 
-        def _on_signal(self, number: int, frame: FrameType | None) -> None:
-            self.terminated = True
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            with contextlib.suppress(ValueError):  # only the main thread may handle signals
-                self.before = signal.signal(signal.SIGTERM, self._on_signal)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            due = time.monotonic() - self.last >= seconds and state.global_step < state.max_steps
-            if self.terminated:
-                control.should_training_stop = True
-            if due or self.terminated:
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            if state.global_step >= state.max_steps:
+                return
+            if self.terminated or time.monotonic() - self.last >= seconds:
                 control.should_save = True
+                control.should_training_stop = self.terminated
                 self.last = time.monotonic()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.before is not None:
-                signal.signal(signal.SIGTERM, self.before)
 
     return CheckpointClock()
 
 
-def _stop_on_signal(trainer: Any) -> None:
-    """A SIGTERM that came while training is delivered again, now that its checkpoint is written."""
-    if trainer.checkpoint_clock.terminated and trainer.state.global_step < trainer.state.max_steps:
+@contextlib.contextmanager
+def checkpoint_before_termination(trainer: Any, clock: Any) -> Iterator[None]:
+    """Hold back a SIGTERM until the step under way has ended and its checkpoint is written, then deliver it again."""
+    def note(_number: int, _frame: FrameType | None) -> None:
+        clock.terminated = True
+
+    try:
+        before = signal.signal(signal.SIGTERM, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if clock.terminated:
         os.kill(os.getpid(), signal.SIGTERM)
-        raise SystemExit(128 + signal.SIGTERM)
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
-from trl import DPOConfig
+from trl.trainer.dpo_config import DPOConfig
 
 from harness.batching import GlobalBatchSampler, MicroBatch, PreferenceRow, collate_for_rank
 from harness.logprobs import base_model_of, enable_packed_forward, response_logps, sequence_logps
@@ -47,7 +47,7 @@ class PreferenceConfig(DPOConfig):
     max_log_ratio: float = field(default=20.0, metadata={"help": "Nats per token at which a run counts as diverged."})
     iteration: int = field(default=0, metadata={"help": "Named in messages of diverging runs."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 mixed precision."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations in the backward pass."})
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Older name of activation_checkpointing."})
     report_to: str | list[str] | None = field(default="none", metadata={"help": "Trackers of transformers."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between two logs."})
 
@@ -80,6 +80,9 @@ class PreferenceTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    args: PreferenceConfig
+    objective: ResolvedObjective
+    train_dataset: Any
 
     def __init__(
         self,
@@ -106,13 +109,15 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None:
             self.ref_model.to(self.args.device)
-        self.step_metrics = StepMetrics(self.objective.roles)
+        self.parameter_count = sum(p.numel() for p in model.parameters())
+        self.step_metrics = StepMetrics()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: this rank's micro-batches of the global batch."""
         args = self.args
-        rows = self.train_dataset
-        sampler = GlobalBatchSampler(len(rows), self.global_rows, args.seed if args.data_seed is None else args.data_seed, args.train_sampling_strategy != "sequential")
+        rows: list[PreferenceRow] = self.train_dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = GlobalBatchSampler(len(rows), self.global_rows, seed, shuffle=args.train_sampling_strategy != "sequential")
 
         def collate(members: list[PreferenceRow]) -> list[MicroBatch]:
             return collate_for_rank(
@@ -124,9 +129,9 @@ class PreferenceTrainer(Trainer):
                 rank=args.process_index,
             )
 
-        return _StepLoader(rows, batch_sampler=sampler, collate_fn=collate)
+        return _StepLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
-    def training_step(self, model: nn.Module, inputs: list[MicroBatch], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
         """Forward and backward of every micro-batch; gradients meet across ranks after the last one only."""
         model.train()
         total = torch.zeros((), device=self.args.device)
@@ -153,7 +158,8 @@ class PreferenceTrainer(Trainer):
         rows = Rows(by_role, reference, micro.tokens, micro.extras)
         losses = self.objective.losses(rows)
         self.step_metrics.add(rows, micro)
-        return (losses * micro.weights).sum() / micro.global_rows
+        loss: Tensor = (losses * micro.weights).sum() / micro.global_rows
+        return loss
 
     def _live_reference(self, micro: MicroBatch) -> dict[str, Tensor]:
         assert self.ref_model is not None
@@ -186,18 +192,14 @@ class PreferenceTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         """6 FLOPs per parameter and token (forward and backward), unique tokens only."""
-        return 6 * sum(micro.batch.tokens for micro in inputs) * self._parameters()
+        tokens: int = sum(micro.batch.tokens for micro in inputs)
+        return 6 * tokens * self.parameter_count
 
-    def _parameters(self) -> int:
-        if not hasattr(self, "_parameter_count"):
-            self._parameter_count = sum(p.numel() for p in self.model.parameters())
-        return int(self._parameter_count)
-
-    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:  # noqa: ARG002
         """Rows of the training set."""
         return len(self.train_dataset)
 
-    def get_total_train_batch_size(self, args: Any) -> int:
+    def get_total_train_batch_size(self, args: Any) -> int:  # noqa: ARG002
         """Rows per optimiser step."""
         return self.global_rows
 
@@ -214,7 +216,7 @@ def _without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+            module.attention_dropout = 0.0
 
 
 def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:
@@ -233,9 +235,8 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         explore = item.get("explore")
-        pair = Pair(
-            str(item.get("id", number)), tuple(messages), item["chosen"], item["rejected"], explore or "", y_role="absent" if explore is None else "middle"
-        )
+        role: Any = "absent" if explore is None else "middle"
+        pair = Pair(str(item.get("id", number)), tuple(messages), item["chosen"], item["rejected"], explore or "", y_role=role)
         rows.append(encode_pair(tokenizer, pair, max_length=args.max_length or 0))
     missing = next((row.prompt_id for row in rows for role in args.resolved().roles if role not in row.responses), None)
     if missing is not None:

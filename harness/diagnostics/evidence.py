@@ -32,10 +32,12 @@ class Answer:
 class Evidence:
     """One prompt. own: temperature-1 samples of π_θ; reference: of the iteration's reference policy; previous: texts sampled by the
     previous iteration's policy. modes: (text, reward, log π_θ) of the answers with a reward above 0 (pocket world). y_role, margin
-    (the ranker's score of chosen minus rejected): training pairs only.
+    (the ranker's score of chosen minus rejected): training pairs only. beta: of the objective. refused: the prompt
+    is over the length limit, nothing was measured.
     """
 
     id: str
+    beta: float
     chosen: Answer | None = None
     rejected: Answer | None = None
     explore: Answer | None = None
@@ -48,9 +50,3 @@ class Evidence:
     margin: float | None = None
     refused: bool = False
 
-
-@dataclass(frozen=True)
-class Numbers:
-    """Numbers of the iteration that measurements need. beta: of the objective."""
-
-    beta: float

@@ -1,6 +1,7 @@
 """Every diagnostic of a checkpoint: one small pure function per measurement, listed in ``DIAGNOSTICS``.
 
-A function takes the ``Evidence`` of one prompt and returns its value, or None where it is undefined there (never 0, never NaN).
+A function takes the ``Evidence`` of one prompt and returns its value, or None where it is undefined there (never 0, never NaN):
+a prompt whose samples all have one reward has no rank correlation, a pair whose y became the winner no r̂ of a losing y.
 Nats per response unless said otherwise. θ is the checkpoint, ref the iteration's reference policy, π_0 the base, r̂ = log π_θ/π_ref.
 To add one: write a function, list it with the prompts it is for.
 """
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.diagnostics import text
-from harness.diagnostics.evidence import Answer, Evidence, Numbers
+from harness.diagnostics.evidence import Answer, Evidence
 
 Split = Literal["train", "heldout", "ood"]
-Measure = Callable[[Evidence, Numbers], float | None]
+Measure = Callable[[Evidence], float | None]
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,17 @@ def _sigmoid(x: float) -> float:
 # --- distance from the reference, the base and the previous policy -------------------------------------------------------
 
 
-def rhat_reference_samples(e: Evidence, n: Numbers) -> float | None:
+def rhat_reference_samples(e: Evidence) -> float | None:
     """Mean r̂ over temperature-1 samples of π_ref; KL(π_ref‖π_θ) is its negative."""
     return _mean(answer.rhat() for answer in e.reference)
 
 
-def kl_base(e: Evidence, n: Numbers) -> float | None:
+def kl_base(e: Evidence) -> float | None:
     """KL(π_θ‖π_0) on samples of π_θ: mean over samples of the per-token KL summed over the response, each step exact."""
     return _mean(answer.kl["base"] for answer in e.own)
 
 
-def kl_previous(e: Evidence, n: Numbers) -> float | None:
+def kl_previous(e: Evidence) -> float | None:
     """KL(π_θ‖π_previous), as ``kl_base``, against the policy the iteration started from."""
     return _mean(answer.kl["previous"] for answer in e.own)
 
@@ -60,22 +61,22 @@ def _per_token(values: Sequence[float], answers: Sequence[Answer]) -> float | No
     return math.fsum(values) / tokens if tokens else None
 
 
-def kl_base_per_token(e: Evidence, n: Numbers) -> float | None:
+def kl_base_per_token(e: Evidence) -> float | None:
     """Summed KL(π_θ‖π_0) over all tokens of the prompt's samples, nats per token."""
     return _per_token([answer.kl["base"] for answer in e.own], e.own)
 
 
-def kl_previous_per_token(e: Evidence, n: Numbers) -> float | None:
+def kl_previous_per_token(e: Evidence) -> float | None:
     """Summed KL(π_θ‖π_previous) over all tokens of the prompt's samples, nats per token."""
     return _per_token([answer.kl["previous"] for answer in e.own], e.own)
 
 
-def entropy(e: Evidence, n: Numbers) -> float | None:
+def entropy(e: Evidence) -> float | None:
     """Sum over the response of the entropies of π_θ's next-token distributions, mean over samples of π_θ."""
     return _mean(answer.entropy for answer in e.own)
 
 
-def entropy_per_token(e: Evidence, n: Numbers) -> float | None:
+def entropy_per_token(e: Evidence) -> float | None:
     """The same, nats per token."""
     return _per_token([answer.entropy for answer in e.own], e.own)
 
@@ -102,7 +103,7 @@ def _rewarded(e: Evidence) -> list[Answer]:
     return [answer for answer in (*e.own, *e.reference) if answer.reward is not None]
 
 
-def spearman_reward(e: Evidence, n: Numbers) -> float | None:
+def spearman_reward(e: Evidence) -> float | None:
     """Spearman within the prompt of r̂ and the external reward over the fresh samples of π_θ and π_ref (at least 4)."""
     answers = _rewarded(e)
     if len(answers) < 4:
@@ -110,24 +111,24 @@ def spearman_reward(e: Evidence, n: Numbers) -> float | None:
     return spearman([answer.rhat() for answer in answers], [answer.reward or 0.0 for answer in answers])
 
 
-def brier_samples(e: Evidence, n: Numbers) -> float | None:
+def brier_samples(e: Evidence) -> float | None:
     """Brier score of σ(β(r̂(a) − r̂(b))) over pairs of fresh samples whose external rewards differ, a being the better one."""
     answers = _rewarded(e)
     pairs = [(a, b) for a in answers for b in answers if a.reward is not None and b.reward is not None and a.reward > b.reward]
-    return _mean((1 - _sigmoid(n.beta * (a.rhat() - b.rhat()))) ** 2 for a, b in pairs)
+    return _mean((1 - _sigmoid(e.beta * (a.rhat() - b.rhat()))) ** 2 for a, b in pairs)
 
 
 def _gap(e: Evidence) -> float | None:
     return e.chosen.rhat() - e.rejected.rhat() if e.chosen and e.rejected else None
 
 
-def brier_pairs(e: Evidence, n: Numbers) -> float | None:
+def brier_pairs(e: Evidence) -> float | None:
     """(1 − σ(βΔ))² of a labelled pair, Δ = r̂(y_w) − r̂(y_l): 0.25 for a model that knows nothing."""
     gap = _gap(e)
-    return None if gap is None else (1 - _sigmoid(n.beta * gap)) ** 2
+    return None if gap is None else (1 - _sigmoid(e.beta * gap)) ** 2
 
 
-def accuracy_pairs(e: Evidence, n: Numbers) -> float | None:
+def accuracy_pairs(e: Evidence) -> float | None:
     """1 where Δ > 0, ½ at 0."""
     gap = _gap(e)
     return None if gap is None else 0.5 * ((gap > 0) + (gap >= 0))
@@ -136,23 +137,23 @@ def accuracy_pairs(e: Evidence, n: Numbers) -> float | None:
 # --- displacement -----------------------------------------------------------------------------------------------------
 
 
-def displacement_chosen(e: Evidence, n: Numbers) -> float | None:
+def displacement_chosen(e: Evidence) -> float | None:
     """log π_θ/π_ref(y_w)."""
     return e.chosen.rhat() if e.chosen else None
 
 
-def displaced_share(e: Evidence, n: Numbers) -> float | None:
+def displaced_share(e: Evidence) -> float | None:
     """1 where log π_θ/π_ref(y_w) < 0."""
     return float(e.chosen.rhat() < 0) if e.chosen else None
 
 
-def rhat_rejected(e: Evidence, n: Numbers) -> float | None:
+def rhat_rejected(e: Evidence) -> float | None:
     """log π_θ/π_ref(y_l)."""
     return e.rejected.rhat() if e.rejected else None
 
 
 def _rhat_y(role: str) -> Measure:
-    def measure(e: Evidence, n: Numbers) -> float | None:
+    def measure(e: Evidence) -> float | None:
         return e.explore.rhat() if e.explore and e.y_role == role else None
 
     measure.__doc__ = f"r̂ of the loss's own y on training pairs where it became the {role}."
@@ -160,14 +161,14 @@ def _rhat_y(role: str) -> Measure:
 
 
 def _share_y(role: str) -> Measure:
-    def measure(e: Evidence, n: Numbers) -> float | None:
+    def measure(e: Evidence) -> float | None:
         return float(e.y_role == role)
 
     measure.__doc__ = f"1 where y became the {role} of its training pair."
     return measure
 
 
-def pair_margin(e: Evidence, n: Numbers) -> float | None:
+def pair_margin(e: Evidence) -> float | None:
     """The ranker's score of the chosen minus the rejected answer (the ranker's units)."""
     return e.margin
 
@@ -175,37 +176,37 @@ def pair_margin(e: Evidence, n: Numbers) -> float | None:
 # --- diversity, length --------------------------------------------------------------------------------------------------
 
 
-def distinct_1(e: Evidence, n: Numbers) -> float | None:
+def distinct_1(e: Evidence) -> float | None:
     """Share of different tokens among all tokens of the K samples (first 128 tokens of each)."""
     return text.distinct_n([answer.token_ids for answer in e.own], 1)
 
 
-def distinct_2(e: Evidence, n: Numbers) -> float | None:
+def distinct_2(e: Evidence) -> float | None:
     """Share of different token pairs among all of the K samples (first 128 tokens of each)."""
     return text.distinct_n([answer.token_ids for answer in e.own], 2)
 
 
-def self_rouge(e: Evidence, n: Numbers) -> float | None:
+def self_rouge(e: Evidence) -> float | None:
     """Mean pairwise ROUGE-L of the K samples: 1 when they are all equal."""
     return text.self_rouge([answer.text for answer in e.own])
 
 
-def newness(e: Evidence, n: Numbers) -> float | None:
+def newness(e: Evidence) -> float | None:
     """Share of samples with ROUGE-L below 0.9 to every answer the previous iteration's policy gave to this prompt."""
     return text.newness([answer.text for answer in e.own], e.previous)
 
 
-def length_tokens(e: Evidence, n: Numbers) -> float | None:
+def length_tokens(e: Evidence) -> float | None:
     """Mean tokens of a sample, end of turn included."""
     return _mean(float(len(answer.token_ids)) for answer in e.own)
 
 
-def truncated_share(e: Evidence, n: Numbers) -> float | None:
+def truncated_share(e: Evidence) -> float | None:
     """Share of samples that hit the token limit."""
     return _mean(float(answer.status == "truncated") for answer in e.own)
 
 
-def missing_eos_share(e: Evidence, n: Numbers) -> float | None:
+def missing_eos_share(e: Evidence) -> float | None:
     """Share of samples whose last token is no stop token."""
     return _mean(float(not answer.ended) for answer in e.own)
 
@@ -213,17 +214,17 @@ def missing_eos_share(e: Evidence, n: Numbers) -> float | None:
 # --- rewards of samples -------------------------------------------------------------------------------------------------
 
 
-def implicit_reward_samples(e: Evidence, n: Numbers) -> float | None:
+def implicit_reward_samples(e: Evidence) -> float | None:
     """Mean of β·log π_θ/π_0 over own samples (Fig. 5). Against the common π_0; it is an estimate of β·KL(π_θ‖π_0), so read it beside that."""
-    return _mean(n.beta * answer.rhat("base") for answer in e.own)
+    return _mean(e.beta * answer.rhat("base") for answer in e.own)
 
 
-def implicit_reward_reference_samples(e: Evidence, n: Numbers) -> float | None:
+def implicit_reward_reference_samples(e: Evidence) -> float | None:
     """Mean of β·log π_θ/π_0 over samples of π_ref, which checkpoints with the same reference policy share: no drift of the samples in it."""
-    return _mean(n.beta * answer.rhat("base") for answer in e.reference)
+    return _mean(e.beta * answer.rhat("base") for answer in e.reference)
 
 
-def reward_samples(e: Evidence, n: Numbers) -> float | None:
+def reward_samples(e: Evidence) -> float | None:
     """Mean external reward of own samples."""
     return _mean(answer.reward for answer in e.own if answer.reward is not None)
 
@@ -231,19 +232,19 @@ def reward_samples(e: Evidence, n: Numbers) -> float | None:
 # --- finite worlds ------------------------------------------------------------------------------------------------------
 
 
-def mode_coverage(e: Evidence, n: Numbers) -> float | None:
+def mode_coverage(e: Evidence) -> float | None:
     """Share of the prompt's right answer modes that at least one of the K samples is."""
     return sum(any(answer.text == mode for answer in e.own) for mode, _, _ in e.modes) / len(e.modes) if e.modes else None
 
 
-def regret(e: Evidence, n: Numbers) -> float | None:
+def regret(e: Evidence) -> float | None:
     """Best reward minus E_π_θ[reward], exact: only the listed modes have a reward above 0."""
     if e.best is None:
         return None
     return e.best - math.fsum(reward * math.exp(logp) for _, reward, logp in e.modes)
 
 
-def unseen_mass(e: Evidence, n: Numbers) -> float | None:
+def unseen_mass(e: Evidence) -> float | None:
     """Probability that training moved from the seen answers {y_w, y_l, y} to all others: Σ_seen π_ref − Σ_seen π_θ."""
     seen = {answer.token_ids: answer for answer in (e.chosen, e.rejected, e.explore) if answer}
     if not seen:

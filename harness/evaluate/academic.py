@@ -11,28 +11,21 @@ cannot parse scores 0 there by definition and here too; a score that could not b
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import math
-import random
 import re
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.evaluate.academic_files import PAPER_TASKS, item_name
+from harness.evaluate.academic_lm import ROWS, fenced_random, language_model, quiet
 from harness.records import HarnessError, Score, StageOutcome, StageTask, content_hash, write_jsonl, write_scores
 
 FEWSHOT_SEED = 1234
 """lm-eval's default: few-shot draws equal its command line's."""
-LOGIT_BUDGET = {"cpu": 2**26, "cuda": 2**29}
-"""Logits (rows × tokens × vocabulary) of one scoring batch; 4 bytes each, held twice."""
-ROWS = 256
-"""Most rows of one scoring batch."""
 
 Entry = Mapping[str, Any]
 
@@ -69,7 +62,7 @@ def evaluate_policy(policy: Any, folder: Path, settings: Mapping[str, Any]) -> t
             rows, texts = score_rows(column, entries[column], tasks, found, int(settings["limit"]))
             scores += rows
             samples += texts
-            summary[column] = summarise(column, entries[column], rows, tasks)
+            summary[column] = summarise(entries[column], rows)
     return scores, samples, summary, lm.cut
 
 
@@ -121,7 +114,8 @@ def load_tasks(folder: Path, entries: Mapping[str, Entry], settings: Mapping[str
         for column, entry in entries.items():
             columns[column] = dict(manager.load([entry["task"]])["tasks"])
     except (KeyError, ValueError, ConnectionError, FileNotFoundError) as error:
-        raise HarnessError(f"academic task {column} ({entry['task']}): lm-eval cannot load it ({error}); give it a local file under academic.data") from error
+        hint = "give it a local file under academic.data"
+        raise HarnessError(f"academic task {column} ({entry['task']}): lm-eval cannot load it ({error}); {hint}") from error
     finally:
         datasets.config.HF_DATASETS_CACHE = cache
     for column, tasks in columns.items():
@@ -134,77 +128,6 @@ def load_tasks(folder: Path, entries: Mapping[str, Entry], settings: Mapping[str
             if settings["max_new_tokens"] and task.get_config("output_type") == "generate_until":
                 task.set_config("generation_kwargs", {"max_gen_toks": int(settings["max_new_tokens"])}, update=True)
     return columns
-
-
-# --- model ---------------------------------------------------------------------------------------------------------
-
-
-def language_model(policy: Any, settings: Mapping[str, Any]) -> Any:
-    """lm-eval's HFLM around a loaded policy, with batches sized by length. Raises HarnessError if it would see other tokens."""
-    from lm_eval.models.huggingface import HFLM
-
-    budget = LOGIT_BUDGET["cuda" if policy.device.startswith("cuda") else "cpu"]
-
-    class LengthBatchedLM(HFLM):  # type: ignore[misc]
-        """HFLM whose batches follow the requests' lengths; it repeats no encoding of a context and counts the ones cut to fit."""
-
-        shrink = 1
-        cut = 0
-        _last: tuple[str, list[int]] = ("", [])
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any) -> list[int]:
-            if add_special_tokens is not None or left_truncate_len:
-                return list(super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs))
-            if string != self._last[0]:
-                self._last = (string, list(super().tok_encode(string)))
-            return list(self._last[1])
-
-        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            spaces = len(context) - len(context.rstrip())
-            if spaces:
-                context, continuation = context[:-spaces], context[-spaces:] + continuation
-            start = self.tok_encode(context)
-            whole = list(super().tok_encode(context + continuation))
-            return start, whole[len(start) :]
-
-        def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
-            return max(1, int(settings["generation_batch"]) // self.shrink)
-
-        def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
-            _, context, continuation = n_reordered_requests[pos]
-            logits = (len(context) + len(continuation)) * self.model.config.vocab_size
-            return max(1, min(ROWS, budget // logits) // self.shrink)
-
-        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-            self.cut += sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests)
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
-
-        def tok_batch_encode(self, strings: Any, *args: Any, left_truncate_len: int | None = None, **kwargs: Any) -> Any:
-            if left_truncate_len:
-                _, mask = super().tok_batch_encode(strings, *args, **kwargs)
-                self.cut += int((mask.sum(1) > left_truncate_len).sum())
-            return super().tok_batch_encode(strings, *args, left_truncate_len=left_truncate_len, **kwargs)
-
-    lm = LengthBatchedLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size="auto")
-    if settings["chat_template"]:
-        check_tokens(lm, policy.tokenizer)
-    return lm
-
-
-def check_tokens(lm: Any, tokenizer: Any) -> None:
-    """lm-eval must feed the tokens that training and sampling use: same special tokens, one BOS at most, in both of its encoders."""
-    from harness.models import encode_prompt
-
-    for turns in (1, 3):
-        messages = [{"role": role, "content": "Hello there"} for role in ("user", "assistant", "user")[:turns]]
-        text = lm.apply_chat_template(messages)
-        expected = encode_prompt(tokenizer, messages)
-        batched, _ = lm.tok_batch_encode([text])
-        for found in (lm.tok_encode(text), batched[0].tolist()):
-            if found != expected:
-                shown = " ".join(map(repr, tokenizer.convert_ids_to_tokens(found)))
-                wanted = " ".join(map(repr, tokenizer.convert_ids_to_tokens(expected)))
-                raise HarnessError(f"lm-eval would read other tokens than the policy was trained on. lm-eval: {shown}. Training: {wanted}")
 
 
 # --- evaluation ----------------------------------------------------------------------------------------------------
@@ -269,12 +192,14 @@ def score_rows(
     """Score rows in percent and sample rows of one column, in lm-eval's order of items."""
     from importlib.metadata import version
 
-    scores, samples = [], []
+    scores: list[Score] = []
+    samples: list[dict[str, Any]] = []
     several = len(tasks) > 1
     for name, task in tasks.items():
         shown = entry.get("lm_eval_task", entry["task"]) if not several else name
         benchmark_version = f"lm_eval {version('lm_eval')} {shown} {task.VERSION}"
         logged = found[name]
+        docs: list[tuple[int, Mapping[str, Any], dict[str, Any] | None]]
         if logged is None:
             docs = [(i, doc, None) for i, doc in zip(range(limit or len(task.eval_docs)), task.eval_docs, strict=False)]
         else:
@@ -291,7 +216,8 @@ def score_rows(
             status: Any = "ok" if value is not None else "error"
             scores.append(Score(column, benchmark_version, item, item, "score", value, status, source=source))
             if sample is not None:
-                samples.append({"benchmark": column, "item": item, "value": value, "answer": _plain(sample["filtered_resps"]), "raw": _plain(sample["resps"])})
+                answer = {"answer": _plain(sample["filtered_resps"]), "raw": _plain(sample["resps"])}
+                samples.append({"benchmark": column, "item": item, "value": value} | answer)
     return scores, samples
 
 
@@ -306,7 +232,8 @@ def _value(column: str, entry: Entry, task: Any, sample: Mapping[str, Any]) -> f
     if metric not in sample:
         raise HarnessError(f"academic task {column}: lm-eval reports no metric {metric!r} per item; it reports {', '.join(sample['metrics'])}")
     if not isinstance(sample[metric], (int, float)) and not hasattr(sample[metric], "item"):
-        raise HarnessError(f"academic task {column}: metric {metric!r} is no number per item ({type(sample[metric]).__name__}); name another in tasks.json")
+        kind = type(sample[metric]).__name__
+        raise HarnessError(f"academic task {column}: metric {metric!r} is no number per item ({kind}); name another in tasks.json")
     value = float(sample[metric]) * float(entry.get("scale", 1.0 if metric == "eqbench" else 100.0))
     return value if math.isfinite(value) else None
 
@@ -320,7 +247,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
 
 
-def summarise(column: str, entry: Entry, rows: list[Score], tasks: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(entry: Entry, rows: list[Score]) -> dict[str, Any]:
     """Mean and standard error (sd/√n, n − 1) in percent over the scored items; None where nothing was scored."""
     values = [row.value for row in rows if row.value is not None]
     about = {key: entry[key] for key in ("metric", "filter", "shots", "shots_from", "paper_shots", "source") if key in entry}
@@ -332,46 +259,3 @@ def summarise(column: str, entry: Entry, rows: list[Score], tasks: Mapping[str, 
         "task": entry.get("lm_eval_task", entry["task"]),
         "version": rows[0].benchmark_version if rows else "",
     }
-
-
-# --- fences --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def fenced_random() -> Iterator[None]:
-    """Give every global random generator back as it was: lm-eval and generation may seed or draw."""
-    import numpy as np
-    import torch
-
-    python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, prints or warnings of the libraries; errors still show."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    undo: list[Callable[[], None]] = []
-    for name in ("lm_eval", "datasets"):
-        logger = logging.getLogger(name)
-        undo.append(lambda logger=logger, level=logger.level: logger.setLevel(level))
-        logger.setLevel(logging.ERROR)
-    verbosity = transformers_logging.get_verbosity()
-    undo.append(lambda: transformers_logging.set_verbosity(verbosity))
-    transformers_logging.set_verbosity_error()
-    if datasets.is_progress_bar_enabled():
-        datasets.disable_progress_bars()
-        undo.append(datasets.enable_progress_bars)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for step in undo:
-            step()

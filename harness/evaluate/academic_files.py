@@ -54,7 +54,10 @@ PAPER_TASKS: dict[str, PaperTask] = {
         PaperTask("gsm8k", "gsm8k_cot", "gsm8k/gsm8k-cot.yaml", "exact_match", "strict-match", 8, 100.0, "test", False, "openai/gsm8k"),
         PaperTask("hellaswag", "hellaswag", "hellaswag/hellaswag.yaml", "acc_norm", "none", 10, 100.0, "validation", True, "Rowan/hellaswag"),
         PaperTask("arc_challenge", "arc_challenge", "arc/arc_challenge.yaml", "acc_norm", "none", 25, 100.0, "test", True, "allenai/ai2_arc"),
-        PaperTask("truthfulqa_mc2", "truthfulqa_mc2", "truthfulqa/truthfulqa_mc2.yaml", "acc", "none", 0, 100.0, "validation", False, "truthfulqa/truthful_qa"),
+        PaperTask(
+            "truthfulqa_mc2", "truthfulqa_mc2", "truthfulqa/truthfulqa_mc2.yaml", "acc", "none", 0, 100.0, "validation", False,
+            "truthfulqa/truthful_qa",
+        ),
         PaperTask("eq_bench", "eq_bench", "eq_bench/default.yaml", "eqbench", "none", 0, 1.0, "validation", False, "pbevan11/EQ-Bench"),
         PaperTask("openbookqa", "openbookqa", "openbookqa/openbookqa.yaml", "acc", "none", 10, 100.0, "test", True, "allenai/openbookqa"),
     )
@@ -71,7 +74,7 @@ def read_rows(path: Path) -> list[Row]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return pq.read_table(path).to_pylist()
+        return list(pq.read_table(path).to_pylist())
     if path.suffix == ".json":
         loaded = json.loads(path.read_text(encoding="utf-8"))
         return [{"id": key, **row} for key, row in loaded.items()] if isinstance(loaded, dict) else list(loaded)

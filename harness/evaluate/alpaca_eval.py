@@ -91,7 +91,7 @@ def judge_rows(task: StageTask, rows: Sequence[Row], judge: Mapping[str, Any]) -
     pairs = [Pair(row.item.id, row.item.instruction, row.item.output, neutral_output(row)) for row in rows if row.status == "ok"]
     journal = task.out / JOURNAL_NAME
     with JudgeClient(judge, task.runtime, journal) as client:
-        found = annotate(pairs, client, judge["model"], annotator=str(task.settings.get("annotator", "weighted_alpaca_eval_gpt4_turbo")),
+        found = annotate(pairs, client, annotator=str(task.settings.get("annotator", "weighted_alpaca_eval_gpt4_turbo")),
                          repeats=int(judge.get("repeats", 1)))
         costs = dict(client.costs)
     flags = {row.item.id: row.flags for row in rows}

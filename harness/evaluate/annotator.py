@@ -39,7 +39,7 @@ class Annotation:
         return {"preference": self.preference, "score_status": self.status, "switched": self.switched, "reason": self.reason}
 
 
-def annotate(pairs: Sequence[Pair], client: JudgeClient, judge_model: str, *, annotator: str = "weighted_alpaca_eval_gpt4_turbo", repeats: int = 1,
+def annotate(pairs: Sequence[Pair], client: JudgeClient, *, annotator: str = "weighted_alpaca_eval_gpt4_turbo", repeats: int = 1,
              flipped: bool = False) -> dict[tuple[str, int], Annotation]:
     """Annotation of every (pair id, repeat). flipped: each pair is shown in the other order than usual, preferences still about output_2.
 
@@ -48,7 +48,7 @@ def annotate(pairs: Sequence[Pair], client: JudgeClient, judge_model: str, *, an
     if flipped:
         pairs = [Pair(pair.id, pair.instruction, pair.output_2, pair.output_1) for pair in pairs]
     rows = [{"id": p.id, "instruction": p.instruction, "output_1": p.output_1, "output_2": p.output_2} for p in pairs]
-    exchange = _Exchange(client, judge_model, repeats)
+    exchange = _Exchange(client, {(p.instruction, p.output_1, p.output_2): p.id for p in reversed(pairs)}, repeats)
     found: dict[tuple[str, int], Annotation] = {}
     for repeat in range(repeats):
         exchange.repeat = repeat
@@ -78,15 +78,14 @@ def _library_annotator(name: str, exchange: _Exchange) -> Any:
 class _Exchange:
     """Stands in for the annotator's completion function; the first repeat asks for all of them."""
 
-    def __init__(self, client: JudgeClient, judge_model: str, repeats: int) -> None:
+    def __init__(self, client: JudgeClient, names: Mapping[tuple[str, str, str], str], repeats: int) -> None:
         self.client = client
-        self.judge_model = judge_model
+        self.names = names
         self.repeats = repeats
         self.repeat = 0
         self.shown: list[tuple[tuple[str, str, str], bool]] = []
         self.replies: dict[tuple[tuple[str, str, str], int], JudgeReply] = {}
         self.switched: dict[tuple[str, str, str], bool] = {}
-        self.names: dict[tuple[str, str, str], str] = {}
 
     def watch(self, single: Any) -> None:
         """Learn which pair each prompt belongs to (the library shuffles them) and take its completions from the judge."""
@@ -112,13 +111,13 @@ class _Exchange:
         if not self.replies:
             chatml = libraries.alpaca_eval().utils.prompt_to_chatml
             self.switched = dict(self.shown)
+            keys = [key for key, _ in self.shown]
             requests = [
-                JudgeRequest(str(number), tuple(chatml(prompt.strip())), params, repeat)
-                for repeat in range(self.repeats) for number, prompt in enumerate(prompts)
+                JudgeRequest(self.names[key], tuple(chatml(prompt.strip())), params, repeat)
+                for repeat in range(self.repeats) for key, prompt in zip(keys, prompts, strict=True)
             ]
-            keys = [key for key, _ in self.shown] * self.repeats
             replies = self.client.complete(requests, accept=lambda reply: _readable(reply, parse))
-            self.replies = {(key, reply.repeat): reply for key, reply in zip(keys, replies, strict=True)}
+            self.replies = {(key, reply.repeat): reply for key, reply in zip(keys * self.repeats, replies, strict=True)}
         return {"completions": [self.replies[key, self.repeat].text for key, _ in self.shown],
                 "completions_all": [_choice(self.replies[key, self.repeat]) for key, _ in self.shown]}
 

@@ -130,9 +130,11 @@ class Reply:
         return dict(self.__dict__)
 
 
-def read_reply(status: int, headers: Mapping[str, str], raw: bytes, body: Mapping[str, Any]) -> Reply | Trouble:
-    """Read one HTTP answer. HarnessError when no later call can do better (key refused, quota, wrong address or model)."""
-    text = redact(raw.decode("utf-8", errors="replace"), patterns=False)
+def read_reply(status: int, headers: Mapping[str, str], text: str, body: Mapping[str, Any]) -> Reply | Trouble:
+    """Read one HTTP answer to ``body``, ``text`` being without the key already.
+
+    HarnessError when no later call can do better (key refused, quota exhausted, wrong address or model).
+    """
     if status == 200:
         try:
             return _completion(json.loads(text, parse_constant=_refuse_constant), body)

@@ -127,14 +127,15 @@ def finalise(journal: Path, out: Path, extra: Mapping[tuple[str, int], Mapping[s
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
     for row in _parsed_rows(out) + _parsed_rows(journal):
         identity = (row["id"], row["repeat"], row["key"])
-        if not row.get("final", True) or (identity in rows and rows[identity]["status"] in FINAL_STATUSES):
+        rejected = row["status"] != "error" and not row.get("final", True)
+        if rejected or (identity in rows and rows[identity]["status"] in FINAL_STATUSES):
             continue
         kept = {name: row[name] for name in COMMITTED_FIELDS if name in row}
         rows[identity] = {**kept, **(extra or {}).get(identity[:2], {})}
     partial = out.with_name(out.name + ".partial")
     write_jsonl(partial, [rows[identity] for identity in sorted(rows)])
     os.replace(partial, out)
-    errors = sum(row["status"] == "error" for row in rows.values())
+    errors = sum(1 for row in rows.values() if row["status"] == "error")
     if not errors:
         journal.unlink(missing_ok=True)
     return errors

@@ -159,6 +159,7 @@ class JudgeClient:
 
     async def _connect(self) -> None:
         self._slots = asyncio.Semaphore(self.concurrency)
+        self._asking: dict[str, asyncio.Lock] = {}
         self._released = asyncio.Condition()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout_s)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
@@ -177,13 +178,15 @@ class JudgeClient:
     ) -> list[JudgeReply]:
         deadline = time.monotonic() + self.deadline_s
         keys = [self._key(request) for request in requests]
-        first = dict(zip(reversed(keys), reversed(requests), strict=True))
+        first: dict[str, JudgeRequest] = {}
+        for key, request in zip(keys, requests, strict=True):
+            first.setdefault(key, request)
         errors: dict[str, JudgeReply] = {}
         done = 0
 
         async def judge_one(key: str, request: JudgeRequest) -> None:
             nonlocal done
-            async with self._slots:
+            async with self._asking.setdefault(key, asyncio.Lock()), self._slots:
                 reply = None if key in self._journal.final else await self._judge(key, request, accept, reasks, deadline)
             if reply is not None and reply.status == "error":
                 errors[key] = reply
@@ -273,7 +276,8 @@ class JudgeClient:
         self.calls += 1
         try:
             async with self._session.post(self.endpoint.url + "/chat/completions", json=body, allow_redirects=False) as response:
-                return read_reply(response.status, response.headers, await response.read(), body)
+                text = redact((await response.read()).decode("utf-8", errors="replace"), patterns=False)
+                return read_reply(response.status, response.headers, text, body)
         except (aiohttp.ClientError, OSError) as error:
             return Trouble(redact(f"{type(error).__name__}: {error}"))
 

@@ -234,7 +234,7 @@ def _rate_limited(wait_s: float) -> web.Response:
 
 
 async def _listen(server: JudgeServer, host: str, port: int) -> web.ServerRunner:
-    runner = web.ServerRunner(web.Server(server.handle), handle_signals=False, shutdown_timeout=0.1)
+    runner = web.ServerRunner(web.Server(server.handle), handle_signals=False, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, host, port, backlog=1024).start()
     shown = f"[{host}]" if ":" in host else host

@@ -34,14 +34,14 @@ class Ranked:
 
 @dataclass(frozen=True)
 class RankContext:
-    """What a ranker needs besides its items. folder: of the stage that located the ranker's checkpoint.
+    """What a ranker needs besides its items. out: folder in which a judge's replies are kept.
 
-    journal: where a judge's replies are kept. costs: added to by the ranker (judge_calls, ranker_texts, …).
+    folder: of the stage that located the ranker's checkpoint. costs: added to by the ranker (judge_calls, ranker_texts, …).
     """
 
     settings: Mapping[str, Any]
     runtime: Mapping[str, Any]
-    journal: Path
+    out: Path
     folder: Path | None = None
     judge: Mapping[str, Any] | None = None
     costs: dict[str, float] = field(default_factory=dict)
@@ -87,7 +87,10 @@ def rewards(items: Sequence[RankItem], references: Sequence[str], context: RankC
         if reference and text != reference
     ]
     found = dict(zip((duel.id for duel in duels), rank_texts(duels, context), strict=True))
-    return [_against(item, reference, found, 0.5 if context.settings["kind"] == "judge" else 0.0) for item, reference in zip(items, references, strict=True)]
+    return [
+        _against(item, reference, found, 0.5 if context.settings["kind"] == "judge" else 0.0)
+        for item, reference in zip(items, references, strict=True)
+    ]
 
 
 def _against(item: RankItem, reference: str, found: Mapping[str, Ranked], even: float) -> Ranked:

@@ -16,7 +16,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate.judge import JudgeClient, JudgeReply, JudgeRequest
+from harness.evaluate.judge import JOURNAL_NAME, JUDGMENTS_NAME, JudgeClient, JudgeReply, JudgeRequest, finalise
 from harness.rankers import RankContext, Ranked, RankItem
 from harness.records import HarnessError, Status
 
@@ -29,11 +29,14 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
         raise HarnessError("ranker.kind judge needs the judge settings")
     duels = [(i, a, b) for i, item in enumerate(items) for a, b in permutations(range(len(item.texts)), 2)]
     parameters = {"temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
-    requests = [JudgeRequest(f"{items[i].id}:{a}:{b}", comparison(items[i].messages, items[i].texts[a], items[i].texts[b]), parameters) for i, a, b in duels]
-    with JudgeClient(context.judge, context.runtime, context.journal) as client:
+    requests = [
+        JudgeRequest(f"{items[i].id}:{a}:{b}", comparison(items[i].messages, items[i].texts[a], items[i].texts[b]), parameters) for i, a, b in duels
+    ]
+    with JudgeClient(context.judge, context.runtime, context.out / JOURNAL_NAME) as client:
         replies = client.complete(requests, accept=lambda reply: preference(reply) is not None)
         for name, amount in client.costs.items():
             context.add_cost(name, amount)
+    finalise(context.out / JOURNAL_NAME, context.out / JUDGMENTS_NAME)
     found = dict(zip(duels, replies, strict=True))
     return [_ranked(len(item.texts), {(a, b): found[i, a, b] for a, b in permutations(range(len(item.texts)), 2)}) for i, item in enumerate(items)]
 

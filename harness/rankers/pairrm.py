@@ -63,7 +63,10 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     rows = [encode_pair(tokenizer, source_text(items[i].messages), items[i].texts[a], items[i].texts[b]) for i, a, b in duels]
     context.add_cost("ranker_texts", len(rows))
     logits = dict(zip(duels, compare(model, tokenizer, rows), strict=True))
-    return [Ranked(aggregate([[logits.get((i, a, b), 0.0) for b in range(len(item.texts))] for a in range(len(item.texts))])) for i, item in enumerate(items)]
+    return [
+        Ranked(aggregate([[logits.get((i, a, b), 0.0) for b in range(len(item.texts))] for a in range(len(item.texts))]))
+        for i, item in enumerate(items)
+    ]
 
 
 def aggregate(logits: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -125,10 +128,14 @@ def load(folder: str, device: str) -> tuple[PairRM, Any]:
     missing = [mark for mark in (SOURCE, FIRST, SECOND) if mark not in tokenizer.get_vocab()]
     if missing:
         raise HarnessError(f"{source}: the tokenizer has no {', '.join(missing)}; this is not a PairRM checkpoint")
-    model = PairRM(DebertaV2Config(**{k: v for k, v in settings.items() if k not in ("architectures", "transformers_version", "torch_dtype", "dtype")}))
+    model = PairRM(
+        DebertaV2Config(**{k: v for k, v in settings.items() if k not in ("architectures", "transformers_version", "torch_dtype", "dtype")})
+    )
     weights = {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     unmatched = model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
     lost = [name for name in unmatched.missing_keys if not name.endswith("position_ids")]
     if lost:
-        raise HarnessError(f"{source}: weights are missing for PairRM: {', '.join(lost[:3])}" + (f" and {len(lost) - 3} more" if len(lost) > 3 else ""))
+        raise HarnessError(
+            f"{source}: weights are missing for PairRM: {', '.join(lost[:3])}" + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        )
     return model.to(device).eval(), tokenizer

@@ -1,0 +1,161 @@
+"""A figure and its files: PDF, SVG and PNG with fixed bytes, and the CSV of what it shows.
+
+Sizes are those of a two-column paper (3.3 and 6.9 inches wide). Arms differ by colour, marker and line style, and the colours
+differ in lightness, so that a grey print and a colour-blind reader lose nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import text
+from analysis.load import StudyData
+from analysis.table import write_bytes, write_text
+
+SINGLE, DOUBLE = 3.3, 6.9
+"""Widths in inches of one column and of both."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+LINES: tuple[Any, ...] = ("--", "-", (0, (5, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (2, 2)))
+DISTINCT = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
+"""Okabe and Ito's colours; the baseline is black."""
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "legend.fontsize": 7, "xtick.labelsize": 7,
+    "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
+    "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "legend.frameon": False, "pdf.fonttype": 42, "svg.fonttype": "path",
+    "svg.hashsalt": "selm", "savefig.dpi": 200, "figure.dpi": 100, "axes.unicode_minus": True, "axes.axisbelow": True, "path.simplify": True,
+    "axes.formatter.use_mathtext": False, "mathtext.fontset": "dejavusans",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished figure. ``columns`` and ``data`` are every number in it; ``alt`` says in words what is to be seen."""
+
+    key: str
+    title: str
+    caption: str
+    figure: Figure
+    columns: tuple[str, ...]
+    data: tuple[tuple[object, ...], ...]
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    color: str
+    marker: str
+    line: Any
+    label: str
+
+    def handle(self) -> Line2D:
+        return Line2D([], [], color=self.color, marker=self.marker, linestyle=self.line, label=self.label)
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """matplotlib's defaults with ``STYLE`` on top, whatever the user's configuration says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure on the Agg canvas (no global state) and its axes as an array (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **options))
+
+
+def styles(data: StudyData) -> dict[str, ArmStyle]:
+    """Arm → style. One numeric axis: light to dark with its value; otherwise distinct colours. The baseline is black and dashed."""
+    arms = list(data.arms)
+    values = {arm: list(runs[0].arm.values()) for arm, runs in data.arms.items()}
+    numeric = len(data.axes) == 1 and all(len(v) == 1 and isinstance(v[0], (int, float)) and not isinstance(v[0], bool) for v in values.values())
+    ordered = sorted((a for a in arms if a != data.baseline_arm), key=lambda a: (float(values[a][0]), a)) if numeric else [
+        a for a in arms if a != data.baseline_arm
+    ]  # fmt: skip
+    colours = mpl.colormaps["viridis"](np.linspace(0.78, 0.1, max(len(ordered), 2)))
+    found = {data.baseline_arm: ArmStyle(DISTINCT[0], MARKERS[0], LINES[0], "")} if data.baseline_arm else {}
+    for i, arm in enumerate(ordered):
+        colour = mpl.colors.to_hex(colours[i]) if numeric else DISTINCT[1 + i % (len(DISTINCT) - 1)]
+        found[arm] = ArmStyle(colour, MARKERS[(i + 1) % len(MARKERS)], LINES[(i + 1) % len(LINES)], "")
+    return {arm: ArmStyle(found[arm].color, found[arm].marker, found[arm].line, shown(data.arms[arm][0].label)) for arm in arms}
+
+
+def shown(label: str, limit: int = 48) -> str:
+    """A label for a figure: visible characters only, no mathtext, not too long."""
+    return text.one_line(label, limit).replace("$", r"\$")
+
+
+_SYMBOL = re.compile(r"(π|y|‖g)_(θ|ref|prev|explore|DPO|0|w|l)(?![A-Za-z])")
+
+
+def symbols(label: str) -> str:
+    """π_ref, y_w and the like as mathematics; everything else as it is."""
+    names = {"π": r"\pi", "θ": r"\theta", "y": "y", "‖g": "g"}
+
+    def as_math(match: re.Match[str]) -> str:
+        base, index = match.groups()
+        lower = names.get(index) or (index if len(index) == 1 else rf"\mathrm{{{index}}}")
+        return ("‖" if base == "‖g" else "") + f"${names[base]}_{{{lower}}}$"
+
+    return _SYMBOL.sub(as_math, label).replace("r\u0302", r"$\hat{r}$")
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 5) -> None:
+    """One legend for the whole figure, under it."""
+    if handles:
+        figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def dodge(number: int, count: int, width: float = 0.36) -> float:
+    """Sideways offset of arm ``number`` of ``count``, so that points at one x do not hide one another."""
+    return 0.0 if count < 2 else width * (number / (count - 1) - 0.5)
+
+
+def seed_points(axes: Axes, x: float, values: Sequence[float], style: ArmStyle, spread: float = 0.05) -> None:
+    """Every seed's point, hollow and small, side by side, in front of the mean."""
+    count = len(values)
+    xs = [x + (0.0 if count < 2 else spread * (i / (count - 1) - 0.5)) for i in range(count)]
+    axes.plot(xs, values, linestyle="none", marker=style.marker, markersize=2.4, markerfacecolor="white", markeredgecolor=style.color, markeredgewidth=0.6, zorder=5)
+
+
+METADATA: Mapping[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}
+
+
+def render(drawn: Drawn, kind: str) -> bytes:
+    """The figure's bytes as pdf, svg or png; the same for the same data (no dates, fixed identifiers)."""
+    buffer = io.BytesIO()
+    with paper_style():
+        drawn.figure.savefig(buffer, format=kind, metadata=METADATA[kind])
+    return buffer.getvalue()
+
+
+def write_figure(drawn: Drawn, folder: Path) -> list[Path]:
+    """Write ``<key>.pdf``, ``.svg``, ``.png`` and ``.csv``; returns the paths."""
+    written = []
+    for kind in METADATA:
+        path = folder / f"{drawn.key}.{kind}"
+        write_bytes(path, render(drawn, kind))
+        written.append(path)
+    path = folder / f"{drawn.key}.csv"
+    write_text(path, text.csv_text(drawn.columns, drawn.data))
+    return [*written, path]

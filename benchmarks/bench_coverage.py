@@ -1,0 +1,270 @@
+"""Coverage, size and power of every interval and test of the analysis, by simulation.
+
+    python benchmarks/bench_coverage.py [--quick] [--out results/bench]
+
+Scores are drawn as seed + item + rest (crossed), with 0, 20, 50, 80 and 95 % of the variance of the mean from seeds, at 3, 5 and 10
+seeds; then with what breaks the normal model. Prints a table and writes ``coverage.json``. Rows whose target is empty are limits
+that are shown, not promises: each of them is carried as a flag or as a sentence in the docstring of the estimator.
+
+Axis letters: R simulated studies, S seeds, n item clusters, A arms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+from scipy import stats as distributions
+
+from analysis.family import dunnett_critical
+from analysis.layout import from_array
+from analysis.power import detectable, from_components
+from analysis.rank import interquartile_mean, probability_of_improvement, sign_flip
+from analysis.stats import cochran_half_width, one_checkpoint, two_way
+from analysis.trend import page_trend
+
+Floats = NDArray[np.float64]
+SHARES = (0.0, 0.2, 0.5, 0.8, 0.95)
+SEEDS = (3, 5, 10)
+COVERAGE, POWER, SIZE, AT_MOST = (0.93, 0.975), (0.78, 0.82), (0.04, 0.06), (0.0, 0.05)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One simulated rate with its target; ``ok`` allows twice the Monte Carlo standard error. An empty target is only shown."""
+
+    what: str
+    estimator: str
+    seeds: int
+    clusters: int
+    share: float | None
+    rate: float
+    draws: int
+    target: tuple[float, float] | None
+
+    @property
+    def ok(self) -> bool | None:
+        if self.target is None:
+            return None
+        slack = 2 * math.sqrt(max(self.rate * (1 - self.rate), 1e-4) / self.draws)
+        return self.target[0] - slack <= self.rate <= self.target[1] + slack
+
+
+@dataclass(frozen=True)
+class Sigmas:
+    """Standard deviations of seeds, items and rest."""
+
+    s: float
+    i: float
+    e: float
+
+
+def sigmas(S: int, n: int, share: float, item_part: float = 0.5) -> Sigmas:
+    """Sigmas with Var(mean) = 1, of which ``share`` from seeds; σ_i² : σ_e² = item_part : 1 − item_part."""
+    rest = (1 - share) / (item_part / n + (1 - item_part) / (S * n))
+    return Sigmas(math.sqrt(share * S), math.sqrt(rest * item_part), math.sqrt(rest * (1 - item_part)))
+
+
+def crossed(rng: np.random.Generator, R: int, S: int, n: int, c: Sigmas, skewed: bool = False) -> tuple[Floats, Floats]:
+    """Scores (R, S, n) with population mean 0, and the mean of their own items (R,): what (A) speaks of."""
+    seed = rng.exponential(1.0, (R, S, 1)) - 1 if skewed else rng.standard_normal((R, S, 1))
+    item = c.i * rng.standard_normal((R, 1, n))
+    return c.s * seed + item + c.e * rng.standard_normal((R, S, n)), item.mean(axis=(1, 2))
+
+
+def blocks(R: int, size: int) -> Iterator[int]:
+    """R in parts of at most ten million numbers."""
+    part = max(1, 10_000_000 // size)
+    yield from (min(part, R - start) for start in range(0, R, part))
+
+
+def means(rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, item_part: float = 0.5) -> Iterator[Row]:
+    """(A) and (B) of a mean or a paired difference: coverage, and power at the stated detectable effect."""
+    for S in SEEDS:
+        for share in SHARES:
+            c = sigmas(S, n, share, item_part)
+            components = from_components(c.s, c.i, c.e)
+            shift = {p: detectable(components, S, n, p).value or 0.0 for p in ("A", "B")}  # type: ignore[arg-type]
+            hits = dict.fromkeys(("A", "B", "power A", "power B"), 0)
+            for part in blocks(R, S * n):
+                y, own = crossed(rng, part, S, n, c)
+                if what == "difference":  # two arms whose common seed and item effects cancel
+                    common = 3 * rng.standard_normal((part, 1, n)) + 3 * rng.standard_normal((part, S, 1))
+                    y = (y + common) - common
+                q = two_way(y)
+                half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, S - 1)
+                half_b = cochran_half_width(q.a2, S - 1, q.b2, n - 1)
+                hits["A"] += int((np.abs(q.mean - own) < half_a).sum())
+                hits["B"] += int((np.abs(q.mean) < half_b).sum())
+                hits["power A"] += int((np.abs(q.mean - own + shift["A"]) > half_a).sum())
+                hits["power B"] += int((np.abs(q.mean + shift["B"]) > half_b).sum())
+            for name, count in hits.items():
+                yield Row(what, name, S, n, share, count / R, R, POWER if "power" in name else COVERAGE)
+
+
+def pooled(rng: np.random.Generator, R: int, A: int = 5, n: int = 80, unequal: float = 1.0) -> Iterator[Row]:
+    """The pooled headline of arm 1 against arm 0, and Dunnett over all. unequal: factor on the seed spread of arm 1."""
+    what = f"{A} arms" if unequal == 1 else f"{A} arms, one with {unequal:g} times the seed spread"
+    for S in SEEDS:
+        for share in SHARES if unequal == 1 else (0.5, 0.95):
+            c, df = sigmas(S, n, share), (A - 1) * (S - 1)
+            critical, hits, widths = dunnett_critical(A - 1, df), np.zeros(4), np.zeros(2)
+            lift = detectable(from_components(*(math.sqrt(2) * v for v in (c.s, c.i, c.e))), S, n, arms=A).value or 0.0
+            for part in blocks(R, A * S * n):
+                arm_seed = c.s * rng.standard_normal((part, A, S, 1)) * np.where(np.arange(A) == 1, unequal, 1.0)[:, None, None]
+                item = c.i * rng.standard_normal((part, A, 1, n))
+                y = arm_seed + item + c.e * rng.standard_normal((part, A, S, n)) + rng.standard_normal((part, 1, S, 1))
+                cell, own = y.mean(axis=3), item.mean(axis=(2, 3))
+                res = cell - cell.mean(axis=2, keepdims=True) - cell.mean(axis=1, keepdims=True) + cell.mean(axis=(1, 2), keepdims=True)
+                a2 = 2 * (res**2).sum(axis=(1, 2)) / df / S
+                q = two_way(y[:, 1] - y[:, 0])
+                half_b, zero = cochran_half_width(a2, df, q.b2, n - 1), 0 * a2
+                fixed = cell.mean(axis=2) - own
+                hits[0] += (np.abs(fixed[:, 1] - fixed[:, 0]) < cochran_half_width(a2, df, zero, df)).sum()
+                hits[1] += (np.abs(q.mean) < half_b).sum()
+                hits[2] += (np.abs(q.mean + lift) > half_b).sum()
+                hits[3] += (np.abs(fixed[:, 1:] - fixed[:, :1]).max(axis=1) < critical * np.sqrt(a2)).sum()
+                widths += [half_b.sum(), cochran_half_width(q.a2, S - 1, q.b2, n - 1).sum()]
+            targets = [COVERAGE, COVERAGE, POWER, COVERAGE] if unequal == 1 else [None] * 4
+            for name, hit, target in zip(("A pooled", "B pooled", "power B pooled", "Dunnett, all arms"), hits, targets, strict=True):
+                yield Row(what, name, S, n, share, float(hit) / R, R, target)
+            yield Row(what, "width of B, pooled / paired", S, n, share, float(widths[0] / widths[1]), R, None)
+
+
+def limits(rng: np.random.Generator, R: int) -> Iterator[Row]:
+    """What breaks the normal model: weak items, few clusters, skewed seeds."""
+    cases = [("weak items (σ_i² a tenth)", 80, 0.1, False, COVERAGE), ("no item variance", 80, 0.0, False, COVERAGE),
+             ("24 clusters", 24, 0.5, False, COVERAGE), ("10 clusters", 10, 0.5, False, COVERAGE), ("5 clusters", 5, 0.5, False, None),
+             ("exponential seeds", 80, 0.5, True, None)]
+    for what, n, item_part, skewed, target in cases:
+        for S in SEEDS:
+            for share in (0.0, 0.5, 0.95):
+                y, own = crossed(rng, R, S, n, sigmas(S, n, share, item_part), skewed)
+                q = two_way(y)
+                yield Row(what, "A", S, n, share, float((np.abs(q.mean - own) < cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)).mean()), R, target)
+                yield Row(what, "B", S, n, share, float((np.abs(q.mean) < cochran_half_width(q.a2, S - 1, q.b2, n - 1)).mean()), R, target)
+
+
+def binary(rng: np.random.Generator, R: int, n: int = 80) -> Iterator[Row]:
+    """Differences of 0/100 scores: P(correct) = Φ(item + arm·item + seed), so that (A)'s truth is Φ(m/√(1 + τ²)) exactly."""
+    for S in SEEDS:
+        for tau in (0.0, 0.1, 0.5):
+            item, arm = rng.standard_normal((R, 1, 1, n)), 0.3 * rng.standard_normal((R, 2, 1, n))
+            p = special.ndtr(item + arm + tau * rng.standard_normal((R, 2, S, 1)))
+            y = 100.0 * (rng.random((R, 2, S, n)) < p)
+            exact = 100 * special.ndtr((item + arm) / math.sqrt(1 + tau**2)).mean(axis=(2, 3))
+            q, own = two_way(y[:, 1] - y[:, 0]), exact[:, 1] - exact[:, 0]
+            what = f"0/100 scores, seeds {tau:g}"
+            moved = q.a2 > 0  # equal seed means: (A) is undefined there and counts as no interval
+            a = np.abs(q.mean - own)[moved] < cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)[moved]
+            a2 = np.where(moved, q.a2, q.error / (S * n))
+            yield Row(what, "A", S, n, None, float(a.mean()), int(moved.sum()), COVERAGE)
+            yield Row(what, "B", S, n, None, float((np.abs(q.mean) < cochran_half_width(a2, S - 1, q.b2, n - 1)).mean()), R, COVERAGE)
+
+
+def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
+    """One checkpoint: t over clusters for ratings, Wilson for 0/1."""
+    for n in (24, 80, 805):
+        y = np.clip(np.rint(rng.normal(7.5, 2.0, (R, n))), 1, 10)
+        truth = _rounded_mean(7.5, 2.0)
+        half = distributions.t.isf(0.025, n - 1) * y.std(axis=1, ddof=1) / math.sqrt(n)
+        yield Row("one checkpoint, ratings", "items", 1, n, None, float((np.abs(y.mean(axis=1) - truth) < half).mean()), R, COVERAGE)
+        for p in (0.05, 0.5, 0.9):
+            counts, times = np.unique(rng.binomial(n, p, R), return_counts=True)
+            cover = 0
+            for k, m in zip(counts.tolist(), times.tolist(), strict=True):
+                interval = one_checkpoint(from_array([[1.0] * k + [0.0] * (n - k)], scale=(0.0, 1.0))).intervals["items"]
+                cover += m * int((interval.low or 0.0) <= p <= (interval.high or 0.0))
+            yield Row(f"one checkpoint, {p:g} correct", "items, Wilson", 1, n, None, cover / R, R, (0.92, 0.98))
+
+
+def _rounded_mean(mean: float, sd: float) -> float:
+    edges = special.ndtr((np.arange(1.5, 10) - mean) / sd)
+    return float(10 - edges.sum())
+
+
+def seed_tests(rng: np.random.Generator, R: int) -> Iterator[Row]:
+    """Size of the tests over seeds under their null, and coverage of the order statistics."""
+    for S in SEEDS:
+        d = rng.standard_normal((R, S))
+        t = distributions.ttest_1samp(d, 0.0, axis=1).pvalue
+        yield Row("size", "t over seeds", S, 0, None, float((t <= 0.05).mean()), R, SIZE)
+        few = min(R, 2000)
+        flips = np.array([sign_flip(row).p for row in d[:few]], dtype=np.float64)
+        yield Row("size", "sign flip", S, 0, None, float((flips <= 0.05).mean()), few, AT_MOST)
+        wins = np.array([probability_of_improvement(rng.standard_normal(S), rng.standard_normal(S)).p for _ in range(min(few, 300))])
+        yield Row("size", "Mann–Whitney, exact", S, 0, None, float((wins <= 0.05).mean()), len(wins), AT_MOST)
+        pages = np.array([page_trend(rng.standard_normal((S, 5))).p for _ in range(few)], dtype=np.float64)
+        yield Row("size", "Page, 5 arms, one-sided", S, 0, None, float((pages <= 0.05).mean()), few, AT_MOST)
+        if S >= 5:
+            spans = [interquartile_mean(row).interval for row in d[:few].tolist()]
+            yield Row("IQM", "trimmed t", S, 0, None, float(np.mean([(i.low or 0) <= 0 <= (i.high or 0) for i in spans])), few, COVERAGE)
+        if S >= 10:
+            yield from _improvement(rng, S, min(few, 400))
+
+
+def _improvement(rng: np.random.Generator, S: int, R: int) -> Iterator[Row]:
+    for shift in (0.0, 1.0):
+        truth, cover, defined = float(special.ndtr(shift / math.sqrt(2))), 0, 0
+        for _ in range(R):
+            interval = probability_of_improvement(rng.normal(shift, 1, S), rng.standard_normal(S)).interval
+            defined += interval.defined
+            cover += interval.defined and (interval.low or 0) <= truth <= (interval.high or 0)
+        yield Row(f"P(improvement) {truth:.2f}", "Brunner–Munzel", S, 0, None, cover / defined, defined, COVERAGE)
+
+
+def simulate(draws: int, seed: int = 0) -> list[Row]:
+    """All rows; every part has a generator of its own, so one part's size changes no other part."""
+    streams = iter(np.random.default_rng(seed).spawn(10))
+    rows: list[Row] = []
+    rows += means(next(streams), draws)
+    rows += means(next(streams), draws, "difference")
+    rows += pooled(next(streams), max(draws // 2, 500))
+    rows += pooled(next(streams), max(draws // 2, 500), A=3)
+    rows += pooled(next(streams), max(draws // 4, 500), unequal=3.0)
+    rows += limits(next(streams), max(draws // 2, 500))
+    rows += binary(next(streams), max(draws // 4, 500))
+    rows += checkpoints(next(streams), max(draws // 2, 500))
+    rows += seed_tests(next(streams), draws)
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text, one case a line, percentages."""
+    head = f"{'what':<46}{'estimator':<30}{'seeds':>5}{'items':>6}{'seed share':>11}{'rate %':>8}   target %"
+    lines = [head, "-" * len(head)]
+    for r in rows:
+        target = "shown only" if r.target is None else f"{100 * r.target[0]:g}–{100 * r.target[1]:g}"
+        share = "" if r.share is None else f"{100 * r.share:.0f} %"
+        mark = "" if r.ok in (True, None) else "   MISSED"
+        lines.append(f"{r.what:<46}{r.estimator:<30}{r.seeds:>5}{r.clusters or '':>6}{share:>11}{100 * r.rate:>8.1f}   {target}{mark}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2,000 studies a case instead of 20,000")
+    parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for coverage.json")
+    options = parser.parse_args(arguments)
+    draws, start = 2_000 if options.quick else 20_000, time.perf_counter()
+    rows = simulate(draws)
+    missed = [r for r in rows if r.ok is False]
+    print(table(rows))
+    print(f"{len(rows)} rates, {len(missed)} outside their target, {draws} studies a case, {time.perf_counter() - start:.0f} s")
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"draws": draws, "rows": [{**asdict(r), "ok": r.ok} for r in rows]}, indent=1, ensure_ascii=False)
+    (options.out / "coverage.json").write_text(text + "\n", encoding="utf-8")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

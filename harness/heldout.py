@@ -1,0 +1,72 @@
+"""Held-out prompts: the ranker's reward of the policy's answers. Stage ``heldout``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.rankers import PAIRWISE, RankContext, Ranked, RankItem, rewards
+from harness.records import Prompt, Score, StageOutcome, StageTask, Status, content_hash, read_jsonl, write_scores
+
+SETS = (("heldout", "heldout.jsonl"), ("heldout_ood", "ood.jsonl"))
+"""Benchmark name and the data file that lists its prompts."""
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Write ``scores.parquet``: for every prompt "reward" (greedy answer) and "reward_sampled" (mean over the samples).
+
+    Units: the ranker's. A pairwise ranker scores each answer against the prompt's chosen one. One row per prompt and metric
+    whatever happened; an answer that is missing or not scored gives the row its status and no value.
+    """
+    ranker: Mapping[str, Any] = task.settings["ranker"]
+    answers: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in read_jsonl(task.inputs["answer"] / "heldout.jsonl"):
+        answers.setdefault(row["prompt_id"], {})[row["sample"]] = row
+    prompts = [(name, Prompt(**row)) for name, file in SETS for row in _rows(task, file)]
+    texts = {p.id: tuple(dict.fromkeys(a["text"] for a in answers.get(p.id, {}).values() if a["status"] in ("ok", "truncated"))) for _, p in prompts}
+    scored = [prompt for _, prompt in prompts if texts[prompt.id]]
+    context = RankContext(ranker, task.runtime, task.out, task.inputs.get("ranker"), task.settings.get("judge"))
+    found = rewards([RankItem(p.id, p.messages, texts[p.id]) for p in scored], [p.chosen for p in scored], context)
+    by_prompt = {prompt.id: ranked for prompt, ranked in zip(scored, found, strict=True)}
+    judge = str(ranker["kind"]) + (f":{ranker['model']}" if ranker["kind"] in PAIRWISE - {"judge"} and ranker.get("model") else "")
+    rows = [
+        score
+        for name, prompt in prompts
+        for score in _scores(name, prompt, answers.get(prompt.id, {}), texts[prompt.id], by_prompt.get(prompt.id), judge)
+    ]
+    write_scores(task.out / "scores.parquet", rows)
+    errors = sum(row.status == "error" for row in rows)
+    return StageOutcome(len(rows), errors, dict(context.costs), _means(rows))
+
+
+def _rows(task: StageTask, file: str) -> list[dict[str, Any]]:
+    path = task.inputs["data"] / file
+    return list(read_jsonl(path)) if path.exists() else []
+
+
+def _scores(
+    benchmark: str, prompt: Prompt, answers: Mapping[int, Mapping[str, Any]], texts: Sequence[str], ranked: Ranked | None, judge: str
+) -> list[Score]:
+    reward = dict(zip(texts, ranked.scores, strict=False)) if ranked else {}
+    unscored: Status = ranked.status if ranked else "no_answer"
+
+    def row(metric: str, samples: Sequence[int]) -> Score:
+        statuses = [str(answers[s]["status"]) if s in answers else "no_answer" for s in samples]
+        values = [reward.get(answers[s]["text"]) if status in ("ok", "truncated") else None for s, status in zip(samples, statuses, strict=True)]
+        known = [value for value in values if value is not None]
+        source = content_hash(prompt.messages, [answers[s]["text"] for s in samples if s in answers], length=12)
+        if samples and len(known) == len(samples):
+            return Score(benchmark, "1", prompt.id, prompt.id, metric, sum(known) / len(known), "ok", judge, source=source)
+        bad = [status for status in statuses if status not in ("ok", "truncated")] or [unscored]
+        status: Status = "error" if "error" in bad else bad[0]  # type: ignore[assignment]
+        return Score(benchmark, "1", prompt.id, prompt.id, metric, None, status if status != "ok" else "no_answer", judge, source=source)
+
+    return [row("reward", [0]), row("reward_sampled", sorted(s for s in answers if s > 0))]
+
+
+def _means(rows: Sequence[Score]) -> dict[str, float]:
+    kept: dict[str, list[float]] = {}
+    for row in rows:
+        if row.value is not None:
+            kept.setdefault(f"{row.benchmark}_{row.metric}", []).append(row.value)
+    return {name: sum(values) / len(values) for name, values in sorted(kept.items())}

@@ -1,0 +1,114 @@
+"""A reward model trained in place with TRL's RewardTrainer, on pairs the policy never trains on. Stage ``ranker.train``.
+
+The start is a causal checkpoint's body with a new head of one number. Loss: -log σ(r(x, y_w) - r(x, y_l)), Bradley and Terry
+(1952). Conversations are encoded as the ranker ``reward_model`` encodes them, end of turn included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.models import check_code, check_weights, encode_conversation, load_tokenizer, location, model_folder
+from harness.records import HarnessError, Prompt, StageOutcome, StageTask, read_jsonl
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Train on ``inputs["data"]/ranker.jsonl`` (pairs held aside by data.ranker_pairs) from ``inputs["base"]``; write ``model/``.
+
+    Settings: seed, learning_rate, batch_size, epochs, max_length.
+    """
+    file = task.inputs["data"] / "ranker.jsonl"
+    prompts = [Prompt(**row) for row in read_jsonl(file)] if file.exists() else []
+    if not prompts:
+        raise HarnessError("ranker.train: no pairs are held aside for the ranker; set data.ranker_pairs")
+    facts = train_reward_model(task.inputs["base"], prompts, task.out / "model", task.settings, device=str(task.runtime.get("device", "cpu")))
+    return StageOutcome(rows=len(prompts), summary=facts)
+
+
+def train_reward_model(start: Path, prompts: Sequence[Prompt], out: Path, settings: Mapping[str, Any], *, device: str = "cpu") -> dict[str, float]:
+    """Train a one-label classifier on the prompts' offline pairs and save it with its tokenizer to ``out``.
+
+    Returns the final loss and the share of training pairs in order. Conversations over ``max_length`` tokens are left out. Raises
+    HarnessError when none is left.
+    """
+    tokenizer = load_tokenizer(start)
+    limit = int(settings.get("max_length", 1024))
+    rows = [row for row in (_encode(tokenizer, prompt) for prompt in prompts) if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= limit]
+    if not rows:
+        raise HarnessError(f"reward model: all {len(prompts)} pairs are over max_length = {limit} tokens")
+    with fenced_seeds(int(settings.get("seed", 0))), tempfile.TemporaryDirectory() as scratch:
+        model = _classifier(start, tokenizer)
+        result = _fit(model, tokenizer, rows, settings, Path(scratch), device)
+    model.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {"loss": round(float(result.training_loss), 6), "pairs": len(rows), "left_out": len(prompts) - len(rows)}
+
+
+def _encode(tokenizer: Any, prompt: Prompt) -> dict[str, list[int]]:
+    def whole(answer: str) -> list[int]:
+        return encode_conversation(tokenizer, [*prompt.messages, {"role": "assistant", "content": answer}])
+
+    return {"chosen_ids": whole(prompt.chosen), "rejected_ids": whole(prompt.rejected)}
+
+
+def _classifier(start: Path, tokenizer: Any) -> Any:
+    """The causal checkpoint's body under a new head; its weights come from torch's generator, which the caller has seeded."""
+    from transformers import AutoModelForSequenceClassification
+
+    path, where = model_folder(start), location(start)
+    source = str(where.get("source", path))
+    pickled = check_weights(path, source, str(where.get("pickle_weights", "")))
+    code = check_code(path, source, str(where.get("trust_remote_code", "")))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=1, dtype=torch.float32, use_safetensors=not pickled, trust_remote_code=code, local_files_only=True
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _fit(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], settings: Mapping[str, Any], scratch: Path, device: str) -> Any:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
+
+    arguments = RewardConfig(
+        output_dir=str(scratch),
+        num_train_epochs=float(settings.get("epochs", 1)),
+        per_device_train_batch_size=int(settings.get("batch_size", 16)),
+        learning_rate=float(settings.get("learning_rate", 1e-4)),
+        lr_scheduler_type="cosine",
+        max_length=None,
+        seed=int(settings.get("seed", 0)),
+        data_seed=int(settings.get("seed", 0)),
+        use_cpu=device == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = RewardTrainer(model=model, args=arguments, train_dataset=Dataset.from_list([dict(row) for row in rows]), processing_class=tokenizer)
+    return trainer.train()
+
+
+@contextlib.contextmanager
+def fenced_seeds(seed: int) -> Iterator[None]:
+    """Seed the global generators that TRL reads inside the block, and put their states back after it."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

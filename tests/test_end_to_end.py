@@ -1,0 +1,184 @@
+"""The whole chain on the smallest study: real training, real benchmark libraries, the local judge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.commands import prepare
+from harness.records import StageTask
+from harness.store import Store
+from harness.worker import merge, runtime_of
+
+ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "tests" / "e2e.yaml"
+
+
+def selm(folder: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli", *arguments, "--store", str(folder / "store"), "--results", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def run(folder: Path, *arguments: str, study: Path = STUDY) -> subprocess.CompletedProcess[str]:
+    return selm(folder, "run", str(study), *arguments)
+
+
+def numbers(folder: Path) -> dict[str, str]:
+    """Hash of every score file by stage key, and of the data of every table and figure."""
+    found = {}
+    for path in sorted((folder / "store" / "objects").glob("*/*/scores.parquet")):
+        found[path.parent.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted((folder / "e2e" / "report").rglob("*.csv")):
+        if "costs" not in path.name:
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study run by the pool, without interruption."""
+    folder = tmp_path_factory.mktemp("pool")
+    done = run(folder)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder
+
+
+def test_every_checkpoint_has_scores_of_every_benchmark(finished: Path) -> None:
+    manifest = json.loads((finished / "e2e" / "manifest.json").read_text())
+    store = Store(finished / "store")
+    for each in manifest["runs"]:
+        for iteration in each["iterations"]:
+            for stage in ("judge.mt_bench", "judge.alpaca_eval", "academic", "heldout"):
+                scores = pd.read_parquet(store.folder(iteration["stages"][stage]) / "scores.parquet")
+                assert len(scores) > 0
+                assert scores["value"].notna().sum() == (scores["status"] == "ok").sum()
+
+
+def test_the_report_is_there_with_its_tables_and_figures(finished: Path) -> None:
+    report = finished / "e2e" / "report"
+    text = (report / "report.md").read_text()
+    assert "α" in text
+    assert list(report.rglob("*.tex"))
+    assert list(report.rglob("*.pdf"))
+    assert (report / "index.html").stat().st_size > 1000
+
+
+def test_a_finished_study_runs_no_stage_again(finished: Path) -> None:
+    before = numbers(finished)
+    started = time.time()
+    again = run(finished)
+    assert again.returncode == 0
+    assert "0 stages executed" in again.stdout.replace("\n", " ")
+    assert time.time() - started < 60  # a guard; the figure on a quiet machine stands in the README
+    assert numbers(finished) == before
+
+
+def test_inline_and_pool_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, "--executor", "inline")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert numbers(tmp_path) == numbers(finished)
+
+
+@pytest.mark.slow
+def test_killed_at_five_moments_it_continues_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli", "run", str(STUDY), "--store", str(tmp_path / "store"), "--results", str(tmp_path)]
+    for seconds in (4.0, 9.0, 12.0, 14.0, 17.0):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert numbers(tmp_path) == numbers(finished)
+    assert Store(tmp_path / "store").verify() == []
+
+
+def test_status_plan_and_show_speak_of_the_finished_study(finished: Path) -> None:
+    status = selm(finished, "status", "e2e")
+    assert "0 missing" in status.stdout
+    planned = subprocess.run([sys.executable, "-m", "harness.cli", "plan", str(STUDY), "--store", str(finished / "store")], cwd=ROOT, capture_output=True,
+                             text=True, check=False)  # fmt: skip
+    assert "shared" in planned.stdout
+    assert "with sharing" in planned.stdout
+    key = Store(finished / "store").all_keys()[0]
+    shown = subprocess.run([sys.executable, "-m", "harness.cli", "show", key, "--store", str(finished / "store")], cwd=ROOT, capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert "settings" in shown.stdout
+
+
+def test_alpha_zero_is_dpo_bit_for_bit_when_both_are_trained(finished: Path, tmp_path: Path) -> None:
+    """Bypasses the store and the plan's merging: SELM at α = 0 and DPO are both really trained."""
+    from harness.train import run as train
+
+    plan = prepare(STUDY, {})
+    store = Store(finished / "store")
+    node = next(plan.nodes[r.iterations[1]["train"]] for r in plan.runs if r.cell.arm["objective.alpha"] == 0)
+    inputs = {name: store.folder(key) for name, key in node.inputs.items()}
+    digests = {}
+    for name, objective in {"dpo": {"name": "dpo"}, "selm": {"name": "selm"}}.items():
+        settings = merge(node.settings, {"objective": {**node.settings["objective"], **objective, "alpha": 0.0}})
+        out = tmp_path / name
+        out.mkdir()
+        train(StageTask("k" * 64, "train", settings, inputs, out, runtime_of(node.runtime)))
+        digests[name] = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
+    assert digests["dpo"] == digests["selm"]
+    stored = store.record(node.key).files["model/model.safetensors"]
+    assert digests["dpo"] == stored
+
+
+def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_them(finished: Path, tmp_path: Path) -> None:
+    from harness.rollout import run as rollout
+
+    plan = prepare(STUDY, {})
+    store = Store(finished / "store")
+    node = next(node for node in plan.nodes.values() if node.stage == "rollout")
+    inputs = {name: store.folder(key) for name, key in node.inputs.items()}
+    texts = {}
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        out.mkdir()
+        rollout(StageTask("k" * 64, "rollout", {**node.settings, "seed": seed}, inputs, out, runtime_of(node.runtime)))
+        texts[seed] = ((out / "prompts.jsonl").read_bytes(), (out / "responses.jsonl").read_bytes())
+    stored = store.folder(node.key)
+    assert texts[0] == ((stored / "prompts.jsonl").read_bytes(), (stored / "responses.jsonl").read_bytes())
+    assert texts[0][0] != texts[1][0]
+    assert texts[0][1] != texts[1][1]
+
+
+def test_a_failing_stage_is_reported_and_the_others_go_on(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(finished / "store", tmp_path / "store")
+    failing = tmp_path / "failing.yaml"
+    text = STUDY.read_text().replace("../ablations", str(ROOT / "ablations")).replace("[0, 1]", "[0, 1, 0.5]")
+    failing.write_text(text + "fail: {stage: train, arm.objective.alpha: 0.5}\n")
+    done = run(tmp_path, study=failing)
+    assert done.returncode == 1
+    assert "fails because the study's key 'fail' says so" in done.stderr.replace("\n", " ")
+    report = (tmp_path / "e2e" / "report" / "report.md").read_text()
+    assert "fails because" in report
+    failing.write_text(text)
+    assert run(tmp_path, study=failing).returncode == 0
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("sedes: [1]", "did you mean 'seeds'?"), ("set: {objective.name: sellm}", "did you mean 'selm'?"), ("set: {objective.alpha: lots}", "objective.alpha"),
+])  # fmt: skip
+def test_a_bad_study_exits_with_2_and_writes_nothing(tmp_path: Path, text: str, words: str) -> None:
+    bad = tmp_path / "bad.yaml"
+    body = STUDY.read_text().replace("../ablations", str(ROOT / "ablations"))
+    bad.write_text((body.split("set:")[0] + "seeds: [0]\n" if text.startswith("set") else body) + text + "\n")
+    done = run(tmp_path, study=bad)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "bad.yaml" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
