@@ -64,8 +64,8 @@ def family(arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, ba
 
     Pooled: a² = 2·MS/S with (A−1)(S−1) degrees of freedom, b² of the pair's own D. It assumes that arms share a seed variance and
     that every pair of arms has the same covariance over seeds. An arm that strays over seeds far more than the others do (``stray``
-    below 1 %) is flagged "unequal", and then the paired interval is the one to read; so are all arms when the baseline does. Seeds not in every arm are left out of the pool (flagged). Arms that
-    are INCOMPLETE are reported so and left out. Order of ``arms`` changes nothing but the order of members.
+    below 1 %) is flagged "unequal", and then the paired interval is the one to read; so are all arms when the baseline does. Seeds
+    not in every arm are left out of the pool (flagged), INCOMPLETE arms too. The order of ``arms`` is the order of members, no more.
     """
     pairs = {name: difference(cell, arms[baseline], level=level, bar=bar) for name, cell in arms.items() if name != baseline}
     usable = {baseline: arms[baseline]} | {name: arms[name] for name, e in pairs.items() if not e.incomplete}
@@ -251,4 +251,3 @@ def reestimate_best(
     if int((scores == scores.max()).sum()) > 1:
         flags += ("tied for best: the first by name was taken",)
     return Selection(best, len(pairs), first, others, float(scores.max()), estimate, rotated, tuple(names[c] for c in choices), flags)
-

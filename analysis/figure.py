@@ -145,6 +145,9 @@ def render(drawn: Drawn, kind: str) -> bytes:
     """The figure's bytes as pdf, svg or png; the same for the same data (no dates, fixed identifiers)."""
     buffer = io.BytesIO()
     with paper_style():
+        if drawn.figure.get_layout_engine() is not None:
+            drawn.figure.draw_without_rendering()  # settles the layout once for all formats
+            drawn.figure.set_layout_engine("none")
         drawn.figure.savefig(buffer, format=kind, metadata=METADATA[kind])
     return buffer.getvalue()
 

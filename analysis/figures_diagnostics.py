@@ -139,28 +139,27 @@ def figure_5(data: StudyData) -> Drawn | Unavailable:
     """Reward of each model's own samples, arm minus baseline, sorted: under each model's implicit reward, and under the external one."""
     at = data.last_iteration
     present = [metric for _, metric in data.metrics("diagnostics")]
-    implicit = [m for m in present if m.startswith("implicit_reward_samples")]
-    names = {"implicit_reward_samples": "own implicit reward", "implicit_reward_samples_common": "a common implicit reward"}
-    panels = [
-        (f"under {names.get(m, m.removeprefix('implicit_reward_samples_').replace('_', ' '))}", diagnostic(Diagnostic(m, names.get(m, m))), at, "reward", 1.0)
-        for m in implicit[:3]
-    ]
+    names = {
+        "implicit_reward_samples": "own samples, own implicit reward", "implicit_reward_reference_samples": "π_ref's samples, own implicit reward",
+    }  # fmt: skip
+    panels = [(heading, diagnostic(Diagnostic(m, heading)), at, "reward", 1.0) for m, heading in names.items() if m in present]
     external = measures.heldout(data, sampled=True)
     if (external.benchmark, external.metric) in data.metrics():
-        panels.append(("under the external reward", external, at, "reward", 1.0))
+        panels.append(("own samples, external reward", external, at, "reward", 1.0))
     title = "Figure 5. Rewards of each model's own samples"
     if not panels:
         return Unavailable("figure_5", title, "no rewards of own samples are stored yet")
     caption = (
-        f"Mean reward of a model's own temperature-1 samples per held-out prompt after iteration {at}, arm minus baseline, each curve sorted by itself. Thick: mean "
-        "over seeds; thin: every seed. Under a model's own implicit reward against π_0 the mean is β·KL ≥ 0: it measures drift; only the external reward measures quality."
+        f"Mean reward of temperature-1 samples per held-out prompt after iteration {at}, arm minus baseline, each curve sorted by itself. Thick: mean over seeds; "
+        "thin: every seed. Implicit rewards are β·log π_θ/π_0 against the common π_0. On own samples their mean is β·KL ≥ 0: it measures drift; only the external "
+        "reward measures quality."
     )
     return _difference_panels(data, "figure_5", title, panels, caption)
 
 
 GROUPS = (
     ("diagnostics_exploration", "Exploration over iterations", (
-        "kl_base", "kl_previous", "entropy", "newness", "mode_coverage", "unseen_mass", "distinct_2", "self_rouge", "grad_ratio",
+        "kl_base", "kl_previous", "entropy", "newness", "mode_coverage", "unseen_mass", "distinct_2", "self_rouge", "grad_ratio_end",
     )),
     ("diagnostics_extrapolation", "Extrapolation over iterations", (
         "rhat_reference_samples", "displacement_chosen_train", "displacement_chosen_heldout", "displaced_share_heldout", "spearman_reward",

@@ -103,9 +103,15 @@ DIAGNOSTICS = (
     Diagnostic("kl_base_per_token", "KL(π_θ‖π_0) per token", "nats/token"),
     Diagnostic("kl_previous_per_token", "KL(π_θ‖π_prev) per token", "nats/token"),
     Diagnostic("entropy", "entropy"),
+    Diagnostic("entropy_per_token", "entropy per token", "nats/token"),
     Diagnostic("spearman_reward", "Spearman, implicit and external reward", "correlation"),
+    Diagnostic("brier_samples", "Brier score, own samples", ""),
     Diagnostic("brier_pairs_train", "Brier score, training pairs", ""),
     Diagnostic("brier_pairs_heldout", "Brier score, held-out pairs", ""),
+    Diagnostic("brier_pairs_ood", "Brier score, out-of-distribution pairs", ""),
+    Diagnostic("accuracy_pairs_train", "pairs ranked right, training", "share"),
+    Diagnostic("accuracy_pairs_heldout", "pairs ranked right, held-out", "share"),
+    Diagnostic("accuracy_pairs_ood", "pairs ranked right, out of distribution", "share"),
     Diagnostic("displacement_chosen_train", "displacement of y_w, training"),
     Diagnostic("displacement_chosen_heldout", "displacement of y_w, held-out"),
     Diagnostic("displaced_share_train", "share of y_w below reference, training", "share"),
@@ -113,14 +119,24 @@ DIAGNOSTICS = (
     Diagnostic("rhat_y_winner", "r̂ of y that won"),
     Diagnostic("rhat_y_middle", "r̂ of y in the middle"),
     Diagnostic("rhat_y_loser", "r̂ of y that lost"),
+    Diagnostic("share_y_winner", "y won", "share"),
+    Diagnostic("share_y_middle", "y in the middle", "share"),
+    Diagnostic("share_y_loser", "y lost", "share"),
+    Diagnostic("pair_margin", "margin of the pair", "reward"),
     Diagnostic("distinct_1", "distinct-1", "share"),
     Diagnostic("distinct_2", "distinct-2", "share"),
     Diagnostic("self_rouge", "similarity among samples", "ROUGE-L"),
     Diagnostic("newness", "share of new answers", "share"),
     Diagnostic("length_tokens", "answer length", "tokens", 1),
     Diagnostic("truncated_share", "truncated answers", "share"),
-    Diagnostic("grad_ratio", "‖g_explore‖/‖g_DPO‖", "ratio"),
-    Diagnostic("grad_cosine", "cosine of g_explore and g_DPO", "cosine"),
+    Diagnostic("missing_eos_share", "answers without end of turn", "share"),
+    Diagnostic("grad_ratio", "‖g_explore‖/‖g_DPO‖ at the start", "ratio"),
+    Diagnostic("grad_ratio_end", "‖g_explore‖/‖g_DPO‖ at the end", "ratio"),
+    Diagnostic("grad_cosine", "cosine of both gradients at the start", "cosine"),
+    Diagnostic("grad_cosine_end", "cosine of both gradients at the end", "cosine"),
+    Diagnostic("reward_samples", "external reward of own samples", "reward"),
+    Diagnostic("implicit_reward_samples", "implicit reward of own samples", "reward"),
+    Diagnostic("implicit_reward_reference_samples", "implicit reward of samples of π_ref", "reward"),
     Diagnostic("mode_coverage", "coverage of answer modes", "share"),
     Diagnostic("unseen_mass", "probability on unseen modes", "probability"),
     Diagnostic("regret", "regret", "reward"),
@@ -166,9 +182,33 @@ def layout_of(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Layo
     if measure.strata:
         return stack([cell.layout for cell in cells])
     cell = cells[0]
+    if measure.benchmark == "diagnostics" and not crossed(data, measure):
+        return by_seed(cell)
     if measure.summary is None:
         return cell.layout
     return _on_library_points(data, checkpoint, cell.layout, measure.summary)
+
+
+def crossed(data: StudyData, measure: Measure) -> bool:
+    """Whether every run has values of a diagnostic on the same prompts. Training prompts differ between seeds, and some diagnostics are
+    undefined on some prompts; then seeds are compared by their means, and only (A) is given."""
+    cache: dict[str, bool] = data.__dict__.setdefault("_crossed", {})
+    if measure.key not in cache:
+        found = []
+        for checkpoint in data.checkpoints:
+            cell = data.cell(checkpoint, measure.benchmark, measure.metric, measure.part, measure.scale)
+            if not cell.layout.values.size or cell.statuses.get("error") or cell.absent:
+                continue
+            found.append((cell.layout.clusters, bool(np.isnan(cell.layout.values).any())))
+        cache[measure.key] = not any(holes for _, holes in found) and len({clusters for clusters, _ in found}) <= 1
+    return cache[measure.key]
+
+
+def by_seed(cell: Cell) -> Layout:
+    """One cluster per seed: its mean over the items where the measure is defined. Seeds without any stay missing."""
+    values = cell.points[:, None].astype(float)
+    missing = np.isnan(values).astype(np.int64)
+    return Layout(values, cell.layout.seeds, ("all",), None, missing, np.ones_like(missing), *([values, values] if not missing.any() else [None, None]))
 
 
 def _on_library_points(data: StudyData, checkpoint: Checkpoint, cell: Layout, summary: tuple[str, str]) -> Layout:

@@ -136,9 +136,7 @@ def _mde(sigma_s: float, c: Components, seeds: int, clusters: int, df: int, popu
     return (multiplier(df, power) * a2 + shift_b * b2) / math.sqrt(a2 + b2)
 
 
-def detectable(
-    c: Components, seeds: int, clusters: int, population: Population = "B", *, arms: int = 2, power: float = POWER
-) -> Detectable:
+def detectable(c: Components, seeds: int, clusters: int, population: Population = "B", *, arms: int = 2, power: float = POWER) -> Detectable:
     """Minimum detectable effect of a two-sided 5 % test with ``seeds`` and ``clusters``, in the score's units."""
     df = seed_df(seeds, arms)
     floor = float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(power)) * c.sigma_i / math.sqrt(clusters) if population == "B" else 0.0
@@ -222,8 +220,14 @@ def _first(enough: Callable[[int], bool], start: int, limit: int) -> int | None:
 
 
 def _needed(
-    what: Literal["seeds", "items"], population: Population, delta: float, given: int, c: Components,
-    search: Callable[[float], int | None], limit: int, reason: str,
+    what: Literal["seeds", "items"],
+    population: Population,
+    delta: float,
+    given: int,
+    c: Components,
+    search: Callable[[float], int | None],
+    limit: int,
+    reason: str,
 ) -> Needed:
     value = search(c.sigma_s)
     low, high = (None if s is None else search(s) for s in (c.low, c.high))

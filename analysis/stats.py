@@ -34,8 +34,23 @@ from statsmodels.stats.proportion import proportion_confint  # type: ignore[impo
 from analysis.layout import Floats, Layout, complete, from_array, layout, paired
 
 __all__ = [
-    "Estimate", "Interval", "Layout", "MeanSquares", "cochran_half_width", "cochran_p", "complete", "crossed_interval", "difference", "from_array",
-    "incomplete", "layout", "mean_over_seeds", "one_checkpoint", "paired", "seed_interval", "two_way",
+    "Estimate",
+    "Interval",
+    "Layout",
+    "MeanSquares",
+    "cochran_half_width",
+    "cochran_p",
+    "complete",
+    "crossed_interval",
+    "difference",
+    "from_array",
+    "incomplete",
+    "layout",
+    "mean_over_seeds",
+    "one_checkpoint",
+    "paired",
+    "seed_interval",
+    "two_way",
 ]
 
 MIN_SEEDS = 3
@@ -165,9 +180,7 @@ def seed_interval(value: float, a2: float, df: float, seeds: int, *, null: float
     return replace(blank, low=value - half, high=value + half, se=math.sqrt(a2), p=p)
 
 
-def crossed_interval(
-    value: float, a2: float, df: float, squares: MeanSquares, *, null: float | None = None, level: float = 0.95
-) -> Interval:
+def crossed_interval(value: float, a2: float, df: float, squares: MeanSquares, *, null: float | None = None, level: float = 0.95) -> Interval:
     """(B): Cochran's interval with b² from ``squares``. Undefined below 3 seeds, with one cluster, and without any variance.
 
     Where all seeds give the same mean although they differ on items, a² falls back to its floor MS_error/N.

@@ -256,8 +256,9 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
             if estimate.expected:
                 numbers.append(score_data(data, checkpoint, measure, estimate))
     heads = ("diagnostic", *(c.label for c in shown))
+    note = "Where the prompts differ between seeds (training prompts, or a diagnostic undefined on some) seeds are compared by their means: (A) only."
     caption = f"After iteration {iteration}; every iteration is in the CSV. Mean over seeds ± half-width (A), in brackets (B), clusters are prompts."
-    return Table("diagnostics", title, caption, heads, tuple(rows), SCORE_DATA, tuple(numbers), (POPULATIONS_NOTE,))
+    return Table("diagnostics", title, caption, heads, tuple(rows), SCORE_DATA, tuple(numbers), (POPULATIONS_NOTE, note))
 
 
 def table_completeness(data: StudyData) -> Table | Unavailable:

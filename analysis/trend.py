@@ -37,7 +37,12 @@ class Trend:
 
 
 def trend(
-    arms: Mapping[float, Layout], expected: str, *, scale: str = "rank", level: float = 0.95, bar: float = 1.0,
+    arms: Mapping[float, Layout],
+    expected: str,
+    *,
+    scale: str = "rank",
+    level: float = 0.95,
+    bar: float = 1.0,
     generator: np.random.Generator | None = None,
 ) -> Trend:
     """Trend of the score in α, seeds as blocks. expected: "falling" or "rising", declared before the data were seen.

@@ -111,6 +111,23 @@ def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
 
 
 @app.command()
+def tune(
+    search: Annotated[Path, typer.Argument(help="The search's YAML file, for example ablations/tune_alpha_beta.yaml.")],
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    storage: Annotated[str, typer.Option(help="Optuna storage address; empty: SQLite in the search's folder.")] = "",
+    workers: Workers = 0,
+) -> None:
+    """Search settings with Optuna, then compare the winner with the default on seeds no trial saw. Run it again to continue.
+
+    Example: selm tune ablations/tune_alpha_beta.yaml --workers 2
+    """
+    from harness.commands import tune_study
+
+    raise typer.Exit(tune_study(search, store, results, storage, _workers(workers)))
+
+
+@app.command()
 def invalidate(key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")], store: StoreRoot = STORE) -> None:
     """Forget one finished stage, so that the next run does it again.
 

@@ -102,8 +102,12 @@ def run_study(
     only: Sequence[str] = (),
     report: bool = True,
 ) -> int:
-    """Run what is missing, write the manifest and the report; returns the exit status."""
-    plan = prepare(path, overrides)
+    """Run what is missing of a study file; returns the exit status."""
+    return run_plan(prepare(path, overrides), store_root, results, executor=executor, workers=workers, only=only, report=report)
+
+
+def run_plan(plan: Plan, store_root: Path, results: Path, *, executor: str, workers: int, only: Sequence[str] = (), report: bool = True) -> int:
+    """Run what is missing of a plan, write its manifest and its report; returns the exit status."""
     store = Store(store_root)
     for repair in store.open():
         errors.print(f"repaired: {repair.path}: {repair.what}; {repair.action}", markup=False)
@@ -161,3 +165,51 @@ def find_key(store: Store, prefix: str) -> str:
     if len(matches) != 1:
         raise HarnessError(f"{prefix!r} names {len(matches)} stages in {store.root}; give more of the key")
     return matches[0]
+
+
+def tune_study(path: Path, store_root: Path, results: Path, storage: str, workers: int) -> int:
+    """Search, then judge the winners on fresh seeds; run again to continue. Returns the exit status."""
+    from analysis.search import write_search
+    from harness import tune
+    from harness.tune_file import load_tune
+
+    folder = results / load_tune(path).name
+    folder.mkdir(parents=True, exist_ok=True)
+    search = tune.Search(path, store_root, storage or f"sqlite:///{(folder / 'optuna.db').resolve()}")
+    Store(store_root).open()
+    if workers > 1:
+        tune.run_workers(search, workers)
+    else:
+        tune.work(search)
+    study = tune.open_study(search)
+    out = write_search(study, folder / "search", {})
+    console.print(f"Search: {relative(out)}", markup=False)
+    final = tune.finalists(search, study)
+    status = run_plan(build_plan(final, fingerprints(final)), store_root, results, executor="pool", workers=workers)
+    write_search(study, folder / "search", fresh_estimates(folder, store_root, search.spec.metrics[0]))
+    return status
+
+
+def fresh_estimates(folder: Path, store_root: Path, metric: Any) -> dict[str, Any]:
+    """Mean over fresh seeds of the search's first metric, with interval (A), for the default and every winner."""
+    import pyarrow.parquet as pq
+    from scipy import stats
+
+    store, runs = Store(store_root), json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["runs"]
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for key in dict.fromkeys(run["iterations"][-1]["stages"].values()):
+            path = store.folder(key) / "scores.parquet"
+            rows = pq.read_table(path).to_pylist() if path.is_file() else []
+            values = [
+                row["value"] for row in rows if (row["benchmark"], row["metric"]) == (metric.benchmark, metric.metric) and row["value"] is not None
+            ]
+            if values:
+                found.setdefault(run["label"], []).append(sum(values) / len(values))
+    result: dict[str, Any] = {}
+    for label, means in found.items():
+        mean, low, high = sum(means) / len(means), None, None
+        if len(means) >= 3:
+            low, high = (float(v) for v in stats.t.interval(0.95, len(means) - 1, mean, stats.sem(means)))
+        result[label] = {"mean": mean, "low": low, "high": high, "n": len(means), "seeds": means}
+    return result

@@ -97,10 +97,10 @@ def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # type: ignore[operator,union-attr]
         with torch.autocast(kind, enabled=False):
             logps: Tensor = _FusedHead.apply(hidden, weight, bias, targets)
-            return logps
+        return logps
 
     def piece(part: Tensor, wanted: Tensor) -> Tensor:
-        logits = head(part)
+        logits: Tensor = head(part)
         return logits.to(_wide(logits.dtype)).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
 
     size = chunk_rows(getattr(head, "out_features", 2**15), hidden.device)

@@ -13,24 +13,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention as sdpa
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from harness.head import head_logps, plain_head
+from harness import shared_prefix
+from harness.head import head_logps
 from harness.records import HarnessError
-
-ATTENTION = "selm_shared_prefix"
-"""Name under which the attention of packed batches is registered; without a layout it is plain SDPA."""
-
-SHORT_PROMPT_TOKENS = 160
-"""Mean tokens per packed prompt below which one padded attention call beats one call per response (measured on CPU)."""
+from harness.shared_prefix import ATTENTION, Layout
 
 
 @dataclass(frozen=True)
@@ -44,24 +37,6 @@ class PackedPrompt:
     def tokens(self) -> int:
         """Tokens computed for it."""
         return len(self.prompt_ids) + sum(len(response) for response in self.responses)
-
-
-@dataclass
-class Layout:
-    """Who sees whom. ``blocks``: (start, end) of the prompt with its first response, then (start, end) of each further response.
-
-    padded: (B, T) indices into the N tokens when the padded form is used; place: (N,) index of each token in that form.
-    masks: additive masks by (window, form), made at first use and shared by all layers.
-    """
-
-    prompt_spans: tuple[tuple[int, int], ...]
-    response_spans: tuple[tuple[tuple[int, int], ...], ...]
-    positions: Tensor
-    owner: Tensor
-    padded: Tensor | None = None
-    place: Tensor | None = None
-    longest: int = 0
-    masks: dict[Any, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,110 +112,11 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
             spans.append((first, first + count))
         response_spans.append(tuple(spans))
     layout = Layout(tuple(prompt_spans), tuple(response_spans), torch.tensor(positions), torch.tensor(owner))
-    if len(ids) <= SHORT_PROMPT_TOKENS * len(rows):
-        _add_padded_form(layout)
+    if len(ids) <= shared_prefix.SHORT_PROMPT_TOKENS * len(rows):
+        shared_prefix.add_padded_form(layout)
     return PackedBatch(
         torch.tensor([ids]), layout.positions[None], torch.tensor(predict), torch.tensor(targets), torch.tensor(response_of), tuple(lengths), layout
     )
-
-
-def _add_padded_form(layout: Layout) -> None:
-    """(B, T) form of the batch: padding points at token 0 and is masked."""
-    spans = [(prompt[0], responses[-1][1]) for prompt, responses in zip(layout.prompt_spans, layout.response_spans, strict=True)]
-    longest = max(end - start for start, end in spans)
-    columns = torch.arange(longest)
-    starts = torch.tensor([start for start, _ in spans])[:, None]
-    sizes = torch.tensor([end - start for start, end in spans])[:, None]
-    inside = columns < sizes
-    layout.padded = torch.where(inside, starts + columns, torch.zeros_like(starts)).reshape(-1)
-    layout.place = inside.reshape(-1).nonzero()[:, 0]
-    layout.longest = longest
-
-
-def shared_prefix_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Attention of a packed batch when ``packed_layout`` is among the keyword arguments, else plain SDPA."""
-    layout: Layout | None = kwargs.pop("packed_layout", None)
-    if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    groups = getattr(module, "num_key_value_groups", 1)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    form = _attend_padded if layout.padded is not None else _attend_blocks
-    output = form(layout, query, key, value, scale=kwargs.get("scaling"), dropout_p=kwargs.get("dropout", 0.0), window=kwargs.get("sliding_window"))
-    return output.transpose(1, 2).contiguous(), None
-
-
-def _attend_padded(layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
-    """One call for all prompts: heads as batch, prompts as heads, so that the (B, T, T) mask is shared by all heads."""
-    padded, place = layout.padded, layout.place
-    assert padded is not None
-    assert place is not None
-    heads, width = query.shape[1], query.shape[3]
-
-    def spread(x: Tensor) -> Tensor:
-        return x[0].index_select(1, padded).view(heads, -1, layout.longest, width)
-
-    mask = _padded_mask(layout, window, query)
-    output = sdpa(spread(query), spread(key), spread(value), attn_mask=mask, **options)
-    return output.reshape(heads, -1, width).index_select(1, place)[None]
-
-
-def _padded_mask(layout: Layout, window: int | None, like: Tensor) -> Tensor:
-    """Additive (1, B, T, T): 0 where a token is seen, the lowest number elsewhere. A padding token sees itself only."""
-    assert layout.padded is not None
-    assert layout.place is not None
-    cache_key = ("padded", window, like.dtype)
-    if cache_key not in layout.masks:
-        shape = (-1, layout.longest)
-        real = torch.zeros(len(layout.padded), dtype=torch.bool, device=like.device).index_fill_(0, layout.place, True).view(shape)
-        owner, position = layout.owner[layout.padded].view(shape), layout.positions[layout.padded].view(shape)
-        mine, theirs = owner[:, :, None], owner[:, None, :]
-        distance = position[:, :, None] - position[:, None, :]
-        seen = (distance >= 0) & ((theirs < 0) | (mine == theirs)) & real[:, None, :]
-        if window is not None:
-            seen &= distance < window
-        seen |= torch.eye(layout.longest, dtype=torch.bool, device=like.device)
-        layout.masks[cache_key] = _additive(seen, like.dtype)[None]
-    return layout.masks[cache_key]
-
-
-def _attend_blocks(layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
-    """One causal call for a prompt with its first response, one call for each further response over prompt and itself."""
-    pieces = []
-    for (start, prompt_end), responses in zip(layout.prompt_spans, layout.response_spans, strict=True):
-        for number, (first, last) in enumerate(responses):
-            if number == 0:
-                begin, parts = start, [slice(start, last)]
-            else:
-                begin, parts = first, [slice(start, prompt_end), slice(first, last)]
-            keys, values = (x[:, :, parts[0]] if len(parts) == 1 else torch.cat([x[:, :, part] for part in parts], 2) for x in (key, value))
-            queries = query[:, :, begin:last]
-            plain = number == 0 and (window is None or last - start <= window)
-            mask = None if plain else _block_mask(layout, queries.shape[2], keys.shape[2], window, query)
-            pieces.append(sdpa(queries, keys, values, attn_mask=mask, is_causal=plain, **options))
-    return torch.cat(pieces, 2)
-
-
-def _block_mask(layout: Layout, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-    """Additive (queries, keys): the last ``queries`` of ``keys`` consecutive positions, each seeing itself and its past."""
-    cache_key = (queries, keys, window, like.dtype)
-    if cache_key not in layout.masks:
-        columns = torch.arange(keys, device=like.device)
-        distance = columns[keys - queries :, None] - columns[None, :]
-        seen = distance >= 0
-        if window is not None:
-            seen &= distance < window
-        layout.masks[cache_key] = _additive(seen, like.dtype)
-    return layout.masks[cache_key]
-
-
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
-
-
-AttentionInterface.register(ATTENTION, shared_prefix_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def base_model_of(model: nn.Module) -> PreTrainedModel:
@@ -346,5 +222,3 @@ def enable_packed_forward(model: nn.Module) -> PreTrainedModel:
     base.forward = forward  # type: ignore[method-assign]
     return base
 
-
-__all__ = ["PackedBatch", "PackedPrompt", "enable_packed_forward", "pack", "packed_attention", "plain_head", "response_logps", "sequence_logps"]

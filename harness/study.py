@@ -124,12 +124,12 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     data, lines = load_yaml(path)
     if not isinstance(data, dict):
         raise HarnessError(f"{path}:1: a study is a mapping with name, recipe and seeds")
-    parsed = _validate(StudyFile, data, path, lines)
+    parsed = validate(StudyFile, data, path, lines)
     recipe_path = _recipe_path(path, parsed.recipe, lines)
     tree, recipe_lines = load_yaml(recipe_path)
     if not isinstance(tree, dict):
         raise HarnessError(f"{recipe_path}:1: a recipe is a mapping of settings")
-    _validate(Recipe, tree, recipe_path, recipe_lines)
+    validate(Recipe, tree, recipe_path, recipe_lines)
     for key, value in _flatten(parsed.set, f"{path}:{_line(lines, ('set',))}").items():
         tree = _put(tree, key, value, f"{path}:{_line(lines, ('set', *key.split('.')))}")
     for key, value in (overrides or {}).items():
@@ -275,7 +275,7 @@ def _section_of(annotation: Any) -> Any:
 
 
 def _check_recipe(tree: Mapping[str, Any], path: Path, context: str) -> Recipe:
-    recipe = _validate(Recipe, tree, path, {}, context)
+    recipe = validate(Recipe, tree, path, {}, context)
     name = recipe.objective.name
     if name not in OBJECTIVES:
         raise HarnessError(f"{path}: objective.name {name!r} is unknown{_suggest(name, OBJECTIVES)}; allowed: {', '.join(sorted(OBJECTIVES))}")
@@ -286,7 +286,7 @@ def _check_recipe(tree: Mapping[str, Any], path: Path, context: str) -> Recipe:
     return recipe
 
 
-def _validate(model: type[Model], data: Any, path: Path, lines: Mapping[Location, int], context: str = "") -> Model:
+def validate(model: type[Model], data: Any, path: Path, lines: Mapping[Location, int], context: str = "") -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -326,3 +326,33 @@ def _line(lines: Mapping[Location, int], at: Location) -> int:
 def _suggest(word: str, known: Any) -> str:
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def compose(file: Path, name: str, recipe: str, changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], seeds: Sequence[int],
+            question: str = "", baseline: str = "", declare: Declaration | None = None) -> Study:  # fmt: skip
+    """A study made by code (a search's trials and finalists): the same checks as for a file. ``arms``: label → dotted keys."""
+    tree, lines = load_yaml(_recipe_path(file, recipe, {}))
+    validate(Recipe, tree, file, lines)
+    for key, value in _flatten(changes, str(file)).items():
+        tree = _put(tree, key, value, str(file))
+    base = _check_recipe(tree, file, "set")
+    cells = []
+    for label, change in arms.items():
+        arm_tree = tree
+        for key, value in _flatten(change, str(file)).items():
+            arm_tree = _put(arm_tree, key, value, f"{file} ({label})")
+        resolved = _check_recipe(arm_tree, file, label)
+        twin = {"arm": baseline} if baseline else {}
+        cells += [Cell(run_name({"arm": label}, seed), {"arm": label}, label, seed, resolved, run_name(twin, seed) if twin else "") for seed in seeds]
+    return Study(
+        file,
+        name,
+        question,
+        base,
+        {"arm": list(arms)},
+        tuple(seeds),
+        {"arm": baseline} if baseline else {},
+        declare or Declaration(),
+        "last",
+        tuple(cells),
+    )

@@ -27,6 +27,8 @@ from harness.records import HarnessError, Pair, StageOutcome, StageTask, content
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate")
 CHECKPOINT_SECONDS = 600.0
+JOURNAL = "train.journal.jsonl"
+"""Its presence tells the store that a killed attempt left something to go on from."""
 
 
 def run(task: StageTask) -> StageOutcome:
@@ -42,11 +44,13 @@ def run(task: StageTask) -> StageOutcome:
                 trainer.train(resume_from_checkpoint=last_checkpoint(work))
         except HarnessError:
             shutil.rmtree(work, ignore_errors=True)
+            (task.out / JOURNAL).unlink(missing_ok=True)
             raise
         _save(trainer.model, policy.tokenizer, task.out / "model", settings["dtype"])
     steps = [step_row(entry) for entry in trainer.state.log_history if "loss" in entry]
     write_jsonl(task.out / "steps.jsonl", steps)
     shutil.rmtree(work, ignore_errors=True)
+    (task.out / JOURNAL).unlink(missing_ok=True)
     tokens = sum(row.packed(objective.roles)[0].tokens for row in rows) * settings["training"]["epochs"]
     summary = {"steps": len(steps)} | {name: steps[-1][name] for name in ("loss", "margin", "accuracy")}
     return StageOutcome(rows=len(rows), costs={"tokens_trained": tokens}, summary=summary)
@@ -151,7 +155,7 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
         dataloader_pin_memory=False,
         report_to=runtime.get("report_to", "none"),
     )
-    clock = _checkpoint_clock(float(runtime.get("checkpoint_seconds", CHECKPOINT_SECONDS)))
+    clock = _checkpoint_clock(float(runtime.get("checkpoint_seconds", CHECKPOINT_SECONDS)), task.out / JOURNAL)
     return PreferenceTrainer(model, args, rows, callbacks=[clock]), clock
 
 
@@ -220,7 +224,7 @@ def last_checkpoint(work: Path) -> str | None:
     return max(complete)[1] if complete else None
 
 
-def _checkpoint_clock(seconds: float) -> Any:
+def _checkpoint_clock(seconds: float, journal: Path) -> Any:
     """Callback: a checkpoint every ``seconds``; once ``terminated`` is set, one after the step under way, and no further step."""
     from transformers import TrainerCallback
 
@@ -236,6 +240,9 @@ def _checkpoint_clock(seconds: float) -> Any:
                 control.should_save = True
                 control.should_training_stop = self.terminated
                 self.last = time.monotonic()
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            write_jsonl(journal, [{"checkpoint": f"checkpoint-{state.global_step}", "step": state.global_step}])
 
     return CheckpointClock()
 

@@ -46,9 +46,9 @@ class PreferenceConfig(DPOConfig):
     token_budget: int = field(default=0, metadata={"help": "Most tokens of one forward pass."})
     max_log_ratio: float = field(default=20.0, metadata={"help": "Nats per token at which a run counts as diverged."})
     iteration: int = field(default=0, metadata={"help": "Named in messages of diverging runs."})
-    bf16: bool | None = field(default=False, metadata={"help": "bfloat16 mixed precision."})
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Older name of activation_checkpointing."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Trackers of transformers."})
+    bf16: bool | None = field(default=False, metadata={"help": "bfloat16 mixed precision."})  # type: ignore[assignment]
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Older name of activation_checkpointing."})  # type: ignore[assignment]
+    report_to: Any = field(default="none", metadata={"help": "Trackers of transformers."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between two logs."})
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "objective_params"]
@@ -216,7 +216,7 @@ def _without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            vars(module)["attention_dropout"] = 0.0
 
 
 def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:

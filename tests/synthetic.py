@@ -115,7 +115,7 @@ class _Writer:
             costs = dict(write(folder) or {})
             record = {
                 "schema": 1, "key": key, "stage": name, "version": 1, "settings": {}, "inputs": dict(inputs), "input_hashes": {}, "files": {},
-                "rows": 1, "costs": costs, "summary": {}, "environment": {"seconds": 1.5, "host": "h", "versions": {"torch": "2.11"}},
+                "rows": 1, "costs": {**costs, "seconds": 1.5}, "summary": {}, "environment": {"host": "h", "finished": 1.0, "versions": {"torch": "2.11"}},
             }  # fmt: skip
             if state == "done":
                 (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
@@ -123,7 +123,7 @@ class _Writer:
 
     def run(self, alpha: float, seed: int) -> dict[str, Any]:
         spec = self.spec
-        iterations = [{"iteration": 0, "stages": {"base": self.base, **self.score(self.base, alpha=0.0, seed=seed, iteration=0)}}]
+        iterations = [{"iteration": 0, "stages": {"data": self.data, "benchmarks": self.benchmarks, "base": self.base, **self.score(self.base, alpha=0.0, seed=seed, iteration=0)}}]
         policy = self.base
         for iteration in range(1, spec.iterations + 1):
             rollout = self.stage("rollout", {"policy": policy, "data": self.data}, lambda folder: {"tokens_generated": 500.0}, tag=(seed, iteration))
@@ -137,7 +137,7 @@ class _Writer:
         beta = 0.1
         return {
             "run": run_name(alpha, seed), "arm": {"objective.alpha": alpha}, "label": f"α = {alpha:g}", "seed": seed, "twin": run_name(spec.alphas[0], seed),
-            "c": [alpha * beta] * spec.iterations, "kappa": [2 * alpha] * spec.iterations, "iterations": iterations,
+            "c": [0.0] + [alpha * beta] * spec.iterations, "kappa": [0.0] + [2 * alpha] * spec.iterations, "iterations": iterations,
         }  # fmt: skip
 
     def score(self, policy: str, *, alpha: float, seed: int, iteration: int) -> dict[str, str]:
@@ -239,7 +239,9 @@ class _Writer:
                 failed = broken and i == 0
                 value = None if failed else float(round(1 + 9 * self.level(at, "mt_bench", item)))
                 scores.append(Score("mt_bench", "1", item, str(81 + i), "rating", value, "error" if failed else "ok", "pocket-judge"))
-                judged.append({"item": item, "question_id": 81 + i, "turn": turn, "judgment": f"Rating: [[{value}]]", "status": "error" if failed else "ok"})
+                text = f"{self.text(at, item) if self.spec.hostile else 'A fair answer.'} Rating: [[{value}]]"
+                row = {"id": item, "repeat": 0, "key": "k", "text": text, "rating": value, "reason": "", "flags": []}
+                judged.append({**row, "status": "error" if failed else "ok", "score_status": "error" if failed else "ok", "question_id": 81 + i, "turn": turn})
         write_scores(folder / "scores.parquet", scores)
         write_jsonl(folder / "judgments.jsonl", judged)
         values = {turn: [s.value for s in scores if s.value is not None and s.item.endswith(f":{turn}")] for turn in (1, 2)}
@@ -256,7 +258,7 @@ class _Writer:
             for metric, value in (("win_rate", level), ("length_controlled_win_rate", level - 1.0), ("length", 50.0 + i + 5 * at[2])):
                 scores.append(Score("alpaca_eval", "2", str(i), str(i), metric, value, "ok", "pocket-judge"))
         write_scores(folder / "scores.parquet", scores)
-        write_jsonl(folder / "judgments.jsonl", [{"id": str(i), "preference": 1 + w / 100, "judgment": "m"} for i, w in enumerate(win)])
+        write_jsonl(folder / "judgments.jsonl", [{"id": str(i), "repeat": 0, "key": "k", "status": "ok", "text": "m", "preference": 1 + w / 100, "switched": False} for i, w in enumerate(win)])
         summary = {
             "win_rate": float(np.mean(win)), "standard_error": 1.0, "length_controlled_win_rate": float(np.mean(win)) - 1.2, "lc_standard_error": 0.5,
             "n_total": len(win), "expected": len(win), "avg_length": 60, "flags": [],
@@ -300,8 +302,9 @@ class _Writer:
         }  # fmt: skip
         scores = []
         for metric, mean in centre.items():
+            trained_on = metric.endswith("_train") or metric.startswith("rhat_y")
             for i in range(self.spec.heldout):
-                item = f"heldout-{i}"
+                item = f"train-{at[1]}-{i}" if trained_on else f"heldout-{i}"
                 scores.append(Score("diagnostics", "1", item, item, metric, mean + float(self.draw(metric, item, *at).normal(0, 0.1))))
         write_scores(folder / "scores.parquet", scores)
         return {}

@@ -29,7 +29,8 @@ def _arms(seed: int = 0, arms: int = 4, seeds: int = 3, items: int = 20) -> dict
 def test_residual_of_a_hand_worked_table() -> None:
     # arms × seeds; arm means 2, 4, 6; seed means 3, 4, 5; the residuals are ±1 in four cells
     ms, df = residual(np.array([[2.0, 1.0, 3.0], [2.0, 5.0, 5.0], [5.0, 6.0, 7.0]]))
-    assert df == 4 and ms == pytest.approx(4 / 4)
+    assert df == 4
+    assert ms == pytest.approx(4 / 4)
 
 
 def test_residual_agrees_with_statsmodels_anova() -> None:
@@ -45,17 +46,21 @@ def test_headline_pools_and_the_paired_interval_stays_beside_it() -> None:
     result = family({name: from_array(np.tile(row[:, None], (1, 2))) for name, row in zip("xyz", means, strict=True)}, "x")
     member = result["z"]
     a, own = member.estimate.intervals["A"], member.estimate.intervals["A_paired"]
-    assert result.pooled and (result.ms, result.df) == (pytest.approx(1.0), 4)
+    assert result.pooled
+    assert (result.ms, result.df) == (pytest.approx(1.0), 4)
     assert member.estimate.value == pytest.approx(4.0)
-    assert a.half_width == pytest.approx(T4 * math.sqrt(2 / 3), rel=1e-8) and a.df == (4.0,)
+    assert a.half_width == pytest.approx(T4 * math.sqrt(2 / 3), rel=1e-8)
+    assert a.df == (4.0,)
     assert own == difference(from_array(np.tile(means[2][:, None], (1, 2))), from_array(np.tile(means[0][:, None], (1, 2)))).intervals["A"]
-    assert "pooled over 3 arms" in a.method and "pooled" not in own.method
+    assert "pooled over 3 arms" in a.method
+    assert "pooled" not in own.method
 
 
 def test_two_arms_are_only_paired() -> None:
     arms = _arms(arms=2)
     result = family(arms, "a0")
-    assert not result.pooled and result.ms is None
+    assert not result.pooled
+    assert result.ms is None
     assert result["a1"].estimate.intervals["A"] == difference(arms["a1"], arms["a0"]).intervals["A"]
     assert result["a1"].dunnett.undefined == "no pooled residual"
 
@@ -66,7 +71,8 @@ def test_order_of_arms_changes_no_number() -> None:
     assert [m.arm for m in other.members] == ["a3", "a2", "a1"]
     for name in ("a1", "a2", "a3"):
         assert one[name].estimate.intervals == other[name].estimate.intervals
-        assert one[name].holm == other[name].holm and one[name].dunnett == other[name].dunnett
+        assert one[name].holm == other[name].holm
+        assert one[name].dunnett == other[name].dunnett
 
 
 def test_holm_within_the_family_agrees_with_statsmodels() -> None:
@@ -78,8 +84,10 @@ def test_holm_within_the_family_agrees_with_statsmodels() -> None:
 def test_holm_by_hand_counts_an_undefined_p_as_a_member() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     with_hole = holm({"a": 0.01, "b": None, "c": 0.03})
-    assert with_hole["b"] is None and (with_hole["a"], with_hole["c"]) == pytest.approx((0.03, 0.06))
-    assert holm({}) == {} and holm({"a": 0.0}) == {"a": 0.0}
+    assert with_hole["b"] is None
+    assert (with_hole["a"], with_hole["c"]) == pytest.approx((0.03, 0.06))
+    assert holm({}) == {}
+    assert holm({"a": 0.0}) == {"a": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +119,9 @@ def test_dunnett_p_agrees_with_scipy_on_independent_groups() -> None:
 def test_dunnett_lies_between_the_single_test_and_bonferroni() -> None:
     for arm in family(_arms(4), "a0").members:
         p, single = arm.dunnett.p, arm.estimate.intervals["A"].p
-        assert p is not None and single is not None and single < p < min(3 * single, 1) + 1e-12
+        assert p is not None
+        assert single is not None
+        assert single < p < min(3 * single, 1) + 1e-12
         assert (arm.dunnett.half_width or 0) > (arm.estimate.intervals["A"].half_width or 0)
 
 
@@ -121,7 +131,8 @@ def test_an_arm_whose_seeds_jump_is_flagged_unequal() -> None:
     arms["a7"] = from_array(arms["a7"].values + np.array([[3.0], [-4.0], [2.0], [5.0], [-6.0]]))
     result = family(arms, "a0")
     assert any("read the paired interval" in flag for flag in result["a7"].estimate.flags)
-    assert not any("unequal" in flag for flag in result["a1"].estimate.flags) and result.flags == ()
+    assert not any("unequal" in flag for flag in result["a1"].estimate.flags)
+    assert result.flags == ()
     assert family(arms, "a7").flags == ("unequal: the baseline strays over seeds more than the arms; read the paired intervals",)
 
 
@@ -136,9 +147,11 @@ def test_an_incomplete_arm_is_reported_and_left_out() -> None:
     broken = arms["a3"].values.copy()
     broken[0, 0] = np.nan
     result = family({**arms, "a3": from_array(broken)}, "a0")
-    assert result["a3"].estimate.value is None and result["a3"].estimate.incomplete
+    assert result["a3"].estimate.value is None
+    assert result["a3"].estimate.incomplete
     assert result.flags == ("a3 left out: INCOMPLETE: 59 of 60 scored",)
-    assert result.df == 4 and result["a1"].dunnett.method.startswith("Dunnett, 2 arms")
+    assert result.df == 4
+    assert result["a1"].dunnett.method.startswith("Dunnett, 2 arms")
     assert result["a3"].holm["A"] is None
 
 
@@ -146,14 +159,18 @@ def test_a_lost_seed_leaves_the_pool_and_says_so() -> None:
     arms = _arms(7, seeds=4)
     arms["a2"] = arms["a2"].take([0, 1, 3])
     result = family(arms, "a0")
-    assert result.seeds == (0, 1, 3) and "seeds left out of the pool, not in every arm: 2" in result.flags
-    assert "headline is the paired interval" in result["a1"].estimate.flags[0] and result["a2"].estimate.method == "difference, pooled"
+    assert result.seeds == (0, 1, 3)
+    assert "seeds left out of the pool, not in every arm: 2" in result.flags
+    assert "headline is the paired interval" in result["a1"].estimate.flags[0]
+    assert result["a2"].estimate.method == "difference, pooled"
 
 
 def test_equal_arms_are_undefined_not_certain() -> None:
     same = from_array(np.random.default_rng(8).normal(size=(3, 10)))
     result = family({"x": same, "y": same, "z": same}, "x")
-    assert not result["y"].estimate.intervals["A"].defined and result["y"].holm["A"] is None and not result["y"].dunnett.defined
+    assert not result["y"].estimate.intervals["A"].defined
+    assert result["y"].holm["A"] is None
+    assert not result["y"].dunnett.defined
 
 
 def test_the_best_arm_is_told_on_seeds_that_did_not_choose_it() -> None:
@@ -162,9 +179,12 @@ def test_the_best_arm_is_told_on_seeds_that_did_not_choose_it() -> None:
     steady = np.array([4.0, 4.0, 4.0, 5.0, 4.0])[:, None] + base
     result = reestimate_best({"0": from_array(base), "lucky": from_array(lucky), "steady": from_array(steady)}, "0")
     assert (result.best, result.trials, result.choosing, result.estimating) == ("lucky", 2, (0, 1), (2, 3, 4))
-    assert result.naive == 9.0 and result.estimate.value == 2.0 and result.estimate.intervals["A"].defined
+    assert result.naive == 9.0
+    assert result.estimate.value == 2.0
+    assert result.estimate.intervals["A"].defined
     # leaving out seed 0: means 3.75 against 4.25 → steady (4); seed 1 likewise (4); seeds 2, 3, 4 → lucky (1, 2, 3)
-    assert result.rotated == pytest.approx((4 + 4 + 1 + 2 + 3) / 5) and result.rotated_choices == ("steady", "steady", "lucky", "lucky", "lucky")
+    assert result.rotated == pytest.approx((4 + 4 + 1 + 2 + 3) / 5)
+    assert result.rotated_choices == ("steady", "steady", "lucky", "lucky", "lucky")
 
 
 def test_selection_removes_the_winners_luck() -> None:
@@ -174,14 +194,15 @@ def test_selection_removes_the_winners_luck() -> None:
         result = reestimate_best(arms, "0")
         naive.append(result.naive)
         fair.append(result.estimate.value)
-    assert np.mean(naive) > 0.5 and abs(np.mean(fair)) < 0.15
+    assert np.mean(naive) > 0.5
+    assert abs(np.mean(fair)) < 0.15
 
 
 def test_selection_with_three_seeds_has_no_interval_and_wrong_seeds_are_refused() -> None:
     result = reestimate_best(_arms(10), "a0")
-    assert len(result.estimating) == 2 and "none below 3" in result.estimate.intervals["A"].undefined
+    assert len(result.estimating) == 2
+    assert "none below 3" in result.estimate.intervals["A"].undefined
     with pytest.raises(ValueError, match="not all"):
         reestimate_best(_arms(10), "a0", choosing=[0, 1, 2])
     with pytest.raises(ValueError, match="nothing to choose"):
         reestimate_best(_arms(10, seeds=1), "a0")
-

@@ -306,7 +306,7 @@ def test_a_refused_key_or_exhausted_quota_stops_at_once_and_writes_no_verdict(tm
     with serve(faults=faults) as server:
         with (
             client_of(server, tmp_path) as client,
-            pytest.raises(HarnessError, match="refuses every call: HTTP (401 invalid_api_key|429 insufficient_quota)"),
+            pytest.raises(HarnessError, match=r"refuses every call: HTTP (401 invalid_api_key|429 insufficient_quota)"),
         ):
             client.complete([request(i) for i in range(200)])
         assert server.counters["calls"] <= faults.calls_before_quota + 2 * 8

@@ -39,7 +39,8 @@ def test_power_of_a_t_test_agrees_with_statsmodels(df: int) -> None:
 
 def test_power_at_no_difference_is_the_size() -> None:
     assert power_at(0.0, 1.0, 4) == pytest.approx(0.05, abs=1e-10)
-    assert power_at(0.0, 0.0, 4) == 0.05 and power_at(1.0, 0.0, 4) == 1.0
+    assert power_at(0.0, 0.0, 4) == 0.05
+    assert power_at(1.0, 0.0, 4) == 1.0
     assert 0.02 < power_at(0.0, 1.0, 2, 1.0, 79) < 0.05
 
 
@@ -50,7 +51,8 @@ def test_detectable_effect_by_hand() -> None:
     assert b.value == pytest.approx((multiplier(2) * a2 + multiplier(99) * b2) / math.sqrt(a2 + b2), rel=1e-12)
     assert b.floor == pytest.approx((1.959964 + 0.841621) * 2.0, rel=1e-6)
     a = detectable(c, 3, 100, "A")
-    assert a.value == pytest.approx(multiplier(2) * math.sqrt(a2), rel=1e-12) and a.floor == 0.0
+    assert a.value == pytest.approx(multiplier(2) * math.sqrt(a2), rel=1e-12)
+    assert a.floor == 0.0
     assert (a.low, a.high) == (None, None)
 
 
@@ -60,7 +62,8 @@ def test_power_at_the_detectable_effect_is_eighty_percent(seeds: int, clusters: 
     c = from_components(math.sqrt(share * seeds), math.sqrt((1 - share) * clusters * 0.7), math.sqrt((1 - share) * clusters * seeds * 0.3))
     a2, b2 = c.sigma_s**2 / seeds + c.sigma_e**2 / (seeds * clusters), c.sigma_i**2 / clusters
     value = detectable(c, seeds, clusters).value
-    assert value is not None and 0.78 <= power_at(value, a2, seeds - 1, b2, clusters - 1) <= 0.82
+    assert value is not None
+    assert 0.78 <= power_at(value, a2, seeds - 1, b2, clusters - 1) <= 0.82
 
 
 def test_components_of_the_hand_worked_array() -> None:
@@ -68,14 +71,17 @@ def test_components_of_the_hand_worked_array() -> None:
     assert (c.sigma_s, c.sigma_i, c.sigma_e) == pytest.approx((math.sqrt(3), math.sqrt(4 / 3), math.sqrt(2)))
     assert c.low == pytest.approx(math.sqrt((8 * 2 / 7.377759 - 2) / 2), rel=1e-5)
     assert c.high == pytest.approx(math.sqrt((8 * 2 / 0.0506356 - 2) / 2), rel=1e-5)
-    assert c.df == 2 and "within the range" in c.flags[0]
+    assert c.df == 2
+    assert "within the range" in c.flags[0]
 
 
 def test_at_three_seeds_the_range_is_a_factor_of_half_to_six() -> None:
     y = np.array([[-1.0], [0.0], [1.0]]) * 10 + np.random.default_rng(0).normal(0, 1e-6, (3, 50))
     c = from_squares(two_way(y))
-    assert c.low is not None and c.high is not None
-    assert c.low / c.sigma_s == pytest.approx(0.52, abs=0.01) and c.high / c.sigma_s == pytest.approx(6.28, abs=0.01)
+    assert c.low is not None
+    assert c.high is not None
+    assert c.low / c.sigma_s == pytest.approx(0.52, abs=0.01)
+    assert c.high / c.sigma_s == pytest.approx(6.28, abs=0.01)
 
 
 def test_components_are_recovered_on_average() -> None:
@@ -93,29 +99,35 @@ def test_pooled_components_use_the_familys_residual() -> None:
     result = family(arms, "a0")
     estimate = result["a2"].estimate
     c = from_estimate(estimate, ms=result.ms, df=result.df)
-    assert estimate.squares is not None and c.df == 6
+    assert estimate.squares is not None
+    assert c.df == 6
     assert c.sigma_s**2 == pytest.approx(max(2 * (result.ms or 0) - float(estimate.squares.error) / 40, 0))
 
 
 def test_seeds_needed_is_the_first_number_that_reaches_delta() -> None:
     c = from_components(1.5, 10.0, 10.0)
     need = seeds_needed(c, 1.5, 1000)
-    assert need.value is not None and need.low is None
+    assert need.value is not None
+    assert need.low is None
     assert (detectable(c, need.value, 1000).value or 9) <= 1.5 < (detectable(c, need.value - 1, 1000).value or 0)
     fewer = seeds_needed(c, 1.5, 1000, arms=5)
-    assert fewer.value is not None and fewer.value <= need.value and seed_df(3, 5) == 8
+    assert fewer.value is not None
+    assert fewer.value <= need.value
+    assert seed_df(3, 5) == 8
 
 
 def test_no_number_of_seeds_beats_the_items() -> None:
     need = seeds_needed(from_components(1.0, 20.0, 5.0), 1.0, 100)
-    assert need.value is None and "more items, not more seeds" in need.reason
+    assert need.value is None
+    assert "more items, not more seeds" in need.reason
     assert seeds_needed(from_components(1.0, 20.0, 5.0), 1.0, 100, "A").value is not None
 
 
 def test_no_number_of_items_beats_the_seeds() -> None:
     c = from_components(1.0, 20.0, 5.0)
     need = items_needed(c, 1.0, 3)
-    assert need.value is None and "more seeds, not more items" in need.reason
+    assert need.value is None
+    assert "more seeds, not more items" in need.reason
     enough = items_needed(c, 1.0, 20)
     assert enough.value is not None
     assert (detectable(c, 20, enough.value).value or 9) <= 1.0 < (detectable(c, 20, enough.value - 1).value or 0)
@@ -126,7 +138,10 @@ def test_range_of_seeds_needed_follows_the_range_of_sigma() -> None:
     x = from_array(rng.normal(0, 1, (3, 1)) + rng.normal(0, 1, (3, 400)))
     y = from_array(rng.normal(0, 1, (3, 1)) + rng.normal(0, 1, (3, 400)))
     need = seeds_needed(from_estimate(difference(x, y)), 1.0, 400, limit=10_000)
-    assert need.low is not None and need.value is not None and need.high is not None and need.low <= need.value <= need.high
+    assert need.low is not None
+    assert need.value is not None
+    assert need.high is not None
+    assert need.low <= need.value <= need.high
 
 
 def test_table_covers_the_grid_and_shrinks_with_seeds_and_items() -> None:
@@ -139,7 +154,8 @@ def test_table_covers_the_grid_and_shrinks_with_seeds_and_items() -> None:
 
 def test_too_few_and_wrong_inputs_are_told() -> None:
     c = from_components(1.0, 1.0, 1.0)
-    assert detectable(c, 2, 80).value is None and "no interval" in detectable(c, 2, 80).undefined
+    assert detectable(c, 2, 80).value is None
+    assert "no interval" in detectable(c, 2, 80).undefined
     assert items_needed(c, 1.0, 2).value is None
     assert detectable(from_components(0.0, 0.0, 0.0), 3, 80).undefined == "no variance in the components"
     for wrong in (0.0, -1.0, math.nan, math.inf):

@@ -36,11 +36,15 @@ def test_mean_squares_of_the_hand_worked_array() -> None:
 def test_intervals_of_the_hand_worked_array() -> None:
     result = mean_over_seeds(from_array(HAND), null=0.0)
     a, b = result.intervals["A"], result.intervals["B"]
-    assert result.value == 4.0 and result.points == (2.0, 4.0, 6.0)
+    assert result.value == 4.0
+    assert result.points == (2.0, 4.0, 6.0)
     assert a.half_width == pytest.approx(T2 * math.sqrt(4 / 3), rel=1e-9)
     assert b.half_width == pytest.approx((T2 * 4 / 3 + T1 * 2 / 3) / math.sqrt(2), rel=1e-9)
-    assert a.df == (2.0,) and b.df == (2.0, 1)
-    assert "new seeds" in a.population and "new items" in b.population and "new items" not in a.population
+    assert a.df == (2.0,)
+    assert b.df == (2.0, 1)
+    assert "new seeds" in a.population
+    assert "new items" in b.population
+    assert "new items" not in a.population
     assert b.flags == ("only 2 item clusters: the interval leans on normal item effects",)
 
 
@@ -107,7 +111,10 @@ def test_soft_scores_do_not_get_wilson() -> None:
 def test_one_item_is_undefined_unless_binary() -> None:
     assert one_checkpoint(from_array([[7.0]])).intervals["items"].undefined == "one item"
     wilson = one_checkpoint(from_array([[1.0]], scale=(0.0, 1.0))).intervals["items"]
-    assert wilson.defined and wilson.half_width and wilson.half_width > 0.3 and wilson.se is None
+    assert wilson.defined
+    assert wilson.half_width
+    assert wilson.half_width > 0.3
+    assert wilson.se is None
     assert mean_over_seeds(from_array([[1.0], [2.0], [4.0]])).intervals["B"].undefined == "one item cluster"
 
 
@@ -115,8 +122,11 @@ def test_one_item_is_undefined_unless_binary() -> None:
 def test_no_interval_below_three_seeds(seeds: int) -> None:
     result = mean_over_seeds(from_array(np.arange(4.0 * seeds).reshape(seeds, 4)), null=0.0)
     for interval in result.intervals.values():
-        assert "none below 3" in interval.undefined and interval.low is None and interval.p is None
-    assert result.value is not None and len(result.points) == seeds
+        assert "none below 3" in interval.undefined
+        assert interval.low is None
+        assert interval.p is None
+    assert result.value is not None
+    assert len(result.points) == seeds
 
 
 def test_equal_scores_never_give_a_zero_width_interval() -> None:
@@ -148,7 +158,8 @@ def test_p_is_the_level_at_which_the_interval_touches_zero() -> None:
     rng = np.random.default_rng(5)
     cell = from_array(rng.normal(0.3, 1, (4, 25)) + rng.normal(0, 0.3, (4, 1)) + rng.normal(0, 0.5, 25))
     p = mean_over_seeds(cell, null=0.0).intervals["B"].p
-    assert p is not None and 0 < p < 1
+    assert p is not None
+    assert 0 < p < 1
     touching = mean_over_seeds(cell, level=1 - p).intervals["B"]
     assert min(abs(touching.low or 0), abs(touching.high or 0)) == pytest.approx(0.0, abs=1e-9)
 
@@ -179,7 +190,8 @@ def test_order_of_rows_changes_nothing_to_the_last_bit(seed: int, repeats: int) 
     values = rng.normal(size=n)
     order = rng.permutation(n)
     one, other = layout(seeds, clusters, values), layout(seeds[order], clusters[order], values[order])
-    assert np.array_equal(one.values, other.values) and one.clusters == other.clusters
+    assert np.array_equal(one.values, other.values)
+    assert one.clusters == other.clusters
     assert mean_over_seeds(one, null=0.0).intervals == mean_over_seeds(other, null=0.0).intervals
 
 
@@ -194,21 +206,25 @@ def test_intervals_follow_shift_and_scale(seed: int, factor: float, shift: float
 
 def test_a_cluster_is_the_mean_of_its_rows_and_missing_when_any_of_them_is() -> None:
     cell = layout([0, 0, 0, 0], ["81", "81", "82", "82"], [4.0, 6.0, 9.0, None], scale=(1.0, 10.0))
-    assert cell.values[0, 0] == 5.0 and math.isnan(cell.values[0, 1])
+    assert cell.values[0, 0] == 5.0
+    assert math.isnan(cell.values[0, 1])
     assert (cell.scored, cell.expected) == (3, 4)
     assert cell.bounds == ((5 + (9 + 1) / 2) / 2, (5 + (9 + 10) / 2) / 2)
 
 
 def test_a_row_absent_from_one_seed_is_missing_there() -> None:
     cell = layout([0, 0, 1, 1, 2], ["a", "b", "a", "b", "a"], [1.0, 2.0, 3.0, 4.0, 5.0])
-    assert (cell.scored, cell.expected) == (5, 6) and math.isnan(cell.values[2, 1])
+    assert (cell.scored, cell.expected) == (5, 6)
+    assert math.isnan(cell.values[2, 1])
     assert cell.bounds is None
 
 
 def test_a_missing_item_makes_the_cell_incomplete_with_bounds_and_no_value() -> None:
     y = np.array([[1.0, 3.0, 5.0], [2.0, 6.0, 7.0], [6.0, 6.0, np.nan]])
     result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), null=0.0)
-    assert result.incomplete and result.value is None and result.points == ()
+    assert result.incomplete
+    assert result.value is None
+    assert result.points == ()
     assert result.bounds == pytest.approx((37 / 9, 46 / 9))
     assert all(i.undefined == "INCOMPLETE: 8 of 9 scored" and i.low is None for i in result.intervals.values())
 
@@ -217,14 +233,18 @@ def test_above_the_bar_only_whole_clusters_are_used_and_nothing_is_imputed() -> 
     y = np.array([[1.0, 3.0, 5.0], [2.0, 6.0, 7.0], [6.0, 6.0, np.nan]])
     result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), bar=0.8)
     whole = mean_over_seeds(from_array(HAND))
-    assert result.value == 4.0 and result.intervals["A"] == whole.intervals["A"] and not result.incomplete
+    assert result.value == 4.0
+    assert result.intervals["A"] == whole.intervals["A"]
+    assert not result.incomplete
     assert result.flags == ("1 of 3 item clusters left out: not scored everywhere",)
-    assert (result.scored, result.expected) == (8, 9) and result.bounds == pytest.approx((37 / 9, 46 / 9))
+    assert (result.scored, result.expected) == (8, 9)
+    assert result.bounds == pytest.approx((37 / 9, 46 / 9))
 
 
 def test_nothing_at_all_is_incomplete() -> None:
     for cell in (layout([], [], []), from_array([[np.nan, np.nan]]), layout([0], ["a"], [None])):
-        assert mean_over_seeds(cell).incomplete and one_checkpoint(cell.take(cell.seeds[:1])).value is None
+        assert mean_over_seeds(cell).incomplete
+        assert one_checkpoint(cell.take(cell.seeds[:1])).value is None
 
 
 def test_infinite_scores_are_refused() -> None:
@@ -238,7 +258,8 @@ def test_pairing_matches_seeds_and_clusters_by_name() -> None:
     arm = layout([1, 1, 2, 2, 3, 3], ["b", "a", "b", "a", "b", "a"], [2.0, 1.0, 4.0, 3.0, 9.0, 9.0])
     twin = layout([2, 2, 1, 1], ["a", "b", "a", "b"], [1.0, 1.0, 0.0, 0.0])
     D, flags = paired(arm, twin)
-    assert D.seeds == (1, 2) and D.values.tolist() == [[1.0, 2.0], [2.0, 3.0]]
+    assert D.seeds == (1, 2)
+    assert D.values.tolist() == [[1.0, 2.0], [2.0, 3.0]]
     assert flags == ("seeds left out, only on one side: 3",)
 
 
@@ -246,20 +267,25 @@ def test_difference_bounds_pair_worst_with_best() -> None:
     arm = layout([0, 0], ["a", "b"], [80.0, None], scale=(0.0, 100.0))
     twin = layout([0, 0], ["a", "b"], [30.0, 40.0], scale=(0.0, 100.0))
     result = difference(arm, twin)
-    assert result.incomplete and result.bounds == ((50 - 40) / 2, (50 + 60) / 2)
+    assert result.incomplete
+    assert result.bounds == ((50 - 40) / 2, (50 + 60) / 2)
 
 
 def test_clusters_only_one_side_has_are_missing_not_dropped() -> None:
     arm = from_array([[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])
     twin = arm.keep(np.array([True, False]))
     D, _ = paired(arm, twin)
-    assert D.values.shape == (3, 2) and np.isnan(D.values[:, 1]).all() and D.scored == 3 and D.expected == 6
+    assert D.values.shape == (3, 2)
+    assert np.isnan(D.values[:, 1]).all()
+    assert D.scored == 3
+    assert D.expected == 6
     assert complete(D)[1] == "INCOMPLETE: 3 of 6 scored"
 
 
 def test_one_seed_gives_a_difference_over_items_labelled_so() -> None:
     result = difference(from_array([[1.0, 2.0, 4.0]]), from_array([[0.0, 1.0, 1.0]]))
-    assert not result.intervals["A"].defined and result.intervals["items"].population == "these checkpoints, new items"
+    assert not result.intervals["A"].defined
+    assert result.intervals["items"].population == "these checkpoints, new items"
     assert result.value == pytest.approx(5 / 3)
 
 

@@ -49,4 +49,3 @@ class Evidence:
     y_role: str = "absent"
     margin: float | None = None
     refused: bool = False
-

@@ -56,8 +56,7 @@ def with_reference(rows: Sequence[PreferenceRow], model: Any) -> list[Preference
     packed = [row.packed(list(row.responses)) for row in rows]
     scored = response_logps(model, [prompt for prompt, _ in packed])
     return [
-        replace(row, reference={role: own[slot] for role, slot in slots.items()})
-        for row, own, (_, slots) in zip(rows, scored, packed, strict=True)
+        replace(row, reference={role: own[slot] for role, slot in slots.items()}) for row, own, (_, slots) in zip(rows, scored, packed, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate.academic_files import PAPER_TASKS, item_name
-from harness.evaluate.academic_lm import ROWS, fenced_random, language_model, quiet
+from harness.evaluate.academic_lm import ROWS, compiled_templates, fenced_random, language_model, quiet
 from harness.records import HarnessError, Score, StageOutcome, StageTask, content_hash, write_jsonl, write_scores
 
 FEWSHOT_SEED = 1234
@@ -51,7 +51,7 @@ def run(task: StageTask) -> StageOutcome:
 def evaluate_policy(policy: Any, folder: Path, settings: Mapping[str, Any]) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], int]:
     """Score rows, samples, summary by column, and the number of prompts that lm-eval cut on the left to fit the model."""
     entries = task_entries(folder, settings["tasks"])
-    with tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary, quiet(), fenced_random():
+    with tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary, quiet(), fenced_random(), compiled_templates():
         lm = language_model(policy, settings)
         columns = load_tasks(folder, entries, settings, Path(temporary))
         found = evaluate_all(lm, {name: task for tasks in columns.values() for name, task in tasks.items()}, settings)

@@ -102,6 +102,20 @@ def fenced_random() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def compiled_templates() -> Iterator[None]:
+    """Compile each prompt template once: lm-eval compiles it again for every document, which costs more than a small model."""
+    from lm_eval import utils
+
+    environment = utils.env
+    original = environment.from_string
+    environment.from_string = functools.lru_cache(maxsize=256)(original)
+    try:
+        yield
+    finally:
+        environment.from_string = original
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, prints or warnings of the libraries; errors still show."""
     import datasets

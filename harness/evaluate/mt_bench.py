@@ -7,46 +7,18 @@ final one (`verdicts.parse_rating`) instead of the first bracket, and what canno
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from harness.evaluate import libraries, verdicts
+from harness.evaluate import verdicts
+from harness.evaluate.fastchat_bench import OFFICIAL, OFFICIAL_JUDGES, Bench, load_bench, make_match, read_answers, reference_turns, render, replay
 from harness.evaluate.judge import JOURNAL_NAME, JUDGMENTS_NAME, JudgeClient, JudgeReply, JudgeRequest, finalise
-from harness.records import HarnessError, Score, StageOutcome, StageTask, Status, canonical_json, content_hash, read_jsonl, write_scores
+from harness.records import HarnessError, Score, StageOutcome, StageTask, Status, canonical_json, content_hash, write_scores
 
 BENCHMARK = "mt_bench"
-NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
-"""FastChat's NEED_REF_CATS: these categories are judged with the ``-math-`` prompts and a reference answer."""
-PROMPT_NAMES = {"default": "single-v1", "math": "single-math-v1", "default-mt": "single-v1-multi-turn", "math-mt": "single-math-v1-multi-turn"}
-OFFICIAL = {"questions": "1c5ac98db58b", "references": "88f06568f8ba", "judge_prompts": "ca2cb45233ee"}
-"""Content hashes of lm-sys/FastChat's 80 questions, 30 GPT-4 references and four single-answer prompts."""
-OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
-FAILED_ANSWERS = ("$ERROR$", "ERROR")
-"""What FastChat stores for an answer that could not be generated."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Questions in file order, references by question id, judge prompts by name, and what the set of references is called."""
-
-    questions: tuple[Mapping[str, Any], ...]
-    references: Mapping[int, Mapping[str, Any]]
-    prompts: Mapping[str, Mapping[str, Any]]
-    reference_set: str = ""
-
-    @functools.cached_property
-    def hashes(self) -> dict[str, str]:
-        """Content hashes (12 hex digits) of questions, references and prompts, independent of file layout."""
-        questions = [(q["question_id"], q["category"], q["turns"]) for q in self.questions]
-        references = sorted((number, row["choices"][0]["turns"]) for number, row in self.references.items())
-        prompts = [(name, self.prompts[name]["system_prompt"], self.prompts[name]["prompt_template"]) for name in sorted(PROMPT_NAMES.values())]
-        return {"questions": content_hash(questions, length=12), "references": content_hash(references, length=12),
-                "judge_prompts": content_hash(prompts, length=12)}
 
 
 @dataclass
@@ -88,34 +60,6 @@ def run(task: StageTask) -> StageOutcome:
     return StageOutcome(rows=len(scores), errors=sum(score.status == "error" for score in scores), costs=costs, summary=summary)
 
 
-# -- what is read --------------------------------------------------------------------------------------------------
-
-
-def load_bench(folder: Path, reference_set: str = "") -> Bench:
-    """Questions, references and judge prompts of a benchmark folder, checked; HarnessError names what is wrong."""
-    questions = tuple(read_jsonl(folder / "question.jsonl"))
-    references = {row["question_id"]: row for row in read_jsonl(folder / "reference_answer.jsonl")} if (folder / "reference_answer.jsonl").exists() else {}
-    prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
-    missing = [name for name in PROMPT_NAMES.values() if name not in prompts]
-    if missing:
-        raise HarnessError(f"{folder / 'judge_prompts.jsonl'}: no judge prompt named {', '.join(missing)}")
-    without = [q["question_id"] for q in questions if q["category"] in NEED_REFERENCE and q["question_id"] not in references]
-    if without:
-        raise HarnessError(f"{folder / 'reference_answer.jsonl'}: no reference for question {', '.join(map(str, without[:10]))}; "
-                           f"{', '.join(NEED_REFERENCE[:3])} are judged with one")
-    return Bench(questions, references, prompts, reference_set)
-
-
-def read_answers(path: Path) -> dict[int, dict[str, Any]]:
-    """Answers by question id. A doubled question is an error: FastChat would silently use the last."""
-    answers: dict[int, dict[str, Any]] = {}
-    for row in read_jsonl(path):
-        if row["question_id"] in answers:
-            raise HarnessError(f"{path}: question {row['question_id']} is answered twice")
-        answers[row["question_id"]] = row
-    return answers
-
-
 # -- rendering -----------------------------------------------------------------------------------------------------
 
 
@@ -138,13 +82,11 @@ def plan_items(bench: Bench, answers: Mapping[int, Mapping[str, Any]], judge_mod
             texts = [turn_of(answer, t)[0] for t in range(1, turn + 1)] if answer else []
             item.source = content_hash(question["turns"][:turn], texts, reference_turns(bench, question), bench.hashes["judge_prompts"], length=16)
             items.append(item)
-    attach_matches(bench, [item for item in items if item.status == "ok"], safe, judge_model)
+    for item in items:
+        if item.status == "ok":
+            item.match = make_match(bench, item.question, item.turn, safe[item.question["question_id"]], judge_model)
+            item.messages = tuple(render(item.match)[0])
     return items
-
-
-def reference_turns(bench: Bench, question: Mapping[str, Any]) -> list[str] | None:
-    """The reference answers a question is judged with, if its category wants any."""
-    return list(bench.references[question["question_id"]]["choices"][0]["turns"]) if question["category"] in NEED_REFERENCE else None
 
 
 def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:
@@ -153,7 +95,7 @@ def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:
     text = turns[turn - 1] if turn <= len(turns) else ""
     statuses = answer.get("status") or []
     status: Status = statuses[turn - 1] if turn <= len(statuses) else "ok"
-    if status in ("ok", "truncated") and str(text).strip() in FAILED_ANSWERS:
+    if status in ("ok", "truncated") and str(text).strip() in verdicts.FAILED_ANSWERS:
         return "", "error"
     if status in ("ok", "truncated") and not str(text).strip():
         return "", "no_answer"
@@ -182,42 +124,6 @@ def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int,
     return {**answer, "choices": [{"index": 0, "turns": turns}]}, found
 
 
-def attach_matches(bench: Bench, items: Sequence[Item], answers: Mapping[int, Mapping[str, Any]], judge_model: str) -> None:
-    """FastChat's MatchSingle for every item, and the messages it would send."""
-    fastchat = libraries.fastchat()
-    judges = fastchat.make_judge_single(judge_model, dict(bench.prompts))
-    references = {judge_model: dict(bench.references)}
-    for item in items:
-        needs = item.question["category"] in NEED_REFERENCE
-        name = ("math" if needs else "default") + ("-mt" if item.turn == 2 else "")
-        model = {"answer": {item.question["question_id"]: answers[item.question["question_id"]]}}
-        matches = fastchat.make_match_single([item.question], ["answer"], model, judges[name], None, references if needs else None, item.turn == 2)
-        item.match = matches[0]
-        item.messages = tuple(render(item.match)[0])
-
-
-def render(match: Any) -> tuple[list[dict[str, str]], str]:
-    """(messages, user prompt) FastChat would send for a match."""
-    sent: list[list[dict[str, str]]] = []
-
-    def record(messages: list[dict[str, str]]) -> str:
-        sent.append(messages)
-        return "[[1]]"
-
-    with libraries.fastchat_completions(record, match.judge.model_name) as fastchat:
-        row = fastchat.play_a_match_single(match, output_file=None)
-    return sent[0], row["user_prompt"]
-
-
-def replay(match: Any, judgment: str) -> float | None:
-    """FastChat's score of a judgment: -1 when it finds none, None when its parser crashes (full-width digits)."""
-    with libraries.fastchat_completions(lambda _messages: judgment, match.judge.model_name) as fastchat:
-        try:
-            return float(fastchat.play_a_match_single(match, output_file=None)["score"])
-        except (SyntaxError, ValueError):
-            return None
-
-
 # -- verdicts ------------------------------------------------------------------------------------------------------
 
 
@@ -241,19 +147,13 @@ def score_row(item: Item, repeat: int, found: Mapping[str, Any] | None, bench: B
     """The score row of an item: its rating, or the reason why there is none."""
     status: Status = item.status if found is None else found["score_status"]
     return Score(BENCHMARK, benchmark_version(bench), item.name, str(item.question["question_id"]), "rating", found["rating"] if found else None, status,
-                 judge_label(judge), repeat, item.source)
+                 verdicts.judge_label(judge), repeat, item.source)
 
 
 def benchmark_version(bench: Bench) -> str:
     """Library version and the named, hashed inputs: rows of different sets never compare as equal."""
     hashes = bench.hashes
     return f"fschat-{metadata.version('fschat')} questions:{hashes['questions']} references:{bench.reference_set or 'unnamed'}@{hashes['references']}"
-
-
-def judge_label(judge: Mapping[str, Any]) -> str:
-    """The judge's name and a hash of what else decides its verdicts (not its address)."""
-    defining = {name: value for name, value in judge.items() if name not in ("base_url", "allow_insecure_url", "repeats")}
-    return f"{judge['model']}@{content_hash(defining, length=8)}"
 
 
 def summarise(scores: Sequence[Score], items: Sequence[Item], found: Mapping[tuple[str, int], Mapping[str, Any]], bench: Bench,

@@ -1,4 +1,4 @@
-"""Reading a judge's rating, and keeping answers from writing it. Pure text functions.
+"""Reading a judge's rating, and keeping answers from writing it. Pure functions of text.
 
 FastChat takes the first bracketed number anywhere; studies take the judge's last, final verdict or none at all.
 """
@@ -6,8 +6,11 @@ FastChat takes the first bracketed number anywhere; studies take the judge's las
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from harness.records import content_hash
 
 _DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
 _ATTEMPT = re.compile(r"[+\-−]?\d[\d.,]*(\s*/\s*\d+)?|[+\-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -17,6 +20,9 @@ _SINGLE = re.compile(r"\b(?:rating|score|verdict|grade)\b(?: is| of)?\W{0,6}\[\s
 _ALONE = " \t*_\"'`.#>-"
 
 ZERO_WIDTH = "\u200b"
+
+FAILED_ANSWERS = ("$ERROR$", "ERROR")
+"""What FastChat stores for an answer that could not be generated."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def parse_rating(text: str) -> Rating:
 
 def _is_attempt(match: re.Match[str], text: str) -> bool:
     before = text[match.start() - 1 : match.start()]
-    return _ATTEMPT.fullmatch(match.group(1)) is not None and not (before.isalnum() or before in ("_", ")", "]") and before != "")
+    return _ATTEMPT.fullmatch(match.group(1)) is not None and not (before.isalnum() or (before in ("_", ")", "]") and before != ""))
 
 
 def _labelled(attempts: Sequence[re.Match[str]], text: str) -> bool:
@@ -97,3 +103,9 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
     for pattern in patterns:
         text = pattern.sub(defuse, text)
     return text, found
+
+
+def judge_label(judge: Mapping[str, Any]) -> str:
+    """The judge's name and a hash of what else decides its verdicts (not its address)."""
+    defining = {name: value for name, value in judge.items() if name not in ("base_url", "allow_insecure_url", "repeats")}
+    return f"{judge['model']}@{content_hash(defining, length=8)}"

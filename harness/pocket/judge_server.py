@@ -96,16 +96,17 @@ class JudgeServer:
     def __post_init__(self) -> None:
         self._random = random.Random(self.faults.seed)
         self._tokens, self._filled = float(self.faults.burst), time.monotonic()
-        self._flying = 0
+        self.in_flight = 0
+        """Calls received and not answered yet."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/v1/chat/completions" and request.method == "POST":
-            self._flying += 1
-            self.counters["max_in_flight"] = max(self.counters["max_in_flight"], self._flying)
+            self.in_flight += 1
+            self.counters["max_in_flight"] = max(self.counters["max_in_flight"], self.in_flight)
             try:
                 return await self._chat(request)
             finally:
-                self._flying -= 1
+                self.in_flight -= 1
         if request.path == "/v1/models":
             return _json({"object": "list", "data": [{"id": "pocket-judge", "object": "model", "created": 0, "owned_by": "pocket"}]})
         if request.path == "/counters":
@@ -234,12 +235,21 @@ def _rate_limited(wait_s: float) -> web.Response:
 
 
 async def _listen(server: JudgeServer, host: str, port: int) -> web.ServerRunner:
-    runner = web.ServerRunner(web.Server(server.handle), handle_signals=False, access_log=None, shutdown_timeout=0.1)
+    runner = web.ServerRunner(web.Server(server.handle, handler_cancellation=True), handle_signals=False, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, host, port, backlog=1024).start()
     shown = f"[{host}]" if ":" in host else host
     server.base_url = f"http://{shown}:{runner.addresses[0][1]}/v1"
     return runner
+
+
+async def _stop(runner: web.ServerRunner) -> None:
+    """Close the server and end calls that still hang."""
+    await runner.cleanup()
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextmanager
@@ -260,7 +270,7 @@ def serve(
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        asyncio.run_coroutine_threadsafe(_stop(runner), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -1,0 +1,278 @@
+"""The finding in words, generated from the numbers: what differed, by how much, for whom it speaks, and what could have been told.
+
+A null result is worded as one: no difference was detected, and this is what would have been. Nothing here is chosen after
+looking: the order is the declared one, and the arm that is named under a null is the one farthest from zero.
+"""
+
+from __future__ import annotations
+
+from analysis import findings
+from analysis.findings import Comparison, Findings, TrendFinding
+from analysis.load import StudyData
+from analysis.measures import Measure
+from analysis.stats import Interval
+from analysis.text import listed, number, p_value
+
+MOST_NAMED = 3
+"""Arms named one by one; the others are in the table."""
+
+
+def unit(measure: Measure) -> str:
+    """"points" for percentages and ratings, otherwise the unit itself."""
+    return {"percent": "points", "1–10": "rating points"}.get(measure.unit, measure.unit or "units")
+
+
+def p_words(p: float | None) -> str:
+    if p is None:
+        return "p undefined"
+    shown = p_value(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
+def finding(data: StudyData) -> list[str]:
+    """Sentences of the first paragraph. The first one is the answer."""
+    found = findings.find(data)
+    measure, at = found.primary_measure, found.primary_iteration
+    after = f"{measure.name} after iteration {at}"
+    if not data.baseline_arm:
+        return [f"This study declares no baseline, so it compares nothing; its scores are in Table 1 and Table 2. Primary outcome: {after}."]
+    if not found.primary:
+        return [f"No finding yet: {after} is not stored for {found.baseline_label} and another arm ({progress(data)})."]
+    complete = [c for c in found.primary if c.estimate.value is not None]
+    lost = [c for c in found.primary if c.estimate.value is None]
+    if not complete:
+        reasons = "; ".join(f"{c.label}: {c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost)
+        return [f"No finding yet: every difference to {found.baseline_label} in {after} is INCOMPLETE ({reasons})."]
+    sentences = _answer(found, complete)
+    if lost:
+        sentences.append(
+            f"Not included: {listed(c.label for c in lost)} ({'; '.join(f'{c.estimate.scored} of {c.estimate.expected} rows scored' for c in lost)}); "
+            "a cell that is INCOMPLETE takes no part."
+        )
+    return sentences
+
+
+def _answer(found: Findings, complete: list[Comparison]) -> list[str]:
+    measure, at, baseline = found.primary_measure, found.primary_iteration, found.baseline_label
+    if complete[0].estimate.seeds < 3:
+        named = _farthest(complete)
+        return [
+            f"With {named.estimate.seeds} seed{'s' * (named.estimate.seeds != 1)} nothing can be said about other seeds: intervals over seeds need 3. "
+            f"Measured for what it is, {named.label} minus {baseline} is {number(named.estimate.value, measure.digits, sign=True)} {unit(measure)} in "
+            f"{measure.name} after iteration {at}.",
+            *_one_seed(named),
+        ]
+    detected = [c for c in complete if c.detected("A") or c.detected("B")]
+    if not detected:
+        return _null(found, complete)
+    ordered = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))
+    verbs = {c.arm: "raised" if (c.estimate.value or 0) > 0 else "lowered" for c in ordered}
+    head = "; ".join(
+        f"{c.label} {verbs[c.arm]} {measure.name} by {number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}" for c in ordered[:MOST_NAMED]
+    )
+    more = f" ({len(ordered) - MOST_NAMED} further arms also differ: see the table of differences)" if len(ordered) > MOST_NAMED else ""
+    sentences = [f"Against {baseline} after iteration {at}, {head}{more}."]
+    sentences += [_details(c, found.family_size) for c in ordered[:MOST_NAMED]]
+    sentences += [_reach(c) for c in ordered[:MOST_NAMED] if _reach(c)]
+    rest = [c for c in complete if c not in detected]
+    if rest:
+        sentences.append(
+            f"For {listed(c.label for c in rest)} no difference was detected (smallest p after Holm: "
+            f"{p_value(min((c.p('A') for c in rest if c.p('A') is not None), default=None))} under (A))."
+        )
+    sentences.append(_told(ordered[0], null=False))
+    return sentences
+
+
+def _null(found: Findings, complete: list[Comparison]) -> list[str]:
+    measure, named = found.primary_measure, _farthest(complete)
+    arms = "the arm" if len(complete) == 1 else f"any of the {len(complete)} arms"
+    return [
+        f"No difference from {found.baseline_label} was detected in {measure.name} after iteration {found.primary_iteration} for {arms}; "
+        "that is not evidence of no effect.",
+        f"The {'' if len(complete) == 1 else 'largest '}observed difference is that of {named.label}.",
+        _details(named, found.family_size),
+        _told(named, null=True),
+    ]
+
+
+def _farthest(complete: list[Comparison]) -> Comparison:
+    return max(complete, key=lambda c: (abs(c.estimate.value or 0.0), c.arm))
+
+
+def _details(c: Comparison, family: int) -> str:
+    value, digits = c.estimate, c.measure.digits
+    parts = [
+        f"{_population(p, c)}: {_range(value.intervals[p], digits)}, {p_words(_plain(value.intervals[p]))}"
+        + (f", {p_value(c.holm[p])} after Holm over {family}" if c.holm.get(p) is not None and family > 1 else "")
+        for p in ("A", "B")
+    ]
+    unequal = next((f" Note: {flag}." for flag in value.flags if flag.startswith("unequal")), "")
+    return (
+        f"{c.label}: {number(value.value, digits, sign=True)} {unit(c.measure)} (95 % intervals; {'; '.join(parts)}; "
+        f"n = {value.seeds} seeds × {value.clusters} {c.measure.unit_of_items}).{unequal}"
+    )
+
+
+def _population(population: str, c: Comparison) -> str:
+    return {"A": "(A) this benchmark, new seeds", "B": f"(B) new seeds and new {c.measure.unit_of_items}"}[population]
+
+
+def _range(interval: Interval, digits: int) -> str:
+    if interval.low is None or interval.high is None:
+        return f"no interval ({interval.undefined})"
+    return f"{number(interval.low, digits)} to {number(interval.high, digits)}"
+
+
+def _plain(interval: Interval) -> float | None:
+    return interval.p
+
+
+def _reach(c: Comparison) -> str:
+    """For whom a detected difference speaks."""
+    a, b = c.detected("A"), c.detected("B")
+    if a and not b:
+        return f"For {c.label} this is established for these {c.measure.unit_of_items} only: for new ones the difference cannot be told from zero."
+    if b and not a:
+        return f"For {c.label} the two intervals disagree: it is detected under (B) but not under (A), so read it with care."
+    return ""
+
+
+def _told(c: Comparison, *, null: bool) -> str:
+    """Could we have told? The minimum detectable effect with its range."""
+    shown = []
+    for population in ("A", "B"):
+        d = c.detectable.get(population)
+        if d is None or d.value is None:
+            continue
+        low, high = (number(end, c.measure.digits) if end is not None else "?" for end in (d.low, d.high))
+        known = f" (between {low} and {high}, as far as the spread over seeds is known)" if low != high and population == "A" else ""
+        shown.append(f"{number(d.value, c.measure.digits)} {unit(c.measure)} under ({population}){known}")
+    if not shown:
+        return "What could have been detected is undefined here: the scores hold no variance to estimate it from."
+    text = f"Could we have told? With 80 % power at the 5 % level this design detects a difference of {' and of '.join(shown)}"
+    if null:
+        return text + "; a smaller effect, in either direction, would most likely have been missed."
+    smallest = min(d.value for d in c.detectable.values() if d.value is not None)
+    if abs(c.estimate.value or 0.0) < smallest:
+        return text + "; the estimate is below that, and estimates that just pass a test tend to be too large."
+    return text + "."
+
+
+def _one_seed(c: Comparison) -> list[str]:
+    items = c.estimate.intervals.get("items")
+    if items is None or items.low is None:
+        return []
+    return [
+        f"Over new {c.measure.unit_of_items}, for these two checkpoints only: {_range(items, c.measure.digits)} (95 %, {p_words(items.p)}, "
+        f"n = {c.estimate.clusters})."
+    ]
+
+
+# -- the rest of the summary ---------------------------------------------------------------------------------
+def other_outcomes(data: StudyData) -> str:
+    """The further declared outcomes in one sentence, or an empty text."""
+    found = findings.find(data)
+    rest = [c for c in found.declared if c not in found.primary]
+    if not rest:
+        return ""
+    hits = [c for c in rest if c.detected("A") or c.detected("B")]
+    head = f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} differ{'s' * (len(hits) == 1)} from {found.baseline_label} after Holm"
+    shown = [
+        f"{c.label} in {c.measure.name}, {number(c.estimate.value, c.measure.digits, sign=True)} ({'A' if c.detected('A') else ''}{'B' if c.detected('B') else ''})"
+        for c in hits[:6]
+    ]
+    return head + (": " + "; ".join(shown) if shown else "") + "."
+
+
+def selection(data: StudyData) -> str:
+    """The best arm, on seeds that did not choose it."""
+    found = findings.find(data)
+    chosen, measure = found.selection, found.primary_measure
+    if chosen is None:
+        return ""
+    label, value = data.arms[chosen.best][0].label, chosen.estimate
+    a = value.intervals.get("A")
+    interval = f", (A) {_range(a, measure.digits)}" if a and a.low is not None else f" (no interval: {a.undefined})" if a else ""
+    return (
+        f"Of {chosen.trials} arms tried, {label} is best on seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
+        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on the seed{'s' * (len(chosen.estimating) != 1)} that did not choose it, "
+        f"{', '.join(map(str, chosen.estimating))}, its difference is {number(value.value, measure.digits, sign=True)}{interval}."
+    )
+
+
+def improvement(data: StudyData) -> str:
+    """Whether training improves on the base at all: without that, α has nothing to change."""
+    found = findings.find(data).improvement
+    if found.estimate is None or found.estimate.value is None:
+        return f"Whether training improves on the base cannot be said: {found.reason or 'held-out reward is incomplete'}."
+    value, digits = found.estimate, found.measure.digits
+    a, b = value.intervals.get("A"), value.intervals.get("B")
+    shown = [f"({p}) {_range(i, digits)}" for p, i in (("A", a), ("B", b)) if i is not None and i.low is not None]
+    sure = all(i is not None and i.low is not None and i.low > 0 for i in (a, b))
+    worse = all(i is not None and i.high is not None and i.high < 0 for i in (a, b))
+    verb = "Training improves on the base" if sure else "Training makes the base worse" if worse else "It is not established that training improves on the base"
+    ends = f"{number(found.before, digits)} to {number(found.after, digits)}" if found.before is not None and found.after is not None else ""
+    return (
+        f"{verb}: from the base to {found.label} after iteration {found.iteration}, {found.measure.name} goes from {ends}, a change of "
+        f"{number(value.value, digits, sign=True)} (95 %: {', '.join(shown) or 'no interval below 3 seeds'}; n = {value.seeds} seeds × {value.clusters} prompts)."
+    )
+
+
+def trend(data: StudyData) -> str:
+    """The diagnostic declared in advance."""
+    found = findings.find(data).trend
+    return "" if found is None else _trend(found)
+
+
+def _trend(found: TrendFinding) -> str:
+    name = f"{found.measure.name} after iteration {found.iteration}"
+    along = found.axis.rsplit(".", 1)[-1].replace("alpha", "α")
+    head = f"Declared in advance: {name}, expected {found.expected} with {along}."
+    if found.result is None:
+        return f"{head} Not tested: {found.reason}."
+    value, result = found.result.estimate, found.result
+    if value.value is None:
+        return f"{head} Not tested: {'; '.join(value.flags) or 'incomplete'}."
+    a, b = value.intervals["A"], value.intervals["B"]
+    as_expected = (value.value < 0) == (found.expected == "falling")
+    established = result.p_directed is not None and result.p_directed < 0.05
+    verdict = "It does" if established else "Observed in that direction, but not established" if as_expected else "Observed in the opposite direction"
+    page = f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below {result.page.floor:.2g})" if result.page.p is not None else ""
+    return (
+        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per step of {along} (95 %: (A) {_range(a, 3)}; (B) {_range(b, 3)}; "
+        f"one-sided {p_words(result.p_directed)} under (A){page}; n = {value.seeds} seeds × {value.clusters} prompts, {len(result.alphas)} values)."
+    )
+
+
+def progress(data: StudyData) -> str:
+    done = sum(1 for stage in data.stages.values() if stage.state == "done")
+    return f"{done} of {len(data.stages)} stages are done"
+
+
+def missing(data: StudyData) -> str:
+    """What is not there, in one sentence; empty when everything is."""
+    states: dict[str, int] = {}
+    for stage, _ in data.unfinished:
+        states[stage.state] = states.get(stage.state, 0) + 1
+    if not states:
+        return ""
+    counted = listed(f"{states[state]} {state}" for state in ("failed", "partial", "missing") if state in states)
+    return f"This study is unfinished: {progress(data)}, {counted}. What depends on them is marked INCOMPLETE below; the reasons are listed."
+
+
+def conditions(data: StudyData) -> str:
+    """What every statement is conditional on."""
+    explore = data.recipe.get("exploration") or {}
+    parts = [f"{len(data.arms)} arms × {len(data.seeds)} seeds × {data.last_iteration} iterations"]
+    bases = {run.iterations.get(0, {}).get("base", "") for run in data.runs}
+    if len(bases) == 1:
+        parts.append("all runs start from one shared base, so every statement is conditional on it")
+    if explore.get("decoding") == "greedy":
+        parts.append("y is greedy: a seed varies little more than the order of the data")
+    elif explore:
+        parts.append("a seed varies the order of the prompts, the samples and the training")
+    judge = data.recipe.get("judge") or {}
+    if judge.get("kind") == "pocket":
+        parts.append("the judge is the pocket world's own")
+    return "; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "."

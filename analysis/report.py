@@ -1,0 +1,167 @@
+"""The report of a study: ``report.md``, ``index.html``, ``tables/``, ``figures/``; a pure function of the store.
+
+``report.md``, tables and figures hold no times, hosts or versions, so they are byte-identical for equal results. Costs and
+versions are in ``costs/``; the HTML page shows them too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis import prose, text
+from analysis.figure import Drawn, write_figure
+from analysis.figures import FIGURES, draw
+from analysis.load import StudyData, load_study
+from analysis.table import Table, Unavailable, as_csv, as_markdown, write_table, write_text
+from analysis.tables import TABLES
+
+FIRST_TABLES = ("differences", "table_1", "table_2")
+"""Shown before the figures; the others come after them."""
+
+
+def write_report(study_dir: Path, store_dir: Path) -> Path:
+    """Write ``<study_dir>/report`` from the manifest and the store; returns the path of ``report.md``. Works on unfinished studies.
+
+    Raises HarnessError when the manifest is missing or broken, or a file cannot be written.
+    """
+    from analysis.html import page
+
+    data = load_study(Path(study_dir), Path(store_dir))
+    folder = Path(study_dir) / "report"
+    tables = {key: build(data) for key, build in TABLES.items()}
+    figures = {key: draw(key, data) for key in FIGURES}
+    _remove_stale(folder, tables, figures)
+    for table in tables.values():
+        if isinstance(table, Table):
+            write_table(table, folder / ("costs" if table.volatile else "tables"))
+    for figure in figures.values():
+        if isinstance(figure, Drawn):
+            write_figure(figure, folder / "figures")
+    facts = versions(data)
+    write_text(folder / "costs" / "versions.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    write_text(folder / "settings.json", json.dumps(settings(data), indent=1, sort_keys=True) + "\n")
+    path = folder / "report.md"
+    write_text(path, markdown(data, tables, figures))
+    write_text(folder / "index.html", page(data, tables, figures, facts))
+    return path
+
+
+def _remove_stale(folder: Path, tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable]) -> None:
+    """Delete exhibits of an earlier report that this one does not have, so that no old number stands beside new ones."""
+    groups: tuple[tuple[str, Mapping[str, Any], type], ...] = (("tables", tables, Table), ("figures", figures, Drawn))
+    for name, exhibits, kind in groups:
+        kept = {key for key, exhibit in exhibits.items() if isinstance(exhibit, kind)}
+        for path in sorted((folder / name).glob("*")):
+            if path.is_file() and path.stem in exhibits and path.stem not in kept:
+                path.unlink()
+
+
+def summary(data: StudyData) -> list[list[str]]:
+    """The opening: paragraphs of sentences. The first paragraph is the finding."""
+    paragraphs = [prose.finding(data)]
+    second = [prose.other_outcomes(data), prose.selection(data), prose.improvement(data), prose.trend(data)]
+    paragraphs.append([sentence for sentence in second if sentence])
+    if missing := prose.missing(data):
+        paragraphs.append([missing])
+    paragraphs.append([prose.conditions(data)])
+    return paragraphs
+
+
+def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable]) -> str:
+    """The whole report as Markdown; figures are linked as PNG."""
+    lines = [f"# {text.markdown(data.name)}", ""]
+    paragraphs = summary(data)
+    head, *rest = paragraphs[0]
+    lines += [f"**{text.markdown(head)}** {text.markdown(' '.join(rest))}".rstrip(), ""]
+    if data.question:
+        lines += [f"Question asked: {text.markdown(data.question)}", ""]
+    for paragraph in paragraphs[1:]:
+        lines += [text.markdown(" ".join(paragraph)), ""]
+    lines += ["## Scores", ""]
+    lines += [_table(tables[key]) for key in FIRST_TABLES]
+    lines += ["## Figures", ""]
+    lines += [_figure(key, figure) for key, figure in figures.items()]
+    lines += ["## Further tables", ""]
+    lines += [_table(table) for key, table in tables.items() if key not in FIRST_TABLES and not _is_volatile(table)]
+    lines += ["## Settings, versions, costs", ""]
+    lines += [
+        f"Study file: {text.markdown(str(data.manifest['study'].get('file', '')))}. The resolved recipe, axes, seeds and declaration are in [settings.json](settings.json). "
+        "Costs by stage ([costs/costs.csv](costs/costs.csv)) and package versions ([costs/versions.json](costs/versions.json)) differ between two runs of the "
+        "same study and are kept apart from the results.", "",
+    ]  # fmt: skip
+    lines += [_settings_table(data), ""]
+    lines += ["## Files", "", *(f"- {line}" for line in _files(tables, figures)), ""]
+    return "\n".join(lines)
+
+
+def _is_volatile(table: Table | Unavailable) -> bool:
+    return isinstance(table, Table) and table.volatile
+
+
+def _table(table: Table | Unavailable) -> str:
+    if isinstance(table, Unavailable):
+        return f"### {text.markdown(table.title)}\n\nNot available: {text.markdown(table.reason)}.\n"
+    return as_markdown(table)
+
+
+def _figure(key: str, figure: Drawn | Unavailable) -> str:
+    if isinstance(figure, Unavailable):
+        return f"### {text.markdown(figure.title)}\n\nNot available: {text.markdown(figure.reason)}.\n"
+    return f"### {text.markdown(figure.title)}\n\n![{text.markdown(figure.alt or figure.title)}](figures/{key}.png)\n\n{text.markdown(figure.caption)}\n"
+
+
+def settings(data: StudyData) -> dict[str, Any]:
+    """What was asked: recipe, axes, seeds, baseline, declaration, and every run's coefficients."""
+    runs = [{"run": r.name, "label": r.label, "seed": r.seed, "c": dict(r.c), "kappa": dict(r.kappa)} for r in data.runs]
+    keep = ("study", "recipe", "axes", "seeds", "declare", "baseline", "checkpoints_kept")
+    return {**{key: data.manifest.get(key) for key in keep}, "runs": runs}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted keys and JSON values of a nested mapping, in order."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return rows
+
+
+def _settings_table(data: StudyData) -> str:
+    shown = [row for row in flat(data.recipe) if row[0].split(".")[0] in ("model", "loop", "objective", "exploration", "ranker", "pairs", "training", "judge")]
+    lines = ["| setting | value |", "| :-- | :-- |"]
+    lines += [f"| {text.markdown(name)} | {text.markdown(value)} |" for name, value in shown if not name.startswith("judge.base_url")]
+    return "\n".join(lines)
+
+
+def versions(data: StudyData) -> dict[str, Any]:
+    """Hosts and package versions that the stages ran under, counted."""
+    counted: dict[str, dict[str, int]] = {}
+    for stage in data.stages.values():
+        env = dict(stage.environment)
+        packages = env.pop("versions", {})
+        for name, value in {**env, **(packages if isinstance(packages, Mapping) else {})}.items():
+            if name in ("finished", "seconds", "started") or isinstance(value, (Mapping, list)):
+                continue
+            seen = counted.setdefault(str(name), {})
+            seen[str(value)] = seen.get(str(value), 0) + 1
+    return dict(sorted(counted.items()))
+
+
+def _files(tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable]) -> list[str]:
+    lines = []
+    for key, table in tables.items():
+        if isinstance(table, Table):
+            folder = "costs" if table.volatile else "tables"
+            lines.append(f"{folder}/{key}: {', '.join(f'[{s}]({folder}/{key}.{s})' for s in ('csv', 'md', 'tex'))}")
+    for key, figure in figures.items():
+        if isinstance(figure, Drawn):
+            lines.append(f"figures/{key}: {', '.join(f'[{s}](figures/{key}.{s})' for s in ('pdf', 'svg', 'png', 'csv'))}")
+    return lines
+
+
+__all__ = ["as_csv", "flat", "markdown", "settings", "summary", "versions", "write_report"]

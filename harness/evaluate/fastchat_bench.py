@@ -1,0 +1,99 @@
+"""MT-Bench as FastChat defines it: questions, references, judge prompts, and FastChat's own rendering and reading of a match."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.evaluate import libraries
+from harness.records import HarnessError, content_hash, read_jsonl
+
+NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
+"""FastChat's NEED_REF_CATS: these categories are judged with the ``-math-`` prompts and a reference answer."""
+PROMPT_NAMES = {"default": "single-v1", "math": "single-math-v1", "default-mt": "single-v1-multi-turn", "math-mt": "single-math-v1-multi-turn"}
+OFFICIAL = {"questions": "1c5ac98db58b", "references": "88f06568f8ba", "judge_prompts": "ca2cb45233ee"}
+"""Content hashes of lm-sys/FastChat's 80 questions, 30 GPT-4 references and four single-answer prompts."""
+OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
+
+@dataclass(frozen=True)
+class Bench:
+    """Questions in file order, references by question id, judge prompts by name, and what the set of references is called."""
+
+    questions: tuple[Mapping[str, Any], ...]
+    references: Mapping[int, Mapping[str, Any]]
+    prompts: Mapping[str, Mapping[str, Any]]
+    reference_set: str = ""
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """Content hashes (12 hex digits) of questions, references and prompts, independent of file layout."""
+        questions = [(q["question_id"], q["category"], q["turns"]) for q in self.questions]
+        references = sorted((number, row["choices"][0]["turns"]) for number, row in self.references.items())
+        prompts = [(name, self.prompts[name]["system_prompt"], self.prompts[name]["prompt_template"]) for name in sorted(PROMPT_NAMES.values())]
+        return {"questions": content_hash(questions, length=12), "references": content_hash(references, length=12),
+                "judge_prompts": content_hash(prompts, length=12)}
+
+
+def load_bench(folder: Path, reference_set: str = "") -> Bench:
+    """Questions, references and judge prompts of a benchmark folder, checked; HarnessError names what is wrong."""
+    questions = tuple(read_jsonl(folder / "question.jsonl"))
+    references = {row["question_id"]: row for row in read_jsonl(folder / "reference_answer.jsonl")} if (folder / "reference_answer.jsonl").exists() else {}
+    prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
+    missing = [name for name in PROMPT_NAMES.values() if name not in prompts]
+    if missing:
+        raise HarnessError(f"{folder / 'judge_prompts.jsonl'}: no judge prompt named {', '.join(missing)}")
+    without = [q["question_id"] for q in questions if q["category"] in NEED_REFERENCE and q["question_id"] not in references]
+    if without:
+        raise HarnessError(f"{folder / 'reference_answer.jsonl'}: no reference for question {', '.join(map(str, without[:10]))}; "
+                           f"{', '.join(NEED_REFERENCE[:3])} are judged with one")
+    return Bench(questions, references, prompts, reference_set)
+
+
+def read_answers(path: Path) -> dict[int, dict[str, Any]]:
+    """Answers by question id. A doubled question is an error: FastChat would silently use the last."""
+    answers: dict[int, dict[str, Any]] = {}
+    for row in read_jsonl(path):
+        if row["question_id"] in answers:
+            raise HarnessError(f"{path}: question {row['question_id']} is answered twice")
+        answers[row["question_id"]] = row
+    return answers
+
+
+def reference_turns(bench: Bench, question: Mapping[str, Any]) -> list[str] | None:
+    """The reference answers a question is judged with, if its category wants any."""
+    return list(bench.references[question["question_id"]]["choices"][0]["turns"]) if question["category"] in NEED_REFERENCE else None
+
+
+def make_match(bench: Bench, question: Mapping[str, Any], turn: int, answer: Mapping[str, Any], judge_model: str) -> Any:
+    """FastChat's MatchSingle of one question and turn, with the judge prompt and reference that FastChat's main program would take."""
+    fastchat = libraries.fastchat()
+    needs = question["category"] in NEED_REFERENCE
+    judge = fastchat.make_judge_single(judge_model, dict(bench.prompts))[("math" if needs else "default") + ("-mt" if turn == 2 else "")]
+    references = {judge_model: dict(bench.references)} if needs else None
+    answers = {"answer": {question["question_id"]: answer}}
+    return fastchat.make_match_single([question], ["answer"], answers, judge, None, references, turn == 2)[0]
+
+
+def render(match: Any) -> tuple[list[dict[str, str]], str]:
+    """(messages, user prompt) FastChat would send for a match."""
+    sent: list[list[dict[str, str]]] = []
+
+    def record(messages: list[dict[str, str]]) -> str:
+        sent.append(messages)
+        return "[[1]]"
+
+    with libraries.fastchat_completions(record, match.judge.model_name) as fastchat:
+        row = fastchat.play_a_match_single(match, output_file=None)
+    return sent[0], row["user_prompt"]
+
+
+def replay(match: Any, judgment: str) -> float | None:
+    """FastChat's score of a judgment: -1 when it finds none, None when its parser crashes (full-width digits)."""
+    with libraries.fastchat_completions(lambda _messages: judgment, match.judge.model_name) as fastchat:
+        try:
+            return float(fastchat.play_a_match_single(match, output_file=None)["score"])
+        except (SyntaxError, ValueError):
+            return None
