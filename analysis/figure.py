@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -31,11 +33,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 LINES: tuple[Any, ...] = ("--", "-", (0, (5, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (2, 2)))
 DISTINCT = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
 """Okabe and Ito's colours; the baseline is black."""
+PNG_DPI = 200
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "legend.fontsize": 7, "xtick.labelsize": 7,
     "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
     "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "legend.frameon": False, "pdf.fonttype": 42, "svg.fonttype": "path",
-    "svg.hashsalt": "selm", "savefig.dpi": 200, "figure.dpi": 100, "axes.unicode_minus": True, "axes.axisbelow": True, "path.simplify": True,
+    "svg.hashsalt": "selm", "figure.dpi": 100, "axes.unicode_minus": True, "axes.axisbelow": True, "path.simplify": True,
     "axes.formatter.use_mathtext": False, "mathtext.fontset": "dejavusans",
 }  # fmt: skip
 
@@ -51,6 +54,7 @@ class Drawn:
     columns: tuple[str, ...]
     data: tuple[tuple[object, ...], ...]
     alt: str = ""
+    rendered: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -142,14 +146,26 @@ METADATA: Mapping[str, dict[str, Any]] = {
 
 
 def render(drawn: Drawn, kind: str) -> bytes:
-    """The figure's bytes as pdf, svg or png; the same for the same data (no dates, fixed identifiers)."""
-    buffer = io.BytesIO()
-    with paper_style():
-        if drawn.figure.get_layout_engine() is not None:
-            drawn.figure.draw_without_rendering()  # settles the layout once for all formats
-            drawn.figure.set_layout_engine("none")
-        drawn.figure.savefig(buffer, format=kind, metadata=METADATA[kind])
-    return buffer.getvalue()
+    """The figure's bytes as pdf, svg or png; the same for the same data (no dates, fixed identifiers). Rendered once per kind.
+
+    The canvases print directly: ``savefig`` would draw every figure twice.
+    """
+    if kind not in drawn.rendered:
+        buffer, figure = io.BytesIO(), drawn.figure
+        with paper_style():
+            if figure.get_layout_engine() is not None:
+                figure.draw_without_rendering()  # settles the layout once for all formats
+                figure.set_layout_engine("none")
+            if kind == "pdf":
+                FigureCanvasPdf(figure).print_pdf(buffer, metadata=METADATA[kind])
+            elif kind == "svg":
+                FigureCanvasSVG(figure).print_svg(buffer, metadata=METADATA[kind])
+            else:
+                screen, figure.dpi = figure.dpi, PNG_DPI
+                FigureCanvasAgg(figure).print_png(buffer, metadata=METADATA[kind])
+                figure.dpi = screen
+        drawn.rendered[kind] = buffer.getvalue()
+    return drawn.rendered[kind]
 
 
 def write_figure(drawn: Drawn, folder: Path) -> list[Path]:

@@ -197,7 +197,7 @@ def crossed(data: StudyData, measure: Measure) -> bool:
         found = []
         for checkpoint in data.checkpoints:
             cell = data.cell(checkpoint, measure.benchmark, measure.metric, measure.part, measure.scale)
-            if not cell.layout.values.size or cell.statuses.get("error") or cell.absent:
+            if not cell.statuses or cell.statuses.get("error") or cell.absent:
                 continue
             found.append((cell.layout.clusters, bool(np.isnan(cell.layout.values).any())))
         cache[measure.key] = not any(holes for _, holes in found) and len({clusters for clusters, _ in found}) <= 1

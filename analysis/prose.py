@@ -10,7 +10,7 @@ from analysis import findings
 from analysis.findings import Comparison, Findings, TrendFinding
 from analysis.load import StudyData
 from analysis.measures import Measure
-from analysis.stats import Interval
+from analysis.stats import Estimate, Interval
 from analysis.text import listed, number, p_value
 
 MOST_NAMED = 3
@@ -110,7 +110,7 @@ def _details(c: Comparison, family: int) -> str:
     unequal = next((f" Note: {flag}." for flag in value.flags if flag.startswith("unequal")), "")
     return (
         f"{c.label}: {number(value.value, digits, sign=True)} {unit(c.measure)} (95 % intervals; {'; '.join(parts)}; "
-        f"n = {value.seeds} seeds × {value.clusters} {c.measure.unit_of_items}).{unequal}"
+        f"n = {_n(value, c.measure.unit_of_items)}).{unequal}"
     )
 
 
@@ -122,6 +122,11 @@ def _range(interval: Interval, digits: int) -> str:
     if interval.low is None or interval.high is None:
         return f"no interval ({interval.undefined})"
     return f"{number(interval.low, digits)} to {number(interval.high, digits)}"
+
+
+def _n(value: Estimate, items: str) -> str:
+    """"3 seeds × 128 instructions"; without items where seeds are compared by their means."""
+    return f"{value.seeds} seeds" + (f" × {value.clusters} {items}" if value.clusters > 1 else "")
 
 
 def _plain(interval: Interval) -> float | None:
@@ -215,7 +220,7 @@ def improvement(data: StudyData) -> str:
     ends = f"{number(found.before, digits)} to {number(found.after, digits)}" if found.before is not None and found.after is not None else ""
     return (
         f"{verb}: from the base to {found.label} after iteration {found.iteration}, {found.measure.name} goes from {ends}, a change of "
-        f"{number(value.value, digits, sign=True)} (95 %: {', '.join(shown) or 'no interval below 3 seeds'}; n = {value.seeds} seeds × {value.clusters} prompts)."
+        f"{number(value.value, digits, sign=True)} (95 %: {', '.join(shown) or 'no interval below 3 seeds'}; n = {_n(value, 'prompts')})."
     )
 
 
@@ -241,7 +246,7 @@ def _trend(found: TrendFinding) -> str:
     page = f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below {result.page.floor:.2g})" if result.page.p is not None else ""
     return (
         f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per step of {along} (95 %: (A) {_range(a, 3)}; (B) {_range(b, 3)}; "
-        f"one-sided {p_words(result.p_directed)} under (A){page}; n = {value.seeds} seeds × {value.clusters} prompts, {len(result.alphas)} values)."
+        f"one-sided {p_words(result.p_directed)} under (A){page}; n = {_n(value, 'prompts')}, {len(result.alphas)} values)."
     )
 
 

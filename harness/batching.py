@@ -120,20 +120,15 @@ def plan_global_batch(sizes: Sequence[int], *, token_budget: int = 0, micro_batc
     sizes: tokens per row. token_budget: most tokens of a micro-batch (0: no limit; a longer row runs alone). micro_batch:
     most rows of one (0: no limit). Rows of similar length go together; ranks get similar token counts.
     """
-    if ranks > 1:
-        share = -(-sum(sizes) // ranks)
-        token_budget = min(token_budget, share) if token_budget else share
-    groups = chunk_by_tokens(sizes, token_budget, micro_batch)
-    rounds = -(-len(groups) // ranks)
-    plan: list[list[list[int]]] = [[] for _ in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
-    for group in sorted(groups, key=lambda group: (-sum(sizes[i] for i in group), group)):
-        rank = min((r for r in range(ranks) if len(plan[r]) < rounds), key=lambda r: (load[r], r))
-        plan[rank].append(group)
-        load[rank] += sum(sizes[i] for i in group)
-    for groups_of_rank in plan:
-        groups_of_rank.extend([] for _ in range(rounds - len(groups_of_rank)))
-    return plan
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        rank = min(range(ranks), key=lambda r: (load[r], r))
+        shares[rank].append(i)
+        load[rank] += sizes[i]
+    plan = [[[share[k] for k in group] for group in chunk_by_tokens([sizes[i] for i in share], token_budget, micro_batch)] for share in shares]
+    rounds = max(len(groups) for groups in plan)
+    return [groups + [[] for _ in range(rounds - len(groups))] for groups in plan]
 
 
 class GlobalBatchSampler:

@@ -17,9 +17,11 @@ from harness.records import HarnessError
 
 def generate_vllm(policy: Policy, requests: Sequence[GenerationRequest], *, memory_share: float = 0.9) -> list[Generation]:
     """Draw every request, in the order given. ``policy`` gives the checkpoint's folder, tokenizer and stop tokens; its model is not used."""
-    from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
-
+    try:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+    except ImportError as error:
+        raise HarnessError('runtime.generation_backend vllm needs the package vllm: pip install -e ".[gpu]" on a machine with a CUDA GPU') from error
     engine = _engine(str(policy.folder), str(policy.model.dtype).removeprefix("torch."), memory_share)
     prompts = [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in requests]
     parameters = [
@@ -53,8 +55,6 @@ def _generation(policy: Policy, output: Any) -> Generation:
 
 @lru_cache(maxsize=1)
 def _engine(folder: str, dtype: str, memory_share: float) -> Any:
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise HarnessError('runtime.generation_backend vllm needs the package vllm: pip install -e ".[gpu]" on a machine with a CUDA GPU') from error
+    from vllm import LLM
+
     return LLM(model=folder, dtype=dtype, gpu_memory_utilization=memory_share, trust_remote_code=False, enable_prefix_caching=True)

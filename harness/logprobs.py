@@ -12,6 +12,7 @@ H hidden width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -211,14 +212,13 @@ def enable_packed_forward(model: nn.Module) -> PreTrainedModel:
     base = base_model_of(model)
     check_supported(base)
     base.config._attn_implementation = ATTENTION
-    if "forward" in vars(base) and getattr(base.forward, "packed", False):
+    before: Any = base.forward.__func__  # type: ignore[attr-defined]  # a bound method, so that a copy of the model gets a forward of its own
+    if getattr(before, "packed", False):
         return base
-    original = base.forward
 
-    def forward(*args: Any, packed_batch: PackedBatch | None = None, **kwargs: Any) -> Any:
-        return original(*args, **kwargs) if packed_batch is None else sequence_logps(base, packed_batch)
+    def forward(self: PreTrainedModel, *args: Any, packed_batch: PackedBatch | None = None, **kwargs: Any) -> Any:
+        return before(self, *args, **kwargs) if packed_batch is None else sequence_logps(self, packed_batch)
 
     forward.packed = True  # type: ignore[attr-defined]
-    base.forward = forward  # type: ignore[method-assign]
+    base.forward = types.MethodType(forward, base)  # type: ignore[method-assign]
     return base
-

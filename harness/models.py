@@ -106,6 +106,7 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 
 def _load_model(path: Path, dtype: str, attention: str, device: str, trust: str, where: Mapping[str, Any]) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -122,7 +123,7 @@ def _load_model(path: Path, dtype: str, attention: str, device: str, trust: str,
             trust_remote_code=may_run_code,
             local_files_only=True,
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise HarnessError(f"{path}: cannot load the model ({_first_line(error)})") from error
     finally:
         if bar:

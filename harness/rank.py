@@ -23,7 +23,10 @@ Role = Literal["winner", "loser", "middle", "absent"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """A prompt's answers by name (insertion order: chosen, rejected, y, y1, …), without empty and without failed ones."""
+    """A prompt's answers by name (insertion order: chosen, rejected, y, y1, …), without failed samples.
+
+    A sample may be empty: a policy that ends its turn at once has answered. An empty offline answer is a missing one.
+    """
 
     prompt: Prompt
     texts: Mapping[str, str]
@@ -130,8 +133,8 @@ def _read(task: StageTask) -> list[tuple[Prompt, list[tuple[int, str]]]]:
 
 
 def _candidates(prompt: Prompt, samples: Sequence[tuple[int, str]]) -> Candidates:
-    named = {"chosen": prompt.chosen, "rejected": prompt.rejected} | {"y" if sample == 0 else f"y{sample}": text for sample, text in samples}
-    return Candidates(prompt, {name: text for name, text in named.items() if text.strip()})
+    offline_pair = {name: text for name, text in (("chosen", prompt.chosen), ("rejected", prompt.rejected)) if text.strip()}
+    return Candidates(prompt, offline_pair | {"y" if sample == 0 else f"y{sample}": text for sample, text in samples})
 
 
 def _score(rows: Sequence[Candidates], rule: str, context: RankContext) -> list[Ranked]:

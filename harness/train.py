@@ -116,12 +116,13 @@ def _stored_reference(path: Path, rows: Sequence[PreferenceRow], roles: Sequence
 
 
 def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path) -> tuple[Any, Any]:
-    from harness.trainer import PreferenceConfig, PreferenceTrainer
+    from harness.trainer import PreferenceConfig, PreferenceTrainer, without_dropout
 
     settings, runtime = task.settings, task.runtime
     training, objective = settings["training"], settings["objective"]
     seed = int(content_hash("train", settings["seed"], settings["iteration"], length=7), 16)
     steps = math.ceil(len(rows) / training["batch_size"]) * training["epochs"]
+    without_dropout(model)
     if training.get("lora"):
         model = _with_lora(model, training["lora"], seed)
     _forget_mixed_precision()
@@ -147,6 +148,7 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
         activation_checkpointing=training["gradient_checkpointing"],
         bf16=settings["dtype"] == "bfloat16",
         use_cpu=str(runtime.get("device", "cpu")) == "cpu",
+        disable_dropout=False,  # done above; the adapters keep the dropout that was asked for
         seed=seed,
         data_seed=seed,
         save_strategy="no",

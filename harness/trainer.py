@@ -99,7 +99,7 @@ class PreferenceTrainer(Trainer):
         self.global_rows = args.rows_per_step()
         args.gradient_accumulation_steps = 1  # a step's micro-batches are planned and accumulated in ``training_step``
         if args.disable_dropout:
-            _without_dropout(model)
+            without_dropout(model)
         rows = _as_rows(train_dataset, processing_class, args)
         self.ref_model = None
         if self.objective.needs_reference:
@@ -211,7 +211,8 @@ class _StepLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def _without_dropout(model: nn.Module) -> None:
+def without_dropout(model: nn.Module) -> None:
+    """Switch off every dropout of the model: policy and reference then compute the same function."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

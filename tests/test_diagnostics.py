@@ -14,6 +14,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import spearmanr
 
 from harness import diagnostics
+from harness.batching import encode_pair
 from harness.diagnostics import gradient, measures, text
 from harness.diagnostics.evidence import Answer, Evidence
 from harness.diagnostics.passes import Sheet, score_sheets
@@ -157,7 +158,8 @@ def test_undefined_values_give_no_row_and_refused_prompts_a_row_without_value() 
     rows = diagnostics.score_rows({"heldout": [fine, Evidence("q", 0.1, refused=True)]})
     by_metric = {(row.metric, row.item): row for row in rows}
     assert by_metric["rhat_heldout_chosen", "p"].value == 1.0
-    assert by_metric["rhat_heldout_chosen", "q"].status == "refused" and by_metric["rhat_heldout_chosen", "q"].value is None
+    assert by_metric["rhat_heldout_chosen", "q"].status == "refused"
+    assert by_metric["rhat_heldout_chosen", "q"].value is None
     assert ("kl_base", "p") not in by_metric  # no samples: undefined
     assert not {name for name, _ in by_metric} & {"reward_samples", "regret", "newness"}  # no scorer, no modes, no earlier answers
 
@@ -180,7 +182,8 @@ def plain_distributions(model: Any, prompt: tuple[int, ...], response: tuple[int
     """Log-probabilities (T, V) of the next token at every step of the response, by an ordinary forward pass."""
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *response]])).logits[0]
-    return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+    distributions: torch.Tensor = logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+    return distributions
 
 
 def test_one_pass_gives_logps_kl_and_entropy_of_a_plain_forward_pass(folders: dict[str, Path]) -> None:
@@ -210,16 +213,17 @@ def test_the_divergence_from_itself_is_exactly_zero(folders: dict[str, Path]) ->
     ids = sheet.add((7, 8, 9), own=True)
     loaders = {name: lambda folder=folders[name]: load_policy(folder) for name in ("theta", "other")}
     score_sheets([sheet], loaders, {"theta": "theta", "reference": "other", "previous": "theta", "base": "other"}, token_budget=100)
-    assert sheet.kl["previous"][ids] == 0.0 and sheet.kl["base"][ids] > 0
+    assert sheet.kl["previous"][ids] == 0.0
+    assert sheet.kl["base"][ids] > 0
 
 
 # --- gradient -------------------------------------------------------------------------------------------------------------
 
 
 def test_gradient_numbers_from_products_by_hand() -> None:
-    # ‖g_DPO‖ = 2, ‖g_y‖ = 3, dot 3: ratio 0.1·3/2, cosine 3/6; a negative coefficient turns the direction
-    assert gradient.compare(3.0, 4.0, 9.0, 0.1) == gradient.GradientPair(pytest.approx(0.15), 0.5)
-    assert gradient.compare(3.0, 4.0, 9.0, -0.1) == gradient.GradientPair(pytest.approx(0.15), -0.5)
+    # ‖g_DPO‖ = 2, ‖g_y‖ = 3, dot 3: ratio 0.125·3/2, cosine 3/6; a negative coefficient turns the direction
+    assert gradient.compare(3.0, 4.0, 9.0, 0.125) == gradient.GradientPair(0.1875, 0.5)
+    assert gradient.compare(3.0, 4.0, 9.0, -0.125) == gradient.GradientPair(0.1875, -0.5)
     assert gradient.compare(3.0, 4.0, 9.0, 0.0) == gradient.GradientPair(0.0, 0.5)
     assert gradient.compare(0.0, 0.0, 9.0, 0.1) == gradient.GradientPair(None, None)
 
@@ -229,14 +233,16 @@ def test_gradients_equal_those_of_a_plain_loss(folders: dict[str, Path]) -> None
     pairs = [
         Pair(f"p{i}", ({"role": "user", "content": q},), "yes", "no way", "maybe", y_role="middle") for i, q in enumerate(("Is it?", "Why then?"))
     ]
-    rows = [gradient.encode_pair(policy.tokenizer, pair) for pair in pairs]
+    rows = [encode_pair(policy.tokenizer, pair) for pair in pairs]
     rows = gradient.with_reference(rows, load_policy(folders["other"]).model)
     found = gradient.measure(policy.model, rows, c=0.05, beta=0.1)
-    assert all(p.grad is None for p in policy.model.parameters()) and not policy.model.training
+    assert all(p.grad is None for p in policy.model.parameters())
+    assert not policy.model.training
 
     def logp(prompt: tuple[int, ...], ids: tuple[int, ...]) -> torch.Tensor:
         logits = policy.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
-        return logits.log_softmax(-1)[range(len(ids)), list(ids)].sum()
+        total: torch.Tensor = logits.log_softmax(-1)[range(len(ids)), list(ids)].sum()
+        return total
 
     terms, explore = [], []
     for row in rows:
@@ -294,7 +300,8 @@ def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTa
     assert values["pair_margin", "t0"]["value"] == 1.5
     first = {f.name: f.read_bytes() for f in task.out.iterdir()}
     rows_of(task)
-    assert first == {f.name: f.read_bytes() for f in task.out.iterdir()} and set(first) == {"scores.parquet", "summary.json", "arrays.json"}
+    assert first == {f.name: f.read_bytes() for f in task.out.iterdir()}
+    assert set(first) == {"scores.parquet", "summary.json", "arrays.json"}
 
 
 def test_another_seed_draws_other_reference_samples(task: StageTask) -> None:
@@ -318,7 +325,8 @@ def test_sampled_answers_of_the_answer_stage_are_used_and_the_greedy_one_is_not(
     with_answers = StageTask("k", "diagnostics", task.settings, {**task.inputs, "answer": folder, "answer_previous": folder}, task.out, task.runtime)
     found = {row["metric"]: row["value"] for row in rows_of(with_answers) if row["item"] == "h0"}
     assert found["length_tokens"] == 3.5  # samples 1 and 2 have 3 and 4 tokens; the greedy one has 2
-    assert found["newness"] == 0.0 and found["missing_eos_share"] == 0.0
+    assert found["newness"] == 0.0
+    assert found["missing_eos_share"] == 0.0
     assert set(json.loads((task.out / "arrays.json").read_text())["tokens"]) == {3, 4}
 
 
@@ -339,9 +347,9 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(task: StageTask, tmp_
     write_jsonl(task.inputs["pairs"] / "pairs.jsonl", [Pair(p.id, p.messages, p.chosen, p.rejected, p.chosen, y_role="winner") for p in full])
     answers = tmp_path / "answers"
     answers.mkdir()
-    ids = {text: tuple(made(text, add_special_tokens=False)["input_ids"]) + (made.eos_token_id,) for t in texts for text in t}
+    ids = {text: (*tuple(made(text, add_special_tokens=False)["input_ids"]), made.eos_token_id) for t in texts for text in t}
     rows = [
-        {"prompt_id": p.id, "sample": s + 1, "text": made.decode(ids[text][:-1]), "token_ids": ids[text], "status": "ok", "seed": 0}
+        {"prompt_id": p.id, "sample": s + 1, "text": made.decode(list(ids[text][:-1])), "token_ids": ids[text], "status": "ok", "seed": 0}
         for p, t in zip(full, texts, strict=True)
         for s, text in enumerate((t[0], t[1], t[-1], t[-1]))
     ]
@@ -355,7 +363,8 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(task: StageTask, tmp_
         assert found["reward_samples", p.id] == pytest.approx((right[0] + right[1]) / 4)
         assert found["mode_coverage", p.id] == pytest.approx(2 / len(right))
         assert found["regret", p.id] == pytest.approx(right[0], abs=1e-3)  # an untrained model gives its modes next to nothing
-        assert found["unseen_mass", p.id] == 0.0 and found["kl_previous", p.id] == 0.0  # θ is its own reference here
+        assert found["unseen_mass", p.id] == 0.0
+        assert found["kl_previous", p.id] == 0.0
 
 
 def test_a_policy_the_fused_head_cannot_score_is_refused(folders: dict[str, Path]) -> None:

@@ -130,15 +130,33 @@ def test_an_arm_whose_seeds_jump_is_flagged_unequal() -> None:
     arms = {f"a{k}": from_array(rng.normal(0, 0.01, (5, 1)) + rng.normal(0, 0.01, (5, 30))) for k in range(8)}
     arms["a7"] = from_array(arms["a7"].values + np.array([[3.0], [-4.0], [2.0], [5.0], [-6.0]]))
     result = family(arms, "a0")
-    assert any("read the paired interval" in flag for flag in result["a7"].estimate.flags)
+    assert any("unequal: this arm strays" in flag for flag in result["a7"].estimate.flags)
     assert not any("unequal" in flag for flag in result["a1"].estimate.flags)
     assert result.flags == ()
-    assert family(arms, "a7").flags == ("unequal: the baseline strays over seeds more than the arms; read the paired intervals",)
+    assert family(arms, "a7").flags == ("unequal: the baseline strays over seeds more than the arms, so every headline is the paired interval",)
+
+
+def test_an_unequal_arm_goes_back_to_its_paired_interval_and_dunnett_is_withheld() -> None:
+    rng = np.random.default_rng(5)
+    arms = {f"a{k}": from_array(rng.normal(0, 0.01, (5, 1)) + rng.normal(0, 0.01, (5, 30))) for k in range(8)}
+    arms["a7"] = from_array(arms["a7"].values + np.array([[3.0], [-4.0], [2.0], [5.0], [-6.0]]))
+    jumpy, calm = family(arms, "a0")["a7"], family(arms, "a0")["a1"]
+    assert jumpy.estimate.intervals["A"] == jumpy.estimate.intervals["A_paired"]
+    assert "unequal" in jumpy.dunnett.undefined
+    assert calm.dunnett.defined
+    assert "pooled" in calm.estimate.intervals["A"].method
+
+
+def test_copies_of_an_arm_are_pooled_once() -> None:
+    arms = _arms(12, arms=3)
+    doubled = family({**arms, "copy": arms["a0"]}, "a0")
+    assert (doubled.ms, doubled.df) == (family(arms, "a0").ms, 4)
+    assert doubled["a1"].estimate.intervals["A"] == family(arms, "a0")["a1"].estimate.intervals["A"]
 
 
 def test_stray_is_an_exact_f_test() -> None:
     rng = np.random.default_rng(11)
-    p = np.array([stray(rng.normal(size=(4, 3)) + rng.normal(size=3))[1] for _ in range(2000)])
+    p = np.array([float(stray(rng.normal(size=(4, 3)) + rng.normal(size=3), 1)) for _ in range(2000)])
     assert scipy_stats.kstest(p, "uniform").pvalue > 0.01
 
 
@@ -161,7 +179,7 @@ def test_a_lost_seed_leaves_the_pool_and_says_so() -> None:
     result = family(arms, "a0")
     assert result.seeds == (0, 1, 3)
     assert "seeds left out of the pool, not in every arm: 2" in result.flags
-    assert "headline is the paired interval" in result["a1"].estimate.flags[0]
+    assert "its seeds are not those of the pool" in result["a1"].estimate.flags[0]
     assert result["a2"].estimate.method == "difference, pooled"
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests import tiny
 from harness import generate as g
 from harness.models import Policy, encode_prompt, load_policy, stop_tokens
+from tests import tiny
 
 STYLES = ("llama3", "zephyr", "phi3")
 
@@ -34,7 +35,8 @@ def policy() -> Policy:
 
 def test_request_seed_is_stable_and_63_bits():
     assert g.request_seed(0, 1, "rollout", "p", 0) == g.request_seed(0, 1, "rollout", "p", 0)
-    seeds = {g.request_seed(run, iteration, "rollout", prompt, sample) for run in range(3) for iteration in range(3) for prompt in "ab" for sample in range(3)}
+    parts = itertools.product(range(3), range(3), ["rollout"], "ab", range(3))
+    seeds = {g.request_seed(*identity) for identity in parts}
     assert len(seeds) == 54
     assert all(0 <= seed < 2**63 for seed in seeds)
 

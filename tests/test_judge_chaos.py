@@ -95,3 +95,18 @@ def test_a_thousand_judgments_survive_faults_and_twenty_kills(tmp_path: Path, re
     record_property("chaos", figures)
     print(json.dumps(figures))
     assert calls - in_flight <= 1.5 * len(verdicts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
+def test_sixteen_calls_in_flight_reach_nine_tenths_of_a_rate_limit(tmp_path: Path, told: bool) -> None:
+    limit, latency, burst = 60.0, 0.1, 10
+    faults = FaultRates(requests_per_minute=60.0 * limit, burst=burst, latency_s=latency)
+    with serve(faults=faults) as server:
+        runtime = RuntimeSettings(judge_concurrency=16, judge_requests_per_minute=int(60 * limit) if told else 0).model_dump()
+        with JudgeClient(JudgeSettings().model_dump(), runtime | {"pocket_judge_url": server.base_url}, tmp_path / JOURNAL_NAME) as client:
+            start = time.monotonic()
+            replies = client.complete(requests()[:300])
+            seconds = time.monotonic() - start - latency
+    assert {reply.status for reply in replies} == {"ok"}
+    assert 0.9 <= (len(replies) - burst) / seconds / limit <= 1.01

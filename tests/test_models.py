@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
 from harness import checkpoint, models
 from harness.records import HarnessError, StageTask
+from tests import tiny
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -39,7 +39,10 @@ def test_prompt_and_response_are_the_rendered_conversation(style):
     assert models.encode_response(tokenizer, HELLO, "yes")[-1] == tokenizer.convert_tokens_to_ids(end)
 
 
-@pytest.mark.parametrize(("style", "expected"), [("llama3", {"<|eot_id|>", "<|end_of_text|>"}), ("zephyr", {"</s>"}), ("phi3", {"<|end|>", "<|endoftext|>"})])
+STOPS = [("llama3", {"<|eot_id|>", "<|end_of_text|>"}), ("zephyr", {"</s>"}), ("phi3", {"<|end|>", "<|endoftext|>"})]
+
+
+@pytest.mark.parametrize(("style", "expected"), STOPS)
 def test_stop_tokens_hold_the_templates_end_of_turn(style, expected):
     tokenizer = tiny.tokenizer(style)
     assert set(_tokens(tokenizer, list(models.stop_tokens(tokenizer)))) == expected
@@ -78,7 +81,11 @@ BROKEN = {
         tiny.PHI3.replace("{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] == 'assistant' else m['content'] | upper }}"),
         "rewrites the prompt.*How.*HOW",
     ),
-    "no header": ("phi3", tiny.PHI3.replace("{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}", ""), "ignores add_generation_prompt"),
+    "no header": (
+        "phi3",
+        tiny.PHI3.replace("{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}", ""),
+        "ignores add_generation_prompt",
+    ),
 }
 
 
@@ -148,9 +155,10 @@ def test_location_points_to_the_checkpoint(tmp_path):
     folder = tiny.checkpoint(tmp_path / "real", style="zephyr")
     stage = tmp_path / "stage"
     stage.mkdir()
-    (stage / "location.json").write_text(json.dumps({"path": str(folder), "chat_template": tiny.ZEPHYR.replace("user", "human")}))
+    other = tiny.ZEPHYR.replace("|>", "::|>")
+    (stage / "location.json").write_text(json.dumps({"path": str(folder), "chat_template": other}))
     assert models.model_folder(stage) == folder
-    assert "human" in models.load_tokenizer(stage).chat_template or models.load_tokenizer(stage).chat_template != tiny.ZEPHYR
+    assert models.load_tokenizer(stage).chat_template == other
     with pytest.raises(HarnessError, match="no checkpoint here"):
         models.model_folder(tmp_path / "nothing")
 
@@ -178,7 +186,7 @@ def test_repository_code_is_refused_unless_named(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "made_up", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(HarnessError, match="model.trust_remote_code: owner/name"):
+    with pytest.raises(HarnessError, match=r"model\.trust_remote_code: owner/name"):
         models.check_code(folder, "owner/name", "owner/other")
     assert models.check_code(folder, "owner/name", "owner/name")
     with pytest.raises(HarnessError, match="needs code from the repository"):
@@ -188,7 +196,7 @@ def test_repository_code_is_refused_unless_named(tmp_path):
 def test_broken_weights_are_a_clear_error(tmp_path):
     folder = tiny.checkpoint(tmp_path)
     (folder / "model.safetensors").write_bytes(b"not a tensor file")
-    with pytest.raises((HarnessError, Exception), match="cannot load the model|header"):
+    with pytest.raises(HarnessError, match="cannot load the model"):
         models.load_policy(folder)
 
 

@@ -89,10 +89,10 @@ def collect(task: StageTask, beta: float) -> dict[str, list[Evidence]]:
 
 
 def read_drafts(task: StageTask, tokenizer: Any) -> dict[str, list[Draft]]:
-    """The first ``prompts`` rows of the training pairs (in the run's order), the held-out and the out-of-distribution prompts."""
+    """The last ``prompts`` training pairs (with accumulated data: the iteration's own), and the first held-out and out-of-distribution prompts."""
     count = int(task.settings["prompts"])
     drafts: dict[str, list[Draft]] = {"train": []}
-    for row in list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))[:count]:
+    for row in list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))[-count:]:
         pair = Pair(**row)
         draft = new_draft(pair.prompt_id, pair.messages, {"chosen": pair.chosen, "rejected": pair.rejected, "explore": pair.explore}, task, tokenizer)
         draft.y_role = pair.y_role

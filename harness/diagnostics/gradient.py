@@ -35,9 +35,9 @@ class GradientPair:
 
 
 def read_rows(task: StageTask, tokenizer: Any) -> list[PreferenceRow]:
-    """The first pairs of the iteration that have an exploration response, encoded as in training."""
+    """The last pairs that have an exploration response (with accumulated data: the iteration's own), encoded as in training."""
     rows: list[PreferenceRow] = []
-    for raw in read_jsonl(task.inputs["pairs"] / "pairs.jsonl"):
+    for raw in reversed(list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))):
         pair = Pair(**raw)
         if not pair.explore:
             continue

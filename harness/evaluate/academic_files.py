@@ -202,7 +202,8 @@ def prepare_academic(settings: Mapping[str, Any], out: Path) -> dict[str, Row]:
     not score them. A paper task without a file reads the hub; any other name is taken as an lm-eval task of that name.
     """
     out.mkdir(parents=True, exist_ok=True)
-    data = {str(name): Path(path) for name, path in settings.get("data", {}).items()}
+    # A study's plan puts "<task>_fingerprint" beside each path: part of the stage's key, no file.
+    data = {str(name): Path(path) for name, path in settings.get("data", {}).items() if not name.endswith("_fingerprint")}
     unknown = {name.removesuffix(":train") for name in data} - set(PAPER_TASKS)
     if unknown:
         raise HarnessError(f"academic.data names {', '.join(sorted(unknown))}; local files are read for {', '.join(PAPER_TASKS)}")

@@ -88,9 +88,16 @@ def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for line, raw in enumerate(reader, 2):
             try:
-                rows.append({"model": raw["model"], "preference": float(raw["preference"]), "index": int(raw["index"]),
-                             "instruction_difficulty": float(raw["instruction_difficulty"]), "std_delta_len": float(raw["std_delta_len"]),
-                             "not_gamed_baseline": raw["not_gamed_baseline"].strip() == "True"})
+                rows.append(
+                    {
+                        "model": raw["model"],
+                        "preference": float(raw["preference"]),
+                        "index": int(raw["index"]),
+                        "instruction_difficulty": float(raw["instruction_difficulty"]),
+                        "std_delta_len": float(raw["std_delta_len"]),
+                        "not_gamed_baseline": raw["not_gamed_baseline"].strip() == "True",
+                    }
+                )
             except (ValueError, AttributeError, TypeError) as error:
                 raise HarnessError(f"{path}:{line}: {error}") from error
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -116,8 +123,9 @@ def keep_gamed(rows: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> l
     return sorted(kept, key=lambda row: (order[row["model"]], row["index"]))
 
 
-def compute_metrics(preferences: Sequence[float], baseline: Sequence[str], outputs: Sequence[str], positions: Sequence[int],
-                    gamed: Sequence[Mapping[str, Any]]) -> Metrics:
+def compute_metrics(
+    preferences: Sequence[float], baseline: Sequence[str], outputs: Sequence[str], positions: Sequence[int], gamed: Sequence[Mapping[str, Any]]
+) -> Metrics:
     """Win rate and length-controlled win rate of n rows with preferences in 1..2 (2: the model's output is better).
 
     positions: index of each row in df_gamed. Gamed rows of absent instructions are left out. Where the GLM is undefined (all length
@@ -133,8 +141,11 @@ def compute_metrics(preferences: Sequence[float], baseline: Sequence[str], outpu
     kept = keep_gamed(gamed, positions)
     chance = np.asarray(preferences, dtype=float) - 1.0
     difficulty = {row["index"]: row["instruction_difficulty"] for row in reversed(kept)}
-    own = lc.OwnRows(chance, np.array([len(a) - len(b) for a, b in zip(baseline, outputs, strict=True)], dtype=float),
-                     np.array([difficulty[i] for i in range(len(chance))]))
+    own = lc.OwnRows(
+        chance,
+        np.array([len(a) - len(b) for a, b in zip(baseline, outputs, strict=True)], dtype=float),
+        np.array([difficulty[i] for i in range(len(chance))]),
+    )
     reason = lc.degenerate(own)
     if reason:
         return Metrics(win_rate, error, win_rate, error, None, len(chance), tuple(100.0 * chance), (reason,))
@@ -151,4 +162,6 @@ def compute_metrics(preferences: Sequence[float], baseline: Sequence[str], outpu
 def _frame(preferences: Sequence[float], baseline: Sequence[str], outputs: Sequence[str]) -> Any:
     import pandas as pd
 
-    return pd.DataFrame({"preference": list(preferences), "output_1": list(baseline), "output_2": list(outputs), "generator_1": "baseline", "generator_2": "model"})
+    return pd.DataFrame(
+        {"preference": list(preferences), "output_1": list(baseline), "output_2": list(outputs), "generator_1": "baseline", "generator_2": "model"}
+    )

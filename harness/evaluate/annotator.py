@@ -39,8 +39,9 @@ class Annotation:
         return {"preference": self.preference, "score_status": self.status, "switched": self.switched, "reason": self.reason}
 
 
-def annotate(pairs: Sequence[Pair], client: JudgeClient, *, annotator: str = "weighted_alpaca_eval_gpt4_turbo", repeats: int = 1,
-             flipped: bool = False) -> dict[tuple[str, int], Annotation]:
+def annotate(
+    pairs: Sequence[Pair], client: JudgeClient, *, annotator: str = "weighted_alpaca_eval_gpt4_turbo", repeats: int = 1, flipped: bool = False
+) -> dict[tuple[str, int], Annotation]:
     """Annotation of every (pair id, repeat). flipped: each pair is shown in the other order than usual, preferences still about output_2.
 
     Pairs with equal outputs are 1.5 without a call (the library's rule). HarnessError when the annotator asks for what is not supported.
@@ -70,7 +71,9 @@ def _library_annotator(name: str, exchange: _Exchange) -> Any:
     for single in pool.annotators.values():
         unknown = sorted(set(single.completions_kwargs) - {"model_name", *SENT})
         if unknown or single.batch_size != 1:
-            raise HarnessError(f"evaluation.alpaca_eval.annotator {name!r} wants {', '.join(unknown) or 'several examples in a prompt'}, which is not supported")
+            raise HarnessError(
+                f"evaluation.alpaca_eval.annotator {name!r} wants {', '.join(unknown) or 'several examples in a prompt'}, which is not supported"
+            )
         exchange.watch(single)
     return pool
 
@@ -114,12 +117,15 @@ class _Exchange:
             keys = [key for key, _ in self.shown]
             requests = [
                 JudgeRequest(self.names[key], tuple(chatml(prompt.strip())), params, repeat)
-                for repeat in range(self.repeats) for key, prompt in zip(keys, prompts, strict=True)
+                for repeat in range(self.repeats)
+                for key, prompt in zip(keys, prompts, strict=True)
             ]
             replies = self.client.complete(requests, accept=lambda reply: _readable(reply, parse))
             self.replies = {(key, reply.repeat): reply for key, reply in zip(keys * self.repeats, replies, strict=True)}
-        return {"completions": [self.replies[key, self.repeat].text for key, _ in self.shown],
-                "completions_all": [_choice(self.replies[key, self.repeat]) for key, _ in self.shown]}
+        return {
+            "completions": [self.replies[key, self.repeat].text for key, _ in self.shown],
+            "completions_all": [_choice(self.replies[key, self.repeat]) for key, _ in self.shown],
+        }
 
     def annotation(self, row: Mapping[str, Any]) -> Annotation:
         key = (row["instruction"], row["output_1"], row["output_2"])
@@ -137,8 +143,12 @@ class _Exchange:
 def _choice(reply: JudgeReply) -> dict[str, Any]:
     usable = reply.status in ("ok", "truncated")
     content = reply.logprobs if usable and reply.logprobs else [{"token": "", "logprob": 0.0, "top_logprobs": []}]
-    return {"text": reply.text if usable else "", "message": {"role": "assistant", "content": reply.text if usable else ""}, "logprobs": {"content": content},
-            "total_tokens": reply.prompt_tokens + reply.completion_tokens}
+    return {
+        "text": reply.text if usable else "",
+        "message": {"role": "assistant", "content": reply.text if usable else ""},
+        "logprobs": {"content": content},
+        "total_tokens": reply.prompt_tokens + reply.completion_tokens,
+    }
 
 
 def _readable(reply: JudgeReply, parse: Any) -> bool:

@@ -18,6 +18,7 @@ OFFICIAL = {"questions": "1c5ac98db58b", "references": "88f06568f8ba", "judge_pr
 """Content hashes of lm-sys/FastChat's 80 questions, 30 GPT-4 references and four single-answer prompts."""
 OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
 
+
 @dataclass(frozen=True)
 class Bench:
     """Questions in file order, references by question id, judge prompts by name, and what the set of references is called."""
@@ -33,23 +34,52 @@ class Bench:
         questions = [(q["question_id"], q["category"], q["turns"]) for q in self.questions]
         references = sorted((number, row["choices"][0]["turns"]) for number, row in self.references.items())
         prompts = [(name, self.prompts[name]["system_prompt"], self.prompts[name]["prompt_template"]) for name in sorted(PROMPT_NAMES.values())]
-        return {"questions": content_hash(questions, length=12), "references": content_hash(references, length=12),
-                "judge_prompts": content_hash(prompts, length=12)}
+        return {
+            "questions": content_hash(questions, length=12),
+            "references": content_hash(references, length=12),
+            "judge_prompts": content_hash(prompts, length=12),
+        }
 
 
 def load_bench(folder: Path, reference_set: str = "") -> Bench:
-    """Questions, references and judge prompts of a benchmark folder, checked; HarnessError names what is wrong."""
-    questions = tuple(read_jsonl(folder / "question.jsonl"))
-    references = {row["question_id"]: row for row in read_jsonl(folder / "reference_answer.jsonl")} if (folder / "reference_answer.jsonl").exists() else {}
-    prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
-    missing = [name for name in PROMPT_NAMES.values() if name not in prompts]
+    """The bench of a benchmark folder: question.jsonl, reference_answer.jsonl, judge_prompts.jsonl."""
+    return read_bench(folder / "question.jsonl", folder / "reference_answer.jsonl", folder / "judge_prompts.jsonl", reference_set)
+
+
+def read_bench(questions: Path, references: Path, prompts: Path, reference_set: str = "") -> Bench:
+    """Questions, references and judge prompts in FastChat's formats, checked; HarnessError names file, line and what is wrong."""
+    asked = tuple(_rows(questions, {"question_id": int, "category": str, "turns": list}))
+    doubled = sorted({q["question_id"] for q in asked if sum(r["question_id"] == q["question_id"] for r in asked) > 1})
+    if doubled or not asked:
+        raise HarnessError(f"{questions}: " + (f"question {', '.join(map(str, doubled))} occurs more than once" if doubled else "holds no question"))
+    answered = {row["question_id"]: row for row in _rows(references, {"question_id": int, "choices": list})} if references.exists() else {}
+    named = {row["name"]: row for row in _rows(prompts, {"name": str, "system_prompt": str, "prompt_template": str, "output_format": str})}
+    missing = [name for name in PROMPT_NAMES.values() if name not in named]
     if missing:
-        raise HarnessError(f"{folder / 'judge_prompts.jsonl'}: no judge prompt named {', '.join(missing)}")
-    without = [q["question_id"] for q in questions if q["category"] in NEED_REFERENCE and q["question_id"] not in references]
+        raise HarnessError(f"{prompts}: no judge prompt named {', '.join(missing)}")
+    without = [q["question_id"] for q in asked if q["category"] in NEED_REFERENCE and not _answers_all(answered.get(q["question_id"]), q)]
     if without:
-        raise HarnessError(f"{folder / 'reference_answer.jsonl'}: no reference for question {', '.join(map(str, without[:10]))}; "
-                           f"{', '.join(NEED_REFERENCE[:3])} are judged with one")
-    return Bench(questions, references, prompts, reference_set)
+        raise HarnessError(
+            f"{references}: no reference for every turn of question {', '.join(map(str, without[:10]))}; "
+            f"{', '.join(NEED_REFERENCE[:3])} are judged with one"
+        )
+    return Bench(asked, answered, named, reference_set)
+
+
+def _answers_all(row: Mapping[str, Any] | None, question: Mapping[str, Any]) -> bool:
+    return row is not None and len(row["choices"][0]["turns"]) >= len(question["turns"])
+
+
+def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise HarnessError(f"{path} does not exist")
+    rows = list(read_jsonl(path))
+    for number, row in enumerate(rows, 1):
+        for key, kind in keys.items():
+            found = row.get(key) if isinstance(row, dict) else row
+            if not isinstance(row, dict) or not isinstance(found, kind):
+                raise HarnessError(f"{path}: row {number}: key {key!r} should be {kind.__name__}, found {type(found).__name__}")
+    return rows
 
 
 def read_answers(path: Path) -> dict[int, dict[str, Any]]:

@@ -94,6 +94,7 @@ class JudgeClient:
         rate = float(runtime.get("judge_requests_per_minute", 0))
         self._interval_s = 60.0 / rate if rate else 0.0
         self._next_slot = 0.0
+        self._no_slack = False
         self._reserved_usd = 0.0
         self.endpoint: Endpoint = resolve_endpoint(judge, runtime)
         self._journal_path = journal
@@ -159,6 +160,7 @@ class JudgeClient:
 
     async def _connect(self) -> None:
         self._slots = asyncio.Semaphore(self.concurrency)
+        self._turn = asyncio.Lock()
         self._asking: dict[str, asyncio.Lock] = {}
         self._released = asyncio.Condition()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout_s)
@@ -257,6 +259,7 @@ class JudgeClient:
                 trouble = newest.result() if newest.done() else Trouble(f"no reply within {self.timeout_s:g} s")
                 if found is None and isinstance(trouble, Trouble):
                     failures += trouble.counts
+                    self._yield_to_limit(trouble.retry_after_s)
                     delay = trouble.delay(failures, self.backoff_s, BACKOFF_CAP_S)
                     left = deadline - time.monotonic()
                     if trouble.permanent or failures >= MAX_ATTEMPTS or delay >= left:
@@ -282,10 +285,19 @@ class JudgeClient:
             return Trouble(redact(f"{type(error).__name__}: {error}"))
 
     async def _pace(self) -> None:
+        """Wait for this call's turn under ``judge_requests_per_minute``."""
         if self._interval_s:
-            now = time.monotonic()
-            self._next_slot = max(self._next_slot + self._interval_s, now)
-            await asyncio.sleep(self._next_slot - now)
+            async with self._turn:
+                slot = max(self._next_slot, time.monotonic())
+                await asyncio.sleep(slot - time.monotonic())
+                # an endpoint without slack counts from the call itself, which is a little late: then the next must not be early
+                self._next_slot = (time.monotonic() if self._no_slack else slot) + self._interval_s
+
+    def _yield_to_limit(self, retry_after_s: float | None) -> None:
+        """After a 429 the paced calls fall into step with the endpoint's own count; at most a second, so that others go on."""
+        if self._interval_s and retry_after_s is not None:
+            self._no_slack = True
+            self._next_slot = max(self._next_slot, time.monotonic() + min(1.0, retry_after_s))
 
     def _spent_usd(self) -> float:
         spent = self._journal.spent

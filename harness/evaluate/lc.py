@@ -85,7 +85,7 @@ def pseudo_values(point: float, without: Floats) -> Floats:
 
     Their spread is the jackknife's: sd / sqrt(n) is the standard error of the length-controlled win rate.
     """
-    return point + (len(without) - 1) * (without.mean() - without)
+    return np.asarray(point + (len(without) - 1) * (without.mean() - without))
 
 
 def standard_error(pseudo: Floats) -> float:

@@ -65,7 +65,7 @@ def alpaca_eval() -> Any:
         importlib.import_module("alpaca_eval.metrics.glm_winrate")
     logging.getLogger().addFilter(_NotOurs())
     quiet: Any = types.SimpleNamespace(tqdm=lambda iterable, **_kwargs: iterable)
-    sys.modules["alpaca_eval.utils"].tqdm = quiet
+    vars(sys.modules["alpaca_eval.utils"])["tqdm"] = quiet
     return module
 
 

@@ -51,7 +51,9 @@ def run(task: StageTask) -> StageOutcome:
         replies = client.complete(requests, accept=readable)
         costs = dict(client.costs)
     by_identity = {(reply.id, reply.repeat): reply for reply in replies}
-    verdict_rows = {identity: verdict(item, by_identity[identity], judge["model"]) for item in judged for identity in [(item.name, r) for r in repeats]}
+    verdict_rows = {
+        identity: verdict(item, by_identity[identity], judge["model"]) for item in judged for identity in [(item.name, r) for r in repeats]
+    }
     scores = [score_row(item, repeat, verdict_rows.get((item.name, repeat)), bench, judge) for repeat in repeats for item in items]
     write_scores(task.out / "scores.parquet", scores)
     finalise(journal, task.out / JUDGMENTS_NAME, verdict_rows)
@@ -134,20 +136,41 @@ def readable(reply: JudgeReply) -> bool:
 
 def verdict(item: Item, reply: JudgeReply, judge_model: str) -> dict[str, Any]:
     """What is added to a judgment's row: rating, its status and reason, FastChat's own reading, prompt name, flags."""
-    row: dict[str, Any] = {"question_id": item.question["question_id"], "turn": item.turn, "judge": [judge_model, item.match.judge.prompt_template["name"]],
-                           "flags": item.flags, "rating": None, "reason": "", "fastchat_score": None}
+    row: dict[str, Any] = {
+        "question_id": item.question["question_id"],
+        "turn": item.turn,
+        "judge": [judge_model, item.match.judge.prompt_template["name"]],
+        "flags": item.flags,
+        "rating": None,
+        "reason": "",
+        "fastchat_score": None,
+    }
     if reply.status not in ("ok", "truncated", "unparsed"):
         return row | {"score_status": reply.status, "reason": reply.error}
     rating = verdicts.parse_rating(reply.text)
-    return row | {"rating": rating.value, "score_status": "ok" if rating.value is not None else "unparsed", "reason": rating.reason,
-                  "fastchat_score": replay(item.match, reply.text)}
+    return row | {
+        "rating": rating.value,
+        "score_status": "ok" if rating.value is not None else "unparsed",
+        "reason": rating.reason,
+        "fastchat_score": replay(item.match, reply.text),
+    }
 
 
 def score_row(item: Item, repeat: int, found: Mapping[str, Any] | None, bench: Bench, judge: Mapping[str, Any]) -> Score:
     """The score row of an item: its rating, or the reason why there is none."""
     status: Status = item.status if found is None else found["score_status"]
-    return Score(BENCHMARK, benchmark_version(bench), item.name, str(item.question["question_id"]), "rating", found["rating"] if found else None, status,
-                 verdicts.judge_label(judge), repeat, item.source)
+    return Score(
+        BENCHMARK,
+        benchmark_version(bench),
+        item.name,
+        str(item.question["question_id"]),
+        "rating",
+        found["rating"] if found else None,
+        status,
+        verdicts.judge_label(judge),
+        repeat,
+        item.source,
+    )
 
 
 def benchmark_version(bench: Bench) -> str:
@@ -156,24 +179,33 @@ def benchmark_version(bench: Bench) -> str:
     return f"fschat-{metadata.version('fschat')} questions:{hashes['questions']} references:{bench.reference_set or 'unnamed'}@{hashes['references']}"
 
 
-def summarise(scores: Sequence[Score], items: Sequence[Item], found: Mapping[tuple[str, int], Mapping[str, Any]], bench: Bench,
-              judge: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(
+    scores: Sequence[Score], items: Sequence[Item], found: Mapping[tuple[str, int], Mapping[str, Any]], bench: Bench, judge: Mapping[str, Any]
+) -> dict[str, Any]:
     """Turn 1, turn 2, mean over all scored rows (None without any), counts by status, and everything flagged."""
     values: dict[int, list[float]] = {1: [], 2: []}
     for score in scores:
         if score.value is not None:
             values.setdefault(int(score.item.rpartition(":")[2]), []).append(score.value)
     everything = [value for turn in values.values() for value in turn]
-    disagree = sorted(f"{name}#{repeat}" for (name, repeat), row in found.items() if row["score_status"] != "error" and row["rating"] != row["fastchat_score"])
+    disagree = sorted(
+        f"{name}#{repeat}" for (name, repeat), row in found.items() if row["score_status"] != "error" and row["rating"] != row["fastchat_score"]
+    )
     differing = {name: digest for name, digest in bench.hashes.items() if digest != OFFICIAL[name]}
     return {
-        "turn_1": _mean(values[1]), "turn_2": _mean(values[2]), "mean": _mean(everything), "scored": len(everything), "expected": len(scores),
+        "turn_1": _mean(values[1]),
+        "turn_2": _mean(values[2]),
+        "mean": _mean(everything),
+        "scored": len(everything),
+        "expected": len(scores),
         "statuses": dict(Counter(score.status for score in scores)),
         "truncated": sorted(item.name for item in items if "truncated" in item.flags),
         "neutralised": sorted(item.name for item in items if any(flag.startswith("neutralised") for flag in item.flags)),
         "flags": flags_of([item.match.answer for item in items if item.match is not None and item.turn == 1]),
         "fastchat_reads_otherwise": disagree,
-        "judge": judge["model"], "reference_set": bench.reference_set, "hashes": bench.hashes,
+        "judge": judge["model"],
+        "reference_set": bench.reference_set,
+        "hashes": bench.hashes,
         "comparable": not differing and judge["model"] in OFFICIAL_JUDGES,
     }
 

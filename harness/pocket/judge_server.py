@@ -64,7 +64,7 @@ class FaultRates:
     hang_s: float = 3600.0
     latency_s: float = 0.0
     requests_per_minute: float = 0.0
-    burst: int = 1
+    burst: int = 10
     calls_before_quota: int = 0
     api_key: str = ""
     seed: int = 0

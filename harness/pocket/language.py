@@ -44,6 +44,7 @@ EVENTS = {
 }
 """How strong each mood is after an event, 0 to 10, in the order of MOODS."""
 MAX_NUMBER = 60
+LONG_LIST_SHARE = 0.3
 ORDINALS = ("second", "third", "fourth")
 
 
@@ -138,6 +139,7 @@ OPERATIONS: dict[str, Callable[[Sequence[str], str], list[str]]] = {
     "kind": lambda a, p: [CLASS_OF[a[0]]],
     "add": lambda a, p: [str(sum(_numbers(a)))],
     "subtract": lambda a, p: [str(int(a[0]) - int(a[1]))],
+    "steps": lambda a, p: [str(int(a[0]) + int(a[1])), str(int(a[0]) + int(a[1]) - int(a[2]))],
     "larger": lambda a, p: [str(max(_numbers(a)))],
     "next": lambda a, p: [str(2 * int(a[-1]) - int(a[-2]))],
     "tallest": lambda a, p: _taller(a)[:1],
@@ -157,7 +159,7 @@ PHRASES = {
     "first": "give the first one",
     "last": "give the last one",
 }
-"""Operations that compose: 'First {phrase}, then {phrase}.'"""
+"""Operations that compose: 'first {phrase}, then {phrase}'"""
 COMPOSITIONS = tuple(
     pair for pair in itertools.product(("reverse", "rotate", "swap", "drop"), PHRASES) if pair[0] != pair[1] or pair[0] == "drop"
 )
@@ -174,9 +176,9 @@ WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "rotate": (("coding", "Run rotate on: {words}."), ("writing", "Write these words with the first one at the end: {words}.")),
     "swap": (("coding", "Run swap on: {words}."),),
     "drop": (("coding", "Run drop on: {words}."),),
-    "first": (("roleplay", "You are a doorman. Let in only the first guest: {words}."), ("extraction", "Extract the first word: {words}.")),
-    "last": (("roleplay", "You are a doorman. Let in only the last guest: {words}."), ("extraction", "Extract the last word: {words}.")),
-    "moods": (("roleplay", "You are someone who {event}. Rate your {words}."),),
+    "first": (("roleplay", "You are a doorman. Admit the first guest: {words}."), ("extraction", "Extract the first word: {words}.")),
+    "last": (("roleplay", "You are a doorman. Admit the last guest: {words}."), ("extraction", "Extract the last word: {words}.")),
+    "moods": (("roleplay", "You are someone who {event}. Rate your moods: {words}."),),
     "pick": (("extraction", "Extract the {ordinal} word: {words}."),),
     "keep": (("extraction", "Extract the {kind} from: {words}."),),
     "count": (("stem", "How many {kind} are here: {words}?"),),
@@ -190,12 +192,13 @@ WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "shortest": (("reasoning", "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the shortest?"),),
     "larger": (("math", "Which number is larger, {a} or {b}?"),),
     "add": (("math", "What is {a} plus {b}?"), ("math", "A box has {a} coins and gets {b} more. How many coins now?")),
+    "steps": (("math", "A box has {a} coins, gets {b} and loses {c}. Count step by step."),),
     "subtract": (("math", "What is {a} minus {b}?"), ("math", "A box has {a} coins and loses {b}. How many coins now?")),
 }
 COMPOSED_WORDINGS = (
-    ("writing", "Write these words: {words}. First {one}, then {two}."),
-    ("coding", "Run this program on: {words}. First {one}, then {two}."),
-    ("extraction", "Work with this list: {words}. First {one}, then {two}."),
+    ("writing", "Write these words, but first {one}, then {two}: {words}."),
+    ("coding", "Run this: first {one}, then {two}: {words}."),
+    ("extraction", "Extract from this list: first {one}, then {two}: {words}."),
 )
 FOLLOW_UPS = {
     "again": "Please say that again.",
@@ -299,20 +302,32 @@ def solve(task: Task) -> tuple[str, ...]:
 
 def near_misses(task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Two plausible wrong contents, fixed by the task: an order error or a wrong element; numbers err by one."""
+    found = list(itertools.islice(wrong_contents(task), 2))
+    if len(found) < 2:
+        raise HarnessError(f"task {task} has fewer than two wrong answers; widen its arguments")
+    return found[0], found[1]
+
+
+def wrong_contents(task: Task) -> Iterator[tuple[str, ...]]:
+    """Distinct plausible wrong contents of a task, always the same in the same order; at least two, mostly three or more."""
     right = solve(task)
-    found: list[tuple[str, ...]] = []
+    found: set[tuple[str, ...]] = set()
     for wrong in _wrong_candidates(task, right):
         if wrong and wrong != right and wrong not in found:
-            found.append(wrong)
-        if len(found) == 2:
-            return found[0], found[1]
-    raise HarnessError(f"task {task} has fewer than two wrong answers; widen its arguments")
+            found.add(wrong)
+            yield wrong
 
 
 def _wrong_candidates(task: Task, right: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     if len(right) == 1 and right[0].isdigit():
         yield (str(int(right[0]) + 1),)
         yield (str(int(right[0]) - 1 if int(right[0]) else 2),)
+        yield (str(int(right[0]) + 2 if int(right[0]) else 3),)
+        return
+    if task.ops == ("steps",):
+        yield (right[0], str(int(right[1]) + 1))
+        yield (str(int(right[0]) + 1), str(int(right[1]) + 2))
+        yield (right[0], str(int(right[1]) + 3))
         return
     if task.ops == ("moods",):
         for place in (1, 3):
@@ -346,6 +361,11 @@ def _pick(rng: np.random.Generator, pool: Sequence[str], count: int) -> list[str
     return [pool[int(i)] for i in rng.choice(len(pool), size=count, replace=False)]
 
 
+def _length(rng: np.random.Generator) -> int:
+    """Words in a list: 3, or 4 (the harder ones)."""
+    return 4 if rng.random() < LONG_LIST_SHARE else 3
+
+
 def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...], str]:
     """Arguments and parameter of a single operation."""
     kinds = list(CLASSES)
@@ -355,13 +375,16 @@ def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...],
     if op in ("earliest", "latest"):
         years = _pick(rng, [str(i) for i in range(1, MAX_NUMBER)], 3)
         return tuple(itertools.chain.from_iterable(zip(_pick(rng, NAMES, 3), years, strict=True))), ""
+    if op == "steps":
+        a, b, c = (int(i) for i in rng.integers(1, 11, size=3))
+        return (str(a), str(b), str(min(c, a + b))), ""
     if op in ("add", "subtract", "larger"):
-        a, b = int(rng.integers(1, 30)), int(rng.integers(1, 30))
+        a, b = int(rng.integers(1, 21)), int(rng.integers(1, 21))
         if op == "subtract":
             a, b = max(a, b), min(a, b)
         return (str(a), str(b if op != "larger" or a != b else b + 1)), ""
     if op == "next":
-        start, step = int(rng.integers(0, 25)), int(rng.integers(1, 9))
+        start, step = int(rng.integers(0, 20)), int(rng.integers(1, 7))
         return tuple(str(start + i * step) for i in range(3)), ""
     if op == "kind":
         return (WORDS[int(rng.integers(len(WORDS)))],), ""
@@ -371,16 +394,16 @@ def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...],
         return tuple(_pick(rng, words, 4)), ""
     if op in ("keep", "count"):
         kind = kinds[int(rng.integers(4))]
-        hits = int(rng.integers(1, 4))
+        hits = int(rng.integers(1, 3))
         others = [word for word in WORDS if CLASS_OF[word] != kind]
-        words = [*_pick(rng, CLASSES[kind], hits), *_pick(rng, others, 5 - hits)]
-        return tuple(_pick(rng, words, 5)), kind
+        words = [*_pick(rng, CLASSES[kind], hits), *_pick(rng, others, 4 - hits)]
+        return tuple(_pick(rng, words, 4)), kind
     if op == "moods":
         return tuple(_pick(rng, MOODS, 4)), list(EVENTS)[int(rng.integers(len(EVENTS)))]
     if op == "pick":
         ordinal = int(rng.integers(3))
-        return tuple(_pick(rng, WORDS, int(rng.integers(max(3, ordinal + 2), 6)))), ORDINALS[ordinal]
-    return tuple(_pick(rng, WORDS, int(rng.integers(3, 5 if op == "sort" else 6)))), ""
+        return tuple(_pick(rng, WORDS, max(ordinal + 2, _length(rng)))), ORDINALS[ordinal]
+    return tuple(_pick(rng, WORDS, _length(rng))), ""
 
 
 def render(task: Task, rng: np.random.Generator) -> str:
@@ -420,7 +443,7 @@ def sample_task(rng: np.random.Generator, split: Split, category: str = "") -> T
         composed = split == "ood" or (chosen in _COMPOSED_CATEGORIES and rng.random() < 0.3)
         if composed:
             pairs = HELD_OUT_COMPOSITIONS if split == "ood" else COMPOSITIONS
-            task = Task(chosen, pairs[int(rng.integers(len(pairs)))], tuple(_pick(rng, WORDS, int(rng.integers(3, 5)))))
+            task = Task(chosen, pairs[int(rng.integers(len(pairs)))], tuple(_pick(rng, WORDS, _length(rng))))
         else:
             op = singles[int(rng.integers(len(singles)))]
             args, param = _draw_arguments(op, rng)
@@ -429,10 +452,20 @@ def sample_task(rng: np.random.Generator, split: Split, category: str = "") -> T
             return task
 
 
+def sample_operation(op: str, rng: np.random.Generator, split: Split) -> Task:
+    """A task of one named operation in ``split``, in one of its categories."""
+    categories = list(dict.fromkeys(category for category, _ in WORDINGS[op]))
+    while True:
+        args, param = _draw_arguments(op, rng)
+        task = Task(categories[int(rng.integers(len(categories)))], (op,), args, param)
+        if _in_split(task, split) and _checked(task) is not None:
+            return task
+
+
 def sample_follow_up(first: Task, rng: np.random.Generator) -> Task:
     """A second turn that makes sense after ``first``."""
     answer = solve(first)
-    if first.ops == ("moods",):
+    if first.ops in (("moods",), ("steps",)):
         op = "again"
     elif len(answer) > 1:
         op = ("again", "reverse", "first", "last")[int(rng.integers(4))]
