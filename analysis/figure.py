@@ -73,7 +73,7 @@ def paper_style() -> Iterator[None]:
     """matplotlib's defaults with ``STYLE`` on top, whatever the user's configuration says."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
         yield
 
 
@@ -135,7 +135,17 @@ def seed_points(axes: Axes, x: float, values: Sequence[float], style: ArmStyle, 
     """Every seed's point, hollow and small, side by side, in front of the mean."""
     count = len(values)
     xs = [x + (0.0 if count < 2 else spread * (i / (count - 1) - 0.5)) for i in range(count)]
-    axes.plot(xs, values, linestyle="none", marker=style.marker, markersize=2.4, markerfacecolor="white", markeredgecolor=style.color, markeredgewidth=0.6, zorder=5)
+    axes.plot(
+        xs,
+        values,
+        linestyle="none",
+        marker=style.marker,
+        markersize=2.4,
+        markerfacecolor="white",
+        markeredgecolor=style.color,
+        markeredgewidth=0.6,
+        zorder=5,
+    )
 
 
 METADATA: Mapping[str, dict[str, Any]] = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from matplotlib.axes import Axes
 
 from analysis import findings, measures
-from analysis.figure import DOUBLE, SINGLE, Drawn, legend_below, new_figure, seed_points, shown, styles, symbols
+from analysis.figure import DOUBLE, SINGLE, Drawn, legend_below, new_figure, shown, styles, symbols
 from analysis.figures_scores import CURVE_DATA, Rows, axis_label, curve
 from analysis.layout import Layout, paired
 from analysis.load import StudyData
@@ -29,7 +28,9 @@ def figure_trend(data: StudyData) -> Drawn | Unavailable:
         if isinstance(runs[0].arm.get(axis), (int, float)) and all(data.baseline.get(k) == v for k, v in runs[0].arm.items() if k != axis)
     )  # fmt: skip
     figure, grid = new_figure(SINGLE, 2.5)
-    axes, rows, by_seed = grid[0, 0], [], {}  # type: Any, Rows, dict[int, list[tuple[float, float]]]
+    axes: Axes = grid[0, 0]
+    rows: Rows = []
+    by_seed: dict[int, list[tuple[float, float]]] = {}
     for position, (level, arm) in enumerate(levels):
         checkpoint = data.checkpoint(arm, finding.iteration)
         points = measures.points(data, checkpoint, measure) if checkpoint else {}
@@ -40,7 +41,9 @@ def figure_trend(data: StudyData) -> Drawn | Unavailable:
             by_seed.setdefault(seed, []).append((position, value))
             rows.append((arm, level, position, finding.iteration, measure.key, "seed", seed, value, *[None] * 4))
         if estimate.value is not None:
-            ends = [end for p in ("A", "B") if p in estimate.intervals for end in (estimate.intervals[p].low, estimate.intervals[p].high)] or [None] * 4
+            ends = [end for p in ("A", "B") if p in estimate.intervals for end in (estimate.intervals[p].low, estimate.intervals[p].high)] or [
+                None
+            ] * 4
             half = estimate.intervals["A"].half_width if "A" in estimate.intervals else None
             axes.errorbar([position], [estimate.value], yerr=[half or 0.0], color=look[arm].color, marker=look[arm].marker, capsize=2, zorder=4)
             rows.append((arm, level, position, finding.iteration, measure.key, "mean", None, estimate.value, *ends))
@@ -54,14 +57,14 @@ def figure_trend(data: StudyData) -> Drawn | Unavailable:
     axes.set_ylabel(axis_label(measure))
     axes.set_title(f"expected {finding.expected};\n{trend_text(finding)}", fontsize=7)
     caption = (
-        f"{measure.name} after iteration {finding.iteration}, declared before the run and expected {finding.expected}. Grey lines: one seed each (its number at the "
-        f"right); markers: mean with 95 % interval (A). The slope is taken on the rank of the values."
+        f"{measure.name} after iteration {finding.iteration}, declared before the run and expected {finding.expected}. "
+        f"Grey lines: one seed each (its number at the right); markers: mean with 95 % interval (A). The slope is taken on the rank of the values."
     )
     return Drawn("trend", title, caption, figure, TREND_DATA, tuple(rows), f"{measure.name} against {axis}.")
 
 
 def trend_text(finding: findings.TrendFinding) -> str:
-    """"slope −0.28 per step, p = 0.001 (A)": the test in one phrase."""
+    """ "slope −0.28 per step, p = 0.001 (A)": the test in one phrase."""
     if finding.result is None:
         return "not tested"
     value = finding.result.estimate
@@ -85,7 +88,9 @@ def _difference_panels(
     """Arm minus baseline per prompt, sorted, one panel per (heading, measure, iteration, unit, factor); thin lines: seeds."""
     if not data.baseline_arm:
         return Unavailable(key, title, "the study declares no baseline")
-    look, rows, drawn = styles(data), [], []  # type: Any, Rows, list[Any]
+    look = styles(data)
+    rows: Rows = []
+    drawn: list[str] = []
     figure, grid = new_figure(DOUBLE, 2.5, 1, len(panels))
     for axes, (heading, measure, iteration, unit, factor) in zip(grid[0], panels, strict=True):
         for arm in data.arms:
@@ -100,7 +105,9 @@ def _difference_panels(
                 kept = np.sort(row[~np.isnan(row)])
                 axes.plot((np.arange(len(kept)) + 0.5) / max(len(kept), 1), kept, color=look[arm].color, linewidth=0.4, alpha=0.55)
                 rows.extend((heading, arm, look[arm].label, iteration, seed, i, float(v)) for i, v in enumerate(kept))
-            axes.plot(x, order, color=look[arm].color, linestyle=look[arm].line, marker=look[arm].marker, markevery=max(len(order) // 8, 1), markersize=3)
+            axes.plot(
+                x, order, color=look[arm].color, linestyle=look[arm].line, marker=look[arm].marker, markevery=max(len(order) // 8, 1), markersize=3
+            )
             rows.extend((heading, arm, look[arm].label, iteration, None, i, float(v)) for i, v in enumerate(order))
             drawn.append(arm)
         axes.axhline(0, color="black", linewidth=0.6)
@@ -129,8 +136,8 @@ def figure_4(data: StudyData) -> Drawn | Unavailable:
         for name, metric in (("y_w", "rhat_heldout_chosen"), ("y_l", "rhat_heldout_rejected"))
     ]
     caption = (
-        "Implicit reward of the arm minus that of the baseline on held-out preferred (left) and dispreferred (right) answers after iteration 1, each curve "
-        "sorted by itself. Thick: mean over seeds per prompt; thin: every seed."
+        "Implicit reward of the arm minus that of the baseline on held-out preferred (left) and dispreferred (right) answers after "
+        "iteration 1, each curve sorted by itself. Thick: mean over seeds per prompt; thin: every seed."
     )
     return _difference_panels(data, "figure_4", "Figure 4. Implicit reward differences on held-out pairs", panels, caption)
 
@@ -150,9 +157,9 @@ def figure_5(data: StudyData) -> Drawn | Unavailable:
     if not panels:
         return Unavailable("figure_5", title, "no rewards of own samples are stored yet")
     caption = (
-        f"Mean reward of temperature-1 samples per held-out prompt after iteration {at}, arm minus baseline, each curve sorted by itself. Thick: mean over seeds; "
-        "thin: every seed. Implicit rewards are β·log π_θ/π_0 against the common π_0. On own samples their mean is β·KL ≥ 0: it measures drift; only the external "
-        "reward measures quality."
+        f"Mean reward of temperature-1 samples per held-out prompt after iteration {at}, arm minus baseline, each curve sorted by "
+        "itself. Thick: mean over seeds; thin: every seed. Implicit rewards are β·log π_θ/π_0 against the common π_0. On own samples their mean is "
+        "β·KL ≥ 0: it measures drift; only the external reward measures quality."
     )
     return _difference_panels(data, "figure_5", title, panels, caption)
 
@@ -202,7 +209,9 @@ def figure_matched_kl(data: StudyData) -> Drawn | Unavailable:
     if not {(kl.benchmark, kl.metric), (reward.benchmark, reward.metric)} <= present:
         return Unavailable("matched_kl", title, "KL from the base and held-out reward are not both stored yet")
     figure, grid = new_figure(SINGLE, 2.6)
-    axes, look, rows = grid[0, 0], styles(data), []  # type: Any, Any, Rows
+    axes: Axes = grid[0, 0]
+    look = styles(data)
+    rows: Rows = []
     for arm in data.arms:
         line: list[tuple[float, float]] = []
         for iteration in range(data.last_iteration + 1):
@@ -224,7 +233,10 @@ def figure_matched_kl(data: StudyData) -> Drawn | Unavailable:
     axes.set_xlabel(axis_label(kl))
     axes.set_ylabel(axis_label(reward))
     legend_below(figure, [style.handle() for style in look.values()], 3)
-    caption = "Held-out reward of temperature-1 samples against KL(π_θ‖π_0), iteration by iteration from the base (KL 0). Lines: means over seeds; small marks: every seed."
+    caption = (
+        "Held-out reward of temperature-1 samples against KL(π_θ‖π_0), iteration by iteration from the base (KL 0). "
+        "Lines: means over seeds; small marks: every seed."
+    )
     return Drawn("matched_kl", title, caption, figure, ("arm", "label", "iteration", "kind", "seed", "kl_base", "reward"), tuple(rows), title)
 
 
@@ -236,7 +248,9 @@ def figure_differences(data: StudyData) -> Drawn | Unavailable:
     if not done:
         return Unavailable("differences", title, "no arm has a complete difference to the baseline on the primary outcome yet")
     figure, grid = new_figure(SINGLE, 0.8 + 0.36 * len(done))
-    axes, look, rows = grid[0, 0], styles(data), []  # type: Any, Any, Rows
+    axes: Axes = grid[0, 0]
+    look = styles(data)
+    rows: Rows = []
     for position, c in enumerate(done):
         y, style = -position, look[c.arm]
         a, b = c.estimate.intervals["A"], c.estimate.intervals["B"]
@@ -246,7 +260,7 @@ def figure_differences(data: StudyData) -> Drawn | Unavailable:
         for interval, thick in ((b, 0.7), (a, 2.0)):
             if interval.low is not None and interval.high is not None:
                 axes.plot([interval.low, interval.high], [y, y], color=style.color, linewidth=thick, solid_capstyle="butt")
-        axes.plot([c.estimate.value], [y], marker=style.marker, color=style.color, markersize=5)
+        axes.plot([c.estimate.value or 0.0], [y], marker=style.marker, color=style.color, markersize=5)
         axes.plot(
             c.estimate.points, [y + 0.22] * len(c.estimate.points), linestyle="none", marker=style.marker, markersize=2.6,
             markerfacecolor="none", markeredgecolor=style.color, markeredgewidth=0.6,
@@ -258,8 +272,8 @@ def figure_differences(data: StudyData) -> Drawn | Unavailable:
     axes.set_ylim(-len(done) + 0.4, 0.6)
     axes.set_xlabel(f"{measure.name}: arm − {shown(found.baseline_label)} [{measure.unit}]")
     caption = (
-        f"{measure.name} after iteration {found.primary_iteration}. Thick: 95 % interval (A), this benchmark and new seeds; thin: (B), new seeds and new items; small marks: "
-        "every seed. Grey: differences too small to be detected with 80 % power under (A)."
+        f"{measure.name} after iteration {found.primary_iteration}. Thick: 95 % interval (A), this benchmark and new seeds; thin: (B), new seeds "
+        "and new items; small marks: every seed. Grey: differences too small to be detected with 80 % power under (A)."
     )
     names = ("arm", "label", "measure", "iteration", "kind", "seed_number", "difference", "A_low", "A_high", "B_low", "B_high", "mde_A", "mde_B")
     return Drawn("differences", title, caption, figure, names, tuple(rows), f"Differences of every arm to {found.baseline_label}.")

@@ -43,7 +43,18 @@ def curve(axes: Axes, data: StudyData, measure: Measure, rows: Rows, panel: str 
             errors.append(half if half is not None else 0.0)
         if xs:
             style = look[arm]
-            axes.errorbar(xs, means, yerr=errors, color=style.color, marker=style.marker, markersize=3.6, linestyle=style.line, capsize=1.5, elinewidth=0.6, capthick=0.6)
+            axes.errorbar(
+                xs,
+                means,
+                yerr=errors,
+                color=style.color,
+                marker=style.marker,
+                markersize=3.6,
+                linestyle=style.line,
+                capsize=1.5,
+                elinewidth=0.6,
+                capthick=0.6,
+            )
         drawn = drawn or bool(xs) or any(row[1] == arm and row[0] == panel for row in rows)
     axes.set_xlabel("iteration")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -124,13 +135,18 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     if not drawn and not groups:
         return Unavailable("figure_3", title, "neither scores nor held-out rewards are stored yet")
     legend_below(figure, [style.handle() for style in look.values()], 6)
-    rows.extend(("histogram " + str(p), label, label, None, reward.key, kind, seed, value, low, high, None, None) for p, label, seed, kind, value, low, high in bins)
-    caption = (
-        f"Left: {headline.name} against iteration, one line per arm, error bars: 95 % interval (A), this benchmark and new seeds; small marks: every seed. "
-        f"Middle: reward of greedy answers to held-out prompts after iteration {at}, seeds pooled; marks under the axis: every seed's mean. Right: the same by "
-        f"iteration for {look[arm].label}."
+    rows.extend(
+        ("histogram " + str(p), label, label, None, reward.key, kind, seed, value, low, high, None, None)
+        for p, label, seed, kind, value, low, high in bins
     )
-    return Drawn("figure_3", title, caption, figure, CURVE_DATA, tuple(rows), f"{headline.name} over iterations by arm, and histograms of held-out reward.")
+    caption = (
+        f"Left: {headline.name} against iteration, one line per arm, error bars: 95 % interval (A), this benchmark and new seeds; "
+        f"small marks: every seed. Middle: reward of greedy answers to held-out prompts after iteration {at}, seeds pooled; marks under the axis: "
+        f"every seed's mean. Right: the same by iteration for {look[arm].label}."
+    )
+    return Drawn(
+        "figure_3", title, caption, figure, CURVE_DATA, tuple(rows), f"{headline.name} over iterations by arm, and histograms of held-out reward."
+    )
 
 
 def _strongest(data: StudyData) -> str:
@@ -148,7 +164,8 @@ def styles_of_iterations(data: StudyData) -> dict[int, Any]:
     count = data.last_iteration + 1
     colours = mpl.colormaps["cividis"](np.linspace(0.85, 0.0, max(count, 2)))
     return {
-        i: ArmStyle(mpl.colors.to_hex(colours[i]), MARKERS[i % len(MARKERS)], LINES[(i + 1) % len(LINES)], f"iter {i}" if i else "base") for i in range(count)
+        i: ArmStyle(mpl.colors.to_hex(colours[i]), MARKERS[i % len(MARKERS)], LINES[(i + 1) % len(LINES)], f"iter {i}" if i else "base")
+        for i in range(count)
     }
 
 
@@ -183,7 +200,11 @@ def figure_2(data: StudyData) -> Drawn | Unavailable:
     matrix = (found or {}).get("length_controlled_win_rate") or (found or {}).get("matrix")
     if not names or not matrix:
         declared = data.declare.get("pairwise") or []
-        return Unavailable("figure_2", title, "pairwise judgments are not stored yet" if declared else "the study declares no pairwise checkpoints (declare.pairwise)")
+        return Unavailable(
+            "figure_2",
+            title,
+            "pairwise judgments are not stored yet" if declared else "the study declares no pairwise checkpoints (declare.pairwise)",
+        )
     values = np.array([[np.nan if v is None else float(v) for v in row] for row in matrix])
     figure, grid = new_figure(SINGLE + 0.4, SINGLE, 1, 1)
     axes = grid[0, 0]
@@ -238,7 +259,10 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
         panel.set_axis_off()
     if not drawn:
         return Unavailable("figure_6", title, f"no {measure.name} is stored after the last iteration yet")
-    caption = f"{measure.name} after iteration {data.last_iteration}: mean, thick 95 % interval (A), thin (B), every seed's point; other axes at the baseline's values."
+    caption = (
+        f"{measure.name} after iteration {data.last_iteration}: mean, thick 95 % interval (A), thin (B), every seed's point; "
+        "other axes at the baseline's values."
+    )
     return Drawn("figure_6", title, caption, figure, CURVE_DATA, tuple(rows), f"{measure.name} at every level of every axis.")
 
 
@@ -254,7 +278,7 @@ def _arm_at(data: StudyData, name: str, level: Any) -> str | None:
     return None
 
 
-def figure_1(data: StudyData) -> Drawn | Unavailable:
+def figure_1(_: StudyData) -> Drawn | Unavailable:
     """Two reward models equal on the data, the optimistic one larger off it; drawn from the exact world when it is there."""
     title = "Figure 1. Optimism off the data (exact, finite answer set)"
     try:

@@ -187,9 +187,7 @@ def _find(data: StudyData) -> Findings:
     primary = tuple(c for c in declared if c.measure.key == measure.key and c.iteration == iteration)
     selection, reason = _selection(data, measure, iteration)
     baseline = data.arms[data.baseline_arm][0].label if data.baseline_arm else ""
-    return Findings(
-        measure, iteration, primary, declared, len(plain), baseline, _trend(data), _improvement(data), selection, reason
-    )
+    return Findings(measure, iteration, primary, declared, len(plain), baseline, _trend(data), _improvement(data), selection, reason)
 
 
 def _plain_p(comparison: Comparison, population: str) -> float | None:

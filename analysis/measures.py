@@ -57,7 +57,8 @@ MT_2 = replace(MT, title="turn 2", part=":2", long="MT-Bench turn 2")
 TABLE_1 = (LC, WR, LENGTH, MT, MT_1, MT_2)
 
 TASK_TITLES = {
-    "gsm8k": "GSM8K", "hellaswag": "HellaSwag", "arc_challenge": "ARC-C", "truthfulqa_mc2": "TruthfulQA", "eq_bench": "EQ-Bench", "openbookqa": "OBQA",
+    "gsm8k": "GSM8K", "hellaswag": "HellaSwag", "arc_challenge": "ARC-C", "truthfulqa_mc2": "TruthfulQA", "eq_bench": "EQ-Bench",
+    "openbookqa": "OBQA",
 }  # fmt: skip
 
 
@@ -208,7 +209,9 @@ def by_seed(cell: Cell) -> Layout:
     """One cluster per seed: its mean over the items where the measure is defined. Seeds without any stay missing."""
     values = cell.points[:, None].astype(float)
     missing = np.isnan(values).astype(np.int64)
-    return Layout(values, cell.layout.seeds, ("all",), None, missing, np.ones_like(missing), *([values, values] if not missing.any() else [None, None]))
+    return Layout(
+        values, cell.layout.seeds, ("all",), None, missing, np.ones_like(missing), *([values, values] if not missing.any() else [None, None])
+    )
 
 
 def _on_library_points(data: StudyData, checkpoint: Checkpoint, cell: Layout, summary: tuple[str, str]) -> Layout:

@@ -19,7 +19,9 @@ table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-num
 th,td{padding:.28rem .55rem;text-align:right;white-space:nowrap;border-bottom:1px solid #ececec}
 th[scope=row],td.text{text-align:left;font-weight:400}th[scope=row]{position:sticky;left:0;background:#fff;border-right:1px solid var(--line)}
 td.text{white-space:normal;min-width:8rem;max-width:28rem;overflow-wrap:anywhere}
-td.missing{color:#8a3b00;background:#fff6ea}
+td.missing{color:#8a3b00;background:#fff6ea;white-space:normal;min-width:7rem;max-width:11rem}
+th.text button.sort{text-align:left}
+.wide{overflow-x:auto}
 thead th{background:var(--wash);padding:0;border-bottom:2px solid var(--line)}thead th:first-child{position:sticky;left:0;z-index:1}
 tr.rule>*{border-top:2px solid var(--line)}
 button.sort{all:unset;box-sizing:border-box;width:100%;padding:.35rem .55rem;cursor:pointer;font-weight:600;text-align:inherit}
@@ -30,16 +32,18 @@ figure{margin:1rem 0 1.6rem}figure img{max-width:100%;height:auto;display:block;
 figcaption{color:var(--soft);font-size:.88rem;margin-top:.3rem}
 .controls{display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));gap:.6rem;margin:.6rem 0;align-items:end}
 .controls label{display:block;font-size:.85rem;color:var(--soft)}
-select,.controls button{font:inherit;width:100%;padding:.4rem;border:1px solid #999;border-radius:4px;background:#fff;color:var(--ink);min-height:2.6rem}
+select,.controls button{font:inherit;width:100%;padding:.4rem;border:1px solid #999;
+  border-radius:4px;background:#fff;color:var(--ink);min-height:2.6rem}
 .step{display:flex;gap:.5rem}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
 .box{border:1px solid var(--line);border-radius:4px;padding:.6rem .8rem;min-width:0}
 .box h4{margin:.1rem 0 .4rem;overflow-wrap:anywhere}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0;font:.85rem/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;unicode-bidi:plaintext;max-height:28rem;overflow-y:auto}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0;
+  font:.85rem/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;unicode-bidi:plaintext;max-height:28rem;overflow-y:auto}
 .said{background:var(--wash);padding:.5rem .7rem;border-radius:4px}
 .score{font-weight:600;font-size:.88rem;margin:.3rem 0}.judged{border-left:3px solid var(--line);padding-left:.6rem;color:var(--soft)}
 details{margin:.6rem 0}summary{cursor:pointer}
-@media (max-width:40rem){body{font-size:15px}.pair{grid-template-columns:1fr}table{font-size:.8rem}th[scope=row]{max-width:9rem;white-space:normal}}
+@media (max-width:40rem){body{font-size:15px}.pair{grid-template-columns:1fr}.wide img{max-width:none;width:42rem}table{font-size:.8rem}th[scope=row]{max-width:9rem;white-space:normal}}
 @media print{nav,#samples{display:none}.scroll{overflow:visible;border:0}h2{break-after:avoid}figure,.exhibit{break-inside:avoid}}
 """
 

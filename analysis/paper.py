@@ -72,7 +72,7 @@ SPPO (Mistral-it)       42.4 85.6 65.4 70.7 56.5 40.0 60.1
 def _rows(block: str, columns: int, source: str) -> tuple[PublishedRow, ...]:
     rows = []
     for line in block.strip().splitlines():
-        *words, = line.split()
+        (*words,) = line.split()
         values = tuple(None if word == "-" else float(word) for word in words[-columns:])
         rows.append(PublishedRow(" ".join(words[:-columns]), values, source))
     return tuple(rows)

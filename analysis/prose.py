@@ -18,7 +18,7 @@ MOST_NAMED = 3
 
 
 def unit(measure: Measure) -> str:
-    """"points" for percentages and ratings, otherwise the unit itself."""
+    """ "points" for percentages and ratings, otherwise the unit itself."""
     return {"percent": "points", "1–10": "rating points"}.get(measure.unit, measure.unit or "units")
 
 
@@ -46,8 +46,8 @@ def finding(data: StudyData) -> list[str]:
     sentences = _answer(found, complete)
     if lost:
         sentences.append(
-            f"Not included: {listed(c.label for c in lost)} ({'; '.join(f'{c.estimate.scored} of {c.estimate.expected} rows scored' for c in lost)}); "
-            "a cell that is INCOMPLETE takes no part."
+            f"Not included: {listed(c.label for c in lost)} "
+            f"({'; '.join(f'{c.estimate.scored} of {c.estimate.expected} rows scored' for c in lost)}); a cell that is INCOMPLETE takes no part."
         )
     return sentences
 
@@ -57,9 +57,9 @@ def _answer(found: Findings, complete: list[Comparison]) -> list[str]:
     if complete[0].estimate.seeds < 3:
         named = _farthest(complete)
         return [
-            f"With {named.estimate.seeds} seed{'s' * (named.estimate.seeds != 1)} nothing can be said about other seeds: intervals over seeds need 3. "
-            f"Measured for what it is, {named.label} minus {baseline} is {number(named.estimate.value, measure.digits, sign=True)} {unit(measure)} in "
-            f"{measure.name} after iteration {at}.",
+            f"With {named.estimate.seeds} seed{'s' * (named.estimate.seeds != 1)} nothing can be said about other seeds: intervals over seeds "
+            f"need 3. Measured for what it is, {named.label} minus {baseline} is {number(named.estimate.value, measure.digits, sign=True)} "
+            f"{unit(measure)} in {measure.name} after iteration {at}.",
             *_one_seed(named),
         ]
     detected = [c for c in complete if c.detected("A") or c.detected("B")]
@@ -68,7 +68,8 @@ def _answer(found: Findings, complete: list[Comparison]) -> list[str]:
     ordered = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))
     verbs = {c.arm: "raised" if (c.estimate.value or 0) > 0 else "lowered" for c in ordered}
     head = "; ".join(
-        f"{c.label} {verbs[c.arm]} {measure.name} by {number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}" for c in ordered[:MOST_NAMED]
+        f"{c.label} {verbs[c.arm]} {measure.name} by {number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}"
+        for c in ordered[:MOST_NAMED]
     )
     more = f" ({len(ordered) - MOST_NAMED} further arms also differ: see the table of differences)" if len(ordered) > MOST_NAMED else ""
     sentences = [f"Against {baseline} after iteration {at}, {head}{more}."]
@@ -76,10 +77,8 @@ def _answer(found: Findings, complete: list[Comparison]) -> list[str]:
     sentences += [_reach(c) for c in ordered[:MOST_NAMED] if _reach(c)]
     rest = [c for c in complete if c not in detected]
     if rest:
-        sentences.append(
-            f"For {listed(c.label for c in rest)} no difference was detected (smallest p after Holm: "
-            f"{p_value(min((c.p('A') for c in rest if c.p('A') is not None), default=None))} under (A))."
-        )
+        smallest = min((p for c in rest if (p := c.p("A")) is not None), default=None)
+        sentences.append(f"For {listed(c.label for c in rest)} no difference was detected (smallest p after Holm: {p_value(smallest)} under (A)).")
     sentences.append(_told(ordered[0], null=False))
     return sentences
 
@@ -125,7 +124,7 @@ def _range(interval: Interval, digits: int) -> str:
 
 
 def _n(value: Estimate, items: str) -> str:
-    """"3 seeds × 128 instructions"; without items where seeds are compared by their means."""
+    """ "3 seeds × 128 instructions"; without items where seeds are compared by their means."""
     return f"{value.seeds} seeds" + (f" × {value.clusters} {items}" if value.clusters > 1 else "")
 
 
@@ -182,12 +181,16 @@ def other_outcomes(data: StudyData) -> str:
     if not rest:
         return ""
     hits = [c for c in rest if c.detected("A") or c.detected("B")]
-    head = f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} differ{'s' * (len(hits) == 1)} from {found.baseline_label} after Holm"
-    shown = [
-        f"{c.label} in {c.measure.name}, {number(c.estimate.value, c.measure.digits, sign=True)} ({'A' if c.detected('A') else ''}{'B' if c.detected('B') else ''})"
-        for c in hits[:6]
-    ]
+    head = (
+        f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} differ{'s' * (len(hits) == 1)} from {found.baseline_label} after Holm"
+    )
+    shown = [_hit(c) for c in hits[:6]]
     return head + (": " + "; ".join(shown) if shown else "") + "."
+
+
+def _hit(c: Comparison) -> str:
+    told = " and ".join(f"({p})" for p in "AB" if c.detected(p))
+    return f"{c.label} in {c.measure.name}, {number(c.estimate.value, c.measure.digits, sign=True)}, under {told}"
 
 
 def selection(data: StudyData) -> str:
@@ -201,8 +204,9 @@ def selection(data: StudyData) -> str:
     interval = f", (A) {_range(a, measure.digits)}" if a and a.low is not None else f" (no interval: {a.undefined})" if a else ""
     return (
         f"Of {chosen.trials} arms tried, {label} is best on seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
-        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on the seed{'s' * (len(chosen.estimating) != 1)} that did not choose it, "
-        f"{', '.join(map(str, chosen.estimating))}, its difference is {number(value.value, measure.digits, sign=True)}{interval}."
+        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on the seed{'s' * (len(chosen.estimating) != 1)} "
+        f"that did not choose it, {', '.join(map(str, chosen.estimating))}, its difference is "
+        f"{number(value.value, measure.digits, sign=True)}{interval}."
     )
 
 
@@ -216,7 +220,13 @@ def improvement(data: StudyData) -> str:
     shown = [f"({p}) {_range(i, digits)}" for p, i in (("A", a), ("B", b)) if i is not None and i.low is not None]
     sure = all(i is not None and i.low is not None and i.low > 0 for i in (a, b))
     worse = all(i is not None and i.high is not None and i.high < 0 for i in (a, b))
-    verb = "Training improves on the base" if sure else "Training makes the base worse" if worse else "It is not established that training improves on the base"
+    verb = (
+        "Training improves on the base"
+        if sure
+        else "Training makes the base worse"
+        if worse
+        else "It is not established that training improves on the base"
+    )
     ends = f"{number(found.before, digits)} to {number(found.after, digits)}" if found.before is not None and found.after is not None else ""
     return (
         f"{verb}: from the base to {found.label} after iteration {found.iteration}, {found.measure.name} goes from {ends}, a change of "
@@ -242,11 +252,21 @@ def _trend(found: TrendFinding) -> str:
     a, b = value.intervals["A"], value.intervals["B"]
     as_expected = (value.value < 0) == (found.expected == "falling")
     established = result.p_directed is not None and result.p_directed < 0.05
-    verdict = "It does" if established else "Observed in that direction, but not established" if as_expected else "Observed in the opposite direction"
-    page = f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below {result.page.floor:.2g})" if result.page.p is not None else ""
+    verdict = (
+        f"It {'falls' if value.value < 0 else 'rises'}"
+        if established
+        else "Observed in that direction, but not established"
+        if as_expected
+        else "Observed in the opposite direction"
+    )
+    page = (
+        f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below {result.page.floor:.2g})"
+        if result.page.p is not None
+        else ""
+    )
     return (
-        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per step of {along} (95 %: (A) {_range(a, 3)}; (B) {_range(b, 3)}; "
-        f"one-sided {p_words(result.p_directed)} under (A){page}; n = {_n(value, 'prompts')}, {len(result.alphas)} values)."
+        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per step of {along} (95 %: (A) {_range(a, 3)}; "
+        f"(B) {_range(b, 3)}; one-sided {p_words(result.p_directed)} under (A){page}; n = {_n(value, 'prompts')}, {len(result.alphas)} values)."
     )
 
 

@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis import prose, text
+from analysis import text
+from analysis.content import FIRST_TABLES, flat, is_volatile, settings, summary, versions
 from analysis.figure import Drawn, write_figure
 from analysis.figures import FIGURES, draw
+from analysis.html import page
 from analysis.load import StudyData, load_study
-from analysis.table import Table, Unavailable, as_csv, as_markdown, write_table, write_text
+from analysis.table import Table, Unavailable, as_markdown, write_table, write_text
 from analysis.tables import TABLES
-
-FIRST_TABLES = ("differences", "table_1", "table_2")
-"""Shown before the figures; the others come after them."""
 
 
 def write_report(study_dir: Path, store_dir: Path) -> Path:
@@ -27,8 +26,6 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
 
     Raises HarnessError when the manifest is missing or broken, or a file cannot be written.
     """
-    from analysis.html import page
-
     data = load_study(Path(study_dir), Path(store_dir))
     folder = Path(study_dir) / "report"
     tables = {key: build(data) for key, build in TABLES.items()}
@@ -59,17 +56,6 @@ def _remove_stale(folder: Path, tables: Mapping[str, Table | Unavailable], figur
                 path.unlink()
 
 
-def summary(data: StudyData) -> list[list[str]]:
-    """The opening: paragraphs of sentences. The first paragraph is the finding."""
-    paragraphs = [prose.finding(data)]
-    second = [prose.other_outcomes(data), prose.selection(data), prose.improvement(data), prose.trend(data)]
-    paragraphs.append([sentence for sentence in second if sentence])
-    if missing := prose.missing(data):
-        paragraphs.append([missing])
-    paragraphs.append([prose.conditions(data)])
-    return paragraphs
-
-
 def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable]) -> str:
     """The whole report as Markdown; figures are linked as PNG."""
     lines = [f"# {text.markdown(data.name)}", ""]
@@ -85,20 +71,16 @@ def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures
     lines += ["## Figures", ""]
     lines += [_figure(key, figure) for key, figure in figures.items()]
     lines += ["## Further tables", ""]
-    lines += [_table(table) for key, table in tables.items() if key not in FIRST_TABLES and not _is_volatile(table)]
+    lines += [_table(table) for key, table in tables.items() if key not in FIRST_TABLES and not is_volatile(table)]
     lines += ["## Settings, versions, costs", ""]
     lines += [
-        f"Study file: {text.markdown(str(data.manifest['study'].get('file', '')))}. The resolved recipe, axes, seeds and declaration are in [settings.json](settings.json). "
-        "Costs by stage ([costs/costs.csv](costs/costs.csv)) and package versions ([costs/versions.json](costs/versions.json)) differ between two runs of the "
-        "same study and are kept apart from the results.", "",
+        f"Study file: {text.markdown(str(data.manifest['study'].get('file', '')))}. The resolved recipe, axes, seeds and declaration are in "
+        "[settings.json](settings.json). Costs by stage ([costs/costs.csv](costs/costs.csv)) and package versions "
+        "([costs/versions.json](costs/versions.json)) differ between two runs of the same study and are kept apart from the results.", "",
     ]  # fmt: skip
     lines += [_settings_table(data), ""]
     lines += ["## Files", "", *(f"- {line}" for line in _files(tables, figures)), ""]
     return "\n".join(lines)
-
-
-def _is_volatile(table: Table | Unavailable) -> bool:
-    return isinstance(table, Table) and table.volatile
 
 
 def _table(table: Table | Unavailable) -> str:
@@ -110,46 +92,20 @@ def _table(table: Table | Unavailable) -> str:
 def _figure(key: str, figure: Drawn | Unavailable) -> str:
     if isinstance(figure, Unavailable):
         return f"### {text.markdown(figure.title)}\n\nNot available: {text.markdown(figure.reason)}.\n"
-    return f"### {text.markdown(figure.title)}\n\n![{text.markdown(figure.alt or figure.title)}](figures/{key}.png)\n\n{text.markdown(figure.caption)}\n"
-
-
-def settings(data: StudyData) -> dict[str, Any]:
-    """What was asked: recipe, axes, seeds, baseline, declaration, and every run's coefficients."""
-    runs = [{"run": r.name, "label": r.label, "seed": r.seed, "c": dict(r.c), "kappa": dict(r.kappa)} for r in data.runs]
-    keep = ("study", "recipe", "axes", "seeds", "declare", "baseline", "checkpoints_kept")
-    return {**{key: data.manifest.get(key) for key in keep}, "runs": runs}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted keys and JSON values of a nested mapping, in order."""
-    rows: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            rows += flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return rows
+    return (
+        f"### {text.markdown(figure.title)}\n\n![{text.markdown(figure.alt or figure.title)}](figures/{key}.png)\n\n{text.markdown(figure.caption)}\n"
+    )
 
 
 def _settings_table(data: StudyData) -> str:
-    shown = [row for row in flat(data.recipe) if row[0].split(".")[0] in ("model", "loop", "objective", "exploration", "ranker", "pairs", "training", "judge")]
+    shown = [
+        row
+        for row in flat(data.recipe)
+        if row[0].split(".")[0] in ("model", "loop", "objective", "exploration", "ranker", "pairs", "training", "judge")
+    ]
     lines = ["| setting | value |", "| :-- | :-- |"]
     lines += [f"| {text.markdown(name)} | {text.markdown(value)} |" for name, value in shown if not name.startswith("judge.base_url")]
     return "\n".join(lines)
-
-
-def versions(data: StudyData) -> dict[str, Any]:
-    """Hosts and package versions that the stages ran under, counted."""
-    counted: dict[str, dict[str, int]] = {}
-    for stage in data.stages.values():
-        env = dict(stage.environment)
-        packages = env.pop("versions", {})
-        for name, value in {**env, **(packages if isinstance(packages, Mapping) else {})}.items():
-            if name in ("finished", "seconds", "started") or isinstance(value, (Mapping, list)):
-                continue
-            seen = counted.setdefault(str(name), {})
-            seen[str(value)] = seen.get(str(value), 0) + 1
-    return dict(sorted(counted.items()))
 
 
 def _files(tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable]) -> list[str]:
@@ -162,6 +118,3 @@ def _files(tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Draw
         if isinstance(figure, Drawn):
             lines.append(f"figures/{key}: {', '.join(f'[{s}](figures/{key}.{s})' for s in ('pdf', 'svg', 'png', 'csv'))}")
     return lines
-
-
-__all__ = ["as_csv", "flat", "markdown", "settings", "summary", "versions", "write_report"]

@@ -150,9 +150,7 @@ def _keep(book: _Book, name: str, rows: list[tuple[str, tuple[str, ...]]]) -> No
 
 
 # -- answers -------------------------------------------------------------------------------------------------
-def _answers(
-    data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut
-) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
+def _answers(data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
     ratings, verdicts = _scores(data, run, iteration, "mt_bench", "rating"), _judgments(data, run, iteration, "judge.mt_bench")
     wanted = book.prompts.get("mt_bench", {})
     for row in _jsonl(folder / "mt_bench.jsonl"):
@@ -172,14 +170,14 @@ def _answers(
         if name in wanted:
             verdict = verdicts.get(name, {})
             shown = "the judge saw this answer first" if verdict.get("switched") else ""
-            answer = Answer(cut(row.get("output")), str(row.get("status", "ok")), _words("preferred to the baseline, percent", wins.get(name), 1), shown)
+            answer = Answer(
+                cut(row.get("output")), str(row.get("status", "ok")), _words("preferred to the baseline, percent", wins.get(name), 1), shown
+            )
             yield ("alpaca_eval", name), (answer,)
     yield from _heldout(data, run, iteration, folder, book, cut)
 
 
-def _heldout(
-    data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut
-) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
+def _heldout(data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
     wanted = book.prompts.get("heldout", {})
     rewards = {**_scores(data, run, iteration, "heldout", "reward"), **_scores(data, run, iteration, "heldout_ood", "reward")}
     left = set(wanted)

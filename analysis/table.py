@@ -94,9 +94,7 @@ def as_csv(table: Table) -> str:
 
 def as_html(table: Table) -> str:
     """A table in a scrollable region; column heads are buttons that sort."""
-    head = "".join(
-        f'<th scope="col" aria-sort="none"><button type="button" class="sort">{text.html(name)}</button></th>' for name in table.columns
-    )
+    head = "".join(f'<th scope="col" aria-sort="none"><button type="button" class="sort">{text.html(name)}</button></th>' for name in table.columns)
     body = []
     for row in table.rows:
         cells = []
@@ -106,7 +104,7 @@ def as_html(table: Table) -> str:
             else:
                 kind = ' class="text"' if i < table.left else ' class="missing"' if cell.startswith("INCOMPLETE") else ""
                 cells.append(f'<td{kind} data-v="{text.html(sort_value(cell))}">{text.html(cell)}</td>')
-        body.append(f'<tr{" class=rule" if row.rule else ""}>{"".join(cells)}</tr>')
+        body.append(f"<tr{' class=rule' if row.rule else ''}>{''.join(cells)}</tr>")
     if not table.rows:
         body.append(f'<tr><td colspan="{len(table.columns)}">none</td></tr>')
     notes = "".join(f"<li>{text.html(note)}</li>" for note in table.notes)

@@ -28,7 +28,7 @@ POPULATIONS_NOTE = (
 
 # -- cells ---------------------------------------------------------------------------------------------------
 def cell_text(estimate: Estimate, measure: Measure) -> str:
-    """"24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96) 8.61–8.70" with bounds."""
+    """ "24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96) 8.61–8.70" with bounds."""
     digits = measure.digits
     if estimate.incomplete or estimate.value is None:
         if not estimate.expected:
@@ -67,7 +67,7 @@ def _kappa(checkpoint: Checkpoint) -> float | None:
 
 
 def interval_text(interval: Interval | None, digits: int) -> str:
-    """"−0.80 to 3.20", or a dash."""
+    """ "−0.80 to 3.20", or a dash."""
     if interval is None or interval.low is None or interval.high is None:
         return "–"
     return f"{number(interval.low, digits)} to {number(interval.high, digits)}"
@@ -89,7 +89,11 @@ def score_table(data: StudyData, key: str, title: str, columns: Sequence[Measure
         arm = checkpoint.arm
         notes += [f"{checkpoint.title}: {reason}" for m in columns for part in measures.parts(data, checkpoint, m) for reason in part.absent]
     single = all(len(c.runs) == 1 for c in data.checkpoints)
-    shown = "± half-width of the interval over items, given this one checkpoint" if single else "mean over seeds ± half-width (A), in brackets half-width (B)"
+    shown = (
+        "± half-width of the interval over items, given this one checkpoint"
+        if single
+        else "mean over seeds ± half-width (A), in brackets half-width (B)"
+    )
     caption = f"{shown}; c: coefficient on log π(y), κ = 2c/β; n: seeds with scores.{' ' + extra if extra else ''}"
     if any("†" in cell for row in rows for cell in row.cells):
         notes.insert(0, f"†: at least {findings.bar(data):.0%} but not all rows are scored; items not scored for every seed are left out.")
@@ -120,13 +124,15 @@ def table_heldout(data: StudyData) -> Table | Unavailable:
 
 # -- differences ---------------------------------------------------------------------------------------------
 DIFFERENCE_DATA = (
-    "arm", "label", "measure", "unit", "iteration", "declared", "difference", "A_low", "A_high", "A_p", "A_p_holm", "B_low", "B_high", "B_p", "B_p_holm",
+    "arm", "label", "measure", "unit", "iteration", "declared", "difference", "A_low", "A_high", "A_p", "A_p_holm", "B_low",
+    "B_high", "B_p", "B_p_holm",
     "A_paired_low", "A_paired_high", "A_paired_p", "B_paired_low", "B_paired_high", "B_paired_p", "dunnett_low", "dunnett_high", "dunnett_p",
     "mde_A", "mde_A_low", "mde_A_high", "mde_B", "mde_B_low", "mde_B_high", "sign_flip_p", "sign_flip_floor", "pairs_won", "pairs", "mann_whitney_p",
     "seeds", "clusters", "scored", "expected", "points", "method",
 )  # fmt: skip
 DIFFERENCE_COLUMNS = (
-    "arm", "measure", "iter", "difference", "(A) 95 %", "p (A)", "(B) 95 %", "p (B)", "paired (A)", "paired (B)", "MDE (A)", "MDE (B)", "sign flip p", "pairs won",
+    "arm", "measure", "iter", "difference", "(A) 95 %", "p (A)", "(B) 95 %", "p (B)", "paired (A)", "paired (B)", "MDE (A)", "MDE (B)",
+    "sign flip p", "pairs won",
     "n",
 )  # fmt: skip
 
@@ -162,7 +168,8 @@ def _difference_data(c: Comparison) -> tuple[object, ...]:
     flip = [c.flip.p, c.flip.floor] if c.flip else [None, None]
     won = [c.improvement.k, c.improvement.pairs, c.improvement.p] if c.improvement else [None] * 3
     return (
-        c.arm, c.label, c.measure.key, c.measure.unit, c.iteration, c.declared, value.value, *ends, d.low, d.high, d.p, *mde, *flip, *won, value.seeds,
+        c.arm, c.label, c.measure.key, c.measure.unit, c.iteration, c.declared, value.value, *ends, d.low, d.high, d.p, *mde, *flip, *won,
+        value.seeds,
         value.clusters, value.scored, value.expected, ";".join(repr(p) for p in value.points), value.method,
     )  # fmt: skip
 
@@ -184,7 +191,9 @@ def _difference_table(data: StudyData, key: str, title: str, caption: str, compa
         "Sign flip: permutation over seeds; its p is never below the floor. Pairs won: (arm seed, baseline seed) pairs in which the arm is higher.",
     ]
     notes += [f"{c.label}, {c.measure.name}, iter {c.iteration}: {flag}" for c in comparisons for flag in c.estimate.flags]
-    return Table(key, title, caption, DIFFERENCE_COLUMNS, tuple(rows), DIFFERENCE_DATA, tuple(_difference_data(c) for c in comparisons), unique(notes), left=2)
+    return Table(
+        key, title, caption, DIFFERENCE_COLUMNS, tuple(rows), DIFFERENCE_DATA, tuple(_difference_data(c) for c in comparisons), unique(notes), left=2
+    )
 
 
 def table_differences(data: StudyData) -> Table | Unavailable:
@@ -197,7 +206,11 @@ def table_differences(data: StudyData) -> Table | Unavailable:
             rows += findings.compare_arms(data, measure, data.last_iteration)
     label = found.baseline_label or "the baseline"
     return _difference_table(
-        data, "differences", f"Differences to {label}, same seeds and items", f"Each arm minus {label} after the last iteration, declared outcomes first.", rows
+        data,
+        "differences",
+        f"Differences to {label}, same seeds and items",
+        f"Each arm minus {label} after the last iteration, declared outcomes first.",
+        rows,
     )
 
 
@@ -222,18 +235,29 @@ def table_selection(data: StudyData) -> Table | Unavailable:
     digits, value = found.primary_measure.digits, chosen.estimate
     label = data.arms[chosen.best][0].label
     row = (
-        label, str(chosen.trials), ", ".join(map(str, chosen.choosing)), number(chosen.naive, digits, sign=True), ", ".join(map(str, chosen.estimating)),
+        label, str(chosen.trials), ", ".join(map(str, chosen.choosing)), number(chosen.naive, digits, sign=True),
+        ", ".join(map(str, chosen.estimating)),
         number(value.value, digits, sign=True), interval_text(value.intervals.get("A"), digits), interval_text(value.intervals.get("B"), digits),
         number(chosen.rotated, digits, sign=True),
     )  # fmt: skip
     columns = (
-        "best arm", "arms tried", "seeds that chose", "difference there", "other seeds", "difference on them", "(A) 95 %", "(B) 95 %", "leave one seed out",
+        "best arm", "arms tried", "seeds that chose", "difference there", "other seeds", "difference on them", "(A) 95 %", "(B) 95 %",
+        "leave one seed out",
     )  # fmt: skip
     numbers = (
         chosen.best, chosen.trials, ";".join(map(str, chosen.choosing)), chosen.naive, ";".join(map(str, chosen.estimating)), value.value,
         chosen.rotated, ";".join(chosen.rotated_choices),
     )  # fmt: skip
-    names = ("best", "arms_tried", "choosing_seeds", "naive_difference", "other_seeds", "difference", "leave_one_out_difference", "leave_one_out_choices")
+    names = (
+        "best",
+        "arms_tried",
+        "choosing_seeds",
+        "naive_difference",
+        "other_seeds",
+        "difference",
+        "leave_one_out_difference",
+        "leave_one_out_choices",
+    )
     reasons = [i.undefined for i in value.intervals.values() if i.undefined]
     notes = unique([*chosen.flags, *(f"no interval: {reason}" for reason in reasons)])
     caption = f"{found.primary_measure.name} after iteration {found.primary_iteration}. The seeds that chose an arm flatter it; the others do not."
@@ -263,7 +287,11 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
 
 def table_completeness(data: StudyData) -> Table | Unavailable:
     columns = {benchmark: metric for benchmark, metric in reversed(data.metrics()) if benchmark not in ("diagnostics",)}
-    names = [b for b in ("alpaca_eval", "mt_bench", *(m.benchmark for m in measures.academic(data) if not m.strata), "heldout", "heldout_ood") if b in columns]
+    names = [
+        b
+        for b in ("alpaca_eval", "mt_bench", *(m.benchmark for m in measures.academic(data) if not m.strata), "heldout", "heldout_ood")
+        if b in columns
+    ]
     title = "Completeness"
     if not names:
         return Unavailable("completeness", title, "no score rows are stored yet")
@@ -310,21 +338,26 @@ def table_unfinished(data: StudyData) -> Table | Unavailable:
 
 # -- published rows, costs -----------------------------------------------------------------------------------
 def _published(key: str, title: str, columns: Sequence[str], rows: Sequence[paper.PublishedRow], digits: int) -> Table:
-    caption = f"As printed in {paper.SOURCE}: other models, another judge, one number a row. For orientation; not comparable with this study's numbers."
-    shown = tuple(Row((row.model, *(number(v, 0 if name == "length" else digits) for name, v in zip(columns, row.values, strict=True)))) for row in rows)
+    caption = (
+        f"As printed in {paper.SOURCE}: other models, another judge, one number a row. For orientation; not comparable with this study's numbers."
+    )
+    shown = tuple(
+        Row((row.model, *(number(v, 0 if name == "length" else digits) for name, v in zip(columns, row.values, strict=True)))) for row in rows
+    )
     return Table(key, title, caption, ("model", *columns), shown, ("model", *columns, "source"), tuple((r.model, *r.values, r.source) for r in rows))
 
 
-def table_published_1(data: StudyData) -> Table:
+def table_published_1(_: StudyData) -> Table:
     return _published("published_1", "Published Table 1 (not ours)", paper.TABLE_1_COLUMNS, paper.TABLE_1, 2)
 
 
-def table_published_2(data: StudyData) -> Table:
+def table_published_2(_: StudyData) -> Table:
     return _published("published_2", "Published Table 2 (not ours)", paper.TABLE_2_COLUMNS, paper.TABLE_2, 1)
 
 
 COSTS = (
-    ("seconds", "seconds", 1), ("cpu_seconds", "CPU seconds", 1), ("tokens_generated", "tokens generated", 0), ("tokens_trained", "tokens trained", 0),
+    ("seconds", "seconds", 1), ("cpu_seconds", "CPU seconds", 1), ("tokens_generated", "tokens generated", 0),
+    ("tokens_trained", "tokens trained", 0),
     ("judge_calls", "judge calls", 0), ("judge_prompt_tokens", "judge prompt tokens", 0), ("judge_completion_tokens", "judge answer tokens", 0),
     ("judge_usd", "judge USD", 2),
 )  # fmt: skip
@@ -344,7 +377,8 @@ def table_costs(data: StudyData) -> Table | Unavailable:
         rows.append(Row((name, f"{done} of {len(chosen)}", *shown), name == "all"))
         numbers.append((name, done, len(chosen), *sums))
     return Table(
-        "costs", "Costs", "By stage; a stage that several runs share is counted once.", ("stage", "done", *(title for _, title, _ in COSTS)), tuple(rows),
+        "costs", "Costs", "By stage; a stage that several runs share is counted once.", ("stage", "done", *(title for _, title, _ in COSTS)),
+        tuple(rows),
         ("stage", "done", "stages", *(key for key, _, _ in COSTS)), tuple(numbers), volatile=True,
     )  # fmt: skip
 

@@ -22,7 +22,8 @@ _LATEX = {
     '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "[": "{[}", "]": "{]}",
     "α": r"$\alpha$", "β": r"$\beta$", "κ": r"$\kappa$", "π": r"$\pi$", "θ": r"$\theta$", "σ": r"$\sigma$", "ρ": r"$\rho$", "λ": r"$\lambda$",
     "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "–": "--", "—": "---", "…": r"\ldots{}",
-    "²": r"$^2$", "Δ": r"$\Delta$", "→": r"$\rightarrow$", "∅": r"$\emptyset$", "‖": r"$\Vert$", "’": "'", "†": r"$^\dagger$", "ᴴ": r"$^{\mathrm{H}}$", "“": "``", "”": "''", "\u00a0": "~",
+    "²": r"$^2$", "Δ": r"$\Delta$", "→": r"$\rightarrow$", "∅": r"$\emptyset$", "‖": r"$\Vert$", "’": "'",
+    "†": r"$^\dagger$", "ᴴ": r"$^{\mathrm{H}}$", "“": "``", "”": "''", "\u00a0": "~",
 }  # fmt: skip
 
 
@@ -138,6 +139,6 @@ def coefficient(value: float | None) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """"a", "a and b", "a, b and c"."""
+    """ "a", "a and b", "a, b and c"."""
     items = list(names)
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "none"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as distributions
 
-from analysis.family import UNEQUAL_LEVEL, dunnett_critical, residual, stray
+from analysis.family import dunnett_critical, residual, unequal
 from analysis.layout import from_array
 from analysis.power import detectable, from_components
 from analysis.rank import interquartile_mean, probability_of_improvement, sign_flip
@@ -111,43 +111,46 @@ def means(rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, ite
                 yield Row(what, name, S, n, share, count / R, R, POWER if "power" in name else COVERAGE)
 
 
-def pooled(rng: np.random.Generator, R: int, A: int = 5, n: int = 80, unequal: float = 1.0) -> Iterator[Row]:
-    """The headline of arm 1 against arm 0 (pooled, guarded), and Dunnett over all. unequal: factor on the seed spread of arm 1."""
-    what = f"{A} arms" if unequal == 1 else f"{A} arms, one with {unequal:g} times the seed spread"
-    names = ("A headline", "B headline", "power B headline", "Dunnett, all arms", "sent back to paired", "A pooled, unguarded")
+def pooled(rng: np.random.Generator, R: int, A: int = 5, n: int = 80, odd: str = "") -> Iterator[Row]:
+    """The headline of the last arm against arm 0 (pooled, guarded), and Dunnett over all. odd: how the arms break the pool's model."""
+    names = ("A headline", "B headline", "power B headline", "Dunnett, all arms", "sent back to paired", "A pooled, unguarded", "A paired")
+    targets = [None] * 6 + [COVERAGE] if odd else [COVERAGE, COVERAGE, POWER, COVERAGE, None, COVERAGE, COVERAGE]
     for S in SEEDS:
-        for share in SHARES if unequal == 1 else (0.5, 0.95):
+        for share in (0.5, 0.95) if odd else SHARES:
             c = sigmas(S, n, share)
             lift = detectable(from_components(*(math.sqrt(2) * v for v in (c.s, c.i, c.e))), S, n, arms=A).value or 0.0
-            parts = [_headline(rng, part, A, S, n, c, lift, unequal) for part in blocks(R, A * S * n)]
+            parts = [_headline(rng, part, A, S, n, c, lift, odd) for part in blocks(R, A * S * n)]
             rates = np.sum([hits for hits, _ in parts], axis=0) / R
-            if unequal == 1:
-                targets = [COVERAGE, COVERAGE, POWER, COVERAGE, None, COVERAGE]
-            else:
-                targets = [None] * 6
+            what = f"{A} arms{', ' * bool(odd)}{odd}"
             for name, rate, target in zip(names, rates, targets, strict=True):
-                yield Row(what, name, S, n, share, float(rate), R, target)
+                if not (odd and "power" in name):
+                    yield Row(what, name, S, n, share, float(rate), R, target)
             wide = np.sum([widths for _, widths in parts], axis=0)
             yield Row(what, "width of B, headline / paired", S, n, share, float(wide[0] / wide[1]), R, None)
 
 
-def _headline(rng: np.random.Generator, R: int, A: int, S: int, n: int, c: Sigmas, lift: float, unequal: float) -> tuple[Floats, Floats]:
+ONE_WIDE, GROWING = "the last 3 times the seed spread", "seed spread grows with α"
+
+
+def _headline(rng: np.random.Generator, R: int, A: int, S: int, n: int, c: Sigmas, lift: float, odd: str) -> tuple[Floats, Floats]:
     """Counts for the names of ``pooled``, and summed half-widths of headline and paired (B)."""
-    df, spread = (A - 1) * (S - 1), np.where(np.arange(A) == 1, unequal, 1.0)[:, None, None]
+    df, arm = (A - 1) * (S - 1), np.arange(A)[:, None, None]
     item = c.i * rng.standard_normal((R, A, 1, n))
     y = item + c.e * rng.standard_normal((R, A, S, n)) + rng.standard_normal((R, 1, S, 1))
-    y += c.s * spread * rng.standard_normal((R, A, S, 1))
+    y += c.s * rng.standard_normal((R, A, S, 1)) * np.where((odd == ONE_WIDE) & (arm == A - 1), 3.0, 1.0)
+    if odd == GROWING:  # a common effect of the seed, in proportion to the rank of α, twice the arm's own at the largest
+        y += 2 * c.s * arm / (A - 1) * rng.standard_normal((R, 1, S, 1))
     cell, own = y.mean(axis=3), item.mean(axis=(2, 3))
-    back = np.minimum(stray(cell, 0), stray(cell, 1)) < UNEQUAL_LEVEL
-    a2, q = 2 * residual(cell)[0] / S, two_way(y[:, 1] - y[:, 0])
+    back = unequal(cell, A - 1, 0)
+    a2, q = 2 * residual(cell)[0] / S, two_way(y[:, -1] - y[:, 0])
     zero = 0 * a2
     alone_a, alone_b = cochran_half_width(q.a2, S - 1, zero, 1), cochran_half_width(q.a2, S - 1, q.b2, n - 1)
     pool_a, pool_b = cochran_half_width(a2, df, zero, 1), cochran_half_width(a2, df, q.b2, n - 1)
     half_a, half_b = np.where(back, alone_a, pool_a), np.where(back, alone_b, pool_b)
     fixed = cell.mean(axis=2) - own
-    off = np.abs(fixed[:, 1] - fixed[:, 0])
+    off = np.abs(fixed[:, -1] - fixed[:, 0])
     everywhere = np.abs(fixed[:, 1:] - fixed[:, :1]).max(axis=1) < dunnett_critical(A - 1, df) * np.sqrt(a2)
-    hits = [off < half_a, np.abs(q.mean) < half_b, np.abs(q.mean + lift) > half_b, everywhere, back, off < pool_a]
+    hits = [off < half_a, np.abs(q.mean) < half_b, np.abs(q.mean + lift) > half_b, everywhere, back, off < pool_a, off < alone_a]
     return np.array([h.sum() for h in hits], dtype=np.float64), np.array([half_b.sum(), alone_b.sum()])
 
 
@@ -245,14 +248,14 @@ def _improvement(rng: np.random.Generator, S: int, R: int) -> Iterator[Row]:
 
 def simulate(draws: int, seed: int = 0) -> list[Row]:
     """All rows; every part has a generator of its own, so one part's size changes no other part."""
-    streams = iter(np.random.default_rng(seed).spawn(10))
+    streams = iter(np.random.default_rng(seed).spawn(12))
     rows: list[Row] = []
     rows += means(next(streams), draws)
     rows += means(next(streams), draws, "difference")
     rows += pooled(next(streams), max(draws // 2, 500))
     rows += pooled(next(streams), max(draws // 2, 500), A=3)
-    rows += pooled(next(streams), max(draws // 4, 500), unequal=3.0)
-    rows += pooled(next(streams), max(draws // 4, 500), A=3, unequal=3.0)
+    for A, odd in ((5, ONE_WIDE), (3, ONE_WIDE), (5, GROWING)):
+        rows += pooled(next(streams), max(draws // 4, 500), A, odd=odd)
     rows += limits(next(streams), max(draws // 2, 500))
     rows += binary(next(streams), max(draws // 4, 500))
     rows += checkpoints(next(streams), max(draws // 2, 500))

@@ -128,6 +128,56 @@ def tune(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe that names benchmarks, judge and data.")] = Path("ablations/recipes/own_data.yaml"),
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    name: Annotated[str, typer.Option(help="Name of the result folder.")] = "evaluate",
+) -> None:
+    """Score one model on a recipe's benchmarks, outside any study: no training.
+
+    Example: selm evaluate CHECKPOINT --set data.path=pairs.jsonl --set evaluation.benchmarks=[mt_bench]
+    """
+    from harness.commands import evaluate_model, parse_overrides
+
+    raise typer.Exit(evaluate_model(model, recipe, name, store, results, parse_overrides(overrides or []), _workers(workers)))
+
+
+@app.command()
+def judge(
+    study: StudyFile,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print calls, tokens and price; ask nothing.")] = False,
+) -> None:
+    """Judge a study's stored answers again, for example by another judge. Trains and generates nothing, needs no GPU.
+
+    Example: selm judge ablations/alpha.yaml --set judge.noise=0.6 --dry-run
+    """
+    from harness.commands import parse_overrides, rejudge
+
+    raise typer.Exit(rejudge(study, store, results, parse_overrides(overrides or []), _workers(workers), dry_run))
+
+
+@app.command()
+def published(folder: Annotated[Path, typer.Argument(help="Public artefacts: alpaca_eval/, mt_bench/, academic/ with their published figures.")]) -> None:
+    """Recompute published figures from public artefacts; print published, recomputed, difference, tolerance. Exit status 1 if one is outside.
+
+    Example: selm published ../shared/data
+    """
+    from harness.evaluate.published import recompute, render
+
+    rows = recompute(folder)
+    render(rows)
+    raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
+
+
+@app.command()
 def invalidate(key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")], store: StoreRoot = STORE) -> None:
     """Forget one finished stage, so that the next run does it again.
 

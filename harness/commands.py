@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -12,9 +13,9 @@ from typing import Any
 from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary
 from harness.execute import Executor, Inline, Pool, Summary, estimate, execute, retain, terminable
 from harness.plan import Plan, build_plan, files_of, manifest
-from harness.records import HarnessError, canonical_json
+from harness.records import HarnessError, canonical_json, content_hash
 from harness.store import Store, hash_file, write_atomic
-from harness.study import Study, load_study
+from harness.study import Study, compose, load_study
 from harness.yaml_strict import parse_scalar
 
 
@@ -213,3 +214,31 @@ def fresh_estimates(folder: Path, store_root: Path, metric: Any) -> dict[str, An
             low, high = (float(v) for v in stats.t.interval(0.95, len(means) - 1, mean, stats.sem(means)))
         result[label] = {"mean": mean, "low": low, "high": high, "n": len(means), "seeds": means}
     return result
+
+
+def evaluate_model(model: str, recipe: Path, name: str, store_root: Path, results: Path, overrides: Mapping[str, Any], workers: int) -> int:
+    """Score one model on a recipe's benchmarks: a study of no iterations. Returns the exit status."""
+    if not recipe.is_file():
+        raise HarnessError(f"{recipe}: no such recipe; give one with --recipe")
+    changes = {"loop.iterations": 0, "loop.warmup_dpo": False, "model.source": model, **overrides}
+    study = compose(recipe, name, str(recipe.resolve()), changes, {model: {}}, [0], f"How does {model} score?")
+    return run_plan(build_plan(study, fingerprints(study)), store_root, results, executor="pool", workers=workers)
+
+
+JUDGED = ("judge.mt_bench", "judge.alpaca_eval", "judge.pairwise")
+
+
+def rejudge(path: Path, store_root: Path, results: Path, overrides: Mapping[str, Any], workers: int, dry_run: bool) -> int:
+    """Judge stored answers by the study's judge as changed on the command line; the answers themselves must be there."""
+    plan = prepare(path, overrides)
+    store = Store(store_root)
+    waiting = [node for node in plan.nodes.values() if node.stage in JUDGED and not store.has(node.key)]
+    missing = [node.inputs["answer"] for node in waiting if not store.has(node.inputs["answer"])]
+    if missing:
+        raise HarnessError(f"{path}: {len(missing)} sets of answers are not in {store_root}; `selm run` makes them")
+    if dry_run:
+        show_judging_cost(waiting, store)
+        return 0
+    name = f"{plan.study.name}-judged-by-{content_hash(plan.study.base.judge.model_dump(), length=8)}"
+    renamed = dataclasses.replace(plan, study=dataclasses.replace(plan.study, name=name))
+    return run_plan(renamed, store_root, results, executor="pool", workers=workers, only=JUDGED)

@@ -44,9 +44,10 @@ def train_reward_model(start: Path, prompts: Sequence[Prompt], out: Path, settin
     rows = [row for row in (_encode(tokenizer, prompt) for prompt in prompts) if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= limit]
     if not rows:
         raise HarnessError(f"reward model: all {len(prompts)} pairs are over max_length = {limit} tokens")
-    with fenced_seeds(int(settings.get("seed", 0))), tempfile.TemporaryDirectory() as scratch:
-        model = _classifier(start, tokenizer)
-        result = _fit(model, tokenizer, rows, settings, Path(scratch), device)
+    with fenced_random_state(), tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(start, tokenizer, rows, settings, Path(scratch), device)
+        result = trainer.train()
+        model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {"loss": round(float(result.training_loss), 6), "pairs": len(rows), "left_out": len(prompts) - len(rows)}
@@ -59,25 +60,15 @@ def _encode(tokenizer: Any, prompt: Prompt) -> dict[str, list[int]]:
     return {"chosen_ids": whole(prompt.chosen), "rejected_ids": whole(prompt.rejected)}
 
 
-def _classifier(start: Path, tokenizer: Any) -> Any:
-    """The causal checkpoint's body under a new head; its weights come from torch's generator, which the caller has seeded."""
-    from transformers import AutoModelForSequenceClassification
+def _trainer(start: Path, tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], settings: Mapping[str, Any], scratch: Path, device: str) -> Any:
+    """A RewardTrainer that loads the causal checkpoint's body itself: it seeds the new head's weights with ``seed``."""
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
     path, where = model_folder(start), location(start)
     source = str(where.get("source", path))
     pickled = check_weights(path, source, str(where.get("pickle_weights", "")))
     code = check_code(path, source, str(where.get("trust_remote_code", "")))
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=torch.float32, use_safetensors=not pickled, trust_remote_code=code, local_files_only=True
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-def _fit(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], settings: Mapping[str, Any], scratch: Path, device: str) -> Any:
-    from datasets import Dataset
-    from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
-
     arguments = RewardConfig(
         output_dir=str(scratch),
         num_train_epochs=float(settings.get("epochs", 1)),
@@ -85,6 +76,8 @@ def _fit(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], se
         learning_rate=float(settings.get("learning_rate", 1e-4)),
         lr_scheduler_type="cosine",
         max_length=None,
+        model_init_kwargs={"dtype": "float32", "use_safetensors": not pickled, "local_files_only": True, "device_map": None},
+        trust_remote_code=code,
         seed=int(settings.get("seed", 0)),
         data_seed=int(settings.get("seed", 0)),
         use_cpu=device == "cpu",
@@ -95,19 +88,16 @@ def _fit(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, list[int]]], se
         report_to=[],
         disable_tqdm=True,
     )
-    trainer = RewardTrainer(model=model, args=arguments, train_dataset=Dataset.from_list([dict(row) for row in rows]), processing_class=tokenizer)
-    return trainer.train()
+    dataset = Dataset.from_list([dict(row) for row in rows])
+    return RewardTrainer(model=str(path), args=arguments, train_dataset=dataset, processing_class=tokenizer)
 
 
 @contextlib.contextmanager
-def fenced_seeds(seed: int) -> Iterator[None]:
-    """Seed the global generators that TRL reads inside the block, and put their states back after it."""
+def fenced_random_state() -> Iterator[None]:
+    """Put the global generators of random, numpy and torch back as they were: the Trainer seeds them."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
             yield
     finally:
         random.setstate(python)

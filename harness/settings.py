@@ -44,6 +44,8 @@ class ModelSettings(Section):
     """Name of the repository whose code may run; must equal ``source``. Empty: none."""
     chat_template: str = ""
     """File with a Jinja chat template, for a checkpoint that ships none."""
+    pickle_weights: str = ""
+    """Name of the one checkpoint whose pickle weights may be loaded; must equal its source. Empty: safetensors only."""
 
 
 class PocketBaseSettings(Section):
@@ -74,6 +76,8 @@ class DataSettings(Section):
     heldout: Positive = 64
     ood: NonNegative = 0
     """Out-of-distribution prompts (pocket world: held-out compositions)."""
+    ranker_pairs: NonNegative = 0
+    """Pairs set aside to train a reward model on (``files`` and ``hub``): the policy never trains on them."""
     seed: NonNegative = 0
     """What is drawn; the order in which a run sees it follows the run's own seed."""
 
@@ -100,6 +104,8 @@ class ExplorationSettings(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 24
+    overlong_prompts: Literal["drop", "truncate", "refuse"] = "drop"
+    """Prompts over training.max_prompt_length tokens: left out and counted, cut at their beginning, or an error."""
 
 
 class RankerSettings(Section):

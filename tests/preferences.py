@@ -119,7 +119,8 @@ def stage_inputs(tmp: Path, **pairs: Any) -> dict[str, Path]:
     inputs = {"policy": base(tmp), "pairs": write_pairs(tmp / "pairs", **pairs), "reference": tmp / "reference", "reference_policy": base(tmp)}
     inputs["reference"].mkdir(exist_ok=True)
     settings = {**COMMON, "max_length": 128, "max_prompt_length": 96, "roles": list(ROLES)}
-    reference.run(StageTask("r", "reference", settings, {"policy": inputs["policy"], "pairs": inputs["pairs"]}, inputs["reference"], {"device": "cpu"}))
+    scored = {name: inputs[name] for name in ("policy", "pairs")}
+    reference.run(StageTask("r", "reference", settings, scored, inputs["reference"], {"device": "cpu"}))
     return inputs
 
 

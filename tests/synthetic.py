@@ -28,7 +28,7 @@ HOSTILE = (
     "a\u202eevil\u202c b\u200f",
     "lone \ud800 surrogate",
     "</script><!-- ]]> <img src=https://example.org/x onerror=alert(1)>",
-    "=HYPERLINK(\"https://example.org\")",
+    '=HYPERLINK("https://example.org")',
 )
 
 
@@ -115,7 +115,8 @@ class _Writer:
             costs = dict(write(folder) or {})
             record = {
                 "schema": 1, "key": key, "stage": name, "version": 1, "settings": {}, "inputs": dict(inputs), "input_hashes": {}, "files": {},
-                "rows": 1, "costs": {**costs, "seconds": 1.5}, "summary": {}, "environment": {"host": "h", "finished": 1.0, "versions": {"torch": "2.11"}},
+                "rows": 1, "costs": {**costs, "seconds": 1.5}, "summary": {},
+                "environment": {"host": "h", "finished": 1.0, "versions": {"torch": "2.11"}},
             }  # fmt: skip
             if state == "done":
                 (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
@@ -123,7 +124,17 @@ class _Writer:
 
     def run(self, alpha: float, seed: int) -> dict[str, Any]:
         spec = self.spec
-        iterations = [{"iteration": 0, "stages": {"data": self.data, "benchmarks": self.benchmarks, "base": self.base, **self.score(self.base, alpha=0.0, seed=seed, iteration=0)}}]
+        iterations = [
+            {
+                "iteration": 0,
+                "stages": {
+                    "data": self.data,
+                    "benchmarks": self.benchmarks,
+                    "base": self.base,
+                    **self.score(self.base, alpha=0.0, seed=seed, iteration=0),
+                },
+            }
+        ]
         policy = self.base
         for iteration in range(1, spec.iterations + 1):
             rollout = self.stage("rollout", {"policy": policy, "data": self.data}, lambda folder: {"tokens_generated": 500.0}, tag=(seed, iteration))
@@ -136,14 +147,17 @@ class _Writer:
             policy = trained
         beta = 0.1
         return {
-            "run": run_name(alpha, seed), "arm": {"objective.alpha": alpha}, "label": f"α = {alpha:g}", "seed": seed, "twin": run_name(spec.alphas[0], seed),
+            "run": run_name(alpha, seed), "arm": {"objective.alpha": alpha}, "label": f"α = {alpha:g}", "seed": seed,
+            "twin": run_name(spec.alphas[0], seed),
             "c": [0.0] + [alpha * beta] * spec.iterations, "kappa": [0.0] + [2 * alpha] * spec.iterations, "iterations": iterations,
         }  # fmt: skip
 
     def score(self, policy: str, *, alpha: float, seed: int, iteration: int) -> dict[str, str]:
         spec, at = self.spec, (alpha, seed, iteration)
         last = spec.faults and iteration == spec.iterations and alpha == spec.alphas[-1]
-        answer = self.stage("answer", {"policy": policy, "benchmarks": self.benchmarks, "data": self.data}, lambda f: self.write_answers(f, at), tag=(seed,))
+        answer = self.stage(
+            "answer", {"policy": policy, "benchmarks": self.benchmarks, "data": self.data}, lambda f: self.write_answers(f, at), tag=(seed,)
+        )
         judged = {"answer": answer, "benchmarks": self.benchmarks}
         broken = last and seed == spec.seeds[-1]
         keys = {
@@ -155,19 +169,24 @@ class _Writer:
                 "judge.alpaca_eval", judged, lambda f: self.write_alpaca(f, at), state="failed" if last and seed == spec.seeds[0] else "done", tag=at
             ),
             "academic": self.stage(
-                "academic", {"policy": policy, "benchmarks": self.benchmarks}, lambda f: self.write_academic(f, at),
-                state="missing" if last and len(spec.seeds) > 1 and seed == spec.seeds[1] else "done", tag=at,
-            ),  # fmt: skip
+                "academic",
+                {"policy": policy, "benchmarks": self.benchmarks},
+                lambda f: self.write_academic(f, at),
+                state="missing" if last and len(spec.seeds) > 1 and seed == spec.seeds[1] else "done",
+                tag=at,
+            ),
             "heldout": self.stage("heldout", {"answer": answer, "data": self.data}, lambda f: self.write_heldout(f, at), tag=at),
         }
         if iteration:
-            keys["diagnostics"] = self.stage("diagnostics", {"policy": policy, "base": self.base, "answer": answer}, lambda f: self.write_diagnostics(f, at), tag=at)
+            keys["diagnostics"] = self.stage(
+                "diagnostics", {"policy": policy, "base": self.base, "answer": answer}, lambda f: self.write_diagnostics(f, at), tag=at
+            )
         return keys
 
     # -- draws -----------------------------------------------------------------------------------------------
     def skill(self, at: tuple[float, int, int]) -> float:
         """Between 0 and 1: rises over iterations, by α's effect at the last, with a seed's own luck."""
-        alpha, seed, iteration = at
+        alpha, _, iteration = at
         luck = float(self.draw("seed", *at).normal(0, 0.01)) if iteration else 0.0
         gain = 0.1 * iteration + self.spec.effect * alpha * iteration / self.spec.iterations
         return min(max(0.3 + gain + luck, 0.0), 1.0)
@@ -192,7 +211,13 @@ class _Writer:
     def write_data(self, folder: Path) -> dict[str, float]:
         for name, count in (("train", 4), ("heldout", self.spec.heldout), ("ood", self.spec.ood)):
             rows = [
-                {"id": f"{name}-{i}", "messages": [{"role": "user", "content": f"{name} prompt {i}"}], "chosen": "good", "rejected": "bad", "category": "list"}
+                {
+                    "id": f"{name}-{i}",
+                    "messages": [{"role": "user", "content": f"{name} prompt {i}"}],
+                    "chosen": "good",
+                    "rejected": "bad",
+                    "category": "list",
+                }
                 for i in range(count)
             ]
             write_jsonl(folder / f"{name}.jsonl", rows)
@@ -206,7 +231,8 @@ class _Writer:
         ]
         write_jsonl(folder / "mt_bench" / "question.jsonl", questions)
         rows = [
-            {"id": str(i), "instruction": f"instruction {i}", "output": f"baseline {i}", "generator": "b", "dataset": "d"} for i in range(self.spec.instructions)
+            {"id": str(i), "instruction": f"instruction {i}", "output": f"baseline {i}", "generator": "b", "dataset": "d"}
+            for i in range(self.spec.instructions)
         ]
         (folder / "alpaca_eval" / "eval.json").write_text(json.dumps(rows), encoding="utf-8")
         return {}
@@ -218,7 +244,11 @@ class _Writer:
     def write_answers(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
         if self.spec.answers:
             rows = [
-                {"question_id": 81 + i, "choices": [{"index": 0, "turns": [self.text(at, f"{81 + i}:1"), self.text(at, f"{81 + i}:2")]}], "status": ["ok", "ok"]}
+                {
+                    "question_id": 81 + i,
+                    "choices": [{"index": 0, "turns": [self.text(at, f"{81 + i}:1"), self.text(at, f"{81 + i}:2")]}],
+                    "status": ["ok", "ok"],
+                }
                 for i in range(self.spec.questions)
             ]
             write_jsonl(folder / "mt_bench.jsonl", rows)
@@ -241,7 +271,9 @@ class _Writer:
                 scores.append(Score("mt_bench", "1", item, str(81 + i), "rating", value, "error" if failed else "ok", "pocket-judge"))
                 text = f"{self.text(at, item) if self.spec.hostile else 'A fair answer.'} Rating: [[{value}]]"
                 row = {"id": item, "repeat": 0, "key": "k", "text": text, "rating": value, "reason": "", "flags": []}
-                judged.append({**row, "status": "error" if failed else "ok", "score_status": "error" if failed else "ok", "question_id": 81 + i, "turn": turn})
+                judged.append(
+                    {**row, "status": "error" if failed else "ok", "score_status": "error" if failed else "ok", "question_id": 81 + i, "turn": turn}
+                )
         write_scores(folder / "scores.parquet", scores)
         write_jsonl(folder / "judgments.jsonl", judged)
         values = {turn: [s.value for s in scores if s.value is not None and s.item.endswith(f":{turn}")] for turn in (1, 2)}
@@ -258,7 +290,13 @@ class _Writer:
             for metric, value in (("win_rate", level), ("length_controlled_win_rate", level - 1.0), ("length", 50.0 + i + 5 * at[2])):
                 scores.append(Score("alpaca_eval", "2", str(i), str(i), metric, value, "ok", "pocket-judge"))
         write_scores(folder / "scores.parquet", scores)
-        write_jsonl(folder / "judgments.jsonl", [{"id": str(i), "repeat": 0, "key": "k", "status": "ok", "text": "m", "preference": 1 + w / 100, "switched": False} for i, w in enumerate(win)])
+        write_jsonl(
+            folder / "judgments.jsonl",
+            [
+                {"id": str(i), "repeat": 0, "key": "k", "status": "ok", "text": "m", "preference": 1 + w / 100, "switched": False}
+                for i, w in enumerate(win)
+            ],
+        )
         summary = {
             "win_rate": float(np.mean(win)), "standard_error": 1.0, "length_controlled_win_rate": float(np.mean(win)) - 1.2, "lc_standard_error": 0.5,
             "n_total": len(win), "expected": len(win), "avg_length": 60, "flags": [],

@@ -279,7 +279,7 @@ def test_a_doubled_bos_is_refused_with_the_tokens_shown(policy_folder: Path) -> 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def lm_evals_own(folder: Path, settings: dict[str, Any], policy_folder: Path, temporary: Path) -> dict[str, Any]:
+def lm_evals_own(folder: Path, settings: dict[str, Any], policy_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """``simple_evaluate`` with its own model class, loader, batches of one and seeds, on the same folder."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -287,6 +287,7 @@ def lm_evals_own(folder: Path, settings: dict[str, Any], policy_folder: Path, te
 
     (temporary / "yaml").mkdir(parents=True)
     academic.materialise(folder, temporary / "yaml")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", temporary / "cache")
     with academic_lm.quiet(), academic_lm.fenced_random():
         results = simple_evaluate(
             model=HFLM(pretrained=load_policy(policy_folder).model, tokenizer=load_policy(policy_folder).tokenizer, batch_size=1),
@@ -302,11 +303,13 @@ def lm_evals_own(folder: Path, settings: dict[str, Any], policy_folder: Path, te
 
 
 @pytest.mark.parametrize("chat_template", [True, False])
-def test_scores_equal_lm_evals_own(data: dict[str, str], policy_folder: Path, tmp_path: Path, chat_template: bool) -> None:
+def test_scores_equal_lm_evals_own(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path, chat_template: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = prepared(data, tmp_path / "academic", chat_template=chat_template)
     policy = load_policy(policy_folder)
     scores, _, summary, cut = academic.evaluate_policy(policy, tmp_path / "academic", settings)
-    theirs = lm_evals_own(tmp_path / "academic", settings, policy_folder, tmp_path / "theirs")
+    theirs = lm_evals_own(tmp_path / "academic", settings, policy_folder, tmp_path / "theirs", monkeypatch)
     assert cut == 0
     for column, paper in PAPER_TASKS.items():
         ours = [score.value for score in scores if score.benchmark == column]
@@ -474,3 +477,23 @@ def test_the_yaml_written_here_includes_the_packaged_task(data: dict[str, str], 
     written = yaml.safe_load((tmp_path / "gsm8k.yaml").read_text())
     assert (written["include"], written["num_fewshot"]) == ("lm_eval/tasks/gsm8k/gsm8k-cot.yaml", 2)
     assert written["dataset_kwargs"]["data_files"] == {"test": "gsm8k_test.jsonl"}
+
+
+def test_the_fingerprints_a_plan_puts_beside_paths_are_no_files(data: dict[str, str], tmp_path: Path) -> None:
+    settings = {**SETTINGS, "tasks": ["gsm8k"], "data": {"gsm8k": data["gsm8k"], "gsm8k_fingerprint": "abc"}}
+    assert prepare_academic(settings, tmp_path)["gsm8k"]["items"] == 5
+
+
+def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
+    from harness.pocket import academic_tasks, tokenizer
+
+    made = tokenizer.build()
+    tiny.model("llama", made).save_pretrained(tmp_path / "policy")
+    made.save_pretrained(tmp_path / "policy")
+    (tmp_path / "academic").mkdir()
+    academic_tasks.write(tmp_path / "academic", np.random.default_rng(0), 5)
+    settings = SETTINGS | COMMON | {"tasks": list(PAPER_TASKS), "max_new_tokens": 0}
+    scores, samples, summary, cut = academic.evaluate_policy(load_policy(tmp_path / "policy"), tmp_path / "academic", settings)
+    assert (len(scores), len(samples), cut) == (30, 30, 0)
+    assert {column: entry["n"] for column, entry in summary.items()} == dict.fromkeys(PAPER_TASKS, 5)
+    assert all(score.value is not None and 0 <= score.value <= 100 for score in scores if score.benchmark != "eq_bench")

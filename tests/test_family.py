@@ -12,7 +12,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 
-from analysis.family import dunnett_cdf, dunnett_critical, dunnett_p, family, holm, reestimate_best, residual, stray
+from analysis.family import apart, dunnett_cdf, dunnett_critical, dunnett_p, family, holm, reestimate_best, residual, stray, unequal
 from analysis.layout import Layout, from_array
 from analysis.stats import difference
 
@@ -130,10 +130,10 @@ def test_an_arm_whose_seeds_jump_is_flagged_unequal() -> None:
     arms = {f"a{k}": from_array(rng.normal(0, 0.01, (5, 1)) + rng.normal(0, 0.01, (5, 30))) for k in range(8)}
     arms["a7"] = from_array(arms["a7"].values + np.array([[3.0], [-4.0], [2.0], [5.0], [-6.0]]))
     result = family(arms, "a0")
-    assert any("unequal: this arm strays" in flag for flag in result["a7"].estimate.flags)
+    assert any("unequal: this difference varies" in flag for flag in result["a7"].estimate.flags)
     assert not any("unequal" in flag for flag in result["a1"].estimate.flags)
     assert result.flags == ()
-    assert family(arms, "a7").flags == ("unequal: the baseline strays over seeds more than the arms, so every headline is the paired interval",)
+    assert all("unequal" in family(arms, "a7")[name].estimate.flags[0] for name in ("a0", "a3"))
 
 
 def test_an_unequal_arm_goes_back_to_its_paired_interval_and_dunnett_is_withheld() -> None:
@@ -154,10 +154,19 @@ def test_copies_of_an_arm_are_pooled_once() -> None:
     assert doubled["a1"].estimate.intervals["A"] == family(arms, "a0")["a1"].estimate.intervals["A"]
 
 
-def test_stray_is_an_exact_f_test() -> None:
+def test_the_checks_for_unequal_arms_are_exact_f_tests() -> None:
     rng = np.random.default_rng(11)
-    p = np.array([float(stray(rng.normal(size=(4, 3)) + rng.normal(size=3), 1)) for _ in range(2000)])
-    assert scipy_stats.kstest(p, "uniform").pvalue > 0.01
+    means = rng.normal(size=(4000, 4, 3)) + rng.normal(size=(4000, 1, 3))
+    for p in (stray(means, 1), apart(means, 1, 0)):
+        assert scipy_stats.kstest(p, "uniform").pvalue > 0.01
+    assert 0.01 < unequal(means, 1, 0).mean() < 0.025
+
+
+def test_a_spread_that_grows_with_alpha_is_seen_by_the_difference() -> None:
+    rng = np.random.default_rng(13)
+    means = rng.normal(0, 0.2, size=(2000, 5, 5)) + np.linspace(0, 4, 5)[:, None] * rng.normal(size=(2000, 1, 5))
+    assert (stray(means, 4) < 0.01).mean() < 0.05
+    assert (apart(means, 4, 0) < 0.01).mean() > 0.8
 
 
 def test_an_incomplete_arm_is_reported_and_left_out() -> None:

@@ -41,9 +41,13 @@ def test_request_seed_is_stable_and_63_bits():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_greedy_is_transformers_greedy(architecture):
-    policy = _policy("llama3", architecture)
+WINDOWS = [("mistral", {"sliding_window": 16}), ("qwen2", {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1})]
+
+
+@pytest.mark.parametrize(("architecture", "changes"), [*((name, {}) for name in tiny.ARCHITECTURES), *WINDOWS])
+def test_greedy_is_transformers_greedy(architecture, changes):
+    """Ragged prompts in one batch, against one prompt at a time; sliding windows shorter than the prompts too."""
+    policy = _policy("llama3", architecture, **changes)
     requests = _requests(policy, 6, temperature=0.0)
     for request, answer in zip(requests, g.generate(policy, requests), strict=True):
         ids = torch.tensor([request.prompt_ids])

@@ -296,7 +296,9 @@ def test_of_two_final_rows_of_one_key_the_first_wins(tmp_path: Path) -> None:
     for text in ("first", "late"):
         journal.append({**base, "text": text})
     journal.close()
-    assert Journal(tmp_path / JOURNAL_NAME).final["k"]["text"] == "first"
+    journal = Journal(tmp_path / JOURNAL_NAME)
+    journal.close()
+    assert journal.final["k"]["text"] == "first"
     finalise(tmp_path / JOURNAL_NAME, tmp_path / JUDGMENTS_NAME)
     assert [json.loads(line)["text"] for line in (tmp_path / JUDGMENTS_NAME).read_text().splitlines()] == ["first"]
 
@@ -442,6 +444,29 @@ def test_a_full_disk_leaves_the_old_rows_and_says_so(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert (tmp_path / JOURNAL_NAME).read_bytes() == before
         assert client.complete([request(9)])[0].status == "ok", "goes on when there is space again"
+
+
+def test_a_full_disk_at_the_end_keeps_the_journal(tmp_path: Path) -> None:
+    with serve() as server, client_of(server, tmp_path) as client:
+        client.complete([request(i) for i in range(3)])
+    before = (tmp_path / JOURNAL_NAME).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        with pytest.raises(HarnessError, match=r"judgments\.jsonl: cannot write .*the journal is kept"):
+            finalise(tmp_path / JOURNAL_NAME, tmp_path / JUDGMENTS_NAME)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == [JOURNAL_NAME]
+    assert (tmp_path / JOURNAL_NAME).read_bytes() == before
+
+
+def test_added_fields_never_replace_what_the_judge_said(tmp_path: Path) -> None:
+    with serve() as server, client_of(server, tmp_path) as client:
+        client.complete([request(1)])
+    finalise(tmp_path / JOURNAL_NAME, tmp_path / JUDGMENTS_NAME, {("1", 0): {"rating": 7, "model": "not the judge"}})
+    row = json.loads((tmp_path / JUDGMENTS_NAME).read_text())
+    assert (row["rating"], row["model"]) == (7, "pocket-judge")
 
 
 def test_a_second_process_waits_and_finds_the_judgments(tmp_path: Path) -> None:

@@ -81,7 +81,12 @@ def server() -> Iterator[JudgeServer]:
 
 
 @pytest.fixture(scope="module")
-def official(server: JudgeServer) -> openai.OpenAI:
+def official(server: JudgeServer) -> Iterator[openai.OpenAI]:
+    with official_client(server) as client:
+        yield client
+
+
+def official_client(server: JudgeServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.base_url, api_key="unused", max_retries=0)
 
 
@@ -128,12 +133,11 @@ def test_the_official_client_understands_errors_models_and_limits(server: JudgeS
         ({"rate_limited": 1.0}, openai.RateLimitError),
         ({"server_error": 1.0}, openai.InternalServerError),
     ):
-        with serve(faults=FaultRates(**faults)) as faulty, pytest.raises(error) as raised:
-            openai.OpenAI(base_url=faulty.base_url, api_key="unused", max_retries=0).chat.completions.create(model="m", messages=user("x"))
+        with serve(faults=FaultRates(**faults)) as faulty, official_client(faulty) as client, pytest.raises(error) as raised:
+            client.chat.completions.create(model="m", messages=user("x"))
         assert raised.value.code
-    with serve(faults=FaultRates(refused=1.0)) as faulty:
-        reply = openai.OpenAI(base_url=faulty.base_url, api_key="unused").chat.completions.create(model="m", messages=user("x"))
-        assert reply.choices[0].finish_reason == "content_filter"
+    with serve(faults=FaultRates(refused=1.0)) as faulty, official_client(faulty) as client:
+        assert client.chat.completions.create(model="m", messages=user("x")).choices[0].finish_reason == "content_filter"
 
 
 def test_alpaca_evals_own_caller_and_parser_read_the_preference(server: JudgeServer) -> None:
@@ -340,9 +344,9 @@ def test_one_server_per_process_and_opinion() -> None:
 
 
 def test_counters_can_be_read_and_reset() -> None:
-    with serve() as counted:
+    with serve() as counted, official_client(counted) as client:
         root = counted.base_url.removesuffix("/v1")
-        openai.OpenAI(base_url=counted.base_url, api_key="unused").chat.completions.create(model="m", messages=user("x"))
+        client.chat.completions.create(model="m", messages=user("x"))
         with urllib.request.urlopen(root + "/counters") as reply:
             assert json.load(reply) == {"calls": 1, "answered": 1, "clean": 1, "max_in_flight": 1}
         with urllib.request.urlopen(urllib.request.Request(root + "/counters", method="POST")):

@@ -248,7 +248,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(inputs: dict[str, Path], tmp
         return loss
 
     monkeypatch.setattr(PreferenceTrainer, "training_step", broken)
-    with pytest.raises(HarnessError, match="step 1: gradient norm is (inf|nan)"):
+    with pytest.raises(HarnessError, match=r"step 1: gradient norm is (inf|nan)"):
         run_train(inputs, tmp_path)
 
 
@@ -319,7 +319,8 @@ torch.set_num_threads(1)
 from harness.trainer import PreferenceTrainer
 from tests import preferences
 folder = Path(sys.argv[1])
-trainer = PreferenceTrainer(preferences.model(dtype=torch.float64), preferences.config(folder, token_budget=40, precompute_ref_log_probs=True), preferences.rows(16))
+config = preferences.config(folder, token_budget=40, precompute_ref_log_probs=True)
+trainer = PreferenceTrainer(preferences.model(dtype=torch.float64), config, preferences.rows(16))
 trainer.train()
 if trainer.is_world_process_zero():
     torch.save({name: value for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()}, folder / "final.pt")

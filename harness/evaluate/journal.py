@@ -119,10 +119,10 @@ class Journal:
 
 
 def finalise(journal: Path, out: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | None = None) -> int:
-    """Write the journal's replies, sorted by (id, repeat), to ``out``; returns the number of ``error`` rows.
+    """Write the journal's replies, sorted by (id, repeat), to ``out``; returns the number of ``error`` rows. Call it when the client is closed.
 
     The first final row of a key wins; an item without one is listed with its last error. ``extra[(id, repeat)]`` adds fields
-    (a parsed rating, say). The journal is deleted, after ``out`` is on disk, when no error is left. Call it when the client is closed.
+    (a parsed rating, say) under other names. The journal is deleted, after ``out`` is on disk, when no error is left.
     """
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
     for row in _parsed_rows(out) + _parsed_rows(journal):
@@ -131,10 +131,14 @@ def finalise(journal: Path, out: Path, extra: Mapping[tuple[str, int], Mapping[s
         if rejected or (identity in rows and rows[identity]["status"] in FINAL_STATUSES):
             continue
         kept = {name: row[name] for name in COMMITTED_FIELDS if name in row}
-        rows[identity] = {**kept, **(extra or {}).get(identity[:2], {})}
+        rows[identity] = {**(extra or {}).get(identity[:2], {}), **kept}
     partial = out.with_name(out.name + ".partial")
-    write_jsonl(partial, [rows[identity] for identity in sorted(rows)])
-    os.replace(partial, out)
+    try:
+        write_jsonl(partial, [rows[identity] for identity in sorted(rows)])
+        os.replace(partial, out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise HarnessError(f"{out}: cannot write ({error.strerror}); the journal is kept, free some space and run again") from None
     errors = sum(1 for row in rows.values() if row["status"] == "error")
     if not errors:
         journal.unlink(missing_ok=True)

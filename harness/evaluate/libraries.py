@@ -104,10 +104,11 @@ def fastchat() -> Any:
             for name in before:
                 sys.modules.pop(name, None)
             for name, old in before.items():
+                leaf = name.rpartition(".")[2]
                 if old is not None:
                     sys.modules[name] = old
-                elif name in ours and package is not None and hasattr(package, name.rpartition(".")[2]):
-                    delattr(package, name.rpartition(".")[2])
+                if name in ours and package is not None and hasattr(package, leaf):
+                    delattr(package, leaf) if old is None else setattr(package, leaf, old)
     module.common = common
     return module
 

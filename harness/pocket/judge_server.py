@@ -8,6 +8,7 @@ opinion is a pure function of (judge seed, prompt, the request's ``seed``), see 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import json
 import math
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -283,14 +284,9 @@ def shared_server(judge: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _shared(settings: str) -> str:
-    manager = serve(json.loads(settings))
-    server = manager.__enter__()
-    _kept.append(manager)
-    return server.base_url
-
-
-_kept: list[Any] = []
-"""Keeps the shared servers' context managers alive."""
+    kept_open = ExitStack()
+    atexit.register(kept_open.close)
+    return kept_open.enter_context(serve(json.loads(settings))).base_url
 
 
 def run_forever(host: str, port: int, settings: Mapping[str, Any] | None = None, faults: FaultRates | None = None) -> None:

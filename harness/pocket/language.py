@@ -44,7 +44,7 @@ EVENTS = {
 }
 """How strong each mood is after an event, 0 to 10, in the order of MOODS."""
 MAX_NUMBER = 60
-LONG_LIST_SHARE = 0.3
+LONG_LIST_SHARE = 0.2
 ORDINALS = ("second", "third", "fourth")
 
 
@@ -63,11 +63,11 @@ class Style:
 
 STYLES = (
     Style("plain", "{content}.", 0.50, 0.26),
-    Style("sentence", "The answer is {content}.", 0.60, 0.26),
-    Style("chatty", "Sure! I am glad to say that it is {content}.", 0.35, 0.20),
-    Style("hedged", "Maybe {content}, but I am not sure.", 0.20, 0.14),
-    Style("courteous", "Here you are: {content}. Enjoy!", 0.70, 0.12),
-    Style("checked", "Checked twice: {content}. Done.", 1.00, 0.02),
+    Style("sentence", "{content} is the answer.", 0.60, 0.26),
+    Style("chatty", "{content}, and I am so glad that you asked.", 0.35, 0.20),
+    Style("hedged", "{content}, maybe, but I doubt it.", 0.20, 0.14),
+    Style("courteous", "{content}; it was a pleasure.", 0.70, 0.12),
+    Style("checked", "{content}: checked twice.", 1.00, 0.02),
 )
 """Worth does not follow length: the longest style is among the worst, the best is of middle length."""
 BEST_STYLE = max(STYLES, key=lambda style: style.worth)

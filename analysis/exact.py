@@ -1,0 +1,202 @@
+"""SELM on a finite answer set, where every expectation is a sum: the paper's statements without sampling.
+
+One prompt, Y answers, softmax policies with one logit per answer. Preferences are Bradley-Terry with soft labels over a
+fixed set of compared pairs. Rewards and log-probabilities in nats; beta as in DPO. NumPy only.
+
+Notation: pi policy, pi_ref reference, r(y) = beta (log pi(y) - log pi_ref(y)) the implicit reward,
+L the exact DPO loss, S = E_{pi_ref}[log pi] the exploration term; SELM minimises L + alpha beta S (arXiv 2405.19332, eq. 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class World:
+    """A reference policy (Y,) and the compared pairs: ``first`` beats ``second`` with probability ``label``; weights sum to 1."""
+
+    reference: Vector
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    labels: Vector
+    weights: Vector
+    beta: float
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """Answers that occur in a compared pair."""
+        return np.unique(np.concatenate([self.first, self.second]))
+
+
+def world(reference: Sequence[float], pairs: Sequence[tuple[int, int]], rewards: Sequence[float], beta: float) -> World:
+    """Pairs of equal weight, labelled by the true rewards: P(first beats second) = sigma(reward difference)."""
+    first, second = (np.array([pair[k] for pair in pairs]) for k in (0, 1))
+    true = np.asarray(rewards, dtype=np.float64)
+    labels = sigmoid(true[first] - true[second])
+    return World(np.asarray(reference, dtype=np.float64), first, second, labels, np.full(len(pairs), 1 / len(pairs)), beta)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 * (1 + np.tanh(np.asarray(x) / 2))
+
+
+def log_softmax(logits: Vector) -> Vector:
+    """log pi of every answer."""
+    shifted = logits - logits.max()
+    normal: Vector = shifted - np.log(np.exp(shifted).sum())
+    return normal
+
+
+def score(logits: Vector) -> NDArray[np.float64]:
+    """(Y, Y) matrix whose row y is the gradient of log pi(y) in the logits: onehot(y) - pi."""
+    matrix: NDArray[np.float64] = np.eye(len(logits)) - np.exp(log_softmax(logits))
+    return matrix
+
+
+def implicit_reward(logits: Vector, at: World) -> Vector:
+    """r(y) = beta (log pi(y) - log pi_ref(y))."""
+    rewards: Vector = at.beta * (log_softmax(logits) - np.log(at.reference))
+    return rewards
+
+
+def kl(p: Vector, q: Vector) -> float:
+    """KL(p || q) in nats."""
+    return float(np.sum(p * (np.log(p) - np.log(q))))
+
+
+def mean_log_ratio(logits: Vector, at: World) -> float:
+    """E_{pi_ref}[r / beta], by the definition of r; section 5.1 says it equals -KL(pi_ref || pi)."""
+    return float(at.reference @ (implicit_reward(logits, at) / at.beta))
+
+
+def dpo_loss(logits: Vector, at: World) -> float:
+    """L = -sum_w [label log sigma(D) + (1 - label) log sigma(-D)], D the difference of implicit rewards."""
+    gap = _gap(logits, at)
+    return float(at.weights @ (at.labels * np.logaddexp(0, -gap) + (1 - at.labels) * np.logaddexp(0, gap)))
+
+
+def dpo_gradient(logits: Vector, at: World) -> Vector:
+    """Gradient of L in the logits."""
+    slope = at.weights * (sigmoid(_gap(logits, at)) - at.labels) * at.beta
+    gradient = np.zeros_like(logits)
+    np.add.at(gradient, at.first, slope)
+    np.add.at(gradient, at.second, -slope)
+    return gradient
+
+
+def _gap(logits: Vector, at: World) -> Vector:
+    rewards = implicit_reward(logits, at)
+    gap: Vector = rewards[at.first] - rewards[at.second]
+    return gap
+
+
+def exploration_gradient(logits: Vector, at: World) -> Vector:
+    """Gradient of S = E_{y ~ pi_ref}[log pi(y)], as written in eq. 4.2."""
+    gradient: Vector = at.reference @ score(logits)
+    return gradient
+
+
+def exploration_gradient_on_policy(logits: Vector, at: World) -> Vector:
+    """The same gradient as eq. 4.3 writes it: E_{y ~ pi}[exp(-r(y) / beta) grad log pi(y)]."""
+    policy = np.exp(log_softmax(logits))
+    gradient: Vector = (policy * np.exp(-implicit_reward(logits, at) / at.beta)) @ score(logits)
+    return gradient
+
+
+def selm_loss(logits: Vector, at: World, alpha: float) -> float:
+    """L + alpha beta S (constants dropped)."""
+    return dpo_loss(logits, at) + alpha * at.beta * float(at.reference @ log_softmax(logits))
+
+
+def selm_gradient(logits: Vector, at: World, alpha: float) -> Vector:
+    """Gradient of ``selm_loss``."""
+    return dpo_gradient(logits, at) + alpha * at.beta * exploration_gradient(logits, at)
+
+
+def descend(at: World, alpha: float, *, steps: int, rate: float, start: Vector | None = None) -> NDArray[np.float64]:
+    """Gradient descent on ``selm_loss`` from the reference (or ``start``): logits after 0..steps steps, (steps + 1, Y)."""
+    logits = np.log(at.reference) if start is None else start.copy()
+    path = [logits]
+    for _ in range(steps):
+        logits = logits - rate * selm_gradient(logits, at, alpha)
+        path.append(logits)
+    return np.array(path)
+
+
+def regularised_value(policy: Vector, rewarder: Vector, at: World) -> float:
+    """E_pi[r_rho] + beta KL(pi || rho) with r_rho the implicit reward of ``rewarder`` (logits of rho): what Theorem 5.1 minimises."""
+    rho = np.exp(log_softmax(rewarder))
+    return float(policy @ implicit_reward(rewarder, at)) + at.beta * kl(policy, rho)
+
+
+def tilted(rewards: Vector, at: World) -> Vector:
+    """The policy that maximises E_pi[reward] - beta KL(pi || pi_ref): pi_ref exp(reward / beta), normalised."""
+    best: Vector = np.exp(log_softmax(np.log(at.reference) + rewards / at.beta))
+    return best
+
+
+def optimism(rewards: Vector, at: World) -> float:
+    """max_pi E_pi[r] - E_{pi_ref}[r] - beta KL(pi || pi_ref) = beta log E_{pi_ref}[exp(r / beta)] - E_{pi_ref}[r] (eq. 4.1)."""
+    scaled = np.log(at.reference) + rewards / at.beta
+    top = scaled.max()
+    return float(at.beta * (top + np.log(np.exp(scaled - top).sum())) - at.reference @ rewards)
+
+
+def reward_models(at: World, true: Vector, low: float, high: float) -> tuple[Vector, Vector]:
+    """Two reward models of the same likelihood: equal on the compared answers, free in [low, high] elsewhere.
+
+    The first puts ``low`` off the data; the optimistic one takes the values that maximise ``optimism``. It is convex in
+    the rewards, so the maximum lies at a corner of the box and every corner is tried.
+    """
+    unseen = np.setdiff1d(np.arange(len(at.reference)), at.seen)
+    plain = true.copy()
+    plain[unseen] = low
+    best, best_value = plain, optimism(plain, at)
+    for corner in product((low, high), repeat=len(unseen)):
+        candidate = true.copy()
+        candidate[unseen] = corner
+        if optimism(candidate, at) > best_value:
+            best, best_value = candidate, optimism(candidate, at)
+    return plain, best
+
+
+FIGURE_ONE = world(
+    reference=(0.22, 0.20, 0.16, 0.12, 0.10, 0.08, 0.07, 0.05),
+    pairs=((0, 1), (1, 2), (0, 2), (2, 3)),
+    rewards=(0.9, 0.5, 0.2, 0.4, 0.1, 0.8, 0.3, 1.0),
+    beta=0.5,
+)
+FIGURE_ONE_REWARDS = np.array([0.9, 0.5, 0.2, 0.4, 0.1, 0.8, 0.3, 1.0])
+
+
+def figure_one(alphas: Sequence[float] = (0.0, 0.3, 1.0), steps: int = 20, rate: float = 1.0) -> dict[str, Any]:
+    """Data of the paper's Fig. 1 and section 5.1, exact: reward models and policies per answer; E_{pi_ref}[r / beta] and
+    the probability of unseen answers along ``steps`` gradient steps, one line per alpha."""
+    at, true = FIGURE_ONE, FIGURE_ONE_REWARDS
+    plain, optimistic = reward_models(at, true, low=0.0, high=1.0)
+    unseen = np.setdiff1d(np.arange(len(true)), at.seen)
+    paths = {alpha: descend(at, alpha, steps=steps, rate=rate) for alpha in alphas}
+    return {
+        "answer": list(range(len(true))),
+        "in_data": [bool(y in at.seen) for y in range(len(true))],
+        "true_reward": true.tolist(),
+        "reward_model": plain.tolist(),
+        "optimistic_reward_model": optimistic.tolist(),
+        "reference": at.reference.tolist(),
+        "policy": tilted(plain, at).tolist(),
+        "optimistic_policy": tilted(optimistic, at).tolist(),
+        "alphas": list(alphas),
+        "steps": list(range(steps + 1)),
+        "mean_log_ratio": [[mean_log_ratio(logits, at) for logits in paths[alpha]] for alpha in alphas],
+        "unseen_probability": [[float(np.exp(log_softmax(logits))[unseen].sum()) for logits in paths[alpha]] for alpha in alphas],
+    }
