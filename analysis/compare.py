@@ -19,7 +19,8 @@ from analysis.text import number, p_value
 from harness.records import HarnessError
 
 DATA = (
-    "measure", "unit", "a", "b", "mean_a", "mean_b", "difference", "items_low", "items_high", "items_p", "A_low", "A_high", "A_p", "B_low", "B_high", "B_p",
+    "measure", "unit", "a", "b", "mean_a", "mean_b", "difference", "items_low", "items_high", "items_p", "A_low", "A_high", "A_p",
+    "B_low", "B_high", "B_p",
     "seeds", "clusters", "scored", "expected",
 )  # fmt: skip
 

@@ -43,7 +43,8 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0;
 .said{background:var(--wash);padding:.5rem .7rem;border-radius:4px}
 .score{font-weight:600;font-size:.88rem;margin:.3rem 0}.judged{border-left:3px solid var(--line);padding-left:.6rem;color:var(--soft)}
 details{margin:.6rem 0}summary{cursor:pointer}
-@media (max-width:40rem){body{font-size:15px}.pair{grid-template-columns:1fr}.wide img{max-width:none;width:42rem}table{font-size:.8rem}th[scope=row]{max-width:9rem;white-space:normal}}
+@media (max-width:40rem){body{font-size:15px}.pair{grid-template-columns:1fr}.wide img{max-width:none;width:42rem}
+  table{font-size:.8rem}th[scope=row]{max-width:9rem;white-space:normal}}
 @media print{nav,#samples{display:none}.scroll{overflow:visible;border:0}h2{break-after:avoid}figure,.exhibit{break-inside:avoid}}
 """
 

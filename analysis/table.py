@@ -94,7 +94,10 @@ def as_csv(table: Table) -> str:
 
 def as_html(table: Table) -> str:
     """A table in a scrollable region; column heads are buttons that sort."""
-    head = "".join(f'<th scope="col" aria-sort="none"><button type="button" class="sort">{text.html(name)}</button></th>' for name in table.columns)
+    head = "".join(
+        f'<th scope="col"{" class=text" if i < table.left else ""} aria-sort="none"><button type="button" class="sort">{text.html(name)}</button></th>'
+        for i, name in enumerate(table.columns)
+    )
     body = []
     for row in table.rows:
         cells = []

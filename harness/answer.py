@@ -37,8 +37,8 @@ class _Ask:
 class _Desk:
     """Draws answers and keeps them by key."""
 
-    def __init__(self, policy: Policy, settings: Mapping[str, Any]) -> None:
-        self.policy, self.settings = policy, settings
+    def __init__(self, policy: Policy, settings: Mapping[str, Any], backend: str) -> None:
+        self.policy, self.settings, self.backend = policy, settings, backend
         self.answers: dict[tuple[Any, ...], Generation] = {}
 
     def seed(self, key: tuple[Any, ...]) -> int:
@@ -53,7 +53,8 @@ class _Desk:
                 self.answers[ask.key] = Generation((), "", "no_answer", str(error))
                 continue
             wanted.append((ask, GenerationRequest(ids, ask.max_new_tokens, ask.temperature, 1.0, self.seed(ask.key))))
-        drawn = generate(self.policy, [request for _, request in wanted], batch_size=int(self.settings.get("generation_batch", 64)))
+        batch = int(self.settings.get("generation_batch", 64))
+        drawn = generate(self.policy, [request for _, request in wanted], batch_size=batch, backend=self.backend)
         self.answers.update({ask.key: answer for (ask, _), answer in zip(wanted, drawn, strict=True)})
 
 
@@ -63,14 +64,15 @@ def run(task: StageTask) -> StageOutcome:
     Benchmark prompts are limited only by what the model can read; held-out prompts over ``max_prompt_length`` tokens are
     "no_answer", as are prompts the model has no room for.
     """
-    settings = task.settings
+    settings, backend = task.settings, str(task.runtime.get("generation_backend", "transformers"))
     policy = load_policy(
         task.inputs["policy"],
         dtype=settings.get("dtype", "float32"),
         attention=settings.get("attention", "sdpa"),
         device=task.runtime.get("device", "cpu"),
+        weights=backend != "vllm",
     )
-    sets, desk = list(settings["sets"]), _Desk(policy, settings)
+    sets, desk = list(settings["sets"]), _Desk(policy, settings, backend)
     unknown = sorted(set(sets) - {"mt_bench", "alpaca_eval", "heldout"})
     if unknown:
         raise HarnessError(f"answer: unknown sets {unknown}; allowed: mt_bench, alpaca_eval, heldout")

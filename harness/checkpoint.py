@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +195,3 @@ class _Memory:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def hub_fingerprint(source: str, settings: Mapping[str, Any]) -> str:
-    """Fingerprint of a checkpoint folder or hub id (see ``resolve``)."""
-    return fingerprint(resolve(source, str(settings.get("revision", "")), pickle_weights=str(settings.get("pickle_weights", ""))))

@@ -165,8 +165,10 @@ def judge(
 
 
 @app.command()
-def published(folder: Annotated[Path, typer.Argument(help="Public artefacts: alpaca_eval/, mt_bench/, academic/ with their published figures.")]) -> None:
-    """Recompute published figures from public artefacts; print published, recomputed, difference, tolerance. Exit status 1 if one is outside.
+def published(
+    folder: Annotated[Path, typer.Argument(help="Public artefacts: alpaca_eval/, mt_bench/, academic/ with their published figures.")],
+) -> None:
+    """Recompute published figures from public artefacts: published, recomputed, difference, tolerance. Exit status 1 if one is outside.
 
     Example: selm published ../shared/data
     """

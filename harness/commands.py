@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary
 from harness.execute import Executor, Inline, Pool, Summary, estimate, execute, retain, terminable
-from harness.plan import Plan, build_plan, files_of, manifest
-from harness.records import HarnessError, canonical_json, content_hash
+from harness.plan import Node, Plan, build_plan, files_of, manifest
+from harness.records import HarnessError, StageTask, canonical_json, content_hash
+from harness.stages import function_of
 from harness.store import Store, hash_file, write_atomic
 from harness.study import Study, compose, load_study
+from harness.worker import merge, runtime_of
 from harness.yaml_strict import parse_scalar
 
 
@@ -237,8 +240,26 @@ def rejudge(path: Path, store_root: Path, results: Path, overrides: Mapping[str,
     if missing:
         raise HarnessError(f"{path}: {len(missing)} sets of answers are not in {store_root}; `selm run` makes them")
     if dry_run:
-        show_judging_cost(waiting, store)
+        total = judging_cost(waiting, store)
+        console.print("Nothing was asked. This would take: " + ", ".join(f"{value:,.2f} {name}" for name, value in total.items()), markup=False)
         return 0
     name = f"{plan.study.name}-judged-by-{content_hash(plan.study.base.judge.model_dump(), length=8)}"
     renamed = dataclasses.replace(plan, study=dataclasses.replace(plan.study, name=name))
     return run_plan(renamed, store_root, results, executor="pool", workers=workers, only=JUDGED)
+
+
+def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
+    """Calls, tokens and price of judging stages, by running each up to the moment it would ask."""
+    from harness.evaluate.judge import DryRunError
+
+    total: dict[str, float] = {}
+    for node in nodes:
+        inputs = {name: store.folder(key) for name, key in node.inputs.items()}
+        with tempfile.TemporaryDirectory() as scratch:
+            runtime = runtime_of(node.runtime) | {"judge_dry_run": True}
+            try:
+                function_of(node.stage)(StageTask(node.key, node.stage, merge(node.settings, node.located), inputs, Path(scratch), runtime))
+            except DryRunError as stopped:
+                for name, value in stopped.costs.items():
+                    total[name] = total.get(name, 0.0) + value
+    return total

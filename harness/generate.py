@@ -56,8 +56,15 @@ def request_seed(*parts: Any) -> int:
     return int(content_hash(*parts, length=16), 16) >> 1
 
 
-def generate(policy: Policy, requests: Sequence[GenerationRequest], *, batch_size: int = 64) -> list[Generation]:
-    """Draw every request, in the order given. Out of memory halves the batch; a single request that does not fit is an "error" row."""
+def generate(policy: Policy, requests: Sequence[GenerationRequest], *, batch_size: int = 64, backend: str = "transformers") -> list[Generation]:
+    """Draw every request, in the order given. Out of memory halves the batch; a single request that does not fit is an "error" row.
+
+    backend "vllm" hands the requests to ``generate_vllm``, which chooses its batches itself.
+    """
+    if backend == "vllm":
+        from harness.generate_vllm import generate_vllm
+
+        return generate_vllm(policy, requests)
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids, i))
     drawn: dict[int, tuple[list[int], Status, str]] = {}
     for start in range(0, len(order), batch_size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.rankers import PAIRWISE, RankContext, Ranked, RankItem, rewards
+from harness.rankers import RankContext, Ranked, RankItem, rewards
 from harness.records import Prompt, Score, StageOutcome, StageTask, Status, content_hash, read_jsonl, write_scores
 
 SETS = (("heldout", "heldout.jsonl"), ("heldout_ood", "ood.jsonl"))
@@ -28,7 +28,7 @@ def run(task: StageTask) -> StageOutcome:
     context = RankContext(ranker, task.runtime, task.out, task.inputs.get("ranker"), task.settings.get("judge"))
     found = rewards([RankItem(p.id, p.messages, texts[p.id]) for p in scored], [p.chosen for p in scored], context)
     by_prompt = {prompt.id: ranked for prompt, ranked in zip(scored, found, strict=True)}
-    judge = str(ranker["kind"]) + (f":{ranker['model']}" if ranker["kind"] in PAIRWISE - {"judge"} and ranker.get("model") else "")
+    judge = _identity(ranker)
     rows = [
         score
         for name, prompt in prompts
@@ -37,6 +37,12 @@ def run(task: StageTask) -> StageOutcome:
     write_scores(task.out / "scores.parquet", rows)
     errors = sum(row.status == "error" for row in rows)
     return StageOutcome(len(rows), errors, dict(context.costs), _means(rows))
+
+
+def _identity(ranker: Mapping[str, Any]) -> str:
+    """The ranker's kind and which checkpoint it is: the fingerprint of local files, or the hub id; never a path."""
+    which = str(ranker.get("model_fingerprint", ""))[:12] or str(ranker.get("model", ""))
+    return f"{ranker['kind']}:{which}" if which else str(ranker["kind"])
 
 
 def _rows(task: StageTask, file: str) -> list[dict[str, Any]]:

@@ -76,21 +76,23 @@ def load_policy(
     device: str = "cpu",
     trust_remote_code: str = "",
     cached: bool = True,
+    weights: bool = True,
 ) -> Policy:
     """Load model and tokenizer from ``folder`` (see ``model_folder``); the last two policies of this process are kept.
 
-    ``cached=False`` gives a model of the caller's own, free to be trained. Raises HarnessError for a missing or broken
+    ``cached=False`` gives a model of the caller's own, free to be trained. ``weights=False`` gives an empty model (its configuration and
+    stop tokens), for a sampler that loads the weights itself. Raises HarnessError for a missing or broken
     checkpoint, pickle weights, or repository code that was not allowed by name.
     """
     path = model_folder(folder)
     where = location(folder)
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
-    key = (str(path.resolve()), dtype, attention, device, trust, str(where.get("chat_template", "")), _stamp(path))
+    key = (str(path.resolve()), dtype, attention, device, trust, str(where.get("chat_template", "")), weights, _stamp(path))
     if cached and key in _CACHE:
         _CACHE.move_to_end(key)
         return _CACHE[key]
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-    model = _load_model(path, dtype, attention, device, trust, where)
+    model = _load_model(path, dtype, attention, device, trust, where) if weights else _empty_model(path, dtype, trust, where)
     policy = Policy(model, tokenizer, path, stop_tokens(tokenizer, model), device)
     if cached:
         _CACHE[key] = policy
@@ -129,6 +131,20 @@ def _load_model(path: Path, dtype: str, attention: str, device: str, trust: str,
         if bar:
             logging.enable_progress_bar()
     return model.to(device).eval()
+
+
+def _empty_model(path: Path, dtype: str, trust: str, where: Mapping[str, Any]) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    check_weights(path, str(where.get("source", path)))
+    may_run_code = check_code(path, str(where.get("source", path)), trust)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=may_run_code, local_files_only=True)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=may_run_code)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model.eval()
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: str = "") -> Any:

@@ -131,7 +131,7 @@ class _Builder:
     # -- what all runs share ---------------------------------------------------------------------------------
     def prepared(self, recipe: Recipe) -> dict[str, str]:
         """Data, base checkpoint, benchmark files and ranker of a recipe."""
-        shared = {"model", "pocket", "data", "evaluation", "ranker", "exploration", "runtime"}
+        shared = {"model", "pocket", "data", "evaluation", "ranker", "ranker_training", "exploration", "runtime"}
         tag = recipe.model_dump_json(include=shared) + f"/{recipe.training.threads}"
         if tag not in self._prepared:
             self._prepared[tag] = self._prepare(recipe)
@@ -157,7 +157,9 @@ class _Builder:
             defining, paths = self.located({"benchmarks": recipe.evaluation.benchmarks} | evaluation)
             benchmarks = self.add("benchmarks.files", defining, {}, recipe, located=paths)
         prepared = {"data": data, "base": base, "benchmarks": benchmarks}
-        if recipe.ranker.kind in ("reward_model", "pairrm"):
+        if recipe.ranker.kind == "reward_model" and not recipe.ranker.model:
+            prepared["ranker"] = self.add("ranker.train", recipe.ranker_training.model_dump() | threads, {"data": data, "base": base}, recipe)
+        elif recipe.ranker.kind in ("reward_model", "pairrm"):
             prepared["ranker"] = self._checkpoint(recipe, recipe.ranker.model, recipe.ranker.revision, needs_template=False)
         if recipe.exploration.checkpoint:
             prepared["explorer"] = self._checkpoint(recipe, recipe.exploration.checkpoint, "")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.generate import Generation, GenerationRequest, generate, request_seed
+from harness.generate import GenerationRequest, generate, request_seed
 from harness.models import Policy, PromptTooLongError, encode_prompt, load_policy
 from harness.records import HarnessError, Prompt, Response, StageOutcome, StageTask, content_hash, read_jsonl, write_jsonl
 
@@ -65,7 +65,8 @@ def run(task: StageTask) -> StageOutcome:
         task.inputs["policy"],
         dtype=settings.get("dtype", "float32"),
         attention=settings.get("attention", "sdpa"),
-        device="cpu" if task.runtime.get("generation_backend") == "vllm" else task.runtime.get("device", "cpu"),
+        device=task.runtime.get("device", "cpu"),
+        weights=task.runtime.get("generation_backend") != "vllm",
     )
     kept, overlong = fit(policy.tokenizer, prompts, int(settings.get("max_prompt_length", 0)), str(settings.get("overlong_prompts", "drop")))
     samples = 1 if settings["decoding"] == "greedy" else int(settings["samples"])
@@ -129,18 +130,11 @@ def _draw(
     missing = [w for w in wanted if (w.prompt.id, w.sample, w.seed) not in done]
     heat = 0.0 if settings["decoding"] == "greedy" else float(settings["temperature"])
     requests = [GenerationRequest(w.ids, int(settings["max_new_tokens"]), heat, float(settings.get("top_p", 1.0)), w.seed) for w in missing]
-    answers = _generate(policy, requests, int(settings.get("generation_batch", 64)), runtime)
+    backend = str(runtime.get("generation_backend", "transformers"))
+    answers = generate(policy, requests, batch_size=int(settings.get("generation_batch", 64)), backend=backend)
     drawn = [Response(w.prompt.id, w.sample, a.text, a.token_ids, a.status, w.seed) for w, a in zip(missing, answers, strict=True)]
     done.update({(r.prompt_id, r.sample, r.seed): r for r in drawn})
     responses = [done[w.prompt.id, w.sample, w.seed] for w in wanted]
     write_jsonl(file.with_suffix(".part"), responses)
     os.replace(file.with_suffix(".part"), file)
     return responses, drawn
-
-
-def _generate(policy: Policy, requests: Sequence[GenerationRequest], batch: int, runtime: Mapping[str, Any]) -> list[Generation]:
-    if runtime.get("generation_backend", "transformers") == "vllm":
-        from harness.generate_vllm import generate_vllm
-
-        return generate_vllm(policy, requests)
-    return generate(policy, requests, batch_size=batch)

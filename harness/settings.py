@@ -111,8 +111,19 @@ class ExplorationSettings(Section):
 class RankerSettings(Section):
     kind: Literal["oracle", "reward_model", "pairrm", "judge"] = "oracle"
     model: str = ""
+    """Checkpoint of the ranker. Empty with kind reward_model: one is trained in place on ``data.ranker_pairs`` held-aside pairs."""
     revision: str = ""
     max_length: Positive = 1024
+
+
+class RankerTrainingSettings(Section):
+    """How a reward model is trained in place (``ranker.kind: reward_model`` without a model)."""
+
+    learning_rate: float = 1e-5
+    batch_size: Positive = 16
+    epochs: Positive = 1
+    max_length: Positive = 1024
+    seed: NonNegative = 0
 
 
 class PairSettings(Section):
@@ -258,6 +269,7 @@ class Recipe(Section):
     objective: ObjectiveSettings = ObjectiveSettings()
     exploration: ExplorationSettings = ExplorationSettings()
     ranker: RankerSettings = RankerSettings()
+    ranker_training: RankerTrainingSettings = RankerTrainingSettings()
     pairs: PairSettings = PairSettings()
     training: TrainingSettings = TrainingSettings()
     judge: JudgeSettings = JudgeSettings()
@@ -271,6 +283,10 @@ class Recipe(Section):
             raise ValueError(f"model.trust_remote_code names {self.model.trust_remote_code!r}, but model.source is {self.model.source!r}")
         if self.data.source != "pocket" and not self.data.path:
             raise ValueError(f"data.path is empty; data.source {self.data.source!r} needs one")
+        if self.ranker.kind == "reward_model" and not self.ranker.model and not self.data.ranker_pairs:
+            raise ValueError("ranker.kind is reward_model: give ranker.model, or data.ranker_pairs to train one in place")
+        if self.ranker.kind == "pairrm" and not self.ranker.model:
+            raise ValueError("ranker.kind is pairrm: give ranker.model")
         if (self.model.source == "pocket") != (self.data.source == "pocket"):
             raise ValueError("model.source and data.source must both be 'pocket' or neither")
         return self

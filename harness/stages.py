@@ -42,6 +42,7 @@ STAGES: dict[str, Stage] = {
     "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py",), 1),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", *_LANGUAGE), 1),
     "benchmarks.files": Stage("harness.evaluate.files:run", 1, ("harness/evaluate/files.py", "harness/evaluate/academic_files.py"), 2),
+    "ranker.train": Stage("harness.reward_train:run", 1, ("harness/reward_train.py", *_POLICY), 60, True),
     "rollout": Stage("harness.rollout:run", 1, ("harness/rollout.py", *_GENERATE), 3, True),
     "rank": Stage("harness.rank:run", 1, ("harness/rank.py",), 1, True),
     "pairs.merge": Stage("harness.rank:merge", 1, ("harness/rank.py",), 0.1),

@@ -28,10 +28,17 @@ def gamed_rows(count: int = N, seed: int = 0) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     difficulty = rng.normal(0, 1, count).tolist()
     return [
-        {"model": model, "preference": float(rng.uniform(0.2, 0.8)), "index": i, "instruction_difficulty": difficulty[i], "std_delta_len": sign * float(rng.uniform(0, 2)),
-         "not_gamed_baseline": False}
-        for model, sign in (("verbose", -1), ("concise", 1)) for i in range(count)
-    ]  # fmt: skip
+        {
+            "model": model,
+            "preference": float(rng.uniform(0.2, 0.8)),
+            "index": i,
+            "instruction_difficulty": difficulty[i],
+            "std_delta_len": sign * float(rng.uniform(0, 2)),
+            "not_gamed_baseline": False,
+        }
+        for model, sign in (("verbose", -1), ("concise", 1))
+        for i in range(count)
+    ]
 
 
 def answers_of(count: int = N) -> list[dict[str, Any]]:
@@ -116,8 +123,12 @@ def test_length_controlled_point_is_the_librarys_and_pseudo_values_average_to_it
         outcome = alpaca_eval.run(task)
     preference = {item: row["value"] / 100 + 1 for (item, _), row in scores_of(task).items()}
     baseline = json.loads((task.inputs["benchmarks"] / "alpaca_eval" / "eval.json").read_text())
-    frame = pd.DataFrame([{"preference": preference[a["id"]], "output_1": b["output"], "output_2": a["output"], "generator_1": "b", "generator_2": "m"}
-                          for a, b in zip(answers_of(), baseline, strict=True)])  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {"preference": preference[a["id"]], "output_1": b["output"], "output_2": a["output"], "generator_1": "b", "generator_2": "m"}
+            for a, b in zip(answers_of(), baseline, strict=True)
+        ]
+    )
     library = libraries.library_length_controlled(frame, task.inputs["benchmarks"] / "alpaca_eval" / "df_gamed.csv")
     assert outcome.summary["length_controlled_win_rate"] == pytest.approx(library["length_controlled_winrate"], abs=1e-9)
     pseudo = np.array([row["value"] for row in scores_of(task, "length_controlled_win_rate").values()])
@@ -147,9 +158,17 @@ def test_failed_and_missing_answers_are_never_judged_and_never_numbers(world: Wr
         outcome = alpaca_eval.run(task)
         assert server.counters["calls"] <= N - 4
     scores = scores_of(task)
-    assert {item: row["status"] for (item, _), row in scores.items() if row["status"] != "ok"} == {"1": "error", "2": "no_answer", "3": "error", "23": "no_answer"}
-    assert all((row["value"] is None) == (row["status"] != "ok") for metric in ("win_rate", "length_controlled_win_rate", "length")
-               for row in scores_of(task, metric).values())  # fmt: skip
+    assert {item: row["status"] for (item, _), row in scores.items() if row["status"] != "ok"} == {
+        "1": "error",
+        "2": "no_answer",
+        "3": "error",
+        "23": "no_answer",
+    }
+    assert all(
+        (row["value"] is None) == (row["status"] != "ok")
+        for metric in ("win_rate", "length_controlled_win_rate", "length")
+        for row in scores_of(task, metric).values()
+    )
     assert (outcome.errors, outcome.summary["n_total"], outcome.summary["truncated"]) == (2, N - 4, ["4"])
 
 
@@ -160,14 +179,28 @@ def test_partial_sets_are_joined_by_id_not_by_position(world: Write) -> None:
     with serve() as server:
         task = world([row for row in answers_of() if row["id"] not in ("1", "5")], server.base_url)
         outcome = alpaca_eval.run(task)
-    kept = [(item, row["value"] / 100 + 1) for (item, _), row in sorted(scores_of(task).items(), key=lambda i: int(i[0][0])) if row["value"] is not None]
+    kept = [
+        (item, row["value"] / 100 + 1) for (item, _), row in sorted(scores_of(task).items(), key=lambda i: int(i[0][0])) if row["value"] is not None
+    ]
     baseline = json.loads((task.inputs["benchmarks"] / "alpaca_eval" / "eval.json").read_text())
-    frame = pd.DataFrame([{"preference": p, "output_1": baseline[int(i)]["output"], "output_2": answers_of()[int(i)]["output"], "generator_1": "b", "generator_2": "m"}
-                          for i, p in kept])  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {
+                "preference": p,
+                "output_1": baseline[int(i)]["output"],
+                "output_2": answers_of()[int(i)]["output"],
+                "generator_1": "b",
+                "generator_2": "m",
+            }
+            for i, p in kept
+        ]
+    )
     gamed = alpaca_metrics.keep_gamed(gamed_rows(), [int(i) for i, _ in kept])
     alpaca_metrics.write_gamed(task.out / "kept.csv", gamed)
     by_id = libraries.library_length_controlled(frame.copy(), task.out / "kept.csv")["length_controlled_winrate"]
-    by_position = libraries.library_length_controlled(frame.copy(), task.inputs["benchmarks"] / "alpaca_eval" / "df_gamed.csv")["length_controlled_winrate"]
+    by_position = libraries.library_length_controlled(frame.copy(), task.inputs["benchmarks"] / "alpaca_eval" / "df_gamed.csv")[
+        "length_controlled_winrate"
+    ]
     assert outcome.summary["length_controlled_win_rate"] == pytest.approx(by_id, abs=1e-9)
     assert abs(by_id - by_position) > 1e-3
 
@@ -275,7 +308,7 @@ def test_gamed_files_with_holes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no column index"):
         alpaca_metrics.read_gamed(tmp_path / "h.csv", 5)
     (tmp_path / "i.csv").write_text("model,preference,index,instruction_difficulty,std_delta_len,not_gamed_baseline\nv,high,0,0,0,False\n")
-    with pytest.raises(HarnessError, match="i.csv:2"):
+    with pytest.raises(HarnessError, match=r"i\.csv:2"):
         alpaca_metrics.read_gamed(tmp_path / "i.csv", 5)
 
 
@@ -365,10 +398,18 @@ def test_at_most_eight_checkpoints() -> None:
 
 
 def files_task(out: Path, shared_data: Path, limit: int = 0, **changed: Any) -> StageTask:
-    alpaca = AlpacaEvalSettings(instructions=str(shared_data / "alpaca_eval/gpt4_1106_preview/model_outputs.json"), limit=limit,
-                                gamed_baseline=str(shared_data / "alpaca_eval/df_gamed_reconstructed.csv")).model_dump()  # fmt: skip
-    mt = MTBenchSettings(questions=str(shared_data / "mt_bench/question.jsonl"), references=str(shared_data / "mt_bench/reference_answers_gpt-4.jsonl"),
-                         judge_prompts=str(shared_data / "mt_bench/judge_prompts.jsonl"), reference_set="gpt-4", limit=limit).model_dump()  # fmt: skip
+    alpaca = AlpacaEvalSettings(
+        instructions=str(shared_data / "alpaca_eval/gpt4_1106_preview/model_outputs.json"),
+        limit=limit,
+        gamed_baseline=str(shared_data / "alpaca_eval/df_gamed_reconstructed.csv"),
+    ).model_dump()
+    mt = MTBenchSettings(
+        questions=str(shared_data / "mt_bench/question.jsonl"),
+        references=str(shared_data / "mt_bench/reference_answers_gpt-4.jsonl"),
+        judge_prompts=str(shared_data / "mt_bench/judge_prompts.jsonl"),
+        reference_set="gpt-4",
+        limit=limit,
+    ).model_dump()
     settings = {"benchmarks": ["mt_bench", "alpaca_eval"], "mt_bench": mt, "alpaca_eval": alpaca | changed}
     out.mkdir()
     return StageTask("k", "benchmarks.files", settings, {}, out, {})
@@ -408,7 +449,7 @@ def test_bad_instruction_files_are_named(shared_data: Path, tmp_path: Path, text
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(HarnessError, match=message):
         files.run(files_task(tmp_path / "out", shared_data, instructions=str(tmp_path / "bad.json")))
-    with pytest.raises(HarnessError, match="gamed_baseline: .* does not exist"):
+    with pytest.raises(HarnessError, match=r"gamed_baseline: .* does not exist"):
         files.run(files_task(tmp_path / "other", shared_data, gamed_baseline=str(tmp_path / "none.csv")))
 
 
@@ -416,7 +457,9 @@ def test_real_annotations_give_the_published_metrics(shared_data: Path) -> None:
     """claude-2's published preferences through our metrics: win rate and standard error exact, LC within 0.16."""
     stored = json.loads((shared_data / "alpaca_eval" / "claude-2" / "annotations.json").read_text())
     gamed = alpaca_metrics.read_gamed(shared_data / "alpaca_eval/df_gamed_reconstructed.csv", 805)
-    found = alpaca_metrics.compute_metrics([r["preference"] for r in stored], [r["output_1"] for r in stored], [r["output_2"] for r in stored], list(range(805)), gamed)
+    found = alpaca_metrics.compute_metrics(
+        [r["preference"] for r in stored], [r["output_1"] for r in stored], [r["output_2"] for r in stored], list(range(805)), gamed
+    )
     assert found.win_rate == pytest.approx(17.188240355992388, abs=1e-6)
     assert found.standard_error == pytest.approx(1.174828, abs=1e-6)
     assert found.length_controlled == pytest.approx(28.1552, abs=0.16)

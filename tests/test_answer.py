@@ -105,7 +105,7 @@ def _requests(monkeypatch) -> list[list[g.GenerationRequest]]:
     calls: list[list[g.GenerationRequest]] = []
     real = g.generate
 
-    def spy(policy, requests, *, batch_size=64):
+    def spy(policy, requests, *, batch_size=64, backend="transformers"):
         calls.append(list(requests))
         return real(policy, requests, batch_size=batch_size)
 
@@ -145,7 +145,7 @@ def test_a_failed_first_turn_fails_the_second_and_is_never_text(inputs, tmp_path
     real = g.generate
     calls = []
 
-    def fails(policy, requests, *, batch_size=64):
+    def fails(policy, requests, *, batch_size=64, backend="transformers"):
         calls.append(len(requests))
         made = real(policy, requests, batch_size=batch_size)
         return [g.Generation((), "", "error", "injected"), *made[1:]] if len(calls) == 1 else made
@@ -208,6 +208,13 @@ def test_heldout_scores_by_hand(tmp_path, inputs, monkeypatch):
     assert (rows["heldout_ood", "o0", "reward"]["value"], rows["heldout_ood", "o0", "reward"]["status"]) == (None, "no_answer")
     assert rows["heldout", "h0", "reward"]["cluster"] == "h0"
     assert outcome.errors == 1
+
+
+def test_scores_name_the_ranker_and_never_a_path(tmp_path, inputs, monkeypatch):
+    _oracle_by_length(monkeypatch)
+    ranker = {"kind": "oracle", "model": "/somewhere/model", "model_fingerprint": "0123456789abcdef"}
+    rows, _ = _score(tmp_path, inputs, [Response("h0", 0, "ab", (2,))], ranker=ranker)
+    assert {row["judge"] for row in rows.values()} == {"oracle:0123456789ab"}
 
 
 def test_an_empty_answer_is_an_answer(tmp_path, inputs, monkeypatch):

@@ -145,6 +145,14 @@ def test_cache_keeps_two_and_gives_a_trainer_its_own(tmp_path):
     assert models.load_policy(folders[0]) is not first
 
 
+def test_an_empty_model_has_the_configuration_and_the_stop_tokens(tmp_path):
+    folder = tiny.checkpoint(tmp_path, style="phi3")
+    full, empty = models.load_policy(folder), models.load_policy(folder, weights=False, dtype="bfloat16")
+    assert empty.stop_token_ids == full.stop_token_ids
+    assert (empty.model.dtype, empty.model.device.type) == (torch.bfloat16, "meta")
+    assert models.load_policy(folder) is full
+
+
 def test_a_folder_written_again_is_loaded_again(tmp_path):
     old = models.load_policy(tiny.checkpoint(tmp_path, seed=0)).model.lm_head.weight.clone()
     new = models.load_policy(tiny.checkpoint(tmp_path, seed=1)).model.lm_head.weight

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.evaluate import fastchat_bench, libraries, mt_bench
-from harness.evaluate.verdicts import ALPACA_EVAL_PATTERNS, MT_BENCH_PATTERNS, ZERO_WIDTH, neutralise, parse_rating
+from harness.evaluate import fastchat_bench, libraries, mt_bench, mt_bench_pairwise
+from harness.evaluate.verdicts import ALPACA_EVAL_PATTERNS, MT_BENCH_PATTERNS, ZERO_WIDTH, neutralise, parse_choice, parse_rating
 from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl, write_jsonl
 from harness.settings import JudgeSettings
@@ -96,7 +96,7 @@ def judged(task: StageTask) -> tuple[StageOutcome, dict[tuple[str, int], dict[st
         ("", None, "no_verdict"),
         ("[[" * 5000, None, "no_verdict"),
     ],
-)  # fmt: skip
+)
 def test_the_last_final_verdict_counts(text: str, value: float | None, reason: str) -> None:
     assert (parse_rating(text).value, parse_rating(text).reason) == (value, reason)
 
@@ -199,7 +199,16 @@ def test_failed_answers_are_never_judged(world: Write) -> None:
         outcome, scores = judged(world(rows, server.base_url))
         assert server.counters["calls"] == 4
     statuses = {item: row["status"] for (item, _), row in scores.items()}
-    assert statuses == {"81:1": "ok", "81:2": "error", "82:1": "error", "82:2": "error", "83:1": "ok", "83:2": "no_answer", "84:1": "ok", "84:2": "ok"}
+    assert statuses == {
+        "81:1": "ok",
+        "81:2": "error",
+        "82:1": "error",
+        "82:2": "error",
+        "83:1": "ok",
+        "83:2": "no_answer",
+        "84:1": "ok",
+        "84:2": "ok",
+    }
     assert [row["value"] for row in scores.values() if row["status"] != "ok"] == [None] * 4
     assert outcome.errors == 3
     assert outcome.summary["truncated"] == ["84:1", "84:2"]
@@ -231,7 +240,11 @@ def test_reordered_answers_give_the_same_numbers(world: Write) -> None:
 
 
 def test_unreadable_verdicts_are_asked_again_within_bounds_then_unparsed(world: Write) -> None:
-    with serve(script=lambda body: "No idea." if "Ask 81" in body["messages"][-1]["content"] and "More" not in body["messages"][-1]["content"] else RATED) as server:
+    def script(body: Mapping[str, Any]) -> str:
+        text = body["messages"][-1]["content"]
+        return "No idea." if "Ask 81" in text and "More" not in text else RATED
+
+    with serve(script=script) as server:
         outcome, scores = judged(world(url=server.base_url))
         assert server.counters["calls"] == 7 + 3
     assert (scores["81:1", 0]["status"], scores["81:1", 0]["value"]) == ("unparsed", None)
@@ -342,3 +355,41 @@ def test_broken_benchmark_files_are_refused_with_file_and_key(world: Write, file
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(HarnessError, match=message):
         fastchat_bench.load_bench(path.parent)
+
+
+# -- pairwise grading ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [("[[A]]", "A"), ("Not [[A]].\n\nFinal verdict: [[B]]", "B"), ("[[A]] or [[B]]", ""), ("nothing", ""), ("[[C]] … [[C]]", "C"), ("[[D]]", "")],
+)
+def test_the_last_final_choice_counts(text: str, choice: str) -> None:
+    assert parse_choice(text) == choice
+
+
+def test_two_games_decide_and_contradictions_are_ties(world: Write, shared_data: Path, tmp_path: Path) -> None:
+    """Question 81: b's longer answer wins both games. 82: the judge always names the first shown, so the games contradict each other."""
+
+    def script(body: Mapping[str, Any]) -> str:
+        text = body["messages"][-1]["content"]
+        if "Ask 82" in text:
+            return "[[A]]"
+        return "[[A]]" if text.index("short") > text.index("quite a long answer") else "[[B]]"
+
+    a, b = [answer(n, "short", "short") for n in (81, 82)], [answer(n, "quite a long answer", "quite a long answer") for n in (81, 82, 83)]
+    with serve(script=script) as server:
+        task = world(a, server.base_url)
+        (tmp_path / "b").mkdir()
+        write_jsonl(tmp_path / "b" / "mt_bench.jsonl", b)
+        prompts = task.inputs["benchmarks"] / "mt_bench" / "judge_prompts.jsonl"
+        inputs = {"answer_a": task.inputs["answer"], "answer_b": tmp_path / "b", "benchmarks": task.inputs["benchmarks"]}
+        task = StageTask("k", "judge.mt_bench_pairwise", task.settings, inputs, task.out, task.runtime)
+        with pytest.raises(HarnessError, match="pair-v2"):
+            mt_bench_pairwise.run(task)
+        prompts.write_text((shared_data / "mt_bench" / "judge_prompts.jsonl").read_text())
+        outcome = mt_bench_pairwise.run(task)
+        assert server.counters["calls"] == 8
+    values = {item: row["value"] for (item, _), row in scores_of(task).items()}
+    assert (values["81:1"], values["81:2"], values["82:1"], values["82:2"], values["83:1"]) == (100.0, 100.0, 50.0, 50.0, None)
+    assert outcome.summary == {"win_rate": 75.0, "scored": 4, "expected": 8, "outcomes": {"b": 2, "inconsistent": 2, "no_answer": 4}}

@@ -59,7 +59,9 @@ def test_leaderboard_columns_are_exact(rows: list[published.Row], model: str, fi
     assert abs(row.difference) <= 1e-6
 
 
-@pytest.mark.parametrize(("model", "lc"), [("claude-2", 28.1552), ("OpenHermes-2.5-Mistral-7B", 16.2486), ("alpaca-7b", 5.8755), ("NullModel", 86.4578)])
+@pytest.mark.parametrize(
+    ("model", "lc"), [("claude-2", 28.1552), ("OpenHermes-2.5-Mistral-7B", 16.2486), ("alpaca-7b", 5.8755), ("NullModel", 86.4578)]
+)
 def test_length_controlled_win_rate_is_refitted(rows: list[published.Row], model: str, lc: float) -> None:
     row = find(rows, model, "length_controlled_winrate")
     assert row.published == pytest.approx(lc, abs=1e-4)
@@ -85,7 +87,9 @@ def test_weights_reproduce_most_of_the_leaderboard_and_stale_ones_are_named(rows
     assert "weights not current" in find(rows, "NullModel", "length_controlled_winrate (weights)").note
 
 
-@pytest.mark.parametrize(("model", "figures"), [("mamba_0_5_dpo_ep3", (7.7375, 6.8875, 7.3125)), ("mamba_0_875_dpo_ep3", (6.93125, 5.80625, 6.36875))])
+@pytest.mark.parametrize(
+    ("model", "figures"), [("mamba_0_5_dpo_ep3", (7.7375, 6.8875, 7.3125)), ("mamba_0_875_dpo_ep3", (6.93125, 5.80625, 6.36875))]
+)
 def test_mt_bench_scores_prompts_and_ratings_are_exact(rows: list[published.Row], model: str, figures: tuple[float, float, float]) -> None:
     assert tuple(find(rows, model, name).recomputed for name in ("turn_1", "turn_2", "mean")) == figures
     assert find(rows, model, "judge prompts rendered").recomputed == 160
@@ -106,12 +110,17 @@ def test_eq_bench_is_reproduced(rows: list[published.Row]) -> None:
         ("alpaca_eval/leaderboard.csv", "28.155196", "28.655196", "claude-2", "length_controlled_winrate"),
         ("alpaca_eval/published_glm_weights.csv", "claude-2,", "claude-2,9,9,9\nold,", "claude-2", "length_controlled_winrate (weights)"),
         ("mt_bench/published.csv", "7.3125", "7.3", "mamba_0_5_dpo_ep3", "mean"),
-        ("mt_bench/judge_prompts.jsonl", "strictly following this format: \\\"[[rating]]\\\"", "following this format: \\\"[[rating]]\\\"", "mamba_0_5_dpo_ep3",
-         "judge prompts rendered"),
+        (
+            "mt_bench/judge_prompts.jsonl",
+            'strictly following this format: \\"[[rating]]\\"',
+            'following this format: \\"[[rating]]\\"',
+            "mamba_0_5_dpo_ep3",
+            "judge prompts rendered",
+        ),
         ("mt_bench/judgments_mamba_0_5_dpo_ep3.jsonl", '"score": 10,', '"score": 9,', "mamba_0_5_dpo_ep3", "ratings read"),
         ("academic/huggingfaceh4__zephyr-7b-beta_eqbench_v2_results.json", "58.33", "58.43", "huggingfaceh4__zephyr-7b-beta", "eq_bench"),
     ],
-)  # fmt: skip
+)
 def test_a_changed_figure_fails(copy: Path, file: str, old: str, new: str, model: str, figure: str) -> None:
     only(copy / "alpaca_eval", "claude-2", "gpt4_1106_preview")
     for part in {"alpaca_eval", "mt_bench", "academic"} - {file.split("/")[0]}:

@@ -278,6 +278,21 @@ def test_reward_model_trained_in_place_ranks_its_pairs(tmp_path):
     assert all(r.scores[0] > r.scores[1] for r in found)
 
 
+def test_ranker_train_stage_needs_pairs_set_aside(tmp_path):
+    base, data, out = tiny.checkpoint(tmp_path / "base", style="zephyr"), tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    out.mkdir()
+    settings = {"seed": 0, "learning_rate": 1e-4, "batch_size": 2, "epochs": 1, "max_length": 40}
+    task = StageTask("k", "ranker.train", settings, {"base": base, "data": data}, out)
+    with pytest.raises(HarnessError, match=r"set data\.ranker_pairs"):
+        reward_train.run(task)
+    write_jsonl(data / "ranker.jsonl", [*PROMPTS, Prompt("long", USER, "x" * 40, "y")])
+    outcome = reward_train.run(task)
+    assert (outcome.summary["pairs"], outcome.summary["left_out"]) == (4, 1)
+    model, _ = reward_model.load(str(out), "cpu")
+    assert model.config.num_labels == 1
+
+
 # PairRM -----------------------------------------------------------------------------------------------------
 
 

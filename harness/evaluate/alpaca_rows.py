@@ -69,7 +69,7 @@ def safe_pair(row: Row) -> Pair:
     baseline, output = row.item.output, row.output
     if baseline != output:
         baseline, in_baseline = verdicts.neutralise(baseline, verdicts.ALPACA_EVAL_PATTERNS)
-        in_output: list[str] = []
+        output, in_output = verdicts.neutralise(output, verdicts.ALPACA_EVAL_PATTERNS)
         row.flags += [f"neutralised in the baseline: {match}" for match in in_baseline] + [f"neutralised: {match}" for match in in_output]
     return Pair(row.item.id, row.item.instruction, baseline, output)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate import libraries
-from harness.records import HarnessError, content_hash, read_jsonl
+from harness.evaluate import libraries, verdicts
+from harness.records import HarnessError, Status, content_hash, read_jsonl
 
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
 """FastChat's NEED_REF_CATS: these categories are judged with the ``-math-`` prompts and a reference answer."""
 PROMPT_NAMES = {"default": "single-v1", "math": "single-math-v1", "default-mt": "single-v1-multi-turn", "math-mt": "single-math-v1-multi-turn"}
+PAIR_PROMPT_NAMES = ("pair-v2", "pair-math-v1", "pair-v2-multi-turn", "pair-math-v1-multi-turn")
 OFFICIAL = {"questions": "1c5ac98db58b", "references": "88f06568f8ba", "judge_prompts": "ca2cb45233ee"}
 """Content hashes of lm-sys/FastChat's 80 questions, 30 GPT-4 references and four single-answer prompts."""
 OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
@@ -92,6 +93,41 @@ def read_answers(path: Path) -> dict[int, dict[str, Any]]:
     return answers
 
 
+def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:
+    """Text and status of one turn of an answer row; rows without ``status`` (FastChat's own) are judged by their text."""
+    turns = answer["choices"][0]["turns"]
+    text = turns[turn - 1] if turn <= len(turns) else ""
+    statuses = answer.get("status") or []
+    status: Status = statuses[turn - 1] if turn <= len(statuses) else "ok"
+    if status in ("ok", "truncated") and str(text).strip() in verdicts.FAILED_ANSWERS:
+        return "", "error"
+    if status in ("ok", "truncated") and not str(text).strip():
+        return "", "no_answer"
+    return text, status
+
+
+def turn_status(answer: Mapping[str, Any] | None, turn: int) -> Status:
+    """``ok`` when this turn and the ones before it have an answer to judge (cut-off ones count); else the worst of their statuses."""
+    if answer is None:
+        return "no_answer"
+    found = [turn_of(answer, t)[1] for t in range(1, turn + 1)]
+    for status in ("error", "refused", "no_answer", "unparsed"):
+        if status in found:
+            return status  # type: ignore[return-value]
+    return "ok"
+
+
+def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, list[str]]]:
+    """The answer row with verdict syntax and prompt delimiters defused, and what was found by turn."""
+    turns, found = [], {}
+    for turn, text in enumerate(answer["choices"][0]["turns"], 1):
+        defused, matches = verdicts.neutralise(str(text), verdicts.MT_BENCH_PATTERNS)
+        turns.append(defused)
+        if matches:
+            found[turn] = matches
+    return {**answer, "choices": [{"index": 0, "turns": turns}]}, found
+
+
 def reference_turns(bench: Bench, question: Mapping[str, Any]) -> list[str] | None:
     """The reference answers a question is judged with, if its category wants any."""
     return list(bench.references[question["question_id"]]["choices"][0]["turns"]) if question["category"] in NEED_REFERENCE else None
@@ -105,6 +141,32 @@ def make_match(bench: Bench, question: Mapping[str, Any], turn: int, answer: Map
     references = {judge_model: dict(bench.references)} if needs else None
     answers = {"answer": {question["question_id"]: answer}}
     return fastchat.make_match_single([question], ["answer"], answers, judge, None, references, turn == 2)[0]
+
+
+def make_pair(bench: Bench, question: Mapping[str, Any], turn: int, answers: tuple[Mapping[str, Any], Mapping[str, Any]], judge_model: str) -> Any:
+    """FastChat's MatchPair of two models' answers to one question and turn; HarnessError when the bench has no pairwise prompts."""
+    missing = [name for name in PAIR_PROMPT_NAMES if name not in bench.prompts]
+    if missing:
+        raise HarnessError(f"judge_prompts.jsonl: no judge prompt named {', '.join(missing)}; pairwise grading needs them")
+    fastchat = libraries.fastchat()
+    needs = question["category"] in NEED_REFERENCE
+    judge = fastchat.make_judge_pairwise(judge_model, dict(bench.prompts))[("math" if needs else "default") + ("-mt" if turn == 2 else "")]
+    references = {judge_model: dict(bench.references)} if needs else None
+    given = {name: {question["question_id"]: answer} for name, answer in zip(("a", "b"), answers, strict=True)}
+    return fastchat.make_match([question], ["a"], given, judge, "b", references, turn == 2)[0]
+
+
+def play_pair(match: Any, judgments: Sequence[str] = ("[[C]]", "[[C]]")) -> tuple[list[list[dict[str, str]]], dict[str, Any]]:
+    """FastChat's two games of a pair (a first, then b first) with these judgments: (messages of each game, FastChat's result row)."""
+    sent: list[list[dict[str, str]]] = []
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        sent.append(messages)
+        return judgments[len(sent) - 1]
+
+    with libraries.fastchat_completions(answer, match.judge.model_name) as fastchat:
+        row: dict[str, Any] = fastchat.play_a_match_pair(match, output_file=None)
+    return sent, row
 
 
 def render(match: Any) -> tuple[list[dict[str, str]], str]:

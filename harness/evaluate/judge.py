@@ -73,6 +73,14 @@ def request_key(request: JudgeRequest, judge: Mapping[str, Any], identity: str) 
     return content_hash(identity, _body(request, judge), request.repeat)
 
 
+class DryRunError(HarnessError):
+    """Raised in place of asking when runtime has ``judge_dry_run``; ``costs`` is what the requests would take."""
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        super().__init__("dry run: nothing was asked")
+        self.costs = dict(costs)
+
+
 class JudgeClient:
     """``with JudgeClient(judge, runtime, journal) as client: client.complete(requests)``.
 
@@ -92,6 +100,7 @@ class JudgeClient:
         if self.max_cost_usd and judge["kind"] != "pocket" and not any(self.prices):
             raise HarnessError("max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million and price_completion_usd_per_million")
         rate = float(runtime.get("judge_requests_per_minute", 0))
+        self.dry_run = bool(runtime.get("judge_dry_run", False))
         self._interval_s = 60.0 / rate if rate else 0.0
         self._next_slot = 0.0
         self._no_slack = False
@@ -136,8 +145,11 @@ class JudgeClient:
         """Replies in the order of ``requests``. Rejected by ``accept`` after ``reasks`` more tries: status ``unparsed``.
 
         Items that failed have status ``error`` and are asked again by the next run. Raises HarnessError when nothing more can be
-        asked (key refused, quota exhausted, cost limit, full disk, judge changed); replies so far are in the journal.
+        asked (key refused, quota exhausted, cost limit, full disk, judge changed); replies so far are in the journal. A dry run
+        raises DryRunError with the cost instead.
         """
+        if self.dry_run:
+            raise DryRunError(self.plan_cost(requests))
         try:
             replies: list[JudgeReply] = self._run(self._complete(list(requests), accept, reasks, progress))
             return replies

@@ -14,7 +14,20 @@ from importlib import metadata
 from typing import Any
 
 from harness.evaluate import verdicts
-from harness.evaluate.fastchat_bench import OFFICIAL, OFFICIAL_JUDGES, Bench, load_bench, make_match, read_answers, reference_turns, render, replay
+from harness.evaluate.fastchat_bench import (
+    OFFICIAL,
+    OFFICIAL_JUDGES,
+    Bench,
+    load_bench,
+    make_match,
+    neutral_answer,
+    read_answers,
+    reference_turns,
+    render,
+    replay,
+    turn_of,
+    turn_status,
+)
 from harness.evaluate.judge import JOURNAL_NAME, JUDGMENTS_NAME, JudgeClient, JudgeReply, JudgeRequest, finalise
 from harness.records import HarnessError, Score, StageOutcome, StageTask, Status, canonical_json, content_hash, write_scores
 
@@ -89,41 +102,6 @@ def plan_items(bench: Bench, answers: Mapping[int, Mapping[str, Any]], judge_mod
             item.match = make_match(bench, item.question, item.turn, safe[item.question["question_id"]], judge_model)
             item.messages = tuple(render(item.match)[0])
     return items
-
-
-def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:
-    """Text and status of one turn of an answer row; rows without ``status`` (FastChat's own) are judged by their text."""
-    turns = answer["choices"][0]["turns"]
-    text = turns[turn - 1] if turn <= len(turns) else ""
-    statuses = answer.get("status") or []
-    status: Status = statuses[turn - 1] if turn <= len(statuses) else "ok"
-    if status in ("ok", "truncated") and str(text).strip() in verdicts.FAILED_ANSWERS:
-        return "", "error"
-    if status in ("ok", "truncated") and not str(text).strip():
-        return "", "no_answer"
-    return text, status
-
-
-def turn_status(answer: Mapping[str, Any] | None, turn: int) -> Status:
-    """``ok`` when this turn and the ones before it have an answer to judge (cut-off ones count); else the worst of their statuses."""
-    if answer is None:
-        return "no_answer"
-    found = [turn_of(answer, t)[1] for t in range(1, turn + 1)]
-    for status in ("error", "refused", "no_answer", "unparsed"):
-        if status in found:
-            return status  # type: ignore[return-value]
-    return "ok"
-
-
-def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, list[str]]]:
-    """The answer row with verdict syntax and prompt delimiters defused, and what was found by turn."""
-    turns, found = [], {}
-    for turn, text in enumerate(answer["choices"][0]["turns"], 1):
-        defused, matches = verdicts.neutralise(str(text), verdicts.MT_BENCH_PATTERNS)
-        turns.append(defused)
-        if matches:
-            found[turn] = matches
-    return {**answer, "choices": [{"index": 0, "turns": turns}]}, found
 
 
 # -- verdicts ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from harness.records import content_hash
 
 _DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
 _ATTEMPT = re.compile(r"[+\-−]?\d[\d.,]*(\s*/\s*\d+)?|[+\-]?(nan|inf|infinity)", re.IGNORECASE)
+_CHOICE = re.compile(r"\[\[([ABC])\]\]")
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
 _LABEL = re.compile(r"\b(rating|score|verdict|grade)\b[^\n]{0,30}$", re.IGNORECASE)
 _SINGLE = re.compile(r"\b(?:rating|score|verdict|grade)\b(?: is| of)?\W{0,6}\[\s*([^\[\]\n]{1,12}?)\s*\](?!\])", re.IGNORECASE)
@@ -71,6 +72,19 @@ def _value(written: str) -> Rating:
         return Rating(None, "not_a_number")
     value = float(written)
     return Rating(value) if 1.0 <= value <= 10.0 else Rating(None, "out_of_range")
+
+
+def parse_choice(text: str) -> str:
+    """The last final ``[[A]]``, ``[[B]]`` or ``[[C]]`` of a pairwise judgment by the same rules; empty when there is none or it is ambiguous.
+
+    FastChat looks for ``[[A]]`` anywhere before it looks for the others.
+    """
+    found = list(_CHOICE.finditer(text))
+    if not found:
+        return ""
+    if len({match.group(1) for match in found}) > 1 and not (_labelled(found, text) or _alone(found[-1], text)):
+        return ""
+    return found[-1].group(1)
 
 
 MT_BENCH_PATTERNS: tuple[re.Pattern[str], ...] = (
