@@ -13,13 +13,16 @@ from typing import Any
 
 from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary
 from harness.execute import Executor, Inline, Pool, Summary, estimate, execute, retain, terminable
-from harness.plan import Node, Plan, build_plan, files_of, manifest
+from harness.manifest import manifest
+from harness.plan import Node, Plan, build_plan, files_of
 from harness.records import HarnessError, StageTask, canonical_json, content_hash
 from harness.stages import function_of
 from harness.store import Store, hash_file, write_atomic
 from harness.study import Study, compose, load_study
 from harness.worker import merge, runtime_of
 from harness.yaml_strict import parse_scalar
+
+FILE_ENDINGS = {".json", ".jsonl", ".gz", ".parquet", ".csv", ".yaml", ".jinja", ".txt"}
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def fingerprints(study: Study) -> dict[str, str]:
             from harness.checkpoint import fingerprint
 
             found[name] = fingerprint(path)
-        elif name.count("/") == 1 and not name.startswith((".", "/")) and not path.suffix:
+        elif name.count("/") == 1 and not name.startswith((".", "/")) and path.suffix not in FILE_ENDINGS:
             continue  # a hub id: its revision is part of the settings
         else:
             raise HarnessError(f"{study.file}: {name}: no such file or folder (named by the recipe or on the command line)")

@@ -6,12 +6,13 @@ need the same stage share it. Paths, devices, worker counts and micro-batches ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness import objectives
-from harness.records import content_hash
+from harness.records import HarnessError, content_hash
 from harness.settings import Recipe, at_iteration
 from harness.stages import STAGES
 from harness.study import Cell, Study
@@ -50,6 +51,8 @@ class Plan:
     study: Study
     nodes: Mapping[str, Node]
     runs: tuple[RunPlan, ...]
+    pairwise: tuple[tuple[str, str, str], ...] = ()
+    """(checkpoint a, checkpoint b, key) for every ordered pair of the declared checkpoints."""
 
     @property
     def uses(self) -> dict[str, int]:
@@ -72,7 +75,7 @@ def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> P
     """Lay out every cell's stages. ``fingerprints``: content hash of every file or checkpoint the recipe names."""
     builder = _Builder(study, fingerprints or {})
     runs = tuple(builder.run(cell) for cell in study.cells)
-    return Plan(study, builder.nodes, runs)
+    return Plan(study, builder.nodes, runs, builder.pairwise(runs))
 
 
 def files_of(recipe: Recipe) -> list[str]:
@@ -217,6 +220,7 @@ class _Builder:
                 "prompts": recipe.data.prompts,
                 "max_prompt_length": recipe.training.max_prompt_length,
                 "generation_batch": recipe.model.generation_batch,
+                "backend": recipe.runtime.generation_backend,
                 "dtype": recipe.model.dtype,
                 "attention": recipe.model.attention,
             }
@@ -276,7 +280,12 @@ class _Builder:
     def score(self, cell: Cell, iteration: int, shared: Mapping[str, str], policy: str, history: Mapping[str, str]) -> dict[str, str]:
         recipe, wanted = cell.recipe, cell.recipe.evaluation.benchmarks
         evaluation, threads = recipe.evaluation, {"threads": recipe.training.threads}
-        common = {"dtype": recipe.model.dtype, "attention": recipe.model.attention, "generation_batch": recipe.model.generation_batch} | threads
+        common = {
+            "dtype": recipe.model.dtype,
+            "attention": recipe.model.attention,
+            "generation_batch": recipe.model.generation_batch,
+            "backend": recipe.runtime.generation_backend,
+        } | threads
         sets = [name for name in ("mt_bench", "alpaca_eval", "heldout") if name in wanted]
         result: dict[str, str] = {}
 
@@ -292,7 +301,7 @@ class _Builder:
                     "iteration": iteration,
                     "sets": sets,
                     "mt_bench": {"max_new_tokens": evaluation.mt_bench.max_new_tokens},
-                    "alpaca_eval": {"max_new_tokens": evaluation.alpaca_eval.max_new_tokens},
+                    "alpaca_eval": {"max_new_tokens": evaluation.alpaca_eval.max_new_tokens, "temperature": evaluation.alpaca_eval.temperature},
                     "heldout_samples": evaluation.heldout_samples,
                     "heldout_max_new_tokens": evaluation.heldout_max_new_tokens,
                     "max_prompt_length": recipe.training.max_prompt_length,
@@ -336,6 +345,22 @@ class _Builder:
             add("diagnostics", settings, {name: key for name, key in inputs.items() if key}, {"ranker": ranker_paths} if ranker_paths else None)
         return result
 
+    def pairwise(self, runs: tuple[RunPlan, ...]) -> tuple[tuple[str, str, str], ...]:
+        """A judging stage for every ordered pair of the checkpoints declared as ``run@iteration`` (Fig. 2)."""
+        names = self.study.declare.pairwise
+        known = {f"{run.cell.run}@{index}": (run, stages) for run in runs for index, stages in enumerate(run.iterations)}
+        for name in names:
+            if name not in known:
+                raise HarnessError(f"{self.study.file}: declare.pairwise: {name!r} is no checkpoint of this study; write run@iteration, for example "
+                                   f"{next(iter(known))!r}")  # fmt: skip
+        found = []
+        for a, b in itertools.permutations(names, 2):
+            run, stages = known[a]
+            inputs = {"answer_a": stages["answer"], "answer_b": known[b][1]["answer"], "benchmarks": self.prepared(run.cell.recipe)["benchmarks"]}
+            settings = {"judge": run.cell.recipe.judge.model_dump(), "annotator": run.cell.recipe.evaluation.alpaca_eval.annotator}
+            found.append((a, b, self.add("judge.pairwise", settings, inputs, run.cell.recipe)))
+        return tuple(found)
+
     def fails(self, cell: Cell, stage: str, iteration: int) -> bool:
         """Whether the study's fault injection names this stage of this cell."""
         wanted = self.study.fail
@@ -367,43 +392,3 @@ def resolve_objective(recipe: Recipe, iteration: int) -> tuple[dict[str, Any], d
         "params": dict(settings.params),
     }
     return objective, numbers
-
-
-def order(nodes: Mapping[str, Node]) -> Iterable[Node]:
-    """Nodes so that inputs come first (the builder already adds them so)."""
-    return nodes.values()
-
-
-def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What analysis reads: every run's stages by iteration, the resolved recipe, what was declared."""
-    study = plan.study
-    runs = [
-        {
-            "run": run.cell.run,
-            "arm": dict(run.cell.arm),
-            "label": run.cell.label,
-            "seed": run.cell.seed,
-            "twin": run.cell.twin,
-            "alpha": [n["alpha"] for n in run.coefficients],
-            "c": [n["c"] for n in run.coefficients],
-            "kappa": [n["kappa"] for n in run.coefficients],
-            "iterations": [{"iteration": i, "stages": dict(stages)} for i, stages in enumerate(run.iterations)],
-        }
-        for run in plan.runs
-    ]
-    stages = {
-        node.key: {"stage": node.stage, "version": node.version, "inputs": dict(node.inputs), "seconds_estimated": seconds.get(node.key, 0.0)}
-        for node in order(plan.nodes)
-    }
-    return {
-        "schema": 1,
-        "study": {"name": study.name, "question": study.question, "file": study.file.name},
-        "recipe": study.base.model_dump(mode="json"),
-        "axes": {name: list(values) for name, values in study.axes.items()},
-        "seeds": list(study.seeds),
-        "baseline": dict(study.baseline),
-        "declare": study.declare.model_dump(mode="json"),
-        "checkpoints_kept": study.keep,
-        "runs": runs,
-        "stages": stages,
-    }

@@ -203,6 +203,8 @@ class AlpacaEvalSettings(Section):
     gamed_baseline: str = ""
     """CSV in the library's df_gamed form."""
     annotator: str = "weighted_alpaca_eval_gpt4_turbo"
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of the policy's answers; 0: greedy."""
     limit: NonNegative = 0
     max_new_tokens: Positive = 24
 

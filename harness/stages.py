@@ -31,31 +31,41 @@ class Stage:
 
 
 _POLICY = ("harness/models.py",)
-_GENERATE = (*_POLICY, "harness/generate.py")
+_GENERATE = (*_POLICY, "harness/generate.py", "harness/generate_vllm.py")
 _LANGUAGE = ("harness/pocket/language.py", "harness/pocket/oracle.py")
-_JUDGE = ("harness/evaluate/judge.py",)
+_BACKEND = {"backend": "transformers"}
+
+_ALPACA = tuple(f"harness/evaluate/{name}.py" for name in ("alpaca_rows", "alpaca_metrics", "annotator", "lc", "libraries", "judge"))
+_MT_BENCH = tuple(f"harness/evaluate/{name}.py" for name in ("fastchat_bench", "verdicts", "libraries", "judge"))
 
 STAGES: dict[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", 1, ("harness/pocket/data.py", *_LANGUAGE), 1),
     "data.files": Stage("harness.data:run", 1, ("harness/data.py",), 2),
     "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py"), 90, True),
-    "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py",), 1),
+    "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py", *_POLICY), 1),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", *_LANGUAGE), 1),
     "benchmarks.files": Stage("harness.evaluate.files:run", 1, ("harness/evaluate/files.py", "harness/evaluate/academic_files.py"), 2),
     "ranker.train": Stage("harness.reward_train:run", 1, ("harness/reward_train.py", *_POLICY), 60, True),
-    "rollout": Stage("harness.rollout:run", 1, ("harness/rollout.py", *_GENERATE), 3, True),
-    "rank": Stage("harness.rank:run", 1, ("harness/rank.py",), 1, True),
+    "rollout": Stage("harness.rollout:run", 1, ("harness/rollout.py", *_GENERATE), 3, True, added=_BACKEND),
+    "rank": Stage("harness.rank:run", 1, ("harness/rank.py", "harness/rankers", *_POLICY, *_LANGUAGE), 1, True),
     "pairs.merge": Stage("harness.rank:merge", 1, ("harness/rank.py",), 0.1),
     "reference": Stage("harness.reference:run", 1, ("harness/reference.py", "harness/logprobs.py", *_POLICY), 1, True),
     "train": Stage("harness.train:run", 1, ("harness/train.py", "harness/objectives.py", "harness/logprobs.py", *_POLICY), 6, True),
-    "answer": Stage("harness.answer:run", 1, ("harness/answer.py", *_GENERATE), 3, True),
-    "judge.mt_bench": Stage("harness.evaluate.mt_bench:run", 1, ("harness/evaluate/mt_bench.py", *_JUDGE), 1, reads_partial=True),
-    "judge.alpaca_eval": Stage(
-        "harness.evaluate.alpaca_eval:run", 1, ("harness/evaluate/alpaca_eval.py", "harness/evaluate/lc.py", *_JUDGE), 2, reads_partial=True
+    "answer": Stage("harness.answer:run", 1, ("harness/answer.py", *_GENERATE), 3, True, added=_BACKEND),
+    "judge.mt_bench": Stage("harness.evaluate.mt_bench:run", 1, ("harness/evaluate/mt_bench.py", *_MT_BENCH), 1, reads_partial=True),
+    "judge.alpaca_eval": Stage("harness.evaluate.alpaca_eval:run", 1, ("harness/evaluate/alpaca_eval.py", *_ALPACA), 2, reads_partial=True),
+    "judge.pairwise": Stage("harness.evaluate.pairwise:run", 1, ("harness/evaluate/pairwise.py", *_ALPACA), 2, reads_partial=True),
+    "academic": Stage(
+        "harness.evaluate.academic:run",
+        1,
+        ("harness/evaluate/academic.py", "harness/evaluate/academic_lm.py", "harness/evaluate/academic_files.py", *_POLICY),
+        4,
+        True,
     ),
-    "academic": Stage("harness.evaluate.academic:run", 1, ("harness/evaluate/academic.py", *_POLICY), 4, True),
-    "heldout": Stage("harness.heldout:run", 1, ("harness/heldout.py",), 1, reads_partial=True),
-    "diagnostics": Stage("harness.diagnostics:run", 1, ("harness/diagnostics",), 2, True),
+    "heldout": Stage("harness.heldout:run", 1, ("harness/heldout.py", "harness/rankers", *_LANGUAGE), 1, reads_partial=True),
+    "diagnostics": Stage(
+        "harness.diagnostics:run", 1, ("harness/diagnostics", "harness/logprobs.py", *_GENERATE, *_LANGUAGE), 2, True, added=_BACKEND
+    ),
 }
 
 

@@ -50,7 +50,7 @@ class Declaration(Section):
     primary: Outcome = Outcome()
     family: list[Outcome] = []
     trend: Trend | None = None
-    pairwise: list[str] = []
+    pairwise: Annotated[list[str], Field(max_length=8)] = []
     """At most eight checkpoints ``run@iteration`` judged against each other (Fig. 2)."""
     completeness_bar: Annotated[float, Field(gt=0, le=1)] = 0.99
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.plan import Plan, build_plan, manifest, resolve_objective, stage_key
+from harness.manifest import manifest
+from harness.plan import Plan, build_plan, resolve_objective, stage_key
 from harness.stages import STAGES
 from harness.study import load_study
 

@@ -196,6 +196,30 @@ def test_a_broken_file_fails_its_own_row_only(copy: Path) -> None:
     assert find(rows, "claude-2", "win_rate").ok
 
 
+@pytest.mark.parametrize(("text", "shown"), [("[]", "IndexError"), ('[{"preference": 1.0}]', "output_1"), ("{}", "wants a JSON list")])
+def test_odd_annotations_are_a_failing_row(copy: Path, text: str, shown: str) -> None:
+    shutil.rmtree(copy / "mt_bench")
+    only(copy / "alpaca_eval", "claude-2")
+    path = copy / "alpaca_eval" / "claude-2" / "annotations.json"
+    path.unlink()
+    path.write_text(text)
+    (bad,) = [row for row in published.recompute(copy) if not row.ok]
+    assert shown in bad.note
+
+
+def test_a_row_without_a_preference_is_left_out_as_the_library_does(copy: Path) -> None:
+    shutil.rmtree(copy / "mt_bench")
+    only(copy / "alpaca_eval", "claude-2")
+    path = copy / "alpaca_eval" / "claude-2" / "annotations.json"
+    stored = json.loads(path.read_text())
+    stored[5]["preference"] = None
+    path.unlink()
+    path.write_text(json.dumps(stored))
+    rows = published.recompute(copy)
+    assert find(rows, "claude-2", "n_total").recomputed == 804
+    assert not find(rows, "claude-2", "win_rate").ok
+
+
 def test_a_folder_without_artefacts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="nothing to recompute"):
         published.recompute(tmp_path)

@@ -43,9 +43,10 @@ def recompute(folder: Path) -> list[Row]:
         model: (row["instruction_difficulty"], row["not_gamed_baseline.astype(float)"])
         for model, row in _table(folder / "published_glm_weights.csv").items()
     }
-    difficulty = [
-        row["instruction_difficulty"] for _, row in sorted(_table(folder / "instruction_difficulty_recovered.csv").items(), key=lambda i: int(i[0]))
-    ]
+    table = _table(folder / "instruction_difficulty_recovered.csv")
+    if not all(name.isdigit() for name in table):
+        raise HarnessError(f"{folder / 'instruction_difficulty_recovered.csv'}: the first column should be the instruction's number")
+    difficulty = [table[name]["instruction_difficulty"] for name in sorted(table, key=int)]
     gamed = [path for name in ("df_gamed.csv", "df_gamed_reconstructed.csv") if (path := folder / name).exists()]
     public = Published(_table(folder / "leaderboard.csv"), weights, difficulty, gamed[0] if gamed else None, _official(folder))
     rows: list[Row] = []
@@ -53,7 +54,7 @@ def recompute(folder: Path) -> list[Row]:
         model = path.relative_to(folder).parts[0]
         try:
             rows += model_rows(model, path, folder / model / "model_outputs.json", public)
-        except (HarnessError, KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        except (HarnessError, LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
             rows.append(failed(SOURCE, model, "annotations", f"{path}: {type(error).__name__}: {error}"))
     return rows + weight_rows(public)
 
@@ -74,6 +75,7 @@ def model_rows(model: str, annotations: Path, outputs: Path, public: Published) 
         if name == "win_rate" or not board or name in board
     ]
     texts = [row["output"] for row in read_json_rows(outputs)] if outputs.exists() else [row["output_2"] for row in stored]
+    texts = [text for text in texts if isinstance(text, str)]
     rows.append(length_row(model, texts, board.get("avg_length"), max(len(public.official), len(texts)), note))
     return rows + refit_rows(model, frame, board.get("length_controlled_winrate"), public)
 

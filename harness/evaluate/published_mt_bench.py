@@ -35,7 +35,7 @@ def recompute(folder: Path) -> list[Row]:
     for model in sorted(judgments):
         try:
             rows += model_rows(model, judgments[model], folder / "model_answer" / f"{model}.jsonl", benches, published.get(model))
-        except (HarnessError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (HarnessError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             rows.append(failed(SOURCE, model, "judgments", f"{type(error).__name__}: {error}"))
     missing = sorted(set(published) - set(judgments))
     return rows + [show(SOURCE, model, "mean", published[model].get("mean"), None, "no judgments found for this model") for model in missing]

@@ -1,0 +1,118 @@
+"""Every figure of ``FIGURES``: drawn or said to be missing, the same bytes twice, all seeds in its data, readable in grey."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from analysis import figures_scores, measures, text
+from analysis.figure import METADATA, Drawn, render, styles, symbols, write_figure
+from analysis.figures import FIGURES, draw
+from analysis.load import StudyData, load_study
+from analysis.table import Unavailable
+from harness.records import canonical_json
+from tests import synthetic
+
+NEEDS_MORE = {"figure_1", "figure_2"}
+"""Figures whose data is not in the synthetic study."""
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    return load_study(*synthetic.build(tmp_path_factory.mktemp("complete"), synthetic.Synthetic(faults=False, answers=False)))
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    return load_study(*synthetic.build(tmp_path_factory.mktemp("faulty"), synthetic.Synthetic(answers=False)))
+
+
+@pytest.mark.parametrize("key", sorted(set(FIGURES) - NEEDS_MORE))
+def test_every_figure_is_drawn_with_the_same_bytes_twice(complete: StudyData, key: str, tmp_path: Path) -> None:
+    first, second = draw(key, complete), draw(key, complete)
+    assert isinstance(first, Drawn), first
+    assert isinstance(second, Drawn)
+    assert (first.key, first.title != "", first.caption != "") == (key, True, True)
+    for kind in METADATA:
+        assert render(first, kind) == render(second, kind), kind
+    assert render(first, "pdf").startswith(b"%PDF")
+    assert b"CreationDate" not in render(first, "pdf")
+    assert b"<dc:date>" not in render(first, "svg")
+    paths = write_figure(first, tmp_path)
+    assert sorted(p.suffix for p in paths) == [".csv", ".pdf", ".png", ".svg"]
+    rows = list(csv.reader(io.StringIO((tmp_path / f"{key}.csv").read_text())))
+    assert len(rows) == len(first.data) + 1 > 1
+    assert all(len(row) == len(first.columns) for row in rows)
+
+
+@pytest.mark.parametrize("key", FIGURES)
+def test_every_figure_works_on_unfinished_and_empty_studies(faulty: StudyData, tmp_path: Path, key: str) -> None:
+    drawn = draw(key, faulty)
+    assert isinstance(drawn, Drawn) or drawn.reason
+    study, _ = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
+    nothing = draw(key, load_study(study, tmp_path / "nowhere"))
+    assert isinstance(nothing, Unavailable) or key == "figure_1"
+
+
+@pytest.mark.parametrize("key", ["figure_3", "curves", "trend", "matched_kl", "differences", "figure_6"])
+def test_every_seed_is_in_the_figure(complete: StudyData, key: str) -> None:
+    drawn = draw(key, complete)
+    assert isinstance(drawn, Drawn)
+    kind = drawn.columns.index("kind")
+    seed = drawn.columns.index("seed" if "seed" in drawn.columns else "seed_number")
+    assert {row[seed] for row in drawn.data if row[kind] == "seed"} == {0, 1, 2}
+
+
+def test_curves_hold_the_tables_numbers(complete: StudyData) -> None:
+    drawn = draw("curves", complete)
+    assert isinstance(drawn, Drawn)
+    checkpoint = complete.checkpoint("objective.alpha=1", 2)
+    assert checkpoint is not None
+    points = measures.points(complete, checkpoint, measures.MT)
+    shown = {row[6]: row[7] for row in drawn.data if row[:2] == ("mt_bench.rating", "objective.alpha=1") and row[3] == 2 and row[5] == "seed"}
+    assert shown == points
+
+
+def test_a_failed_seed_is_left_out_and_the_others_are_drawn(faulty: StudyData) -> None:
+    drawn = draw("curves", faulty)
+    assert isinstance(drawn, Drawn)
+    rows = [row for row in drawn.data if row[:2] == ("alpaca_eval.win_rate", "objective.alpha=1") and row[3] == 2]
+    assert {row[6] for row in rows} == {1, 2}
+    assert not any(row[5] == "mean" for row in rows)
+
+
+def test_arms_differ_in_lightness_marker_and_line(complete: StudyData) -> None:
+    looks = list(styles(complete).values())
+    grey = [float(np.dot(mpl.colors.to_rgb(look.color), (0.299, 0.587, 0.114))) for look in looks]
+    assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 0.1
+    assert len({look.marker for look in looks}) == len({str(look.line) for look in looks}) == len(looks)
+    assert looks[0].color == "#000000"
+
+
+def test_the_pairwise_matrix_is_drawn_from_a_stored_stage(tmp_path: Path) -> None:
+    study, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
+    key = "ab" + "0" * 62
+    folder = store / "objects" / "ab" / key
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("{\"schema\": 1}")
+    (folder / "pairwise.json").write_text(json.dumps({"checkpoints": ["base@0", "arm@2"], "length_controlled_win_rate": [[50, 20], [80, None]]}))
+    manifest = json.loads((study / "manifest.json").read_text())
+    manifest["stages"][key] = {"stage": "judge.pairwise", "version": 1, "inputs": {}, "seconds_estimated": 0}
+    (study / "manifest.json").write_text(canonical_json(manifest))
+    drawn = draw("figure_2", load_study(study, store))
+    assert isinstance(drawn, Drawn)
+    assert ("arm@2", "base@0", 80.0) in drawn.data
+
+
+def test_labels_with_markup_do_not_become_mathematics() -> None:
+    assert symbols("KL(π_θ‖π_0) and y_w") == r"KL($\pi_{\theta}$‖$\pi_{0}$) and $y_{w}$"
+    assert symbols("loop.warmup_dpo") == "loop.warmup_dpo"
+    drawn = figures_scores.shown("cost $5 \x1b[31m")
+    assert drawn == r"cost \$5 ␛[31m"
+    assert text.visible("\u202e") == "‹U+202E›"
