@@ -35,7 +35,7 @@ _GENERATE = (*_POLICY, "harness/generate.py", "harness/generate_vllm.py")
 _LANGUAGE = ("harness/pocket/language.py", "harness/pocket/oracle.py")
 _BACKEND = {"backend": "transformers"}
 
-_ALPACA = tuple(f"harness/evaluate/{name}.py" for name in ("alpaca_rows", "alpaca_metrics", "annotator", "lc", "libraries", "judge"))
+_ALPACA = tuple(f"harness/evaluate/{name}.py" for name in ("alpaca_rows", "alpaca_metrics", "annotator", "lc", "libraries", "verdicts", "judge"))
 _MT_BENCH = tuple(f"harness/evaluate/{name}.py" for name in ("fastchat_bench", "verdicts", "libraries", "judge"))
 
 STAGES: dict[str, Stage] = {
@@ -44,7 +44,12 @@ STAGES: dict[str, Stage] = {
     "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py"), 90, True),
     "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py", *_POLICY), 1),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", *_LANGUAGE), 1),
-    "benchmarks.files": Stage("harness.evaluate.files:run", 1, ("harness/evaluate/files.py", "harness/evaluate/academic_files.py"), 2),
+    "benchmarks.files": Stage(
+        "harness.evaluate.files:run",
+        1,
+        tuple(f"harness/evaluate/{name}.py" for name in ("files", "academic_files", "fastchat_bench", "alpaca_metrics")),
+        2,
+    ),
     "ranker.train": Stage("harness.reward_train:run", 1, ("harness/reward_train.py", *_POLICY), 60, True),
     "rollout": Stage("harness.rollout:run", 1, ("harness/rollout.py", *_GENERATE), 3, True, added=_BACKEND),
     "rank": Stage("harness.rank:run", 1, ("harness/rank.py", "harness/rankers", *_POLICY, *_LANGUAGE), 1, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -99,8 +100,30 @@ def test_more_alpha_lowers_reference_answers_further_over_twenty_steps(seed: int
     at, _ = random_world(seed)
     rate = 0.1 / at.beta
     found = [exact.mean_log_ratio(exact.descend(at, alpha, steps=20, rate=rate)[-1], at) for alpha in ALPHAS]
-    assert all(more < less for less, more in zip(found, found[1:], strict=False)), found
+    assert all(more < less for less, more in itertools.pairwise(found)), found
     assert found[0] < 0, "without any exploration DPO lowers them already"
+
+
+def test_at_convergence_more_alpha_need_not_lower_them() -> None:
+    at = exact.TWO_BASINS
+    found = {}
+    for alpha in (0.3, 0.4):
+        logits = exact.descend(at, alpha, steps=6000, rate=4.0, start=exact.TWO_BASINS_START)[-1]
+        assert np.abs(exact.selm_gradient(logits, at, alpha)).max() < 1e-13, "converged: a stationary point, not a stop on the way"
+        found[alpha] = exact.mean_log_ratio(logits, at)
+    assert found[0.3] == pytest.approx(-2.0189, abs=1e-4)
+    assert found[0.4] == pytest.approx(-0.4145, abs=1e-4)
+
+
+def test_there_may_be_no_minimiser() -> None:
+    """Soft labels over every pair that matters, and still at alpha 0.35 the loss falls without end."""
+    at = exact.TWO_BASINS
+    path = exact.descend(at, 0.35, steps=6000, rate=4.0)
+    losses = [exact.selm_loss(path[k], at, 0.35) for k in (0, 2000, 4000, 6000)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[1] - 5
+    assert exact.mean_log_ratio(path[-1], at) < -100
+    assert np.abs(exact.selm_gradient(path[-1], at, 0.35)).max() > 1e-3
 
 
 def test_figure_one_two_models_equal_on_the_data() -> None:

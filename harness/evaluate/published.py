@@ -102,7 +102,10 @@ def render(rows: Sequence[Row], console: Console | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=200)  # a pipe or file is no narrow screen
     table = Table(title="Published figures recomputed", show_lines=False)
     for name in ("benchmark", "model", "figure"):
         table.add_column(name, overflow="fold")
