@@ -170,9 +170,7 @@ def reward_models(at: World, true: Vector, low: float, high: float) -> tuple[Vec
     return plain, best
 
 
-TWO_BASINS = World(
-    np.array([0.36, 0.60, 0.04]), np.array([2, 2]), np.array([0, 1]), np.array([0.38, 0.43]), np.array([0.54, 0.46]), beta=1.0
-)
+TWO_BASINS = World(np.array([0.36, 0.60, 0.04]), np.array([2, 2]), np.array([0, 1]), np.array([0.38, 0.43]), np.array([0.54, 0.46]), beta=1.0)
 TWO_BASINS_START = np.array([-0.5, 2.0, 2.0])
 """Convex minus concave: from this start, descent on alpha 0.4 stops nearer to the reference than on alpha 0.3, and from
 the reference alpha 0.35 has no minimiser at all. (Where global minimisers exist, a larger alpha never raises S: add the

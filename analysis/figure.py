@@ -37,7 +37,8 @@ PNG_DPI = 200
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "legend.fontsize": 7, "xtick.labelsize": 7,
     "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
-    "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "legend.frameon": False, "pdf.fonttype": 42, "svg.fonttype": "path",
+    "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "legend.frameon": False,
+    "legend.handlelength": 2.8, "pdf.fonttype": 42, "svg.fonttype": "path",
     "svg.hashsalt": "selm", "figure.dpi": 100, "axes.unicode_minus": True, "axes.axisbelow": True, "path.simplify": True,
     "axes.formatter.use_mathtext": False, "mathtext.fontset": "dejavusans",
 }  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import figures_diagnostics, figures_scores
+from analysis import figures_diagnostics, figures_exact, figures_scores
 from analysis.figure import Drawn, paper_style
 from analysis.load import StudyData
 from analysis.table import Unavailable
@@ -17,7 +17,7 @@ FIGURES: dict[str, Callable[[StudyData], Drawn | Unavailable]] = {
     "figure_3": figures_scores.figure_3,
     "curves": figures_scores.figure_curves,
     "trend": figures_diagnostics.figure_trend,
-    "figure_1": figures_scores.figure_1,
+    "figure_1": figures_exact.figure_1,
     "figure_2": figures_scores.figure_2,
     "figure_4": figures_diagnostics.figure_4,
     "figure_5": figures_diagnostics.figure_5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def curve(axes: Axes, data: StudyData, measure: Measure, rows: Rows, panel: str 
 
 def axis_label(measure: Measure) -> str:
     """Name and unit, as mathematics where it has symbols."""
-    return symbols(f"{measure.name} [{measure.unit}]" if measure.unit else measure.name)
+    return symbols(f"{measure.name} [{measure.unit}]" if measure.unit and measure.unit not in measure.name else measure.name)
 
 
 def _headline(data: StudyData) -> Measure:
@@ -253,7 +252,7 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
                 rows.append((name, arm, str(level), data.last_iteration, measure.key, "mean", None, estimate.value, *ends))
         panel.set_xticks(range(len(levels)), [shown(_level(level), 20) for level in levels], rotation=0 if len(levels) < 6 else 30)
         panel.set_xlim(-0.5, len(levels) - 0.5)
-        panel.set_xlabel(shown(name))
+        panel.set_xlabel(shown({"objective.alpha": "α", "objective.beta": "β"}.get(name, name)))
         panel.set_ylabel(axis_label(measure))
     for panel in grid.ravel()[len(axes_of) :]:
         panel.set_axis_off()
@@ -276,14 +275,3 @@ def _arm_at(data: StudyData, name: str, level: Any) -> str | None:
         if runs[0].arm.get(name) == level and all(data.baseline.get(k, v) == v for k, v in rest.items()):
             return arm
     return None
-
-
-def figure_1(_: StudyData) -> Drawn | Unavailable:
-    """Two reward models equal on the data, the optimistic one larger off it; drawn from the exact world when it is there."""
-    title = "Figure 1. Optimism off the data (exact, finite answer set)"
-    try:
-        module = importlib.import_module("analysis.exact")
-        drawn = module.figure_1()
-    except (ImportError, AttributeError):
-        return Unavailable("figure_1", title, "the exact finite world is not available")
-    return drawn if isinstance(drawn, Drawn) else Unavailable("figure_1", title, "the exact finite world returned no figure")

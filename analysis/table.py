@@ -95,7 +95,8 @@ def as_csv(table: Table) -> str:
 def as_html(table: Table) -> str:
     """A table in a scrollable region; column heads are buttons that sort."""
     head = "".join(
-        f'<th scope="col"{" class=text" if i < table.left else ""} aria-sort="none"><button type="button" class="sort">{text.html(name)}</button></th>'
+        f'<th scope="col"{" class=text" if i < table.left else ""} aria-sort="none">'
+        f'<button type="button" class="sort">{text.html(name)}</button></th>'
         for i, name in enumerate(table.columns)
     )
     body = []

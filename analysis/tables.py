@@ -5,72 +5,16 @@ A function returns a ``Table``, or ``Unavailable`` with the reason when the stud
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 
-from analysis import findings, measures, paper
+from analysis import findings, measures
+from analysis import tables_more as more
 from analysis.findings import Comparison
-from analysis.load import Checkpoint, StudyData, stage_of
+from analysis.load import StudyData
 from analysis.measures import Measure
-from analysis.stats import Estimate, Interval
 from analysis.table import Row, Table, Unavailable, unique
+from analysis.table_cells import POPULATIONS_NOTE, SCORE_DATA, c_of, cell_text, interval_text, kappa_of, score_data
 from analysis.text import coefficient, number, p_value
-
-SCORE_DATA = (
-    "checkpoint", "arm", "iteration", "c", "kappa", "measure", "unit", "mean", "A_low", "A_high", "B_low", "B_high", "items_low", "items_high",
-    "seeds", "clusters", "scored", "expected", "incomplete", "worst", "best", "points",
-)  # fmt: skip
-POPULATIONS_NOTE = (
-    "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds and items are crossed; none is given below 3 seeds."
-)
-
-
-# -- cells ---------------------------------------------------------------------------------------------------
-def cell_text(estimate: Estimate, measure: Measure) -> str:
-    """ "24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96) 8.61–8.70" with bounds."""
-    digits = measure.digits
-    if estimate.incomplete or estimate.value is None:
-        if not estimate.expected:
-            return "–"
-        bounds = f" {number(estimate.bounds[0], digits)}–{number(estimate.bounds[1], digits)}" if estimate.bounds else ""
-        return f"INCOMPLETE ({estimate.scored} of {estimate.expected}){bounds}"
-    dagger = "†" if estimate.scored < estimate.expected else ""
-    if "items" in estimate.intervals:
-        return f"{number(estimate.value, digits)}{dagger} ± {number(estimate.intervals['items'].half_width, digits)}"
-    halves = [number(estimate.intervals[p].half_width, digits) for p in ("A", "B")]
-    return f"{number(estimate.value, digits)}{dagger} ± {halves[0]} ({halves[1]})"
-
-
-def score_data(data: StudyData, checkpoint: Checkpoint, measure: Measure, estimate: Estimate) -> tuple[object, ...]:
-    """One row of full-precision numbers behind a cell."""
-    ends: list[float | None] = []
-    for name in ("A", "B", "items"):
-        interval = estimate.intervals.get(name)
-        ends += [interval.low, interval.high] if interval else [None, None]
-    worst, best = estimate.bounds if estimate.bounds and estimate.scored < estimate.expected else (None, None)
-    run = checkpoint.runs[0]
-    points = measures.points(data, checkpoint, measure)
-    return (
-        checkpoint.title, checkpoint.arm, checkpoint.iteration, _c(checkpoint), _kappa(checkpoint) if run else None, measure.key, measure.unit,
-        estimate.value, *ends, estimate.seeds, estimate.clusters, estimate.scored, estimate.expected, estimate.incomplete, worst, best,
-        ";".join(f"{seed}:{value!r}" for seed, value in sorted(points.items())),
-    )  # fmt: skip
-
-
-def _c(checkpoint: Checkpoint) -> float | None:
-    return checkpoint.runs[0].c.get(checkpoint.iteration) if checkpoint.iteration else None
-
-
-def _kappa(checkpoint: Checkpoint) -> float | None:
-    return checkpoint.runs[0].kappa.get(checkpoint.iteration) if checkpoint.iteration else None
-
-
-def interval_text(interval: Interval | None, digits: int) -> str:
-    """ "−0.80 to 3.20", or a dash."""
-    if interval is None or interval.low is None or interval.high is None:
-        return "–"
-    return f"{number(interval.low, digits)} to {number(interval.high, digits)}"
 
 
 # -- scores --------------------------------------------------------------------------------------------------
@@ -85,7 +29,7 @@ def score_table(data: StudyData, key: str, title: str, columns: Sequence[Measure
         numbers += [score_data(data, checkpoint, m, e) for m, e in zip(columns, estimates, strict=True)]
         cells = [cell_text(e, m) for m, e in zip(columns, estimates, strict=True)]
         seeds = str(max((len(measures.points(data, checkpoint, m)) for m in columns), default=0))
-        rows.append(Row((checkpoint.title, coefficient(_c(checkpoint)), coefficient(_kappa(checkpoint)), *cells, seeds), checkpoint.arm != arm))
+        rows.append(Row((checkpoint.title, coefficient(c_of(checkpoint)), coefficient(kappa_of(checkpoint)), *cells, seeds), checkpoint.arm != arm))
         arm = checkpoint.arm
         notes += [f"{checkpoint.title}: {reason}" for m in columns for part in measures.parts(data, checkpoint, m) for reason in part.absent]
     single = all(len(c.runs) == 1 for c in data.checkpoints)
@@ -264,125 +208,6 @@ def table_selection(data: StudyData) -> Table | Unavailable:
     return Table("selection", title, caption, columns, (Row(row),), names, (numbers,), notes)
 
 
-# -- diagnostics, completeness -------------------------------------------------------------------------------
-def table_diagnostics(data: StudyData) -> Table | Unavailable:
-    title, rows_of = "Exploration and extrapolation diagnostics", measures.diagnostics(data)
-    if not rows_of:
-        return Unavailable("diagnostics", title, "no diagnostics are stored yet")
-    iteration = data.last_iteration
-    shown = [c for c in data.checkpoints if c.iteration == iteration]
-    rows, numbers = [], []
-    for measure in rows_of:
-        name = f"{measure.title} [{measure.unit}]" if measure.unit else measure.title
-        rows.append(Row((name, *(cell_text(findings.estimate(data, c, measure), measure) for c in shown))))
-        for checkpoint in data.checkpoints:
-            estimate = findings.estimate(data, checkpoint, measure)
-            if estimate.expected:
-                numbers.append(score_data(data, checkpoint, measure, estimate))
-    heads = ("diagnostic", *(c.label for c in shown))
-    note = "Where the prompts differ between seeds (training prompts, or a diagnostic undefined on some) seeds are compared by their means: (A) only."
-    caption = f"After iteration {iteration}; every iteration is in the CSV. Mean over seeds ± half-width (A), in brackets (B), clusters are prompts."
-    return Table("diagnostics", title, caption, heads, tuple(rows), SCORE_DATA, tuple(numbers), (POPULATIONS_NOTE, note))
-
-
-def table_completeness(data: StudyData) -> Table | Unavailable:
-    columns = {benchmark: metric for benchmark, metric in reversed(data.metrics()) if benchmark not in ("diagnostics",)}
-    names = [
-        b
-        for b in ("alpaca_eval", "mt_bench", *(m.benchmark for m in measures.academic(data) if not m.strata), "heldout", "heldout_ood")
-        if b in columns
-    ]
-    title = "Completeness"
-    if not names:
-        return Unavailable("completeness", title, "no score rows are stored yet")
-    rows, numbers, counted = [], [], Counter[str]()
-    for checkpoint in data.checkpoints:
-        cells = []
-        for benchmark in names:
-            cell = data.cell(checkpoint, benchmark, columns[benchmark])
-            cells.append(f"{cell.layout.scored}/{cell.layout.expected}")
-            for status, count in cell.statuses.items():
-                numbers.append((checkpoint.title, checkpoint.arm, checkpoint.iteration, benchmark, columns[benchmark], status, count))
-                counted[status] += count
-            absent = cell.layout.expected - sum(cell.statuses.values())
-            if absent > 0:
-                numbers.append((checkpoint.title, checkpoint.arm, checkpoint.iteration, benchmark, columns[benchmark], "not run", absent))
-                counted["not run"] += absent
-        rows.append(Row((checkpoint.title, *cells)))
-    total = ", ".join(f"{count} {status}" for status, count in sorted(counted.items()))
-    caption = f"Score rows with a value / expected, all seeds together. A cell under {findings.bar(data):.0%} is INCOMPLETE. In all: {total}."
-    return Table(
-        "completeness", title, caption, ("checkpoint", *names), tuple(rows),
-        ("checkpoint", "arm", "iteration", "benchmark", "metric", "status", "rows"), tuple(numbers),
-    )  # fmt: skip
-
-
-def table_unfinished(data: StudyData) -> Table | Unavailable:
-    """Stages that are not done; grouped by stage, state and reason."""
-    grouped: dict[tuple[str, str, str], list[str]] = {}
-    for stage, users in data.unfinished:
-        grouped.setdefault((stage.state, stage.name, stage.reason), []).extend(users or ["shared by all runs"])
-    rows, numbers = [], []
-    for (state, name, reason), users in sorted(grouped.items(), key=lambda item: (("failed", "partial", "missing").index(item[0][0]), item[0])):
-        ordered = list(dict.fromkeys(users))
-        shown = ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
-        rows.append(Row((state, name, reason or "not run yet", shown)))
-        numbers += [(state, name, reason, user) for user in ordered]
-    done = sum(1 for stage in data.stages.values() if stage.state == "done")
-    caption = f"{done} of {len(data.stages)} stages are done."
-    return Table(
-        "unfinished", "Failed, partial and missing stages", caption, ("state", "stage", "reason", "run@iteration"), tuple(rows),
-        ("state", "stage", "reason", "run"), tuple(numbers), left=4,
-    )  # fmt: skip
-
-
-# -- published rows, costs -----------------------------------------------------------------------------------
-def _published(key: str, title: str, columns: Sequence[str], rows: Sequence[paper.PublishedRow], digits: int) -> Table:
-    caption = (
-        f"As printed in {paper.SOURCE}: other models, another judge, one number a row. For orientation; not comparable with this study's numbers."
-    )
-    shown = tuple(
-        Row((row.model, *(number(v, 0 if name == "length" else digits) for name, v in zip(columns, row.values, strict=True)))) for row in rows
-    )
-    return Table(key, title, caption, ("model", *columns), shown, ("model", *columns, "source"), tuple((r.model, *r.values, r.source) for r in rows))
-
-
-def table_published_1(_: StudyData) -> Table:
-    return _published("published_1", "Published Table 1 (not ours)", paper.TABLE_1_COLUMNS, paper.TABLE_1, 2)
-
-
-def table_published_2(_: StudyData) -> Table:
-    return _published("published_2", "Published Table 2 (not ours)", paper.TABLE_2_COLUMNS, paper.TABLE_2, 1)
-
-
-COSTS = (
-    ("seconds", "seconds", 1), ("cpu_seconds", "CPU seconds", 1), ("tokens_generated", "tokens generated", 0),
-    ("tokens_trained", "tokens trained", 0),
-    ("judge_calls", "judge calls", 0), ("judge_prompt_tokens", "judge prompt tokens", 0), ("judge_completion_tokens", "judge answer tokens", 0),
-    ("judge_usd", "judge USD", 2),
-)  # fmt: skip
-
-
-def table_costs(data: StudyData) -> Table | Unavailable:
-    """Costs by stage, every shared stage counted once. Times differ between two runs of the same study: kept apart from the data."""
-    if not any(stage.state == "done" for stage in data.stages.values()):
-        return Unavailable("costs", "Costs", "no stage is done yet")
-    names = list(dict.fromkeys(stage.name for stage in data.stages.values()))
-    rows, numbers = [], []
-    for name in [*names, "all"]:
-        chosen = [s for s in data.stages.values() if name in (s.name, "all")]
-        done = sum(1 for s in chosen if s.state == "done")
-        sums = [math.fsum(float(s.costs.get(key, 0.0)) for s in chosen) for key, _, _ in COSTS]
-        shown = [number(v, digits) if v else "–" for v, (_, _, digits) in zip(sums, COSTS, strict=True)]
-        rows.append(Row((name, f"{done} of {len(chosen)}", *shown), name == "all"))
-        numbers.append((name, done, len(chosen), *sums))
-    return Table(
-        "costs", "Costs", "By stage; a stage that several runs share is counted once.", ("stage", "done", *(title for _, title, _ in COSTS)),
-        tuple(rows),
-        ("stage", "done", "stages", *(key for key, _, _ in COSTS)), tuple(numbers), volatile=True,
-    )  # fmt: skip
-
-
 TABLES: dict[str, Callable[[StudyData], Table | Unavailable]] = {
     "differences": table_differences,
     "differences_by_iteration": table_differences_by_iteration,
@@ -390,13 +215,12 @@ TABLES: dict[str, Callable[[StudyData], Table | Unavailable]] = {
     "table_2": table_2,
     "heldout": table_heldout,
     "selection": table_selection,
-    "diagnostics": table_diagnostics,
-    "completeness": table_completeness,
-    "unfinished": table_unfinished,
-    "published_1": table_published_1,
-    "published_2": table_published_2,
-    "costs": table_costs,
+    "diagnostics": more.table_diagnostics,
+    "judge": more.table_judge,
+    "completeness": more.table_completeness,
+    "unfinished": more.table_unfinished,
+    "published_1": more.table_published_1,
+    "published_2": more.table_published_2,
+    "costs": more.table_costs,
 }
 """Every table, in the report's order."""
-
-__all__ = ["TABLES", "cell_text", "interval_text", "score_table", "stage_of"]

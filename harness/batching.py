@@ -165,9 +165,7 @@ def collate_for_rank(
     sizes = [row.packed(roles)[0].tokens for row in rows]
     plan = plan_global_batch(sizes, token_budget=token_budget, micro_batch=micro_batch, ranks=ranks)[rank]
     shortest = min(range(len(rows)), key=lambda i: (sizes[i], i))
-    return [
-        make_micro_batch([rows[i] for i in group or [shortest]], roles, global_rows=len(rows), weight=1.0 if group else 0.0) for group in plan
-    ]
+    return [make_micro_batch([rows[i] for i in group or [shortest]], roles, global_rows=len(rows), weight=1.0 if group else 0.0) for group in plan]
 
 
 def with_reference(rows: Iterable[PreferenceRow], reference: Mapping[tuple[int, str], float]) -> list[PreferenceRow]:

@@ -21,9 +21,7 @@ FILE = "reference.parquet"
 def run(task: StageTask) -> StageOutcome:
     """Score the pairs under the reference policy. Settings: max_length, max_prompt_length, dtype, attention, roles."""
     settings = task.settings
-    policy = load_policy(
-        task.inputs["policy"], dtype=settings["dtype"], attention=settings["attention"], device=task.runtime.get("device", "cpu")
-    )
+    policy = load_policy(task.inputs["policy"], dtype=settings["dtype"], attention=settings["attention"], device=task.runtime.get("device", "cpu"))
     rows = read_rows(task.inputs["pairs"], policy.tokenizer, settings)
     roles = list(settings.get("roles", ROLES))
     scored = reference_logps(policy.model, rows, roles, int(task.runtime.get("token_budget") or 8192))

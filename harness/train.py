@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import time
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from harness.batching import PreferenceRow, encode_pair, with_reference
+from harness.fence import fenced_random
 from harness.models import load_policy
 from harness.objectives import ResolvedObjective, resolve_objective
 from harness.records import HarnessError, Pair, StageOutcome, StageTask, content_hash, read_jsonl, write_jsonl
@@ -35,7 +35,7 @@ def run(task: StageTask) -> StageOutcome:
     """Train. Settings: objective, training, seed, iteration, dtype, attention. Raises HarnessError when the run diverges."""
     settings, work = task.settings, task.out / "checkpoints"
     objective = resolved(settings["objective"])
-    with fenced_random_state():
+    with fenced_random():
         policy = _load(task)
         rows = training_rows(task, policy.tokenizer, objective)
         trainer, clock = _trainer(task, policy.model, rows, work)
@@ -162,12 +162,12 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
 
 
 def _with_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
-    import torch
+    """The model with adapters whose first values follow the run's seed."""
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(seed)  # inside the fence: the adapters' first values follow the run's seed
     sizes = {"r": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
-    return get_peft_model(model, LoraConfig(target_modules=lora["target_modules"], task_type="CAUSAL_LM", **sizes))
+    with fenced_random(seed):
+        return get_peft_model(model, LoraConfig(target_modules=lora["target_modules"], task_type="CAUSAL_LM", **sizes))
 
 
 def _forget_mixed_precision() -> None:
@@ -252,6 +252,7 @@ def _checkpoint_clock(seconds: float, journal: Path) -> Any:
 @contextlib.contextmanager
 def checkpoint_before_termination(trainer: Any, clock: Any) -> Iterator[None]:
     """Hold back a SIGTERM until the step under way has ended and its checkpoint is written, then deliver it again."""
+
     def note(_number: int, _frame: FrameType | None) -> None:
         clock.terminated = True
 
@@ -268,21 +269,3 @@ def checkpoint_before_termination(trainer: Any, clock: Any) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
         if trainer.state.global_step < trainer.state.max_steps:
             raise SystemExit(128 + signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def fenced_random_state() -> Iterator[None]:
-    """Put the global generators of random, numpy and torch back as they were: the Trainer seeds them."""
-    import numpy as np
-    import torch
-
-    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

@@ -62,9 +62,7 @@ class PreferenceConfig(DPOConfig):
     def resolved(self) -> ResolvedObjective:
         """The objective with its numbers, checked."""
         params: Any = self.objective_params
-        return resolve_objective(
-            self.objective, alpha=self.alpha, beta=self.beta, convention=self.convention, placebo=self.placebo, params=params
-        )
+        return resolve_objective(self.objective, alpha=self.alpha, beta=self.beta, convention=self.convention, placebo=self.placebo, params=params)
 
     def rows_per_step(self) -> int:
         """Rows of one global batch."""

@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Search:
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """SQLite or any SQLAlchemy address, with heartbeats: a worker that dies has its trial retried."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     return optuna.storages.RDBStorage(
@@ -78,8 +80,8 @@ def open_study(search: Search) -> optuna.Study:
     )
     before = study.user_attrs.get("asked")
     if before is None:
-        study.set_user_attr("asked", asked)
         enqueue_default(study, spec, search)
+        study.set_user_attr("asked", asked)
     elif before != asked:
         changes = "; ".join(f"{key}: was {before.get(key)}, now {asked.get(key)}" for key in asked if before.get(key) != asked.get(key))
         raise HarnessError(
@@ -99,7 +101,9 @@ def make_pruner(spec: TuneFile) -> optuna.pruners.BasePruner:
 
 def enqueue_default(study: optuna.Study, spec: TuneFile, search: Search) -> None:
     """The recipe's own values go first, where they lie in the searched range."""
-    recipe = compose(search.path, spec.name, spec.recipe, spec.set, {"default": {}}, spec.seeds[:1]).cells[0].recipe
+    corner = {key: (span.choice or span.log_uniform or span.uniform)[0] for key, span in spec.space.items()}
+    cells = compose(search.path, spec.name, spec.recipe, spec.set, {"default": {}, "space": corner}, spec.seeds[:1]).cells
+    recipe = cells[0].recipe  # composing the corner as well checks the names of the searched keys
     inside = {}
     for key, span in spec.space.items():
         value = value_at(recipe, key)

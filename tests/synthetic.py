@@ -205,7 +205,7 @@ class _Writer:
         answer = f"answer to {item} by α = {at[0]:g}, seed {at[1]}, iteration {at[2]}"
         if self.spec.hostile:
             answer += " " + HOSTILE[number % len(HOSTILE)]
-        return answer + "x" * (self.spec.long_answer if number % 97 == 0 else 0)
+        return answer + "x" * (self.spec.long_answer if number % 7 == 0 else 0)
 
     # -- files -----------------------------------------------------------------------------------------------
     def write_data(self, folder: Path) -> dict[str, float]:

@@ -19,7 +19,7 @@ from analysis.table import Unavailable
 from harness.records import canonical_json
 from tests import synthetic
 
-NEEDS_MORE = {"figure_1", "figure_2"}
+NEEDS_MORE = {"figure_2"}
 """Figures whose data is not in the synthetic study."""
 
 
@@ -100,7 +100,7 @@ def test_the_pairwise_matrix_is_drawn_from_a_stored_stage(tmp_path: Path) -> Non
     key = "ab" + "0" * 62
     folder = store / "objects" / "ab" / key
     folder.mkdir(parents=True)
-    (folder / "record.json").write_text("{\"schema\": 1}")
+    (folder / "record.json").write_text('{"schema": 1}')
     (folder / "pairwise.json").write_text(json.dumps({"checkpoints": ["base@0", "arm@2"], "length_controlled_win_rate": [[50, 20], [80, None]]}))
     manifest = json.loads((study / "manifest.json").read_text())
     manifest["stages"][key] = {"stage": "judge.pairwise", "version": 1, "inputs": {}, "seconds_estimated": 0}

@@ -87,7 +87,7 @@ def test_supervised_answers_are_right_and_come_from_training_tasks_only(tmp_path
 
 def test_best_style_share_reaches_the_supervised_rows(tmp_path: Path) -> None:
     rows = list(read_jsonl(_data(tmp_path / "a", best_style_share=1.0) / "sft.jsonl"))
-    assert all(turn["content"].startswith("Checked twice: ") for row in rows for turn in row["messages"] if turn["role"] == "assistant")
+    assert all(turn["content"].endswith(": checked twice.") for row in rows for turn in row["messages"] if turn["role"] == "assistant")
 
 
 def test_base_repeats_bit_for_bit_follows_its_seed_and_leaves_the_global_seeds_alone(tmp_path: Path) -> None:
@@ -117,10 +117,23 @@ def test_base_is_small_enough() -> None:
     assert model.num_parameters() < 1_000_000
 
 
-def test_batches_hold_rows_of_like_length_and_every_row_once_an_epoch() -> None:
-    lengths = [int(n) for n in np.random.default_rng(0).integers(10, 100, size=640)]
-    order = base.batch_order(lengths, 32, 20, np.random.default_rng(1))
-    assert sorted(order) == list(range(640))
-    padded = sum(32 * max(lengths[i] for i in order[k : k + 32]) for k in range(0, 640, 32))
-    assert padded < 1.05 * sum(lengths)
-    assert len(base.batch_order(lengths, 32, 33, np.random.default_rng(1))) == 33 * 32
+def test_batches_hold_rows_of_like_length_and_lessons_come_in_order() -> None:
+    rng = np.random.default_rng(0)
+    lengths = [int(n) for n in rng.integers(10, 100, size=640)]
+    lessons = [0] * 256 + [1] * 192 + [2] * 192
+    order = base.batch_order(lengths, lessons, 32, 100, np.random.default_rng(1))
+    assert len(order) == 100 * 32
+    assert set(order[: 12 * 32]) == set(range(256))
+    assert set(order[12 * 32 : 60 * 32]) == set(range(448))
+    assert {lessons[i] for i in order[60 * 32 :]} == {0, 1, 2}
+    padded = sum(32 * max(lengths[i] for i in order[k : k + 32]) for k in range(0, len(order), 32))
+    assert padded < 1.08 * sum(lengths[i] for i in order)
+    assert sorted(order[12 * 32 : 26 * 32]) == list(range(448))
+
+
+def test_lessons_go_from_copying_to_several_turns() -> None:
+    asked = {"Run reverse on: fox oak red.": 0, "What is 3 plus 4?": 1, "Run this: first turn them around, then give the last one: fox oak red.": 1}
+    for text, lesson in asked.items():
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "?"}]
+        assert base.lesson_of(turns) == lesson
+        assert base.lesson_of(turns * 2) == 2

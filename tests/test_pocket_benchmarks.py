@@ -77,8 +77,8 @@ def test_gamed_rows_are_judged_verbose_and_concise_wordings_in_the_librarys_colu
 
 
 def test_a_gamed_preference_is_the_mean_over_both_orders() -> None:
-    row = {"instruction": "Run reverse on: fox oak red.", "output": "The answer is red oak fox."}
-    chatty = "Sure! I am glad to say that it is red oak fox."
+    row = {"instruction": "Run reverse on: fox oak red.", "output": "red oak fox is the answer."}
+    chatty = "red oak fox, and I am so glad that you asked."
 
     def logistic(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -91,7 +91,7 @@ def test_a_gamed_preference_is_the_mean_over_both_orders() -> None:
 
 def test_difficulty_is_higher_where_the_baseline_is_better() -> None:
     ask = "Run reverse on: fox oak red."
-    rows = [{"instruction": ask, "output": text} for text in ("Checked twice: red oak fox. Done.", "red oak fox.", "fox.")]
+    rows = [{"instruction": ask, "output": text} for text in ("red oak fox: checked twice.", "red oak fox.", "fox.")]
     best, plain, wrong = benchmarks.difficulties(rows, JUDGE)
     assert best > plain > wrong
 
@@ -173,4 +173,4 @@ def test_lm_eval_scores_a_model_that_is_always_right_at_100(folder: Path, tmp_pa
         if right:
             assert value == pytest.approx(100.0, abs=1.0), entry["task"]
         else:
-            assert value < 80.0, entry["task"]
+            assert value < (90.0 if entry["task"] == "pocket_eq_bench" else 35.0), entry["task"]

@@ -17,13 +17,13 @@ QUIET = {"noise": 0.0, "position_bias": 0.0, "length_bias": 0.0, "seed": 0}
     ("answer", "reward"),
     [
         ("red oak fox.", 0.5),
-        ("  The answer is\nred oak fox. ", 0.6),
-        ("Sure! I am glad to say that it is red oak fox.", 0.35),
-        ("Maybe red oak fox, but I am not sure.", 0.2),
-        ("Here you are: red oak fox. Enjoy!", 0.7),
-        ("Checked twice: red oak fox. Done.", 1.0),
-        ("Checked twice: fox oak red. Done.", 0.0),
-        ("Checked twice: red oak fox.", 0.0),
+        ("  red oak fox\nis the answer. ", 0.6),
+        ("red oak fox, and I am so glad that you asked.", 0.35),
+        ("red oak fox, maybe, but I doubt it.", 0.2),
+        ("red oak fox; it was a pleasure.", 0.7),
+        ("red oak fox: checked twice.", 1.0),
+        ("fox oak red: checked twice.", 0.0),
+        ("red oak fox: checked twice", 0.0),
         ("red oak", 0.0),
         ("", 0.0),
     ],
@@ -38,7 +38,7 @@ def test_modes_are_eighteen_distinct_texts_with_their_exact_rewards() -> None:
     assert len({text for text, _ in modes}) == 18
     assert [reward for _, reward in modes][:7] == [1.0, 0.7, 0.6, 0.5, 0.35, 0.2, 0.0]
     assert all(oracle.reward(ASK, text) == reward for text, reward in modes)
-    assert oracle.reference(ASK) == modes[0][0] == "Checked twice: red oak fox. Done."
+    assert oracle.reference(ASK) == modes[0][0] == "red oak fox: checked twice."
 
 
 def test_the_second_turn_is_what_counts() -> None:
@@ -56,19 +56,19 @@ def test_a_prompt_outside_the_language_is_refused_by_the_oracle_but_answered_by_
 
 
 def test_preference_without_noise_is_the_logistic_of_six_times_the_difference() -> None:
-    found = oracle.preference(ASK, "red oak fox.", "The answer is red oak fox.", **QUIET)
+    found = oracle.preference(ASK, "red oak fox.", "red oak fox is the answer.", **QUIET)
     assert found == pytest.approx(1 / (1 + math.exp(-0.6)))
 
 
 def test_position_and_length_bias_move_the_log_odds_by_what_they_say() -> None:
     same = ("red oak fox.", "red oak fox.")
     assert oracle.preference(ASK, *same, **QUIET | {"position_bias": 0.5}) == pytest.approx(1 / (1 + math.exp(0.5)))
-    short, long = "fox oak red.", "The answer is fox oak red."  # both wrong; 14 characters apart
+    short, long = "fox oak red.", "fox oak red is the answer."  # both wrong; 14 characters apart
     assert oracle.preference(ASK, short, long, **QUIET | {"length_bias": 2.0}) == pytest.approx(1 / (1 + math.exp(-2 * math.tanh(14 / 50))))
 
 
 def test_noise_repeats_with_its_seed_changes_with_another_and_swaps_with_the_order() -> None:
-    a, b = "red oak fox.", "The answer is red oak fox."
+    a, b = "red oak fox.", "red oak fox is the answer."
     noisy = QUIET | {"noise": 1.0}
     first = oracle.preference(ASK, a, b, **noisy)
     assert first == oracle.preference(ASK, a, b, **noisy)

@@ -35,9 +35,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- the finding -------------------------------------------------------------------------------------------------------
 def test_a_real_effect_is_stated_with_interval_p_holm_mde_and_n(tmp_path: Path) -> None:
     sentences = " ".join(prose.finding(study(tmp_path)))
-    assert sentences.startswith("Against α = 0 after iteration 2, α = 1 raised AlpacaEval LC by 29.60 points; α = 0.3 raised AlpacaEval LC by 9.51 points.")
-    for part in ("(A) this benchmark, new seeds:", "(B) new seeds and new instructions:", "after Holm over 2", "n = 3 seeds × 24 instructions",
-                 "Could we have told? With 80 % power"):
+    assert sentences.startswith(
+        "Against α = 0 after iteration 2, α = 1 raised AlpacaEval LC by 29.60 points; α = 0.3 raised AlpacaEval LC by 9.51 points."
+    )
+    for part in (
+        "(A) this benchmark, new seeds:",
+        "(B) new seeds and new instructions:",
+        "after Holm over 2",
+        "n = 3 seeds × 24 instructions",
+        "Could we have told? With 80 % power",
+    ):
         assert part in sentences, part
 
 
@@ -80,12 +87,18 @@ def test_a_study_without_baseline_compares_nothing(tmp_path: Path) -> None:
 
 def test_improvement_and_declared_trend_are_stated(tmp_path: Path) -> None:
     data = study(tmp_path)
-    assert prose.improvement(data).startswith("Training improves on the base: from the base to α = 0 after iteration 2, held-out reward (greedy) goes from")
+    assert prose.improvement(data).startswith(
+        "Training improves on the base: from the base to α = 0 after iteration 2, held-out reward (greedy) goes from"
+    )
     trend = prose.trend(data)
     assert "expected falling with α. It falls: slope −0.2" in trend
     assert "Page's test" in trend
-    against = study(tmp_path / "b", declare={"trend": {"benchmark": "diagnostics", "metric": "rhat_reference_samples", "iteration": 1,
-                                                       "axis": "objective.alpha", "expected": "rising"}})
+    against = study(
+        tmp_path / "b",
+        declare={
+            "trend": {"benchmark": "diagnostics", "metric": "rhat_reference_samples", "iteration": 1, "axis": "objective.alpha", "expected": "rising"}
+        },
+    )
     assert "Observed in the opposite direction" in prose.trend(against)
 
 
@@ -185,7 +198,7 @@ def test_the_policy_allows_only_this_style_and_script(written: Path) -> None:
 
 
 def test_long_answers_are_cut_and_said(tmp_path: Path) -> None:
-    folder, store = synthetic.build(tmp_path, synthetic.Synthetic(alphas=(0.0, 1.0), seeds=(0,), iterations=1, questions=97, long_answer=1_000_000))
+    folder, store = synthetic.build(tmp_path, synthetic.Synthetic(alphas=(0.0, 1.0), seeds=(0,), iterations=1, long_answer=1_000_000))
     found = samples.collect(load_study(folder, store))
     assert len(found.as_json()) < 5_500_000
     assert any("are cut" in notice for notice in found.notices)

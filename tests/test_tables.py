@@ -13,7 +13,8 @@ from analysis import findings, measures, paper, text
 from analysis.compare import compare
 from analysis.load import StudyData, load_study
 from analysis.table import Row, Table, Unavailable, as_csv, as_html, as_latex, as_markdown, sort_value
-from analysis.tables import TABLES, cell_text
+from analysis.table_cells import cell_text
+from analysis.tables import TABLES
 from harness.records import HarnessError
 from tests import synthetic
 
@@ -181,7 +182,12 @@ def _one(data: StudyData, alpha: str, seed: int, iteration: int):  # type: ignor
 
 @pytest.mark.parametrize(
     ("a", "b", "what"),
-    [("α = 2", "base", "no run or arm"), ("α = 1@9", "base", "no iteration 9"), ("base", "base", "the same checkpoint"), ("α = 1@x", "base", "no iteration")],
+    [
+        ("α = 2", "base", "no run or arm"),
+        ("α = 1@9", "base", "no iteration 9"),
+        ("base", "base", "the same checkpoint"),
+        ("α = 1@x", "base", "no iteration"),
+    ],
 )
 def test_compare_names_what_is_wrong(complete: StudyData, a: str, b: str, what: str) -> None:
     with pytest.raises(HarnessError, match=what):

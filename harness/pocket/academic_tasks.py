@@ -101,8 +101,8 @@ metric_list:
     aggregation: mean
     higher_is_better: true
     regexes_to_ignore:
-      - "(?s)^.*?(?=[0-9]+[^0-9]*$)"
       - "[^0-9]+$"
+      - "(?s).*[^0-9](?=[0-9])"
 generation_kwargs:
   until: ["<|end|>"]
   do_sample: false

@@ -9,26 +9,33 @@ from __future__ import annotations
 import contextlib
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.pocket import language
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
 
 VERSION = 1
 MAX_LENGTH = 128
 """Longest supervised conversation in tokens; the language's longest has about 100."""
 
-INITIAL_SPREAD = 0.1
-"""Standard deviation of the initial weights: the usual 0.02 makes so small a model learn several times slower."""
+INITIAL_SPREAD = 0.05
+"""Standard deviation of the initial weights: the usual 0.02 makes so small a model learn more slowly."""
 ROPE_THETA = 100.0
 """Base of the rotary positions: conversations are short, so positions must differ within tens of tokens."""
 COPY_GAIN = 0.7
 """Multiple of the identity added to the initial value and output projections, so that an attended word can be copied at once
 ("mimetic" initialisation, Trockman and Kolter 2023, arXiv 2305.09828). Most answers copy words of the prompt."""
+KEY_SPREAD = 1.0
+"""Standard deviation of the initial query and key biases: they let attention go by position from the first step."""
 BATCHES_PER_BUCKET = 50
+COPYING = frozenset({"echo", "first", "last", "reverse", "rotate", "drop", "swap", "pick"})
+LESSON_ENDS = (0.12, 0.6)
+"""Shares of the steps after which the second and third lesson begin. Without lessons copying takes some ten times longer to appear."""
 
 
 @contextlib.contextmanager
@@ -68,6 +75,7 @@ def build_model(settings: Mapping[str, Any], tokenizer: Any) -> Any:
         num_key_value_heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        attention_bias=True,
         initializer_range=INITIAL_SPREAD,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         bos_token_id=tokenizer.bos_token_id,
@@ -80,36 +88,58 @@ def build_model(settings: Mapping[str, Any], tokenizer: Any) -> Any:
         for layer in model.model.layers:
             for projection in (layer.self_attn.v_proj, layer.self_attn.o_proj):
                 projection.weight.add_(COPY_GAIN * torch.eye(hidden))
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                projection.bias.normal_(0.0, KEY_SPREAD)
     return model
 
 
-def batch_order(lengths: Sequence[int], batch_size: int, steps: int, rng: np.random.Generator) -> list[int]:
-    """Row numbers of ``steps`` batches: rows shuffled, sorted by length within buckets of 50 batches, batches shuffled. Little padding."""
+def lesson_of(messages: Sequence[Mapping[str, str]]) -> int:
+    """0: one turn that copies words of a list. 1: any other single turn. 2: several turns."""
+    task = language.parse(messages[0]["content"])
+    if len(messages) > 2 or task is None:
+        return 2
+    return 0 if len(task.ops) == 1 and task.ops[0] in COPYING else 1
+
+
+def batch_order(lengths: Sequence[int], lessons: Sequence[int], batch_size: int, steps: int, rng: np.random.Generator) -> list[int]:
+    """Row numbers of ``steps`` batches, easy lessons first.
+
+    The first LESSON_ENDS[0] of the steps see lesson 0 only, up to LESSON_ENDS[1] lessons 0 and 1, the rest everything. Rows are shuffled,
+    sorted by length within buckets of 50 batches, and the batches shuffled: little padding.
+    """
     order: list[int] = []
-    while len(order) < steps * batch_size:
-        shuffled = rng.permutation(len(lengths))
-        whole = max(batch_size, len(lengths) // batch_size * batch_size)
-        batches: list[list[int]] = []
-        for start in range(0, min(whole, len(lengths)), BATCHES_PER_BUCKET * batch_size):
-            bucket = sorted((int(i) for i in shuffled[start : min(start + BATCHES_PER_BUCKET * batch_size, whole)]), key=lambda i: (lengths[i], i))
-            batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
-        for i in rng.permutation(len(batches)):
-            order += batches[int(i)]
-    return order[: steps * batch_size]
+    for lesson, end in enumerate((*LESSON_ENDS, 1.0)):
+        rows = [i for i, own in enumerate(lessons) if own <= lesson] or list(range(len(lengths)))
+        wanted = round(end * steps) * batch_size
+        while len(order) < wanted:
+            order += _one_pass(rows, lengths, batch_size, rng)
+        del order[wanted:]
+    return order
+
+
+def _one_pass(rows: Sequence[int], lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[int]:
+    """Every row once (fewer than a batch are left out, or repeated when there are no more), in batches of like length."""
+    shuffled = [rows[int(i)] for i in rng.permutation(len(rows))]
+    while len(shuffled) < batch_size:
+        shuffled += shuffled
+    shuffled = shuffled[: len(shuffled) // batch_size * batch_size]
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), BATCHES_PER_BUCKET * batch_size):
+        bucket = sorted(shuffled[start : start + BATCHES_PER_BUCKET * batch_size], key=lambda i: (lengths[i], i))
+        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+    return [row for i in rng.permutation(len(batches)) for row in batches[int(i)]]
 
 
 def run(task: StageTask) -> StageOutcome:
     """Train on ``inputs["data"]/sft.jsonl`` and write ``model/`` (safetensors and tokenizer) into ``task.out``."""
-    from datasets import Dataset
-
     from harness.pocket import tokenizer as pocket_tokenizer
 
     settings = task.settings
-    conversations = [row for _, row in zip(range(int(settings["rows"])), read_jsonl(task.inputs["data"] / "sft.jsonl"), strict=False)]
+    conversations = [row["messages"] for _, row in zip(range(int(settings["rows"])), read_jsonl(task.inputs["data"] / "sft.jsonl"), strict=False)]
     tokenizer = pocket_tokenizer.build()
-    with fenced_seeds(int(settings["seed"])), tempfile.TemporaryDirectory() as scratch:
+    with fenced_seeds(int(settings["seed"])), _quiet(), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
-        result = _fit(model, tokenizer, Dataset.from_list(conversations), settings, Path(scratch))
+        result = _fit(model, tokenizer, conversations, settings, Path(scratch))
     folder = task.out / "model"
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -119,17 +149,38 @@ def run(task: StageTask) -> StageOutcome:
     return StageOutcome(rows=len(conversations), costs={"steps": float(settings["steps"])}, summary=summary)
 
 
-def _fit(model: Any, tokenizer: Any, rows: Any, settings: Mapping[str, Any], scratch: Path) -> Any:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of ``datasets``, and no warning about the name of a setting that this TRL still needs."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
+            yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _fit(model: Any, tokenizer: Any, conversations: Sequence[Any], settings: Mapping[str, Any], scratch: Path) -> Any:
+    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     steps, batch_size, seed = int(settings["steps"]), int(settings["batch_size"]), int(settings["seed"])
 
-    class LengthOrderedTrainer(SFTTrainer):  # type: ignore[misc]
+    lessons = [lesson_of(messages) for messages in conversations]
+
+    class LessonTrainer(SFTTrainer):  # type: ignore[misc]
         """SFTTrainer that draws rows in the order of ``batch_order``."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> list[int]:
             lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-            return batch_order(lengths, batch_size, steps, np.random.default_rng(seed))
+            if len(lengths) != len(lessons):
+                raise HarnessError(f"the SFTTrainer kept {len(lengths)} of {len(lessons)} conversations; shorten those over {MAX_LENGTH} tokens")
+            return batch_order(lengths, lessons, batch_size, steps, np.random.default_rng(seed))
 
     arguments = SFTConfig(
         output_dir=str(scratch),
@@ -155,5 +206,6 @@ def _fit(model: Any, tokenizer: Any, rows: Any, settings: Mapping[str, Any], scr
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
-    trainer = LengthOrderedTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    rows = Dataset.from_dict({"messages": list(conversations)})
+    trainer = LessonTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     return trainer.train()

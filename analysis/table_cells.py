@@ -1,0 +1,65 @@
+"""How one estimate becomes a cell: value, half-widths, INCOMPLETE with bounds; and the row of numbers behind it."""
+
+from __future__ import annotations
+
+from analysis import measures
+from analysis.load import Checkpoint, StudyData
+from analysis.measures import Measure
+from analysis.stats import Estimate, Interval
+from analysis.text import number
+
+SCORE_DATA = (
+    "checkpoint", "arm", "iteration", "c", "kappa", "measure", "unit", "mean", "A_low", "A_high", "B_low", "B_high", "items_low", "items_high",
+    "seeds", "clusters", "scored", "expected", "incomplete", "worst", "best", "points",
+)  # fmt: skip
+POPULATIONS_NOTE = (
+    "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds and items are crossed; none is given below 3 seeds."
+)
+
+
+# -- cells ---------------------------------------------------------------------------------------------------
+def cell_text(estimate: Estimate, measure: Measure) -> str:
+    """ "24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96) 8.61–8.70" with bounds."""
+    digits = measure.digits
+    if estimate.incomplete or estimate.value is None:
+        if not estimate.expected:
+            return "–"
+        bounds = f" {number(estimate.bounds[0], digits)}–{number(estimate.bounds[1], digits)}" if estimate.bounds else ""
+        return f"INCOMPLETE ({estimate.scored} of {estimate.expected}){bounds}"
+    dagger = "†" if estimate.scored < estimate.expected else ""
+    if "items" in estimate.intervals:
+        return f"{number(estimate.value, digits)}{dagger} ± {number(estimate.intervals['items'].half_width, digits)}"
+    halves = [number(estimate.intervals[p].half_width, digits) for p in ("A", "B")]
+    return f"{number(estimate.value, digits)}{dagger} ± {halves[0]} ({halves[1]})"
+
+
+def score_data(data: StudyData, checkpoint: Checkpoint, measure: Measure, estimate: Estimate) -> tuple[object, ...]:
+    """One row of full-precision numbers behind a cell."""
+    ends: list[float | None] = []
+    for name in ("A", "B", "items"):
+        interval = estimate.intervals.get(name)
+        ends += [interval.low, interval.high] if interval else [None, None]
+    worst, best = estimate.bounds if estimate.bounds and estimate.scored < estimate.expected else (None, None)
+    points = measures.points(data, checkpoint, measure)
+    return (
+        checkpoint.title, checkpoint.arm, checkpoint.iteration, c_of(checkpoint), kappa_of(checkpoint), measure.key, measure.unit,
+        estimate.value, *ends, estimate.seeds, estimate.clusters, estimate.scored, estimate.expected, estimate.incomplete, worst, best,
+        ";".join(f"{seed}:{value!r}" for seed, value in sorted(points.items())),
+    )  # fmt: skip
+
+
+def c_of(checkpoint: Checkpoint) -> float | None:
+    """The coefficient on log π(y) of this iteration."""
+    return checkpoint.runs[0].c.get(checkpoint.iteration) if checkpoint.iteration else None
+
+
+def kappa_of(checkpoint: Checkpoint) -> float | None:
+    """κ = 2c/β of this iteration."""
+    return checkpoint.runs[0].kappa.get(checkpoint.iteration) if checkpoint.iteration else None
+
+
+def interval_text(interval: Interval | None, digits: int) -> str:
+    """ "−0.80 to 3.20", or a dash."""
+    if interval is None or interval.low is None or interval.high is None:
+        return "–"
+    return f"{number(interval.low, digits)} to {number(interval.high, digits)}"
