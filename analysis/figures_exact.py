@@ -46,8 +46,9 @@ def figure_1(_: StudyData | None = None) -> Drawn:
     ]
     legend_below(figure, handles, 3)
     caption = (
-        "A finite answer set, exact. Left: two reward models that agree on the compared answers; the optimistic one is larger off them. Middle: the "
-        "policies that maximise each with the KL penalty. Right: mean of r/β under π_ref over gradient steps; DPO already lowers it, α > 0 lowers it more."
+        "A finite answer set, exact. Left: two reward models that agree on the compared answers; the optimistic one is larger off them. "
+        "Middle: the policies that maximise each with the KL penalty. "
+        "Right: mean of r/β under π_ref over gradient steps; DPO already lowers it, α > 0 lowers it more."
     )
     columns = ("panel", "series", "alpha", "answer_or_step", "in_data", "value")
     title = "Figure 1. Optimism off the data (exact, finite answer set)"

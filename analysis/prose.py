@@ -22,6 +22,11 @@ def unit(measure: Measure) -> str:
     return {"percent": "points", "1–10": "rating points"}.get(measure.unit, measure.unit or "units")
 
 
+def counted(number_of: int, what: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{number_of} {what}{'s' * (number_of != 1)}"
+
+
 def p_words(p: float | None) -> str:
     if p is None:
         return "p undefined"
@@ -125,7 +130,7 @@ def _range(interval: Interval, digits: int) -> str:
 
 def _n(value: Estimate, items: str) -> str:
     """ "3 seeds × 128 instructions"; without items where seeds are compared by their means."""
-    return f"{value.seeds} seeds" + (f" × {value.clusters} {items}" if value.clusters > 1 else "")
+    return counted(value.seeds, "seed") + (f" × {value.clusters} {items}" if value.clusters > 1 else "")
 
 
 def _plain(interval: Interval) -> float | None:
@@ -289,7 +294,7 @@ def missing(data: StudyData) -> str:
 def conditions(data: StudyData) -> str:
     """What every statement is conditional on."""
     explore = data.recipe.get("exploration") or {}
-    parts = [f"{len(data.arms)} arms × {len(data.seeds)} seeds × {data.last_iteration} iterations"]
+    parts = [f"{counted(len(data.arms), 'arm')} × {counted(len(data.seeds), 'seed')} × {counted(data.last_iteration, 'iteration')}"]
     bases = {run.iterations.get(0, {}).get("base", "") for run in data.runs}
     if len(bases) == 1:
         parts.append("all runs start from one shared base, so every statement is conditional on it")

@@ -41,6 +41,8 @@ def score_table(data: StudyData, key: str, title: str, columns: Sequence[Measure
     caption = f"{shown}; c: coefficient on log π(y), κ = 2c/β; n: seeds with scores.{' ' + extra if extra else ''}"
     if any("†" in cell for row in rows for cell in row.cells):
         notes.insert(0, f"†: at least {findings.bar(data):.0%} but not all rows are scored; items not scored for every seed are left out.")
+    if any("± –" in cell or "(–)" in cell for row in rows for cell in row.cells):
+        notes.insert(0, "± –: no interval, because all seeds (or all items) gave the same score; it is never shown as zero.")
     heads = tuple(measure.title for measure in columns)
     return Table(
         key, title, caption[0].upper() + caption[1:], ("checkpoint", "c", "κ", *heads, "n"), tuple(rows), SCORE_DATA, tuple(numbers),

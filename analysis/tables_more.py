@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import findings, measures, paper, rank
-from analysis.load import Checkpoint, StudyData
+from analysis.load import Checkpoint, StudyData, iterate
 from analysis.table import Row, Table, Unavailable
 from analysis.table_cells import POPULATIONS_NOTE, SCORE_DATA, cell_text, score_data
 from analysis.text import number
@@ -37,45 +37,42 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
 
 
 # -- the judge -----------------------------------------------------------------------------------------------
+JUDGE_DATA = (
+    "benchmark", "checkpoint", "arm", "iteration", "unparsed", "asked", "unparsed_low", "unparsed_high", "judgment_sd", "floor_mean",
+    "floor_difference", "df",
+)  # fmt: skip
+
+
 def table_judge(data: StudyData) -> Table | Unavailable:
     """Verdicts that could not be read, by checkpoint, and the noise of repeated judgments where there are any."""
-    pairs = [m for m in (measures.MT, measures.WR) if (m.benchmark, m.metric) in data.metrics()]
-    if not pairs:
+    judged = [m for m in (measures.MT, measures.WR) if (m.benchmark, m.metric) in data.metrics()]
+    if not judged:
         return Unavailable("judge", "The judge", "no judged benchmark is stored yet")
-    rows, numbers, repeated = [], [], False
-    for measure in pairs:
+    rows, numbers = [], []
+    for measure in judged:
         for number_, checkpoint in enumerate(data.checkpoints):
-            statuses = data.cell(checkpoint, measure.benchmark, measure.metric).statuses
-            asked = sum(count for status, count in statuses.items() if status in ("ok", "unparsed", "refused"))
-            unread = rank.proportion(statuses.get("unparsed", 0), asked)
-            noise = rank.judge_noise(
-                _repeats(data, checkpoint, measure), items=len(data.cell(checkpoint, measure.benchmark, measure.metric).layout.clusters)
-            )
-            repeated = repeated or noise.sd is not None
-            share = f"{unread.k} of {unread.n}" + (
-                f" ({number(100 * unread.low, 1)}–{number(100 * unread.high, 1)} %)" if unread.low is not None and unread.high is not None else ""
-            )
-            digits = measure.digits
-            cells = (
-                measure.benchmark,
-                checkpoint.title,
-                share,
-                number(noise.sd, digits),
-                number(noise.floor, digits),
-                number(noise.floor_difference, digits),
-            )
-            rows.append(Row(cells, number_ == 0))
-            numbers.append(
-                (measure.benchmark, checkpoint.title, checkpoint.arm, checkpoint.iteration, unread.k, unread.n, unread.low, unread.high, noise.sd, noise.floor,
-                 noise.floor_difference, noise.df)
-            )  # fmt: skip
-    caption = "Verdicts that could not be read (share with Wilson interval), and what the judge alone adds: sd of one judgment, noise floor of a mean and of a difference."
-    notes = () if repeated else ("No item was judged twice, so the judge's noise is unknown; set judge.repeats above 1 to measure it.",)
-    names = (
-        "benchmark", "checkpoint", "arm", "iteration", "unparsed", "asked", "unparsed_low", "unparsed_high", "judgment_sd", "floor_mean", "floor_difference", "df",
-    )  # fmt: skip
+            cell = data.cell(checkpoint, measure.benchmark, measure.metric)
+            asked = sum(count for status, count in cell.statuses.items() if status in ("ok", "unparsed", "refused"))
+            unread = rank.proportion(cell.statuses.get("unparsed", 0), asked)
+            noise = rank.judge_noise(_repeats(data, checkpoint, measure), items=len(cell.layout.clusters))
+            spread = (noise.sd, noise.floor, noise.floor_difference)
+            rows.append(Row((measure.benchmark, checkpoint.title, _share(unread), *(number(v, measure.digits) for v in spread)), number_ == 0))
+            place = (measure.benchmark, checkpoint.title, checkpoint.arm, checkpoint.iteration)
+            numbers.append((*place, unread.k, unread.n, unread.low, unread.high, *spread, noise.df))
+    caption = (
+        "Verdicts that could not be read (share with Wilson interval), and what the judge alone adds: standard deviation of one judgment, noise "
+        "floor of a mean and of a difference."
+    )
+    unknown = all(row[JUDGE_DATA.index("judgment_sd")] is None for row in numbers)
+    notes = ("No item was judged twice, so the judge's noise is unknown; set judge.repeats above 1 to measure it.",) if unknown else ()
     columns = ("benchmark", "checkpoint", "unparsed", "sd of a judgment", "floor of a mean", "floor of a difference")
-    return Table("judge", "The judge", caption, columns, tuple(rows), names, tuple(numbers), notes, left=2)
+    return Table("judge", "The judge", caption, columns, tuple(rows), JUDGE_DATA, tuple(numbers), notes, left=2)
+
+
+def _share(unread: rank.Proportion) -> str:
+    if unread.low is None or unread.high is None:
+        return "–"
+    return f"{unread.k} of {unread.n} ({number(100 * unread.low, 1)}–{number(100 * unread.high, 1)} %)"
 
 
 def _repeats(data: StudyData, checkpoint: Checkpoint, measure: measures.Measure) -> np.ndarray:
@@ -127,7 +124,8 @@ def table_unfinished(data: StudyData) -> Table | Unavailable:
         grouped.setdefault((stage.state, stage.name, stage.reason), []).extend(users or ["shared by all runs"])
     rows, numbers = [], []
     for (state, name, reason), users in sorted(grouped.items(), key=lambda item: (("failed", "partial", "missing").index(item[0][0]), item[0])):
-        ordered = list(dict.fromkeys(users))
+        place = {f"{run.name}@{iteration}": number_ for number_, (run, iteration) in enumerate(iterate(data))}
+        ordered = sorted(set(users), key=lambda user: (place.get(user, -1), user))
         shown = ", ".join(ordered[:4]) + (f" and {len(ordered) - 4} more" if len(ordered) > 4 else "")
         rows.append(Row((state, name, reason or "not run yet", shown)))
         numbers += [(state, name, reason, user) for user in ordered]
@@ -166,11 +164,19 @@ COSTS = (
 )  # fmt: skip
 
 
+PIPELINE = ("data", "base", "benchmarks", "rollout", "rank", "pairs", "reference", "train", "answer", "judge", "academic", "heldout", "diagnostics")
+
+
+def _place(stage: str) -> int:
+    head = stage.partition(".")[0]
+    return PIPELINE.index(head) if head in PIPELINE else len(PIPELINE)
+
+
 def table_costs(data: StudyData) -> Table | Unavailable:
     """Costs by stage, every shared stage counted once. Times differ between two runs of the same study: kept apart from the data."""
     if not any(stage.state == "done" for stage in data.stages.values()):
         return Unavailable("costs", "Costs", "no stage is done yet")
-    names = list(dict.fromkeys(stage.name for stage in data.stages.values()))
+    names = sorted({stage.name for stage in data.stages.values()}, key=lambda name: (_place(name), name))
     rows, numbers = [], []
     for name in [*names, "all"]:
         chosen = [s for s in data.stages.values() if name in (s.name, "all")]

@@ -180,6 +180,50 @@ def published(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A run, an arm or base, with @iteration behind it; without: the last.")],
+    b: Annotated[str, typer.Argument(help="What A is compared with.")],
+    study: Annotated[str, typer.Option("--study", help="The study's name or YAML file.")] = "alpha",
+    benchmark: Annotated[str, typer.Option(help="One benchmark or measure; empty: all.")] = "",
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+) -> None:
+    """Compare two cells or checkpoints of a study, paired by item and seed.
+
+    Example: selm compare objective.alpha=1 objective.alpha=0 --study alpha --benchmark alpaca_eval
+    """
+    from analysis.compare import compare_study
+    from harness.commands import read_manifest
+    from harness.console import show_table
+
+    show_table(compare_study(read_manifest(results, study)[0], store, a, b, benchmark))
+
+
+@app.command()
+def power(
+    study: Annotated[str, typer.Argument(help="A study's name or YAML file; empty with given components.")] = "",
+    delta: Annotated[float, typer.Option(help="The difference to detect, in the score's units.")] = 1.0,
+    sigma: Annotated[tuple[float, float, float] | None, typer.Option("--sigma", help="Given components: over seeds, over items, residual.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds, with given components.")] = 3,
+    items: Annotated[int, typer.Option(help="Items, with given components.")] = 805,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+) -> None:
+    """Seeds and items needed to detect a difference, from a study's variance components or given ones.
+
+    Example: selm power alpha --delta 1.0
+    """
+    from analysis.power_report import power_given, power_study
+    from harness.commands import read_manifest
+    from harness.console import show_table
+
+    if sigma is not None:
+        show_table(power_given(sigma, seeds, items, delta))
+    else:
+        show_table(power_study(read_manifest(results, study)[0], store, delta))
+
+
+@app.command()
 def invalidate(key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")], store: StoreRoot = STORE) -> None:
     """Forget one finished stage, so that the next run does it again.
 

@@ -130,8 +130,25 @@ def run_plan(plan: Plan, store_root: Path, results: Path, *, executor: str, work
     if freed:
         console.print(f"Retention ({plan.study.keep}): {freed / 1e6:.1f} MB of weights deleted.")
     if report:
-        report_study(folder, store_root)
+        stamp = report_stamp(plan, store)
+        if stamp != _read(folder / "report.stamp") or not (folder / "report" / "report.md").is_file():
+            report_study(folder, store_root)
+            write_atomic(folder / "report.stamp", stamp)
+        else:
+            console.print(f"Report: {relative(folder / 'report' / 'report.md')} is up to date.", markup=False)
     return summary.exit_status
+
+
+def report_stamp(plan: Plan, store: Store) -> str:
+    """Hash of what a report shows: the study, the state of every stage, and the code that draws it."""
+    import analysis
+
+    sources = {path.name: hash_file(path) for path in sorted(Path(analysis.__file__).parent.glob("*.py"))}
+    return content_hash(manifest(plan, {}), store.states(list(plan.nodes)), sources)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _walk(plan: Plan, store: Store, kind: str, workers: int, only: Sequence[str], todo: int) -> Summary:

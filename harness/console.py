@@ -165,3 +165,15 @@ def relative(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def show_table(table: Any) -> None:
+    """An analysis table on the terminal, its notes below."""
+    shown = Table(title=escape(table.title), caption=escape(table.caption))
+    for index, column in enumerate(table.columns):
+        shown.add_column(escape(column), justify="left" if index < table.left else "right")
+    for row in table.rows:
+        shown.add_row(*(escape(cell) for cell in row.cells))
+    console.print(shown)
+    for note in table.notes:
+        console.print(escape(note), soft_wrap=True)

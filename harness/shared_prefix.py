@@ -108,16 +108,23 @@ def _padded_mask(layout: Layout, window: int | None, like: Tensor) -> Tensor:
 
 def _attend_blocks(layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any) -> Tensor:
     """One causal call for a prompt with its first response, one call for each further response over prompt and itself."""
+    # Split once: a slice of the whole per response would write a gradient as long as the batch for each of them.
+    sizes = [
+        last - (start if number == 0 else first)
+        for (start, _), responses in zip(layout.prompt_spans, layout.response_spans, strict=True)
+        for number, (first, last) in enumerate(responses)
+    ]
+    blocks = zip(*(x.split(sizes, 2) for x in (query, key, value)), strict=True)
     pieces = []
     for (start, prompt_end), responses in zip(layout.prompt_spans, layout.response_spans, strict=True):
-        for number, (first, last) in enumerate(responses):
+        prompt_keys = prompt_values = query
+        for number in range(len(responses)):
+            queries, keys, values = next(blocks)
             if number == 0:
-                begin, parts = start, [slice(start, last)]
+                prompt_keys, prompt_values = keys[:, :, : prompt_end - start], values[:, :, : prompt_end - start]
             else:
-                begin, parts = first, [slice(start, prompt_end), slice(first, last)]
-            keys, values = (x[:, :, parts[0]] if len(parts) == 1 else torch.cat([x[:, :, part] for part in parts], 2) for x in (key, value))
-            queries = query[:, :, begin:last]
-            plain = number == 0 and (window is None or last - start <= window)
+                keys, values = torch.cat([prompt_keys, keys], 2), torch.cat([prompt_values, values], 2)
+            plain = number == 0 and (window is None or keys.shape[2] <= window)
             mask = None if plain else _block_mask(layout, queries.shape[2], keys.shape[2], window, query)
             pieces.append(sdpa(queries, keys, values, attn_mask=mask, is_causal=plain, **options))
     return torch.cat(pieces, 2)

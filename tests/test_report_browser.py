@@ -14,8 +14,8 @@ from tests import synthetic
 
 CHROMIUM = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), shutil.which("chromium") or "")
 ARGUMENTS = [
-    "--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
-    "--disable-default-apps", "--disable-domain-reliability", "--disable-dev-shm-usage",
+    "--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run",     "--disable-default-apps", "--disable-domain-reliability", "--disable-dev-shm-usage",
 ]  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine (apt-get install chromium)")]

@@ -33,8 +33,8 @@ COPY_GAIN = 0.7
 KEY_SPREAD = 1.0
 """Standard deviation of the initial query and key biases: they let attention go by position from the first step."""
 BATCHES_PER_BUCKET = 50
-COPYING = frozenset({"echo", "first", "last", "reverse", "rotate", "drop", "swap", "pick"})
-LESSON_ENDS = (0.12, 0.6)
+COPYING = frozenset({"echo", "first", "last", "reverse", "rotate", "drop", "swap", "pick", "moods"})
+LESSON_ENDS = (0.12, 0.45)
 """Shares of the steps after which the second and third lesson begin. Without lessons copying takes some ten times longer to appear."""
 
 

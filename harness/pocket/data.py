@@ -34,15 +34,15 @@ def with_pair(prompt: Prompt, rng: np.random.Generator, best_style_share: float)
 
 
 def conversation(rng: np.random.Generator, best_style_share: float) -> dict[str, list[dict[str, str]]]:
-    """One supervised conversation: a prompt (75 %), a prompt and its follow-up (15 %), or two to three unrelated prompts (10 %)."""
+    """One supervised conversation: a prompt (75 %), a prompt and its follow-up (18 %), or two to three unrelated prompts (7 %)."""
     kind = rng.random()
-    turns = 1 if kind < 0.9 else int(rng.integers(2, 4))
+    turns = 1 if kind < 0.93 else int(rng.integers(2, 4))
     messages: list[dict[str, str]] = []
     task = None
     for _ in range(turns):
         task = language.sample_task(rng, "train")
         messages += _turn(task, rng, best_style_share)
-    if 0.75 <= kind < 0.9 and task is not None:
+    if 0.75 <= kind < 0.93 and task is not None:
         messages += _turn(language.sample_follow_up(task, rng), rng, best_style_share)
     return {"messages": messages}
 

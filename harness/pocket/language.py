@@ -141,6 +141,7 @@ OPERATIONS: dict[str, Callable[[Sequence[str], str], list[str]]] = {
     "subtract": lambda a, p: [str(int(a[0]) - int(a[1]))],
     "steps": lambda a, p: [str(int(a[0]) + int(a[1])), str(int(a[0]) + int(a[1]) - int(a[2]))],
     "larger": lambda a, p: [str(max(_numbers(a)))],
+    "smaller": lambda a, p: [str(min(_numbers(a)))],
     "next": lambda a, p: [str(2 * int(a[-1]) - int(a[-2]))],
     "tallest": lambda a, p: _taller(a)[:1],
     "shortest": lambda a, p: _taller(a)[-1:],
@@ -191,6 +192,7 @@ WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "tallest": (("reasoning", "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the tallest?"),),
     "shortest": (("reasoning", "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the shortest?"),),
     "larger": (("math", "Which number is larger, {a} or {b}?"),),
+    "smaller": (("math", "Which number is smaller, {a} or {b}?"),),
     "add": (("math", "What is {a} plus {b}?"), ("math", "A box has {a} coins and gets {b} more. How many coins now?")),
     "steps": (("math", "A box has {a} coins, gets {b} and loses {c}. Count step by step."),),
     "subtract": (("math", "What is {a} minus {b}?"), ("math", "A box has {a} coins and loses {b}. How many coins now?")),
@@ -376,15 +378,17 @@ def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...],
         years = _pick(rng, [str(i) for i in range(1, MAX_NUMBER)], 3)
         return tuple(itertools.chain.from_iterable(zip(_pick(rng, NAMES, 3), years, strict=True))), ""
     if op == "steps":
-        a, b, c = (int(i) for i in rng.integers(1, 11, size=3))
+        a, b, c = (int(i) for i in rng.integers(1, 9, size=3))
         return (str(a), str(b), str(min(c, a + b))), ""
-    if op in ("add", "subtract", "larger"):
-        a, b = int(rng.integers(1, 21)), int(rng.integers(1, 21))
+    if op in ("larger", "smaller"):
+        return tuple(_pick(rng, [str(i) for i in range(1, 31)], 2)), ""
+    if op in ("add", "subtract"):
+        a, b = int(rng.integers(1, 21)), int(rng.integers(1, 10))
         if op == "subtract":
             a, b = max(a, b), min(a, b)
-        return (str(a), str(b if op != "larger" or a != b else b + 1)), ""
+        return (str(a), str(b)), ""
     if op == "next":
-        start, step = int(rng.integers(0, 20)), int(rng.integers(1, 7))
+        start, step = int(rng.integers(0, 25)), int(rng.integers(1, 5))
         return tuple(str(start + i * step) for i in range(3)), ""
     if op == "kind":
         return (WORDS[int(rng.integers(len(WORDS)))],), ""
