@@ -137,7 +137,8 @@ def _samples(found: samples.Samples) -> str:
         '<p class="caption">Pick a prompt and two checkpoints; answers stand side by side with their judgments. '
         f"Characters that are invisible or would act are shown by name.</p>{notices}"
         '<div class="controls"><div><label for="pick-prompt">prompt</label><select id="pick-prompt"></select></div>'
-        '<div class="step"><button type="button" id="previous">previous prompt</button><button type="button" id="next">next prompt</button></div>'
+        '<div class="step"><button type="button" id="previous" aria-label="previous prompt">previous</button>'
+        '<button type="button" id="next" aria-label="next prompt">next</button></div>'
         '<div><label for="pick-left">left checkpoint</label><select id="pick-left"></select></div>'
         '<div><label for="pick-right">right checkpoint</label><select id="pick-right"></select></div></div>'
         '<div id="sample-prompt" aria-live="polite"></div><div class="pair">'

@@ -35,7 +35,7 @@ figcaption{color:var(--soft);font-size:.88rem;margin-top:.3rem}
 select,.controls button{font:inherit;width:100%;padding:.4rem;border:1px solid #999;
   border-radius:4px;background:#fff;color:var(--ink);min-height:2.6rem}
 .step{display:flex;gap:.5rem}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem;margin-top:.8rem}
 .box{border:1px solid var(--line);border-radius:4px;padding:.6rem .8rem;min-width:0}
 .box h4{margin:.1rem 0 .4rem;overflow-wrap:anywhere}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0;

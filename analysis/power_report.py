@@ -28,10 +28,10 @@ def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
     for comparison in found.primary:
         estimate = comparison.estimate
         if estimate.squares is not None and estimate.seeds >= 2 and estimate.clusters >= 2:
-            rows.append((f"{comparison.label} minus {found.baseline}", from_estimate(estimate), estimate.seeds, estimate.clusters))
+            rows.append((f"{comparison.label} minus {found.baseline_label}", from_estimate(estimate), estimate.seeds, estimate.clusters))
     if not rows:
         raise HarnessError(f"{study_dir}: no complete comparison over 2 seeds or more; give --sigma-seed, --sigma-item and --sigma-error instead")
-    return _table(rows, delta, f"{found.measure.name} after iteration {found.iteration}")
+    return _table(rows, delta, f"{found.primary_measure.name} after iteration {found.primary_iteration}")
 
 
 def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta: float) -> Table:

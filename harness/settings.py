@@ -51,12 +51,12 @@ class ModelSettings(Section):
 class PocketBaseSettings(Section):
     """The pocket world's supervised base (ignored for other models)."""
 
-    steps: Positive = 600
-    batch_size: Positive = 64
-    learning_rate: float = 2e-3
+    steps: Positive = 1600
+    batch_size: Positive = 32
+    learning_rate: float = 3e-3
     hidden_size: Positive = 128
-    layers: Positive = 3
-    heads: Positive = 4
+    layers: Positive = 2
+    heads: Positive = 8
     rows: Positive = 20_000
     best_style_share: Share = 0.02
     seed: NonNegative = 0

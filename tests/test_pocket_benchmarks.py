@@ -44,7 +44,8 @@ def test_judge_prompts_take_fastchats_placeholders(folder: Path) -> None:
     prompts = {row["name"]: row for row in read_jsonl(folder / "mt_bench" / "judge_prompts.jsonl")}
     assert set(prompts) == {"single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn"}
     one = prompts["single-math-v1"]["prompt_template"].format(question="Q", answer="A", ref_answer_1="R")
-    assert "[The Start of Reference Answer]\nR\n[The End of Reference Answer]" in one and "[[rating]]" in one
+    assert "[The Start of Reference Answer]\nR\n[The End of Reference Answer]" in one
+    assert "[[rating]]" in one
     assert "[The Start of Assistant's Answer]\nA\n[The End of Assistant's Answer]" in one
     two = prompts["single-math-v1-multi-turn"]["prompt_template"]
     filled = two.format(question_1="Q1", question_2="Q2", answer_1="A1", answer_2="A2", ref_answer_1="R1", ref_answer_2="R2")
@@ -70,10 +71,12 @@ def test_gamed_rows_are_judged_verbose_and_concise_wordings_in_the_librarys_colu
     assert all(0 < float(row["preference"]) < 1 for row in rows)
     for half in (rows[:128], rows[128:]):
         assert statistics.stdev(float(row["std_delta_len"]) for row in half) == pytest.approx(1.0)
-    assert statistics.fmean(float(row["std_delta_len"]) for row in rows[:128]) < 0 < statistics.fmean(float(row["std_delta_len"]) for row in rows[128:])
-    difficulty = [float(row["instruction_difficulty"]) for row in rows[:128]]
-    assert difficulty == [float(row["instruction_difficulty"]) for row in rows[128:]] == benchmarks.difficulties(instructions, {**JUDGE, "noise": 0.3, "position_bias": 0.05})
-    assert abs(statistics.fmean(difficulty)) < 0.2 and max(map(abs, difficulty)) <= 3.0
+    verbose, concise = (statistics.fmean(float(row["std_delta_len"]) for row in half) for half in (rows[:128], rows[128:]))
+    assert verbose < 0 < concise
+    difficulty = [float(row["instruction_difficulty"]) for row in rows]
+    assert difficulty[:128] == difficulty[128:] == benchmarks.difficulties(instructions, {**JUDGE, "noise": 0.3, "position_bias": 0.05})
+    assert abs(statistics.fmean(difficulty)) < 0.2
+    assert max(map(abs, difficulty)) <= 3.0
 
 
 def test_a_gamed_preference_is_the_mean_over_both_orders() -> None:
@@ -86,7 +89,8 @@ def test_a_gamed_preference_is_the_mean_over_both_orders() -> None:
     expected = (logistic(-1.5 - 0.4) + logistic(-1.5 + 0.4)) / 2
     assert benchmarks.judged(row, chatty, JUDGE) == pytest.approx(expected)
     rows = benchmarks.gamed_rows([row, {"instruction": "What is 3 plus 4?", "output": "7."}], JUDGE)
-    assert rows[0]["model"] == "pocket_baseline_verbose" and rows[0]["preference"] == pytest.approx(expected)
+    assert rows[0]["model"] == "pocket_baseline_verbose"
+    assert rows[0]["preference"] == pytest.approx(expected)
 
 
 def test_difficulty_is_higher_where_the_baseline_is_better() -> None:
@@ -109,7 +113,8 @@ def test_academic_files_name_their_data_by_relative_paths_and_hold_60_items(fold
     assert list(tasks) == sorted(academic_tasks.FORMS)
     for column, entry in tasks.items():
         text = (folder / "academic" / entry["file"]).read_text()
-        assert f"test: {column}_test.jsonl" in text and str(folder) not in text
+        assert f"test: {column}_test.jsonl" in text
+        assert str(folder) not in text
         rows = list(read_jsonl(folder / "academic" / f"{column}_test.jsonl"))
         assert len({row["id"] for row in rows}) == 60
 

@@ -41,7 +41,14 @@ def test_hand_worked_answers(prompt: str, answer: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Hello there.", "Run rotate on: fox zebra.", "What is 3 minus 9?", "Which one is not like the others: fox cat hen bear?", "Extract the fourth word: fox oak red."],
+    [
+        "",
+        "Hello there.",
+        "Run rotate on: fox zebra.",
+        "What is 3 minus 9?",
+        "Which one is not like the others: fox cat hen bear?",
+        "Extract the fourth word: fox oak red.",
+    ],
 )
 def test_text_outside_the_language_has_no_task(text: str) -> None:
     assert language.parse(text) is None
@@ -51,7 +58,8 @@ def test_a_follow_up_asks_about_the_right_answer_not_the_given_one() -> None:
     turns = ("Run rotate on: fox oak red.", "I do not know.", "Now turn that around.")
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), turns, strict=True)]
     task = language.parse_messages(messages)
-    assert task is not None and language.solve(task) == ("fox", "red", "oak")
+    assert task is not None
+    assert language.solve(task) == ("fox", "red", "oak")
     assert language.parse_messages(messages[2:]) is None
 
 
@@ -61,9 +69,11 @@ def test_every_sampled_prompt_parses_and_has_two_wrong_answers(split: language.S
     assert len({prompt.id for prompt in prompts}) == 400
     for prompt in prompts:
         task = language.parse_messages(prompt.messages)
-        assert task is not None and task.category == prompt.category
+        assert task is not None
+        assert task.category == prompt.category
         right, wrong = language.solve(task), language.near_misses(task)
-        assert right and len({right, *wrong}) == 3
+        assert right
+        assert len({right, *wrong}) == 3
 
 
 def test_splits_share_no_task_and_only_ood_has_the_held_out_compositions() -> None:
@@ -72,7 +82,9 @@ def test_splits_share_no_task_and_only_ood_has_the_held_out_compositions() -> No
         tasks = [language.sample_task(np.random.default_rng(i), split) for i in range(300)]
         assert all((task.ops in language.HELD_OUT_COMPOSITIONS) == (split == "ood") for task in tasks)
         keys[split] = {task.key for task in tasks}
-    assert not keys["train"] & keys["heldout"] and not keys["train"] & keys["benchmark"] and not keys["heldout"] & keys["benchmark"]
+    assert not keys["train"] & keys["heldout"]
+    assert not keys["train"] & keys["benchmark"]
+    assert not keys["heldout"] & keys["benchmark"]
 
 
 def test_prompts_follow_the_generator_and_ids_follow_the_text() -> None:

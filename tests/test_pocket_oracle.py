@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from harness.pocket import language, oracle
 from harness.records import HarnessError
 
 ASK = [{"role": "user", "content": "Run reverse on: fox oak red."}]
-QUIET = {"noise": 0.0, "position_bias": 0.0, "length_bias": 0.0, "seed": 0}
+QUIET: dict[str, Any] = {"noise": 0.0, "position_bias": 0.0, "length_bias": 0.0, "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,8 @@ def test_ratings_stay_between_one_and_ten_and_follow_quality() -> None:
 def test_standard_normal_has_mean_zero_and_variance_one() -> None:
     drawn = [oracle.standard_normal("test", i) for i in range(4000)]
     mean = sum(drawn) / len(drawn)
-    assert abs(mean) < 0.05 and abs(sum((x - mean) ** 2 for x in drawn) / len(drawn) - 1) < 0.08
+    assert abs(mean) < 0.05
+    assert abs(sum((x - mean) ** 2 for x in drawn) / len(drawn) - 1) < 0.08
 
 
 def test_every_style_is_recognised_with_its_content() -> None:

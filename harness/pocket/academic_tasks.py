@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.pocket import language
-from harness.records import write_jsonl
+from harness.records import HarnessError, write_jsonl
 
 ITEMS = 60
 """Items of a task; the standard error of a share is at most 6.5 points (0.5 / sqrt(60))."""
@@ -41,7 +41,7 @@ def _lettered(choices: list[str], right: int) -> Row:
     return {"choices": {"text": choices, "label": letters}, "answerKey": letters[right]}
 
 
-def _gsm8k(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+def _gsm8k(task: language.Task, question: str, _: np.random.Generator) -> Row:
     return {"question": question, "answer": _STYLE["sentence"].render(language.solve(task))}
 
 
@@ -58,7 +58,7 @@ def _openbookqa(task: language.Task, question: str, rng: np.random.Generator) ->
     return {"question_stem": question, **_lettered(*_word_choices(task, rng, "plain"))}
 
 
-def _truthfulqa(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+def _truthfulqa(task: language.Task, question: str, _: np.random.Generator) -> Row:
     """True answers in two styles, misconceptions (near misses) in the same two."""
     contents = [(language.solve(task), 1), *((wrong, 0) for wrong in language.near_misses(task))]
     answers = [(_STYLE[style].render(content), label) for content, label in contents for style in ("plain", "sentence")]
@@ -71,7 +71,7 @@ def _targets(answers: list[tuple[str, int]]) -> Row:
     return {"choices": [text for text, _ in answers], "labels": [label for _, label in answers]}
 
 
-def _eq_bench(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+def _eq_bench(task: language.Task, question: str, _: np.random.Generator) -> Row:
     answer = language.solve(task)
     reference: dict[str, str] = {}
     for place, (mood, strength) in enumerate(zip(answer[::2], answer[1::2], strict=True), 1):
@@ -171,7 +171,8 @@ def write(folder: Path, rng: np.random.Generator, limit: int = 0) -> int:
         for split, rows in splits.items():
             write_jsonl(folder / f"{column}_{split}.jsonl", rows)
         files = "".join(f"    {split}: {column}_{split}.jsonl\n" for split in splits)
-        head = f"task: pocket_{column}\ndataset_path: json\ndataset_name: null\ndataset_kwargs:\n  data_files:\n{files}test_split: test\nnum_fewshot: {shots}\n"
+        head = f"task: pocket_{column}\ndataset_path: json\ndataset_name: null\ndataset_kwargs:\n  data_files:\n{files}"
+        head += f"test_split: test\nnum_fewshot: {shots}\n"
         (folder / f"{column}.yaml").write_text(head + YAML[column] + "metadata:\n  version: 1.0\n", encoding="utf-8")
         name = f"pocket_{column}"
         tasks[column] = {"task": name, "lm_eval_task": name, "metric": metric, "filter": chosen, "shots": shots, "scale": scale, "source": "pocket"}
@@ -185,11 +186,13 @@ def _rows(ops: tuple[str, ...], convert: Convert, rng: np.random.Generator, spli
     """``count`` rows with distinct prompts, the operations in turn; the 32 'kind' facts come from the train split (an open book)."""
     rows: list[Row] = []
     seen: set[str] = set()
-    while len(rows) < count:
+    for _ in range(1000 * count):
+        if len(rows) == count:
+            return rows
         op = ops[len(rows) % len(ops)]
         task = language.sample_operation(op, rng, "train" if op == "kind" else split)
         question = language.render(task, rng)
         if question not in seen:
             seen.add(question)
             rows.append({"id": f"{split}-{len(rows)}", **convert(task, question, rng)})
-    return rows
+    raise HarnessError(f"split {split!r} has fewer than {count} distinct prompts for {', '.join(ops)}; ask for fewer academic items")

@@ -34,8 +34,10 @@ KEY_SPREAD = 1.0
 """Standard deviation of the initial query and key biases: they let attention go by position from the first step."""
 BATCHES_PER_BUCKET = 50
 COPYING = frozenset({"echo", "first", "last", "reverse", "rotate", "drop", "swap", "pick", "moods"})
-LESSON_ENDS = (0.12, 0.45)
-"""Shares of the steps after which the second and third lesson begin. Without lessons copying takes some ten times longer to appear."""
+COPYING_STEPS = 180
+"""Steps of the first lesson (half of a shorter run). Without lessons copying takes some ten times longer to appear."""
+SINGLE_TURN_SHARE = 0.45
+"""Share of the steps before which no conversation has several turns."""
 
 
 @contextlib.contextmanager
@@ -81,7 +83,6 @@ def build_model(settings: Mapping[str, Any], tokenizer: Any) -> Any:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -104,13 +105,14 @@ def lesson_of(messages: Sequence[Mapping[str, str]]) -> int:
 def batch_order(lengths: Sequence[int], lessons: Sequence[int], batch_size: int, steps: int, rng: np.random.Generator) -> list[int]:
     """Row numbers of ``steps`` batches, easy lessons first.
 
-    The first LESSON_ENDS[0] of the steps see lesson 0 only, up to LESSON_ENDS[1] lessons 0 and 1, the rest everything. Rows are shuffled,
-    sorted by length within buckets of 50 batches, and the batches shuffled: little padding.
+    The first COPYING_STEPS see lesson 0 only, up to SINGLE_TURN_SHARE of the steps lessons 0 and 1, the rest everything. Rows are
+    shuffled, sorted by length within buckets of 50 batches, and the batches shuffled: little padding.
     """
     order: list[int] = []
-    for lesson, end in enumerate((*LESSON_ENDS, 1.0)):
+    first = min(COPYING_STEPS, steps // 2)
+    for lesson, end in enumerate((first, max(first, round(SINGLE_TURN_SHARE * steps)), steps)):
         rows = [i for i, own in enumerate(lessons) if own <= lesson] or list(range(len(lengths)))
-        wanted = round(end * steps) * batch_size
+        wanted = end * batch_size
         while len(order) < wanted:
             order += _one_pass(rows, lengths, batch_size, rng)
         del order[wanted:]
@@ -167,17 +169,19 @@ def _quiet() -> Iterator[None]:
 
 def _fit(model: Any, tokenizer: Any, conversations: Sequence[Any], settings: Mapping[str, Any], scratch: Path) -> Any:
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     steps, batch_size, seed = int(settings["steps"]), int(settings["batch_size"]), int(settings["seed"])
 
     lessons = [lesson_of(messages) for messages in conversations]
 
-    class LessonTrainer(SFTTrainer):  # type: ignore[misc]
+    class LessonTrainer(SFTTrainer):
         """SFTTrainer that draws rows in the order of ``batch_order``."""
 
-        def _get_train_sampler(self, train_dataset: Any = None) -> list[int]:
-            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            tokenised: Any = train_dataset or self.train_dataset
+            lengths = [len(ids) for ids in tokenised["input_ids"]]
             if len(lengths) != len(lessons):
                 raise HarnessError(f"the SFTTrainer kept {len(lengths)} of {len(lessons)} conversations; shorten those over {MAX_LENGTH} tokens")
             return batch_order(lengths, lessons, batch_size, steps, np.random.default_rng(seed))

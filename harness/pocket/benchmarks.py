@@ -36,8 +36,9 @@ _EXPLAIN = (
     "First explain your view in a few words and stay impartial. Then rate the answer from 1 to 10 in exactly this form: "
     '"[[rating]]", for example: "Rating: [[5]]".'
 )
-_GENERAL = "Act as an impartial judge of the answer that an AI assistant gave to the user question below. Look at correctness and at how well it is put. "
-_MATH = "Act as an impartial judge of the answer that an AI assistant gave to the user question below. Compare it with the reference answer, which is right. "
+_JUDGE = "Act as an impartial judge of the answer that an AI assistant gave to the user question below. "
+_GENERAL = f"{_JUDGE}Look at correctness and at how well it is put. "
+_MATH = f"{_JUDGE}Compare it with the reference answer, which is right. "
 _SECOND = "Judge the assistant's answer to the second user question only. "
 _SINGLE = "[Question]\n{question}\n\n"
 _ANSWER = "[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
@@ -100,7 +101,7 @@ def mt_bench(rng: np.random.Generator, limit: int = 0) -> tuple[list[dict[str, A
 
 def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]]:
     """Instructions with the baseline's outputs, in alpaca_eval's form and order."""
-    rows = []
+    rows: list[dict[str, str]] = []
     for prompt in language.sample_prompts(INSTRUCTIONS, rng, "benchmark", two_turn_share=0.0):
         task = oracle.task_of(prompt.messages)
         content = language.solve(task) if rng.random() < BASELINE_CORRECT_SHARE else language.near_misses(task)[int(rng.integers(2))]

@@ -124,31 +124,31 @@ def _numbers(args: Sequence[str]) -> list[int]:
 
 
 OPERATIONS: dict[str, Callable[[Sequence[str], str], list[str]]] = {
-    "echo": lambda a, p: list(a),
-    "reverse": lambda a, p: list(a)[::-1],
-    "rotate": lambda a, p: [*a[1:], *a[:1]],
-    "swap": lambda a, p: [a[-1], *a[1:-1], a[0]] if len(a) > 1 else list(a),
-    "drop": lambda a, p: list(a[1:]),
-    "first": lambda a, p: list(a[:1]),
-    "last": lambda a, p: list(a[-1:]),
+    "echo": lambda a, _: list(a),
+    "reverse": lambda a, _: list(a)[::-1],
+    "rotate": lambda a, _: [*a[1:], *a[:1]],
+    "swap": lambda a, _: [a[-1], *a[1:-1], a[0]] if len(a) > 1 else list(a),
+    "drop": lambda a, _: list(a[1:]),
+    "first": lambda a, _: list(a[:1]),
+    "last": lambda a, _: list(a[-1:]),
     "pick": lambda a, p: [a[ORDINALS.index(p) + 1]],
-    "sort": lambda a, p: sorted(a),
+    "sort": lambda a, _: sorted(a),
     "keep": lambda a, p: [word for word in a if CLASS_OF[word] == p],
     "count": lambda a, p: [str(sum(CLASS_OF[word] == p for word in a))],
-    "odd": lambda a, p: _odd(a),
-    "kind": lambda a, p: [CLASS_OF[a[0]]],
-    "add": lambda a, p: [str(sum(_numbers(a)))],
-    "subtract": lambda a, p: [str(int(a[0]) - int(a[1]))],
-    "steps": lambda a, p: [str(int(a[0]) + int(a[1])), str(int(a[0]) + int(a[1]) - int(a[2]))],
-    "larger": lambda a, p: [str(max(_numbers(a)))],
-    "smaller": lambda a, p: [str(min(_numbers(a)))],
-    "next": lambda a, p: [str(2 * int(a[-1]) - int(a[-2]))],
-    "tallest": lambda a, p: _taller(a)[:1],
-    "shortest": lambda a, p: _taller(a)[-1:],
-    "earliest": lambda a, p: _years(a)[:1],
-    "latest": lambda a, p: _years(a)[-1:],
+    "odd": lambda a, _: _odd(a),
+    "kind": lambda a, _: [CLASS_OF[a[0]]],
+    "add": lambda a, _: [str(sum(_numbers(a)))],
+    "subtract": lambda a, _: [str(int(a[0]) - int(a[1]))],
+    "steps": lambda a, _: [str(int(a[0]) + int(a[1])), str(int(a[0]) + int(a[1]) - int(a[2]))],
+    "larger": lambda a, _: [str(max(_numbers(a)))],
+    "smaller": lambda a, _: [str(min(_numbers(a)))],
+    "next": lambda a, _: [str(2 * int(a[-1]) - int(a[-2]))],
+    "tallest": lambda a, _: _taller(a)[:1],
+    "shortest": lambda a, _: _taller(a)[-1:],
+    "earliest": lambda a, _: _years(a)[:1],
+    "latest": lambda a, _: _years(a)[-1:],
     "moods": _moods,
-    "again": lambda a, p: list(a),
+    "again": lambda a, _: list(a),
     "plus": lambda a, p: [str(int(a[0]) + int(p))],
 }
 
@@ -378,17 +378,17 @@ def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...],
         years = _pick(rng, [str(i) for i in range(1, MAX_NUMBER)], 3)
         return tuple(itertools.chain.from_iterable(zip(_pick(rng, NAMES, 3), years, strict=True))), ""
     if op == "steps":
-        a, b, c = (int(i) for i in rng.integers(1, 9, size=3))
-        return (str(a), str(b), str(min(c, a + b))), ""
+        had, got, lost = (int(i) for i in rng.integers(1, 13, size=3))
+        return (str(had), str(got), str(min(lost, had + got))), ""
     if op in ("larger", "smaller"):
         return tuple(_pick(rng, [str(i) for i in range(1, 31)], 2)), ""
     if op in ("add", "subtract"):
-        a, b = int(rng.integers(1, 21)), int(rng.integers(1, 10))
+        one, two = int(rng.integers(1, 21)), int(rng.integers(1, 10))
         if op == "subtract":
-            a, b = max(a, b), min(a, b)
-        return (str(a), str(b)), ""
+            one, two = max(one, two), min(one, two)
+        return (str(one), str(two)), ""
     if op == "next":
-        start, step = int(rng.integers(0, 25)), int(rng.integers(1, 5))
+        start, step = int(rng.integers(0, 40)), int(rng.integers(1, 5))
         return tuple(str(start + i * step) for i in range(3)), ""
     if op == "kind":
         return (WORDS[int(rng.integers(len(WORDS)))],), ""
