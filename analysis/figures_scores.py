@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import findings, measures
 from analysis.figure import DOUBLE, SINGLE, Drawn, dodge, legend_below, new_figure, seed_points, shown, styles, symbols
-from analysis.load import StudyData, read_json
+from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.table import Unavailable
 
@@ -191,19 +191,15 @@ def figure_curves(data: StudyData) -> Drawn | Unavailable:
 
 def figure_2(data: StudyData) -> Drawn | Unavailable:
     """Matrix of pairwise length-controlled win rates among declared checkpoints."""
-    title, found = "Figure 2. Pairwise length-controlled win rates", None
-    for stage in data.stages.values():
-        if "pairwise" in stage.name and stage.state in ("done", "partial"):
-            found = read_json(stage.folder / "pairwise.json") or read_json(stage.folder / "summary.json")
-    names = [str(c.get("label") or c.get("run") if isinstance(c, dict) else c) for c in (found or {}).get("checkpoints", [])]
-    matrix = (found or {}).get("length_controlled_win_rate") or (found or {}).get("matrix")
-    if not names or not matrix:
-        declared = data.declare.get("pairwise") or []
-        return Unavailable(
-            "figure_2",
-            title,
-            "pairwise judgments are not stored yet" if declared else "the study declares no pairwise checkpoints (declare.pairwise)",
-        )
+    title = "Figure 2. Pairwise length-controlled win rates"
+    judged = [(pair, data.stages.get(str(pair["key"]))) for pair in data.manifest.get("pairwise") or []]
+    wins = {(pair["b"], pair["a"]): stage.summary.get("length_controlled_win_rate") for pair, stage in judged if stage and stage.state == "done"}
+    if not any(value is not None for value in wins.values()):
+        reason = "pairwise judgments are not stored yet" if judged else "the study declares no pairwise checkpoints (declare.pairwise)"
+        return Unavailable("figure_2", title, reason)
+    ids = list(dict.fromkeys(pair["a"] for pair, _ in judged))
+    names = [checkpoint_name(data, name) for name in ids]
+    matrix = [[wins.get((row, column)) for column in ids] for row in ids]
     values = np.array([[np.nan if v is None else float(v) for v in row] for row in matrix])
     figure, grid = new_figure(SINGLE + 0.4, SINGLE, 1, 1)
     axes = grid[0, 0]
@@ -218,6 +214,15 @@ def figure_2(data: StudyData) -> Drawn | Unavailable:
     rows = tuple((names[i], names[j], float(values[i, j])) for i, j in np.ndindex(values.shape))
     caption = "Length-controlled win rate of the row's checkpoint against the column's, in percent."
     return Drawn("figure_2", title, caption, figure, ("row", "column", "length_controlled_win_rate"), rows, "Matrix of pairwise win rates.")
+
+
+def checkpoint_name(data: StudyData, name: str) -> str:
+    """``run@iteration`` as the tables call it: the arm's label, iteration and seed."""
+    run_name, _, iteration = name.rpartition("@")
+    run = next((run for run in data.runs if run.name == run_name), None)
+    if run is None:
+        return name
+    return f"Base, seed {run.seed}" if iteration == "0" else f"{run.label}, iter {iteration}, seed {run.seed}"
 
 
 def figure_6(data: StudyData) -> Drawn | Unavailable:

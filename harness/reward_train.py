@@ -6,16 +6,12 @@ The start is a causal checkpoint's body with a new head of one number. Loss: -lo
 
 from __future__ import annotations
 
-import contextlib
-import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from harness.fence import fenced_random
 from harness.models import check_code, check_weights, encode_conversation, load_tokenizer, location, model_folder
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, read_jsonl
 
@@ -44,7 +40,7 @@ def train_reward_model(start: Path, prompts: Sequence[Prompt], out: Path, settin
     rows = [row for row in (_encode(tokenizer, prompt) for prompt in prompts) if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= limit]
     if not rows:
         raise HarnessError(f"reward model: all {len(prompts)} pairs are over max_length = {limit} tokens")
-    with fenced_random_state(), tempfile.TemporaryDirectory() as scratch:
+    with fenced_random(), tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(start, tokenizer, rows, settings, Path(scratch), device)
         result = trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -90,15 +86,3 @@ def _trainer(start: Path, tokenizer: Any, rows: Sequence[Mapping[str, list[int]]
     )
     dataset = Dataset.from_list([dict(row) for row in rows])
     return RewardTrainer(model=str(path), args=arguments, train_dataset=dataset, processing_class=tokenizer)
-
-
-@contextlib.contextmanager
-def fenced_random_state() -> Iterator[None]:
-    """Put the global generators of random, numpy and torch back as they were: the Trainer seeds them."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

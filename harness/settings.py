@@ -247,6 +247,11 @@ class RuntimeSettings(Section):
     token_budget: NonNegative = 8192
     """Tokens in one training micro-batch; 0: ``micro_batch`` rows."""
     generation_backend: Literal["transformers", "vllm"] = "transformers"
+    """The one entry here that changes samples: stages that generate take it into their key."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Time between two mid-iteration checkpoints of a training stage."""
+    report_to: str = "none"
+    """Where the trainer logs (transformers' ``report_to``): none, tensorboard, wandb, …"""
     judge_concurrency: Positive = 8
     judge_timeout_s: float = 60.0
     judge_deadline_s: float = 1800.0

@@ -32,6 +32,7 @@ class Stage:
 
 _POLICY = ("harness/models.py",)
 _GENERATE = (*_POLICY, "harness/generate.py", "harness/generate_vllm.py")
+_PASS = (*_POLICY, *(f"harness/{name}.py" for name in ("batching", "logprobs", "head", "shared_prefix")))
 _LANGUAGE = ("harness/pocket/language.py", "harness/pocket/oracle.py")
 _BACKEND = {"backend": "transformers"}
 
@@ -41,7 +42,7 @@ _MT_BENCH = tuple(f"harness/evaluate/{name}.py" for name in ("fastchat_bench", "
 STAGES: dict[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", 1, ("harness/pocket/data.py", *_LANGUAGE), 1),
     "data.files": Stage("harness.data:run", 1, ("harness/data.py",), 2),
-    "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py"), 90, True),
+    "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py", "harness/fence.py"), 90, True),
     "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py", *_POLICY), 1),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", *_LANGUAGE), 1),
     "benchmarks.files": Stage(
@@ -54,8 +55,10 @@ STAGES: dict[str, Stage] = {
     "rollout": Stage("harness.rollout:run", 1, ("harness/rollout.py", *_GENERATE), 3, True, added=_BACKEND),
     "rank": Stage("harness.rank:run", 1, ("harness/rank.py", "harness/rankers", *_POLICY, *_LANGUAGE), 1, True),
     "pairs.merge": Stage("harness.rank:merge", 1, ("harness/rank.py",), 0.1),
-    "reference": Stage("harness.reference:run", 1, ("harness/reference.py", "harness/logprobs.py", *_POLICY), 1, True),
-    "train": Stage("harness.train:run", 1, ("harness/train.py", "harness/objectives.py", "harness/logprobs.py", *_POLICY), 6, True),
+    "reference": Stage("harness.reference:run", 1, ("harness/reference.py", *_PASS), 1, True),
+    "train": Stage(
+        "harness.train:run", 1, ("harness/train.py", "harness/trainer.py", "harness/step_metrics.py", "harness/objectives.py", *_PASS), 6, True
+    ),
     "answer": Stage("harness.answer:run", 1, ("harness/answer.py", *_GENERATE), 3, True, added=_BACKEND),
     "judge.mt_bench": Stage("harness.evaluate.mt_bench:run", 1, ("harness/evaluate/mt_bench.py", *_MT_BENCH), 1, reads_partial=True),
     "judge.alpaca_eval": Stage("harness.evaluate.alpaca_eval:run", 1, ("harness/evaluate/alpaca_eval.py", *_ALPACA), 2, reads_partial=True),

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate.academic_files import PAPER_TASKS, item_name
-from harness.evaluate.academic_lm import ROWS, compiled_templates, fenced_random, language_model, quiet
+from harness.evaluate.academic_lm import ROWS, compiled_templates, language_model, quiet
+from harness.fence import fenced_random
 from harness.records import HarnessError, Score, StageOutcome, StageTask, content_hash, write_jsonl, write_scores
 
 FEWSHOT_SEED = 1234

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import logging
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -84,21 +83,6 @@ def check_tokens(lm: Any, tokenizer: Any) -> None:
                 shown = " ".join(map(repr, tokenizer.convert_ids_to_tokens(found)))
                 wanted = " ".join(map(repr, tokenizer.convert_ids_to_tokens(expected)))
                 raise HarnessError(f"lm-eval would read other tokens than the policy was trained on. lm-eval: {shown}. Training: {wanted}")
-
-
-@contextlib.contextmanager
-def fenced_random() -> Iterator[None]:
-    """Give every global random generator back as it was: lm-eval and generation may seed or draw."""
-    import numpy as np
-    import torch
-
-    python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
 
 
 @contextlib.contextmanager

@@ -161,9 +161,7 @@ PHRASES = {
     "last": "give the last one",
 }
 """Operations that compose: 'first {phrase}, then {phrase}'"""
-COMPOSITIONS = tuple(
-    pair for pair in itertools.product(("reverse", "rotate", "swap", "drop"), PHRASES) if pair[0] != pair[1] or pair[0] == "drop"
-)
+COMPOSITIONS = tuple(pair for pair in itertools.product(("reverse", "rotate", "swap", "drop"), PHRASES) if pair[0] != pair[1] or pair[0] == "drop")
 HELD_OUT_COMPOSITIONS = (("reverse", "drop"), ("rotate", "first"), ("swap", "last"), ("drop", "rotate"), ("swap", "reverse"))
 """Pairs that no training, supervised or benchmark prompt contains: the out-of-distribution prompts."""
 

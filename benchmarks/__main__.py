@@ -1,0 +1,28 @@
+"""``make bench``: every benchmark in turn, each in a process of its own; results below ``results/bench/``. Run nothing else meanwhile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PARTS = {
+    "training": ["-m", "benchmarks.bench_training"],
+    "judge": ["-m", "benchmarks.bench_judge"],
+    "coverage": ["-m", "benchmarks.bench_coverage"],
+    "store": ["-m", "benchmarks.bench_store"],
+}
+
+
+def main() -> int:
+    """Run the parts named on the command line, or all; returns 1 when one failed."""
+    chosen = [name for name in sys.argv[1:] if not name.startswith("-")] or list(PARTS)
+    options = [name for name in sys.argv[1:] if name.startswith("-")]
+    failed = 0
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        failed |= subprocess.run([sys.executable, *PARTS[name], *(options if name == "training" else [])], check=False).returncode != 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
