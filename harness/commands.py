@@ -13,11 +13,12 @@ from typing import Any
 
 from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary
 from harness.execute import Executor, Inline, Pool, Summary, estimate, execute, retain, terminable
+from harness.files import hash_file, write_atomic
 from harness.manifest import manifest
 from harness.plan import Node, Plan, build_plan, files_of
 from harness.records import HarnessError, StageTask, canonical_json, content_hash
 from harness.stages import function_of
-from harness.store import Store, hash_file, write_atomic
+from harness.store import Store
 from harness.study import Study, compose, load_study
 from harness.worker import merge, runtime_of
 from harness.yaml_strict import parse_scalar

@@ -210,7 +210,7 @@ class _Walk:
 
     def say(self, event: str, node: Node | None, result: Result | None = None) -> None:
         if event == "start" and node is not None:
-            self.running[node.key] = time.time()
+            self.running[node.key] = time.monotonic()
         self.say_to(event, node, result)
 
     def _dropped_but_needed(self) -> set[str]:
@@ -228,7 +228,7 @@ class _Walk:
         return not self.waiting and not self.running
 
     def next_ready(self) -> Node | None:
-        now = time.time()
+        now = time.monotonic()
         for key in [key for key, until in self.postponed.items() if until <= now]:
             del self.postponed[key]
         ready = [node for key, node in self.waiting.items() if key not in self.postponed and self._inputs_there(node)]
@@ -252,7 +252,7 @@ class _Walk:
                 self.summary.reused += 1
             else:
                 self.waiting[result.key] = node
-                self.postponed[result.key] = time.time() + 1.0
+                self.postponed[result.key] = time.monotonic() + 1.0
             return
         if result.state == "done":
             self.done.add(result.key)

@@ -144,10 +144,12 @@ class _Builder:
         threads = {"threads": recipe.training.threads}
         defining, paths = self.located(recipe.data.model_dump())
         pocket = recipe.data.source == "pocket"
+        if pocket:
+            defining |= {"rows": recipe.pocket.rows, "best_style_share": recipe.pocket.best_style_share}
         data = self.add("data.pocket" if pocket else "data.files", defining, {}, recipe, located=paths)
         if pocket:
             base = self.add("base.pocket", recipe.pocket.model_dump() | threads, {"data": data}, recipe)
-            bench_settings = {
+            bench_settings = {  # no judge: a benchmark's gamed-baseline rows come with it, whoever judges later
                 "seed": recipe.data.seed,
                 "mt_bench": {"limit": recipe.evaluation.mt_bench.limit},
                 "alpaca_eval": {"limit": recipe.evaluation.alpaca_eval.limit},

@@ -141,6 +141,17 @@ class StageRecord:
     costs: Mapping[str, float]
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
+    seal: str = ""
+    """Hash of all other fields, so that an altered record is noticed; empty in records of the first version."""
+
+    def sealed(self) -> StageRecord:
+        """This record with its seal."""
+        return dataclasses.replace(self, seal=self.expected_seal())
+
+    def expected_seal(self) -> str:
+        """What the seal must be."""
+        fields = {name: value for name, value in vars(self).items() if name != "seal"}
+        return content_hash("record", json.loads(canonical_json(fields)))  # as it will be read back: keys of mappings are text
 
 
 class HarnessError(Exception):
@@ -149,7 +160,7 @@ class HarnessError(Exception):
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN and infinity are refused. Equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_plain)
+    return _ENCODER.encode(value)
 
 
 def content_hash(*parts: Any, length: int = 64) -> str:
@@ -167,6 +178,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_plain)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:

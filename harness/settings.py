@@ -51,7 +51,7 @@ class ModelSettings(Section):
 class PocketBaseSettings(Section):
     """The pocket world's supervised base (ignored for other models)."""
 
-    steps: Positive = 1600
+    steps: Positive = 1500
     batch_size: Positive = 32
     learning_rate: float = 3e-3
     hidden_size: Positive = 128

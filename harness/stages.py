@@ -33,7 +33,7 @@ class Stage:
 _POLICY = ("harness/models.py",)
 _GENERATE = (*_POLICY, "harness/generate.py", "harness/generate_vllm.py")
 _PASS = (*_POLICY, *(f"harness/{name}.py" for name in ("batching", "logprobs", "head", "shared_prefix")))
-_LANGUAGE = ("harness/pocket/language.py", "harness/pocket/oracle.py")
+_LANGUAGE = tuple(f"harness/pocket/{name}.py" for name in ("language", "oracle", "wordings", "tasks"))
 _BACKEND = {"backend": "transformers"}
 
 _ALPACA = tuple(f"harness/evaluate/{name}.py" for name in ("alpaca_rows", "alpaca_metrics", "annotator", "lc", "libraries", "verdicts", "judge"))
@@ -42,9 +42,9 @@ _MT_BENCH = tuple(f"harness/evaluate/{name}.py" for name in ("fastchat_bench", "
 STAGES: dict[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", 1, ("harness/pocket/data.py", *_LANGUAGE), 1),
     "data.files": Stage("harness.data:run", 1, ("harness/data.py",), 2),
-    "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py", "harness/fence.py"), 90, True),
+    "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py", "harness/fence.py", *_LANGUAGE), 90, True),
     "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py", *_POLICY), 1),
-    "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", *_LANGUAGE), 1),
+    "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", "harness/pocket/academic_tasks.py", *_LANGUAGE), 1),
     "benchmarks.files": Stage(
         "harness.evaluate.files:run",
         1,

@@ -1,9 +1,10 @@
 """Content-addressed artefacts: existence means done.
 
 Layout below the root: ``objects/<key[:2]>/<key>/`` committed stages with ``record.json``; ``partial/<key>/`` journals of stages
-that still hold ``error`` rows; ``work/<key>.<token>/`` folders of attempts in progress; ``locks/<key>.lock`` leases;
-``failed/<key>.json`` reasons. A stage is committed by creating ``record.json`` exclusively, last, then renaming nothing:
-the folder is moved into place first, the record makes it count. Committed folders are never rewritten.
+that still hold ``error`` rows; ``work/<key>.<token>/`` folders of attempts in progress; ``locks/<key>.lock`` leases that name
+their owner; ``failed/<key>.json`` reasons; ``searches/`` keys that a search's trials used. A stage is committed by creating
+``record.json`` exclusively, last, then renaming nothing: the folder is moved into place first, the record makes it count.
+Committed folders are never rewritten. No decision here reads a clock: a lease ends when the kernel sees its owner end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -23,9 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, canonical_json
-
-RECORD = "record.json"
+from harness.files import RECORD, hash_file, names, sync_folder, sync_tree, write_atomic, write_exclusive
+from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, canonical_json, content_hash
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,24 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self._hashes: dict[str, str] = {}
+        self._hashed: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
     def open(self) -> list[Repair]:
-        """Create the folders, check the schema version, and clear what dead attempts left behind. Returns what was mended."""
-        for name in ("objects", "partial", "work", "locks", "failed"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
-        check_schema(self.root)
-        return self.repair()
+        """Create the folders, check the schema version, and clear what dead attempts left behind. Returns what was mended.
+
+        Raises HarnessError when the store is of another schema or cannot be written.
+        """
+        try:
+            for name in ("objects", "partial", "work", "locks", "failed"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            check_schema(self.root)
+            return self.repair()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> HarnessError:
+        return HarnessError(f"store {self.root}: cannot be written ({error.strerror or error}); what is committed is intact. Free the disk or "
+                            "mount it for writing, or give another folder with --store")  # fmt: skip
 
     # -- reading ---------------------------------------------------------------------------------------------
     def folder(self, key: str) -> Path:
@@ -70,11 +79,7 @@ class Store:
             raise HarnessError(f"stage {key[:12]} is not in the store {self.root}; run the study first") from None
         except ValueError as error:
             raise HarnessError(f"{path}: broken record ({error}); `selm verify` lists what depends on it") from None
-        if data.get("schema") != SCHEMA_VERSION:
-            raise HarnessError(
-                f"{path}: schema {data.get('schema')}, this version reads {SCHEMA_VERSION}; use the version that wrote it, or a new store"
-            )
-        return StageRecord(**data)
+        return parse_record(data, str(path))
 
     def state(self, key: str) -> str:
         """``done`` | ``partial`` | ``failed`` | ``running`` | ``missing``."""
@@ -88,10 +93,10 @@ class Store:
 
     def states(self, keys: list[str]) -> dict[str, str]:
         """State of many stages with one directory listing a folder instead of several look-ups a stage."""
-        failed = {name.removesuffix(".json") for name in _names(self.root / "failed")}
-        partial = set(_names(self.root / "partial"))
-        locked = {name.removesuffix(".lock") for name in _names(self.root / "locks")}
-        present = {name for prefix in _names(self.root / "objects") for name in _names(self.root / "objects" / prefix)}
+        failed = {name.removesuffix(".json") for name in names(self.root / "failed")}
+        partial = set(names(self.root / "partial"))
+        locked = {name.removesuffix(".lock") for name in names(self.root / "locks")}
+        present = {name for prefix in names(self.root / "objects") for name in names(self.root / "objects" / prefix)}
         result = {}
         for key in keys:
             if key in present and self.has(key):
@@ -115,7 +120,11 @@ class Store:
     def lock(self, key: str) -> Iterator[bool]:
         """Exclusive, non-blocking lock of one stage; yields whether it was taken. The kernel drops it when its owner dies."""
         path = self.root / "locks" / f"{key}.lock"
-        with open(path, "a+", encoding="utf-8") as handle:
+        try:
+            opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with opened as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -126,9 +135,9 @@ class Store:
             if not _same_file(handle.fileno(), path):
                 yield False
                 return
-            handle.truncate(0)
-            handle.write(canonical_json({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}))
-            handle.flush()
+            with contextlib.suppress(OSError):  # on a full disk the lease is nameless, and still a lease
+                os.ftruncate(handle.fileno(), 0)
+                os.write(handle.fileno(), canonical_json({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}).encode())
             try:
                 yield True
             finally:
@@ -148,6 +157,14 @@ class Store:
                 return True
             raise
 
+    def owner(self, key: str) -> dict[str, Any]:
+        """Who holds a stage's lease: ``host``, ``pid``, ``since`` (seconds since 1970 by its clock). Empty when nobody does."""
+        try:
+            text = (self.root / "locks" / f"{key}.lock").read_text(encoding="utf-8")
+            return dict(json.loads(text)) if self.is_locked(key) else {}
+        except (FileNotFoundError, ValueError):
+            return {}
+
     def begin(self, key: str) -> Path:
         """A fresh working folder for an attempt; holds the journal of an earlier partial attempt when there is one."""
         work = self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}"
@@ -165,8 +182,9 @@ class Store:
         Raises HarnessError on a full disk or a read-only store; nothing committed is touched.
         """
         target = self.folder(record.key)
+        scratch = self.root / "work" / f"{record.key}.{uuid.uuid4().hex[:12]}.record"
         try:
-            _sync_tree(work)
+            sync_tree(work)
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists() and not (target / RECORD).exists():
                 shutil.rmtree(target)
@@ -174,8 +192,9 @@ class Store:
                 shutil.rmtree(work)
                 return target
             os.rename(work, target)
-            _write_exclusive(target / RECORD, canonical_json(asdict(record)))
-            _sync_folder(target.parent)
+            write_exclusive(target / RECORD, canonical_json(asdict(record.sealed())), scratch)
+            sync_folder(target)
+            sync_folder(target.parent)
         except OSError as error:
             raise HarnessError(f"store {self.root}: stage {record.stage} could not be committed: {error.strerror or error}") from error
         (self.root / "failed" / f"{record.key}.json").unlink(missing_ok=True)
@@ -206,29 +225,40 @@ class Store:
 
     # -- repair ----------------------------------------------------------------------------------------------
     def repair(self) -> list[Repair]:
-        """Remove what attempts that no longer run left behind; journals of dead attempts go back to ``partial``."""
+        """Remove what attempts that no longer run left behind; journals of dead attempts go back to ``partial``.
+
+        Everything is looked at again under its own lease, so that an attempt that ends meanwhile keeps what it committed.
+        """
         found: list[Repair] = []
-        for name in _names(self.root / "work"):
-            key = name.split(".")[0]
-            if self.is_locked(key):
+        for name in sorted(names(self.root / "work")):
+            with self.lock(name.split(".")[0]) as mine:
+                if mine and (self.root / "work" / name).exists():
+                    found.append(self._mend(self.root / "work" / name))
+        for key in self.all_keys():
+            if self.has(key):
                 continue
-            folder = self.root / "work" / name
-            journal = any(folder.glob("*.journal.jsonl")) if folder.is_dir() else False
-            if journal and not self.partial_folder(key).exists() and not self.has(key):
-                os.rename(folder, self.partial_folder(key))
-                found.append(Repair(str(folder), "attempt was killed", "its journal is kept and will be continued"))
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-                found.append(Repair(str(folder), "attempt was killed", "removed; the stage will be done again"))
-        for prefix in _names(self.root / "objects"):
-            for key in _names(self.root / "objects" / prefix):
-                if not self.has(key) and not self.is_locked(key):
-                    shutil.rmtree(self.folder(key), ignore_errors=True)
+            with self.lock(key) as mine:
+                if mine and self.folder(key).exists() and not self.has(key):
+                    shutil.rmtree(self.folder(key))
                     found.append(Repair(str(self.folder(key)), "killed before its record was written", "removed; the stage will be done again"))
-        for name in _names(self.root / "locks"):
-            if not self.is_locked(name.removesuffix(".lock")):
-                (self.root / "locks" / name).unlink(missing_ok=True)
+        for name in names(self.root / "locks"):
+            with self.lock(name.removesuffix(".lock")):
+                pass  # a lease that can be taken is a dead one; letting go deletes it
         return found
+
+    def _mend(self, path: Path) -> Repair:
+        key, _, kind = path.name.partition(".")
+        if path.is_file():
+            path.unlink()
+            return Repair(str(path), "killed while its record was written", "the half record is removed")
+        if kind.endswith(".deleted"):
+            shutil.rmtree(path)
+            return Repair(str(path), "a deletion was interrupted", "finished")
+        if any(path.glob("*.journal.jsonl")) and not self.partial_folder(key).exists() and not self.has(key):
+            os.rename(path, self.partial_folder(key))
+            return Repair(str(path), "attempt was killed", "its journal is kept and will be continued")
+        shutil.rmtree(path)
+        return Repair(str(path), "attempt was killed", "removed; the stage will be done again")
 
     def verify(self, keys: list[str] | None = None) -> list[Repair]:
         """Re-hash committed files. Returns missing, truncated or altered files, and the descendants of changed content."""
@@ -242,12 +272,17 @@ class Store:
                 found.append(Repair(str(self.folder(key)), str(error), "run `selm invalidate` on it"))
                 bad.add(key)
         for key, record in records.items():
-            for name, digest in record.files.items():
-                path = self.folder(key) / name
-                actual = hash_file(path) if path.is_file() else "missing"
-                if actual != digest and not (actual == "missing" and name.startswith("model/") and self._dropped(key)):
-                    bad.add(key)
-                    found.append(Repair(str(path), f"content changed ({actual[:12]} instead of {digest[:12]})", f"stage {record.stage} is stale"))
+            for name, actual in self._differing(key, record):
+                bad.add(key)
+                what = "missing" if not actual else f"content changed ({actual[:12]} instead of {record.files[name][:12]})"
+                found.append(Repair(str(self.folder(key) / name), what, f"stage {record.stage} is stale"))
+        content = {key: content_hash(dict(record.files)) for key, record in records.items()}
+        for key, record in records.items():
+            remade = [name for name, digest in record.input_hashes.items() if content.get(record.inputs.get(name, ""), digest) != digest]
+            if remade and key not in bad:
+                bad.add(key)
+                what = f"its input {remade[0]} was made again with other content"
+                found.append(Repair(str(self.folder(key)), what, f"stage {record.stage} is stale"))
         grown = True
         while grown:
             stale = [k for k, r in records.items() if k not in bad and bad.intersection(r.inputs.values())]
@@ -256,15 +291,35 @@ class Store:
             found.extend(Repair(str(self.folder(k)), "an input's content changed", f"stage {records[k].stage} is stale") for k in stale)
         return found
 
+    def altered(self, key: str) -> list[str]:
+        """Files of a committed stage that are not what its record says; a file that stays as it is is hashed once a process."""
+        return [name for name, _ in self._differing(key, self.record(key), remember=True)]
+
+    def _differing(self, key: str, record: StageRecord, remember: bool = False) -> Iterator[tuple[str, str]]:
+        """(file, its hash or empty when missing) where that is not the recorded one; weights deleted by retention are no finding."""
+        for name, digest in record.files.items():
+            path = self.folder(key) / name
+            try:
+                facts = path.stat()
+            except FileNotFoundError:
+                if not (name.startswith("model/") and self._dropped(key)):
+                    yield name, ""
+                continue
+            mark = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+            if not remember or self._hashed.get(path, (None, ""))[0] != mark:
+                self._hashed[path] = (mark, hash_file(path))
+            if self._hashed[path][1] != digest:
+                yield name, self._hashed[path][1]
+
     def drop_model(self, key: str) -> int:
         """Delete the weights of a committed checkpoint (retention); its record stays. Returns bytes freed."""
         folder = self.folder(key) / "model"
-        size = 0
-        for path in folder.glob("*.safetensors"):
-            size += path.stat().st_size
+        weights = list(folder.glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in weights)
+        if weights:
+            (self.folder(key) / "dropped").touch()  # first: a kill in between must not look like a loss
+        for path in weights:
             path.unlink()
-        if size:
-            (self.folder(key) / "dropped").touch()
         return size
 
     def restore_model(self, key: str, work: Path, record: StageRecord) -> None:
@@ -289,18 +344,33 @@ class Store:
         return self.has(key) and not self._dropped(key)
 
     def all_keys(self) -> list[str]:
-        return sorted(key for prefix in _names(self.root / "objects") for key in _names(self.root / "objects" / prefix))
+        return sorted(key for prefix in names(self.root / "objects") for key in names(self.root / "objects" / prefix))
+
+
+def parse_record(data: Any, where: str) -> StageRecord:
+    """A record from its JSON. Raises HarnessError when it is of another schema, lacks fields, or does not match its seal."""
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise HarnessError(f"{where}: schema {schema}, this version reads {SCHEMA_VERSION}; use the version that wrote it, or a new store")
+    try:
+        record = StageRecord(**data)
+        broken = bool(record.seal) and record.seal != record.expected_seal()
+    except (TypeError, ValueError) as error:
+        raise HarnessError(f"{where}: broken record ({error}); `selm verify` lists what depends on it") from None
+    if broken:
+        raise HarnessError(f"{where}: broken record (its fields do not match its seal); `selm verify` lists what depends on it")
+    return record
 
 
 def check_schema(root: Path) -> None:
     """Write the schema version into a new store; refuse one of another version, saying what to do."""
     path = root / "schema.json"
-    with contextlib.suppress(FileExistsError):
-        _write_exclusive(path, canonical_json({"schema": SCHEMA_VERSION}))
-        return
+    if not path.is_file():
+        with contextlib.suppress(FileExistsError):
+            write_exclusive(path, canonical_json({"schema": SCHEMA_VERSION}))
     try:
         found = json.loads(path.read_text(encoding="utf-8") or "{}").get("schema")
-    except ValueError:
+    except (ValueError, AttributeError):
         found = None
     if found != SCHEMA_VERSION:
         raise HarnessError(
@@ -309,70 +379,8 @@ def check_schema(root: Path) -> None:
         )
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def hash_tree(folder: Path) -> dict[str, str]:
-    """Relative path → SHA-256 of every file below ``folder`` but the record itself."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != RECORD)
-    return {p.relative_to(folder).as_posix(): hash_file(p) for p in files}
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader sees the old text or the new, and a kill leaves one of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise HarnessError(f"{path}: cannot be written ({error.strerror or error}); the old file is intact") from error
-
-
-def _write_exclusive(path: Path, text: str) -> None:
-    """Create ``path`` with its whole content in one step (hard link of a finished file); FileExistsError if it is there."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "x", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.fstat(descriptor).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []

@@ -142,13 +142,13 @@ def work(search: Search, seed_offset: int = 0) -> None:
     store = Store(search.store)
     store.open()
     executor = Inline(store)
-    started = time.time()
+    started = time.monotonic()
     while not _spent(study, spec, started):
         study.optimize(lambda trial: run_trial(trial, search, spec, store, executor), n_trials=1, catch=(TrialFailedError,))
 
 
 def _spent(study: optuna.Study, spec: TuneFile, started: float) -> bool:
-    if spec.hours and time.time() - started > spec.hours * 3600:
+    if spec.hours and time.monotonic() - started > spec.hours * 3600:
         return True
     optuna.storages.fail_stale_trials(study)
     trials = study.get_trials(deepcopy=False)

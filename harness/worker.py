@@ -18,10 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.files import hash_tree
 from harness.plan import Node
 from harness.records import SCHEMA_VERSION, HarnessError, StageOutcome, StageRecord, StageTask, content_hash
 from harness.stages import STAGES, function_of
-from harness.store import Store, hash_tree
+from harness.store import Store
 
 State = Literal["done", "partial", "failed", "busy"]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "lm-eval", "alpaca-eval", "fschat", "numpy", "selm-harness")
@@ -40,19 +41,24 @@ class Result:
 
 def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
     """Do one stage unless it is done or another process does it. Never raises for a stage's own failure: it is stored with its reason."""
-    started = time.time()
-    with store.lock(node.key) as mine:
-        if not mine:
-            return Result(node.key, "busy")
-        if store.has(node.key) and not restore:
-            return Result(node.key, "done")
-        try:
-            state, costs, message = _attempt(store, node, restore)
-        except HarnessError as error:
-            return _failed(store, node, redact(str(error)), "", started)
-        except Exception as error:  # noqa: BLE001 - a stage may fail in any way; the reason is kept and the study goes on
-            return _failed(store, node, redact(f"{type(error).__name__}: {error}"), redact(traceback.format_exc()), started)
-    return Result(node.key, state, time.time() - started, message, costs)
+    started = time.monotonic()
+    try:
+        with store.lock(node.key) as mine:
+            return _run_locked(store, node, restore, started) if mine else Result(node.key, "busy")
+    except HarnessError as error:  # the lease could not be taken: full disk, read-only store
+        return _failed(store, node, redact(str(error)), "", started)
+
+
+def _run_locked(store: Store, node: Node, restore: bool, started: float) -> Result:
+    if store.has(node.key) and not restore:
+        return Result(node.key, "done")
+    try:
+        state, costs, message = _attempt(store, node, restore)
+    except HarnessError as error:
+        return _failed(store, node, redact(str(error)), "", started)
+    except Exception as error:  # noqa: BLE001 - a stage may fail in any way; the reason is kept and the study goes on
+        return _failed(store, node, redact(f"{type(error).__name__}: {error}"), redact(traceback.format_exc()), started)
+    return Result(node.key, state, time.monotonic() - started, message, costs)
 
 
 def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[str, float], str]:
@@ -82,6 +88,12 @@ def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
     folders, incomplete = {}, ""
     for name, key in node.inputs.items():
         if store.has(key):
+            altered = store.altered(key)
+            if altered:
+                raise HarnessError(
+                    f"input {name} ({key[:12]}) of stage {node.stage} is not what was committed: {', '.join(altered)} changed or missing; "
+                    f"`selm verify` names what depends on it, `selm invalidate {key[:12]}` lets it be made again"
+                )
             folders[name] = store.folder(key)
         elif STAGES[node.stage].reads_partial and store.partial_folder(key).is_dir():
             folders[name], incomplete = store.partial_folder(key), name
@@ -111,7 +123,7 @@ def _record(store: Store, node: Node, work: Path, outcome: StageOutcome, costs: 
 def _failed(store: Store, node: Node, reason: str, trace: str, started: float) -> Result:
     with contextlib.suppress(HarnessError, OSError):  # a full disk must not hide the reason
         store.fail(node.key, node.stage, reason, trace)
-    return Result(node.key, "failed", time.time() - started, reason)
+    return Result(node.key, "failed", time.monotonic() - started, reason)
 
 
 def merge(settings: Mapping[str, Any], located: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.pocket import academic_tasks, benchmarks, language, oracle
+from harness.pocket import academic_tasks, benchmarks, language, oracle, wordings
 from harness.records import StageTask, read_jsonl
 
 JUDGE = {"noise": 0.0, "position_bias": 0.4, "length_bias": 0.0, "seed": 0}
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mt_bench_has_24_questions_of_two_readable_turns_and_references_where_fastchat_wants_them(folder: Path) -> None:
     questions = list(read_jsonl(folder / "mt_bench" / "question.jsonl"))
     assert [row["question_id"] for row in questions] == list(range(81, 105))
-    assert {row["category"] for row in questions[:8]} == set(language.CATEGORIES)
+    assert {row["category"] for row in questions[:8]} == set(wordings.CATEGORIES)
     references = {row["question_id"]: row["choices"][0]["turns"] for row in read_jsonl(folder / "mt_bench" / "reference_answer.jsonl")}
     assert set(references) == {row["question_id"] for row in questions if row["category"] in ("math", "reasoning", "coding")}
     for row in questions:
@@ -139,7 +139,7 @@ class _Oracle:
         task = language.parse(question)
         assert task is not None
         content = language.solve(task) if self.right else language.near_misses(task)[0]
-        return language.STYLES[1].render(content)
+        return wordings.STYLES[1].render(content)
 
 
 @pytest.mark.parametrize("right", [True, False])

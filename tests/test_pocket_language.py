@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.pocket import language
+from harness.pocket import language, wordings
 
 
 def _ask(text: str) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def test_splits_share_no_task_and_only_ood_has_the_held_out_compositions() -> No
     keys = {}
     for split in ("train", "heldout", "benchmark", "ood"):
         tasks = [language.sample_task(np.random.default_rng(i), split) for i in range(300)]
-        assert all((task.ops in language.HELD_OUT_COMPOSITIONS) == (split == "ood") for task in tasks)
+        assert all((task.ops in wordings.HELD_OUT_COMPOSITIONS) == (split == "ood") for task in tasks)
         keys[split] = {task.key for task in tasks}
     assert not keys["train"] & keys["heldout"]
     assert not keys["train"] & keys["benchmark"]
@@ -96,7 +96,7 @@ def test_prompts_follow_the_generator_and_ids_follow_the_text() -> None:
 
 def test_all_eight_categories_and_about_a_fifth_of_second_turns() -> None:
     prompts = language.sample_prompts(800, np.random.default_rng(5), "train")
-    assert {prompt.category for prompt in prompts} == set(language.CATEGORIES)
+    assert {prompt.category for prompt in prompts} == set(wordings.CATEGORIES)
     assert 0.14 < sum(len(prompt.messages) == 3 for prompt in prompts) / 800 < 0.26
 
 
@@ -104,11 +104,11 @@ def test_the_best_style_has_its_share() -> None:
     rng = np.random.default_rng(6)
     drawn = [language.sample_style(rng, 0.02).name for _ in range(5000)]
     assert 0.013 < drawn.count("checked") / 5000 < 0.028
-    assert {style.name for style in language.STYLES} == set(drawn)
-    assert language.sample_style(rng, 1.0) is language.BEST_STYLE
+    assert {style.name for style in wordings.STYLES} == set(drawn)
+    assert language.sample_style(rng, 1.0) is wordings.BEST_STYLE
 
 
 def test_style_shares_sum_to_one_and_worth_does_not_follow_length() -> None:
-    assert sum(style.share for style in language.STYLES) == pytest.approx(1.0)
-    longest = max(language.STYLES, key=lambda style: len(style.template))
-    assert longest.worth < np.mean([style.worth for style in language.STYLES])
+    assert sum(style.share for style in wordings.STYLES) == pytest.approx(1.0)
+    longest = max(wordings.STYLES, key=lambda style: len(style.template))
+    assert longest.worth < np.mean([style.worth for style in wordings.STYLES])

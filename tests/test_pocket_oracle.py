@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.pocket import language, oracle
+from harness.pocket import oracle, wordings
 from harness.records import HarnessError
 
 ASK = [{"role": "user", "content": "Run reverse on: fox oak red."}]
@@ -91,6 +91,6 @@ def test_standard_normal_has_mean_zero_and_variance_one() -> None:
 
 
 def test_every_style_is_recognised_with_its_content() -> None:
-    for style in language.STYLES:
+    for style in wordings.STYLES:
         assert oracle.style_of(style.render(("fox", "oak"))) == (style, ("fox", "oak"))
     assert oracle.style_of("fox oak") is None

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.files import hash_tree, write_atomic
 from harness.records import SCHEMA_VERSION, HarnessError, StageRecord
-from harness.store import Store, hash_tree, write_atomic
+from harness.store import Store
 
 KEY = "ab" + "0" * 62
 OTHER = "cd" + "0" * 62

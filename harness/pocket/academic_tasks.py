@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from harness.pocket import language
+from harness.pocket import language, wordings
 from harness.records import HarnessError, write_jsonl
 
 ITEMS = 60
 """Items of a task; the standard error of a share is at most 6.5 points (0.5 / sqrt(60))."""
 SHOTS_POOL = 12
 """Rows of the train split from which lm-eval draws its shots."""
-_STYLE = {style.name: style for style in language.STYLES}
+_STYLE = {style.name: style for style in wordings.STYLES}
 Row = dict[str, Any]
 
 

@@ -7,7 +7,6 @@ seeds globally is fenced and put back.
 from __future__ import annotations
 
 import contextlib
-import random
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.fence import fenced_random
 from harness.pocket import language
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
 
@@ -38,26 +38,6 @@ COPYING_STEPS = 180
 """Steps of the first lesson (half of a shorter run). Without lessons copying takes some ten times longer to appear."""
 SINGLE_TURN_SHARE = 0.45
 """Share of the steps before which no conversation has several turns."""
-
-
-@contextlib.contextmanager
-def fenced_seeds(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global generators inside the block, and put their states back after it."""
-    import torch
-
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def build_model(settings: Mapping[str, Any], tokenizer: Any) -> Any:
@@ -139,7 +119,7 @@ def run(task: StageTask) -> StageOutcome:
     settings = task.settings
     conversations = [row["messages"] for _, row in zip(range(int(settings["rows"])), read_jsonl(task.inputs["data"] / "sft.jsonl"), strict=False)]
     tokenizer = pocket_tokenizer.build()
-    with fenced_seeds(int(settings["seed"])), _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with fenced_random(int(settings["seed"])), _quiet(), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
         result = _fit(model, tokenizer, conversations, settings, Path(scratch))
     folder = task.out / "model"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.pocket import academic_tasks, language, oracle
+from harness.pocket import academic_tasks, language, oracle, wordings
 from harness.records import StageOutcome, StageTask, write_jsonl
 
 VERSION = 1
@@ -80,9 +80,9 @@ def mt_bench(rng: np.random.Generator, limit: int = 0) -> tuple[list[dict[str, A
     """Questions (two turns, categories in turn) and the reference answers that math, reasoning and coding need."""
     questions: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []
-    drawn = {c: language.sample_prompts(MT_BENCH_PER_CATEGORY, rng, "benchmark", two_turn_share=0.0, category=c) for c in language.CATEGORIES}
+    drawn = {c: language.sample_prompts(MT_BENCH_PER_CATEGORY, rng, "benchmark", two_turn_share=0.0, category=c) for c in wordings.CATEGORIES}
     for place in range(MT_BENCH_PER_CATEGORY):
-        for category in language.CATEGORIES:
+        for category in wordings.CATEGORIES:
             first = drawn[category][place].messages[0]
             task = oracle.task_of([first])
             follow_up = language.render(language.sample_follow_up(task, rng), rng)
@@ -105,7 +105,7 @@ def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]
     for prompt in language.sample_prompts(INSTRUCTIONS, rng, "benchmark", two_turn_share=0.0):
         task = oracle.task_of(prompt.messages)
         content = language.solve(task) if rng.random() < BASELINE_CORRECT_SHARE else language.near_misses(task)[int(rng.integers(2))]
-        style = language.STYLES[int(rng.choice(len(language.STYLES), p=[BASELINE_SHARES[s.name] for s in language.STYLES]))]
+        style = wordings.STYLES[int(rng.choice(len(wordings.STYLES), p=[BASELINE_SHARES[s.name] for s in wordings.STYLES]))]
         output = style.render(content)
         row = {"id": str(len(rows)), "instruction": prompt.messages[0]["content"], "output": output, "generator": BASELINE}
         rows.append({**row, "dataset": prompt.category})
@@ -119,7 +119,7 @@ def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> l
     less the gamed one's, over their standard deviation. instruction_difficulty: see ``difficulties``.
     """
     difficulty = difficulties(rows, judge)
-    styles = {style.name: style for style in language.STYLES}
+    styles = {style.name: style for style in wordings.STYLES}
     found: list[dict[str, Any]] = []
     for gamed, style in GAMED_STYLES.items():
         outputs = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.pocket import language, oracle
+from harness.pocket import language, oracle, wordings
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, write_jsonl
 
 VERSION = 1
@@ -56,7 +56,7 @@ def run(task: StageTask) -> StageOutcome:
     """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"}) into ``task.out``."""
     settings = task.settings
     seed = int(settings.get("seed", 0))
-    share = float(settings.get("best_style_share", language.BEST_STYLE.share))
+    share = float(settings.get("best_style_share", wordings.BEST_STYLE.share))
     sizes = {"train": int(settings.get("prompts", 0)) or DEFAULT_PROMPTS, "heldout": int(settings["heldout"]), "ood": int(settings.get("ood", 0))}
     rows = 0
     for number, (name, size) in enumerate(sizes.items()):

@@ -12,17 +12,17 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 
-from harness.pocket import language
+from harness.pocket import language, wordings
 from harness.records import HarnessError, content_hash
 
 PREFERENCE_SHARPNESS = 6.0
 """Log-odds of a preference per unit of reward: 0.5 reward apart is preferred with probability 0.95."""
 LENGTH_SCALE = 50.0
 """Characters over which the length bias of a preference saturates."""
-_STYLE_PATTERNS = [(s, re.compile(re.escape(s.template).replace(re.escape("{content}"), r"(?P<content>\w+:?(?: \w+:?)*)"))) for s in language.STYLES]
+_STYLE_PATTERNS = [(s, re.compile(re.escape(s.template).replace(re.escape("{content}"), r"(?P<content>\w+:?(?: \w+:?)*)"))) for s in wordings.STYLES]
 
 
-def style_of(answer: str) -> tuple[language.Style, tuple[str, ...]] | None:
+def style_of(answer: str) -> tuple[wordings.Style, tuple[str, ...]] | None:
     """Style and content of an answer, or None when it is in none of the styles. The plain style claims what no other does."""
     text = language.normalise(answer)
     for style, pattern in reversed(_STYLE_PATTERNS):
@@ -57,13 +57,13 @@ def modes(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, float]]:
     """The answer modes (text, reward), best first: every style with the right content and with two near misses (18)."""
     task = task_of(messages)
     contents = (language.solve(task), *language.near_misses(task))
-    listed = [(style.render(content), style.worth if i == 0 else 0.0) for i, content in enumerate(contents) for style in language.STYLES]
+    listed = [(style.render(content), style.worth if i == 0 else 0.0) for i, content in enumerate(contents) for style in wordings.STYLES]
     return sorted(listed, key=lambda row: -row[1])
 
 
 def reference(messages: Sequence[Mapping[str, str]]) -> str:
     """The best answer: right, in the best style."""
-    return language.BEST_STYLE.render(language.solve(task_of(messages)))
+    return wordings.BEST_STYLE.render(language.solve(task_of(messages)))
 
 
 def quality(messages: Sequence[Mapping[str, str]], answer: str) -> float:

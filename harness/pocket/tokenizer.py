@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from harness.pocket import language
+from harness.pocket import wordings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,11 +30,11 @@ CHAT_TEMPLATE = (
 
 def vocabulary() -> list[str]:
     """Special tokens, then every word, number and mark the language can write, sorted."""
-    texts = [text for rows in language.WORDINGS.values() for _, text in rows]
-    texts += [text for _, text in language.COMPOSED_WORDINGS] + list(language.FOLLOW_UPS.values())
-    texts += [style.template for style in language.STYLES] + list(language.PHRASES.values()) + list(language.EVENTS)
+    texts = [text for rows in wordings.WORDINGS.values() for _, text in rows]
+    texts += [text for _, text in wordings.COMPOSED_WORDINGS] + list(wordings.FOLLOW_UPS.values())
+    texts += [style.template for style in wordings.STYLES] + list(wordings.PHRASES.values()) + list(wordings.EVENTS)
     words = {word for text in texts for word in re.findall(r"\w+", re.sub(r"\{\w+\}", " ", text))}
-    words |= {*language.NAMES, *language.WORDS, *language.CLASSES, *language.MOODS, *language.ORDINALS, *EXTRA_WORDS}
+    words |= {*wordings.NAMES, *wordings.WORDS, *wordings.CLASSES, *wordings.MOODS, *wordings.ORDINALS, *EXTRA_WORDS}
     words |= {str(i) for i in range(100)}
     return [*SPECIAL, *sorted(words | set(MARKS))]
 
