@@ -134,8 +134,18 @@ def _compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Co
             cells[arm] = cell
     if data.baseline_arm not in cells or len(cells) < 2:
         return ()
+    judged = {arm: _judged(data, arm, measure, iteration) for arm in cells}
+    cells = {arm: cell for arm, cell in cells.items() if judged[arm] == judged[data.baseline_arm]}
+    if len(cells) < 2:
+        return ()
     found = family(cells, data.baseline_arm, bar=bar(data))
     return tuple(_comparison(data, measure, iteration, member, found) for member in found.members)
+
+
+def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> tuple[str, ...]:
+    """Who judged an arm's scores and on what: arms that differ in it are not compared."""
+    checkpoint = data.checkpoint(arm, iteration)
+    return tuple(data.identity(checkpoint, name, measure.metric) for name in measure.strata or (measure.benchmark,)) if checkpoint else ()
 
 
 def _comparison(data: StudyData, measure: Measure, iteration: int, member: Member, found: Family) -> Comparison:

@@ -133,7 +133,7 @@ class StudyData:
     @cached_property
     def _arrays(self) -> dict[str, Any]:
         frame = self.scores
-        codes = {name: frame[name].cat.codes.to_numpy() for name in ("cluster", "status")}
+        codes = {name: frame[name].cat.codes.to_numpy() for name in ("cluster", "status", "judge", "benchmark_version")}
         return {"value": frame["value"].to_numpy(dtype=float), "item": frame["item"], **codes}
 
     def metrics(self, benchmark: str = "") -> list[tuple[str, str]]:
@@ -170,10 +170,31 @@ class StudyData:
         built = layout(np.concatenate(seeds), names[np.concatenate(clusters)], np.concatenate(values), scale)
         points = np.array([_mean(values[list(rows_of).index(seed)]) for seed in built.seeds])
         every = np.concatenate(list(rows_of.values()))
+        self._refuse_mixture(checkpoint, benchmark, every)
         codes, counts = np.unique(arrays["status"][every], return_counts=True)
         categories = self.scores["status"].cat.categories
         statuses = {str(categories[code]): int(count) for code, count in zip(codes, counts, strict=True)}
         return Cell(built, points, dict(sorted(statuses.items())), absent)
+
+    def identities(self, rows: np.ndarray) -> list[str]:
+        """Who judged these rows and on what (judge, benchmark version with the hashes of its files), each once, sorted."""
+        names = ("judge", "benchmark_version")
+        pairs = np.unique(np.stack([self._arrays[name][rows] for name in names], axis=1), axis=0)
+        words = [self.scores[name].cat.categories for name in names]
+        return sorted(" on ".join(str(word[code]) for word, code in zip(words, pair, strict=True) if word[code]) for pair in pairs)
+
+    def identity(self, checkpoint: Checkpoint, benchmark: str, metric: str) -> str:
+        """The one identity of a checkpoint's rows of a metric; empty without rows."""
+        found = [self._select(run.name, checkpoint.iteration, benchmark, metric, "") for run in checkpoint.runs]
+        rows = np.concatenate(found) if found else np.array([], dtype=int)
+        return " and ".join(self.identities(rows)) if len(rows) else ""
+
+    def _refuse_mixture(self, checkpoint: Checkpoint, benchmark: str, rows: np.ndarray) -> None:
+        if any(len(np.unique(self._arrays[name][rows])) > 1 for name in ("judge", "benchmark_version")):
+            raise HarnessError(
+                f"{checkpoint.title}: {benchmark} mixes rows of {' and '.join(self.identities(rows))}; scores of different judges, questions or "
+                "references are never averaged. `selm invalidate` the one that is not wanted and run again"
+            )
 
     def _select(self, run: str, iteration: int, benchmark: str, metric: str, part: str) -> np.ndarray:
         rows = self._positions.get((run, iteration, benchmark, metric), np.array([], dtype=int))

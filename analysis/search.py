@@ -25,12 +25,17 @@ from optuna.trial import TrialState
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     """One row per trial: state, values, parameters, per-seed values, the reason of a failure, seconds."""
     rows = []
-    for trial in study.get_trials(deepcopy=False):
+    trials = study.get_trials(deepcopy=False)
+    again = {old: trial.number for trial in trials for old in trial.system_attrs.get("retry_history", [])[-1:]}
+    for trial in trials:
         values = {f"value_{i}": v for i, v in enumerate(trial.values or [])} if len(study.directions) > 1 else {"value": trial.value}
         seeds = {key: value[0] for key, value in sorted(trial.user_attrs.items()) if key.startswith("seed_")}
         seconds = trial.duration.total_seconds() if trial.duration else None
+        reason = trial.user_attrs.get("reason", "")
+        if trial.state == TrialState.FAIL and not reason:
+            reason = f"its worker died; {f'tried again as trial {again[trial.number]}' if trial.number in again else 'not tried again'}"
         rows.append({"trial": trial.number, "state": trial.state.name, **values, **trial.params, **seeds,
-                     "reason": trial.user_attrs.get("reason", ""), "seconds": seconds})  # fmt: skip
+                     "reason": reason, "seconds": seconds})  # fmt: skip
     return pd.DataFrame(rows).sort_values("trial")
 
 

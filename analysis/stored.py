@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from harness.records import HarnessError
 
-STRINGS = ("benchmark", "item", "cluster", "metric", "status", "judge")
+STRINGS = ("benchmark", "benchmark_version", "item", "cluster", "metric", "status", "judge")
 
 
 @dataclass(frozen=True)

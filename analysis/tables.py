@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from analysis import findings, measures
+from analysis import comparable, findings, measures
 from analysis import tables_more as more
 from analysis.findings import Comparison
 from analysis.load import StudyData
@@ -43,6 +43,7 @@ def score_table(data: StudyData, key: str, title: str, columns: Sequence[Measure
         notes.insert(0, f"†: at least {findings.bar(data):.0%} but not all rows are scored; items not scored for every seed are left out.")
     if any("± –" in cell or "(–)" in cell for row in rows for cell in row.cells):
         notes.insert(0, "± –: no interval, because all seeds (or all items) gave the same score; it is never shown as zero.")
+    notes[:0] = comparable.notes(data, {measure.benchmark for measure in columns})
     heads = tuple(measure.title for measure in columns)
     return Table(
         key, title, caption[0].upper() + caption[1:], ("checkpoint", "c", "κ", *heads, "n"), tuple(rows), SCORE_DATA, tuple(numbers),

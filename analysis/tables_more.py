@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis import findings, measures, paper, rank
-from analysis.load import Checkpoint, StudyData, iterate
+from analysis.load import Cell, Checkpoint, StudyData, iterate
 from analysis.table import Row, Table, Unavailable
 from analysis.table_cells import POPULATIONS_NOTE, SCORE_DATA, cell_text, score_data
 from analysis.text import number
@@ -100,7 +100,7 @@ def table_completeness(data: StudyData) -> Table | Unavailable:
         cells = []
         for benchmark in names:
             cell = data.cell(checkpoint, benchmark, columns[benchmark])
-            cells.append(f"{cell.layout.scored}/{cell.layout.expected}")
+            cells.append(_counted(cell))
             for status, count in cell.statuses.items():
                 numbers.append((checkpoint.title, checkpoint.arm, checkpoint.iteration, benchmark, columns[benchmark], status, count))
                 counted[status] += count
@@ -115,6 +115,14 @@ def table_completeness(data: StudyData) -> Table | Unavailable:
         "completeness", title, caption, ("checkpoint", *names), tuple(rows),
         ("checkpoint", "arm", "iteration", "benchmark", "metric", "status", "rows"), tuple(numbers),
     )  # fmt: skip
+
+
+def _counted(cell: Cell) -> str:
+    """ "94/96 (1 error, 1 unparsed)": score rows with a value of those expected, and what the others are."""
+    lacking = {status: count for status, count in cell.statuses.items() if status != "ok"}
+    absent = cell.layout.expected - sum(cell.statuses.values())
+    words = ", ".join(f"{count} {status}" for status, count in sorted({**lacking, "not run": absent}.items()) if count > 0)
+    return f"{cell.layout.scored}/{cell.layout.expected}" + (f" ({words})" if words else "")
 
 
 def table_unfinished(data: StudyData) -> Table | Unavailable:

@@ -25,7 +25,7 @@ from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, canonical
 from harness.store import Store, parse_record
 
 INDEX, MANIFEST = "archive.json", "manifest.json"
-MEMBER = re.compile(r"objects/([0-9a-f]{64})/((?:[A-Za-z0-9_.+-]+/)*[A-Za-z0-9_.+-]+)")
+MEMBER = re.compile(r"objects/([0-9a-f]{64})/([^\0]+)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _members(store: Store, key: str, weights: bool) -> dict[str, tuple[str, Path
     return found
 
 
-class _Hashing(io.RawIOBase):
+class _Hashing:
     """A file that is hashed while it is read."""
 
     def __init__(self, handle: IO[bytes]) -> None:
@@ -112,7 +112,6 @@ def import_archive(file: Path, store: Store, results: Path) -> Archived:
 
     Raises HarnessError, with nothing imported, when a member is altered, missing or unexpected, or something here contradicts it.
     """
-    store.open()
     with store.lock("import") as mine:
         if not mine:
             raise HarnessError(f"store {store.root}: another import is running; wait for it")
@@ -174,7 +173,7 @@ def _index(file: Path, tar: tarfile.TarFile, info: tarfile.TarInfo) -> dict[str,
         raise HarnessError(f"{file}: its index is broken ({error}); nothing was imported. Copy the archive again") from None
     if index.get("schema") != SCHEMA_VERSION:
         raise HarnessError(f"{file}: schema {index.get('schema')}, this version reads {SCHEMA_VERSION}; export it again with this version")
-    bad = [name for name in members if name != MANIFEST and not (MEMBER.fullmatch(name) and ".." not in name.split("/"))]
+    bad = [name for name in members if name != MANIFEST and not (MEMBER.fullmatch(name) and not {"", ".", ".."} & set(name.split("/")))]
     if bad or MANIFEST not in members or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", study):
         raise HarnessError(f"{file}: its index names {bad[0] if bad else study!r}, which no export writes; nothing was imported")
     return {"members": members, "study": study}

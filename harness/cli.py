@@ -27,6 +27,8 @@ Results = Annotated[Path, typer.Option("--results", help="Folder of manifests an
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change one recipe key: key=value. May be repeated.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core (or per GPU).")]
 
+MaxCost = Annotated[float, typer.Option("--max-cost", min=0.0, help="USD that this command may spend on judging in all; 0: no limit.")]
+
 STORE, RESULTS = Path("results/store"), Path("results")
 
 
@@ -35,14 +37,33 @@ def _workers(count: int) -> int:
 
 
 @app.command()
-def plan(study: StudyFile, store: StoreRoot = STORE, overrides: Overrides = None, workers: Workers = 0) -> None:
+def plan(
+    study: StudyFile,
+    store: StoreRoot = STORE,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    cost: Annotated[bool, typer.Option("--cost", help="Tokens, operations, GPU-hours, memory, judge calls and price, with the arithmetic.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="With --cost: accelerators there will be.")] = 8,
+    device: Annotated[str, typer.Option(help="With --cost: h100 | h200 | a100 | rtx4090")] = "h100",
+    gpu_price: Annotated[float, typer.Option(min=0, help="With --cost: USD for one GPU-hour.")] = 0.0,
+) -> None:
     """Print cells, stages, how many are shared, done and to do, and the estimated time. Runs nothing.
 
+    With --cost a recipe's file may stand in for the study: one run of it.
+
     Example: selm plan ablations/alpha.yaml
+
+    Example: selm plan ablations/recipes/zephyr-7b.yaml --cost --devices 8
     """
     from harness.commands import parse_overrides, plan_study
 
-    plan_study(study, store, parse_overrides(overrides or []), _workers(workers))
+    if cost:
+        from harness.cost_view import show_cost
+        from harness.store import Store
+
+        show_cost(study, Store(store), parse_overrides(overrides or []), _workers(workers), devices, device, gpu_price)
+    else:
+        plan_study(study, store, parse_overrides(overrides or []), _workers(workers))
 
 
 @app.command()
@@ -55,6 +76,7 @@ def run(
     executor: Annotated[str, typer.Option(help="inline | pool | ray")] = "pool",
     only: Annotated[list[str] | None, typer.Option(help="Run only stages of this name. May be repeated.")] = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    max_cost: MaxCost = 0.0,
 ) -> None:
     """Run every stage of a study that is not done, then write its report. Run it again to continue.
 
@@ -64,8 +86,9 @@ def run(
     """
     from harness.commands import parse_overrides, run_study
 
+    changes = parse_overrides(overrides or [])
     status = run_study(
-        study, store, results, parse_overrides(overrides or []), executor=executor, workers=_workers(workers), only=only or (), report=report
+        study, store, results, changes, executor=executor, workers=_workers(workers), only=only or (), report=report, max_cost=max_cost
     )
     raise typer.Exit(status)
 
@@ -136,6 +159,7 @@ def evaluate(
     overrides: Overrides = None,
     workers: Workers = 0,
     name: Annotated[str, typer.Option(help="Name of the result folder.")] = "evaluate",
+    max_cost: MaxCost = 0.0,
 ) -> None:
     """Score one model on a recipe's benchmarks, outside any study: no training.
 
@@ -143,7 +167,7 @@ def evaluate(
     """
     from harness.commands import evaluate_model, parse_overrides
 
-    raise typer.Exit(evaluate_model(model, recipe, name, store, results, parse_overrides(overrides or []), _workers(workers)))
+    raise typer.Exit(evaluate_model(model, recipe, name, store, results, parse_overrides(overrides or []), _workers(workers), max_cost))
 
 
 @app.command()
@@ -154,6 +178,7 @@ def judge(
     overrides: Overrides = None,
     workers: Workers = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print calls, tokens and price; ask nothing.")] = False,
+    max_cost: MaxCost = 0.0,
 ) -> None:
     """Judge a study's stored answers again, for example by another judge. Trains and generates nothing, needs no GPU.
 
@@ -161,7 +186,25 @@ def judge(
     """
     from harness.commands import parse_overrides, rejudge
 
-    raise typer.Exit(rejudge(study, store, results, parse_overrides(overrides or []), _workers(workers), dry_run))
+    raise typer.Exit(rejudge(study, store, results, parse_overrides(overrides or []), _workers(workers), dry_run, max_cost))
+
+
+@app.command("meta-judge")
+def meta_judge(
+    pairs: Annotated[Path, typer.Argument(help="Labelled pairs: a JSON list with input, output_1, output_2, label (LLMBar's form).")],
+    recipe: Annotated[Path, typer.Option(help="Recipe that names the judge.")] = Path("ablations/recipes/own_data.yaml"),
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Verdicts per pair and order; two or more give the noise floor.")] = 2,
+) -> None:
+    """How far a judge can be trusted: agreement with labelled pairs, position-flip rate, noise floor. Run it again to continue.
+
+    Example: selm meta-judge ../shared/data/preferences/llmbar/natural.json --set judge.noise=0.6 --repeats 3
+    """
+    from harness.commands import meta_judge as judge_the_judge
+    from harness.commands import parse_overrides
+
+    judge_the_judge(pairs, recipe, results, parse_overrides(overrides or []), repeats)
 
 
 @app.command()
@@ -253,6 +296,72 @@ def verify(store: StoreRoot = STORE) -> None:
         console.print(f"{item.path}: {item.what}; {item.action}", markup=False, soft_wrap=True)
     console.print(f"{len(Store(store).all_keys())} stages checked, {len(found)} findings.")
     raise typer.Exit(1 if found else 0)
+
+
+@app.command()
+def gc(
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is listed; without it nothing is touched.")] = False,
+    searches: Annotated[bool, typer.Option(help="Keep what only a search's trials used.")] = True,
+) -> None:
+    """List stages that no study below --results needs, journals and failures of such stages, and what dead attempts left.
+
+    Example: selm gc --delete
+    """
+    from harness.commands import collect_garbage
+    from harness.store import Store
+
+    collect_garbage(Store(store), results, delete, searches)
+
+
+@app.command()
+def export(
+    study: StudyName,
+    file: Annotated[Path, typer.Argument(help="The archive to write, for example alpha.tar.")],
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    weights: Annotated[bool, typer.Option(help="With the checkpoints' weights.")] = True,
+) -> None:
+    """Write a study and its finished stages into one archive with the checksum of every file. Equal studies give equal archives.
+
+    Example: selm export alpha alpha.tar --no-weights
+    """
+    from harness.commands import export_named
+    from harness.store import Store
+
+    export_named(results, study, Store(store), file, weights)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="An archive written by `selm export`.")],
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+) -> None:
+    """Check an archive's every file, then add its study. An archive that is not whole, or contradicts the store, changes nothing.
+
+    Example: selm import alpha.tar
+    """
+    from harness.commands import import_file
+
+    import_file(file, store, results)
+
+
+@app.command()
+def doctor(
+    what: Annotated[str, typer.Argument(help="A study, a recipe, a checkpoint folder or a hub id; empty: the installation alone.")] = "",
+    store: StoreRoot = STORE,
+    overrides: Overrides = None,
+) -> None:
+    """Check versions, devices, disk, hub, judge and the model's template, and say what to fix. Exit status 1 if something needed is wrong.
+
+    Example: selm doctor ablations/recipes/zephyr-7b.yaml
+    """
+    from harness.commands import parse_overrides
+    from harness.doctor import examine
+
+    raise typer.Exit(examine(what, store, parse_overrides(overrides or [])))
 
 
 @app.command("judge-server")

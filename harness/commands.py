@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary
+from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary, show_table
 from harness.execute import Executor, Inline, Pool, Summary, estimate, execute, retain, terminable
 from harness.files import hash_file, write_atomic
 from harness.manifest import manifest
@@ -79,7 +79,7 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
     if kind == "ray":
         from harness.ray_executor import RayExecutor
 
-        ray: Executor = RayExecutor(store, workers)
+        ray: Executor = RayExecutor(store, workers, hub=hub)
         return ray
     if kind != "pool":
         raise HarnessError(f"--executor {kind!r} is unknown; allowed: inline, pool, ray")
@@ -109,16 +109,31 @@ def run_study(
     workers: int,
     only: Sequence[str] = (),
     report: bool = True,
+    max_cost: float = 0.0,
 ) -> int:
     """Run what is missing of a study file; returns the exit status."""
-    return run_plan(prepare(path, overrides), store_root, results, executor=executor, workers=workers, only=only, report=report)
+    return run_plan(
+        share_cost(prepare(path, overrides), Store(store_root), max_cost),
+        store_root,
+        results,
+        executor=executor,
+        workers=workers,
+        only=only,
+        report=report,
+    )
+
+
+def open_store(root: Path) -> Store:
+    """Open a store for writing and report what had to be mended."""
+    store = Store(root)
+    for repair in store.open():
+        errors.print(f"repaired: {repair.path}: {repair.what}; {repair.action}", markup=False)
+    return store
 
 
 def run_plan(plan: Plan, store_root: Path, results: Path, *, executor: str, workers: int, only: Sequence[str] = (), report: bool = True) -> int:
     """Run what is missing of a plan, write its manifest and its report; returns the exit status."""
-    store = Store(store_root)
-    for repair in store.open():
-        errors.print(f"repaired: {repair.path}: {repair.what}; {repair.action}", markup=False)
+    store = open_store(store_root)
     folder = results / plan.study.name
     write_atomic(folder / "manifest.json", canonical_json(manifest(plan, estimate(plan, store))))
     states = store.states(list(plan.nodes))
@@ -201,7 +216,7 @@ def tune_study(path: Path, store_root: Path, results: Path, storage: str, worker
     folder = results / load_tune(path).name
     folder.mkdir(parents=True, exist_ok=True)
     search = tune.Search(path, store_root, storage or f"sqlite:///{(folder / 'optuna.db').resolve()}")
-    Store(store_root).open()
+    open_store(store_root)
     if workers > 1:
         tune.run_workers(search, workers)
     else:
@@ -240,24 +255,41 @@ def fresh_estimates(folder: Path, store_root: Path, metric: Any) -> dict[str, An
     return result
 
 
-def evaluate_model(model: str, recipe: Path, name: str, store_root: Path, results: Path, overrides: Mapping[str, Any], workers: int) -> int:
+def evaluate_model(
+    model: str, recipe: Path, name: str, store_root: Path, results: Path, overrides: Mapping[str, Any], workers: int, max_cost: float = 0.0
+) -> int:
     """Score one model on a recipe's benchmarks: a study of no iterations. Returns the exit status."""
     if not recipe.is_file():
         raise HarnessError(f"{recipe}: no such recipe; give one with --recipe")
     changes = {"loop.iterations": 0, "loop.warmup_dpo": False, "model.source": model, **overrides}
     study = compose(recipe, name, str(recipe.resolve()), changes, {model: {}}, [0], f"How does {model} score?")
-    return run_plan(build_plan(study, fingerprints(study)), store_root, results, executor="pool", workers=workers)
+    if "heldout" not in study.base.evaluation.benchmarks:  # nothing is ranked: a ranker named by the recipe need not be there
+        changes |= {"ranker.kind": "oracle", "ranker.model": ""}
+        study = compose(recipe, name, str(recipe.resolve()), changes, {model: {}}, [0], study.question)
+    plan = share_cost(build_plan(study, fingerprints(study)), Store(store_root), max_cost)
+    return run_plan(plan, store_root, results, executor="pool", workers=workers)
 
 
-JUDGED = ("judge.mt_bench", "judge.alpaca_eval", "judge.pairwise")
+JUDGED = ("judge.mt_bench", "judge.alpaca_eval", "judge.pairwise", "judge.mt_bench_pairwise")
 
 
-def rejudge(path: Path, store_root: Path, results: Path, overrides: Mapping[str, Any], workers: int, dry_run: bool) -> int:
+def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
+    """The plan with ``max_cost`` USD (0: no limit) shared evenly by its stages that ask a judge and are not done, so that all of them together
+    stay within it. What a stage's own journal spent earlier counts against its share."""
+    waiting = [key for key, node in plan.nodes.items() if node.settings.get("judge") and not store.has(key)]
+    if not max_cost or not waiting:
+        return plan
+    share = max_cost / len(waiting)
+    limited = {key: dataclasses.replace(plan.nodes[key], runtime={**plan.nodes[key].runtime, "max_cost_usd": share}) for key in waiting}
+    return dataclasses.replace(plan, nodes={**plan.nodes, **limited})
+
+
+def rejudge(path: Path, store_root: Path, results: Path, overrides: Mapping[str, Any], workers: int, dry_run: bool, max_cost: float = 0.0) -> int:
     """Judge stored answers by the study's judge as changed on the command line; the answers themselves must be there."""
     plan = prepare(path, overrides)
     store = Store(store_root)
     waiting = [node for node in plan.nodes.values() if node.stage in JUDGED and not store.has(node.key)]
-    missing = [node.inputs["answer"] for node in waiting if not store.has(node.inputs["answer"])]
+    missing = {key for node in waiting for name, key in node.inputs.items() if name.startswith("answer") and not store.has(key)}
     if missing:
         raise HarnessError(f"{path}: {len(missing)} sets of answers are not in {store_root}; `selm run` makes them")
     if dry_run:
@@ -265,7 +297,7 @@ def rejudge(path: Path, store_root: Path, results: Path, overrides: Mapping[str,
         console.print("Nothing was asked. This would take: " + ", ".join(f"{value:,.2f} {name}" for name, value in total.items()), markup=False)
         return 0
     name = f"{plan.study.name}-judged-by-{content_hash(plan.study.base.judge.model_dump(), length=8)}"
-    renamed = dataclasses.replace(plan, study=dataclasses.replace(plan.study, name=name))
+    renamed = dataclasses.replace(share_cost(plan, store, max_cost), study=dataclasses.replace(plan.study, name=name))
     return run_plan(renamed, store_root, results, executor="pool", workers=workers, only=JUDGED)
 
 
@@ -284,3 +316,53 @@ def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
                 for name, value in stopped.costs.items():
                     total[name] = total.get(name, 0.0) + value
     return total
+
+
+def export_named(results: Path, study: str, store: Store, file: Path, weights: bool) -> None:
+    """Write one study's manifest and stages into an archive."""
+    from harness.archive import export_study
+
+    folder, _ = read_manifest(results, study)
+    done = export_study(folder, store, file, weights)
+    console.print(f"{file}: study {done.study}, {done.stages} stages, {file.stat().st_size / 1e6:.1f} MB; {done.missing} are not done.", markup=False)
+
+
+def import_file(file: Path, store_root: Path, results: Path) -> None:
+    """Check an archive and add its study to the store and the results."""
+    from harness.archive import import_archive
+
+    done = import_archive(file, open_store(store_root), results)
+    console.print(f"Study {done.study}: {done.stages} stages added, {done.present} were here already, {done.missing} are not done.", markup=False)
+    console.print(f"Every checksum agrees. Next: selm report {done.study}", markup=False)
+
+
+def collect_garbage(store: Store, results: Path, delete: bool, searches: bool) -> None:
+    """Show what no study needs; delete it when told to."""
+    from harness.garbage import collect, waste
+
+    found = waste(store, results, searches)
+    for item in found:
+        console.print(f"{item.kind:17s} {item.size / 1e6:10.2f} MB  {item.path}", markup=False, soft_wrap=True)
+    if delete:
+        console.print(f"{len(found)} things deleted, {collect(store, found) / 1e6:.1f} MB freed.")
+    else:
+        console.print(f"{len(found)} things, {sum(item.size for item in found) / 1e6:.1f} MB. Nothing was deleted; `selm gc --delete` does it.")
+
+
+def meta_judge(pairs_file: Path, recipe: Path, results: Path, overrides: Mapping[str, Any], repeats: int) -> None:
+    """Judge labelled pairs in both orders and print what that says about the judge; everything is kept below ``results/meta-judge``."""
+    from analysis.judge_table import judge_table
+    from harness.evaluate.meta import meta_evaluate, read_labelled_pairs
+    from harness.evaluate.verdicts import judge_label
+
+    for path in (pairs_file, recipe):
+        if not path.is_file():
+            raise HarnessError(f"{path}: no such file")
+    pairs = read_labelled_pairs(pairs_file)
+    base = compose(recipe, "meta-judge", str(recipe.resolve()), overrides, {"judge": {}}, [0]).base
+    judge, annotator = base.judge.model_dump(), base.evaluation.alpaca_eval.annotator
+    folder = results / "meta-judge" / f"{pairs_file.stem}-{content_hash(hash_file(pairs_file), judge, annotator, repeats, length=12)}"
+    found = meta_evaluate(pairs, judge, base.runtime.model_dump(), folder, annotator=annotator, repeats=repeats)
+    write_atomic(folder / "meta.json", canonical_json({"judge": judge_label(judge), "pairs": pairs_file.name, "repeats": repeats, **found}))
+    show_table(judge_table(judge_label(judge), pairs_file.name, repeats, found))
+    console.print(f"Kept in {relative(folder)}; asked again only for what is missing.", markup=False)

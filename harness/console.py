@@ -134,12 +134,19 @@ def show_status(manifest: Mapping[str, Any], store: Store) -> int:
     console.print(table)
     for key in keys:
         if states[key] == "running":
-            console.print(f"running  {manifest['stages'][key]['stage']}  [{key[:12]}]")
+            owner = store.owner(key)
+            by = f" on {owner['host']}, process {owner['pid']}, since {clock(owner['since'])}" if owner else ""
+            console.print(f"running  {manifest['stages'][key]['stage']}  [{key[:12]}]{escape(by)}", soft_wrap=True)
         elif states[key] == "failed":
             console.print(
                 f"FAILED   {manifest['stages'][key]['stage']}  [{key[:12]}]: {escape(str(store.failure(key).get('reason', '')))}", soft_wrap=True
             )
     return len(keys) - counts.get("done", 0)
+
+
+def clock(seconds: float) -> str:
+    """A moment as the owner's clock told it, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def show_stage(store: Store, key: str) -> None:

@@ -40,5 +40,6 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
         "checkpoints_kept": study.keep,
         "runs": runs,
         "pairwise": [{"a": a, "b": b, "key": key} for a, b, key in plan.pairwise],
+        "pairwise_mt_bench": [{"a": a, "b": b, "key": key} for a, b, key in plan.pairwise_mt_bench],
         "stages": stages,
     }

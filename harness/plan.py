@@ -6,13 +6,13 @@ need the same stage share it. Paths, devices, worker counts and micro-batches ar
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness import objectives
-from harness.records import HarnessError, content_hash
+from harness.plan_pairs import Pairs, add_pairs
+from harness.records import content_hash
 from harness.settings import Recipe, at_iteration
 from harness.stages import STAGES
 from harness.study import Cell, Study
@@ -51,8 +51,10 @@ class Plan:
     study: Study
     nodes: Mapping[str, Node]
     runs: tuple[RunPlan, ...]
-    pairwise: tuple[tuple[str, str, str], ...] = ()
+    pairwise: Pairs = ()
     """(checkpoint a, checkpoint b, key) for every ordered pair of the declared checkpoints."""
+    pairwise_mt_bench: Pairs = ()
+    """The same for every unordered pair graded on MT-Bench."""
 
     @property
     def uses(self) -> dict[str, int]:
@@ -75,7 +77,8 @@ def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> P
     """Lay out every cell's stages. ``fingerprints``: content hash of every file or checkpoint the recipe names."""
     builder = _Builder(study, fingerprints or {})
     runs = tuple(builder.run(cell) for cell in study.cells)
-    return Plan(study, builder.nodes, runs, builder.pairwise(runs))
+    ordered, graded = add_pairs(study, runs, builder.add, lambda recipe: builder.prepared(recipe)["benchmarks"])
+    return Plan(study, builder.nodes, runs, ordered, graded)
 
 
 def files_of(recipe: Recipe) -> list[str]:
@@ -346,22 +349,6 @@ class _Builder:
             inputs = {"policy": policy, "data": shared["data"]} | dict(history) | ranker | ({"answer": result["answer"]} if sets else {})
             add("diagnostics", settings, {name: key for name, key in inputs.items() if key}, {"ranker": ranker_paths} if ranker_paths else None)
         return result
-
-    def pairwise(self, runs: tuple[RunPlan, ...]) -> tuple[tuple[str, str, str], ...]:
-        """A judging stage for every ordered pair of the checkpoints declared as ``run@iteration`` (Fig. 2)."""
-        names = self.study.declare.pairwise
-        known = {f"{run.cell.run}@{index}": (run, stages) for run in runs for index, stages in enumerate(run.iterations)}
-        for name in names:
-            if name not in known:
-                raise HarnessError(f"{self.study.file}: declare.pairwise: {name!r} is no checkpoint of this study; write run@iteration, for example "
-                                   f"{next(iter(known))!r}")  # fmt: skip
-        found = []
-        for a, b in itertools.permutations(names, 2):
-            run, stages = known[a]
-            inputs = {"answer_a": stages["answer"], "answer_b": known[b][1]["answer"], "benchmarks": self.prepared(run.cell.recipe)["benchmarks"]}
-            settings = {"judge": run.cell.recipe.judge.model_dump(), "annotator": run.cell.recipe.evaluation.alpaca_eval.annotator}
-            found.append((a, b, self.add("judge.pairwise", settings, inputs, run.cell.recipe)))
-        return tuple(found)
 
     def fails(self, cell: Cell, stage: str, iteration: int) -> bool:
         """Whether the study's fault injection names this stage of this cell."""

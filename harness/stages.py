@@ -42,9 +42,13 @@ _MT_BENCH = tuple(f"harness/evaluate/{name}.py" for name in ("fastchat_bench", "
 STAGES: dict[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", 1, ("harness/pocket/data.py", *_LANGUAGE), 1),
     "data.files": Stage("harness.data:run", 1, ("harness/data.py",), 2),
-    "base.pocket": Stage("harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py", "harness/fence.py", *_LANGUAGE), 90, True),
+    "base.pocket": Stage(
+        "harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py", "harness/fence.py", *_LANGUAGE), 90, True
+    ),
     "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py", *_POLICY), 1),
-    "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", "harness/pocket/academic_tasks.py", *_LANGUAGE), 1),
+    "benchmarks.pocket": Stage(
+        "harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", "harness/pocket/academic_tasks.py", *_LANGUAGE), 1
+    ),
     "benchmarks.files": Stage(
         "harness.evaluate.files:run",
         1,
@@ -63,6 +67,9 @@ STAGES: dict[str, Stage] = {
     "judge.mt_bench": Stage("harness.evaluate.mt_bench:run", 1, ("harness/evaluate/mt_bench.py", *_MT_BENCH), 1, reads_partial=True),
     "judge.alpaca_eval": Stage("harness.evaluate.alpaca_eval:run", 1, ("harness/evaluate/alpaca_eval.py", *_ALPACA), 2, reads_partial=True),
     "judge.pairwise": Stage("harness.evaluate.pairwise:run", 1, ("harness/evaluate/pairwise.py", *_ALPACA), 2, reads_partial=True),
+    "judge.mt_bench_pairwise": Stage(
+        "harness.evaluate.mt_bench_pairwise:run", 1, ("harness/evaluate/mt_bench_pairwise.py", *_MT_BENCH), 2, reads_partial=True
+    ),
     "academic": Stage(
         "harness.evaluate.academic:run",
         1,
@@ -70,7 +77,7 @@ STAGES: dict[str, Stage] = {
         4,
         True,
     ),
-    "heldout": Stage("harness.heldout:run", 1, ("harness/heldout.py", "harness/rankers", *_LANGUAGE), 1, reads_partial=True),
+    "heldout": Stage("harness.heldout:run", 1, ("harness/heldout.py", "harness/rankers", *_LANGUAGE), 1, True, reads_partial=True),
     "diagnostics": Stage(
         "harness.diagnostics:run", 1, ("harness/diagnostics", "harness/logprobs.py", *_GENERATE, *_LANGUAGE), 2, True, added=_BACKEND
     ),

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 import signal
+import socket
 import threading
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ import optuna
 import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.commands import fingerprints, open_store
 from harness.execute import Inline, execute
+from harness.garbage import remember
 from harness.plan import build_plan
 from harness.records import HarnessError, canonical_json
 from harness.settings import Recipe
@@ -68,6 +72,12 @@ def open_study(search: Search) -> optuna.Study:
     """Create or continue the search. Refuses, showing the difference, when what it asks has changed since it began."""
     spec = search.spec
     asked = json.loads(canonical_json(spec.model_dump(include={"recipe", "set", "space", "metrics", "seeds"})))
+    (search.store / "locks").mkdir(parents=True, exist_ok=True)
+    with _turn(Store(search.store), spec.name):
+        return _create(search, spec, asked)
+
+
+def _create(search: Search, spec: TuneFile, asked: dict[str, Any]) -> optuna.Study:
     study = optuna.create_study(
         storage=open_storage(search.storage),
         study_name=spec.name,
@@ -135,25 +145,57 @@ def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
 
 
 def work(search: Search, seed_offset: int = 0) -> None:
-    """Run trials until the budget is spent: one worker of the search."""
+    """Run trials until the budget is spent: one worker of the search. Waits for trials that others run: if one dies, it is tried again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    store = open_store(search.store)
     spec, study = search.spec, open_study(search)
     study.sampler = optuna.samplers.TPESampler(seed=spec.sampler_seed + seed_offset, constant_liar=True)
-    store = Store(search.store)
-    store.open()
     executor = Inline(store)
     started = time.monotonic()
-    while not _spent(study, spec, started):
-        study.optimize(lambda trial: run_trial(trial, search, spec, store, executor), n_trials=1, catch=(TrialFailedError,))
+    unborn: dict[int, float] = {}
+    while not (spec.hours and time.monotonic() - started > spec.hours * 3600):
+        with ExitStack() as turn:  # one worker at a time counts trials and starts one, so that none is started beyond the budget
+            turn.enter_context(_turn(store, spec.name))
+            finished, running = _counts(study, unborn)
+            if finished >= spec.trials:
+                return
+            if finished + running < spec.trials:
+                study.optimize(lambda trial: _begun(trial, search, spec, store, executor, turn.close), n_trials=1, catch=(TrialFailedError,))
+                continue
+        time.sleep(0.5)
 
 
-def _spent(study: optuna.Study, spec: TuneFile, started: float) -> bool:
-    if spec.hours and time.monotonic() - started > spec.hours * 3600:
-        return True
+@contextmanager
+def _turn(store: Store, name: str) -> Iterator[None]:
+    while True:
+        with store.lock(f"search-{name}") as mine:
+            if mine:
+                yield
+                return
+        time.sleep(0.05)
+
+
+def _begun(trial: optuna.Trial, search: Search, spec: TuneFile, store: Store, executor: Inline, next_one: Callable[[], None]) -> Any:
+    """The first heartbeat and the worker's name, then the turn goes to the next worker."""
+    trial.storage.record_heartbeat(trial._trial_id)
+    trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+    next_one()
+    return run_trial(trial, search, spec, store, executor)
+
+
+def _counts(study: optuna.Study, unborn: dict[int, float]) -> tuple[int, int]:
+    """(finished, running) trials. Trials of dead workers fail here and are queued again, at most ``RETRIES`` times; they do not count.
+
+    unborn: when trials were first seen that nobody says to work on: their worker died before its first heartbeat.
+    """
     optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if "worker" not in trial.user_attrs and time.monotonic() - unborn.setdefault(trial.number, time.monotonic()) > GRACE_S:
+            study.tell(trial.number, state=TrialState.FAIL)
+            optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
     trials = study.get_trials(deepcopy=False)
-    counted = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING) or "reason" in t.user_attrs]
-    return len(counted) >= spec.trials
+    finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) or "reason" in t.user_attrs for t in trials)
+    return finished, sum(t.state == TrialState.RUNNING and "reason" not in t.user_attrs for t in trials)
 
 
 def run_trial(trial: optuna.Trial, search: Search, spec: TuneFile, store: Store, executor: Inline) -> Any:
@@ -191,7 +233,8 @@ def _prune(trial: optuna.Trial, spec: TuneFile, index: int, items: list[float], 
 
 def run_seed(study: Study, spec: TuneFile, store: Store, executor: Inline) -> list[list[float]]:
     """Run one cell and read its metrics, items in order. Raises TrialFailedError for failures, missing rows and values that are not finite."""
-    plan = build_plan(study)
+    plan = build_plan(study, fingerprints(study))
+    remember(store, spec.name, plan.nodes)
     summary = execute(plan, store, executor)
     if summary.exit_status:
         reasons = [*summary.failed.values(), *summary.partial.values()] or ["a stage it needs failed"]
@@ -234,7 +277,7 @@ def run_workers(search: Search, workers: int) -> None:
     open_study(search)
     context = multiprocessing.get_context("spawn")
     running = {index: _start(context, search, index) for index in range(workers)}
-    deaths = 0
+    deaths = lost = 0
     while running:
         time.sleep(0.5)
         for index, process in list(running.items()):
@@ -244,6 +287,11 @@ def run_workers(search: Search, workers: int) -> None:
             if process.exitcode != 0 and deaths < 5 * workers:
                 deaths += 1
                 running[index] = _start(context, search, index + 100 * deaths)
+            elif process.exitcode != 0:
+                lost = process.exitcode
+    if lost:
+        raise HarnessError(f"{search.path}: the search's workers died {deaths} times and more (last exit code {lost}); out of memory? "
+                           "The same command continues")  # fmt: skip
 
 
 def _start(context: Any, search: Search, index: int) -> Any:

@@ -10,12 +10,13 @@ from typing import Any
 
 from harness.commands import run_plan
 from harness.execute import Inline, Summary, execute
-from harness.pocket import benchmarks as pocket_benchmarks
+from harness.files import hash_tree
 from harness.plan import Node, Plan, RunPlan, stage_key
+from harness.pocket import benchmarks as pocket_benchmarks
 from harness.records import SCHEMA_VERSION, StageRecord, StageTask, write_jsonl
 from harness.settings import JudgeSettings, RuntimeSettings
 from harness.stages import STAGES
-from harness.store import Store, hash_tree
+from harness.store import Store
 from harness.study import load_study
 
 ROOT = Path(__file__).parent.parent

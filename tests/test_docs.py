@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,11 @@ import pytest
 from harness.docs import pages
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "ablations" / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists()]
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", ROOT / "ablations" / "README.md", ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md"))
+    if path.exists()
+]
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda p: p.name)
@@ -63,10 +69,45 @@ def test_the_project_speaks_of_itself_alone() -> None:
         assert not found, f"{name}: {found and found.group()}"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
-def test_the_readme_shows_code_that_runs() -> None:
-    """Every ```python block of the README is run, in order, in a fresh interpreter and an empty folder."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    for block in blocks:
-        done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, block + done.stderr[-2000:]
+def marked(name: str) -> str:
+    """What the README holds between a pair of markers."""
+    return (ROOT / "README.md").read_text().split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_the_readmes_trainer_example_runs(tmp_path: Path) -> None:
+    from tests import tiny
+
+    tiny.checkpoint(tmp_path / "CHECKPOINT", "llama", "llama3")
+    (block,) = code(marked("example"))
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_readmes_new_objective_works_as_written(tmp_path: Path) -> None:
+    """Follows the walk-through on a copy: one function, one entry, one worked number; then the listed tests and a plan."""
+    for name in ("harness", "tests", "ablations"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    function, entry, worked = code(marked("walkthrough"))
+    source = tmp_path / "harness" / "objectives.py"
+    start = "OBJECTIVES: dict[str, Objective] = {\n"
+    source.write_text(source.read_text().replace(start, function + "\n\n" + start + entry))
+    test = tmp_path / "tests" / "test_objectives.py"
+    start = "WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {\n"
+    test.write_text(test.read_text().replace(start, start + worked))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_objectives.py", "-k", "odpo or every_objective"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+    study = "name: mine\nrecipe: pocket\nseeds: [0]\naxes: {objective.params.offset: [0.5, 1.0]}\nset: {objective.name: odpo}\n"
+    (tmp_path / "ablations" / "mine.yaml").write_text(study)
+    planned = subprocess.run([sys.executable, "-m", "harness.cli", "plan", "ablations/mine.yaml"], cwd=tmp_path, env=environment, capture_output=True,
+                             text=True, check=False)  # fmt: skip
+    assert planned.returncode == 0, planned.stderr
+    assert "2 cells" in planned.stdout

@@ -25,8 +25,10 @@ from tests.test_recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"zephyr-7b": ("mistral", "zephyr"), "llama-3-8b": ("llama", "llama3"), "phi-3-mini": ("phi3", "phi3"), "small-1b-lora": ("qwen3", "chatml")}
-MAY_DIFFER = ("model.", "data.", "ranker.", "ranker_training.", "runtime.generation_backend", "judge.", "loop.iterations", "loop.prompts_per_iteration",
-              "evaluation.", "diagnostics.prompts", "diagnostics.max_new_tokens", "exploration.max_new_tokens")  # fmt: skip
+MAY_DIFFER = (
+    *("model.", "data.", "ranker.", "ranker_training.", "judge.", "evaluation.", "runtime.generation_backend"),
+    *("loop.iterations", "loop.prompts_per_iteration", "diagnostics.prompts", "diagnostics.max_new_tokens", "exploration.max_new_tokens"),
+)
 STAYS = {"model.chat_template", "evaluation.iterations", "evaluation.heldout_samples"}
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from harness.files import hash_tree, write_atomic
-from harness.records import SCHEMA_VERSION, HarnessError, StageRecord
+from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, content_hash
 from harness.store import Store
 
 KEY = "ab" + "0" * 62
@@ -114,9 +117,13 @@ def test_a_lock_excludes_others_and_dies_with_its_owner(store: Store) -> None:
     with store.lock(KEY) as mine:
         assert not mine
     assert process.pid
+    owner = store.owner(KEY)
+    assert (owner["host"], owner["pid"]) == (socket.gethostname(), process.pid)
+    assert abs(owner["since"] - time.time()) < 60
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert store.state(KEY) == "missing"
+    assert store.owner(KEY) == {}
     with store.lock(KEY) as mine:
         assert mine
 
@@ -180,3 +187,60 @@ def test_states_of_many_agree_with_states_of_one(store: Store) -> None:
     store.fail(OTHER, "train", "x")
     keys = [KEY, OTHER, "ef" + "0" * 62]
     assert store.states(keys) == {key: store.state(key) for key in keys}
+
+
+def test_a_changed_field_of_a_record_breaks_its_seal(store: Store) -> None:
+    path = commit(store) / "record.json"
+    path.write_text(path.read_text().replace('"seed":1', '"seed":7'))
+    with pytest.raises(HarnessError, match="do not match its seal"):
+        store.record(KEY)
+    assert len(store.verify()) == 1
+
+
+def test_an_altered_input_is_noticed_before_it_is_used(store: Store) -> None:
+    path = commit(store) / "rows.jsonl"
+    assert store.altered(KEY) == []
+    path.write_text("two")
+    os.utime(path, ns=(1, 1))
+    assert store.altered(KEY) == ["rows.jsonl"]
+
+
+def test_an_input_made_again_with_other_content_makes_its_users_stale(store: Store) -> None:
+    folder = commit(store)
+    with store.lock(OTHER):
+        work = store.begin(OTHER)
+        made = record(store, work, OTHER, {"data": KEY})
+        store.commit(work, dataclasses.replace(made, input_hashes={"data": content_hash(hash_tree(folder))}))
+    assert store.verify() == []
+    store.invalidate(KEY)
+    commit(store, text="other")
+    assert [(r.path, r.what) for r in store.verify()] == [(str(store.folder(OTHER)), "its input data was made again with other content")]
+
+
+def test_a_store_written_by_the_first_version_opens(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(Path(__file__).parent / "golden" / "store_v1", root)
+    old = Store(root)
+    assert old.open() == []
+    assert old.verify() == []
+    assert sorted(old.record(key).stage for key in old.all_keys()) == ["base.pocket", "data.pocket", "heldout"]
+    assert all(old.record(key).seal == "" for key in old.all_keys())
+    commit(old)
+    assert old.record(KEY).seal
+    assert len(old.all_keys()) == 4
+
+
+def test_a_repair_never_takes_what_was_committed_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process commits between the look and the removal: the second look, under the lease, sees it."""
+    store.folder(KEY).mkdir(parents=True)
+    real, first = Store.has, iter([True])
+
+    def has(self: Store, key: str) -> bool:
+        if not next(first, False):
+            return real(self, key)
+        commit(store)
+        return False
+
+    monkeypatch.setattr(Store, "has", has)
+    assert Store(store.root).repair() == []
+    assert store.has(KEY)

@@ -47,6 +47,19 @@ _CONVERSATION = (
     "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### Assistant A:\n{answer_1}\n\n"
     "### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's Conversation with User|>"
 )
+_BOTH = "Act as an impartial judge of the answers that two AI assistants gave to the user question below. "
+_BOTH_MATH = f"{_BOTH}Compare them with the reference answer, which is right. "
+_CHOOSE = (
+    "First compare the two answers in a few words and stay impartial. The order in which they are shown says nothing. Then write your final "
+    'verdict in exactly this form: "[[A]]" if assistant A is better, "[[B]]" if assistant B is better, "[[C]]" for a tie.'
+)
+_BOTH_SECOND = "Judge the answers to the second user question only. "
+_PAIR = "".join(f"[The Start of Assistant {x}'s Answer]\n{{answer_{x.lower()}}}\n[The End of Assistant {x}'s Answer]\n\n" for x in "AB").rstrip()
+_PAIR_CONVERSATIONS = "\n\n\n".join(
+    f"<|The Start of Assistant {x}'s Conversation with User|>\n\n### User:\n{{question_1}}\n\n### Assistant {x}:\n{{answer_{x.lower()}_1}}\n\n"
+    f"### User:\n{{question_2}}\n\n### Assistant {x}:\n{{answer_{x.lower()}_2}}\n\n<|The End of Assistant {x}'s Conversation with User|>"
+    for x in "AB"
+)
 _REFERENCES = (
     "<|The Start of Reference Answer|>\n\n### User:\n{question_1}\n\n### Reference answer:\n{ref_answer_1}\n\n"
     "### User:\n{question_2}\n\n### Reference answer:\n{ref_answer_2}\n\n<|The End of Reference Answer|>\n\n\n"
@@ -55,22 +68,26 @@ _HELPFUL = "You are a helpful assistant."
 
 
 def judge_prompts() -> list[dict[str, str]]:
-    """The four single-answer judge prompts, in FastChat's form: its names, placeholders and markers, our wording."""
+    """The four single-answer and four pairwise judge prompts, in FastChat's form: its names, placeholders and markers, our wording."""
     rows = [
         ("single-v1", _HELPFUL, f"[Instruction]\n{_GENERAL}{_EXPLAIN}\n\n{_SINGLE}{_ANSWER}", "general"),
         ("single-math-v1", _HELPFUL, f"[Instruction]\n{_MATH}{_EXPLAIN}\n\n{_SINGLE}{_REFERENCE}{_ANSWER}", "math"),
         ("single-v1-multi-turn", f"{_GENERAL}{_SECOND}{_EXPLAIN}\n\n", _CONVERSATION, "general"),
         ("single-math-v1-multi-turn", f"{_MATH}{_SECOND}{_EXPLAIN}\n\n", _REFERENCES + _CONVERSATION, "math"),
+        ("pair-v2", f"{_BOTH}{_CHOOSE}", f"[User Question]\n{{question}}\n\n{_PAIR}", "general"),
+        ("pair-math-v1", f"{_BOTH_MATH}{_CHOOSE}", f"[User Question]\n{{question}}\n\n{_REFERENCE}{_PAIR}", "math"),
+        ("pair-v2-multi-turn", f"{_BOTH}{_BOTH_SECOND}{_CHOOSE}", _PAIR_CONVERSATIONS, "general"),
+        ("pair-math-v1-multi-turn", f"{_BOTH_MATH}{_BOTH_SECOND}{_CHOOSE}", _REFERENCES + _PAIR_CONVERSATIONS, "math"),
     ]
     return [
         {
             "name": name,
-            "type": "single",
+            "type": "single" if name.startswith("single") else "pairwise",
             "system_prompt": system,
             "prompt_template": template,
             "description": f"Prompt for {category} questions",
             "category": category,
-            "output_format": "[[rating]]",
+            "output_format": "[[rating]]" if name.startswith("single") else "[[A]]",
         }
         for name, system, template, category in rows
     ]
