@@ -30,9 +30,9 @@ Figures = Mapping[str, Drawn | Unavailable]
 Versions = Mapping[str, Mapping[str, int]]
 
 
-def page(data: StudyData, tables: Exhibits, figures: Figures, facts: Versions, *, limit: int = PAGE_LIMIT) -> str:
+def page(data: StudyData, tables: Exhibits, figures: Figures, facts: Versions, *, limit: int = PAGE_LIMIT, search: str = "") -> str:
     """The whole page, under ``limit`` bytes: samples get what the rest leaves."""
-    before, after = _before_samples(data, tables, figures), _after_samples(data, tables, facts)
+    before, after = _before_samples(data, tables, figures), _after_samples(data, tables, facts, search)
     room = limit - len(before.encode()) - len(after.encode()) - 20_000
     found = samples.collect(data, size=max(min(room, SAMPLES_LIMIT), 50_000))
     return before + _samples(found) + after
@@ -59,12 +59,13 @@ def _before_samples(data: StudyData, tables: Exhibits, figures: Figures) -> str:
     return "".join(parts)
 
 
-def _after_samples(data: StudyData, tables: Exhibits, facts: Versions) -> str:
+def _after_samples(data: StudyData, tables: Exhibits, facts: Versions, search: str) -> str:
     further = [_table(key, table) for key, table in tables.items() if key not in FIRST_TABLES and not is_volatile(table)]
     costs = [_table(key, table) for key, table in tables.items() if is_volatile(table)]
     asked = [(name, value) for name, value in flat(settings(data)) if not name.startswith("runs")]
     ran = [(name, ", ".join(f"{value} ({count} stages)" for value, count in sorted(seen.items()))) for name, seen in facts.items()]
     close = "<p class=small>Made by <code>selm report</code> from stored scores. Every table and figure is also a file beside this page.</p>"
+    close += f'<p class=small>The search that found these settings: <a href="{search}">{search}</a>.</p>' if search else ""
     parts = [_heading("tables"), *further, _heading("costs"), *costs, _heading("settings"), _facts("All settings", asked)]
     parts += [_facts("Versions and hosts of the stages", ran), f"</main><footer>{close}</footer><script>{JS}</script></body></html>\n"]
     return "".join(parts)

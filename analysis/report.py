@@ -20,6 +20,9 @@ from analysis.load import StudyData, load_study
 from analysis.table import Table, Unavailable, as_markdown, write_table, write_text
 from analysis.tables import TABLES
 
+SEARCH = "search/search.md"
+"""What a search wrote beside the report of its finalists."""
+
 
 def write_report(study_dir: Path, store_dir: Path) -> Path:
     """Write ``<study_dir>/report`` from the manifest and the store; returns the path of ``report.md``. Works on unfinished studies.
@@ -41,8 +44,9 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
     write_text(folder / "costs" / "versions.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
     write_text(folder / "settings.json", json.dumps(settings(data), indent=1, sort_keys=True) + "\n")
     path = folder / "report.md"
-    write_text(path, markdown(data, tables, figures))
-    write_text(folder / "index.html", page(data, tables, figures, facts))
+    searched = (Path(study_dir) / SEARCH).is_file()
+    write_text(path, markdown(data, tables, figures, searched))
+    write_text(folder / "index.html", page(data, tables, figures, facts, search=f"../{SEARCH}" if searched else ""))
     return path
 
 
@@ -56,7 +60,7 @@ def _remove_stale(folder: Path, tables: Mapping[str, Table | Unavailable], figur
                 path.unlink()
 
 
-def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable]) -> str:
+def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable], searched: bool = False) -> str:
     """The whole report as Markdown; figures are linked as PNG."""
     lines = [f"# {text.markdown(data.name)}", ""]
     paragraphs = summary(data)
@@ -66,6 +70,8 @@ def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures
         lines += [f"Question asked: {text.markdown(data.question)}", ""]
     for paragraph in paragraphs[1:]:
         lines += [text.markdown(" ".join(paragraph)), ""]
+    if searched:
+        lines += [f"The settings compared here were found by a search: [its trials, failures, importance and figures](../{SEARCH}).", ""]
     lines += ["## Scores", ""]
     lines += [_table(tables[key]) for key in FIRST_TABLES]
     lines += ["## Figures", ""]

@@ -7,7 +7,9 @@ import sys
 
 PARTS = {
     "training": ["-m", "benchmarks.bench_training"],
+    "generation": ["-m", "benchmarks.bench_generation"],
     "judge": ["-m", "benchmarks.bench_judge"],
+    "report": ["-m", "benchmarks.bench_report"],
     "coverage": ["-m", "benchmarks.bench_coverage"],
     "store": ["-m", "benchmarks.bench_store"],
 }

@@ -100,7 +100,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
-    return 0 if found["report"]["seconds"] < 30 and found["report"]["peak_gb"] < 2 else 1
+    return 0 if found["report"]["cpu_seconds"] < 30 and found["report"]["peak_gb"] < 2 else 1
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def show_summary(summary: Summary, elapsed: float, names: Mapping[str, str]) -> 
     )
     for title, reasons in (("FAILED", summary.failed), ("PARTIAL", summary.partial)):
         for key, reason in reasons.items():
-            errors.print(f"{title} {escape(names.get(key, key[:12]))} [{key[:12]}]: {escape(reason)}")
+            errors.print(f"{title} {escape(names.get(key, key[:12]))} \\[{key[:12]}]: {escape(reason)}")
 
 
 def show_status(manifest: Mapping[str, Any], store: Store) -> int:
@@ -136,10 +136,10 @@ def show_status(manifest: Mapping[str, Any], store: Store) -> int:
         if states[key] == "running":
             owner = store.owner(key)
             by = f" on {owner['host']}, process {owner['pid']}, since {clock(owner['since'])}" if owner else ""
-            console.print(f"running  {manifest['stages'][key]['stage']}  [{key[:12]}]{escape(by)}", soft_wrap=True)
+            console.print(f"running  {manifest['stages'][key]['stage']}  \\[{key[:12]}]{escape(by)}", soft_wrap=True)
         elif states[key] == "failed":
             console.print(
-                f"FAILED   {manifest['stages'][key]['stage']}  [{key[:12]}]: {escape(str(store.failure(key).get('reason', '')))}", soft_wrap=True
+                f"FAILED   {manifest['stages'][key]['stage']}  \\[{key[:12]}]: {escape(str(store.failure(key).get('reason', '')))}", soft_wrap=True
             )
     return len(keys) - counts.get("done", 0)
 

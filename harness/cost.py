@@ -19,6 +19,8 @@ from harness.store import Store
 from harness.work import POCKET_LENGTHS, Counter, Lengths, Shape, Work, shape_of
 
 GB = 1e9
+GENERATING_TRANSFORMERS = 0.015
+"""Utilisation of generating in plain batches, without vLLM: every step waits for the longest answer and reads all weights."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
         raise HarnessError(f"{plan.study.file}: its arms use different models; ask for the cost of one at a time (--set model.source=…)")
     if shape.name == "pocket":
         assumptions = replace(assumptions, lengths=POCKET_LENGTHS)
+    if recipe.runtime.generation_backend == "transformers":
+        assumptions = replace(assumptions, generating=GENERATING_TRANSFORMERS)
     history = _History(store)
     counter = Counter(plan.nodes.get, shape, assumptions.lengths, _rows(plan, history))
     states = store.states(list(plan.nodes))
@@ -146,7 +150,7 @@ class _History:
     def node(self, key: str) -> Node | None:
         """A recorded stage in the form of a planned one."""
         record = self.records.get(key)
-        return record and Node(key, record.stage, record.version, record.settings, record.inputs)
+        return Node(key, record.stage, record.version, record.settings, record.inputs) if record else None
 
 
 def model_of(node: Node | None, lookup: Callable[[str], Node | None]) -> str:

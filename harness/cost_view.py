@@ -85,7 +85,7 @@ def arithmetic(found: Budget) -> Iterator[str]:
         if work.flops and line.source == "operations":
             parts = [(6, work.trained, assumed.training), (2, work.read, assumed.reading), (2, work.generated, assumed.generating)]
             of = "0.435 B" if "PairRM" in work.how else size
-            shown = [f"{k} × {of} × {amount(tokens)} tokens / ({peak:,.0f} T × {share:.0%})" for k, tokens, share in parts if tokens]
+            shown = [f"{k} × {of} × {amount(tokens)} tokens / ({peak:,.0f} T × {share:.3g})" for k, tokens, share in parts if tokens]
             text += f"; {' + '.join(shown)} = {line.seconds / 3600:.2f} GPU-hours"
         elif line.source.startswith("measured"):
             text += f"; {line.seconds:.1f} s by the nearest of {line.source.split('(')[1].rstrip(')')} measured in this store"
@@ -102,10 +102,10 @@ def time_and_price(found: Budget, workers: int) -> Iterator[str]:
         yield f"Elapsed: about {wall / 60:.1f} minutes on {workers} workers ({sum(line.seconds for line in lines):,.0f} stage-seconds)."
         return
     hours = found.gpu_seconds(lines) / 3600
-    yield (
-        f"GPU-hours: {hours:,.1f}; on {assumed.devices} devices {hours / assumed.devices:,.1f} hours when every stage is spread over all of them, "
-        f"{wall_seconds(found.plan, lines, assumed.devices) / 3600:,.1f} hours when every stage runs on one."
-    )
+    alone = wall_seconds(found.plan, lines, assumed.devices) / 3600
+    devices = f"{assumed.devices} device{'s' if assumed.devices > 1 else ''}"
+    yield f"GPU-hours: {hours:,.1f}; on {devices} {alone:,.1f} hours when every stage runs on one device,"
+    yield f"  {hours / assumed.devices:,.1f} hours when every stage is spread over all of them without loss."
     if assumed.usd_per_gpu_hour:
         yield f"Devices: {hours:,.1f} × {assumed.usd_per_gpu_hour:.2f} USD = {hours * assumed.usd_per_gpu_hour:,.0f} USD."
     calls, prompt, reply = (sum(getattr(line.work, name) for line in lines) for name in ("judge_calls", "judge_prompt", "judge_reply"))
@@ -121,7 +121,7 @@ def memory_lines(found: Budget) -> Iterator[str]:
         return
     device, devices = found.assumptions.device, found.assumptions.devices
     for what, needs in found.memory.items():
-        spread = f"with the parameters spread over {devices} devices" if what == "training" else "each"
+        spread = f"with the parameters spread over {devices}" if what == "training" else "each"
         yield f"Memory of {what}, in GB on one device ({spread}):"
         for need in needs:
             yield f"  {need.what}: {need.how} = {need.alone / GB:.1f}" + (f" ({need.shared / GB:.1f})" if need.shared != need.alone else "")
@@ -150,9 +150,11 @@ def assumption_lines(found: Budget) -> Iterator[str]:
     )
     yield f"  A prompt has {lengths.prompt} tokens, an answer {lengths.answer} (never over its limit), a judged answer {lengths.judged_answer}."
     yield "  The exploration answer y is one of the pair in two of three rows, so that a row holds 2⅓ different answers."
+    if found.plan.study.base.training.lora is not None:
+        yield "  LoRA needs no gradients of the frozen weights (about 4 operations instead of 6); counted as 6, so that the figure is an upper one."
     if found.shape.name != "pocket":
         yield (
             f"  {assumed.device.name}: {assumed.device.flops / 1e12:,.0f}·10¹² bfloat16 operations a second, of which training reaches "
-            f"{assumed.training:.0%}, reading {assumed.reading:.0%} and generating {assumed.generating:.0%}. Loading and start-up are not counted."
+            f"{assumed.training:.0%}, reading {assumed.reading:.0%} and generating {assumed.generating:.1%}. Loading and start-up are not counted."
         )
     yield "  6 operations per parameter and trained token, 2 per token read or generated; measured seconds replace them where there are any."

@@ -258,7 +258,10 @@ class _Walk:
             return
         if result.state == "done":
             self.done.add(result.key)
-            self.summary.executed += 1
+            if result.costs:
+                self.summary.executed += 1
+            else:  # another process finished it between our look and our turn
+                self.summary.reused += 1
         elif result.state == "partial":
             self.partial.add(result.key)
             self.summary.partial[result.key] = result.message

@@ -56,8 +56,8 @@ def write_exclusive(path: Path, text: str, temporary: Path | None = None) -> Non
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file below a folder, and the folders, to disk."""
-    for path in [*folder.rglob("*"), folder]:
+    """Flush every file and folder below a folder to disk; the folder itself is left to the caller."""
+    for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())

@@ -6,11 +6,13 @@ need the same stage share it. Paths, devices, worker counts and micro-batches ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import objectives
+from harness.plan_objective import resolve_objective
 from harness.plan_pairs import Pairs, add_pairs
 from harness.records import content_hash
 from harness.settings import Recipe, at_iteration
@@ -75,7 +77,17 @@ def stage_key(stage: str, version: int, settings: Mapping[str, Any], inputs: Map
 
 def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> Plan:
     """Lay out every cell's stages. ``fingerprints``: content hash of every file or checkpoint the recipe names."""
-    builder = _Builder(study, fingerprints or {})
+    collecting = gc.isenabled()
+    gc.disable()  # hundreds of thousands of nodes that all stay: looking through them again and again takes as long as making them
+    try:
+        return _build(study, fingerprints or {})
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _build(study: Study, fingerprints: Mapping[str, str]) -> Plan:
+    builder = _Builder(study, fingerprints)
     runs = tuple(builder.run(cell) for cell in study.cells)
     ordered, graded = add_pairs(study, runs, builder.add, lambda recipe: builder.prepared(recipe)["benchmarks"])
     return Plan(study, builder.nodes, runs, ordered, graded)
@@ -100,6 +112,23 @@ class _Builder:
         self.fingerprints = fingerprints
         self.nodes: dict[str, Node] = {}
         self._prepared: dict[str, dict[str, str]] = {}
+        self._shared: dict[Any, Any] = {}
+
+    def once(self, recipe: Recipe, what: Any, make: Callable[[], Any]) -> Any:
+        """Cells of one arm have the same recipe object: what only it decides is computed once. Callers do not write into it."""
+        key = (id(recipe), what)
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def objective(self, recipe: Recipe, iteration: int) -> tuple[dict[str, Any], dict[str, float]]:
+        found: tuple[dict[str, Any], dict[str, float]] = self.once(recipe, iteration, lambda: resolve_objective(recipe, iteration))
+        return found
+
+    def dump(self, recipe: Recipe, name: str, *left_out: str) -> dict[str, Any]:
+        """A section of a recipe as a mapping, without some of its keys; computed once, not to be written into."""
+        found: dict[str, Any] = self.once(recipe, (name, left_out), lambda: operator.attrgetter(name)(recipe).model_dump(exclude=set(left_out)))
+        return found
 
     def add(
         self,
@@ -114,11 +143,13 @@ class _Builder:
         spec = STAGES[stage]
         key = stage_key(stage, spec.version, settings, inputs)
         if key not in self.nodes or (fails and not self.nodes[key].fails):
-            self.nodes[key] = Node(key, stage, spec.version, dict(settings), dict(inputs), dict(located or {}), recipe.runtime.model_dump(), fails)
+            self.nodes[key] = Node(key, stage, spec.version, dict(settings), dict(inputs), dict(located or {}), self.dump(recipe, "runtime"), fails)
         return key
 
     def located(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Split settings into what defines the computation (paths replaced by fingerprints) and the paths themselves."""
+        if not self.fingerprints:
+            return dict(settings), {}
         defining: dict[str, Any] = {}
         paths: dict[str, Any] = {}
         for name, value in settings.items():
@@ -137,6 +168,10 @@ class _Builder:
     # -- what all runs share ---------------------------------------------------------------------------------
     def prepared(self, recipe: Recipe) -> dict[str, str]:
         """Data, base checkpoint, benchmark files and ranker of a recipe."""
+        found: dict[str, str] = self.once(recipe, "prepared", lambda: self._prepared_by_content(recipe))
+        return found
+
+    def _prepared_by_content(self, recipe: Recipe) -> dict[str, str]:
         shared = {"model", "pocket", "data", "evaluation", "ranker", "ranker_training", "exploration", "runtime"}
         tag = recipe.model_dump_json(include=shared) + f"/{recipe.training.threads}"
         if tag not in self._prepared:
@@ -189,7 +224,7 @@ class _Builder:
         policy = shared["base"]
         collected: list[str] = []
         for iteration in range(1, total + 1):
-            objective, numbers = resolve_objective(recipe, iteration)
+            objective, numbers = self.objective(recipe, iteration)
             stages = self.train(cell, iteration, total, shared, policy, objective, collected)
             collected = [*collected, stages["rank"]]
             history = {
@@ -214,7 +249,7 @@ class _Builder:
         explore = recipe.exploration
         sampler = shared["explorer"] if explore.checkpoint else shared["base"] if explore.policy == "base" else policy
         settings = (
-            explore.model_dump(exclude={"policy", "checkpoint"})
+            self.dump(recipe, "exploration", "policy", "checkpoint")
             | threads
             | {
                 "seed": cell.seed,
@@ -232,10 +267,10 @@ class _Builder:
         )
         rollout = self.add("rollout", settings, {"policy": sampler, "data": shared["data"]}, recipe, fails=self.fails(cell, "rollout", iteration))
         rank_settings, rank_paths = self.located(
-            recipe.ranker.model_dump()
+            self.dump(recipe, "ranker")
             | {
                 "rule": recipe.pairs.rule,
-                "judge": recipe.judge.model_dump() if recipe.ranker.kind == "judge" else None,
+                "judge": self.dump(recipe, "judge") if recipe.ranker.kind == "judge" else None,
                 "seed": cell.seed,
                 "iteration": iteration,
                 "placebo": "other_prompt" if objective["placebo"] == "other_prompt" else "none",
@@ -262,7 +297,7 @@ class _Builder:
             recipe,
             fails=self.fails(cell, "reference", iteration),
         )
-        training = recipe.training.model_dump(exclude={"threads", "accumulate_data"})
+        training = dict(self.dump(recipe, "training", "threads", "accumulate_data"))
         training["learning_rate"] = at_iteration(recipe.training.learning_rate, iteration, total)
         settings = {
             "objective": dict(objective),
@@ -314,16 +349,16 @@ class _Builder:
                 {"policy": policy, "benchmarks": shared["benchmarks"], "data": shared["data"]},
             )
         judged = {"answer": result.get("answer", ""), "benchmarks": shared["benchmarks"]}
-        judge = recipe.judge.model_dump()
+        judge = self.dump(recipe, "judge")
         if "mt_bench" in wanted:
             add("judge.mt_bench", {"judge": judge, "reference_set": evaluation.mt_bench.reference_set}, judged)
         if "alpaca_eval" in wanted:
             add("judge.alpaca_eval", {"judge": judge, "annotator": evaluation.alpaca_eval.annotator}, judged)
         if "academic" in wanted:
-            academic, paths = self.located(evaluation.academic.model_dump())
+            academic, paths = self.located(self.dump(recipe, "evaluation.academic"))
             add("academic", academic | common, {"policy": policy, "benchmarks": shared["benchmarks"]}, paths)
         ranker = {"ranker": shared["ranker"]} if "ranker" in shared else {}
-        ranker_settings, ranker_paths = self.located(recipe.ranker.model_dump())
+        ranker_settings, ranker_paths = self.located(self.dump(recipe, "ranker"))
         if "heldout" in wanted:
             add(
                 "heldout",
@@ -332,9 +367,9 @@ class _Builder:
                 {"ranker": ranker_paths} if ranker_paths else None,
             )
         if recipe.diagnostics.enabled and history:
-            objective, _ = resolve_objective(recipe, iteration)
+            objective, _ = self.objective(recipe, iteration)
             settings = (
-                recipe.diagnostics.model_dump(exclude={"enabled"})
+                self.dump(recipe, "diagnostics", "enabled")
                 | common
                 | {
                     "seed": cell.seed,
@@ -353,31 +388,7 @@ class _Builder:
     def fails(self, cell: Cell, stage: str, iteration: int) -> bool:
         """Whether the study's fault injection names this stage of this cell."""
         wanted = self.study.fail
+        if not wanted:
+            return False
         here: dict[str, Any] = {"stage": stage, "seed": cell.seed, "iteration": iteration} | {f"arm.{k}": v for k, v in cell.arm.items()}
-        return bool(wanted) and all(here.get(name) == value for name, value in wanted.items())
-
-
-def resolve_objective(recipe: Recipe, iteration: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """The objective at one iteration in canonical form, with its numbers α, β, c and κ = 2c/β.
-
-    An exploration objective whose coefficient is 0 is DPO: the plan writes it so, and both share one stage.
-    """
-    total = recipe.loop.iterations + (1 if recipe.loop.warmup_dpo else 0)
-    settings = recipe.objective
-    beta = at_iteration(settings.beta, iteration, total)
-    alpha = 0.0 if recipe.loop.warmup_dpo and iteration == 1 else at_iteration(settings.alpha, iteration, total)
-    found = objectives.resolve_objective(
-        settings.name, alpha=alpha, beta=beta, convention=settings.convention, placebo=settings.placebo, params=settings.params
-    )
-    numbers = {"alpha": found.alpha, "beta": beta, "c": found.c, "kappa": found.kappa}
-    if objectives.OBJECTIVES[settings.name].explores and found.c == 0:
-        return {"name": "dpo", "alpha": 0.0, "beta": beta, "convention": "alpha_beta", "placebo": "none", "params": {}}, numbers
-    objective = {
-        "name": settings.name,
-        "alpha": alpha,
-        "beta": beta,
-        "convention": settings.convention,
-        "placebo": settings.placebo,
-        "params": dict(settings.params),
-    }
-    return objective, numbers
+        return all(here.get(name) == value for name, value in wanted.items())

@@ -7,6 +7,8 @@ done, by whom, and whether it counts is decided by the store's locks and records
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,6 +47,7 @@ class RayExecutor:
             raise HarnessError('--executor ray needs the package ray: pip install -e ".[ray]"') from error
         self.ray, self.store, self.workers, self.hub = ray, store, max(1, workers), hub
         self.resources = dict(resources or {})
+        self._folder = ""
         self._owned = not ray.is_initialized()
         if self._owned:
             self._connect()
@@ -57,9 +60,11 @@ class RayExecutor:
         address = os.environ.get(ADDRESS_VARIABLE, "") or "local"
         options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
         if address == "local":
+            self._folder = _short_folder()
             os.environ.setdefault(AUTH_VARIABLE, "disabled")  # nobody else reaches it; a cluster's own setting is left as it is
-            options |= {"include_dashboard": False, "num_cpus": max(self.workers, 1), "_temp_dir": _short_folder()}
+            options |= {"include_dashboard": False, "num_cpus": max(self.workers, 1), "_temp_dir": self._folder}
         try:
+            _knock(address)
             self.ray.init(**options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -130,6 +135,15 @@ class RayExecutor:
         self._tasks.clear()
         if self._owned:
             self.ray.shutdown()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at a ``host:port``: Ray itself would end the whole process."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _short_folder() -> str:

@@ -177,7 +177,8 @@ def _turn(store: Store, name: str) -> Iterator[None]:
 
 def _begun(trial: optuna.Trial, search: Search, spec: TuneFile, store: Store, executor: Inline, next_one: Callable[[], None]) -> Any:
     """The first heartbeat and the worker's name, then the turn goes to the next worker."""
-    trial.storage.record_heartbeat(trial._trial_id)
+    if isinstance(trial.storage, optuna.storages.RDBStorage):
+        trial.storage.record_heartbeat(trial._trial_id)
     trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
     next_one()
     return run_trial(trial, search, spec, store, executor)

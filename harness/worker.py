@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import re
@@ -146,17 +147,23 @@ def runtime_of(runtime: Mapping[str, Any]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Host, time and versions: kept beside the numbers, never in a key."""
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "finished": time.time(),
-        "versions": versions,
+        "versions": dict(_versions()),
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Once a process: reading nine packages' metadata takes 15 ms."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def redact(text: str) -> str:

@@ -28,6 +28,11 @@ def selm(folder: Path, *arguments: str, **options: object) -> subprocess.Complet
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500, **options)  # type: ignore[call-overload,no-any-return]
 
 
+def at_store(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness.cli", *arguments, "--store", str(folder / "store")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+
+
 def run(folder: Path, *arguments: str, study: Path = STUDY) -> subprocess.CompletedProcess[str]:
     return selm(folder, "run", str(study), *arguments)
 
@@ -105,13 +110,11 @@ def test_killed_at_five_moments_it_continues_to_the_same_bytes(finished: Path, t
 def test_status_plan_and_show_speak_of_the_finished_study(finished: Path) -> None:
     status = selm(finished, "status", "e2e")
     assert "0 missing" in status.stdout
-    planned = subprocess.run([sys.executable, "-m", "harness.cli", "plan", str(STUDY), "--store", str(finished / "store")], cwd=ROOT, capture_output=True,
-                             text=True, check=False)  # fmt: skip
+    planned = at_store(finished, "plan", str(STUDY))
     assert "shared" in planned.stdout
     assert "with sharing" in planned.stdout
     key = Store(finished / "store").all_keys()[0]
-    shown = subprocess.run([sys.executable, "-m", "harness.cli", "show", key, "--store", str(finished / "store")], cwd=ROOT, capture_output=True, text=True,
-                           check=False)  # fmt: skip
+    shown = at_store(finished, "show", key)
     assert "settings" in shown.stdout
 
 
@@ -170,9 +173,14 @@ def test_a_failing_stage_is_reported_and_the_others_go_on(finished: Path, tmp_pa
     assert run(tmp_path, study=failing).returncode == 0
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("sedes: [1]", "did you mean 'seeds'?"), ("set: {objective.name: sellm}", "did you mean 'selm'?"), ("set: {objective.alpha: lots}", "objective.alpha"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sedes: [1]", "did you mean 'seeds'?"),
+        ("set: {objective.name: sellm}", "did you mean 'selm'?"),
+        ("set: {objective.alpha: lots}", "objective.alpha"),
+    ],
+)
 def test_a_bad_study_exits_with_2_and_writes_nothing(tmp_path: Path, text: str, words: str) -> None:
     bad = tmp_path / "bad.yaml"
     body = STUDY.read_text().replace("../ablations", str(ROOT / "ablations"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
+import itertools
 import json
 import time
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from harness.manifest import manifest
-from harness.plan import Plan, build_plan, resolve_objective, stage_key
+from harness.plan import Plan, build_plan, stage_key
+from harness.plan_objective import resolve_objective
+from harness.records import HarnessError
 from harness.stages import STAGES
 from harness.study import load_study
 
@@ -34,7 +38,8 @@ def test_speed_settings_are_in_no_key() -> None:
 
 
 @pytest.mark.parametrize(("key", "value", "first"), [
-    ("training.threads", 2, "base.pocket"), ("model.dtype", "bfloat16", "rollout"), ("objective.beta", 0.2, "train"), ("judge.noise", 0.9, "judge.mt_bench"),
+    ("training.threads", 2, "base.pocket"), ("model.dtype", "bfloat16", "rollout"), ("objective.beta", 0.2, "train"),
+    ("judge.noise", 0.9, "judge.mt_bench"),
     ("data.seed", 5, "data.pocket"), ("exploration.temperature", 0.7, "rollout"), ("pairs.rule", "replace", "rank"),
 ])  # fmt: skip
 def test_settings_that_decide_numbers_change_the_first_stage_they_reach(key: str, value: object, first: str) -> None:
@@ -144,3 +149,31 @@ def test_a_stage_whose_code_changed_has_a_new_version(stage: str) -> None:
     assert now == golden.get(stage), (
         f"the code behind stage {stage} changed. If its numbers can change, raise its version in harness/stages.py; then run `make golden`"
     )
+
+
+def pairs_plan(**declare: object) -> Plan:
+    study = load_study(ALPHA)
+    names = [f"{study.cells[place].run}@{study.cells[place].recipe.loop.iterations}" for place in (0, 3, 6)]
+    return build_plan(dataclasses.replace(study, declare=study.declare.model_copy(update={"pairwise": names, **declare})))
+
+
+def test_mt_bench_pairs_are_graded_once_per_unordered_pair_and_only_when_asked() -> None:
+    without, plan = pairs_plan(), pairs_plan(pairwise_mt_bench=True)
+    assert (len(without.pairwise), len(without.pairwise_mt_bench)) == (6, 0)
+    assert plan.pairwise == without.pairwise
+    assert [(a, b) for a, b, _ in plan.pairwise_mt_bench] == list(itertools.combinations(dict.fromkeys(a for a, _, _ in plan.pairwise), 2))
+    assert set(plan.nodes) - set(without.nodes) == keys(plan, "judge.mt_bench_pairwise") == {key for _, _, key in plan.pairwise_mt_bench}
+    a, b, key = plan.pairwise_mt_bench[0]
+    answers = {f"{run.cell.run}@{i}": stages["answer"] for run in plan.runs for i, stages in enumerate(run.iterations) if "answer" in stages}
+    assert (plan.nodes[key].inputs["answer_a"], plan.nodes[key].inputs["answer_b"]) == (answers[a], answers[b])
+    assert [row["key"] for row in manifest(plan, {})["pairwise_mt_bench"]] == [key for _, _, key in plan.pairwise_mt_bench]
+
+
+def test_mt_bench_pairs_without_checkpoints_or_answers_are_refused() -> None:
+    with pytest.raises(HarnessError, match=r"is true, but .* names fewer than two checkpoints"):
+        pairs_plan(pairwise_mt_bench=True, pairwise=[])
+    study = load_study(ALPHA, {"evaluation.benchmarks": ["alpaca_eval"]})
+    names = [f"{study.cells[place].run}@1" for place in (0, 3)]
+    declare = study.declare.model_copy(update={"pairwise": names, "pairwise_mt_bench": True})
+    with pytest.raises(HarnessError, match="does not answer MT-Bench"):
+        build_plan(dataclasses.replace(study, declare=declare))

@@ -140,6 +140,15 @@ def _digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def test_a_search_is_linked_where_there_was_one(tmp_path: Path) -> None:
+    folder, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False, faults=False))
+    assert "search.md" not in write_report(folder, store).read_text()
+    (folder / "search").mkdir()
+    (folder / "search" / "search.md").write_text("# Search\n")
+    assert "](../search/search.md)" in write_report(folder, store).read_text()
+    assert 'href="../search/search.md"' in (folder / "report" / "index.html").read_text()
+
+
 def test_an_old_exhibit_does_not_outlive_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.report.FIGURES", {"trend": FIGURES["trend"]})
     folder, store = synthetic.build(tmp_path, synthetic.Synthetic(faults=False, answers=False))

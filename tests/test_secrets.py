@@ -42,7 +42,7 @@ def test_a_key_is_nowhere_but_in_the_header(
     shown = capfd.readouterr()
     assert "invalid_api_key" in shown.err
     assert "[redacted]" in shown.err
-    assert "invalid_api_key" in world.report()
+    assert "HTTP 401" in world.report()
     for text in (shown.out, shown.err, caplog.text):
         assert CANARY not in text
         assert WRONG not in text

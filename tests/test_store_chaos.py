@@ -106,13 +106,20 @@ def leftovers(root: Path) -> set[str]:
 
 
 def test_two_hundred_kills_lose_nothing(tmp_path: Path, clean: Callable[[int], dict[str, str]]) -> None:
-    root, rng, count = tmp_path / "store", random.Random(0), 300
+    root, rng, count = tmp_path / "store", random.Random(0), 250
     Store(root).open()
+    started = time.perf_counter()
+    clean(30)
+    stage = (time.perf_counter() - started) / 30  # seconds a stage takes here and now: kills spread over a few of them
     committed: dict[str, str] = {}
     mended = 0
     for kill in range(200):
-        pid = child(lambda: write(root, count))
-        time.sleep(rng.uniform(0.001, 0.03))
+        begun, begin = os.pipe()
+        pid = child(lambda begin=begin: os.write(begin, b"x") and write(root, count))  # type: ignore[misc]
+        os.read(begun, 1)
+        os.close(begun)
+        os.close(begin)
+        time.sleep(rng.uniform(0, 2.5 * stage))
         os.kill(pid, signal.SIGKILL)
         finish(pid)
         left, store = leftovers(root), Store(root)
@@ -270,16 +277,17 @@ def test_every_damaged_byte_is_noticed_with_all_it_spoils(tmp_path: Path, clean:
 
 
 def test_two_writers_do_every_stage_once(tmp_path: Path, clean: Callable[[int], dict[str, str]]) -> None:
-    root, count = tmp_path / "store", 150
+    root, count = tmp_path / "store", 60
     Store(root).open()
-    for round_ in range(3):
+    wanted = clean(count)
+    for round_ in range(2):
         log = tmp_path / f"log{round_}"
         pids = [child(lambda log=log: write(root, count, log)) for _ in range(2)]  # type: ignore[misc]
         for _ in range(20):  # a third process that opens, and so repairs, meanwhile
             Store(root).open()
         assert [finish(pid) for pid in pids] == [0, 0]
         assert sorted(log.read_text().split()) == sorted(keys(count))
-        assert content(root) == clean(count)
+        assert content(root) == wanted
         shutil.rmtree(root / "objects")
         Store(root).open()
 
