@@ -246,50 +246,15 @@ class _Builder:
     ) -> dict[str, str]:
         recipe = cell.recipe
         threads = {"threads": recipe.training.threads}
-        explore = recipe.exploration
-        sampler = shared["explorer"] if explore.checkpoint else shared["base"] if explore.policy == "base" else policy
-        settings = (
-            self.dump(recipe, "exploration", "policy", "checkpoint")
-            | threads
-            | {
-                "seed": cell.seed,
-                "iteration": iteration,
-                "portion": iteration - 1,
-                "portions": recipe.loop.portions or total,
-                "prompts_per_iteration": recipe.loop.prompts_per_iteration,
-                "prompts": recipe.data.prompts,
-                "max_prompt_length": recipe.training.max_prompt_length,
-                "generation_batch": recipe.model.generation_batch,
-                "backend": recipe.runtime.generation_backend,
-                "dtype": recipe.model.dtype,
-                "attention": recipe.model.attention,
-            }
-        )
-        rollout = self.add("rollout", settings, {"policy": sampler, "data": shared["data"]}, recipe, fails=self.fails(cell, "rollout", iteration))
-        rank_settings, rank_paths = self.located(
-            self.dump(recipe, "ranker")
-            | {
-                "rule": recipe.pairs.rule,
-                "judge": self.dump(recipe, "judge") if recipe.ranker.kind == "judge" else None,
-                "seed": cell.seed,
-                "iteration": iteration,
-                "placebo": "other_prompt" if objective["placebo"] == "other_prompt" else "none",
-            }
-            | threads
-        )
-        inputs = {"data": shared["data"], "rollout": rollout} | ({"ranker": shared["ranker"]} if "ranker" in shared else {})
-        rank = self.add("rank", rank_settings, inputs, recipe, located=rank_paths, fails=self.fails(cell, "rank", iteration))
+        rollout = self.rollout(cell, iteration, total, shared, policy)
+        rank = self.rank(cell, iteration, shared, rollout, str(objective["placebo"]))
         pairs = rank
         if recipe.training.accumulate_data and collected:
             parts = [*collected, rank]
             pairs = self.add("pairs.merge", {}, {f"pairs_{index:02d}": key for index, key in enumerate(parts, 1)}, recipe)
         anchor = shared["base"] if recipe.loop.reference_policy == "base" else policy
-        lengths = {
-            "max_length": recipe.training.max_length,
-            "max_prompt_length": recipe.training.max_prompt_length,
-            "dtype": recipe.model.dtype,
-            "attention": recipe.model.attention,
-        } | threads
+        precision = {"dtype": recipe.model.dtype, "attention": recipe.model.attention}
+        lengths = {"max_length": recipe.training.max_length, "max_prompt_length": recipe.training.max_prompt_length} | precision | threads
         reference = self.add(
             "reference",
             lengths | {"roles": ["chosen", "rejected", "explore"]},
@@ -315,6 +280,45 @@ class _Builder:
             fails=self.fails(cell, "train", iteration),
         )
         return {"rollout": rollout, "rank": rank, "pairs": pairs, "reference": reference, "train": train, "reference_policy": anchor}
+
+    def rollout(self, cell: Cell, iteration: int, total: int, shared: Mapping[str, str], policy: str) -> str:
+        recipe, threads = cell.recipe, {"threads": cell.recipe.training.threads}
+        explore = recipe.exploration
+        sampler = shared["explorer"] if explore.checkpoint else shared["base"] if explore.policy == "base" else policy
+        settings = (
+            self.dump(recipe, "exploration", "policy", "checkpoint")
+            | threads
+            | {
+                "seed": cell.seed,
+                "iteration": iteration,
+                "portion": iteration - 1,
+                "portions": recipe.loop.portions or total,
+                "prompts_per_iteration": recipe.loop.prompts_per_iteration,
+                "prompts": recipe.data.prompts,
+                "max_prompt_length": recipe.training.max_prompt_length,
+                "generation_batch": recipe.model.generation_batch,
+                "backend": recipe.runtime.generation_backend,
+                "dtype": recipe.model.dtype,
+                "attention": recipe.model.attention,
+            }
+        )
+        return self.add("rollout", settings, {"policy": sampler, "data": shared["data"]}, recipe, fails=self.fails(cell, "rollout", iteration))
+
+    def rank(self, cell: Cell, iteration: int, shared: Mapping[str, str], rollout: str, placebo: str) -> str:
+        recipe, threads = cell.recipe, {"threads": cell.recipe.training.threads}
+        rank_settings, rank_paths = self.located(
+            self.dump(recipe, "ranker")
+            | {
+                "rule": recipe.pairs.rule,
+                "judge": self.dump(recipe, "judge") if recipe.ranker.kind == "judge" else None,
+                "seed": cell.seed,
+                "iteration": iteration,
+                "placebo": "other_prompt" if placebo == "other_prompt" else "none",
+            }
+            | threads
+        )
+        inputs = {"data": shared["data"], "rollout": rollout} | ({"ranker": shared["ranker"]} if "ranker" in shared else {})
+        return self.add("rank", rank_settings, inputs, recipe, located=rank_paths, fails=self.fails(cell, "rank", iteration))
 
     # -- scoring one checkpoint ------------------------------------------------------------------------------
     def score(self, cell: Cell, iteration: int, shared: Mapping[str, str], policy: str, history: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from harness import fence
 from harness.evaluate import academic, academic_lm
 from harness.evaluate.academic_files import (
     PAPER_TASKS,
@@ -288,7 +289,7 @@ def lm_evals_own(folder: Path, settings: dict[str, Any], policy_folder: Path, te
     (temporary / "yaml").mkdir(parents=True)
     academic.materialise(folder, temporary / "yaml")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", temporary / "cache")
-    with academic_lm.quiet(), academic_lm.fenced_random():
+    with academic_lm.quiet(), fence.fenced_random():
         results = simple_evaluate(
             model=HFLM(pretrained=load_policy(policy_folder).model, tokenizer=load_policy(policy_folder).tokenizer, batch_size=1),
             tasks=[f"selm_{column}" for column in settings["tasks"]],

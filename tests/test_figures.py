@@ -16,7 +16,7 @@ from analysis.figure import METADATA, Drawn, render, styles, symbols, write_figu
 from analysis.figures import FIGURES, draw
 from analysis.load import StudyData, load_study
 from analysis.table import Unavailable
-from harness.records import canonical_json
+from harness.records import canonical_json, content_hash
 from tests import synthetic
 
 NEEDS_MORE = {"figure_2"}
@@ -97,17 +97,21 @@ def test_arms_differ_in_lightness_marker_and_line(complete: StudyData) -> None:
 
 def test_the_pairwise_matrix_is_drawn_from_a_stored_stage(tmp_path: Path) -> None:
     study, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
-    key = "ab" + "0" * 62
-    folder = store / "objects" / "ab" / key
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text('{"schema": 1}')
-    (folder / "pairwise.json").write_text(json.dumps({"checkpoints": ["base@0", "arm@2"], "length_controlled_win_rate": [[50, 20], [80, None]]}))
     manifest = json.loads((study / "manifest.json").read_text())
-    manifest["stages"][key] = {"stage": "judge.pairwise", "version": 1, "inputs": {}, "seconds_estimated": 0}
+    names = [f"{manifest['runs'][0]['run']}@{iteration}" for iteration in (0, 2)]
+    manifest["pairwise"] = []
+    for (a, b), value in {(names[0], names[1]): 80.0, (names[1], names[0]): 20.0}.items():
+        key = content_hash(a, b)
+        folder = store / "objects" / key[:2] / key
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(canonical_json({"schema": 1, "summary": {"length_controlled_win_rate": value}}))
+        manifest["stages"][key] = {"stage": "judge.pairwise", "version": 1, "inputs": {}, "seconds_estimated": 0}
+        manifest["pairwise"].append({"a": a, "b": b, "key": key})
     (study / "manifest.json").write_text(canonical_json(manifest))
     drawn = draw("figure_2", load_study(study, store))
     assert isinstance(drawn, Drawn)
-    assert ("arm@2", "base@0", 80.0) in drawn.data
+    assert [value for row, column, value in drawn.data if "iter 2" in row and "Base" in column] == [80.0]
+    assert [value for row, column, value in drawn.data if "Base" in row and "iter 2" in column] == [20.0]
 
 
 def test_labels_with_markup_do_not_become_mathematics() -> None:
