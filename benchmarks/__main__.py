@@ -10,6 +10,7 @@ PARTS = {
     "generation": ["-m", "benchmarks.bench_generation"],
     "judge": ["-m", "benchmarks.bench_judge"],
     "report": ["-m", "benchmarks.bench_report"],
+    "lc": ["-m", "benchmarks.bench_lc"],
     "coverage": ["-m", "benchmarks.bench_coverage"],
     "store": ["-m", "benchmarks.bench_store"],
 }

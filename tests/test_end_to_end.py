@@ -93,6 +93,25 @@ def test_inline_and_pool_give_the_same_bytes(finished: Path, tmp_path: Path) -> 
     assert numbers(tmp_path) == numbers(finished)
 
 
+WITHOUT_TRAINING = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "trl", "accelerate", "datasets", "lm_eval", "alpaca_eval", "fastchat", "openai"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from harness.cli import main
+main()
+"""
+
+
+def test_a_report_needs_no_training_package(finished: Path) -> None:
+    arguments = ["report", "e2e", "--store", str(finished / "store"), "--results", str(finished)]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRAINING, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "report.md" in done.stdout
+
+
 @pytest.mark.slow
 def test_killed_at_five_moments_it_continues_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "harness.cli", "run", str(STUDY), "--store", str(tmp_path / "store"), "--results", str(tmp_path)]

@@ -120,3 +120,13 @@ def test_805_refits_are_quick_and_the_interval_is_twice_the_librarys(shared_data
     left = lc.leave_one_out(own, gamed)
     assert time.process_time() - started < 5.0
     assert lc.standard_error(lc.pseudo_values(28.155, left)) == pytest.approx(1.70, abs=0.12)
+
+
+@pytest.mark.slow
+def test_the_jackknife_interval_covers(shared_data: Path) -> None:
+    """A smaller run of the benchmark: 120 draws, so 95 % is seen between 89 and 99.5 with probability over 0.99."""
+    from benchmarks.bench_lc import coverage
+
+    found = coverage(*public(shared_data, "OpenHermes-2.5-Mistral-7B"), 120, np.random.default_rng(1))
+    assert 89 <= found["coverage"] <= 99.5
+    assert found["jackknife_se"] == pytest.approx(found["spread"], rel=0.25)

@@ -119,7 +119,7 @@ def test_two_hundred_kills_lose_nothing(tmp_path: Path, clean: Callable[[int], d
         os.read(begun, 1)
         os.close(begun)
         os.close(begin)
-        time.sleep(rng.uniform(0, 2.5 * stage))
+        time.sleep(rng.uniform(0, 4 * stage))
         os.kill(pid, signal.SIGKILL)
         finish(pid)
         left, store = leftovers(root), Store(root)
@@ -131,7 +131,7 @@ def test_two_hundred_kills_lose_nothing(tmp_path: Path, clean: Callable[[int], d
         committed = now
         assert not leftovers(root) and not list((root / "locks").iterdir())
     assert mended > 20, "the kills missed the writer"
-    assert len(committed) > 20
+    assert len(committed) > 5, "no writer got through between two kills"
     write(root, count)
     assert Store(root).verify() == []
     assert content(root) == clean(count)
