@@ -15,3 +15,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no public benchmark artefacts at {folder}; set SHARED_DATA")
     return folder
+
+
+ACADEMIC_FILES = {
+    "gsm8k": "gsm8k_test.jsonl",
+    "hellaswag": "hellaswag_rc_5shot.requests.jsonl.gz",
+    "arc_challenge": "arc_challenge_test_rc_5shot.requests.jsonl.gz",
+    "truthfulqa_mc2": "truthfulqa_mc_task.json",
+    "eq_bench": "eq_bench_v2_questions_171.json",
+    "openbookqa": "openbookqa_test_rc_5shot.requests.jsonl.gz",
+}
+"""Column of Table 2 → file below ``shared_data / "academic"``."""

@@ -31,17 +31,10 @@ from harness.evaluate.academic_files import (
 from harness.models import encode_prompt, load_policy
 from harness.records import HarnessError, StageTask
 from tests import tiny
+from tests.conftest import ACADEMIC_FILES as FILES
 
 SETTINGS: dict[str, Any] = {"limit": 0, "chat_template": True, "fewshot_as_multiturn": True, "max_new_tokens": 4, "shots": {}, "data": {}}
 COMMON = {"generation_batch": 8, "dtype": "float32", "attention": "sdpa"}
-FILES = {
-    "gsm8k": "gsm8k_test.jsonl",
-    "hellaswag": "hellaswag_rc_5shot.requests.jsonl.gz",
-    "arc_challenge": "arc_challenge_test_rc_5shot.requests.jsonl.gz",
-    "truthfulqa_mc2": "truthfulqa_mc_task.json",
-    "eq_bench": "eq_bench_v2_questions_171.json",
-    "openbookqa": "openbookqa_test_rc_5shot.requests.jsonl.gz",
-}
 ITEMS = {"gsm8k": 1319, "hellaswag": 1000, "arc_challenge": 1172, "truthfulqa_mc2": 817, "eq_bench": 171, "openbookqa": 500}
 EMOTIONS = ("Calm", "Angry", "Sad", "Proud")
 

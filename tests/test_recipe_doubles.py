@@ -21,6 +21,7 @@ from harness.settings import Recipe
 from harness.store import Store
 from harness.study import load_study
 from tests import tiny
+from tests.conftest import ACADEMIC_FILES
 from tests.test_recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +56,7 @@ def double_study(name: str, folder: Path, shared: Path) -> Path:
         "instructions": str(alpaca / "gpt4_1106_preview" / "model_outputs.json"),
         "gamed_baseline": str(alpaca / "df_gamed_reconstructed.csv"),
     }
-    bench["academic"]["data"] = {"truthfulqa_mc2": str(shared / "academic" / "truthfulqa_mc_task.json")}
+    bench["academic"]["data"] = {column: str(shared / "academic" / file) for column, file in ACADEMIC_FILES.items()}
     study = {"name": name, "recipe": str(RECIPES / f"{name}.yaml"), "set": changes, "seeds": [42]}
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(study), encoding="utf-8")
@@ -92,7 +93,9 @@ def test_a_recipe_runs_whole_with_a_double_of_its_shape(name: str, shared_data: 
     for number, iteration in enumerate(iterations):
         for stage in ("judge.mt_bench", "judge.alpaca_eval", "heldout", "academic"):
             if stage in iteration["stages"]:
-                assert len(pd.read_parquet(store.folder(iteration["stages"][stage]) / "scores.parquet")) > 0, (stage, number)
+                scores = pd.read_parquet(store.folder(iteration["stages"][stage]) / "scores.parquet")
+                assert len(scores) > 0, (stage, number)
+                assert stage != "academic" or scores.groupby("benchmark").size().to_dict() == dict.fromkeys(ACADEMIC_FILES, 2)
     first, last = (store.folder(iterations[n]["stages"]["train"]) for n in (1, -1))
     steps = [json.loads(line) for line in (last / "steps.jsonl").read_text().splitlines()]
     assert steps and all(step["loss"] is not None for step in steps)

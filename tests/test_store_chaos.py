@@ -110,7 +110,7 @@ def test_two_hundred_kills_lose_nothing(tmp_path: Path, clean: Callable[[int], d
     Store(root).open()
     started = time.perf_counter()
     clean(30)
-    stage = (time.perf_counter() - started) / 30  # seconds a stage takes here and now: kills spread over a few of them
+    stage = (time.perf_counter() - started) / 30  # seconds a stage takes; follows the machine below, so that some kills come late enough
     committed: dict[str, str] = {}
     mended = 0
     for kill in range(200):
@@ -119,7 +119,7 @@ def test_two_hundred_kills_lose_nothing(tmp_path: Path, clean: Callable[[int], d
         os.read(begun, 1)
         os.close(begun)
         os.close(begin)
-        time.sleep(rng.uniform(0, 4 * stage))
+        time.sleep(rng.uniform(0, 3 * stage))
         os.kill(pid, signal.SIGKILL)
         finish(pid)
         left, store = leftovers(root), Store(root)
@@ -128,10 +128,11 @@ def test_two_hundred_kills_lose_nothing(tmp_path: Path, clean: Callable[[int], d
         mended += len(repairs)
         now = {key: store.record(key).expected_seal() for key in store.all_keys()}
         assert committed.items() <= now.items(), f"kill {kill} lost or altered a stage"
+        stage *= 0.9 if len(now) > len(committed) else 1.2
         committed = now
         assert not leftovers(root) and not list((root / "locks").iterdir())
     assert mended > 20, "the kills missed the writer"
-    assert len(committed) > 5, "no writer got through between two kills"
+    assert len(committed) > 30, "no writer got through between two kills"
     write(root, count)
     assert Store(root).verify() == []
     assert content(root) == clean(count)
