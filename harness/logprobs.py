@@ -4,6 +4,7 @@ Layout of a packed batch: the tokens of every prompt followed by its unique resp
 row of N tokens. Positions restart after the prompt for every response. A token sees its own prompt and its own
 response's past, nothing else. Linear layers run on the N tokens; attention runs per prompt (or, where prompts are
 short, on one small padded batch). The head is applied only where a response token is predicted, a chunk at a time.
+Models that mix tokens in another way than by replaceable attention get padded batches instead (``packs``): slower, the same numbers.
 
 Legend: N tokens of the batch, M predicted tokens, R responses, B prompts, T longest prompt with responses,
 H hidden width, V vocabulary.
@@ -12,6 +13,7 @@ H hidden width, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import logging
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness import shared_prefix
-from harness.head import head_logps
+from harness.head import enable_fused_head, head_logps, output_head
 from harness.records import HarnessError
 from harness.shared_prefix import ATTENTION, Layout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,26 +135,110 @@ def base_model_of(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def check_supported(model: PreTrainedModel) -> None:
-    """Raise HarnessError for models whose head does more than one matrix product, or whose attention cannot be replaced."""
-    config = model.config.get_text_config()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise HarnessError(f"{type(model).__name__}: its config sets {name}, which the fused head does not compute")
-    if not model._can_set_attn_implementation():
-        raise HarnessError(f"{type(model).__name__}: its attention cannot be replaced by the shared-prefix one")
+def packs(model: PreTrainedModel) -> bool:
+    """Whether the model computes packed batches; if not, its responses are computed one by one in padded batches.
+
+    Found out once per model, on a few tokens: the attention of every layer must read the layout, and log-probabilities must be those of the
+    model's own logits. Raises HarnessError when the padded form differs from them as well.
+    """
+    known: bool | None = vars(model).get("_computes_packed_batches")
+    if known is None:
+        known = probe(model)
+        vars(model)["_computes_packed_batches"] = known
+    return known
+
+
+def probe(model: PreTrainedModel) -> bool:
+    """True: packed batches agree with the model's own logits. False: only padded ones do."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = tuple((7 * i + 3) % vocabulary for i in range(24))
+    rows = [PackedPrompt(ids[:5], (ids[5:9], ids[9:14])), PackedPrompt(ids[14:17], (ids[17:24],))]
+    batch = pack(rows).to(next(model.parameters()).device)
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.5  # nats of a response
+    trained = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            own = _own_logps(model, rows)
+            # Whatever goes wrong in a forward pass that the model's authors did not foresee means that it cannot be used.
+            with contextlib.suppress(Exception), _implementation(model, ATTENTION):
+                if torch.allclose(sequence_logps(model, batch), own, rtol=0.0, atol=tolerance):
+                    return True
+            try:
+                found = sequence_logps(model, batch)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise HarnessError(f"{type(model).__name__}: its last hidden states cannot be had ({error})") from error
+    finally:
+        model.train(trained)
+    if not torch.allclose(found, own, rtol=0.0, atol=tolerance):
+        raise HarnessError(
+            f"{type(model).__name__}: log-probabilities from its hidden states and head ({found.tolist()}) are not those of its logits "
+            f"({own.tolist()}); its forward pass does something between the two that is not known here"
+        )
+    logger.warning("%s does not compute packed batches; its responses are computed one by one, several times slower", type(model).__name__)
+    return False
+
+
+def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
+    """log pi(response | prompt), shape (R,), float64, the plain way: a forward pass per response."""
+    values = []
+    for row in rows:
+        for response in row.responses:
+            tokens = torch.tensor([row.prompt_ids + response], device=next(model.parameters()).device)
+            logps = model(input_ids=tokens, use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1].double().log_softmax(-1)
+            values.append(logps.gather(1, tokens[0, len(row.prompt_ids) :, None]).sum())
+    return torch.stack(values)
+
+
+@contextlib.contextmanager
+def _implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
 @contextlib.contextmanager
 def packed_attention(model: nn.Module) -> Iterator[None]:
-    """Within it, the model's attention understands packed batches; its own implementation is put back afterwards."""
-    config = base_model_of(model).config
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
+    """Within it, the model's attention understands packed batches where it can; its own implementation is put back afterwards."""
+    base = base_model_of(model)
+    with _implementation(base, ATTENTION) if packs(base) else contextlib.nullcontext():
         yield
-    finally:
-        config._attn_implementation = before
+
+
+def predicting_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Hidden states (M, H) at the positions that predict response tokens. Call it inside ``packed_attention``."""
+    if model.config._attn_implementation != ATTENTION:
+        return padded_states(model, batch)
+    layout = batch.layout
+    layout.calls = 0
+    # A four-dimensional mask is taken as given by every architecture that packs; the layout replaces it.
+    dummy = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
+    hidden = model.base_model(
+        input_ids=batch.input_ids, attention_mask=dummy, position_ids=batch.position_ids, use_cache=False, packed_layout=layout
+    ).last_hidden_state
+    layers = model.config.get_text_config().num_hidden_layers
+    if layout.calls != layers:
+        raise HarnessError(f"{type(model).__name__}: {layout.calls} of its {layers} layers read the layout of a packed batch")
+    chosen: Tensor = hidden[0].index_select(0, batch.predict)
+    return chosen
+
+
+def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """The same (M, H) for any causal model: every response behind a copy of its prompt, padded at the end."""
+    tokens, device = batch.input_ids[0], batch.input_ids.device
+    sequences, places = [], []
+    for (start, end), responses in zip(batch.layout.prompt_spans, batch.layout.response_spans, strict=True):
+        for first, last in responses:
+            places.append(torch.arange(end - start - 1, end - start + last - first - 1, device=device))
+            sequences.append(torch.cat([tokens[start:end], tokens[first:last]]))
+    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return torch.cat([row[place] for row, place in zip(hidden, places, strict=True)])
 
 
 def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
@@ -158,16 +246,7 @@ def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
     Token log-probabilities are computed in the model's precision (softmax in float32 or better) and summed in float64.
     """
-    # A four-dimensional mask is taken as given by every supported architecture; the layout replaces it.
-    dummy = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
-    hidden = model.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=dummy,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        packed_layout=batch.layout,
-    ).last_hidden_state
-    token_logps = head_logps(model.get_output_embeddings(), hidden[0].index_select(0, batch.predict), batch.targets)
+    token_logps = head_logps(output_head(model), predicting_states(model, batch), batch.targets)
     zeros = torch.zeros(batch.responses, dtype=torch.float64, device=token_logps.device)
     return zeros.index_add(0, batch.response_of, token_logps.double())
 
@@ -178,7 +257,6 @@ def response_logps(model: nn.Module, rows: Sequence[PackedPrompt], *, token_budg
     No gradient. ``token_budget`` bounds the tokens of one pass (a single longer row still runs).
     """
     base = base_model_of(model)
-    check_supported(base)
     device = next(base.parameters()).device
     results: list[list[float]] = [[] for _ in rows]
     with torch.no_grad(), packed_attention(base):
@@ -210,8 +288,9 @@ def enable_packed_forward(model: nn.Module) -> PreTrainedModel:
     Going through ``forward`` keeps the hooks of data-parallel, sharded and mixed-precision wrappers. Idempotent.
     """
     base = base_model_of(model)
-    check_supported(base)
-    base.config._attn_implementation = ATTENTION
+    if packs(base):
+        base.config._attn_implementation = ATTENTION
+    enable_fused_head(base.get_output_embeddings())
     before: Any = base.forward.__func__  # type: ignore[attr-defined]  # a bound method, so that a copy of the model gets a forward of its own
     if getattr(before, "packed", False):
         return base

@@ -19,8 +19,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from harness.records import HarnessError
+
 ATTENTION = "selm_shared_prefix"
 """Name under which the attention of packed batches is registered; without a layout it is plain SDPA."""
+
+CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "alibi")
+"""Keyword arguments with which some models change their attention scores."""
 
 SHORT_PROMPT_TOKENS = 160
 """Mean tokens per packed prompt below which one padded attention call beats one call per response (measured on CPU)."""
@@ -32,7 +37,7 @@ class Layout:
 
     positions: (N,) place within prompt and own response. owner: (N,) number of the response, negative for prompt tokens.
     padded: (B * T,) indices into the N tokens when the padded form is used; place: (N,) index of each token in that form.
-    masks: additive masks by (window, form), made at first use and shared by all layers.
+    masks: additive masks by (window, form), made at first use and shared by all layers. calls: attention calls that read the layout.
     """
 
     prompt_spans: tuple[tuple[int, int], ...]
@@ -42,6 +47,7 @@ class Layout:
     padded: Tensor | None = None
     place: Tensor | None = None
     longest: int = 0
+    calls: int = 0
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
 
@@ -65,6 +71,10 @@ def shared_prefix_attention(
     layout: Layout | None = kwargs.pop("packed_layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    unknown = [name for name in CHANGES_SCORES if kwargs.get(name) is not None]
+    if unknown:
+        raise HarnessError(f"{type(module).__name__}: its attention uses {', '.join(unknown)}, which packed batches do not compute")
+    layout.calls += 1
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     form = _attend_padded if layout.padded is not None else _attend_blocks

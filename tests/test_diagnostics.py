@@ -19,7 +19,7 @@ from harness.diagnostics import gradient, measures, text
 from harness.diagnostics.evidence import Answer, Evidence
 from harness.diagnostics.passes import Sheet, score_sheets
 from harness.models import load_policy
-from harness.records import HarnessError, Pair, Prompt, StageTask, write_jsonl
+from harness.records import Pair, Prompt, StageTask, write_jsonl
 from tests import tiny
 
 OBJECTIVE = {"name": "selm", "alpha": 0.5, "beta": 0.1, "convention": "alpha_beta", "placebo": "none", "params": {}}
@@ -365,21 +365,3 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(task: StageTask, tmp_
         assert found["regret", p.id] == pytest.approx(right[0], abs=1e-3)  # an untrained model gives its modes next to nothing
         assert found["unseen_mass", p.id] == 0.0
         assert found["kl_previous", p.id] == 0.0
-
-
-def test_a_policy_the_fused_head_cannot_score_is_refused(folders: dict[str, Path]) -> None:
-    model = load_policy(folders["theta"]).model
-    sheet = Sheet((1, 2))
-    sheet.add((3,), own=True)
-
-    class Capped:
-        pass
-
-    capped = Capped()
-    capped.model = model  # type: ignore[attr-defined]
-    model.config.final_logit_softcapping = 30.0
-    try:
-        with pytest.raises(HarnessError, match="final_logit_softcapping"):
-            score_sheets([sheet], {"theta": lambda: capped}, dict.fromkeys(("theta", "reference", "base", "previous"), "theta"), token_budget=64)
-    finally:
-        del model.config.final_logit_softcapping

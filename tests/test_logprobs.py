@@ -13,7 +13,7 @@ from torch import nn
 from harness import head as head_module
 from harness import shared_prefix
 from harness.head import head_logps, plain_head
-from harness.logprobs import PackedPrompt, chunk_by_tokens, pack, packed_attention, response_logps, sequence_logps
+from harness.logprobs import PackedPrompt, chunk_by_tokens, pack, packed_attention, packs, response_logps, sequence_logps
 from harness.records import HarnessError
 from tests import plain, tiny
 
@@ -140,7 +140,10 @@ def test_head_in_chunks_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) 
         return logits
 
     monkeypatch.setattr(head_module, "_logits", watched)
-    assert max(compare(plain.exact_norms(model_of("llama", torch.float64)), rows_of([(5, (30, 40))]))) < 1e-9
+    model = plain.exact_norms(model_of("llama", torch.float64))
+    assert packs(model)
+    shapes.clear()
+    assert max(compare(model, rows_of([(5, (30, 40))]))) < 1e-9
     assert max(rows for rows, _ in shapes) == 16
     assert sum(rows for rows, _ in shapes) == 2 * 70, "once forward, once backward"
 
@@ -188,7 +191,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         pack([PackedPrompt((), ((2,),))])
     model = model_of("llama")
     model.config.final_logit_softcapping = 30.0
-    with pytest.raises(HarnessError, match="final_logit_softcapping"):
+    with pytest.raises(HarnessError, match="not those of its logits"):
         response_logps(model, rows_of(SHAPES))
     with pytest.raises(HarnessError, match="Linear"):
         response_logps(nn.Linear(2, 2), rows_of(SHAPES))

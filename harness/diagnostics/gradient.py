@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from harness.batching import PreferenceRow, encode_pair, make_micro_batch
-from harness.logprobs import base_model_of, check_supported, packed_attention, response_logps, sequence_logps
+from harness.logprobs import base_model_of, packed_attention, response_logps, sequence_logps
 from harness.models import PromptTooLongError
 from harness.objectives import resolve_objective
 from harness.records import Pair, StageTask, read_jsonl
@@ -70,7 +70,6 @@ def coefficient(objective: Mapping[str, Any]) -> tuple[float, float]:
 def measure(model: Any, rows: Sequence[PreferenceRow], *, c: float, beta: float) -> GradientPair:
     """Gradients of one batch at the model's present parameters; the model's own ``.grad`` stays as it is."""
     base = base_model_of(model)
-    check_supported(base)
     parameters = [p for p in base.parameters() if p.requires_grad]
     roles = ("chosen", "rejected", "explore")
     batch = make_micro_batch(rows, roles).to(parameters[0].device)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.head import chunk_rows
-from harness.logprobs import PackedBatch, PackedPrompt, base_model_of, check_supported, chunk_by_tokens, pack, packed_attention
+from harness.head import chunk_rows, head_logps, output_head
+from harness.logprobs import PackedBatch, PackedPrompt, base_model_of, chunk_by_tokens, pack, packed_attention, predicting_states
 from harness.records import HarnessError
 
 TokenIds = tuple[int, ...]
@@ -69,19 +69,18 @@ def score_sheets(sheets: Sequence[Sheet], policies: Mapping[str, Callable[[], An
     for checkpoint in [theta, *(c for c in policies if c != theta)]:
         roles = [role for role, name in names.items() if name == checkpoint]
         model = base_model_of(policies[checkpoint]().model)
-        check_supported(model)
         with torch.no_grad(), packed_attention(model):
             for chunk in chunks:
-                hidden = _predicting_states(model, chunk.batch)
-                _note_logps(chunk, roles, _token_logps(model.get_output_embeddings(), hidden, chunk.batch))
+                hidden = predicting_states(model, chunk.batch.to(next(model.parameters()).device))
+                _note_logps(chunk, roles, _token_logps(output_head(model), hidden, chunk.batch))
                 own_hidden = hidden.index_select(0, chunk.own_tokens.to(hidden.device))
                 if checkpoint == theta:
                     chunk.hidden = own_hidden
-                    head = model.get_output_embeddings()
+                    head = output_head(model)
                     _note_entropy(chunk, _step_sums(chunk, own_hidden, head, None, None))
                 compared = [role for role in roles if role in ("base", "previous")]
                 if compared:
-                    values = _step_sums(chunk, chunk.hidden, head, own_hidden, model.get_output_embeddings()) if checkpoint != theta else None
+                    values = _step_sums(chunk, chunk.hidden, head, own_hidden, output_head(model)) if checkpoint != theta else None
                     _note_kl(chunk, compared, values)
 
 
@@ -97,20 +96,7 @@ def _chunks(sheets: Sequence[Sheet], token_budget: int) -> list[_Chunk]:
     return chunks
 
 
-def _predicting_states(model: Any, batch: PackedBatch) -> Tensor:
-    """Hidden states (M, H) at the positions that predict response tokens. Inside ``packed_attention``."""
-    moved = batch.to(next(model.parameters()).device)
-    dummy = torch.zeros((1, 1, 1, 1), device=moved.input_ids.device)
-    states = model.base_model(
-        input_ids=moved.input_ids, attention_mask=dummy, position_ids=moved.position_ids, use_cache=False, packed_layout=moved.layout
-    ).last_hidden_state
-    chosen: Tensor = states[0].index_select(0, moved.predict)
-    return chosen
-
-
 def _token_logps(head: Any, hidden: Tensor, batch: PackedBatch) -> Tensor:
-    from harness.head import head_logps
-
     return head_logps(head, hidden, batch.targets.to(hidden.device)).double().cpu()
 
 
