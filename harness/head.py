@@ -5,6 +5,7 @@ Legend: M predicted tokens, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -78,26 +79,72 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
 
 
-def plain_head(head: nn.Module) -> bool:
+def plain_head(head: Any) -> bool:
     """Whether the head is one whole matrix here: not adapted by LoRA, not sharded across devices."""
     weight = getattr(head, "weight", None)
     return type(head) is nn.Linear and type(weight) is nn.Parameter and weight.dim() == 2 and weight.shape[0] == head.out_features
 
 
-def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def enable_fused_head(head: nn.Module) -> None:
+    """Let a plain linear head, called with ``targets``, return their log-probabilities; other calls are unchanged. Idempotent.
+
+    A head whose weight is sharded later (FSDP, ZeRO-3) is whole inside its own call only, and one call gathers it once on every rank.
+    """
+    before: Any = head.forward.__func__  # type: ignore[attr-defined]
+    if type(head) is not nn.Linear or getattr(before, "fused", False):
+        return
+
+    def forward(self: Any, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        found: Tensor = before(self, hidden) if targets is None else _fused(self.weight, self.bias, hidden, targets)
+        return found
+
+    forward.fused = True  # type: ignore[attr-defined]
+    head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
+
+
+def _fused(weight: Tensor, bias: Tensor | None, hidden: Tensor, targets: Tensor) -> Tensor:
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        logps: Tensor = _FusedHead.apply(hidden, weight, bias, targets)
+    return logps
+
+
+class ShapedHead:
+    """A head with what a model does to its logits afterwards: softcap c (x → c tanh(x / c)) and scale s (x → s x)."""
+
+    def __init__(self, head: Any, scale: float, softcap: float | None) -> None:
+        self.head, self.scale, self.softcap = head, scale, softcap
+        self.weight, self.out_features = head.weight, head.weight.shape[0]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def output_head(model: Any) -> Any:
+    """What turns the model's last hidden states into its logits: its linear head, with the softcap and scale of its config if it has any."""
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)  # Granite divides, Cohere and Falcon-H1 multiply
+    for name in ("logit_scale", "lm_head_multiplier"):
+        factor = getattr(config, name, None)
+        scale *= 1.0 if factor is None else factor
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return head if scale == 1.0 and softcap is None else ShapedHead(head, scale, softcap)
+
+
+def head_logps(head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     """log pi(target) per row, shape (M,), from hidden states (M, H) and targets (M,); float32 or float64.
 
-    A plain linear head is fused; any other (LoRA on the head, ZeRO-3 or FSDP shards) is called a checkpointed chunk at a time.
+    A plain linear head is fused, a sharded one inside its own call; any other (LoRA on the head) is called a checkpointed chunk at a time.
     """
     if plain_head(head):
-        weight, bias = head.weight, head.bias
-        kind = hidden.device.type
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # type: ignore[operator,union-attr]
-        with torch.autocast(kind, enabled=False):
-            logps: Tensor = _FusedHead.apply(hidden, weight, bias, targets)
-        return logps
+        return _fused(head.weight, head.bias, hidden, targets)  # type: ignore[arg-type]
+    if getattr(getattr(head, "forward", None), "fused", False):
+        gathered: Tensor = head(hidden, targets)
+        return gathered
 
     def piece(part: Tensor, wanted: Tensor) -> Tensor:
         logits: Tensor = head(part)
