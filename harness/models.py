@@ -126,7 +126,8 @@ def _load_model(path: Path, dtype: str, attention: str, device: str, trust: str,
             local_files_only=True,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise HarnessError(f"{path}: cannot load the model ({_first_line(error)})") from error
+        advice = "; set model.attention: eager" if attention != "eager" and "attention implementation" in str(error) else ""
+        raise HarnessError(f"{path}: cannot load the model ({_first_line(error)}){advice}") from error
     finally:
         if bar:
             logging.enable_progress_bar()

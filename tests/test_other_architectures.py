@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from harness import shared_prefix
 from harness.diagnostics.passes import Sheet, score_sheets
 from harness.logprobs import packs, response_logps
+from harness.models import load_policy
 from harness.records import HarnessError
 from harness.trainer import PreferenceTrainer
-from tests import plain
+from tests import plain, tiny
 from tests.preferences import config, rows
 from tests.test_logprobs import SHAPES, VOCABULARY, compare, rows_of
 from tests.test_trainer import ALPHA, moved, plain_loss, step
@@ -124,3 +125,12 @@ def test_entropy_and_divergence_use_the_models_own_logits() -> None:
     assert sheet.logps["theta"][answer] == pytest.approx(float(p[range(3), answer].sum()), abs=1e-4)
     assert sheet.entropy[answer] == pytest.approx(float(-(p.exp() * p).sum()), abs=1e-4)
     assert sheet.kl["base"][answer] == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
+
+
+def test_a_model_without_the_asked_attention_says_which_to_ask_for(tmp_path: Path) -> None:
+    made = tiny.tokenizer("chatml")
+    built("gemma2", vocab_size=len(made), max_position_embeddings=256).save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    with pytest.raises(HarnessError, match=r"scaled_dot_product_attention.*; set model\.attention: eager"):
+        load_policy(tmp_path)
+    assert load_policy(tmp_path, attention="eager").model.config.model_type == "gemma2"
