@@ -10,6 +10,13 @@ JUDGED = {"alpaca_eval": ("AlpacaEval", "win_rate"), "mt_bench": ("MT-Bench", "r
 """Judged benchmark → its name in notes, the metric whose rows are looked at."""
 
 
+def verdict(comparable: bool) -> str:
+    """Whether scores may stand beside published ones, in words."""
+    if comparable:
+        return "comparable with published scores: judge, questions, references and prompts are the published ones"
+    return "not comparable with published scores: another judge, or other questions, references or prompts"
+
+
 def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
     """One sentence for every judge and benchmark version among the scores: comparable with published scores or not.
 
@@ -28,12 +35,7 @@ def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
                 titles.setdefault(name, []).append(checkpoint.title)
         for name, comparable in found.items():
             where = f" ({', '.join(titles[name])})" if len(found) > 1 else ""
-            verdict = (
-                "comparable with published scores: judge, questions, references and prompts are the published ones"
-                if all(comparable)
-                else "not comparable with published scores: another judge, or other questions, references or prompts"
-            )
-            sentences.append(f"{title}{where}, judged by {name}: {verdict}.")
+            sentences.append(f"{title}{where}, judged by {name}: {verdict(all(comparable))}.")
         if len(found) > 1:
             sentences.append(
                 f"{title}: rows of different judges or references are not comparable with one another, and no difference between them is given."

@@ -75,13 +75,13 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
         if base is None or tail not in ("", "0"):
             raise HarnessError(f"{name!r}: the base is iteration 0" + ("" if base else ", and this study does not score it"))
         return base
-    iteration = int(tail) if tail else data.last_iteration
     runs = [run for run in data.runs if run.name == head]
     if not runs:
         arms = [arm for arm, members in data.arms.items() if head in (arm, members[0].label)]
         runs = data.arms[arms[0]] if arms else []
     if not runs:
         raise HarnessError(f"{name!r} is no run or arm of study {data.name}; arms: {', '.join(data.arms)}; seeds: {', '.join(map(str, data.seeds))}")
+    iteration = int(tail) if tail else max(max(run.iterations, default=0) for run in runs)
     if not any(iteration in run.iterations for run in runs):
         raise HarnessError(f"{name!r}: no iteration {iteration}; there are 0 to {data.last_iteration}")
     return Checkpoint(runs[0].arm_name if iteration else "", runs[0].label if iteration else "Base", iteration, tuple(runs))

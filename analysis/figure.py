@@ -121,10 +121,28 @@ def symbols(label: str) -> str:
     return _SYMBOL.sub(as_math, label).replace("r\u0302", r"$\hat{r}$")
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 5) -> None:
-    """One legend for the whole figure, under it."""
-    if handles:
-        figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)))
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
+    """One legend for the whole figure, under it: as many columns as the labels leave room for; the figure grows by what further rows take."""
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    labels = [len(str(handle.get_label())) for handle in handles]
+
+    def needed(columns: int) -> float:
+        """Inches: lines and gaps, then the longest label of every column in 7 pt characters."""
+        rows = -(-len(labels) // columns)
+        return sum(0.56 + 0.056 * max(labels[i : i + rows]) for i in range(0, len(labels), rows))
+
+    columns = next((n for n in range(min(columns, len(labels)), 1, -1) if needed(n) <= width), 1)
+    figure.set_size_inches(width, height + 0.155 * (-(-len(labels) // columns) - 1))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+
+
+def bars(data: StudyData) -> str:
+    """What the error bars of a figure are, for its caption."""
+    if len(data.seeds) >= 3:
+        return "error bars: 95 % interval (A), this benchmark and new seeds"
+    return f"no error bars, because {len(data.seeds)} seed{'s' * (len(data.seeds) != 1)} give{'s' * (len(data.seeds) == 1)} no interval over seeds"
 
 
 def dodge(number: int, count: int, width: float = 0.36) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis import findings, measures
-from analysis.figure import DOUBLE, SINGLE, Drawn, legend_below, new_figure, shown, styles, symbols
+from analysis import findings, measures, prose
+from analysis.figure import DOUBLE, SINGLE, Drawn, bars, legend_below, new_figure, shown, styles, symbols
 from analysis.figures_scores import CURVE_DATA, Rows, axis_label, curve
 from analysis.layout import Layout, paired
 from analysis.load import StudyData
@@ -32,7 +32,7 @@ def figure_trend(data: StudyData) -> Drawn | Unavailable:
     rows: Rows = []
     by_seed: dict[int, list[tuple[float, float]]] = {}
     for position, (level, arm) in enumerate(levels):
-        checkpoint = data.checkpoint(arm, finding.iteration)
+        checkpoint = data.at(arm, finding.iteration)
         points = measures.points(data, checkpoint, measure) if checkpoint else {}
         if not checkpoint or not points:
             continue
@@ -58,7 +58,7 @@ def figure_trend(data: StudyData) -> Drawn | Unavailable:
     axes.set_title(f"expected {finding.expected};\n{trend_text(finding)}", fontsize=7)
     caption = (
         f"{measure.name} after iteration {finding.iteration}, declared before the run and expected {finding.expected}. "
-        f"Grey lines: one seed each (its number at the right); markers: mean with 95 % interval (A). The slope is taken on the rank of the values."
+        f"Grey lines: one seed each (its number at the right); markers: mean; {bars(data)}. The slope is taken on the rank of the values."
     )
     return Drawn("trend", title, caption, figure, TREND_DATA, tuple(rows), f"{measure.name} against {axis}.")
 
@@ -75,7 +75,7 @@ def trend_text(finding: findings.TrendFinding) -> str:
 
 
 def _sorted_difference(data: StudyData, arm: str, measure: Measure, iteration: int) -> Layout | None:
-    ours, theirs = data.checkpoint(arm, iteration), data.checkpoint(data.baseline_arm, iteration)
+    ours, theirs = data.at(arm, iteration), data.at(data.baseline_arm, iteration)
     if not ours or not theirs:
         return None
     D, _ = paired(measures.layout_of(data, ours, measure), measures.layout_of(data, theirs, measure))
@@ -116,7 +116,7 @@ def _difference_panels(
         axes.set_ylabel(f"arm − {look[data.baseline_arm].label} [{unit}]")
     if not drawn:
         return Unavailable(key, title, "its values are not stored for an arm and the baseline yet")
-    legend_below(figure, [look[arm].handle() for arm in data.arms if arm in drawn], 6)
+    legend_below(figure, [look[arm].handle() for arm in data.arms if arm in drawn])
     return Drawn(key, title, caption, figure, ("panel", "arm", "label", "iteration", "seed", "rank", "difference"), tuple(rows), title)
 
 
@@ -157,7 +157,7 @@ def figure_5(data: StudyData) -> Drawn | Unavailable:
     if not panels:
         return Unavailable("figure_5", title, "no rewards of own samples are stored yet")
     caption = (
-        f"Mean reward of temperature-1 samples per held-out prompt after iteration {at}, arm minus baseline, each curve sorted by "
+        f"Mean reward of temperature-1 samples per held-out prompt {prose.after(data, at)}, arm minus baseline, each curve sorted by "
         "itself. Thick: mean over seeds; thin: every seed. Implicit rewards are β·log π_θ/π_0 against the common π_0. On own samples their mean is "
         "β·KL ≥ 0: it measures drift; only the external reward measures quality."
     )
@@ -188,8 +188,8 @@ def _group(data: StudyData, which: int) -> Drawn | Unavailable:
         curve(axes, data, measure, rows, measure.metric)
     for axes in grid.ravel()[len(chosen) :]:
         axes.set_axis_off()
-    legend_below(figure, [style.handle() for style in styles(data).values()], 6)
-    caption = "Mean over seeds with 95 % interval (A); small marks: every seed. Clusters are prompts; nats are per response unless a token is named."
+    legend_below(figure, [style.handle() for style in styles(data).values()])
+    caption = f"Mean over seeds; {bars(data)}; small marks: every seed. Clusters are prompts; nats are per response unless a token is named."
     return Drawn(key, title, caption, figure, CURVE_DATA, tuple(rows), title)
 
 
@@ -232,7 +232,7 @@ def figure_matched_kl(data: StudyData) -> Drawn | Unavailable:
             axes.plot(*zip(*line, strict=True), color=look[arm].color, linestyle=look[arm].line, marker=look[arm].marker)
     axes.set_xlabel(axis_label(kl))
     axes.set_ylabel(axis_label(reward))
-    legend_below(figure, [style.handle() for style in look.values()], 3)
+    legend_below(figure, [style.handle() for style in look.values()])
     caption = (
         "Held-out reward of temperature-1 samples against KL(π_θ‖π_0), iteration by iteration from the base (KL 0). "
         "Lines: means over seeds; small marks: every seed."
@@ -247,7 +247,8 @@ def figure_differences(data: StudyData) -> Drawn | Unavailable:
     done = [c for c in found.primary if c.estimate.value is not None]
     if not done:
         return Unavailable("differences", title, "no arm has a complete difference to the baseline on the primary outcome yet")
-    figure, grid = new_figure(SINGLE, 0.8 + 0.36 * len(done))
+    width = SINGLE if max(len(c.label) for c in done) <= 24 else DOUBLE
+    figure, grid = new_figure(width, 0.8 + (0.36 if len(done) <= 6 else 0.24) * len(done))
     axes: Axes = grid[0, 0]
     look = styles(data)
     rows: Rows = []
@@ -270,10 +271,14 @@ def figure_differences(data: StudyData) -> Drawn | Unavailable:
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_yticks([-i for i in range(len(done))], [look[c.arm].label for c in done])
     axes.set_ylim(-len(done) + 0.4, 0.6)
-    axes.set_xlabel(f"{measure.name}: arm − {shown(found.baseline_label)} [{measure.unit}]")
-    caption = (
-        f"{measure.name} after iteration {found.primary_iteration}. Thick: 95 % interval (A), this benchmark and new seeds; thin: (B), new seeds "
-        "and new items; small marks: every seed. Grey: differences too small to be detected with 80 % power under (A)."
+    against = shown(found.baseline_label) if len(found.baseline_label) <= 16 else "baseline"
+    axes.set_xlabel(f"{measure.name}: arm − {against} [{prose.unit(measure)}]")
+    what = (
+        f"Thick: 95 % interval (A), this benchmark and new seeds; thin: (B), new seeds and new {measure.unit_of_items}; small marks: every seed. "
+        "Grey: differences too small to be detected with 80 % power under (A)."
+        if len(data.seeds) >= 3
+        else "Every seed and their mean; no interval over seeds below 3 seeds."
     )
+    caption = f"{measure.name} {prose.after(data, found.primary_iteration)}, arm minus {prose.named(found.baseline_label)}. {what}"
     names = ("arm", "label", "measure", "iteration", "kind", "seed_number", "difference", "A_low", "A_high", "B_low", "B_high", "mde_A", "mde_B")
     return Drawn("differences", title, caption, figure, names, tuple(rows), f"Differences of every arm to {found.baseline_label}.")

@@ -8,14 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis import findings, measures
-from analysis.figure import DOUBLE, SINGLE, Drawn, dodge, legend_below, new_figure, seed_points, shown, styles, symbols
+from analysis import findings, measures, prose
+from analysis.figure import DOUBLE, SINGLE, Drawn, bars, dodge, legend_below, new_figure, seed_points, shown, styles, symbols
 from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.table import Unavailable
 
 CURVE_DATA = ("panel", "arm", "label", "iteration", "measure", "kind", "seed", "value", "A_low", "A_high", "B_low", "B_high")
 Rows = list[tuple[object, ...]]
+MOST_OUTLINES = 6
+"""Arms whose histograms are laid over one another."""
+LONG_LABEL = 9
+"""Characters of a level beyond which levels stand under one another."""
 
 
 def curve(axes: Axes, data: StudyData, measure: Measure, rows: Rows, panel: str = "") -> bool:
@@ -119,29 +123,32 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     at = min(2, data.last_iteration)
     bins: Rows = []
     groups = [(look[arm].label, look[arm], seeds) for arm in data.arms if (seeds := _rewards(data, arm, at, reward))]
+    few = groups[:MOST_OUTLINES]
     if groups:
-        histogram(middle, groups, "middle", bins, reward.scale)
+        histogram(middle, few, "middle", bins, reward.scale)
     middle.set_title(f"iteration {at}, by arm")
     arm = _strongest(data)
+    which = f" (the first {len(few)} of {len(groups)} arms)" if len(few) < len(groups) else ""
     ramp = styles_of_iterations(data)
-    stages = [(f"iter {i}" if i else "base", ramp[i], seeds) for i in range(data.last_iteration + 1) if (seeds := _rewards(data, arm, i, reward))]
+    stages = [(f"iter {i}" if i else "base", ramp[i], seeds) for i in range(data.own_last(arm) + 1) if (seeds := _rewards(data, arm, i, reward))]
     if stages:
         histogram(right, stages, "right", bins, reward.scale)
-        right.legend(handles=[ramp[i].handle() for i in range(data.last_iteration + 1)], loc="best", handlelength=1.6)
+        right.set_ylim(0, right.get_ylim()[1] * (1.2 + 0.12 * (-(-len(stages) // 3))))  # room for the legend
+        right.legend(handles=[style.handle() for _, style, _ in stages], loc="upper center", ncols=3, handlelength=1.6, columnspacing=0.8)
     right.set_title(f"{look[arm].label}, by iteration")
     for axes in (middle, right):
         axes.set_xlabel(f"{reward.title}")
     if not drawn and not groups:
         return Unavailable("figure_3", title, "neither scores nor held-out rewards are stored yet")
-    legend_below(figure, [style.handle() for style in look.values()], 6)
+    legend_below(figure, [style.handle() for style in look.values()])
     rows.extend(
         ("histogram " + str(p), label, label, None, reward.key, kind, seed, value, low, high, None, None)
         for p, label, seed, kind, value, low, high in bins
     )
     caption = (
-        f"Left: {headline.name} against iteration, one line per arm, error bars: 95 % interval (A), this benchmark and new seeds; "
-        f"small marks: every seed. Middle: reward of greedy answers to held-out prompts after iteration {at}, seeds pooled; marks under the axis: "
-        f"every seed's mean. Right: the same by iteration for {look[arm].label}."
+        f"Left: {headline.name} against iteration, one line per arm, {bars(data)}; "
+        f"small marks: every seed. Middle: reward of greedy answers to held-out prompts after iteration {at}{which}, seeds pooled; marks under "
+        f"the axis: every seed's mean. Right: the same by iteration for {look[arm].label}."
     )
     return Drawn(
         "figure_3", title, caption, figure, CURVE_DATA, tuple(rows), f"{headline.name} over iterations by arm, and histograms of held-out reward."
@@ -184,8 +191,8 @@ def figure_curves(data: StudyData) -> Drawn | Unavailable:
         curve(axes, data, measure, rows, measure.key)
     for axes in grid.ravel()[len(chosen) :]:
         axes.set_axis_off()
-    legend_below(figure, [style.handle() for style in styles(data).values()], 6)
-    caption = "Mean over seeds with 95 % interval (A), this benchmark and new seeds; small marks: every seed. Iteration 0 is the shared base."
+    legend_below(figure, [style.handle() for style in styles(data).values()])
+    caption = f"Mean over seeds; {bars(data)}; small marks: every seed. Iteration 0 is the first model."
     return Drawn("curves", title, caption, figure, CURVE_DATA, tuple(rows), "Scores of every benchmark over iterations, one line per arm.")
 
 
@@ -198,31 +205,25 @@ def figure_2(data: StudyData) -> Drawn | Unavailable:
         reason = "pairwise judgments are not stored yet" if judged else "the study declares no pairwise checkpoints (declare.pairwise)"
         return Unavailable("figure_2", title, reason)
     ids = list(dict.fromkeys(pair["a"] for pair, _ in judged))
-    names = [checkpoint_name(data, name) for name in ids]
+    names = [data.title_of(name) for name in ids]
     matrix = [[wins.get((row, column)) for column in ids] for row in ids]
     values = np.array([[np.nan if v is None else float(v) for v in row] for row in matrix])
     figure, grid = new_figure(SINGLE + 0.4, SINGLE, 1, 1)
     axes = grid[0, 0]
-    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100)
+    reach = max(10.0, 5.0 * np.ceil(float(np.nanmax(np.abs(values - 50.0))) / 5.0))
+    image = axes.imshow(values, cmap="cividis", vmin=50.0 - reach, vmax=50.0 + reach)
     axes.grid(False)
     axes.set_xticks(range(len(names)), [shown(n, 22) for n in names], rotation=35, ha="right")
     axes.set_yticks(range(len(names)), [shown(n, 22) for n in names])
     for i, j in np.ndindex(values.shape):
         if np.isfinite(values[i, j]):
-            axes.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=6.5, color="white" if values[i, j] < 55 else "black")
+            axes.text(
+                j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=6.5, color="white" if values[i, j] < 50.0 + 0.1 * reach else "black"
+            )
     figure.colorbar(image, ax=axes, label="LC win rate of row against column [percent]", shrink=0.8)
     rows = tuple((names[i], names[j], float(values[i, j])) for i, j in np.ndindex(values.shape))
     caption = "Length-controlled win rate of the row's checkpoint against the column's, in percent."
     return Drawn("figure_2", title, caption, figure, ("row", "column", "length_controlled_win_rate"), rows, "Matrix of pairwise win rates.")
-
-
-def checkpoint_name(data: StudyData, name: str) -> str:
-    """``run@iteration`` as the tables call it: the arm's label, iteration and seed."""
-    run_name, _, iteration = name.rpartition("@")
-    run = next((run for run in data.runs if run.name == run_name), None)
-    if run is None:
-        return name
-    return f"Base, seed {run.seed}" if iteration == "0" else f"{run.label}, iter {iteration}, seed {run.seed}"
 
 
 def figure_6(data: StudyData) -> Drawn | Unavailable:
@@ -231,43 +232,71 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
     axes_of = {name: levels for name, levels in data.axes.items() if len(levels) > 1}
     if not axes_of:
         return Unavailable("figure_6", title, "the study varies no axis")
-    columns = min(3, len(axes_of))
+    names = {name: [shown(_level(level), 30) for level in levels] for name, levels in axes_of.items()}
+    below = any(len(label) > LONG_LABEL for labels in names.values() for label in labels) or any(len(labels) > 8 for labels in names.values())
+    columns = min(2 if below else 3, len(axes_of))
     lines = -(-len(axes_of) // columns)
-    width = DOUBLE if columns > 1 else SINGLE
-    figure, grid = new_figure(width, 2.3 * lines, lines, columns)
-    look, drawn = styles(data), False
+    height = max(1.3, 0.6 + 0.24 * max(map(len, axes_of.values()))) if below else 2.3
+    figure, grid = new_figure(DOUBLE if columns > 1 else SINGLE, height * lines, lines, columns)
+    drawn = False
     for panel, (name, levels) in zip(grid.ravel(), axes_of.items(), strict=False):
         for position, level in enumerate(levels):
-            arm = _arm_at(data, name, level)
-            checkpoint = data.checkpoint(arm, data.last_iteration) if arm else None
-            points = measures.points(data, checkpoint, measure) if checkpoint else {}
-            if not arm or not checkpoint or not points:
-                continue
-            drawn = True
-            estimate = findings.estimate(data, checkpoint, measure)
-            seed_points(panel, position, list(points.values()), look[arm], 0.2)
-            rows.extend((name, arm, str(level), data.last_iteration, measure.key, "seed", s, v, *[None] * 4) for s, v in points.items())
-            if estimate.value is not None:
-                a, b = (estimate.intervals.get(p) for p in ("A", "B"))
-                for interval, thick in ((b, 0.6), (a, 1.8)):
-                    if interval and interval.low is not None and interval.high is not None:
-                        panel.plot([position] * 2, [interval.low, interval.high], color=look[arm].color, linewidth=thick, solid_capstyle="butt")
-                panel.plot([position], [estimate.value], marker=look[arm].marker, color=look[arm].color, markersize=5)
-                ends = [end for i in (a, b) for end in ((i.low, i.high) if i else (None, None))]
-                rows.append((name, arm, str(level), data.last_iteration, measure.key, "mean", None, estimate.value, *ends))
-        panel.set_xticks(range(len(levels)), [shown(_level(level), 20) for level in levels], rotation=0 if len(levels) < 6 else 30)
-        panel.set_xlim(-0.5, len(levels) - 0.5)
-        panel.set_xlabel(shown({"objective.alpha": "α", "objective.beta": "β"}.get(name, name)))
-        panel.set_ylabel(axis_label(measure))
+            drawn = _level_on(panel, data, measure, name, level, position, rows, below) or drawn
+        axis, across = (panel.yaxis, panel.xaxis) if below else (panel.xaxis, panel.yaxis)
+        axis.set_ticks(range(len(levels)), names[name])
+        (panel.set_ylim if below else panel.set_xlim)(*((len(levels) - 0.5, -0.5) if below else (-0.5, len(levels) - 0.5)))
+        across.set_label_text(axis_label(measure))
+        title_of_axis = shown({"objective.alpha": "α", "objective.beta": "β", "arm": ""}.get(name, name))
+        if below:  # a name beside few levels would be cut
+            panel.set_title(title_of_axis)
+        else:
+            axis.set_label_text(title_of_axis)
+    _same_range(list(grid.ravel()[: len(axes_of)]), below)
     for panel in grid.ravel()[len(axes_of) :]:
         panel.set_axis_off()
     if not drawn:
         return Unavailable("figure_6", title, f"no {measure.name} is stored after the last iteration yet")
-    caption = (
-        f"{measure.name} after iteration {data.last_iteration}: mean, thick 95 % interval (A), thin (B), every seed's point; "
-        "other axes at the baseline's values."
-    )
+    intervals = "thick 95 % interval (A), thin (B)" if len(data.seeds) >= 3 else "no interval over seeds below 3 seeds"
+    others = "; other axes at the baseline's values" if len(axes_of) > 1 else ""
+    caption = f"{measure.name} {prose.after(data, data.last_iteration)}: mean, {intervals}, every seed's point{others}."
     return Drawn("figure_6", title, caption, figure, CURVE_DATA, tuple(rows), f"{measure.name} at every level of every axis.")
+
+
+def _same_range(panels: list[Axes], below: bool) -> None:
+    """One range of scores for all panels, so that effects of different axes can be compared by eye."""
+    ends = [panel.get_xlim() if below else panel.get_ylim() for panel in panels]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    for panel in panels:
+        (panel.set_xlim if below else panel.set_ylim)(low, high)
+
+
+def _level_on(panel: Axes, data: StudyData, measure: Measure, name: str, level: Any, position: int, rows: Rows, below: bool) -> bool:
+    """One level of an axis: every seed's point, both intervals, the mean. below: levels under one another. Returns whether it has scores."""
+    arm = _arm_at(data, name, level)
+    checkpoint = data.at(arm, data.last_iteration) if arm else None
+    points = measures.points(data, checkpoint, measure) if checkpoint else {}
+    if not arm or not checkpoint or not points:
+        return False
+    style, estimate = styles(data)[arm], findings.estimate(data, checkpoint, measure)
+
+    def put(place: list[float], values: list[float], **how: Any) -> None:
+        panel.plot(*((values, place) if below else (place, values)), **how)
+
+    count = len(points)
+    aside = [position - 0.24 if below else position + (0.0 if count < 2 else 0.2 * (i / (count - 1) - 0.5)) for i in range(count)]
+    hollow = {"linestyle": "none", "marker": style.marker, "markersize": 2.4, "markerfacecolor": "white", "markeredgewidth": 0.6}
+    put(aside, list(points.values()), markeredgecolor=style.color, zorder=5, **hollow)
+    where = (name, arm, str(level), checkpoint.iteration, measure.key)
+    rows.extend((*where, "seed", s, v, *[None] * 4) for s, v in points.items())
+    if estimate.value is not None:
+        a, b = (estimate.intervals.get(p) for p in ("A", "B"))
+        for interval, thick in ((b, 0.6), (a, 1.8)):
+            if interval and interval.low is not None and interval.high is not None:
+                put([position] * 2, [interval.low, interval.high], color=style.color, linewidth=thick, solid_capstyle="butt")
+        put([position], [estimate.value], marker=style.marker, color=style.color, markersize=5)
+        ends = [end for i in (a, b) for end in ((i.low, i.high) if i else (None, None))]
+        rows.append((*where, "mean", None, estimate.value, *ends))
+    return True
 
 
 def _level(level: Any) -> str:

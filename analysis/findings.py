@@ -128,7 +128,7 @@ def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Com
 def _compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
     cells = {}
     for arm in data.arms:
-        checkpoint = data.checkpoint(arm, iteration)
+        checkpoint = data.at(arm, iteration)
         cell = measures.layout_of(data, checkpoint, measure) if checkpoint else None
         if cell is not None and cell.values.size:
             cells[arm] = cell
@@ -144,7 +144,7 @@ def _compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Co
 
 def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> tuple[str, ...]:
     """Who judged an arm's scores and on what: arms that differ in it are not compared."""
-    checkpoint = data.checkpoint(arm, iteration)
+    checkpoint = data.at(arm, iteration)
     return tuple(data.identity(checkpoint, name, measure.metric) for name in measure.strata or (measure.benchmark,)) if checkpoint else ()
 
 
@@ -158,7 +158,7 @@ def _comparison(data: StudyData, measure: Measure, iteration: int, member: Membe
         arms = (found.df or 0) // max(value.seeds - 1, 1) + 1 if pooled else 2
         detectable = {p: power.detectable(spread, value.seeds, value.clusters, p, arms=arms) for p in POPULATIONS}  # type: ignore[arg-type]
         flip = rank.sign_flip(np.array(value.points), np.random.default_rng(0))
-        ours, theirs = (data.checkpoint(arm, iteration) for arm in (member.arm, data.baseline_arm))
+        ours, theirs = (data.at(arm, iteration) for arm in (member.arm, data.baseline_arm))
         if ours and theirs:
             x, y = (measures.points(data, c, measure) for c in (ours, theirs))
             if x and y:
@@ -208,7 +208,7 @@ def _plain_p(comparison: Comparison, population: str) -> float | None:
 def _selection(data: StudyData, measure: Measure, iteration: int) -> tuple[Selection | None, str]:
     cells = {}
     for arm in data.arms:
-        checkpoint = data.checkpoint(arm, iteration)
+        checkpoint = data.at(arm, iteration)
         if checkpoint:
             cells[arm] = measures.layout_of(data, checkpoint, measure)
     if data.baseline_arm not in cells or len(cells) < 3:
@@ -229,14 +229,15 @@ def _trend(data: StudyData) -> TrendFinding | None:
     for arm, runs in data.arms.items():
         value = runs[0].arm.get(axis)
         others = {k: v for k, v in runs[0].arm.items() if k != axis}
-        checkpoint = data.checkpoint(arm, iteration)
+        checkpoint = data.at(arm, iteration)
         if isinstance(value, (int, float)) and checkpoint and all(data.baseline.get(k) == v for k, v in others.items()):
             cell = measures.layout_of(data, checkpoint, measure)
             if cell.values.size:
                 cells[float(value)] = cell
     blank = TrendFinding(measure, iteration, axis, expected, None)
     if len(cells) < 3:
-        return TrendFinding(measure, iteration, axis, expected, None, f"{len(cells)} values of {axis} have scores of it; a trend needs three")
+        reason = f"scores of it are stored for {len(cells)} of {axis}'s values; a trend needs three"
+        return TrendFinding(measure, iteration, axis, expected, None, reason)
     try:
         result = trend(cells, expected, bar=bar(data), generator=np.random.default_rng(0))
     except ValueError as error:
@@ -245,8 +246,8 @@ def _trend(data: StudyData) -> TrendFinding | None:
 
 
 def _improvement(data: StudyData) -> Improvement:
-    measure, iteration = measures.heldout(data), data.last_iteration
     arm = data.baseline_arm or next(iter(data.arms), "")
+    measure, iteration = measures.heldout(data), data.own_last(arm)
     label = data.arms[arm][0].label if arm else ""
     after, before = (data.checkpoint(arm, i) if arm else None for i in (iteration, 0))
     if after is None or before is None or iteration == 0:

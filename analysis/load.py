@@ -93,6 +93,14 @@ class StudyData:
     def last_iteration(self) -> int:
         return max((max(run.iterations, default=0) for run in self.runs), default=0)
 
+    def own_last(self, arm: str) -> int:
+        """An arm's last iteration: arms may differ in it (a study of the number of iterations)."""
+        return max((max(run.iterations, default=0) for run in self.arms.get(arm, ())), default=0)
+
+    def at(self, arm: str, iteration: int) -> Checkpoint | None:
+        """The checkpoint of an arm after an iteration; at the study's last one the arm's own last."""
+        return self.checkpoint(arm, self.own_last(arm) if iteration == self.last_iteration else iteration)
+
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
         """The bases (one per different first model), then arm by arm its iterations; only those that the study scores."""
@@ -123,6 +131,14 @@ class StudyData:
     def _scoring(self, run: Run, iteration: int) -> bool:
         stages = run.iterations.get(iteration, {})
         return any(name in stages for name in SCORING_STAGES)
+
+    def title_of(self, name: str) -> str:
+        """``run@iteration`` as the tables call it: the arm's label, iteration and seed."""
+        run_name, _, iteration = name.rpartition("@")
+        run = next((run for run in self.runs if run.name == run_name), None)
+        if run is None:
+            return name
+        return f"Base, seed {run.seed}" if iteration == "0" else f"{run.label}, iter {iteration}, seed {run.seed}"
 
     # -- scores ----------------------------------------------------------------------------------------------
     @cached_property
@@ -250,7 +266,7 @@ def stage_of(benchmark: str) -> str:
     """The stage that scores a benchmark; academic benchmarks are named by their table column."""
     known = {
         "mt_bench": "judge.mt_bench", "alpaca_eval": "judge.alpaca_eval", "heldout": "heldout", "heldout_ood": "heldout",
-        "diagnostics": "diagnostics",
+        "diagnostics": "diagnostics", "ranker_alpaca_eval": "heldout",
     }  # fmt: skip
     return known.get(benchmark, "academic")
 

@@ -50,8 +50,8 @@ LC = Measure(
     unit_of_items="instructions",
 )  # fmt: skip
 WR = Measure("AlpacaEval WR", "alpaca_eval", "win_rate", "percent", scale=PERCENT, unit_of_items="instructions")
-LENGTH = Measure("length", "alpaca_eval", "length", "characters", digits=0, better=0, unit_of_items="instructions", long="answer length (AlpacaEval)")
-MT = Measure("MT-Bench mean", "mt_bench", "rating", "1–10", scale=RATING, unit_of_items="questions")
+LENGTH = Measure("length", "alpaca_eval", "length", "characters", digits=1, better=0, unit_of_items="instructions", long="answer length (AlpacaEval)")
+MT = Measure("MT-Bench mean", "mt_bench", "rating", "rating 1–10", scale=RATING, unit_of_items="questions")
 MT_1 = replace(MT, title="turn 1", part=":1", long="MT-Bench turn 1")
 MT_2 = replace(MT, title="turn 2", part=":2", long="MT-Bench turn 2")
 TABLE_1 = (LC, WR, LENGTH, MT, MT_1, MT_2)
@@ -117,6 +117,8 @@ DIAGNOSTICS = (
     Diagnostic("displacement_chosen_heldout", "displacement of y_w, held-out"),
     Diagnostic("displaced_share_train", "share of y_w below reference, training", "share"),
     Diagnostic("displaced_share_heldout", "share of y_w below reference, held-out", "share"),
+    Diagnostic("rhat_heldout_chosen", "r̂ of y_w, held-out"),
+    Diagnostic("rhat_heldout_rejected", "r̂ of y_l, held-out"),
     Diagnostic("rhat_y_winner", "r̂ of y that won"),
     Diagnostic("rhat_y_middle", "r̂ of y in the middle"),
     Diagnostic("rhat_y_loser", "r̂ of y that lost"),
@@ -139,9 +141,13 @@ DIAGNOSTICS = (
     Diagnostic("implicit_reward_samples", "implicit reward of own samples", "reward"),
     Diagnostic("implicit_reward_reference_samples", "implicit reward of samples of π_ref", "reward"),
     Diagnostic("mode_coverage", "coverage of answer modes", "share"),
-    Diagnostic("unseen_mass", "probability on unseen modes", "probability"),
+    Diagnostic("unseen_mass", "probability moved to unseen answers", "probability"),
     Diagnostic("regret", "regret", "reward"),
 )
+CORE = ("rhat_reference_samples", "kl_base", "entropy", "spearman_reward", "displacement_chosen_heldout", "newness", "length_tokens", "grad_ratio")
+"""Shown where a study has too many arms for a column each."""
+SAME_AS = {"rhat_heldout_chosen": "displacement_chosen_heldout"}
+"""Diagnostic → the one with the same definition, beside which it is not shown."""
 
 
 def diagnostic(entry: Diagnostic) -> Measure:

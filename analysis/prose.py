@@ -19,7 +19,7 @@ MOST_NAMED = 3
 
 def unit(measure: Measure) -> str:
     """ "points" for percentages and ratings, otherwise the unit itself."""
-    return {"percent": "points", "1–10": "rating points"}.get(measure.unit, measure.unit or "units")
+    return {"percent": "points", "rating 1–10": "rating points"}.get(measure.unit, measure.unit or "units")
 
 
 def counted(number_of: int, what: str) -> str:
@@ -34,69 +34,100 @@ def p_words(p: float | None) -> str:
     return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
+def after(data: StudyData, iteration: int) -> str:
+    """ "after iteration 3"; where arms end at different iterations and the last is meant, that it is each arm's own."""
+    ends = {data.own_last(arm) for arm in data.arms}
+    if iteration == data.last_iteration and len(ends) > 1:
+        return f"after each arm's last iteration ({min(ends)} to {max(ends)})"
+    return f"after iteration {iteration}"
+
+
+def named(label: str) -> str:
+    """An arm's label in a sentence: quoted unless it is one setting like "α = 0.3"."""
+    return label if " = " in label and "," not in label else f"“{label}”"
+
+
 def finding(data: StudyData) -> list[str]:
     """Sentences of the first paragraph. The first one is the answer."""
     found = findings.find(data)
-    measure, at = found.primary_measure, found.primary_iteration
-    after = f"{measure.name} after iteration {at}"
+    measure = found.primary_measure
+    outcome = f"{measure.name} {after(data, found.primary_iteration)}"
     if not data.baseline_arm:
-        return [f"This study declares no baseline, so it compares nothing; its scores are in Table 1 and Table 2. Primary outcome: {after}."]
+        return [f"This study declares no baseline, so it compares nothing; its scores are in Table 1 and Table 2. Primary outcome: {outcome}."]
+    if len(data.arms) < 2:
+        return [f"This study has one arm, {named(found.baseline_label)}, so it compares nothing. {_alone(data, measure)}"]
     if not found.primary:
-        return [f"No finding yet: {after} is not stored for {found.baseline_label} and another arm ({progress(data)})."]
+        return [f"No finding yet: {outcome} is not stored for {named(found.baseline_label)} and another arm ({progress(data)})."]
     complete = [c for c in found.primary if c.estimate.value is not None]
     lost = [c for c in found.primary if c.estimate.value is None]
     if not complete:
-        reasons = "; ".join(f"{c.label}: {c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost)
-        return [f"No finding yet: every difference to {found.baseline_label} in {after} is INCOMPLETE ({reasons})."]
-    sentences = _answer(found, complete)
+        reasons = "; ".join(f"{named(c.label)}: {c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost)
+        return [f"No finding yet: every difference to {named(found.baseline_label)} in {outcome} is INCOMPLETE ({reasons})."]
+    sentences = _answer(data, found, complete)
     if lost:
         sentences.append(
-            f"Not included: {listed(c.label for c in lost)} "
+            f"Not included: {listed(named(c.label) for c in lost)} "
             f"({'; '.join(f'{c.estimate.scored} of {c.estimate.expected} rows scored' for c in lost)}); a cell that is INCOMPLETE takes no part."
         )
     return sentences
 
 
-def _answer(found: Findings, complete: list[Comparison]) -> list[str]:
-    measure, at, baseline = found.primary_measure, found.primary_iteration, found.baseline_label
+def _alone(data: StudyData, measure: Measure) -> str:
+    """The score of a study's only arm after its last iteration, in one sentence."""
+    checkpoint = data.at(next(iter(data.arms)), data.last_iteration)
+    value = findings.estimate(data, checkpoint, measure) if checkpoint else None
+    if checkpoint is None or value is None or value.value is None:
+        return f"{measure.name} {after(data, data.last_iteration)} is not stored or incomplete ({progress(data)})."
+    items = measure.unit_of_items
+    who = {"items": f"over new {items}, this checkpoint only,", "A": "(A) new seeds", "B": f"(B) new seeds and new {items}"}
+    intervals = [f"{who[name]} {_range(i, measure.digits)}" for name, i in value.intervals.items() if i.low is not None]
+    return (
+        f"{measure.name} {after(data, data.last_iteration)} is {number(value.value, measure.digits)} {measure.unit} "
+        f"(95 %: {', '.join(intervals) or 'no interval'}; n = {_n(value, measure.unit_of_items)})."
+    )
+
+
+def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> list[str]:
+    measure, when, baseline = found.primary_measure, after(data, found.primary_iteration), named(found.baseline_label)
     if complete[0].estimate.seeds < 3:
-        named = _farthest(complete)
+        far = _farthest(complete)
+        most = ", the largest of the differences," if len(complete) > 1 else ""
         return [
-            f"With {named.estimate.seeds} seed{'s' * (named.estimate.seeds != 1)} nothing can be said about other seeds: intervals over seeds "
-            f"need 3. Measured for what it is, {named.label} minus {baseline} is {number(named.estimate.value, measure.digits, sign=True)} "
-            f"{unit(measure)} in {measure.name} after iteration {at}.",
-            *_one_seed(named),
+            f"With {counted(far.estimate.seeds, 'seed')} nothing can be said about other seeds: intervals over seeds "
+            f"need 3. Measured for what it is, {named(far.label)} minus {baseline}{most} is "
+            f"{number(far.estimate.value, measure.digits, sign=True)} {unit(measure)} in {measure.name} {when}.",
+            *_one_seed(far),
         ]
     detected = [c for c in complete if c.detected("A") or c.detected("B")]
     if not detected:
-        return _null(found, complete)
+        return _null(data, found, complete)
     ordered = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))
     verbs = {c.arm: "raised" if (c.estimate.value or 0) > 0 else "lowered" for c in ordered}
     head = "; ".join(
-        f"{c.label} {verbs[c.arm]} {measure.name} by {number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}"
+        f"{named(c.label)} {verbs[c.arm]} {measure.name} by {number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}"
         for c in ordered[:MOST_NAMED]
     )
     more = f" ({len(ordered) - MOST_NAMED} further arms also differ: see the table of differences)" if len(ordered) > MOST_NAMED else ""
-    sentences = [f"Against {baseline} after iteration {at}, {head}{more}."]
+    sentences = [f"Against {baseline} {when}, {head}{more}."]
     sentences += [_details(c, found.family_size) for c in ordered[:MOST_NAMED]]
     sentences += [_reach(c) for c in ordered[:MOST_NAMED] if _reach(c)]
     rest = [c for c in complete if c not in detected]
     if rest:
         smallest = min((p for c in rest if (p := c.p("A")) is not None), default=None)
-        sentences.append(f"For {listed(c.label for c in rest)} no difference was detected (smallest p after Holm: {p_value(smallest)} under (A)).")
-    sentences.append(_told(ordered[0], null=False))
+        others = listed(named(c.label) for c in rest)
+        sentences.append(f"For {others} no difference was detected (smallest p after Holm: {p_value(smallest)} under (A)).")
+    sentences.append(_told(ordered[0], null=False, family=found.family_size))
     return sentences
 
 
-def _null(found: Findings, complete: list[Comparison]) -> list[str]:
-    measure, named = found.primary_measure, _farthest(complete)
-    arms = "the arm" if len(complete) == 1 else f"any of the {len(complete)} arms"
+def _null(data: StudyData, found: Findings, complete: list[Comparison]) -> list[str]:
+    measure, far = found.primary_measure, _farthest(complete)
+    arms = named(far.label) if len(complete) == 1 else f"any of the {len(complete)} arms"
     return [
-        f"No difference from {found.baseline_label} was detected in {measure.name} after iteration {found.primary_iteration} for {arms}; "
+        f"No difference from {named(found.baseline_label)} was detected in {measure.name} {after(data, found.primary_iteration)} for {arms}; "
         "that is not evidence of no effect.",
-        f"The {'' if len(complete) == 1 else 'largest '}observed difference is that of {named.label}.",
-        _details(named, found.family_size),
-        _told(named, null=True),
+        f"The {'' if len(complete) == 1 else 'largest '}observed difference is that of {_details(far, found.family_size)}",
+        _told(far, null=True, family=found.family_size),
     ]
 
 
@@ -113,7 +144,7 @@ def _details(c: Comparison, family: int) -> str:
     ]
     unequal = next((f" Note: {flag}." for flag in value.flags if flag.startswith("unequal")), "")
     return (
-        f"{c.label}: {number(value.value, digits, sign=True)} {unit(c.measure)} (95 % intervals; {'; '.join(parts)}; "
+        f"{named(c.label)}: {number(value.value, digits, sign=True)} {unit(c.measure)} (95 % intervals; {'; '.join(parts)}; "
         f"n = {_n(value, c.measure.unit_of_items)}).{unequal}"
     )
 
@@ -141,13 +172,14 @@ def _reach(c: Comparison) -> str:
     """For whom a detected difference speaks."""
     a, b = c.detected("A"), c.detected("B")
     if a and not b:
-        return f"For {c.label} this is established for these {c.measure.unit_of_items} only: for new ones the difference cannot be told from zero."
+        items = c.measure.unit_of_items
+        return f"For {named(c.label)} this is established for these {items} only: for new ones the difference cannot be told from zero."
     if b and not a:
-        return f"For {c.label} the two intervals disagree: it is detected under (B) but not under (A), so read it with care."
+        return f"For {named(c.label)} the two intervals disagree: it is detected under (B) but not under (A), so read it with care."
     return ""
 
 
-def _told(c: Comparison, *, null: bool) -> str:
+def _told(c: Comparison, *, null: bool, family: int) -> str:
     """Could we have told? The minimum detectable effect with its range."""
     shown = []
     for population in ("A", "B"):
@@ -159,7 +191,8 @@ def _told(c: Comparison, *, null: bool) -> str:
         shown.append(f"{number(d.value, c.measure.digits)} {unit(c.measure)} under ({population}){known}")
     if not shown:
         return "What could have been detected is undefined here: the scores hold no variance to estimate it from."
-    text = f"Could we have told? With 80 % power at the 5 % level this design detects a difference of {' and of '.join(shown)}"
+    single = f", for one comparison alone (Holm over {family} asks for more)," if family > 1 else ""
+    text = f"Could we have told? With 80 % power at the 5 % level{single} this design detects a difference of {' and of '.join(shown)}"
     if null:
         return text + "; a smaller effect, in either direction, would most likely have been missed."
     smallest = min(d.value for d in c.detectable.values() if d.value is not None)
@@ -187,7 +220,8 @@ def other_outcomes(data: StudyData) -> str:
         return ""
     hits = [c for c in rest if c.detected("A") or c.detected("B")]
     head = (
-        f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} differ{'s' * (len(hits) == 1)} from {found.baseline_label} after Holm"
+        f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} differ{'s' * (len(hits) == 1)} from {named(found.baseline_label)} "
+        "after Holm"
     )
     shown = [_hit(c) for c in hits[:6]]
     return head + (": " + "; ".join(shown) if shown else "") + "."
@@ -195,7 +229,7 @@ def other_outcomes(data: StudyData) -> str:
 
 def _hit(c: Comparison) -> str:
     told = " and ".join(f"({p})" for p in "AB" if c.detected(p))
-    return f"{c.label} in {c.measure.name}, {number(c.estimate.value, c.measure.digits, sign=True)}, under {told}"
+    return f"{named(c.label)} in {c.measure.name}, {number(c.estimate.value, c.measure.digits, sign=True)}, under {told}"
 
 
 def selection(data: StudyData) -> str:
@@ -206,12 +240,12 @@ def selection(data: StudyData) -> str:
         return ""
     label, value = data.arms[chosen.best][0].label, chosen.estimate
     a = value.intervals.get("A")
-    interval = f", (A) {_range(a, measure.digits)}" if a and a.low is not None else f" (no interval: {a.undefined})" if a else ""
+    interval = f" (95 %, (A) {_range(a, measure.digits)})" if a and a.low is not None else f" (no interval from {a.undefined})" if a else ""
     return (
-        f"Of {chosen.trials} arms tried, {label} is best on seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
+        f"Of {chosen.trials} arms tried, {named(label)} is best on seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
         f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on the seed{'s' * (len(chosen.estimating) != 1)} "
         f"that did not choose it, {', '.join(map(str, chosen.estimating))}, its difference is "
-        f"{number(value.value, measure.digits, sign=True)}{interval}."
+        f"{number(value.value, measure.digits, sign=True)} {unit(measure)}{interval}."
     )
 
 
@@ -234,7 +268,7 @@ def improvement(data: StudyData) -> str:
     )
     ends = f"{number(found.before, digits)} to {number(found.after, digits)}" if found.before is not None and found.after is not None else ""
     return (
-        f"{verb}: from the base to {found.label} after iteration {found.iteration}, {found.measure.name} goes from {ends}, a change of "
+        f"{verb}: from the base to {named(found.label)} after iteration {found.iteration}, {found.measure.name} goes from {ends}, a change of "
         f"{number(value.value, digits, sign=True)} (95 %: {', '.join(shown) or 'no interval below 3 seeds'}; n = {_n(value, 'prompts')})."
     )
 
@@ -248,7 +282,7 @@ def trend(data: StudyData) -> str:
 def _trend(found: TrendFinding) -> str:
     name = f"{found.measure.name} after iteration {found.iteration}"
     along = found.axis.rsplit(".", 1)[-1].replace("alpha", "α")
-    head = f"Declared in advance: {name}, expected {found.expected} with {along}."
+    head = f"Declared in advance: {name}, expected to {found.expected.replace('falling', 'fall').replace('rising', 'rise')} with {along}."
     if found.result is None:
         return f"{head} Not tested: {found.reason}."
     value, result = found.result.estimate, found.result
@@ -270,8 +304,9 @@ def _trend(found: TrendFinding) -> str:
         else ""
     )
     return (
-        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per step of {along} (95 %: (A) {_range(a, 3)}; "
-        f"(B) {_range(b, 3)}; one-sided {p_words(result.p_directed)} under (A){page}; n = {_n(value, 'prompts')}, {len(result.alphas)} values)."
+        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per step up the {len(result.alphas)} values of {along} "
+        f"(95 %: (A) {_range(a, 3)}; "
+        f"(B) {_range(b, 3)}; one-sided {p_words(result.p_directed)} under (A){page}; n = {_n(value, 'prompts')})."
     )
 
 
@@ -294,7 +329,9 @@ def missing(data: StudyData) -> str:
 def conditions(data: StudyData) -> str:
     """What every statement is conditional on."""
     explore = data.recipe.get("exploration") or {}
-    parts = [f"{counted(len(data.arms), 'arm')} × {counted(len(data.seeds), 'seed')} × {counted(data.last_iteration, 'iteration')}"]
+    ends = {data.own_last(arm) for arm in data.arms}
+    iterations = counted(data.last_iteration, "iteration") if len(ends) == 1 else f"{min(ends)} to {max(ends)} iterations"
+    parts = [f"{counted(len(data.arms), 'arm')} × {counted(len(data.seeds), 'seed')} × {iterations}"]
     bases = {run.iterations.get(0, {}).get("base", "") for run in data.runs}
     if len(bases) == 1:
         parts.append("all runs start from one shared base, so every statement is conditional on it")

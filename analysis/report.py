@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis import text
+from analysis import cards, text
 from analysis.content import FIRST_TABLES, flat, is_volatile, settings, summary, versions
 from analysis.figure import Drawn, write_figure
 from analysis.figures import FIGURES, draw
@@ -44,8 +44,9 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
     write_text(folder / "costs" / "versions.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
     write_text(folder / "settings.json", json.dumps(settings(data), indent=1, sort_keys=True) + "\n")
     path = folder / "report.md"
+    models = len(cards.write_cards(data, Path(study_dir)))
     searched = (Path(study_dir) / SEARCH).is_file()
-    write_text(path, markdown(data, tables, figures, searched))
+    write_text(path, markdown(data, tables, figures, searched, models))
     write_text(folder / "index.html", page(data, tables, figures, facts, search=f"../{SEARCH}" if searched else ""))
     return path
 
@@ -60,8 +61,10 @@ def _remove_stale(folder: Path, tables: Mapping[str, Table | Unavailable], figur
                 path.unlink()
 
 
-def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable], searched: bool = False) -> str:
-    """The whole report as Markdown; figures are linked as PNG."""
+def markdown(
+    data: StudyData, tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable], searched: bool = False, models: int = 0
+) -> str:
+    """The whole report as Markdown; figures are linked as PNG. models: checkpoints that have a model card."""
     lines = [f"# {text.markdown(data.name)}", ""]
     paragraphs = summary(data)
     head, *rest = paragraphs[0]
@@ -84,6 +87,11 @@ def markdown(data: StudyData, tables: Mapping[str, Table | Unavailable], figures
         "[settings.json](settings.json). Costs by stage ([costs/costs.csv](costs/costs.csv)) and package versions "
         "([costs/versions.json](costs/versions.json)) differ between two runs of the same study and are kept apart from the results.", "",
     ]  # fmt: skip
+    if models:
+        lines += [
+            f"Checkpoints whose weights are kept: {models}, each with a model card; `models/README.md` beside the report's folder lists them.",
+            "",
+        ]
     lines += [_settings_table(data), ""]
     lines += ["## Files", "", *(f"- {line}" for line in _files(tables, figures)), ""]
     return "\n".join(lines)
@@ -110,7 +118,11 @@ def _settings_table(data: StudyData) -> str:
         if row[0].split(".")[0] in ("model", "loop", "objective", "exploration", "ranker", "pairs", "training", "judge")
     ]
     lines = ["| setting | value |", "| :-- | :-- |"]
-    lines += [f"| {text.markdown(name)} | {text.markdown(value)} |" for name, value in shown if not name.startswith("judge.base_url")]
+    for name, value in shown:
+        varied = data.axes.get(name)
+        said = f"varied: {', '.join(str(level) for level in varied)}" if varied and len(varied) > 1 else value
+        if not name.startswith("judge.base_url"):
+            lines.append(f"| {text.markdown(name)} | {text.markdown(said)} |")
     return "\n".join(lines)
 
 

@@ -1,120 +1,134 @@
-"""Tables about the measuring itself: diagnostics, the judge, completeness, what is unfinished, published rows, costs."""
+"""Tables about the measuring itself: seeds, diagnostics, completeness, what is unfinished, published rows, costs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from analysis import findings, measures, paper, rank
+from analysis import findings, measures, paper, prose, rank
 from analysis.load import Cell, Checkpoint, StudyData, iterate
 from analysis.table import Row, Table, Unavailable
 from analysis.table_cells import POPULATIONS_NOTE, SCORE_DATA, cell_text, score_data
 from analysis.text import number
 
+# -- seeds ---------------------------------------------------------------------------------------------------
+IQM_DATA = ("checkpoint", "arm", "iteration", "measure", "unit", "iqm", "low", "high", "se", "mean", "seeds", "undefined")
+
+
+def table_iqm(data: StudyData) -> Table | Unavailable:
+    """Interquartile mean over seeds beside the mean, every measure by itself: the mean of the middle half of the seeds' scores.
+
+    ``rank.interquartile_mean``: from 5 seeds, interval (A) from 6 (Tukey and McLaughlin's). A mean far from it leans on one or two seeds.
+    """
+    title = "Interquartile mean over seeds"
+    wanted = [measures.LC, measures.WR, measures.MT, *measures.academic(data)[-1:], measures.heldout(data), measures.heldout(data, sampled=True)]
+    rows, numbers = [], []
+    present = {m.key: m for m in wanted for c in data.checkpoints if measures.points(data, c, m)}
+    chosen = [m for m in wanted if m.key in present]
+    for checkpoint in data.checkpoints:
+        cells = []
+        for measure in chosen:
+            points = [value for _, value in sorted(measures.points(data, checkpoint, measure).items())]
+            found = rank.interquartile_mean(points)
+            i, mean = found.interval, float(np.mean(points)) if points else None
+            place = (checkpoint.title, checkpoint.arm, checkpoint.iteration, measure.key, measure.unit)
+            numbers.append((*place, found.value, i.low, i.high, i.se, mean, found.n, found.undefined or i.undefined))
+            shown = [number(value, measure.digits) for value in (found.value, i.half_width, mean)]
+            cells.append("{} ± {} ({})".format(*shown) if found.value is not None else "–")
+        if checkpoint.iteration in (0, data.own_last(checkpoint.arm)):
+            rows.append(Row((checkpoint.title, *cells)))
+    if all(row[IQM_DATA.index("iqm")] is None for row in numbers):
+        most = max((int(str(row[IQM_DATA.index("seeds")])) for row in numbers), default=0)
+        return Unavailable(
+            "iqm", title, f"it needs {rank.MIN_SEEDS_IQM} seeds and there are {most} (at 3 it is the mean); the study's seeds set them"
+        )
+    caption = "Base and last iterations; every iteration in the CSV. IQM ± half-width of its 95 % interval (A), in brackets the plain mean."
+    notes = ("No interval is given below 6 seeds. Measures are never pooled: their scales differ.",)
+    return Table("iqm", title, caption, ("checkpoint", *(m.name for m in chosen)), tuple(rows), IQM_DATA, tuple(numbers), notes)
+
 
 # -- diagnostics, completeness -------------------------------------------------------------------------------
+MANY_ARMS = 8
+"""Above this number arms are rows, and only the core diagnostics are shown."""
+
+
 def table_diagnostics(data: StudyData) -> Table | Unavailable:
-    title, rows_of = "Exploration and extrapolation diagnostics", measures.diagnostics(data)
-    if not rows_of:
+    title, all_of = "Exploration and extrapolation diagnostics", measures.diagnostics(data)
+    if not all_of:
         return Unavailable("diagnostics", title, "no diagnostics are stored yet")
-    iteration = data.last_iteration
-    shown = [c for c in data.checkpoints if c.iteration == iteration]
-    rows, numbers = [], []
-    for measure in rows_of:
-        name = f"{measure.title} [{measure.unit}]" if measure.unit else measure.title
-        rows.append(Row((name, *(cell_text(findings.estimate(data, c, measure), measure) for c in shown))))
-        for checkpoint in data.checkpoints:
-            estimate = findings.estimate(data, checkpoint, measure)
-            if estimate.expected:
-                numbers.append(score_data(data, checkpoint, measure, estimate))
-    heads = ("diagnostic", *(c.label for c in shown))
-    note = "Where the prompts differ between seeds (training prompts, or a diagnostic undefined on some) seeds are compared by their means: (A) only."
-    caption = f"After iteration {iteration}; every iteration is in the CSV. Mean over seeds ± half-width (A), in brackets (B), clusters are prompts."
-    return Table("diagnostics", title, caption, heads, tuple(rows), SCORE_DATA, tuple(numbers), (POPULATIONS_NOTE, note))
-
-
-# -- the judge -----------------------------------------------------------------------------------------------
-JUDGE_DATA = (
-    "benchmark", "checkpoint", "arm", "iteration", "unparsed", "asked", "unparsed_low", "unparsed_high", "judgment_sd", "floor_mean",
-    "floor_difference", "df",
-)  # fmt: skip
-
-
-def table_judge(data: StudyData) -> Table | Unavailable:
-    """Verdicts that could not be read, by checkpoint, and the noise of repeated judgments where there are any."""
-    judged = [m for m in (measures.MT, measures.WR) if (m.benchmark, m.metric) in data.metrics()]
-    if not judged:
-        return Unavailable("judge", "The judge", "no judged benchmark is stored yet")
-    rows, numbers = [], []
-    for measure in judged:
-        for number_, checkpoint in enumerate(data.checkpoints):
-            cell = data.cell(checkpoint, measure.benchmark, measure.metric)
-            asked = sum(count for status, count in cell.statuses.items() if status in ("ok", "unparsed", "refused"))
-            unread = rank.proportion(cell.statuses.get("unparsed", 0), asked)
-            noise = rank.judge_noise(_repeats(data, checkpoint, measure), items=len(cell.layout.clusters))
-            spread = (noise.sd, noise.floor, noise.floor_difference)
-            rows.append(Row((measure.benchmark, checkpoint.title, _share(unread), *(number(v, measure.digits) for v in spread)), number_ == 0))
-            place = (measure.benchmark, checkpoint.title, checkpoint.arm, checkpoint.iteration)
-            numbers.append((*place, unread.k, unread.n, unread.low, unread.high, *spread, noise.df))
-    caption = (
-        "Verdicts that could not be read (share with Wilson interval), and what the judge alone adds: standard deviation of one judgment, noise "
-        "floor of a mean and of a difference."
-    )
-    unknown = all(row[JUDGE_DATA.index("judgment_sd")] is None for row in numbers)
-    notes = ("No item was judged twice, so the judge's noise is unknown; set judge.repeats above 1 to measure it.",) if unknown else ()
-    columns = ("benchmark", "checkpoint", "unparsed", "sd of a judgment", "floor of a mean", "floor of a difference")
-    return Table("judge", "The judge", caption, columns, tuple(rows), JUDGE_DATA, tuple(numbers), notes, left=2)
-
-
-def _share(unread: rank.Proportion) -> str:
-    if unread.low is None or unread.high is None:
-        return "–"
-    return f"{unread.k} of {unread.n} ({number(100 * unread.low, 1)}–{number(100 * unread.high, 1)} %)"
-
-
-def _repeats(data: StudyData, checkpoint: Checkpoint, measure: measures.Measure) -> np.ndarray:
-    """Items × repeats of every run of a checkpoint, NaN where missing; one column when nothing was judged twice."""
-    frames = [data.rows(run.name, checkpoint.iteration, measure.benchmark, measure.metric) for run in checkpoint.runs]
-    tables = [
-        f.assign(item=f["item"].astype(str)).pivot(index="item", columns="repeat", values="value").to_numpy(dtype=float) for f in frames if len(f)
+    present = {measure.metric for measure in all_of}
+    shown = [c for arm in data.arms if (c := data.at(arm, data.last_iteration)) and c.iteration]
+    listed = [m for m in all_of if measures.SAME_AS.get(m.metric) not in present]
+    numbers = [
+        score_data(data, checkpoint, measure, estimate)
+        for measure in all_of
+        for checkpoint in data.checkpoints
+        if (estimate := findings.estimate(data, checkpoint, measure)).expected
     ]
-    width = max((table.shape[1] for table in tables), default=1)
-    return np.vstack([np.empty((0, width)), *(np.pad(t, ((0, 0), (0, width - t.shape[1])), constant_values=np.nan) for t in tables)])
+    if len(shown) > MANY_ARMS:
+        listed = [m for m in listed if m.metric in measures.CORE] or listed[: len(measures.CORE)]
+        heads: tuple[str, ...] = ("arm", *(_with_unit(m) for m in listed))
+        rows = [Row((c.label, *(cell_text(findings.estimate(data, c, m), m) for m in listed))) for c in shown]
+    else:
+        heads = ("diagnostic", *(c.label for c in shown))
+        rows = [Row((_with_unit(m), *(cell_text(findings.estimate(data, c, m), m) for c in shown))) for m in listed]
+    more = "every iteration is" if len(listed) + len(measures.SAME_AS) >= len(all_of) else "the other diagnostics and every iteration are"
+    when = prose.after(data, data.last_iteration)
+    caption = f"{when[0].upper()}{when[1:]}; {more} in the CSV. Mean over seeds ± half-width (A), in brackets (B), clusters are prompts."
+    notes = [
+        POPULATIONS_NOTE,
+        "Where the prompts differ between seeds (training prompts, or a diagnostic undefined on some) seeds are compared by their means: (A) only.",
+    ]
+    if any("± –" in cell for row in rows for cell in row.cells):
+        notes.append("± –: no interval, because all seeds gave the same value; it is never shown as zero.")
+    return Table("diagnostics", title, caption, heads, tuple(rows), SCORE_DATA, tuple(numbers), tuple(notes))
+
+
+def _with_unit(measure: measures.Measure) -> str:
+    return f"{measure.title} [{measure.unit}]" if measure.unit else measure.title
 
 
 def table_completeness(data: StudyData) -> Table | Unavailable:
+    """Score rows by status. Complete checkpoints are counted in one row; the CSV has every checkpoint, benchmark and status."""
     columns = {benchmark: metric for benchmark, metric in reversed(data.metrics()) if benchmark not in ("diagnostics",)}
-    names = [
-        b
-        for b in ("alpaca_eval", "mt_bench", *(m.benchmark for m in measures.academic(data) if not m.strata), "heldout", "heldout_ood")
-        if b in columns
-    ]
+    academic = [m.benchmark for m in measures.academic(data) if not m.strata]
+    names = [b for b in ("alpaca_eval", "mt_bench", *academic, "heldout", "heldout_ood") if b in columns]
     title = "Completeness"
     if not names:
         return Unavailable("completeness", title, "no score rows are stored yet")
     rows, numbers, counted = [], [], Counter[str]()
+    whole = _complete(data, names, columns)
     for checkpoint in data.checkpoints:
         cells = []
         for benchmark in names:
             cell = data.cell(checkpoint, benchmark, columns[benchmark])
             cells.append(_counted(cell))
-            for status, count in cell.statuses.items():
+            absent = cell.layout.expected - sum(cell.statuses.values())
+            for status, count in [*cell.statuses.items(), *([("not run", absent)] if absent > 0 else [])]:
                 numbers.append((checkpoint.title, checkpoint.arm, checkpoint.iteration, benchmark, columns[benchmark], status, count))
                 counted[status] += count
-            absent = cell.layout.expected - sum(cell.statuses.values())
-            if absent > 0:
-                numbers.append((checkpoint.title, checkpoint.arm, checkpoint.iteration, benchmark, columns[benchmark], "not run", absent))
-                counted["not run"] += absent
-        rows.append(Row((checkpoint.title, *cells)))
-    total = ", ".join(f"{count} {status}" for status, count in sorted(counted.items()))
-    caption = f"Score rows with a value / expected, all seeds together. A cell under {findings.bar(data):.0%} is INCOMPLETE. In all: {total}."
+        if checkpoint not in whole:
+            rows.append(Row((checkpoint.title, *cells)))
+    if whole:
+        sums = [sum(data.cell(c, b, columns[b]).layout.scored for c in whole) for b in names]
+        rows.append(Row((f"{len(whole)} complete checkpoint{'s' * (len(whole) != 1)}", *(f"{n}/{n}" for n in sums)), True))
+    everything = ", ".join(f"{count} {status}" for status, count in sorted(counted.items()))
+    bar = f"{100 * findings.bar(data):g} %"
+    caption = (
+        f"Score rows with a value / expected, all seeds together. Checkpoints that lack something stand alone. A cell under {bar} is INCOMPLETE. "
+        f"In all: {everything}."
+    )
     return Table(
         "completeness", title, caption, ("checkpoint", *names), tuple(rows),
         ("checkpoint", "arm", "iteration", "benchmark", "metric", "status", "rows"), tuple(numbers),
     )  # fmt: skip
+
+
+def _complete(data: StudyData, names: Sequence[str], columns: Mapping[str, str]) -> list[Checkpoint]:
+    return [c for c in data.checkpoints if all(data.cell(c, b, columns[b]).complete for b in names)]
 
 
 def _counted(cell: Cell) -> str:

@@ -13,6 +13,7 @@ PARTS = {
     "lc": ["-m", "benchmarks.bench_lc"],
     "coverage": ["-m", "benchmarks.bench_coverage"],
     "store": ["-m", "benchmarks.bench_store"],
+    "cost": ["-m", "benchmarks.bench_cost"],
 }
 
 

@@ -202,7 +202,7 @@ def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -
         }  # fmt: skip
         accumulation = max(1, min(GLOBAL_BATCH, len(rows)) // MICRO_BATCH)
         for _ in range(min(3, args.rounds)):
-            config = DPOConfig(activation_checkpointing=False, gradient_checkpointing=None, gradient_accumulation_steps=accumulation, **common)
+            config = DPOConfig(gradient_checkpointing=False, gradient_accumulation_steps=accumulation, **common)
             reference = copy.deepcopy(start)
             theirs = Tokenised(copy.deepcopy(start), reference, config, train_dataset=Dataset.from_list(data), processing_class=_least_tokenizer())
             ours = {**common, "per_device_train_batch_size": len(rows), "global_batch_size": accumulation * MICRO_BATCH}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.models import check_code, check_weights, load_tokenizer, preflight
+from harness.rankers.pairrm_files import is_pairrm, open_checkpoint
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, content_hash
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -36,7 +37,8 @@ def run(task: StageTask) -> StageOutcome:
     _same_files(source, str(settings.get("source_fingerprint", "")), print_)
     check_weights(path, source, allowed_pickle)
     needs_template = bool(settings.get("needs_template", True))
-    if needs_template or "ranker_type" not in json.loads((path / "config.json").read_text(encoding="utf-8")):
+    pairrm = not needs_template and is_pairrm(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    if not pairrm:
         check_code(path, source, str(settings.get("trust_remote_code", "")))
     where = {
         "path": str(path),
@@ -48,7 +50,7 @@ def run(task: StageTask) -> StageOutcome:
         "chat_template": _template(str(settings.get("chat_template", ""))) if needs_template else "",
     }
     (task.out / "location.json").write_text(canonical_json(where) + "\n", encoding="utf-8")
-    tokenizer = load_tokenizer(task.out)
+    tokenizer: Any = open_checkpoint(task.out).tokenizer if pairrm else load_tokenizer(task.out)
     if needs_template:
         if not tokenizer.chat_template:
             raise HarnessError(f"{source}: the tokenizer has no chat template (is it a base model?); give one with model.chat_template: <file.jinja>")

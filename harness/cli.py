@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness import cli_judging, cli_store
+from harness.cli_options import RESULTS, STORE, MaxCost, Overrides, Results, StoreRoot, StudyFile, StudyName, Workers, worker_count
 from harness.records import HarnessError
 
-app = typer.Typer(
-    name="selm",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Does a change to preference optimisation help, by how much, and could we have told?",
-)
 
-StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, for example ablations/alpha.yaml.")]
-StudyName = Annotated[str, typer.Argument(help="A study's name (a folder below --results) or its YAML file.")]
-StoreRoot = Annotated[Path, typer.Option("--store", help="Folder of finished stages.")]
-Results = Annotated[Path, typer.Option("--results", help="Folder of manifests and reports.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change one recipe key: key=value. May be repeated.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core (or per GPU).")]
-
-MaxCost = Annotated[float, typer.Option("--max-cost", min=0.0, help="USD that this command may spend on judging in all; 0: no limit.")]
-
-STORE, RESULTS = Path("results/store"), Path("results")
-
-
-def _workers(count: int) -> int:
-    return count or os.cpu_count() or 1
-
-
-@app.command()
 def plan(
     study: StudyFile,
     store: StoreRoot = STORE,
@@ -61,12 +38,11 @@ def plan(
         from harness.cost_view import show_cost
         from harness.store import Store
 
-        show_cost(study, Store(store), parse_overrides(overrides or []), _workers(workers), devices, device, gpu_price)
+        show_cost(study, Store(store), parse_overrides(overrides or []), worker_count(workers), devices, device, gpu_price)
     else:
-        plan_study(study, store, parse_overrides(overrides or []), _workers(workers))
+        plan_study(study, store, parse_overrides(overrides or []), worker_count(workers))
 
 
-@app.command()
 def run(
     study: StudyFile,
     store: StoreRoot = STORE,
@@ -88,12 +64,11 @@ def run(
 
     changes = parse_overrides(overrides or [])
     status = run_study(
-        study, store, results, changes, executor=executor, workers=_workers(workers), only=only or (), report=report, max_cost=max_cost
+        study, store, results, changes, executor=executor, workers=worker_count(workers), only=only or (), report=report, max_cost=max_cost
     )
     raise typer.Exit(status)
 
 
-@app.command()
 def status(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
     """Show running, done, failed and missing stages of a study, also while it runs elsewhere.
 
@@ -107,7 +82,6 @@ def status(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
     show_status(manifest, Store(store))
 
 
-@app.command()
 def show(key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")], store: StoreRoot = STORE) -> None:
     """Show one finished stage: settings, inputs, files, costs.
 
@@ -121,7 +95,6 @@ def show(key: Annotated[str, typer.Argument(help="The first characters of a stag
     show_stage(opened, find_key(opened, key))
 
 
-@app.command()
 def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
     """Write a study's tables, figures and report from what is stored. Works on unfinished studies and says so.
 
@@ -133,7 +106,6 @@ def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
     report_study(folder, store)
 
 
-@app.command()
 def tune(
     search: Annotated[Path, typer.Argument(help="The search's YAML file, for example ablations/tune_alpha_beta.yaml.")],
     store: StoreRoot = STORE,
@@ -147,82 +119,9 @@ def tune(
     """
     from harness.commands import tune_study
 
-    raise typer.Exit(tune_study(search, store, results, storage, _workers(workers)))
+    raise typer.Exit(tune_study(search, store, results, storage, worker_count(workers)))
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
-    recipe: Annotated[Path, typer.Option(help="Recipe that names benchmarks, judge and data.")] = Path("ablations/recipes/own_data.yaml"),
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-    overrides: Overrides = None,
-    workers: Workers = 0,
-    name: Annotated[str, typer.Option(help="Name of the result folder.")] = "evaluate",
-    max_cost: MaxCost = 0.0,
-) -> None:
-    """Score one model on a recipe's benchmarks, outside any study: no training.
-
-    Example: selm evaluate CHECKPOINT --set data.path=pairs.jsonl --set evaluation.benchmarks=[mt_bench]
-    """
-    from harness.commands import evaluate_model, parse_overrides
-
-    raise typer.Exit(evaluate_model(model, recipe, name, store, results, parse_overrides(overrides or []), _workers(workers), max_cost))
-
-
-@app.command()
-def judge(
-    study: StudyFile,
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-    overrides: Overrides = None,
-    workers: Workers = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print calls, tokens and price; ask nothing.")] = False,
-    max_cost: MaxCost = 0.0,
-) -> None:
-    """Judge a study's stored answers again, for example by another judge. Trains and generates nothing, needs no GPU.
-
-    Example: selm judge ablations/alpha.yaml --set judge.noise=0.6 --dry-run
-    """
-    from harness.commands import parse_overrides, rejudge
-
-    raise typer.Exit(rejudge(study, store, results, parse_overrides(overrides or []), _workers(workers), dry_run, max_cost))
-
-
-@app.command("meta-judge")
-def meta_judge(
-    pairs: Annotated[Path, typer.Argument(help="Labelled pairs: a JSON list with input, output_1, output_2, label (LLMBar's form).")],
-    recipe: Annotated[Path, typer.Option(help="Recipe that names the judge.")] = Path("ablations/recipes/own_data.yaml"),
-    results: Results = RESULTS,
-    overrides: Overrides = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Verdicts per pair and order; two or more give the noise floor.")] = 2,
-) -> None:
-    """How far a judge can be trusted: agreement with labelled pairs, position-flip rate, noise floor. Run it again to continue.
-
-    Example: selm meta-judge ../shared/data/preferences/llmbar/natural.json --set judge.noise=0.6 --repeats 3
-    """
-    from harness.commands import meta_judge as judge_the_judge
-    from harness.commands import parse_overrides
-
-    judge_the_judge(pairs, recipe, results, parse_overrides(overrides or []), repeats)
-
-
-@app.command()
-def published(
-    folder: Annotated[Path, typer.Argument(help="Public artefacts: alpaca_eval/, mt_bench/, academic/ with their published figures.")],
-) -> None:
-    """Recompute published figures from public artefacts: published, recomputed, difference, tolerance. Exit status 1 if one is outside.
-
-    Example: selm published ../shared/data
-    """
-    from harness.evaluate.published import recompute, render
-
-    rows = recompute(folder)
-    render(rows)
-    raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
-
-
-@app.command()
 def compare(
     a: Annotated[str, typer.Argument(help="A run, an arm or base, with @iteration behind it; without: the last.")],
     b: Annotated[str, typer.Argument(help="What A is compared with.")],
@@ -242,7 +141,6 @@ def compare(
     show_table(compare_study(read_manifest(results, study)[0], store, a, b, benchmark))
 
 
-@app.command()
 def power(
     study: Annotated[str, typer.Argument(help="A study's name or YAML file; empty with given components.")] = "",
     delta: Annotated[float, typer.Option(help="The difference to detect, in the score's units.")] = 1.0,
@@ -266,89 +164,6 @@ def power(
         show_table(power_study(read_manifest(results, study)[0], store, delta))
 
 
-@app.command()
-def invalidate(key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")], store: StoreRoot = STORE) -> None:
-    """Forget one finished stage, so that the next run does it again.
-
-    Example: selm invalidate 3fa9c1
-    """
-    from harness.commands import find_key
-    from harness.console import console
-    from harness.store import Store
-
-    opened = Store(store)
-    whole = find_key(opened, key)
-    opened.invalidate(whole)
-    console.print(f"Forgotten: {whole}")
-
-
-@app.command()
-def verify(store: StoreRoot = STORE) -> None:
-    """Re-hash every finished stage; name what is missing or altered and what depends on it. Exit status 1 if anything is.
-
-    Example: selm verify
-    """
-    from harness.console import console
-    from harness.store import Store
-
-    found = Store(store).verify()
-    for item in found:
-        console.print(f"{item.path}: {item.what}; {item.action}", markup=False, soft_wrap=True)
-    console.print(f"{len(Store(store).all_keys())} stages checked, {len(found)} findings.")
-    raise typer.Exit(1 if found else 0)
-
-
-@app.command()
-def gc(
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is listed; without it nothing is touched.")] = False,
-    searches: Annotated[bool, typer.Option(help="Keep what only a search's trials used.")] = True,
-) -> None:
-    """List stages that no study below --results needs, journals and failures of such stages, and what dead attempts left.
-
-    Example: selm gc --delete
-    """
-    from harness.commands import collect_garbage
-    from harness.store import Store
-
-    collect_garbage(Store(store), results, delete, searches)
-
-
-@app.command()
-def export(
-    study: StudyName,
-    file: Annotated[Path, typer.Argument(help="The archive to write, for example alpha.tar.")],
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-    weights: Annotated[bool, typer.Option(help="With the checkpoints' weights.")] = True,
-) -> None:
-    """Write a study and its finished stages into one archive with the checksum of every file. Equal studies give equal archives.
-
-    Example: selm export alpha alpha.tar --no-weights
-    """
-    from harness.commands import export_named
-    from harness.store import Store
-
-    export_named(results, study, Store(store), file, weights)
-
-
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="An archive written by `selm export`.")],
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-) -> None:
-    """Check an archive's every file, then add its study. An archive that is not whole, or contradicts the store, changes nothing.
-
-    Example: selm import alpha.tar
-    """
-    from harness.commands import import_file
-
-    import_file(file, store, results)
-
-
-@app.command()
 def doctor(
     what: Annotated[str, typer.Argument(help="A study, a recipe, a checkpoint folder or a hub id; empty: the installation alone.")] = "",
     store: StoreRoot = STORE,
@@ -364,21 +179,40 @@ def doctor(
     raise typer.Exit(examine(what, store, parse_overrides(overrides or [])))
 
 
-@app.command("judge-server")
-def judge_server(
-    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, help="Port; 0 takes a free one and prints it.")] = 8765,
-    noise: Annotated[float, typer.Option(help="Spread of the verdicts.")] = 0.3,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of that noise.")] = 0,
-) -> None:
-    """Serve the pocket judge: an OpenAI-compatible endpoint on loopback that rates pocket answers exactly and other text by a plain heuristic.
+app = typer.Typer(
+    name="selm",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Does a change to preference optimisation help, by how much, and could we have told?",
+)
 
-    Example: selm judge-server --port 8765
-    """
-    from harness.pocket.judge_server import run_forever
-    from harness.settings import JudgeSettings
+COMMANDS: dict[str, Callable[..., None]] = {
+    "plan": plan,
+    "run": run,
+    "status": status,
+    "show": show,
+    "report": report,
+    "tune": tune,
+    "evaluate": cli_judging.evaluate,
+    "judge": cli_judging.judge,
+    "meta-judge": cli_judging.meta_judge,
+    "published": cli_judging.published,
+    "compare": compare,
+    "power": power,
+    "invalidate": cli_store.invalidate,
+    "verify": cli_store.verify,
+    "gc": cli_store.gc,
+    "export": cli_store.export,
+    "import": cli_store.import_,
+    "doctor": doctor,
+    "judge-server": cli_judging.judge_server,
+}
+"""Every command in the order in which help lists them."""
 
-    run_forever(host, port, JudgeSettings(noise=noise, seed=seed).model_dump())
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def main() -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.console import ProgressDisplay, console, describe, errors, relative, show_plan, show_summary, show_table
-from harness.execute import Executor, Inline, Pool, Summary, estimate, execute, retain, terminable
+from harness.distributed import check_ready
+from harness.execute import Executor, Inline, Pool, Summary, estimate, retain, terminable
 from harness.files import hash_file, write_atomic
 from harness.manifest import manifest
 from harness.plan import Node, Plan, build_plan, files_of
+from harness.precheck import check_memory, device_memory, execute_checked
 from harness.records import HarnessError, StageTask, canonical_json, content_hash
 from harness.stages import function_of
 from harness.store import Store
@@ -74,6 +76,9 @@ def plan_study(path: Path, store_root: Path, overrides: Mapping[str, Any], worke
 def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor:
     """The executor by name. Pools have one worker per core, or per GPU where there are any."""
     hub = any(name.count("/") == 1 and not Path(name).exists() for cell in plan.study.cells for name in files_of(cell.recipe))
+    here = None if kind == "ray" else len(devices())
+    for runtime in [cell.recipe.runtime for cell in plan.study.cells]:
+        check_ready(runtime.model_dump(), 0 if runtime.device == "cpu" else here)
     if kind == "inline":
         return Inline(store, hub)
     if kind == "ray":
@@ -170,10 +175,12 @@ def _read(path: Path) -> str:
 def _walk(plan: Plan, store: Store, kind: str, workers: int, only: Sequence[str], todo: int) -> Summary:
     if not todo:
         return Summary(reused=len(plan.nodes))
+    if kind != "ray":
+        check_memory(plan, device_memory())
     pool = make_executor(kind, store, workers, plan)
     try:
         with terminable(), ProgressDisplay(plan, todo) as display:
-            return execute(plan, store, pool, display, only)
+            return execute_checked(plan, store, pool, display, only)
     finally:
         pool.close()
 
@@ -209,50 +216,44 @@ def find_key(store: Store, prefix: str) -> str:
 
 def tune_study(path: Path, store_root: Path, results: Path, storage: str, workers: int) -> int:
     """Search, then judge the winners on fresh seeds; run again to continue. Returns the exit status."""
-    from analysis.search import write_search
-    from harness import tune
+    from harness import tune, tune_open
     from harness.tune_file import load_tune
 
-    folder = results / load_tune(path).name
+    spec = load_tune(path)
+    folder = results / spec.name
     folder.mkdir(parents=True, exist_ok=True)
-    search = tune.Search(path, store_root, storage or f"sqlite:///{(folder / 'optuna.db').resolve()}")
+    default = f"sqlite:///{(folder / 'optuna.db').resolve()}"
+    origin = storage or f"sqlite:///{(results / spec.fork_of / 'optuna.db').resolve()}" if spec.fork_of else ""
+    search = tune_open.Search(path, store_root, storage or default, origin)
     open_store(store_root)
-    if workers > 1:
-        tune.run_workers(search, workers)
+    study = tune_open.open_study(search)
+    if "fork" in study.user_attrs:
+        console.print(tune.fork_text(study), markup=False, soft_wrap=True)
+    if workers > 1 or len(devices()) > 1 or spec.trial_timeout_s:
+        tune.run_workers(search, workers, devices())
     else:
-        tune.work(search)
-    study = tune.open_study(search)
-    out = write_search(study, folder / "search", {})
-    console.print(f"Search: {relative(out)}", markup=False)
+        with terminable():
+            tune.work(search)
+    report_search(folder, search, study, {})
     final = tune.finalists(search, study)
     status = run_plan(build_plan(final, fingerprints(final)), store_root, results, executor="pool", workers=workers)
-    write_search(study, folder / "search", fresh_estimates(folder, store_root, search.spec.metrics[0]))
+    report_search(folder, search, study, tune.fresh_values(search, final))
     return status
 
 
-def fresh_estimates(folder: Path, store_root: Path, metric: Any) -> dict[str, Any]:
-    """Mean over fresh seeds of the search's first metric, with interval (A), for the default and every winner."""
-    import pyarrow.parquet as pq
-    from scipy import stats
+def report_search(folder: Path, search: Any, study: Any, fresh: Mapping[str, Any]) -> None:
+    """Write what a search found; ``fresh``: label of a finalist → its values on fresh seeds, empty before they ran."""
+    from analysis.search import Found, write_search
+    from harness import tune, tune_open
 
-    store, runs = Store(store_root), json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["runs"]
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        for key in dict.fromkeys(run["iterations"][-1]["stages"].values()):
-            path = store.folder(key) / "scores.parquet"
-            rows = pq.read_table(path).to_pylist() if path.is_file() else []
-            values = [
-                row["value"] for row in rows if (row["benchmark"], row["metric"]) == (metric.benchmark, metric.metric) and row["value"] is not None
-            ]
-            if values:
-                found.setdefault(run["label"], []).append(sum(values) / len(values))
-    result: dict[str, Any] = {}
-    for label, means in found.items():
-        mean, low, high = sum(means) / len(means), None, None
-        if len(means) >= 3:
-            low, high = (float(v) for v in stats.t.interval(0.95, len(means) - 1, mean, stats.sem(means)))
-        result[label] = {"mean": mean, "low": low, "high": high, "n": len(means), "seeds": means}
-    return result
+    spec = search.spec
+    base = tune_open.base_study(search, spec).base
+    used = tune.spent(study, Store(search.store), base.runtime)
+    metrics = [f"{metric.benchmark}/{metric.metric}" for metric in spec.metrics]
+    chosen = {label: trial.number for label, trial in tune.winners(study).items()} if tune.any_complete(study) else {}
+    default = {key: tune_open.value_at(base, key) for key in spec.space}
+    found = Found(spec.question, metrics, spec.seeds, spec.fresh_seeds, chosen, fresh, default, used.over(spec), used.hours, used.usd)
+    console.print(f"Search: {relative(write_search(study, folder / 'search', found))}", markup=False)
 
 
 def evaluate_model(
@@ -366,3 +367,23 @@ def meta_judge(pairs_file: Path, recipe: Path, results: Path, overrides: Mapping
     write_atomic(folder / "meta.json", canonical_json({"judge": judge_label(judge), "pairs": pairs_file.name, "repeats": repeats, **found}))
     show_table(judge_table(judge_label(judge), pairs_file.name, repeats, found))
     console.print(f"Kept in {relative(folder)}; asked again only for what is missing.", markup=False)
+
+
+def serve_model(source: str, revision: str, name: str, host: str, port: int, device: str, dtype: str) -> None:
+    """Serve a local chat model through the chat-completions schema until interrupted."""
+    import torch
+
+    from harness.chat_http import serve_until_interrupted
+    from harness.checkpoint import resolve
+    from harness.evaluate.served_judge import ServedModel
+    from harness.models import load_policy
+
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise HarnessError(f"--dtype {dtype!r} is unknown; allowed: auto, float32, bfloat16, float16")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    dtype = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
+    served = ServedModel(load_policy(resolve(source, revision), dtype=dtype, device=device), name or source)
+    errors.print(f"{served.name}: {dtype} on {device}, {served.positions:,} tokens of context, one request at a time.", markup=False)
+    if not served.system_turn:
+        errors.print("Its template has no system turn: that text is put before the first user's.", markup=False)
+    serve_until_interrupted(served.handle, host, port)

@@ -1,22 +1,26 @@
 """``selm plan --cost``: what a study will take, stage by stage, and how each figure comes about.
 
 A stage's time is measured where this store holds finished stages of the same kind on the same model (seconds scaled by the work),
-else its floating-point operations over a device's peak at a stated utilisation. Nothing is run and nothing is fetched.
+else its floating-point operations over a device's peak at a stated utilisation; in the pocket world, constants of a reference core
+times this machine's slowness. No stage is run and nothing is fetched.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from harness.cost_rates import POCKET, PROPORTIONAL, REPORT, START_UP, History, Rate, StartUp, model_of, scaled
+from harness.memory import Setup, training_parts
+from harness.memory import lora_parameters as lora_parameters
 from harness.plan import Node, Plan
-from harness.records import HarnessError, StageRecord
+from harness.records import HarnessError
 from harness.settings import Recipe
 from harness.stages import STAGES
 from harness.store import Store
-from harness.work import POCKET_LENGTHS, Counter, Lengths, Shape, Work, shape_of
+from harness.work import POCKET_LENGTHS, Lengths, Shape, Work, shape_of
+from harness.work_count import Counter
 
 GB = 1e9
 GENERATING_TRANSFORMERS = 0.015
@@ -51,6 +55,8 @@ class Assumptions:
     generating: float = 0.08
     usd_per_gpu_hour: float = 0.0
     lengths: Lengths = field(default_factory=Lengths)
+    slowness: float = 1.0
+    """Of the pocket world's stages: this machine's seconds for one of the reference core (``cost_rates.slowness``)."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
         assumptions = replace(assumptions, lengths=POCKET_LENGTHS)
     if recipe.runtime.generation_backend == "transformers":
         assumptions = replace(assumptions, generating=GENERATING_TRANSFORMERS)
-    history = _History(store)
+    history = History(store)
     counter = Counter(plan.nodes.get, shape, assumptions.lengths, _rows(plan, history))
     states = store.states(list(plan.nodes))
     lines = []
@@ -125,7 +131,7 @@ def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
     return Budget(plan, shape, assumptions, tuple(lines), memory(recipe, shape, assumptions), len(plan.nodes) - len(lines))
 
 
-def _rows(plan: Plan, history: _History) -> int:
+def _rows(plan: Plan, history: History) -> int:
     """Training rows that the data stage's record counted, or 0."""
     for key, node in plan.nodes.items():
         if node.stage.startswith("data.") and key in history.records:
@@ -133,45 +139,16 @@ def _rows(plan: Plan, history: _History) -> int:
     return 0
 
 
-class _History:
-    """Finished stages of a store by key, and by kind and model."""
-
-    def __init__(self, store: Store) -> None:
-        self.records: dict[str, StageRecord] = {}
-        for key in store.all_keys()[:5000]:
-            try:
-                self.records[key] = store.record(key)
-            except HarnessError:
-                continue
-        self.by_kind: dict[tuple[str, str], list[StageRecord]] = {}
-        for record in self.records.values():
-            self.by_kind.setdefault((record.stage, model_of(self.node(record.key), self.node)), []).append(record)
-
-    def node(self, key: str) -> Node | None:
-        """A recorded stage in the form of a planned one."""
-        record = self.records.get(key)
-        return Node(key, record.stage, record.version, record.settings, record.inputs) if record else None
-
-
-def model_of(node: Node | None, lookup: Callable[[str], Node | None]) -> str:
-    """Which model a stage works with: its base checkpoint, found by following its inputs; empty for stages without one."""
-    while node is not None and not node.stage.startswith("base."):
-        names = ("policy", "answer", "answer_a", "base", "rollout", "pairs")
-        node = next((lookup(node.inputs[name]) for name in names if name in node.inputs), None)
-    if node is None:
-        return ""
-    if node.stage == "base.pocket":
-        return "pocket {hidden_size} {layers}".format(**node.settings)
-    return str(node.settings.get("source_fingerprint") or node.settings.get("source", ""))
-
-
-def _seconds(node: Node, work: Work, plan: Plan, history: _History, counter: Counter, assumptions: Assumptions) -> tuple[float, str]:
-    measured = history.by_kind.get((node.stage, model_of(node, plan.nodes.get)), [])
+def _seconds(node: Node, work: Work, plan: Plan, history: History, counter: Counter, assumptions: Assumptions) -> tuple[float, str]:
+    pocket = counter.shape.name == "pocket"
+    rate = POCKET.get(node.stage, Rate(STAGES[node.stage].seconds, 0.0)) if pocket else PROPORTIONAL
+    measured = history.of(node.stage, model_of(node, plan.nodes.get))
     if measured:
         past = Counter(history.node, counter.shape, counter.lengths, counter.rows_in_all)
-        found = [(past.work(Node(r.key, r.stage, r.version, r.settings, r.inputs)).units, float(r.costs.get("seconds", 0.0))) for r in measured]
-        return _scaled(found, work.units), f"measured ({len(found)})"
-    if not STAGES[node.stage].accelerator or counter.shape.name == "pocket":
+        return scaled([(past.work(one).units, seconds) for one, seconds in measured], work.units, rate), f"measured ({len(measured)})"
+    if pocket:
+        return rate.seconds(work.units) * assumptions.slowness, "prior"
+    if not STAGES[node.stage].accelerator:
         return STAGES[node.stage].seconds, "prior"
     total = work.flops or 1.0
     tokens = max(1.0, 2 * (work.read + work.generated) + 6 * work.trained)
@@ -179,38 +156,42 @@ def _seconds(node: Node, work: Work, plan: Plan, history: _History, counter: Cou
     return sum(total * share / (assumptions.device.flops * getattr(assumptions, name)) for name, share in shares.items()), "operations"
 
 
-def _scaled(found: Sequence[tuple[float, float]], units: float) -> float:
-    """Seconds for ``units`` from measured (units, seconds): the median of the nine nearest in size; a fixed share when sizes differ is fitted."""
-    nearest = sorted(found, key=lambda pair: abs(math.log(pair[0] / units)))[:9]
-    same = [seconds for own, seconds in nearest if 0.8 <= own / units <= 1.25]
-    if same:
-        return sorted(same)[len(same) // 2]
-    own, seconds = sorted(nearest, key=lambda pair: pair[1] / pair[0])[len(nearest) // 2]
-    return seconds * units / own
+def elapsed(found: Budget, workers: int) -> dict[str, float]:
+    """Seconds of a pocket study on so many workers: ``stages`` (start-up of the workers in them), ``report``, ``all``."""
+    slow = found.assumptions.slowness
+    stages = wall_seconds(found.plan, found.lines, workers, [replace(one, seconds=one.seconds * slow) for one in START_UP])
+    report = REPORT.seconds(len(found.plan.runs)) * slow
+    return {"stages": stages, "report": report, "all": stages + report}
 
 
-def wall_seconds(plan: Plan, lines: Sequence[Line], workers: int) -> float:
-    """Elapsed time of the stages on so many workers: longest remaining chain first, as the executors do."""
+def wall_seconds(plan: Plan, lines: Sequence[Line], workers: int, start_up: Sequence[StartUp] = ()) -> float:
+    """Elapsed time of the stages on so many workers: longest remaining chain first, as the executors do; each worker starts up by itself."""
     seconds = {line.node.key: line.seconds for line in lines}
     chain = dict(seconds)
-    for key in reversed([key for key in plan.nodes if key in seconds]):
-        for parent in plan.nodes[key].inputs.values():
-            if parent in chain:
-                chain[parent] = max(chain[parent], seconds[parent] + chain[key])
+    parents = {key: {parent for parent in plan.nodes[key].inputs.values() if parent in seconds} for key in plan.nodes if key in seconds}
+    for key in reversed(list(parents)):
+        for parent in parents[key]:
+            chain[parent] = max(chain[parent], seconds[parent] + chain[key])
+    missing = {key: len(those) for key, those in parents.items()}
     users: dict[str, list[str]] = {}
-    missing = {key: sum(parent in seconds for parent in set(plan.nodes[key].inputs.values())) for key in seconds}
-    for key in seconds:
-        for parent in set(plan.nodes[key].inputs.values()):
+    for key, those in parents.items():
+        for parent in those:
             users.setdefault(parent, []).append(key)
     ready = [(-chain[key], key) for key, count in missing.items() if not count]
     heapq.heapify(ready)
-    running: list[tuple[float, str]] = []
+    idle = list(range(max(1, workers)))
+    prepared: set[tuple[int, str]] = set()
+    running: list[tuple[float, str, int]] = []
     now = 0.0
     while ready or running:
-        while ready and len(running) < max(1, workers):
+        while ready and idle:
             _, key = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds[key], key))
-        now, ended = heapq.heappop(running)
+            worker = heapq.heappop(idle)
+            new = [one for one in start_up if plan.nodes[key].stage in one.stages and (worker, one.what) not in prepared]
+            prepared |= {(worker, one.what) for one in new}
+            heapq.heappush(running, (now + seconds[key] + sum(one.seconds for one in new), key, worker))
+        now, ended, worker = heapq.heappop(running)
+        heapq.heappush(idle, worker)
         for key in users.get(ended, []):
             missing[key] -= 1
             if not missing[key]:
@@ -227,38 +208,16 @@ def memory(recipe: Recipe, shape: Shape, assumptions: Assumptions) -> dict[str, 
 
 
 def _training_memory(recipe: Recipe, shape: Shape, devices: int) -> tuple[Need, ...]:
-    """Full: float32 weights, gradients and two optimiser moments (16 bytes a parameter); LoRA: frozen weights, 16 bytes a parameter of adapters."""
-    training, n = recipe.training, shape.parameters
-    wide = 2 if recipe.model.dtype == "bfloat16" else 4
+    """The parts of ``harness.memory``, on one device alone and with weights, gradients and optimiser divided over ``devices`` by FSDP."""
+    training = recipe.training
     tokens = recipe.runtime.token_budget or recipe.runtime.micro_batch * training.max_length
-    if training.lora is None:
-        parts = [("weights", "4 bytes", 4 * n), ("gradients", "4 bytes", 4 * n), ("optimiser", "8 bytes (two moments)", 8 * n)]
-        needs = [Need(what, f"{n / 1e9:.2f} B × {how}", size, size / devices) for what, how, size in parts]
-        if wide == 2:
-            layer = wide * n / shape.layers
-            needs.append(Need("one layer in bfloat16", f"2 bytes × {n / 1e9:.2f} B / {shape.layers}", layer, layer))
-    else:
-        adapters = lora_parameters(shape, training.lora.r)
-        needs = [
-            Need("weights (frozen)", f"{n / 1e9:.2f} B × {wide} bytes", wide * n, wide * n / devices),
-            Need("adapters with gradients and optimiser", f"{adapters / 1e6:.0f} M × 16 bytes", 16 * adapters, 16 * adapters / devices),
-        ]
-    within = wide * (10 * shape.hidden + 3 * shape.inner)
-    kept = wide * shape.hidden if training.gradient_checkpointing else within
-    rule = f"{wide} × {shape.hidden}" if training.gradient_checkpointing else f"{wide} × (10 × {shape.hidden} + 3 × {shape.inner})"
-    stored = float(tokens * shape.layers * kept)
-    needs.append(Need("activations kept", f"{tokens:,} tokens × {shape.layers} layers × {rule} bytes", stored, stored))
-    if training.gradient_checkpointing:
-        again, rule = float(tokens * within), f"{wide} × (10 × {shape.hidden} + 3 × {shape.inner})"
-        needs.append(Need("activations of the layer under way", f"{tokens:,} tokens × {rule} bytes", again, again))
-    return tuple(needs)
-
-
-def lora_parameters(shape: Shape, rank: int) -> float:
-    """Parameters of adapters of this rank on every linear layer but the head."""
-    query, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    pairs = [(shape.hidden, query), (shape.hidden, keys), (shape.hidden, keys), (query, shape.hidden)] + 3 * [(shape.hidden, shape.inner)]
-    return float(shape.layers * rank * sum(a + b for a, b in pairs))
+    rank = training.lora.r if training.lora else 0
+    setup = Setup(recipe.model.dtype == "bfloat16", training.gradient_checkpointing, rank, 2 if training.optimizer == "adamw_torch" else 1)
+    alone = {part.what: part for part in training_parts(shape, setup, tokens)}
+    divided = replace(setup, processes=devices, sharded=True) if devices > 1 else setup
+    shared = {part.what: part for part in training_parts(shape, divided, tokens)}
+    sizes = {what: [parts[what].size if what in parts else 0.0 for parts in (alone, shared)] for what in (alone | shared)}
+    return tuple(Need(what, (shared | alone)[what].how, *both) for what, both in sizes.items())
 
 
 def _generating_memory(recipe: Recipe, shape: Shape, lengths: Lengths) -> tuple[Need, ...]:

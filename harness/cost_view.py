@@ -10,7 +10,8 @@ from rich.table import Table
 
 from harness.commands import fingerprints, prepare
 from harness.console import console
-from harness.cost import DEVICES, GB, Assumptions, Budget, Need, budget, wall_seconds
+from harness.cost import DEVICES, GB, Assumptions, Budget, Need, budget, elapsed, wall_seconds
+from harness.cost_rates import POCKET, REFERENCE, START_UP, slowness
 from harness.plan import Plan, build_plan
 from harness.records import HarnessError
 from harness.store import Store
@@ -34,7 +35,9 @@ def show_cost(path: Path, store: Store, overrides: Mapping[str, Any], workers: i
     """Count and print the budget of a study's or a recipe's file."""
     if device not in DEVICES:
         raise HarnessError(f"--device {device!r} is unknown; allowed: {', '.join(DEVICES)}")
-    found = budget(plan_of(path, overrides), store, Assumptions(DEVICES[device], devices, usd_per_gpu_hour=price))
+    plan = plan_of(path, overrides)
+    slow = slowness() if plan.study.base.model.source == "pocket" else 1.0
+    found = budget(plan, store, Assumptions(DEVICES[device], devices, usd_per_gpu_hour=price, slowness=slow))
     console.print(_table(found))
     for text in (*arithmetic(found), *time_and_price(found, workers), *memory_lines(found), *assumption_lines(found)):
         console.print(text, markup=False, soft_wrap=True)
@@ -89,8 +92,11 @@ def arithmetic(found: Budget) -> Iterator[str]:
             text += f"; {' + '.join(shown)} = {line.seconds / 3600:.2f} GPU-hours"
         elif line.source.startswith("measured"):
             text += f"; {line.seconds:.1f} s by the nearest of {line.source.split('(')[1].rstrip(')')} measured in this store"
-        elif line.source == "prior" and found.shape.name == "pocket":
-            text += f"; {line.seconds:.1f} s expected (nothing measured yet)"
+        elif line.source == "prior" and found.shape.name == "pocket" and stage in POCKET:
+            rate = POCKET[stage]
+            share = f"{work.flops / 1e9:,.1f} G operations × {rate.each * 1e9:.2g} s" if work.flops else f"{work.rows:,.0f} rows × {rate.each:.2g} s"
+            text += f"; ({rate.fixed:.3g} s + {share})" if rate.each else f"; {rate.fixed:.3g} s"
+            text += f" × {assumed.slowness:.2f} for this machine = {line.seconds:.2f} s"
         yield text
 
 
@@ -98,8 +104,9 @@ def time_and_price(found: Budget, workers: int) -> Iterator[str]:
     """Elapsed time on the workers or devices, and money."""
     lines, assumed = found.lines, found.assumptions
     if found.shape.name == "pocket":
-        wall = wall_seconds(found.plan, lines, workers)
-        yield f"Elapsed: about {wall / 60:.1f} minutes on {workers} workers ({sum(line.seconds for line in lines):,.0f} stage-seconds)."
+        taken, total = elapsed(found, workers), sum(line.seconds for line in lines)
+        yield f"Elapsed: about {taken['all'] / 60:.1f} minutes on {workers} workers: {total:,.0f} stage-seconds in {taken['stages']:,.0f} s,"
+        yield f"  start-up of every worker included, and {taken['report']:,.0f} s for the report."
         return
     hours = found.gpu_seconds(lines) / 3600
     alone = wall_seconds(found.plan, lines, assumed.devices) / 3600
@@ -157,4 +164,9 @@ def assumption_lines(found: Budget) -> Iterator[str]:
             f"  {assumed.device.name}: {assumed.device.flops / 1e12:,.0f}·10¹² bfloat16 operations a second, of which training reaches "
             f"{assumed.training:.0%}, reading {assumed.reading:.0%} and generating {assumed.generating:.1%}. Loading and start-up are not counted."
         )
+    else:
+        started = ", ".join(f"{one.what} {one.seconds:g} s" for one in START_UP)
+        compared = f"{assumed.slowness:.2f} times as long for a tiny training step as {REFERENCE}"
+        yield f"  This machine as it is now takes {compared}, where the constants were measured."
+        yield f"  A worker starts once, on that core: {started}. There is a core for every worker."
     yield "  6 operations per parameter and trained token, 2 per token read or generated; measured seconds replace them where there are any."

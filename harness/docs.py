@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from harness import settings, study
+from harness import settings, study, tune_file
 from harness.objectives import OBJECTIVES
 from harness.stages import STAGES
 
@@ -50,6 +50,8 @@ def keys_page() -> str:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             lines += ["", f"### `{name}`", "", *_section(section, f"{name}.")]
+    lines += ["", "## Search (`selm tune`)", "", *_section(tune_file.TuneFile, ""), "", "### `metrics`", "", *_section(tune_file.Metric, "metrics.")]
+    lines += ["", "### `space`", "", *_section(tune_file.Range, "space.KEY.")]
     lines += ["", "## Objectives", "", "| name | reads | parameters | definition |", "|---|---|---|---|"]
     for name, objective in OBJECTIVES.items():
         parameters = ", ".join(f"`{key}` {value}" for key, value in objective.parameters.items()) or "none"

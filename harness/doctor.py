@@ -16,7 +16,7 @@ from harness.console import console
 from harness.cost import GB, Assumptions, memory
 from harness.records import HarnessError
 from harness.settings import Recipe
-from harness.work import shape_of
+from harness.work import Shape, shape_of
 
 State = Literal["ok", "note", "WRONG"]
 PACKAGE = "selm-harness"
@@ -52,6 +52,8 @@ def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[F
     yield from accelerators(recipe)
     yield from disk(store, recipe)
     if recipe is None:
+        if what and is_hub_id(what):
+            yield _hub_entry(what, "model", "")
         yield from model(what) if what else ()
         return
     yield from files(recipe)
@@ -132,17 +134,33 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         return
     if not count:
         if shape.parameters > 1e9:
-            yield Finding("WRONG", "devices", f"{shape.name} with {shape.parameters / 1e9:.1f} B parameters needs a GPU; none is visible")
+            says = f"{shape.name} with {shape.parameters / 1e9:.1f} B parameters needs a GPU; none is visible"
+            yield Finding("WRONG", "devices", f"{says}: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, and whether torch is built for CUDA")
         return
-    room = 0.9 * min(size.total_memory for size in sizes)
+    yield from _memory(recipe, shape, 0.9 * min(size.total_memory for size in sizes), count)
+
+
+def _memory(recipe: Recipe, shape: Shape, room: float, count: int) -> Iterator[Finding]:
+    """Whether training and generating fit into ``room`` bytes of each of ``count`` devices, as the recipe divides them."""
+    runtime, advice = recipe.runtime, "use training.lora, a smaller runtime.token_budget or model.generation_batch, or more devices"
+    if runtime.memory == "fit":  # the training stage lowers its token budget by itself, down to one row
+        recipe = recipe.model_copy(update={"runtime": runtime.model_copy(update={"token_budget": recipe.training.max_length})})
+    spread = min(count, runtime.processes) if runtime.sharding != "none" else 1
     for stage, needs in memory(recipe, shape, Assumptions(devices=count)).items():
-        alone, shared = (sum(getattr(need, which) for need in needs) for which in ("alone", "shared"))
-        if stage == "generating" and recipe.runtime.generation_backend == "vllm":
-            alone = shared = needs[0].alone  # vLLM keeps what fits and queues the rest
-        state: State = "ok" if shared <= room else "WRONG"
-        says = f"{alone / GB:.1f} GB on one device, {shared / GB:.1f} GB each over {count}; {room / GB:.1f} GB usable"
-        advice = "use training.lora, a smaller runtime.token_budget or model.generation_batch, or more devices"
-        yield Finding(state, f"memory of {stage}", says if state == "ok" else f"{says}; {advice}")
+        alone, over_all = (sum(getattr(need, which) for need in needs) for which in ("alone", "shared"))
+        says = f"{alone / GB:.1f} GB on one device"
+        if stage == "generating":
+            if runtime.generation_backend == "vllm":  # it keeps what fits and queues the rest
+                alone, says = needs[0].alone, f"{needs[0].alone / GB:.1f} GB of weights on one device"
+            fits = alone <= room
+        else:
+            divided = sum(need.shared for need in memory(recipe, shape, Assumptions(devices=spread))[stage])
+            fits = min(alone, divided) <= room if spread > 1 else alone <= room
+            says += f", {divided / GB:.1f} GB each over {spread}" if spread > 1 else ""
+            if not fits and runtime.sharding == "none" and over_all <= room:
+                advice = f"set runtime.sharding: fsdp and runtime.processes: {count} ({over_all / GB:.1f} GB each), or {advice}"
+        says += f"; {room / GB:.1f} GB usable"
+        yield Finding("ok" if fits else "WRONG", f"memory of {stage}", says if fits else f"{says}; {advice}")
 
 
 def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
@@ -219,24 +237,28 @@ def _hub_entry(name: str, kind: str, revision: str) -> Finding:
     except Exception as error:  # noqa: BLE001 - no network, a proxy, offline mode: all the same to a reader
         if cached():
             return Finding("note", name, f"the hub cannot be reached ({type(error).__name__}), but its cache holds this {kind}")
-        return Finding(
-            "WRONG", name, f"is not in the hub's cache and the hub cannot be reached ({type(error).__name__}); fetch it with `hf download`"
-        )
+        fetch = f"hf download {name}" + (" --repo-type dataset" if kind == "dataset" else "")
+        says = f"is not in the hub's cache and the hub cannot be reached ({type(error).__name__}); run `{fetch}` where there is a network"
+        return Finding("WRONG", name, f"{says}, or give a local copy")
     return Finding("ok", name, f"the hub gives this {kind}" + (f" (revision {revision})" if revision else ""))
 
 
 def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
     """Template and stop tokens of a model that is on this machine; of one that is not, only its tokenizer is fetched."""
-    from harness.models import load_tokenizer, preflight, stop_tokens
+    from harness.models import check_code, check_weights, load_tokenizer, preflight, stop_tokens
 
     try:
         folder = _tokenizer_folder(source, recipe.model.revision if recipe else "")
+        if (folder / "config.json").is_file():
+            check_code(folder, source, recipe.model.trust_remote_code if recipe else "")
+        if Path(source).expanduser().is_dir():
+            check_weights(folder, source, recipe.model.pickle_weights if recipe else "")
         tokenizer = load_tokenizer(folder)
         if recipe and recipe.model.chat_template:
             tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
         preflight(tokenizer)
     except (HarnessError, OSError) as error:
-        yield Finding("WRONG", f"template of {source}", str(error).splitlines()[0])
+        yield Finding("WRONG", f"loading {source}", str(error).splitlines()[0])
         return
     stops = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in stop_tokens(tokenizer))
     yield Finding("ok", f"template of {source}", f"passes the token check; an answer ends with {stops}")

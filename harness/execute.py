@@ -5,26 +5,22 @@ Stages run when their inputs are committed; the longest remaining chain goes fir
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from harness.plan import Node, Plan
+from harness.pool import Pool as Pool
 from harness.records import HarnessError
 from harness.stages import STAGES
 from harness.store import Store
-from harness.worker import Result, prepare_environment, run_stage, worker_main
+from harness.worker import Result, prepare_environment, run_stage
 
 Listener = Callable[[str, Node | None, Result | None], None]
 """Called with an event (``start``, ``end``, ``blocked``, ``done``), the node and its result."""
-
-LOST_WORKER_RETRIES = 2
 
 
 @dataclass
@@ -45,9 +41,11 @@ class Summary:
 
 
 class Executor(Protocol):
-    """Where stages run. ``submit`` starts one in a free slot; ``collect`` waits for results."""
+    """Where stages run. ``submit`` starts one in a free slot (if it ``takes`` it now); ``collect`` waits for results."""
 
     def free(self) -> int: ...
+
+    def takes(self, node: Node) -> bool: ...
 
     def submit(self, node: Node, restore: bool) -> None: ...
 
@@ -67,6 +65,9 @@ class Inline:
     def free(self) -> int:
         return 0 if self._waiting else 1
 
+    def takes(self, node: Node) -> bool:  # noqa: ARG002
+        return True
+
     def submit(self, node: Node, restore: bool) -> None:
         self._waiting.append((node, restore))
 
@@ -81,93 +82,6 @@ class Inline:
         self._waiting.clear()
 
 
-@dataclass
-class _Slot:
-    process: Any
-    connection: Connection
-    device: str
-    node: Node | None = None
-    restore: bool = False
-    policy: str = ""
-
-
-class Pool:
-    """Spawned workers that import once and live for the whole study: one per core, or one per device."""
-
-    def __init__(self, store: Store, workers: int, devices: Sequence[str] = (), hub: bool = False) -> None:
-        self.store = store
-        self._context = multiprocessing.get_context("spawn")
-        self._hub = hub
-        self._lost: dict[str, int] = {}
-        (store.root / "logs").mkdir(parents=True, exist_ok=True)
-        names = list(devices) or [""] * max(1, workers)
-        self._slots = [self._start(device) for device in names]
-
-    def _start(self, device: str) -> _Slot:
-        ours, theirs = self._context.Pipe()
-        log = self.store.root / "logs" / f"worker-{os.getpid()}-{time.monotonic_ns()}.log"
-        process = self._context.Process(target=worker_main, args=(theirs, str(self.store.root), str(log), device, self._hub), daemon=True)
-        process.start()
-        theirs.close()
-        return _Slot(process, ours, device)
-
-    def free(self) -> int:
-        return sum(slot.node is None for slot in self._slots)
-
-    def submit(self, node: Node, restore: bool) -> None:
-        idle = [slot for slot in self._slots if slot.node is None]
-        policy = node.inputs.get("policy", "")
-        slot = next((s for s in idle if s.policy == policy), idle[0])
-        slot.node, slot.restore, slot.policy = node, restore, policy
-        slot.connection.send((node, restore))
-
-    def collect(self, timeout: float) -> list[Result]:
-        busy = [slot for slot in self._slots if slot.node is not None]
-        ready = set(wait([slot.connection for slot in busy], timeout)) if busy else set()
-        results = []
-        for index, slot in enumerate(self._slots):
-            if slot.connection not in ready or slot.node is None:
-                continue
-            try:
-                results.append(slot.connection.recv())
-                slot.node = None
-            except (EOFError, OSError):
-                lost = self._replace(index)
-                results.extend([lost] if lost else [])
-        return results
-
-    def _replace(self, index: int) -> Result | None:
-        """A worker died: start another and give it the same stage, a bounded number of times."""
-        slot = self._slots[index]
-        slot.process.join(1)
-        node, restore = slot.node, slot.restore
-        assert node is not None
-        self._slots[index] = self._start(slot.device)
-        self._lost[node.key] = self._lost.get(node.key, 0) + 1
-        if self._lost[node.key] > LOST_WORKER_RETRIES:
-            reason = f"its worker died {self._lost[node.key]} times (exit code {slot.process.exitcode}); out of memory?"
-            self.store.fail(node.key, node.stage, reason)
-            return Result(node.key, "failed", message=reason)
-        replacement = self._slots[index]
-        replacement.node, replacement.restore = node, restore
-        replacement.connection.send((node, restore))
-        return None
-
-    def close(self) -> None:
-        for slot in self._slots:
-            try:
-                if slot.node is None:
-                    slot.connection.send(None)
-            except OSError:
-                pass
-        for slot in self._slots:
-            slot.process.join(0.5 if slot.node is None else 0)
-            if slot.process.is_alive():
-                slot.process.kill()
-                slot.process.join()
-            slot.connection.close()
-
-
 def execute(plan: Plan, store: Store, executor: Executor, listener: Listener | None = None, only: Sequence[str] = ()) -> Summary:
     """Run every stage of the plan that is not done. ``only``: names of stages to run (their inputs must be there).
 
@@ -176,7 +90,7 @@ def execute(plan: Plan, store: Store, executor: Executor, listener: Listener | N
     walk = _Walk(plan, store, listener or (lambda _event, _node, _result: None), frozenset(only))
     while not walk.finished():
         for _ in range(executor.free()):
-            node = walk.next_ready()
+            node = walk.next_ready(executor.takes)
             if node is None:
                 break
             walk.say("start", node)
@@ -229,14 +143,14 @@ class _Walk:
     def finished(self) -> bool:
         return not self.waiting and not self.running
 
-    def next_ready(self) -> Node | None:
+    def next_ready(self, takes: Callable[[Node], bool]) -> Node | None:
         now = time.monotonic()
         for key in [key for key, until in self.postponed.items() if until <= now]:
             del self.postponed[key]
         ready = [node for key, node in self.waiting.items() if key not in self.postponed and self._inputs_there(node)]
-        if not ready:
+        node = next((node for node in sorted(ready, key=lambda n: (self.rank[n.key], n.key), reverse=True) if takes(node)), None)
+        if node is None:
             return None
-        node = max(ready, key=lambda n: (self.rank[n.key], n.key))
         del self.waiting[node.key]
         return node
 

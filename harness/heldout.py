@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.rankers import RankContext, Ranked, RankItem, rewards
+from harness.rankers import RankContext, Ranked, RankItem, rank_texts, rewards
 from harness.records import Prompt, Score, StageOutcome, StageTask, Status, content_hash, read_jsonl, write_scores
 
 SETS = (("heldout", "heldout.jsonl"), ("heldout_ood", "ood.jsonl"))
@@ -15,7 +16,8 @@ SETS = (("heldout", "heldout.jsonl"), ("heldout_ood", "ood.jsonl"))
 def run(task: StageTask) -> StageOutcome:
     """Write ``scores.parquet``: for every prompt "reward" (greedy answer) and "reward_sampled" (mean over the samples).
 
-    Units: the ranker's. A pairwise ranker scores each answer against the prompt's chosen one. One row per prompt and metric
+    Units: the ranker's. A pairwise ranker scores each answer against the prompt's chosen one. With ``rank_alpaca_eval`` also, for every
+    AlpacaEval instruction, "reward_difference": the answer's reward minus the baseline answer's. One row per prompt and metric
     whatever happened; an answer that is missing or not scored gives the row its status and no value.
     """
     ranker: Mapping[str, Any] = task.settings["ranker"]
@@ -34,6 +36,8 @@ def run(task: StageTask) -> StageOutcome:
         for name, prompt in prompts
         for score in _scores(name, prompt, answers.get(prompt.id, {}), texts[prompt.id], by_prompt.get(prompt.id), judge)
     ]
+    if task.settings.get("rank_alpaca_eval"):
+        rows += _against_baseline(task, context, judge)
     write_scores(task.out / "scores.parquet", rows)
     errors = sum(row.status == "error" for row in rows)
     return StageOutcome(len(rows), errors, dict(context.costs), _means(rows))
@@ -68,6 +72,28 @@ def _scores(
         return Score(benchmark, "1", prompt.id, prompt.id, metric, None, status if status != "ok" else "no_answer", judge, source=source)
 
     return [row("reward", [0]), row("reward_sampled", sorted(s for s in answers if s > 0))]
+
+
+def _against_baseline(task: StageTask, context: RankContext, judge: str) -> list[Score]:
+    """Benchmark ``ranker_alpaca_eval``: 0 where both answers are the same text; a missing or failed one gives its status."""
+    instructions = json.loads((task.inputs["benchmarks"] / "alpaca_eval" / "eval.json").read_text(encoding="utf-8"))
+    answers = {str(row["id"]): row for row in json.loads((task.inputs["answer"] / "alpaca_eval.json").read_text(encoding="utf-8"))}
+    items, different = [], {}
+    for row in instructions:
+        answer = answers.get(str(row["id"]), {"output": "", "status": "no_answer"})
+        status: Status = "ok" if answer["status"] == "truncated" else answer["status"]
+        items.append((str(row["id"]), status, answer["output"], row["output"], row["instruction"]))
+        if status == "ok" and answer["output"] != row["output"]:
+            message = {"role": "user", "content": row["instruction"]}
+            different[str(row["id"])] = RankItem(f"alpaca_eval:{row['id']}", (message,), (answer["output"], row["output"]))
+    found = dict(zip(different, rank_texts(list(different.values()), context), strict=True))
+    rows = []
+    for name, status, ours, theirs, instruction in items:
+        ranked = found.get(name) or Ranked((0.0, 0.0), status)
+        value = ranked.scores[0] - ranked.scores[1] if ranked.status == "ok" else None
+        source = content_hash(instruction, ours, theirs, length=12)
+        rows.append(Score("ranker_alpaca_eval", "1", name, name, "reward_difference", value, ranked.status, judge, source=source))
+    return rows
 
 
 def _means(rows: Sequence[Score]) -> dict[str, float]:

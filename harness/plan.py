@@ -14,9 +14,11 @@ from typing import Any
 
 from harness.plan_objective import resolve_objective
 from harness.plan_pairs import Pairs, add_pairs
+from harness.plan_prepared import add_prepared
+from harness.plan_scores import add_scores
 from harness.records import content_hash
 from harness.settings import Recipe, at_iteration
-from harness.stages import STAGES
+from harness.stages import RANKER_VERSIONS, STAGES
 from harness.study import Cell, Study
 
 SCORING = ("answer", "judge.mt_bench", "judge.alpaca_eval", "academic", "heldout", "diagnostics")
@@ -87,7 +89,7 @@ def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> P
 
 
 def _build(study: Study, fingerprints: Mapping[str, str]) -> Plan:
-    builder = _Builder(study, fingerprints)
+    builder = Builder(study, fingerprints)
     runs = tuple(builder.run(cell) for cell in study.cells)
     ordered, graded = add_pairs(study, runs, builder.add, lambda recipe: builder.prepared(recipe)["benchmarks"])
     return Plan(study, builder.nodes, runs, ordered, graded)
@@ -104,7 +106,7 @@ def files_of(recipe: Recipe) -> list[str]:
     return sorted({name for name in names if name})
 
 
-class _Builder:
+class Builder:
     """Collects nodes; equal settings and inputs give the same node."""
 
     def __init__(self, study: Study, fingerprints: Mapping[str, str]) -> None:
@@ -129,6 +131,11 @@ class _Builder:
         """A section of a recipe as a mapping, without some of its keys; computed once, not to be written into."""
         found: dict[str, Any] = self.once(recipe, (name, left_out), lambda: operator.attrgetter(name)(recipe).model_dump(exclude=set(left_out)))
         return found
+
+    def ranker(self, recipe: Recipe) -> dict[str, Any]:
+        """The ranker's settings, with its version once it was raised."""
+        kind = recipe.ranker.kind
+        return self.dump(recipe, "ranker") | ({"version": RANKER_VERSIONS[kind]} if kind in RANKER_VERSIONS else {})
 
     def add(
         self,
@@ -175,50 +182,15 @@ class _Builder:
         shared = {"model", "pocket", "data", "evaluation", "ranker", "ranker_training", "exploration", "runtime"}
         tag = recipe.model_dump_json(include=shared) + f"/{recipe.training.threads}"
         if tag not in self._prepared:
-            self._prepared[tag] = self._prepare(recipe)
+            self._prepared[tag] = add_prepared(self, recipe)
         return self._prepared[tag]
-
-    def _prepare(self, recipe: Recipe) -> dict[str, str]:
-        threads = {"threads": recipe.training.threads}
-        defining, paths = self.located(recipe.data.model_dump())
-        pocket = recipe.data.source == "pocket"
-        if pocket:
-            defining |= {"rows": recipe.pocket.rows, "best_style_share": recipe.pocket.best_style_share}
-        data = self.add("data.pocket" if pocket else "data.files", defining, {}, recipe, located=paths)
-        if pocket:
-            base = self.add("base.pocket", recipe.pocket.model_dump() | threads, {"data": data}, recipe)
-            bench_settings = {  # no judge: a benchmark's gamed-baseline rows come with it, whoever judges later
-                "seed": recipe.data.seed,
-                "mt_bench": {"limit": recipe.evaluation.mt_bench.limit},
-                "alpaca_eval": {"limit": recipe.evaluation.alpaca_eval.limit},
-                "academic": {"limit": recipe.evaluation.academic.limit},
-            }
-            benchmarks = self.add("benchmarks.pocket", bench_settings, {"data": data}, recipe)
-        else:
-            base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision)
-            evaluation = {name: getattr(recipe.evaluation, name).model_dump() for name in ("mt_bench", "alpaca_eval", "academic")}
-            defining, paths = self.located({"benchmarks": recipe.evaluation.benchmarks} | evaluation)
-            benchmarks = self.add("benchmarks.files", defining, {}, recipe, located=paths)
-        prepared = {"data": data, "base": base, "benchmarks": benchmarks}
-        if recipe.ranker.kind == "reward_model" and not recipe.ranker.model:
-            prepared["ranker"] = self.add("ranker.train", recipe.ranker_training.model_dump() | threads, {"data": data, "base": base}, recipe)
-        elif recipe.ranker.kind in ("reward_model", "pairrm"):
-            prepared["ranker"] = self._checkpoint(recipe, recipe.ranker.model, recipe.ranker.revision, needs_template=False)
-        if recipe.exploration.checkpoint:
-            prepared["explorer"] = self._checkpoint(recipe, recipe.exploration.checkpoint, "")
-        return prepared
-
-    def _checkpoint(self, recipe: Recipe, source: str, revision: str, needs_template: bool = True) -> str:
-        settings = recipe.model.model_dump(exclude={"generation_batch"}) | {"source": source, "revision": revision, "needs_template": needs_template}
-        defining, paths = self.located(settings)
-        return self.add("base.checkpoint", defining, {}, recipe, located=paths)
 
     # -- one run ---------------------------------------------------------------------------------------------
     def run(self, cell: Cell) -> RunPlan:
         recipe = cell.recipe
         shared = self.prepared(recipe)
         total = recipe.loop.iterations + (1 if recipe.loop.warmup_dpo else 0)
-        base = dict(shared) | self.score(cell, 0, shared, shared["base"], {})
+        base = dict(shared) | add_scores(self, cell, 0, shared, shared["base"], {})
         iterations: list[Mapping[str, str]] = [base]
         coefficients: list[Mapping[str, float]] = [{"alpha": 0.0, "c": 0.0, "kappa": 0.0}]
         policy = shared["base"]
@@ -236,7 +208,7 @@ class _Builder:
             }
             policy = stages["train"]
             if recipe.evaluation.iterations == "all" or iteration == total:
-                stages |= self.score(cell, iteration, shared, policy, history)
+                stages |= add_scores(self, cell, iteration, shared, policy, history)
             iterations.append(stages)
             coefficients.append(numbers)
         return RunPlan(cell, tuple(iterations), tuple(coefficients))
@@ -307,7 +279,7 @@ class _Builder:
     def rank(self, cell: Cell, iteration: int, shared: Mapping[str, str], rollout: str, placebo: str) -> str:
         recipe, threads = cell.recipe, {"threads": cell.recipe.training.threads}
         rank_settings, rank_paths = self.located(
-            self.dump(recipe, "ranker")
+            self.ranker(recipe)
             | {
                 "rule": recipe.pairs.rule,
                 "judge": self.dump(recipe, "judge") if recipe.ranker.kind == "judge" else None,
@@ -319,75 +291,6 @@ class _Builder:
         )
         inputs = {"data": shared["data"], "rollout": rollout} | ({"ranker": shared["ranker"]} if "ranker" in shared else {})
         return self.add("rank", rank_settings, inputs, recipe, located=rank_paths, fails=self.fails(cell, "rank", iteration))
-
-    # -- scoring one checkpoint ------------------------------------------------------------------------------
-    def score(self, cell: Cell, iteration: int, shared: Mapping[str, str], policy: str, history: Mapping[str, str]) -> dict[str, str]:
-        recipe, wanted = cell.recipe, cell.recipe.evaluation.benchmarks
-        evaluation, threads = recipe.evaluation, {"threads": recipe.training.threads}
-        common = {
-            "dtype": recipe.model.dtype,
-            "attention": recipe.model.attention,
-            "generation_batch": recipe.model.generation_batch,
-            "backend": recipe.runtime.generation_backend,
-        } | threads
-        sets = [name for name in ("mt_bench", "alpaca_eval", "heldout") if name in wanted]
-        result: dict[str, str] = {}
-
-        def add(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], located: Mapping[str, Any] | None = None) -> None:
-            result[stage] = self.add(stage, settings, inputs, recipe, located=located, fails=self.fails(cell, stage, iteration))
-
-        if sets:
-            add(
-                "answer",
-                common
-                | {
-                    "seed": cell.seed,
-                    "iteration": iteration,
-                    "sets": sets,
-                    "mt_bench": {"max_new_tokens": evaluation.mt_bench.max_new_tokens},
-                    "alpaca_eval": {"max_new_tokens": evaluation.alpaca_eval.max_new_tokens, "temperature": evaluation.alpaca_eval.temperature},
-                    "heldout_samples": evaluation.heldout_samples,
-                    "heldout_max_new_tokens": evaluation.heldout_max_new_tokens,
-                    "max_prompt_length": recipe.training.max_prompt_length,
-                },
-                {"policy": policy, "benchmarks": shared["benchmarks"], "data": shared["data"]},
-            )
-        judged = {"answer": result.get("answer", ""), "benchmarks": shared["benchmarks"]}
-        judge = self.dump(recipe, "judge")
-        if "mt_bench" in wanted:
-            add("judge.mt_bench", {"judge": judge, "reference_set": evaluation.mt_bench.reference_set}, judged)
-        if "alpaca_eval" in wanted:
-            add("judge.alpaca_eval", {"judge": judge, "annotator": evaluation.alpaca_eval.annotator}, judged)
-        if "academic" in wanted:
-            academic, paths = self.located(self.dump(recipe, "evaluation.academic"))
-            add("academic", academic | common, {"policy": policy, "benchmarks": shared["benchmarks"]}, paths)
-        ranker = {"ranker": shared["ranker"]} if "ranker" in shared else {}
-        ranker_settings, ranker_paths = self.located(self.dump(recipe, "ranker"))
-        if "heldout" in wanted:
-            add(
-                "heldout",
-                {"ranker": ranker_settings, "judge": judge if recipe.ranker.kind == "judge" else None} | threads,
-                {"answer": result["answer"], "data": shared["data"]} | ranker,
-                {"ranker": ranker_paths} if ranker_paths else None,
-            )
-        if recipe.diagnostics.enabled and history:
-            objective, _ = self.objective(recipe, iteration)
-            settings = (
-                self.dump(recipe, "diagnostics", "enabled")
-                | common
-                | {
-                    "seed": cell.seed,
-                    "iteration": iteration,
-                    "objective": dict(objective),
-                    "ranker": ranker_settings,
-                    "max_length": recipe.training.max_length,
-                    "max_prompt_length": recipe.training.max_prompt_length,
-                    "pocket": recipe.data.source == "pocket",
-                }
-            )
-            inputs = {"policy": policy, "data": shared["data"]} | dict(history) | ranker | ({"answer": result["answer"]} if sets else {})
-            add("diagnostics", settings, {name: key for name, key in inputs.items() if key}, {"ranker": ranker_paths} if ranker_paths else None)
-        return result
 
     def fails(self, cell: Cell, stage: str, iteration: int) -> bool:
         """Whether the study's fault injection names this stage of this cell."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.plan import Node
+from harness.pool import devices_needed
 from harness.records import HarnessError
-from harness.stages import STAGES
 from harness.store import Store
 from harness.worker import Result, prepare_environment, run_stage
 
@@ -36,8 +36,9 @@ def run_remote(root: str, node: Node, restore: bool, hub: bool) -> Result:
 class RayExecutor:
     """Runs stages as Ray tasks, at most ``workers`` at a time. Attaches to ``RAY_ADDRESS``, else starts Ray on this machine.
 
-    A stage takes one CPU, and one GPU when it uses an accelerator and the cluster has any; ``resources`` (stage name →
-    ``{"num_cpus": …, "num_gpus": …, "memory": bytes}``) asks for more. A stage that asks for more than any node has fails at once.
+    A stage takes one CPU, and one GPU when it uses an accelerator and the cluster has any; training takes as many of both as
+    ``runtime.processes``. ``resources`` (stage name → ``{"num_cpus": …, "num_gpus": …, "memory": bytes}``) asks for more. A stage that asks for
+    more than any node has fails at once.
     """
 
     def __init__(self, store: Store, workers: int, resources: Mapping[str, Mapping[str, float]] | None = None, hub: bool = False) -> None:
@@ -75,8 +76,9 @@ class RayExecutor:
 
     def needs(self, node: Node) -> dict[str, float]:
         """What a stage asks the cluster for."""
-        gpu = 1.0 if STAGES[node.stage].accelerator and self._most("GPU") > 0 and node.runtime.get("device") != "cpu" else 0.0
-        return {"num_cpus": 1.0, "num_gpus": gpu, **self.resources.get(node.stage, {})}
+        devices = devices_needed(node) if self._most("GPU") > 0 else 0
+        processes = int(node.runtime.get("processes", 1)) if node.stage == "train" else 1
+        return {"num_cpus": float(processes), "num_gpus": float(devices), **self.resources.get(node.stage, {})}
 
     def _most(self, resource: str) -> float:
         """The most that any living node has in all: a task cannot be split over nodes."""
@@ -93,6 +95,9 @@ class RayExecutor:
         return ""
 
     # -- the executor's protocol ------------------------------------------------------------------------------
+    def takes(self, node: Node) -> bool:  # noqa: ARG002
+        return True
+
     def free(self) -> int:
         return max(0, self.workers - len(self._tasks) - len(self._refused))
 

@@ -229,7 +229,15 @@ class EvaluationSettings(Section):
     heldout_samples: Positive = 4
     """Answers per held-out prompt at temperature 1 (besides the greedy one)."""
     heldout_max_new_tokens: Positive = 24
+    rank_alpaca_eval: bool = False
+    """The ranker also compares AlpacaEval's answers with the baseline's, so that its disagreement with the judge is measured answer by answer."""
     iterations: Literal["all", "last"] = "all"
+
+    @model_validator(mode="after")
+    def _ranked_answers_exist(self) -> EvaluationSettings:
+        if self.rank_alpaca_eval and not {"alpaca_eval", "heldout"} <= set(self.benchmarks):
+            raise ValueError("rank_alpaca_eval needs alpaca_eval and heldout among the benchmarks")
+        return self
 
 
 class DiagnosticsSettings(Section):
@@ -250,6 +258,14 @@ class RuntimeSettings(Section):
     """The one entry here that changes samples: stages that generate take it into their key."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Time between two mid-iteration checkpoints of a training stage."""
+    processes: Positive = 1
+    """Training processes of one stage, one per device (on a CPU: gloo processes of one machine)."""
+    sharding: Literal["none", "fsdp", "deepspeed_zero3"] = "none"
+    """What several processes divide: only the rows (every process holds the whole model), or weights, gradients and optimiser too (FSDP2, or
+    DeepSpeed ZeRO-3 where it is installed, unmeasured)."""
+    memory: Literal["fit", "off"] = "fit"
+    """fit: before training, ``token_budget`` is lowered to what the device's free memory holds, or the stage says how much is missing.
+    off: no look."""
     report_to: str = "none"
     """Where the trainer logs (transformers' ``report_to``): none, tensorboard, wandb, …"""
     judge_concurrency: Positive = 8
@@ -294,6 +310,8 @@ class Recipe(Section):
             raise ValueError("ranker.kind is reward_model: give ranker.model, or data.ranker_pairs to train one in place")
         if self.ranker.kind == "pairrm" and not self.ranker.model:
             raise ValueError("ranker.kind is pairrm: give ranker.model")
+        if self.runtime.sharding != "none" and self.runtime.processes < 2:
+            raise ValueError(f"runtime.sharding {self.runtime.sharding!r} divides the model over processes; set runtime.processes to 2 or more")
         if (self.model.source == "pocket") != (self.data.source == "pocket"):
             raise ValueError("model.source and data.source must both be 'pocket' or neither")
         return self

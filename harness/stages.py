@@ -83,6 +83,9 @@ STAGES: dict[str, Stage] = {
     ),
 }
 
+RANKER_VERSIONS: Mapping[str, int] = {"pairrm": 2}
+"""Ranker kind → version, raised when its scores change: what it ranked is ranked again, what others ranked is not. 1 is in no key."""
+
 
 def function_of(stage: str) -> Callable[[StageTask], StageOutcome]:
     """Import and return the function that runs ``stage``."""

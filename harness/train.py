@@ -2,7 +2,8 @@
 
 Written: model/ (safetensors and tokenizer) and steps.jsonl (one row per optimiser step: step, loss, grad_norm,
 learning_rate, margin, accuracy, rhat_* in nats; null where a step had no such row).
-A run that was killed goes on from its last mid-iteration checkpoint to the same bits.
+A run that was killed goes on from its last mid-iteration checkpoint to the same bits. With ``runtime.processes`` above one the same
+function runs in so many ranks, and the first of them writes.
 """
 
 from __future__ import annotations
@@ -19,41 +20,82 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from harness import distributed, memory
 from harness.batching import PreferenceRow, encode_pair, with_reference
 from harness.fence import fenced_random
-from harness.models import load_policy
+from harness.models import load_policy, load_tokenizer
 from harness.objectives import ResolvedObjective, resolve_objective
 from harness.records import HarnessError, Pair, StageOutcome, StageTask, content_hash, read_jsonl, write_jsonl
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate")
 CHECKPOINT_SECONDS = 600.0
+DEFAULT_BUDGET = 8192
 JOURNAL = "train.journal.jsonl"
 """Its presence tells the store that a killed attempt left something to go on from."""
 
 
 def run(task: StageTask) -> StageOutcome:
-    """Train. Settings: objective, training, seed, iteration, dtype, attention. Raises HarnessError when the run diverges."""
-    settings, work = task.settings, task.out / "checkpoints"
+    """Train. Settings: objective, training, seed, iteration, dtype, attention. Raises HarnessError when the run diverges or does not fit."""
+    processes = int(task.runtime.get("processes", 1))
+    try:
+        if processes == 1:
+            told = train_here(task)
+        else:
+            distributed.check_ready(task.runtime, _devices(task))
+            memory.release_policies()
+            told = distributed.run_processes("harness.train:train_here", task, processes)
+    except HarnessError:
+        _forget_attempt(task)
+        raise
+    _forget_attempt(task)
+    return StageOutcome(rows=told["rows"], costs={"tokens_trained": told["tokens"]}, summary=told["summary"])
+
+
+def train_here(task: StageTask) -> dict[str, Any]:
+    """Train in this process, alone or as one rank; the first rank writes. Returns rows, tokens trained and the summary."""
+    settings, work = task.settings, _checkpoints(task)
     objective = resolved(settings["objective"])
     with fenced_random():
-        policy = _load(task)
-        rows = training_rows(task, policy.tokenizer, objective)
-        trainer, clock = _trainer(task, policy.model, rows, work)
-        try:
-            with checkpoint_before_termination(trainer, clock):
-                trainer.train(resume_from_checkpoint=last_checkpoint(work))
-        except HarnessError:
-            shutil.rmtree(work, ignore_errors=True)
-            (task.out / JOURNAL).unlink(missing_ok=True)
-            raise
-        _save(trainer.model, policy.tokenizer, task.out / "model", settings["dtype"])
+        tokenizer = load_tokenizer(task.inputs["policy"])
+        rows = training_rows(task, tokenizer, objective)
+        sizes = [row.packed(objective.roles)[0].tokens for row in rows]
+        budget = memory.fitted_budget(task, sizes)
+        trainer, clock = _trainer(task, _load(task).model, rows, work, budget)
+        memory.settle_budget(trainer, sizes, str(task.runtime.get("memory", "fit")))
+        with checkpoint_before_termination(trainer, clock):
+            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        model = _whole_model(task, trainer)
+        if trainer.is_world_process_zero():
+            _save(model, tokenizer, task.out / "model", settings["dtype"])
     steps = [step_row(entry) for entry in trainer.state.log_history if "loss" in entry]
-    write_jsonl(task.out / "steps.jsonl", steps)
-    shutil.rmtree(work, ignore_errors=True)
-    (task.out / JOURNAL).unlink(missing_ok=True)
-    tokens = sum(row.packed(objective.roles)[0].tokens for row in rows) * settings["training"]["epochs"]
+    if trainer.is_world_process_zero():
+        write_jsonl(task.out / "steps.jsonl", steps)
     summary = {"steps": len(steps)} | {name: steps[-1][name] for name in ("loss", "margin", "accuracy")}
-    return StageOutcome(rows=len(rows), costs={"tokens_trained": tokens}, summary=summary)
+    if trainer.args.token_budget != task.runtime.get("token_budget", DEFAULT_BUDGET):
+        summary["token_budget"] = trainer.args.token_budget
+    return {"rows": len(rows), "tokens": sum(sizes) * settings["training"]["epochs"], "summary": summary}
+
+
+def _checkpoints(task: StageTask) -> Path:
+    """Where this attempt keeps mid-iteration checkpoints: one way of sharding cannot read another's."""
+    sharding = task.runtime.get("sharding", "none")
+    return task.out / ("checkpoints" if sharding == "none" else f"checkpoints-{sharding}")
+
+
+def _forget_attempt(task: StageTask) -> None:
+    for folder in task.out.glob("checkpoints*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    (task.out / JOURNAL).unlink(missing_ok=True)
+
+
+def _devices(task: StageTask) -> int:
+    """Accelerators that the ranks may use; 0 when they train on the CPU."""
+    import torch
+
+    if str(task.runtime.get("device", "cpu")) == "cpu":
+        return 0
+    named = str(task.runtime.get("devices", ""))
+    return len(named.split(",")) if named else torch.cuda.device_count()
 
 
 def resolved(settings: Mapping[str, Any]) -> ResolvedObjective:
@@ -72,9 +114,23 @@ def _load(task: StageTask) -> Any:
     """The policy, for training: full bfloat16 runs keep float32 weights and compute in bfloat16 (mixed precision)."""
     lora, dtype = task.settings["training"].get("lora"), task.settings["dtype"]
     weights = dtype if lora else "float32"
-    return load_policy(
-        task.inputs["policy"], dtype=weights, attention=task.settings["attention"], device=task.runtime.get("device", "cpu"), cached=False
-    )
+    alone = int(task.runtime.get("processes", 1)) == 1
+    device = task.runtime.get("device", "cpu") if alone else "cpu"  # of several, the trainer places each where it belongs
+    return load_policy(task.inputs["policy"], dtype=weights, attention=task.settings["attention"], device=device, cached=False)
+
+
+def _whole_model(task: StageTask, trainer: Any) -> Any:
+    """The trained model in one piece; with sharded weights gathered on the first rank (None on others)."""
+    if task.runtime.get("sharding", "none") == "none":
+        return trainer.model
+    state = distributed.whole_state(trainer)
+    if not trainer.is_world_process_zero():
+        return None
+    model, lora = _load(task).model, task.settings["training"].get("lora")
+    if lora:
+        model = _with_lora(model, lora, seed=0)
+    model.load_state_dict(state)
+    return model
 
 
 def training_rows(task: StageTask, tokenizer: Any, objective: ResolvedObjective) -> list[PreferenceRow]:
@@ -115,8 +171,8 @@ def _stored_reference(path: Path, rows: Sequence[PreferenceRow], roles: Sequence
     return found
 
 
-def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path) -> tuple[Any, Any]:
-    from harness.trainer import PreferenceConfig, PreferenceTrainer, without_dropout
+def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path, budget: int) -> tuple[Any, Any]:
+    from harness.trainer import CHECKPOINTING, PreferenceConfig, PreferenceTrainer, without_dropout
 
     settings, runtime = task.settings, task.runtime
     training, objective = settings["training"], settings["objective"]
@@ -136,7 +192,7 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
         objective_params=dict(objective.get("params") or {}),
         global_batch_size=training["batch_size"],
         per_device_train_batch_size=runtime.get("micro_batch") or training["batch_size"],
-        token_budget=runtime.get("token_budget", 8192),
+        token_budget=budget,
         iteration=settings["iteration"],
         learning_rate=training["learning_rate"],
         num_train_epochs=training["epochs"],
@@ -145,7 +201,7 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
         optim=training["optimizer"],
         weight_decay=training["weight_decay"],
         max_grad_norm=training["max_grad_norm"],
-        activation_checkpointing=training["gradient_checkpointing"],
+        **{CHECKPOINTING: training["gradient_checkpointing"]},
         bf16=settings["dtype"] == "bfloat16",
         use_cpu=str(runtime.get("device", "cpu")) == "cpu",
         disable_dropout=False,  # done above; the adapters keep the dropout that was asked for
@@ -156,8 +212,10 @@ def _trainer(task: StageTask, model: Any, rows: list[PreferenceRow], work: Path)
         disable_tqdm=True,
         dataloader_pin_memory=False,
         report_to=runtime.get("report_to", "none"),
+        **distributed.sharding_arguments(model, str(runtime.get("sharding", "none"))),
     )
-    clock = _checkpoint_clock(float(runtime.get("checkpoint_seconds", CHECKPOINT_SECONDS)), task.out / JOURNAL)
+    distributed.keep_precision(args)
+    clock = _checkpoint_clock(float(runtime.get("checkpoint_seconds", CHECKPOINT_SECONDS)), task.out, args.world_size)
     return PreferenceTrainer(model, args, rows, callbacks=[clock]), clock
 
 
@@ -226,8 +284,11 @@ def last_checkpoint(work: Path) -> str | None:
     return max(complete)[1] if complete else None
 
 
-def _checkpoint_clock(seconds: float, journal: Path) -> Any:
-    """Callback: a checkpoint every ``seconds``; once ``terminated`` is set, one after the step under way, and no further step."""
+def _checkpoint_clock(seconds: float, out: Path, ranks: int) -> Any:
+    """Callback: a checkpoint every ``seconds``; once ``terminated`` is set, one after the step under way, and no further step.
+
+    Ranks do what any of them was told, all after the same step.
+    """
     from transformers import TrainerCallback
 
     class CheckpointClock(TrainerCallback):
@@ -238,13 +299,17 @@ def _checkpoint_clock(seconds: float, journal: Path) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             if state.global_step >= state.max_steps:
                 return
-            if self.terminated or time.monotonic() - self.last >= seconds:
+            due = time.monotonic() - self.last >= seconds
+            if ranks > 1:
+                self.terminated, due = distributed.any_rank(args.device, self.terminated or distributed.stop_asked(out), due)
+            if self.terminated or due:
                 control.should_save = True
                 control.should_training_stop = self.terminated
                 self.last = time.monotonic()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            write_jsonl(journal, [{"checkpoint": f"checkpoint-{state.global_step}", "step": state.global_step}])
+            if state.is_world_process_zero:
+                write_jsonl(out / JOURNAL, [{"checkpoint": f"checkpoint-{state.global_step}", "step": state.global_step}])
 
     return CheckpointClock()
 

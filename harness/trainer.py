@@ -21,10 +21,14 @@ from transformers import PrinterCallback, Trainer
 from trl.trainer.dpo_config import DPOConfig
 
 from harness.batching import GlobalBatchSampler, MicroBatch, PreferenceRow, collate_for_rank
+from harness.distributed import shard_on_cpu
 from harness.logprobs import base_model_of, enable_packed_forward, response_logps, sequence_logps
 from harness.objectives import ResolvedObjective, Rows, resolve_objective
 from harness.records import HarnessError
 from harness.step_metrics import StepMetrics
+
+CHECKPOINTING = "activation_checkpointing" if hasattr(DPOConfig, "activation_checkpointing") else "gradient_checkpointing"
+"""What TrainingArguments calls recomputing activations: the second name until transformers 5.17 at least."""
 
 
 @dataclass
@@ -47,7 +51,7 @@ class PreferenceConfig(DPOConfig):
     max_log_ratio: float = field(default=20.0, metadata={"help": "Nats per token at which a run counts as diverged."})
     iteration: int = field(default=0, metadata={"help": "Named in messages of diverging runs."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 mixed precision."})  # type: ignore[assignment]
-    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Older name of activation_checkpointing."})  # type: ignore[assignment]
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "Recompute activations (older name)."})  # type: ignore[assignment]
     report_to: Any = field(default="none", metadata={"help": "Trackers of transformers."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between two logs."})
 
@@ -110,6 +114,11 @@ class PreferenceTrainer(Trainer):
         self.parameter_count = sum(p.numel() for p in model.parameters())
         self.step_metrics = StepMetrics()
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's, and FSDP on CPU ranks too."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: this rank's micro-batches of the global batch."""
         args = self.args
@@ -130,13 +139,14 @@ class PreferenceTrainer(Trainer):
         return _StepLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
-        """Forward and backward of every micro-batch; gradients meet across ranks after the last one only."""
+        """Forward and backward of every micro-batch; whole gradients meet across ranks after the last one only."""
         model.train()
         total = torch.zeros((), device=self.args.device)
         for number, micro in enumerate(inputs):
             last = number == len(inputs) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            # Sharded gradients are reduced after every micro-batch: to wait, each rank would hold the whole model's.
+            with contextlib.nullcontext() if last or self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 loss = self.micro_batch_loss(model, micro.to(self.args.device))
                 # Data-parallel engines average gradients over ranks; the loss is a share of the global mean.
                 loss = (loss * self.args.world_size).float()
@@ -148,7 +158,8 @@ class PreferenceTrainer(Trainer):
 
     def micro_batch_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
         """Sum of the micro-batch's row losses over the rows of the global batch, float64 scalar."""
-        logps = model(packed_batch=micro.batch)
+        with self._sharded_precision():
+            logps = model(packed_batch=micro.batch)
         by_role = {role: logps.index_select(0, slots) for role, slots in micro.slots.items()}
         reference = dict(micro.reference)
         if self.ref_model is not None:
@@ -158,6 +169,12 @@ class PreferenceTrainer(Trainer):
         self.step_metrics.add(rows, micro)
         loss: Tensor = (losses * micro.weights).sum() / micro.global_rows
         return loss
+
+    def _sharded_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast for FSDP, which accelerate leaves out there: the same arithmetic as on one device. Its cache would hold the whole model."""
+        if not (self.is_fsdp_enabled and self.args.bf16):
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def _live_reference(self, micro: MicroBatch) -> dict[str, Tensor]:
         assert self.ref_model is not None

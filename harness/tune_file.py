@@ -17,8 +17,11 @@ class Range(Section):
     """One searched key: exactly one of ``log_uniform`` or ``uniform`` (two numbers, low to high) or ``choice`` (a list)."""
 
     log_uniform: list[float] = []
+    """[low, high], even on a log scale."""
     uniform: list[float] = []
+    """[low, high]."""
     choice: list[Any] = []
+    """The values themselves."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Range:
@@ -32,6 +35,13 @@ class Range(Section):
             raise ValueError("a log-uniform range starts above 0")
         return self
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies inside, bounds included."""
+        if self.choice:
+            return any(value == option and isinstance(value, bool) == isinstance(option, bool) for option in self.choice)
+        low, high = self.log_uniform or self.uniform
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
 
 class Metric(Section):
     """A stored metric, averaged over items, at the last iteration."""
@@ -43,13 +53,18 @@ class Metric(Section):
 
 class TuneFile(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Names the folder below ``results/`` and the Optuna study."""
+    fork_of: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = ""
+    """Name of an earlier search whose finished trials are taken over where they lie inside this one's space."""
     question: str = ""
     recipe: str
+    """A file, or the name of one in ``recipes/`` beside the search."""
     set: dict[str, Any] = {}
     """Recipe keys changed for the search's trials and the finalists."""
     finalists: dict[str, Any] = {}
     """Recipe keys changed for the finalists only, for example the full list of benchmarks."""
     space: dict[str, Range]
+    """Recipe key → what is searched: exactly one of log_uniform, uniform, choice."""
     metrics: Annotated[list[Metric], Field(min_length=1, max_length=3)] = [Metric()]
     """One: its best trial wins. Several: the Pareto front."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -57,17 +72,25 @@ class TuneFile(Section):
     fresh_seeds: list[Annotated[int, Field(ge=0)]]
     """Seeds no trial saw: the best settings and the default are compared on them."""
     trials: Annotated[int, Field(gt=0)] = 20
+    """Finished trials in all, pruned and failed ones included; those taken over by a fork are not counted."""
     hours: Annotated[float, Field(ge=0)] = 0.0
-    """Stop starting trials after this long; 0: no limit."""
+    """Start no trial once trials ran for this long (wall-clock, all invocations together); 0: no limit."""
+    max_cost_usd: Annotated[float, Field(ge=0)] = 0.0
+    """Start no trial once judging for the trials cost this much (the finalists come on top); 0: no limit."""
     trial_timeout_s: Annotated[float, Field(ge=0)] = 0.0
+    """A trial that runs longer fails; 0: no limit."""
     pruner: Literal["wilcoxon", "median", "halving", "none"] = "wilcoxon"
-    """wilcoxon pairs a trial with the best one on the same seeds and items."""
+    """wilcoxon pairs a trial with the best one on the same seeds and items, after each seed. median and halving compare the mean over
+    seeds after each iteration (with one iteration: after each seed)."""
     sampler_seed: Annotated[int, Field(ge=0)] = 0
+    """Of Optuna's sampler; with one worker the trials follow from it."""
 
     @model_validator(mode="after")
     def _fresh(self) -> TuneFile:
         if set(self.seeds) & set(self.fresh_seeds):
             raise ValueError(f"fresh_seeds must be seeds that no trial saw; both lists hold {sorted(set(self.seeds) & set(self.fresh_seeds))}")
+        if self.fork_of == self.name:
+            raise ValueError(f"fork_of names the search itself ({self.name!r}); a fork has a name of its own")
         if not self.space:
             raise ValueError("space is empty; give at least one key to search")
         return self

@@ -7,7 +7,10 @@ missing stage) and hostile model outputs are there on request.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,13 +54,31 @@ class Synthetic:
     answers: bool = True
     name: str = "synthetic"
     declare: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Other axes than α, every combination an arm: their order stands for α, from 0 to 1. ``loop.iterations`` sets an arm's length."""
+    repeats: int = 1
+    """Judgments of every item; further ones differ a little."""
+    both_orders: bool = False
+    """The base and the last iteration of the first run judged against each other, AlpacaEval and MT-Bench."""
+    ranked: bool = False
+    """The ranker scored AlpacaEval's answers."""
+    weights: bool = False
+    """Checkpoints have files, listed in their records."""
+
+    def arms(self) -> list[tuple[dict[str, Any], float, int]]:
+        """(arm, what stands for its α, its iterations)."""
+        if not self.axes:
+            return [({"objective.alpha": alpha}, alpha, self.iterations) for alpha in self.alphas]
+        grid = [dict(zip(self.axes, point, strict=True)) for point in itertools.product(*self.axes.values())]
+        return [(arm, i / max(len(grid) - 1, 1), int(arm.get("loop.iterations", self.iterations))) for i, arm in enumerate(grid)]
 
 
 def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
     """Write the study below ``root``; returns (study folder, store folder)."""
     spec = spec or Synthetic()
     writer = _Writer(root / "store", spec)
-    runs = [writer.run(alpha, seed) for alpha in spec.alphas for seed in spec.seeds]
+    arms = spec.arms()
+    runs = [writer.run(arm, strength, seed, iterations) for arm, strength, iterations in arms for seed in spec.seeds]
     declare = {
         "primary": {"benchmark": "alpaca_eval", "metric": "length_controlled_win_rate", "iteration": "last"},
         "family": [],
@@ -70,12 +91,13 @@ def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
         "schema": 1,
         "study": {"name": spec.name, "question": "Does the exploration coefficient help?", "file": f"ablations/{spec.name}.yaml"},
         "recipe": Recipe().model_dump(mode="json"),
-        "axes": {"objective.alpha": list(spec.alphas)},
+        "axes": {name: list(levels) for name, levels in (spec.axes or {"objective.alpha": spec.alphas}).items()},
         "seeds": list(spec.seeds),
         "declare": declare,
-        "baseline": {"objective.alpha": spec.alphas[0]},
+        "baseline": arms[0][0],
         "checkpoints_kept": "last",
         "runs": runs,
+        **(writer.both_orders(runs[0]) if spec.both_orders else {}),
         "stages": dict(sorted(writer.stages.items())),
     }
     study = root / spec.name
@@ -84,8 +106,18 @@ def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
     return study, root / "store"
 
 
-def run_name(alpha: float, seed: int) -> str:
-    return f"objective.alpha={alpha:g},seed={seed}"
+def short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else re.sub(r"[\s,]+", "", str(value))
+
+
+def run_name(arm: Mapping[str, Any], seed: int) -> str:
+    return ",".join([*(f"{name}={short(value)}" for name, value in arm.items()), f"seed={seed}"])
+
+
+def label(arm: Mapping[str, Any]) -> str:
+    if set(arm) == {"arm"}:
+        return str(arm["arm"])
+    return ", ".join(f"{name.rsplit('.', 1)[-1].replace('alpha', 'α')} = {short(value)}" for name, value in arm.items())
 
 
 class _Writer:
@@ -93,7 +125,7 @@ class _Writer:
         self.store, self.spec = store, spec
         self.stages: dict[str, dict[str, Any]] = {}
         self.data = self.stage("data.pocket", {}, self.write_data)
-        self.base = self.stage("base.pocket", {"data": self.data}, lambda folder: {"tokens_trained": 1000.0})
+        self.base = self.stage("base.pocket", {"data": self.data}, lambda folder: {**self.write_model(folder, "base"), "tokens_trained": 1000.0})
         self.benchmarks = self.stage("benchmarks.pocket", {"data": self.data, "base": self.base}, self.write_benchmarks)
 
     # -- stages ----------------------------------------------------------------------------------------------
@@ -113,8 +145,10 @@ class _Writer:
             folder = self.store / "objects" / key[:2] / key if state == "done" else self.store / "partial" / key
             folder.mkdir(parents=True, exist_ok=True)
             costs = dict(write(folder) or {})
+            files = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("model/*"))}
             record = {
-                "schema": 1, "key": key, "stage": name, "version": 1, "settings": {}, "inputs": dict(inputs), "input_hashes": {}, "files": {},
+                "schema": 1, "key": key, "stage": name, "version": 1, "settings": {"stage": name}, "inputs": dict(inputs),
+                "input_hashes": {}, "files": files,
                 "rows": 1, "costs": {**costs, "seconds": 1.5}, "summary": {},
                 "environment": {"host": "h", "finished": 1.0, "versions": {"torch": "2.11"}},
             }  # fmt: skip
@@ -122,7 +156,7 @@ class _Writer:
                 (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
         return key
 
-    def run(self, alpha: float, seed: int) -> dict[str, Any]:
+    def run(self, arm: Mapping[str, Any], alpha: float, seed: int, length: int) -> dict[str, Any]:
         spec = self.spec
         iterations = [
             {
@@ -136,21 +170,44 @@ class _Writer:
             }
         ]
         policy = self.base
-        for iteration in range(1, spec.iterations + 1):
+        for iteration in range(1, length + 1):
             rollout = self.stage("rollout", {"policy": policy, "data": self.data}, lambda folder: {"tokens_generated": 500.0}, tag=(seed, iteration))
             rank = self.stage("rank", {"data": self.data, "rollout": rollout}, self.write_pairs)
             reference = self.stage("reference", {"policy": policy, "pairs": rank}, lambda folder: {})
             inputs = {"policy": policy, "reference_policy": policy, "pairs": rank, "reference": reference}
-            trained = self.stage("train", inputs, lambda folder: {"tokens_trained": 4000.0}, tag=(alpha, seed))
+            written = f"{short(alpha)} {seed} {iteration}"
+            trained = self.stage(
+                "train", inputs, lambda folder, w=written: {**self.write_model(folder, w), "tokens_trained": 4000.0}, tag=(alpha, seed)
+            )
             made = {"rollout": rollout, "rank": rank, "reference": reference, "train": trained}
             iterations.append({"iteration": iteration, "stages": {**made, **self.score(trained, alpha=alpha, seed=seed, iteration=iteration)}})
             policy = trained
-        beta = 0.1
+        beta, explores = 0.1, float(arm.get("objective.alpha", 0.0))
         return {
-            "run": run_name(alpha, seed), "arm": {"objective.alpha": alpha}, "label": f"α = {alpha:g}", "seed": seed,
-            "twin": run_name(spec.alphas[0], seed),
-            "c": [0.0] + [alpha * beta] * spec.iterations, "kappa": [0.0] + [2 * alpha] * spec.iterations, "iterations": iterations,
+            "run": run_name(arm, seed), "arm": dict(arm), "label": label(arm), "seed": seed, "twin": run_name(spec.arms()[0][0], seed),
+            "c": [0.0] + [explores * beta] * length, "kappa": [0.0] + [2 * explores] * length, "iterations": iterations,
         }  # fmt: skip
+
+    def both_orders(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Judgments of the base (a) and the last checkpoint (b) in both orders; instructions 0, 4, 8, … flip, and the second place is liked."""
+        a, b = (f"{run['run']}@{iteration}" for iteration in (0, self.spec.iterations))
+
+        def verdicts(folder: Path, for_b: bool) -> dict[str, float]:
+            rows = []
+            for i in range(self.spec.instructions):
+                b_wins, switched = i % 3 > 0, i % 2 == 0
+                preference = 1.5 + (0.3 if b_wins == for_b else -0.3) if i % 4 else 1.5 + (0.3 if not switched else -0.3)
+                rows.append({"id": str(i), "repeat": 0, "preference": preference, "switched": switched, "status": "ok"})
+            write_jsonl(folder / "judgments.jsonl", rows)
+            return {}
+
+        keys = [self.stage("judge.pairwise", {}, lambda f, w=for_b: verdicts(f, w), tag=(for_b,)) for for_b in (True, False)]
+        games = self.stage("judge.mt_bench_pairwise", {}, lambda f: {}, tag=("games",))
+        record = self.store / "objects" / games[:2] / games / "record.json"
+        outcomes = {"a": 3, "b": 5, "tie": 2, "inconsistent": 6}
+        record.write_text(json.dumps({**json.loads(record.read_text()), "summary": {"outcomes": outcomes}}), encoding="utf-8")
+        pairs = [{"a": a, "b": b, "key": keys[0]}, {"a": b, "b": a, "key": keys[1]}]
+        return {"pairwise": pairs, "pairwise_mt_bench": [{"a": a, "b": b, "key": games}]}
 
     def score(self, policy: str, *, alpha: float, seed: int, iteration: int) -> dict[str, str]:
         spec, at = self.spec, (alpha, seed, iteration)
@@ -208,6 +265,12 @@ class _Writer:
         return answer + "x" * (self.spec.long_answer if number % 7 == 0 else 0)
 
     # -- files -----------------------------------------------------------------------------------------------
+    def write_model(self, folder: Path, content: str) -> dict[str, float]:
+        if self.spec.weights:
+            (folder / "model").mkdir(parents=True, exist_ok=True)
+            (folder / "model" / "model.safetensors").write_bytes(content.encode())
+        return {}
+
     def write_data(self, folder: Path) -> dict[str, float]:
         for name, count in (("train", 4), ("heldout", self.spec.heldout), ("ood", self.spec.ood)):
             rows = [
@@ -268,7 +331,9 @@ class _Writer:
                 item = f"{81 + i}:{turn}"
                 failed = broken and i == 0
                 value = None if failed else float(round(1 + 9 * self.level(at, "mt_bench", item)))
-                scores.append(Score("mt_bench", "1", item, str(81 + i), "rating", value, "error" if failed else "ok", "pocket-judge"))
+                for r in range(self.spec.repeats):
+                    again = value if value is None or (i + r) % 4 else value + r
+                    scores.append(Score("mt_bench", "1", item, str(81 + i), "rating", again, "error" if failed else "ok", "pocket-judge", r))
                 text = f"{self.text(at, item) if self.spec.hostile else 'A fair answer.'} Rating: [[{value}]]"
                 row = {"id": item, "repeat": 0, "key": "k", "text": text, "rating": value, "reason": "", "flags": []}
                 judged.append(
@@ -325,6 +390,8 @@ class _Writer:
                 for metric in ("reward", "reward_sampled"):
                     item = f"{name}-{i}"
                     scores.append(Score(benchmark, "1", item, item, metric, self.level(at, benchmark + metric, item)))
+        for i in range(self.spec.instructions if self.spec.ranked else 0):
+            scores.append(Score("ranker_alpaca_eval", "1", str(i), str(i), "reward_difference", float(i % 4) - 1.0, judge="oracle"))
         write_scores(folder / "scores.parquet", scores)
         return {}
 

@@ -188,6 +188,25 @@ def _score(tmp_path: Path, inputs: dict[str, Path], responses: list[Response], *
     return {(row["benchmark"], row["item"], row["metric"]): row for row in rows}, outcome
 
 
+def test_alpaca_evals_answers_are_ranked_against_the_baselines_when_asked(tmp_path, monkeypatch):
+    answer, benchmarks, data, out = (tmp_path / name for name in ("answer", "benchmarks", "data", "out"))
+    for folder in (answer, benchmarks / "alpaca_eval", data, out):
+        folder.mkdir(parents=True)
+    (answer / "heldout.jsonl").touch()
+    (data / "heldout.jsonl").touch()
+    baseline = [{"id": str(i), "instruction": f"do {i}", "output": "four", "generator": "b"} for i in range(4)]
+    (benchmarks / "alpaca_eval" / "eval.json").write_text(json.dumps(baseline))
+    given = [("0", "ninety", "ok"), ("1", "four", "ok"), ("2", "x", "truncated")]  # the fourth has no answer
+    (answer / "alpaca_eval.json").write_text(json.dumps([{"id": i, "output": text, "status": status} for i, text, status in given]))
+    _oracle_by_length(monkeypatch)  # a tenth of the length
+    settings = {"ranker": {"kind": "oracle"}, "rank_alpaca_eval": True}
+    heldout.run(StageTask("k", "heldout", settings, {"answer": answer, "benchmarks": benchmarks, "data": data}, out, {}))
+    rows = {row["item"]: row for row in pq.read_table(out / "scores.parquet").to_pylist()}
+    assert [rows[name]["value"] for name in "012"] == [pytest.approx(0.2), 0.0, pytest.approx(-0.3)]
+    assert (rows["3"]["value"], rows["3"]["status"]) == (None, "no_answer")
+    assert {(row["benchmark"], row["metric"]) for row in rows.values()} == {("ranker_alpaca_eval", "reward_difference")}
+
+
 def test_heldout_scores_by_hand(tmp_path, inputs, monkeypatch):
     """Reward is a tenth of the length here: greedy 0.2; samples 0.4 and 0.1, mean 0.25. A failed sample takes its mean away."""
     _oracle_by_length(monkeypatch)

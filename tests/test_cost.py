@@ -1,20 +1,25 @@
-"""What a study will take: counts by hand, measured rates before assumed ones, and an estimate that the run then keeps to."""
+"""What a study will take: counts by hand, and measured rates before assumed ones. How near it comes is for ``benchmarks/bench_cost.py``."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.commands import prepare, run_study
-from harness.cost import DEVICES, Assumptions, Line, Need, budget, lora_parameters, memory, wall_seconds
+from harness.commands import prepare
+from harness.cost import DEVICES, Assumptions, Line, Need, budget, elapsed, lora_parameters, memory, wall_seconds
+from harness.cost_rates import POCKET, REFERENCE, REPORT, START_UP, Rate, StartUp, scaled, tiny_step_seconds
 from harness.cost_view import PAPER_SEED, amount, plan_of, verdict
-from harness.records import HarnessError
+from harness.files import hash_tree
+from harness.plan import Node, Plan
+from harness.records import SCHEMA_VERSION, HarnessError, StageRecord
+from harness.stages import STAGES
 from harness.store import Store
 from harness.work import KNOWN, Work, shape_of
+from harness.work_count import RULES
 from tests import tiny
 from tests.test_recipes import RECIPES, recipe
 
@@ -114,16 +119,111 @@ def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
     assert isinstance(done.exception, HarnessError)
 
 
-@pytest.mark.slow
-def test_the_pocket_estimate_comes_from_measured_stages_and_has_the_runs_size(tmp_path: Path) -> None:
-    study, store = ROOT / "tests" / "e2e.yaml", Store(tmp_path / "store")
-    options = {"executor": "inline", "workers": 1, "report": False}
-    assert run_study(study, store.root, tmp_path, {"loop.prompts_per_iteration": 128}, **options) == 0
-    bigger = {"loop.prompts_per_iteration": 128, "loop.iterations": 3, "training.epochs": 2}
-    found = budget(prepare(study, bigger), store, Assumptions())
+# -- the pocket world: constants, calibration, measured stages ----------------------------------------------------------
+
+
+def commit(store: Store, node: Node, seconds: float) -> None:
+    """A finished stage that took so long."""
+    work = store.begin(node.key)
+    (work / "rows.jsonl").write_text("{}\n")
+    hashes = dict.fromkeys(node.inputs, "0" * 64)
+    record = StageRecord(SCHEMA_VERSION, node.key, node.stage, node.version, node.settings, node.inputs, hashes, hash_tree(work), 1,
+                         {"seconds": seconds}, {}, {})  # fmt: skip
+    store.commit(work, record)
+
+
+def e2e(**changes: Any) -> Plan:
+    return prepare(ROOT / "tests" / "e2e.yaml", changes)
+
+
+def of(plan: Plan, stage: str) -> list[Node]:
+    return [node for node in plan.nodes.values() if node.stage == stage]
+
+
+def test_every_stage_has_a_counting_rule() -> None:
+    assert set(RULES) == set(STAGES)
+
+
+def test_every_pocket_stage_has_constants() -> None:
+    assert {node.stage for node in prepare(ROOT / "ablations" / "alpha.yaml", {}).nodes.values()} <= set(POCKET)
+
+
+def test_games_of_mt_bench_pairs_by_hand(tmp_path: Path) -> None:
+    study = tmp_path / "pairs.yaml"
+    study.write_text(
+        f"name: pairs\nrecipe: {RECIPES / 'pocket.yaml'}\nseeds: [0]\nset: {{evaluation.mt_bench.limit: 8}}\naxes: {{objective.alpha: [0, 1]}}\n"
+        "declare: {pairwise: ['objective.alpha=0,seed=0@3', 'objective.alpha=1,seed=0@3'], pairwise_mt_bench: true}\n"
+    )
+    (line,) = budget(prepare(study, {}), Store(tmp_path / "store"), Assumptions()).of("judge.mt_bench_pairwise")
+    assert (line.work.judge_calls, line.work.judge_prompt, line.work.judge_reply) == (8 * 2 * 2, 32 * (170 + 10), 32 * 8)
+
+
+def test_constants_by_hand(tmp_path: Path) -> None:
+    found = budget(e2e(), Store(tmp_path), Assumptions(slowness=2.0))
+    (data,) = found.of("data.pocket")
+    assert data.work.rows == 800 + 8 + 4 + 1536
+    assert (data.seconds, data.source) == (pytest.approx(2 * (0.1 + 9e-5 * 2348)), "prior")
+    train = found.of("train")[0]
+    operations = 6 * found.shape.parameters * 32 * (20 + 2 * 10)
+    assert train.seconds == pytest.approx(2 * (0.36 + 3.5e-11 * operations))
+    assert {line.source for line in found.lines} == {"prior"}
+
+
+def test_start_up_comes_once_a_worker_and_the_report_last(tmp_path: Path) -> None:
+    found = budget(e2e(), Store(tmp_path), Assumptions(slowness=2.0))
+    alone = elapsed(found, 1)
+    assert alone["stages"] == pytest.approx(sum(line.seconds for line in found.lines) + 2 * sum(one.seconds for one in START_UP))
+    assert alone["report"] == pytest.approx(2 * (REPORT.fixed + 2 * REPORT.each))
+    assert alone["all"] == alone["stages"] + alone["report"]
+    two = [StartUp("tools", 5.0, frozenset({"train"}))]
+    lines = [Line(node, Work(), 1.0, "") for node in of(found.plan, "train")]
+    assert [wall_seconds(found.plan, lines, workers, two) for workers in (1, 2)] == [5 + 1 + 1, 5 + 1]
+
+
+def test_measured_stages_come_before_constants(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.open()
+    earlier = e2e()
+    for node in earlier.nodes.values():
+        commit(store, node, 7.0 if node.stage == "train" else 3.0)
+    assert budget(earlier, store, Assumptions()).lines == ()
+    found = budget(e2e(**{"data.seed": 1, "pocket.seed": 1}), store, Assumptions(slowness=50.0))
     assert {line.source.split(" ")[0] for line in found.lines} == {"measured"}
-    started = time.perf_counter()
-    assert run_study(study, store.root, tmp_path, bigger, **options) == 0
-    elapsed = time.perf_counter() - started
-    expected = wall_seconds(found.plan, found.lines, 1)
-    assert elapsed / 6 < expected < elapsed * 6  # units and scaling; how close it comes depends on what else the machine does
+    assert {line.seconds for line in found.of("train")} == {7.0}
+    assert {line.seconds for line in found.lines if line.node.stage != "train"} == {3.0}
+
+
+def test_measured_seconds_of_another_size_keep_their_fixed_share() -> None:
+    rate = Rate(1.0, 0.5)
+    assert scaled([(10, 12.0)], 20, rate) == pytest.approx(12 * (1 + 10) / (1 + 5))
+    assert scaled([(10, 12.0)], 20) == pytest.approx(24)
+    assert scaled([(10, 12.0), (20, 5.0)], 20, rate) == 5.0
+
+
+def test_first_stages_of_workers_do_not_count_as_typical() -> None:
+    assert scaled([(10, 9.0), (10, 2.0)], 10) == 2.0
+    assert scaled([(10, 9.0), (10, 8.0), (10, 2.0)], 10) == 2.0
+    assert scaled([(10, 9.0)] + [(10, float(n)) for n in (3, 4, 5, 6)], 10) == 4.0
+
+
+def test_the_calibration_is_made_once_and_leaves_torch_as_it_was() -> None:
+    import torch
+
+    before, state = torch.get_num_threads(), torch.get_rng_state()
+    assert tiny_step_seconds(0.01) == tiny_step_seconds(0.01) > 0
+    assert torch.get_num_threads() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_command_shows_the_pocket_arithmetic(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", str(ROOT / "ablations" / "smoke.yaml"), "--cost", "--workers", "2", "--store", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    for text in (
+        "minutes on 2 workers",
+        "start-up of every worker included",
+        "for this machine =",
+        "times as long for a tiny training step",
+        REFERENCE,
+    ):
+        assert text in done.output
+    assert not any(tmp_path.iterdir())

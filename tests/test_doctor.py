@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from typer.testing import CliRunner
 
 from harness import doctor
@@ -53,7 +55,29 @@ def test_a_gpu_too_small_is_told_by_how_much(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: SimpleNamespace(name="Small GPU", total_memory=24e9))
     found = states(doctor.accelerators(recipe("zephyr-7b")))
     assert found["memory of training"][0] == "WRONG" and "21.6 GB usable; use training.lora" in found["memory of training"][1]
+    assert found["memory of generating"] == ("ok", "14.5 GB of weights on one device; 21.6 GB usable")
     assert states(doctor.accelerators(recipe("small-1b-lora")))["memory of training"][0] == "ok"
+
+
+def test_devices_that_only_together_hold_the_model_are_no_help_until_it_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: SimpleNamespace(name="GPU", total_memory=80e9))
+    whole = recipe("zephyr-7b")
+    state, says = states(doctor.accelerators(whole))["memory of training"]
+    assert state == "WRONG" and "set runtime.sharding: fsdp and runtime.processes: 8" in says
+    divided = whole.model_copy(update={"runtime": whole.runtime.model_copy(update={"sharding": "fsdp", "processes": 8})})
+    state, says = states(doctor.accelerators(divided))["memory of training"]
+    assert state == "ok" and "each over 8; 72.0 GB usable" in says
+
+
+def test_pickled_weights_and_code_of_a_repository_are_named(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "model", "llama", "llama3")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "model.pickle_weights" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "made_up", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "model.trust_remote_code" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
 
 
 def test_a_full_or_closed_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +145,18 @@ def test_the_hub_out_of_reach_is_a_note_when_cached_and_wrong_when_not(monkeypat
     assert found["llm-blender/PairRM-hf"][0] == "note"
     assert found["HuggingFaceH4/mistral-7b-sft-beta"][0] == "WRONG" and "hf download" in found["HuggingFaceH4/mistral-7b-sft-beta"][1]
     assert found["HuggingFaceH4/ultrafeedback_binarized"][0] == "WRONG"
+    assert "hf download HuggingFaceH4/ultrafeedback_binarized --repo-type dataset" in found["HuggingFaceH4/ultrafeedback_binarized"][1]
+
+
+def test_a_hub_models_line_on_the_hub_comes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(self: Any, name: str, **options: Any) -> None:
+        raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/owner/name")))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", gated)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    found = states(doctor.findings("owner/name", tmp_path, {}))
+    assert found["owner/name"][0] == "WRONG" and "hf auth login" in found["owner/name"][1]
+    assert found["loading owner/name"][0] == "WRONG"
 
 
 def test_recipes_and_models_are_told_apart() -> None:

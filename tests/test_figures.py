@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from analysis import figures_scores, measures, text
-from analysis.figure import METADATA, Drawn, render, styles, symbols, write_figure
+from analysis.figure import METADATA, Drawn, paper_style, render, styles, symbols, write_figure
 from analysis.figures import FIGURES, draw
 from analysis.load import StudyData, load_study
 from analysis.table import Unavailable
@@ -85,6 +85,47 @@ def test_a_failed_seed_is_left_out_and_the_others_are_drawn(faulty: StudyData) -
     rows = [row for row in drawn.data if row[:2] == ("alpaca_eval.win_rate", "objective.alpha=1") and row[3] == 2]
     assert {row[6] for row in rows} == {1, 2}
     assert not any(row[5] == "mean" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    """Fifteen arms with long names."""
+    arms = ["DPO", *(f"an objective with a long name, {i}" for i in range(14))]
+    spec = synthetic.Synthetic(axes={"arm": arms}, iterations=1, faults=False, answers=False, heldout=4, ood=2, task_items=2, questions=4)
+    return load_study(*synthetic.build(tmp_path_factory.mktemp("named"), spec))
+
+
+@pytest.mark.parametrize("key", ["figure_3", "matched_kl", "curves", "figure_6", "differences"])
+def test_long_names_and_many_arms_stay_inside_the_figure_and_apart(named: StudyData, key: str) -> None:
+    drawn = draw(key, named)
+    assert isinstance(drawn, Drawn)
+    with paper_style():
+        drawn.figure.draw_without_rendering()
+    figure, renderer = drawn.figure, drawn.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = [legend.get_window_extent(renderer) for legend in figure.legends]
+    boxes += [label.get_window_extent(renderer) for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label) if label.get_text()]
+    rows = [label.get_window_extent(renderer) for label in figure.axes[0].get_yticklabels()] if key in ("figure_6", "differences") else []
+    for box in [*boxes, *rows]:
+        assert box.x0 > -2 and box.y0 > -2 and box.x1 < width + 2 and box.y1 < height + 2
+    assert len(rows) in (0, 14, 15)
+    assert not any(a.overlaps(b) for i, a in enumerate(rows) for b in rows[:i])
+
+
+def test_an_axis_of_lengths_shows_every_arm_at_its_own_last_iteration(tmp_path: Path) -> None:
+    spec = synthetic.Synthetic(axes={"loop.iterations": [1, 2, 3]}, faults=False, answers=False)
+    drawn = draw("figure_6", load_study(*synthetic.build(tmp_path, spec)))
+    assert isinstance(drawn, Drawn)
+    assert {(row[2], row[3]) for row in drawn.data} == {("1", 1), ("2", 2), ("3", 3)}
+    assert "after each arm's last iteration (1 to 3)" in drawn.caption
+
+
+def test_without_intervals_no_caption_speaks_of_them(tmp_path: Path) -> None:
+    data = load_study(*synthetic.build(tmp_path, synthetic.Synthetic(alphas=(0.0, 1.0), seeds=(0,), faults=False, answers=False)))
+    for key in ("figure_3", "curves", "figure_6", "differences", "diagnostics_exploration"):
+        drawn = draw(key, data)
+        assert isinstance(drawn, Drawn)
+        assert "95 %" not in drawn.caption
 
 
 def test_arms_differ_in_lightness_marker_and_line(complete: StudyData) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2ForCausalLM
 
 from harness import shared_prefix
 from harness.diagnostics.passes import Sheet, score_sheets
@@ -128,6 +128,8 @@ def test_entropy_and_divergence_use_the_models_own_logits() -> None:
 
 
 def test_a_model_without_the_asked_attention_says_which_to_ask_for(tmp_path: Path) -> None:
+    if Gemma2ForCausalLM._supports_sdpa:
+        pytest.skip("this transformers gives Gemma 2 every attention")
     made = tiny.tokenizer("chatml")
     built("gemma2", vocab_size=len(made), max_position_embeddings=256).save_pretrained(tmp_path)
     made.save_pretrained(tmp_path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from harness import rank, reward_train
-from harness.rankers import RankContext, Ranked, RankItem, judge, pairrm, rank_texts, reward_model, rewards
+from harness.rankers import RankContext, Ranked, RankItem, judge, rank_texts, reward_model, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, StageTask, read_jsonl, write_jsonl
 from tests import tiny
 
@@ -293,110 +291,6 @@ def test_ranker_train_stage_needs_pairs_set_aside(tmp_path):
     assert model.config.num_labels == 1
 
 
-# PairRM -----------------------------------------------------------------------------------------------------
-
-
-def pairrm_checkpoint(folder: Path) -> Path:
-    """A two-layer DeBERTa-v2 in the published form, with random weights and a byte-level tokenizer that adds [CLS] and [SEP]."""
-    from safetensors.torch import save_file
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import DebertaV2Config, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", pairrm.SOURCE, pairrm.FIRST, pairrm.SECOND])
-    marks = [("[CLS]", raw.token_to_id("[CLS]")), ("[SEP]", raw.token_to_id("[SEP]"))]
-    raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-    config = DebertaV2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        max_relative_positions=-1,
-        position_buckets=16,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        type_vocab_size=0,
-        initializer_range=0.3,
-        n_tasks=1,
-        drop_out=0.05,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = pairrm.PairRM(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pairrm_folder(tmp_path_factory) -> Path:
-    return pairrm_checkpoint(tmp_path_factory.mktemp("pairrm"))
-
-
-def test_pairrm_aggregate_by_hand():
-    """L01=1, L10=-3, L02=2, L20=0, L12=5, L21=1: scores (4+2)/3, (-4+4)/3, (-2-4)/3."""
-    assert pairrm.aggregate([[0, 1, 2], [-3, 0, 5], [0, 1, 0]]) == pytest.approx((2.0, 0.0, -2.0))
-
-
-def test_pairrm_reads_its_three_marks(pairrm_folder):
-    _, tokenizer = pairrm.load(str(pairrm_folder), "cpu")
-    ids = pairrm.encode_pair(tokenizer, "Q", "a[SEP]b", "c")
-    assert tokenizer.decode(ids) == "[CLS]<|source|>Q[SEP][CLS]<|candidate1|>a b[SEP][CLS]<|candidate2|>c[SEP]"
-
-
-def test_pairrm_cuts_the_prompt_and_halves_what_is_left(pairrm_folder):
-    _, tokenizer = pairrm.load(str(pairrm_folder), "cpu")
-    whole = pairrm.encode_pair(tokenizer, "q" * 3000, "a" * 3000, "b" * 3000)
-    assert len(whole) == 1224 + 2 * 412
-    short = pairrm.encode_pair(tokenizer, "q" * 97, "a" * 3000, "b" * 3000)
-    assert len(short) == 100 + 2 * ((2048 - 100) // 2)
-
-
-def test_pairrm_scores_are_the_plain_formula(tmp_path, pairrm_folder):
-    """Against a second, slow writing of the published forward pass: one comparison at a time, hidden states gathered by hand."""
-    model, tokenizer = pairrm.load(str(pairrm_folder), "cpu")
-
-    def logit(first: str, second: str) -> float:
-        ids = pairrm.encode_pair(tokenizer, "Q", first, second)
-        with torch.inference_mode():
-            out = model.pretrained_model(
-                input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), output_hidden_states=True
-            )
-            states = out.hidden_states[-1][0]
-            s, a, b = (states[ids.index(tokenizer.convert_tokens_to_ids(mark))] for mark in (pairrm.SOURCE, pairrm.FIRST, pairrm.SECOND))
-            return float(model.head_layer(torch.cat([s, a])) - model.head_layer(torch.cat([s, b])))
-
-    texts = ITEMS[0].texts
-    matrix = {(i, j): logit(texts[i], texts[j]) for i, j in itertools.permutations(range(3), 2)}
-    expected = [sum(matrix[i, j] - matrix[j, i] for j in range(3) if j != i) / 3 for i in range(3)]
-    (found, _) = rank_texts(ITEMS, _context(tmp_path, "pairrm", folder=pairrm_folder))
-    assert found.scores == pytest.approx(expected, abs=1e-5)
-    assert max(expected) - min(expected) > 1e-2
-
-
-def test_pairrm_does_not_depend_on_the_order_of_answers(tmp_path, pairrm_folder):
-    context = _context(tmp_path, "pairrm", folder=pairrm_folder)
-    forward, backward = (rank_texts([RankItem("a", USER, texts)], context)[0].scores for texts in (("one", "two two"), ("two two", "one")))
-    assert forward == pytest.approx(backward[::-1], abs=1e-5)
-    assert sum(forward) == pytest.approx(0.0, abs=1e-5)
-
-
-def test_pairrm_refuses_other_checkpoints(tmp_path):
-    folder = tiny.checkpoint(tmp_path, style="zephyr")
-    with pytest.raises(HarnessError, match=r"no <\|source\|>.*not a PairRM checkpoint"):
-        rank_texts(ITEMS, _context(tmp_path, "pairrm", folder=folder))
-
-
 # Judge ------------------------------------------------------------------------------------------------------
 
 
@@ -454,16 +348,6 @@ def test_judge_errors_and_unreadable_verdicts():
     assert judge._ranked(2, {(0, 1): ok, (1, 0): bad}).status == "error"
     assert judge._ranked(2, {(0, 1): ok, (1, 0): none}).status == "unparsed"
     assert judge._ranked(1, {}).scores == (0.5,)
-
-
-def test_rewards_of_a_pairwise_ranker_are_against_the_reference(tmp_path, pairrm_folder):
-    context = _context(tmp_path, "pairrm", folder=pairrm_folder)
-    item = RankItem("a", USER, ("one", "ref", "three"))
-    (found, missing) = rewards([item, RankItem("b", USER, ("x",))], ["ref", ""], context)
-    (duel,) = rank_texts([RankItem("d", USER, ("one", "ref"))], context)
-    assert found.scores[0] == pytest.approx(duel.scores[0], abs=1e-6)
-    assert found.scores[1] == 0.0
-    assert missing.status == "no_answer"
 
 
 def test_rewards_of_a_pointwise_ranker_need_no_reference(tmp_path, monkeypatch):

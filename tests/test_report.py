@@ -59,8 +59,24 @@ def test_a_null_says_that_it_is_one_and_what_would_have_been_found(tmp_path: Pat
     assert sentences[0] == (
         "No difference from α = 0 was detected in AlpacaEval LC after iteration 2 for any of the 2 arms; that is not evidence of no effect."
     )
+    assert sentences[1].startswith("The largest observed difference is that of α = ")
     assert sentences[-1].startswith("Could we have told?")
     assert sentences[-1].endswith("a smaller effect, in either direction, would most likely have been missed.")
+
+
+def test_one_arm_alone_is_scored_and_compared_with_nothing(tmp_path: Path) -> None:
+    (sentence,) = prose.finding(study(tmp_path, alphas=(0.0,)))
+    assert sentence.startswith("This study has one arm, α = 0, so it compares nothing. AlpacaEval LC after iteration 2 is ")
+    assert "n = 3 seeds × 24 instructions" in sentence
+
+
+def test_arms_with_names_are_quoted_and_their_own_last_iterations_are_meant(tmp_path: Path) -> None:
+    named = prose.finding(study(tmp_path / "a", axes={"arm": ["constant", "decay at the last"]}))[0]
+    assert named.startswith("Against “constant” after iteration 2, “decay at the last” raised AlpacaEval LC by ")
+    lengths = prose.finding(study(tmp_path / "b", axes={"loop.iterations": [1, 2]}))[0]
+    assert lengths.startswith("Against iterations = 1 after each arm's last iteration (1 to 2), iterations = 2 raised AlpacaEval LC by ")
+    crossed = prose.finding(study(tmp_path / "c", axes={"objective.alpha": [0, 1], "pairs.rule": ["best_worst", "replace"]}))[0]
+    assert crossed.startswith("Against “α = 0, rule = best_worst” after iteration 2, “α = 1, rule = replace” raised ")
 
 
 def test_below_three_seeds_nothing_is_claimed_about_seeds(tmp_path: Path) -> None:
@@ -98,7 +114,7 @@ def test_improvement_and_declared_trend_are_stated(tmp_path: Path) -> None:
         "Training improves on the base: from the base to α = 0 after iteration 2, held-out reward (greedy) goes from"
     )
     trend = prose.trend(data)
-    assert "expected falling with α. It falls: slope −0.2" in trend
+    assert "expected to fall with α. It falls: slope −0.2" in trend
     assert "Page's test" in trend
     against = study(
         tmp_path / "b",
@@ -138,6 +154,21 @@ def test_the_report_is_byte_identical_but_for_costs(written: Path, tmp_path: Pat
 
 def _digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_kept_checkpoints_get_their_cards_with_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.report.FIGURES", {})
+    spec = synthetic.Synthetic(alphas=(0.0, 1.0), seeds=(0,), iterations=1, answers=False, faults=False, weights=True)
+    folder, store = synthetic.build(tmp_path, spec)
+    assert "Checkpoints whose weights are kept: 3, each with a model card" in write_report(folder, store).read_text()
+    assert len(list((folder / "models").glob("*/iteration-*/README.md"))) == 3
+
+
+def test_a_varied_setting_is_shown_with_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.report.FIGURES", {})
+    report = write_report(*synthetic.build(tmp_path, synthetic.Synthetic(answers=False, faults=False))).read_text()
+    assert "| objective.alpha | varied: 0.0, 0.3, 1.0 |" in report
+    assert "models/README.md" not in report
 
 
 def test_a_search_is_linked_where_there_was_one(tmp_path: Path) -> None:

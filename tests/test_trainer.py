@@ -17,7 +17,7 @@ from harness import shared_prefix
 from harness.batching import GlobalBatchSampler, PreferenceRow, collate_for_rank, plan_global_batch
 from harness.objectives import OBJECTIVES
 from harness.records import HarnessError
-from harness.trainer import PreferenceConfig, PreferenceTrainer
+from harness.trainer import CHECKPOINTING, PreferenceConfig, PreferenceTrainer
 from tests import plain
 from tests.preferences import ROLES, config, model, rows
 
@@ -184,7 +184,7 @@ def run(tmp_path: Path, data: list[PreferenceRow], live: bool = True, reorder: b
         {"per_device_train_batch_size": 4},
         {"token_budget": 40},
         {"token_budget": 40, "per_device_train_batch_size": 2},
-        {"activation_checkpointing": True},
+        {CHECKPOINTING: True},
         {"live": False},
         {"reorder": True},
     ],

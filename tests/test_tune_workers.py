@@ -5,6 +5,7 @@ PostgreSQL is Debian's server on loopback, started here; where it is not install
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import random
@@ -15,32 +16,25 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
-from analysis.search import trials_table
+from harness import tune
 from harness.store import Store
+from harness.tune_open import open_study
+from tests.tune_world import SEARCH, make_search
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 TRIALS = 16
-SEARCH = """\
-name: t
-recipe: RECIPE
-set: {loop.iterations: 1, evaluation.benchmarks: [heldout], diagnostics.enabled: false}
-space:
-  objective.alpha: {log_uniform: [0.01, 10]}
-  pairs.rule: {choice: [best_worst, replace]}
-seeds: [0, 1]
-fresh_seeds: [7, 8, 9]
-trials: 16
-pruner: none
-"""
+MANY = SEARCH.replace("trials: 4", f"trials: {TRIALS}\npruner: none")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +52,7 @@ def postgresql() -> Iterator[str]:
         except KeyError:
             pytest.skip("PostgreSQL refuses to run as root and there is no user postgres")
         os.chown(folder, account.pw_uid, account.pw_gid)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     subprocess.run([programs[-1] / "initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres", "-N"],
                    check=True, capture_output=True, cwd=folder, **user)  # type: ignore[call-overload]  # fmt: skip
     options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off", "-p", str(port)]
@@ -79,6 +71,13 @@ def postgresql() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def wait_for(ready: object, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
@@ -88,24 +87,32 @@ def wait_for(ready: object, seconds: float = 30) -> None:
 
 @dataclass
 class Run:
-    """One search by two worker processes."""
+    """One search by two worker processes over toy stages."""
 
     folder: Path
     storage: str
+    text: str = MANY
 
-    def start(self) -> subprocess.Popen[bytes]:
-        path = self.folder / "t.yaml"
-        path.write_text(SEARCH.replace("RECIPE", str(ROOT / "ablations" / "recipes" / "pocket.yaml")))
-        command = [sys.executable, "-m", "tests.tune_world", str(path), str(self.folder / "store"), self.storage, "2"]
-        environment = {**os.environ, "TUNE_WORLD_LOG": str(self.folder / "log"), "OMP_NUM_THREADS": "1"}
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        search = make_search(self.folder, self.text, self.storage)
+        command = [sys.executable, "-m", "tests.tune_world", str(search.path), str(search.store), self.storage, "2"]
+        surroundings = {**os.environ, "TUNE_WORLD_LOG": str(self.folder / "log"), "OMP_NUM_THREADS": "1", **environment}
         with open(self.folder / "output", "wb") as output:
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+            return subprocess.Popen(command, cwd=ROOT, env=surroundings, stdout=output, stderr=output)
+
+    def wait(self, search: subprocess.Popen[bytes]) -> None:
+        assert search.wait(400) == 0, (self.folder / "output").read_text()[-2000:]
 
     def study(self) -> optuna.Study:
         return optuna.load_study(study_name="t", storage=self.storage)
 
+    def lines(self, kind: str) -> list[list[str]]:
+        """(kind, key, stage, process) of every start, or end, so far."""
+        path = self.folder / "log"
+        return [line.split() for line in path.read_text().splitlines() if line.startswith(kind)] if path.exists() else []
+
     def executions(self) -> Counter[str]:
-        return Counter(line.split()[0] for line in (self.folder / "log").read_text().splitlines())
+        return Counter(line[1] for line in self.lines("end"))
 
 
 def workers(parent: int) -> list[int]:
@@ -139,7 +146,7 @@ def fresh_database(url: str, name: str) -> str:
 
 def test_two_workers_share_trials_and_stages(tmp_path: Path, storage: str) -> None:
     run = Run(tmp_path, storage)
-    assert run.start().wait(90) == 0, (tmp_path / "output").read_text()[-2000:]
+    run.wait(run.start(TUNE_WORLD_MEET="2"))
     trials = run.study().trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * TRIALS
     assert sorted(trial.number for trial in trials) == list(range(TRIALS))
@@ -147,34 +154,109 @@ def test_two_workers_share_trials_and_stages(tmp_path: Path, storage: str) -> No
     executed = run.executions()
     assert set(executed.values()) == {1}, "a stage ran twice"
     assert sorted(executed) == Store(tmp_path / "store").all_keys()
-    assert run.start().wait(60) == 0
+    run.wait(run.start())
     assert len(run.study().trials) == TRIALS, "the same command again added trials"
     assert run.executions() == executed
 
 
 def test_ten_kills_lose_no_trial(tmp_path: Path, storage: str) -> None:
-    run, rng, kills = Run(tmp_path, storage), random.Random(0), 0
-    search = run.start()
-    wait_for(lambda: (tmp_path / "log").exists())
-    while search.poll() is None and kills < 10:
-        time.sleep(rng.uniform(0.1, 1.2))
-        alive = workers(search.pid) if search.poll() is None else []
-        if alive:
-            os.kill(rng.choice(alive), signal.SIGKILL)
-            kills += 1
-    assert search.wait(90) == 0, (tmp_path / "output").read_text()[-2000:]
-    study = run.study()
-    states = Counter(trial.state.name for trial in study.trials)
+    """The moments are drawn over the stages that start. At five of them the worker kills itself, so inside a trial; after the other five the
+    worker that started the stage is killed from outside, wherever it is by then. No check leans on how fast anything is."""
+    run, moments = Run(tmp_path, storage), random.Random(storage.partition(":")[0]).sample(range(3, 90), 10)
+    search = run.start(TUNE_WORLD_KILLS=",".join(str(moment) for moment in moments[:5]))
+    kill_after(run, search, sorted(moments[5:]))
+    run.wait(search)
+    trials = run.study().trials
+    assert len(run.lines("start")) >= 90, "not every moment came"
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    states = Counter(trial.state.name for trial in trials)
     assert states["COMPLETE"] == TRIALS
-    assert set(states) <= {"COMPLETE", "FAIL"}
-    lost = [trial for trial in study.trials if trial.state.name == "FAIL"]
-    assert kills == 10
-    assert lost, "no kill hit a trial"
-    assert all("worker died" in reason for reason in trials_table(study).set_index("trial").loc[[t.number for t in lost], "reason"])
-    retried = {number for trial in study.trials for number in trial.system_attrs.get("retry_history", [])}
-    assert retried or len(lost) < 3, "lost trials are queued again while the budget is open"
+    assert set(states) == {"COMPLETE", "FAIL"}, "a trial was left running or waiting"
+    lost = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert len(lost) >= 5, "five kills were inside trials"
+    check_lost(trials, run.study().user_attrs["lost"])
     executed, store = run.executions(), Store(tmp_path / "store")
-    assert sum(executed.values()) - len(executed) <= kills
+    assert sum(executed.values()) - len(executed) <= 10, "a stage that was done was done again"
     store.open()
     assert set(store.all_keys()) <= set(executed)
     assert store.verify() == []
+
+
+def kill_after(run: Run, search: subprocess.Popen[bytes], moments: list[int]) -> None:
+    """Kill the worker that started the n-th stage as soon as that is seen, for every n, unless it is dead already."""
+    for moment in moments:
+        wait_for(lambda moment=moment: len(run.lines("start")) >= moment or search.poll() is not None, 300)  # type: ignore[misc]
+        if search.poll() is None:
+            victim = int(run.lines("start")[moment - 1][3])
+            if victim in workers(search.pid):
+                os.kill(victim, signal.SIGKILL)
+
+
+def check_lost(trials: list[optuna.trial.FrozenTrial], reasons: dict[str, str]) -> None:
+    """Every lost trial has its reason, and was tried again exactly once with its settings, or had been tried as often as allowed."""
+    successors: dict[int, list[optuna.trial.FrozenTrial]] = {}
+    for trial in trials:
+        for before in trial.system_attrs.get("retry_history", [])[-1:]:
+            successors.setdefault(before, []).append(trial)
+    lost = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert set(reasons) == {str(trial.number) for trial in lost}
+    assert set(successors) <= {trial.number for trial in lost}
+    for trial in lost:
+        assert "its worker" in reasons[str(trial.number)]
+        after = successors.get(trial.number, [])
+        if len(trial.system_attrs.get("retry_history", [])) < tune.RETRIES:
+            assert len(after) == 1, f"trial {trial.number} was tried again {len(after)} times"
+            assert after[0].number > trial.number
+            assert trial.params.items() <= after[0].params.items()
+        else:
+            assert after == []
+            assert "not again" in reasons[str(trial.number)]
+
+
+def test_trials_that_are_too_slow_fail_in_spawned_workers_too(tmp_path: Path) -> None:
+    """Both workers get stuck in the same stage, fail by the clock, let go of it, and go on to the next trial."""
+    stuck = SEARCH.replace("objective.alpha: {log_uniform: [0.01, 10]}", "objective.name: {choice: [dpo]}")
+    run = Run(tmp_path, f"sqlite:///{tmp_path / 'optuna.db'}", stuck + "trial_timeout_s: 2\n")
+    run.wait(run.start(TUNE_WORLD_STUCK="dpo"))
+    assert [trial.user_attrs.get("reason") for trial in run.study().trials] == ["the trial ran longer than 2 s"] * 4
+
+
+def test_the_dashboard_shows_the_search(tmp_path: Path) -> None:
+    """What ``optuna-dashboard sqlite:///results/NAME/optuna.db`` serves: our study, its trials and their reasons."""
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    if not program.exists():
+        pytest.skip("the extra [dashboard] is not installed")
+    search = make_search(tmp_path)
+    study = open_study(search)
+    good, bad = study.ask(), study.ask()
+    study.tell(good, 0.5)
+    bad.set_user_attr("reason", "loss is nan")
+    study.tell(bad, state=optuna.trial.TrialState.PRUNED)
+    port = free_port()
+    server = subprocess.Popen([program, "--host", "127.0.0.1", "--port", str(port), "--quiet", search.storage], stderr=subprocess.PIPE)
+    try:
+        wait_for(lambda: answers(port) or server.poll() is not None, 120)
+        assert server.poll() is None, server.stderr and server.stderr.read()
+        (found,) = fetch(port, "/api/studies")["study_summaries"]
+        assert found["study_name"] == "t"
+        trials = fetch(port, f"/api/studies/{found['study_id']}?after=0")["trials"]
+        assert [(trial["number"], trial["state"]) for trial in trials] == [(0, "Complete"), (1, "Pruned")]
+        assert trials[0]["values"] == [0.5]
+        assert {"key": "reason", "value": "loss is nan"} in trials[1]["user_attrs"]
+    finally:
+        server.terminate()
+        server.wait(30)
+        assert server.stderr is not None
+        server.stderr.close()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def fetch(port: int, path: str) -> dict[str, Any]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=60) as reply:
+        found: dict[str, Any] = json.load(reply)
+    return found

@@ -62,7 +62,7 @@ def check_url(url: str, allowed_host: str = "") -> tuple[str, bool]:
     if parts.username or parts.password or parts.query or parts.fragment or "@" in parts.netloc:
         raise HarnessError(f"judge.base_url carries user information or a query; give the plain address and put the key into {KEY_VARIABLE}")
     host = parts.hostname or ""
-    loopback = host == "localhost" or _is_loopback_ip(host)
+    loopback = is_loopback(host)
     if parts.scheme not in ("http", "https") or not host:
         raise HarnessError(f"judge.base_url {url!r} is no http(s) address")
     if parts.scheme == "http" and not loopback and host not in (allowed_host, urlsplit(allowed_host).hostname):
@@ -70,7 +70,10 @@ def check_url(url: str, allowed_host: str = "") -> tuple[str, bool]:
     return url.rstrip("/"), loopback
 
 
-def _is_loopback_ip(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine alone."""
+    if host == "localhost":
+        return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -14,7 +14,6 @@ import json
 import math
 import random
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 
 from aiohttp import web
 
+from harness import chat_http
 from harness.pocket.judge_opinion import OPINION_SETTINGS, verdict
 
 GARBAGE_TEXTS = ("I would rather talk about the weather.", "", "The assistant's answer is interesting in several ways.")
@@ -109,13 +109,13 @@ class JudgeServer:
             finally:
                 self.in_flight -= 1
         if request.path == "/v1/models":
-            return _json({"object": "list", "data": [{"id": "pocket-judge", "object": "model", "created": 0, "owned_by": "pocket"}]})
+            return chat_http.models("pocket-judge", "pocket")
         if request.path == "/counters":
             shown = dict(self.counters)
             if request.method == "POST":
                 self.counters.clear()
-            return _json(shown)
-        return _error(404, "not_found", f"no such path: {request.path}")
+            return chat_http.reply(shown)
+        return chat_http.error(404, "not_found", f"no such path: {request.path}")
 
     async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
         raw = await request.read()
@@ -130,13 +130,13 @@ class JudgeServer:
         if fault == "rate_limited":
             return _rate_limited(self.faults.retry_after_s)
         if fault == "server_error":
-            return _error(500, "server_error", "The server had an error while processing your request.")
+            return chat_http.error(500, "server_error", "The server had an error while processing your request.")
         if fault == "unauthorized":
-            return _error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
+            return chat_http.error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
         if fault == "disconnect":
             if request.transport:
                 request.transport.abort()
-            return _json({})
+            return chat_http.reply({})
         if fault == "garbage_json":
             return web.Response(body=self._random.choice(GARBAGE_BODIES), content_type="application/json")
         if fault == "hang":
@@ -145,16 +145,16 @@ class JudgeServer:
             body = json.loads(raw)
             answer = self._answer(body, fault)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return _error(400, "invalid_request_error", f"bad request: {type(error).__name__}: {error}")
+            return chat_http.error(400, "invalid_request_error", f"bad request: {type(error).__name__}: {error}")
         self.counters["answered"] += 1
-        return _json(answer)
+        return chat_http.reply(answer)
 
     def _refusal(self, request: web.BaseRequest) -> web.Response | None:
         """Key, quota and rate limit."""
         if self.faults.api_key and request.headers.get("Authorization") != f"Bearer {self.faults.api_key}":
-            return _error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
+            return chat_http.error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
         if self.faults.calls_before_quota and self.counters["calls"] > self.faults.calls_before_quota:
-            return _error(429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details.")
+            return chat_http.error(429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details.")
         if self.faults.requests_per_minute:
             per_second = self.faults.requests_per_minute / 60.0
             now = time.monotonic()
@@ -187,7 +187,7 @@ class JudgeServer:
 
 
 def _completion(body: Mapping[str, Any], text: str, tokens: Mapping[str, float] | None, fault: str) -> dict[str, Any]:
-    """The published ``chat.completion`` object."""
+    """The judge's text as a published completion: words are its tokens."""
     pieces = re.findall(r"\s*\S+\s*", text) or [text]
     limit = int(body.get("max_tokens") or body.get("max_completion_tokens") or 4096)
     reason = "length" if len(pieces) > limit or (limit == 1 and pieces) else "stop"
@@ -196,61 +196,22 @@ def _completion(body: Mapping[str, Any], text: str, tokens: Mapping[str, float] 
     elif fault == "refused":
         reason, pieces = "content_filter", []
     pieces = pieces[:limit]
-    logprobs = None
-    if body.get("logprobs"):
-        top = int(body.get("top_logprobs") or 0)
-        logprobs = {"content": [_token_entry(piece, tokens, top) for piece in pieces], "refusal": None}
+    top = int(body.get("top_logprobs") or 0)
+    logprobs = [_token(piece, tokens, top) for piece in pieces] if body.get("logprobs") else None
     prompt_tokens = sum(4 + len(str(m.get("content") or "")) // 4 for m in body["messages"])
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(pieces), "refusal": None, "annotations": []}
-    return {
-        "id": "chatcmpl-pocket",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": body["model"],
-        "choices": [{"index": i, "message": message, "logprobs": logprobs, "finish_reason": reason} for i in range(int(body.get("n") or 1))],
-        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": len(pieces), "total_tokens": prompt_tokens + len(pieces)},
-        "service_tier": "default",
-        "system_fingerprint": "fp_pocket",
-    }
+    choice = chat_http.Choice("".join(pieces), reason, len(pieces), logprobs)
+    return chat_http.completion(body["model"], [choice] * int(body.get("n") or 1), prompt_tokens, "pocket")
 
 
-def _token_entry(piece: str, tokens: Mapping[str, float] | None, top: int) -> dict[str, Any]:
-    listed = sorted((tokens or {piece: 0.999}).items(), key=lambda item: -item[1])
-    rows = [{"token": token, "logprob": math.log(share), "bytes": list(token.encode())} for token, share in listed]
-    own = next((row for row in rows if row["token"] == piece), rows[0])
-    return {**own, "top_logprobs": rows[:top]}
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=json.dumps(value).encode(), content_type="application/json")
-
-
-def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = json.dumps({"error": {"message": message, "type": code, "param": None, "code": code}}).encode()
-    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+def _token(piece: str, tokens: Mapping[str, float] | None, top: int) -> dict[str, Any]:
+    listed = [(token, math.log(share)) for token, share in sorted((tokens or {piece: 0.999}).items(), key=lambda item: -item[1])]
+    own = next((entry for entry in listed if entry[0] == piece), listed[0])
+    return chat_http.token_entry(own, listed[:top])
 
 
 def _rate_limited(wait_s: float) -> web.Response:
     headers = {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(1000 * wait_s))}
-    return _error(429, "rate_limit_exceeded", "Rate limit reached for requests per minute (rate limit).", headers)
-
-
-async def _listen(server: JudgeServer, host: str, port: int) -> web.ServerRunner:
-    runner = web.ServerRunner(web.Server(server.handle, handler_cancellation=True), handle_signals=False, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, host, port, backlog=1024).start()
-    shown = f"[{host}]" if ":" in host else host
-    server.base_url = f"http://{shown}:{runner.addresses[0][1]}/v1"
-    return runner
-
-
-async def _stop(runner: web.ServerRunner) -> None:
-    """Close the server and end calls that still hang."""
-    await runner.cleanup()
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    return chat_http.error(429, "rate_limit_exceeded", "Rate limit reached for requests per minute (rate limit).", headers)
 
 
 @contextmanager
@@ -264,17 +225,8 @@ def serve(
 ) -> Iterator[JudgeServer]:
     """Serve from a thread of this process while the block runs; yields the server with its ``base_url`` and ``counters``."""
     server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates(), script)
-    loop = asyncio.new_event_loop()
-    runner = loop.run_until_complete(_listen(server, host, port))
-    thread = threading.Thread(target=loop.run_forever, name="judge-server", daemon=True)
-    thread.start()
-    try:
+    with chat_http.serving(server.handle, host, port) as server.base_url:
         yield server
-    finally:
-        asyncio.run_coroutine_threadsafe(_stop(runner), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def shared_server(judge: Mapping[str, Any]) -> str:
@@ -291,17 +243,5 @@ def _shared(settings: str) -> str:
 
 def run_forever(host: str, port: int, settings: Mapping[str, Any] | None = None, faults: FaultRates | None = None) -> None:
     """Serve until interrupted; prints the address. For ``selm judge-server``."""
-
-    async def main() -> None:
-        server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates())
-        runner = await _listen(server, host, port)
-        print(server.base_url, flush=True)  # noqa: T201 - the command's output
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await runner.cleanup()
-
-    try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        return
+    server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates())
+    chat_http.serve_until_interrupted(server.handle, host, port)
