@@ -57,7 +57,10 @@ def finding(data: StudyData) -> list[str]:
     if len(data.arms) < 2:
         return [f"This study has one arm, {named(found.baseline_label)}, so it compares nothing. {_alone(data, measure)}"]
     if not found.primary:
-        return [f"No finding yet: {outcome} is not stored for {named(found.baseline_label)} and another arm ({progress(data)})."]
+        pair = f"{named(found.baseline_label)} and another arm"
+        if data.unfinished:
+            return [f"No finding yet: {outcome} is not stored for {pair} ({progress(data)})."]
+        return [f"No finding: all stages are done, but {outcome} has no scored row for {pair}; the table of completeness says why."]
     complete = [c for c in found.primary if c.estimate.value is not None]
     lost = [c for c in found.primary if c.estimate.value is None]
     if not complete:

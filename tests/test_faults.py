@@ -27,7 +27,7 @@ import torch
 from analysis.load import load_study as load_results
 from analysis.table import Table
 from analysis.tables import TABLES
-from harness import generate, tune
+from harness import generate, tune, tune_open
 from harness.commands import fingerprints
 from harness.evaluate.journal import JOURNAL_NAME
 from harness.execute import Inline, execute
@@ -40,6 +40,7 @@ from harness.study import compose
 from tests import test_tune, tiny
 from tests.fault_cases import CASES
 from tests.judged_world import ROOT, World, refusing
+from tests.tune_world import SEARCH, make_search
 
 
 def test_every_case_has_tests_that_exist() -> None:
@@ -309,17 +310,17 @@ def test_a_changed_setting_code_version_or_file_is_a_new_key_and_old_rows_stay(t
 world = test_tune.world
 
 KILLED = """\
-import sys, time; from pathlib import Path; from harness import tune
-tune.HEARTBEAT_S, tune.GRACE_S = 1, 2
-study = tune.open_study(tune.Search(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
-study.optimize(lambda trial: (print("running", flush=True), time.sleep(600)), n_trials=1)
+import sys, time; from pathlib import Path; from harness import tune, tune_open
+tune_open.HEARTBEAT_S, tune_open.GRACE_S = 1, 2
+tune._begin(tune_open.open_study(tune_open.Search(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))
+print("running", flush=True); time.sleep(600)
 """
 
 
 def test_a_killed_trial_is_tried_again_and_the_search_goes_on(tmp_path: Path, world: test_tune.World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "HEARTBEAT_S", 1)
-    monkeypatch.setattr(tune, "GRACE_S", 2)
-    asked = test_tune.search(tmp_path, test_tune.SEARCH + "pruner: none\n")
+    monkeypatch.setattr(tune_open, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(tune_open, "GRACE_S", 2)
+    asked = make_search(tmp_path, SEARCH + "pruner: none\n")
     command = [sys.executable, "-c", KILLED, str(asked.path), str(asked.store), asked.storage]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -327,12 +328,11 @@ def test_a_killed_trial_is_tried_again_and_the_search_goes_on(tmp_path: Path, wo
         os.kill(process.pid, signal.SIGKILL)
     time.sleep(3.5)
     tune.work(asked)
-    study = tune.open_study(asked)
+    study = tune_open.open_study(asked)
     states = Counter(trial.state.name for trial in study.trials)
-    assert states["FAIL"] == 1, "the killed one"
-    assert states["COMPLETE"] == 6
-    assert states["RUNNING"] == 0
-    assert any(trial.system_attrs.get("failed_trial") == 0 for trial in study.trials if trial.state.name == "COMPLETE")
+    assert states == {"FAIL": 1, "COMPLETE": 4}, "the killed one, and the budget"
+    assert "died or was stopped; queued again" in study.user_attrs["lost"]["0"]
+    assert any(trial.system_attrs.get("retry_history") == [0] for trial in study.trials if trial.state.name == "COMPLETE")
 
 
 def test_an_infinite_objective_is_a_failed_trial_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,18 +346,18 @@ def test_an_infinite_objective_is_a_failed_trial_with_its_reason(tmp_path: Path,
         return StageOutcome(1)
 
     monkeypatch.setattr("harness.worker.function_of", lambda stage: infinite)
-    asked = test_tune.search(tmp_path, test_tune.SEARCH + "pruner: none\n")
+    asked = make_search(tmp_path, SEARCH + "pruner: none\n")
     tune.work(asked)
-    study = tune.open_study(asked)
-    assert {trial.state.name for trial in study.trials} == {"FAIL"}
+    study = tune_open.open_study(asked)
+    assert len(study.trials) == 4
     assert all("without a finite value" in trial.user_attrs["reason"] for trial in study.trials)
     with pytest.raises(HarnessError, match="no trial ended with a finite value"):
         tune.winners(study)
 
 
 def test_a_locked_database_is_waited_for(tmp_path: Path, world: test_tune.World) -> None:
-    asked = test_tune.search(tmp_path, test_tune.SEARCH + "pruner: none\n")
-    tune.open_study(asked)
+    asked = make_search(tmp_path, SEARCH + "pruner: none\n")
+    tune_open.open_study(asked)
     locked = threading.Event()
 
     def hold() -> None:
@@ -372,4 +372,4 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, world: test_tune.World)
     assert locked.wait(30)
     tune.work(asked)
     holder.join()
-    assert [trial.state for trial in tune.open_study(asked).trials] == [optuna.trial.TrialState.COMPLETE] * 6
+    assert [trial.state for trial in tune_open.open_study(asked).trials] == [optuna.trial.TrialState.COMPLETE] * 4

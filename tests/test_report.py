@@ -171,6 +171,7 @@ def test_a_varied_setting_is_shown_with_its_values(tmp_path: Path, monkeypatch: 
     assert "models/README.md" not in report
 
 
+@pytest.mark.slow
 def test_a_search_is_linked_where_there_was_one(tmp_path: Path) -> None:
     folder, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False, faults=False))
     assert "search.md" not in write_report(folder, store).read_text()
@@ -251,6 +252,7 @@ def test_long_answers_are_cut_and_said(tmp_path: Path) -> None:
     assert any(a.text.endswith("characters in all]") for row in found.answers for turns in row if turns for a in turns)
 
 
+@pytest.mark.slow
 def test_a_hundred_checkpoints_stay_under_ten_megabytes(tmp_path: Path) -> None:
     spec = synthetic.Synthetic(alphas=(0.0, 1.0), seeds=tuple(range(10)), iterations=4, task_items=2, heldout=4, ood=2, faults=False, long_answer=0)
     folder, store = synthetic.build(tmp_path, spec)

@@ -226,6 +226,7 @@ def test_complete_checkpoints_share_a_row(complete: StudyData, faulty: StudyData
     assert "48/72 (24 not run)" in lacking.rows[0].cells
 
 
+@pytest.mark.slow
 def test_no_table_is_wider_than_a_page_holds(complete: StudyData, rich: StudyData, many: StudyData) -> None:
     for data in (complete, rich, many):
         for key in TABLES:
