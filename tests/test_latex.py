@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def test_every_table_compiles(tmp_path: Path) -> None:
-    study, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
+    study, store = synthetic.build(tmp_path, synthetic.Synthetic(seeds=range(5), answers=False, both_orders=True, ranked=True))
     data = load_study(study, store)
     tables = [table for key in TABLES if isinstance(table := TABLES[key](data), Table)]
     assert len(tables) == len(TABLES)
