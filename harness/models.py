@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness import stored_tokenizer
 from harness.records import HarnessError
 
 CACHE_SIZE = 2
@@ -149,16 +150,15 @@ def _empty_model(path: Path, dtype: str, trust: str, where: Mapping[str, Any]) -
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: str = "") -> Any:
-    """Tokenizer of a policy folder, with the chat template that ``location.json`` adds; a pad token is always set."""
-    from transformers import AutoTokenizer
+    """Tokenizer of a policy folder, with the chat template that ``location.json`` adds; a pad token is always set.
 
+    Its ids are those of the stored ``tokenizer.json`` (see ``stored_tokenizer``).
+    """
     path = model_folder(folder)
     where = location(folder)
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=bool(trust) and trust == where.get("source", str(path))
-        )
+        tokenizer = stored_tokenizer.load(path, trust_remote_code=bool(trust) and trust == where.get("source", str(path)))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise HarnessError(f"{path}: cannot load the tokenizer ({_first_line(error)})") from error
     if where.get("chat_template"):

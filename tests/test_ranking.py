@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -240,7 +242,7 @@ def test_reward_model_scores_are_the_models_logits(tmp_path, classifier):
             with torch.inference_mode():
                 assert score == pytest.approx(model(ids).logits.item(), abs=1e-5)
     assert context.costs["ranker_texts"] == 5
-    lengths = [len(reward_model._encode(tokenizer, i.messages, t)) for i in ITEMS for t in i.texts]
+    lengths = [reward_model.encode(tokenizer, i.messages, t, 64).length for i in ITEMS for t in i.texts]
     assert lengths == [32, 36, 69, 46, 44]
     assert context.costs["ranker_texts_cut"] == 1
 
@@ -251,6 +253,69 @@ def test_reward_model_batches_do_not_change_scores(tmp_path, classifier, monkeyp
     alone = rank_texts(ITEMS, _context(tmp_path, "reward_model", folder=classifier))
     for a, b in zip(together, alone, strict=True):
         assert a.scores == pytest.approx(b.scores, abs=1e-5)
+
+
+def test_reward_model_without_padding_in_its_configuration_reads_the_last_token(tmp_path, classifier):
+    """Its tokenizer pads with the very token that ends a conversation; the score is still that of a text scored alone."""
+    folder = Path(shutil.copytree(classifier, tmp_path / "copy"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "pad_token_id"}))
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**words, "pad_token": words["eos_token"]}))
+    model, tokenizer = reward_model.load(str(folder), "cpu")
+    assert model.config.pad_token_id is None
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    found = rank_texts(ITEMS, _context(tmp_path, "reward_model", folder=folder))
+    for item, ranked in zip(ITEMS, found, strict=True):
+        for text, score in zip(item.texts, ranked.scores, strict=True):
+            row = reward_model.encode(tokenizer, item.messages, text, 64)
+            assert row.ids[-1] == tokenizer.eos_token_id
+            with torch.inference_mode():
+                assert score == pytest.approx(model(torch.tensor([row.ids])).logits.item(), abs=1e-5)
+    assert model.config.pad_token_id is None
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    """A tiny BERT with one label, two token types and no chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz0123456789?"]
+    raw = Tokenizer(models.WordPiece({word: i for i, word in enumerate([*words, *(f"##{w}" for w in words[4:])])}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_encoder_as_reward_model_sees_two_texts_and_keeps_its_first_token(tmp_path, encoder):
+    """Token types tell question from answer; over the limit the question loses its beginning, [CLS] and the answer stay."""
+    long = RankItem("long", ({"role": "user", "content": "begin " * 20 + "end"},), ("one", "two"))
+    endless = RankItem("endless", USER, ("z" * 100,))
+    found = rank_texts([*ITEMS, long, endless], _context(tmp_path, "reward_model", folder=encoder))
+    model, tokenizer = reward_model.load(str(encoder), "cpu")
+    for item, ranked in zip([*ITEMS, long, endless], found, strict=True):
+        for text, score in zip(item.texts, ranked.scores, strict=True):
+            row = reward_model.encode(tokenizer, item.messages, text, 64)
+            assert len(row.ids) == min(row.length, 64)
+            assert (row.ids[0], row.ids.count(2), set(row.types)) == (1, 2, {0, 1})
+            with torch.inference_mode():
+                alone = model(torch.tensor([row.ids]), token_type_ids=torch.tensor([row.types])).logits.item()
+                blind = model(torch.tensor([row.ids])).logits.item()
+            assert score == pytest.approx(alone, abs=1e-5)
+            assert abs(alone - blind) > 1e-3
+    cut = reward_model.encode(tokenizer, long.messages, "two", 64)
+    assert tokenizer.convert_ids_to_tokens(cut.ids)[-9:] == ["e", "##n", "##d", "[SEP]", "t", "##w", "##o", "[SEP]"][-9:]
 
 
 def test_reward_model_needs_one_label_and_a_folder(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,32 +27,56 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
         raise HarnessError("ranker.kind reward_model needs ranker.model: a checkpoint folder or a hub id")
     limit = int(context.settings.get("max_length", 1024))
     model, tokenizer = load(str(context.folder), str(context.runtime.get("device", "cpu")))
-    encoded: dict[tuple[Any, str], list[int]] = {}
+    encoded: dict[tuple[Any, str], Encoded] = {}
     for item in items:
         for text in item.texts:
             key = (_identity(item.messages), text)
             if key not in encoded:
-                encoded[key] = _encode(tokenizer, item.messages, text)
+                encoded[key] = encode(tokenizer, item.messages, text, limit)
     context.add_cost("ranker_texts", len(encoded))
-    context.add_cost("ranker_texts_cut", sum(len(ids) > limit for ids in encoded.values()))
-    keys = sorted(encoded, key=lambda key: (len(encoded[key]), key))
+    context.add_cost("ranker_texts_cut", sum(row.length > limit for row in encoded.values()))
+    keys = sorted(encoded, key=lambda key: (len(encoded[key].ids), key))
     scores: dict[tuple[Any, str], float] = {}
     with torch.inference_mode():
-        for batch in _batches(keys, {key: min(len(ids), limit) for key, ids in encoded.items()}):
-            scores.update(zip(batch, _logits(model, tokenizer, [encoded[key][-limit:] for key in batch]), strict=True))
+        for batch in _batches(keys, {key: len(row.ids) for key, row in encoded.items()}):
+            scores.update(zip(batch, _logits(model, [encoded[key] for key in batch]), strict=True))
     return [Ranked(tuple(scores[_identity(item.messages), text] for text in item.texts)) for item in items]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of one conversation, at most the limit. types: 0 question, 1 answer, for encoders that tell them apart; length: before cutting."""
+
+    ids: list[int]
+    types: list[int] | None
+    length: int
 
 
 def _identity(messages: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((m["role"], m["content"]) for m in messages)
 
 
-def _encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str) -> list[int]:
+def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, limit: int) -> Encoded:
+    """A conversation by the model's own chat template; without one, question and answer as the pair of texts encoders are trained on.
+
+    Over the limit the beginning of the question goes: a pair keeps its special tokens (an encoder's score is read off the first one).
+    """
     if tokenizer.chat_template:
-        return encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": text}])
+        ids = encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": text}])
+        return Encoded(ids[-limit:], None, len(ids))
     question = "\n\n".join(m["content"] for m in messages)
-    ids: list[int] = tokenizer(question, text)["input_ids"]
-    return ids
+    found = tokenizer(question, text, return_token_type_ids=True)
+    length = len(found["input_ids"])
+    if length > limit:
+        answer = len(tokenizer("", text)["input_ids"])
+        side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+        try:
+            cut = "only_first" if answer < limit else "longest_first"
+            found = tokenizer(question, text, truncation=cut, max_length=limit, return_token_type_ids=True)
+        finally:
+            tokenizer.truncation_side = side
+            tokenizer.backend_tokenizer.no_truncation()
+    return Encoded(found["input_ids"], found.get("token_type_ids"), length)
 
 
 def _batches(keys: Sequence[Any], lengths: Mapping[Any, int]) -> list[list[Any]]:
@@ -64,13 +90,34 @@ def _batches(keys: Sequence[Any], lengths: Mapping[Any, int]) -> list[list[Any]]
     return batches
 
 
-def _logits(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[float]:
+def _logits(model: Any, rows: Sequence[Encoded]) -> list[float]:
+    """One logit a row. A causal model's is that of its last token that is no padding.
+
+    Where the configuration names no padding, the last token counts whatever it is, as when its authors score one text at a time: the
+    padding is then a token that no row holds, for the tokenizer's may be the very end-of-turn token that ends each row.
+    """
     import torch
 
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[tokenizer.pad_token_id] * (longest - len(row))] for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
-    logits: list[float] = model(input_ids=ids, attention_mask=mask).logits[:, 0].double().tolist()
+    longest = max(len(row.ids) for row in rows)
+    settings = model.config.get_text_config()
+    named = settings.pad_token_id
+    pad = named
+    if named is None:
+        held = {token for row in rows for token in row.ids}
+        pad = next(token for token in range(settings.vocab_size) if token not in held)
+    arguments = {
+        "input_ids": [[*row.ids, *[pad] * (longest - len(row.ids))] for row in rows],
+        "attention_mask": [[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows],
+    }
+    kinds = max((kind for row in rows for kind in row.types or ()), default=0)
+    if 0 < kinds < getattr(settings, "type_vocab_size", 0) and "token_type_ids" in inspect.signature(model.forward).parameters:
+        arguments["token_type_ids"] = [[*(row.types or [0] * len(row.ids)), *[0] * (longest - len(row.ids))] for row in rows]
+    tensors = {name: torch.tensor(value, device=model.device) for name, value in arguments.items()}
+    try:
+        settings.pad_token_id = pad
+        logits: list[float] = model(**tensors).logits[:, 0].double().tolist()
+    finally:
+        settings.pad_token_id = named
     return logits
 
 
@@ -92,6 +139,4 @@ def load(folder: str, device: str) -> tuple[Any, Any]:
         raise HarnessError(f"{source}: cannot load as a reward model ({str(error).splitlines()[0][:300]})") from error
     if model.config.num_labels != 1:
         raise HarnessError(f"{source}: a reward model has one label, this one has {model.config.num_labels}")
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
