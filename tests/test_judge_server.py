@@ -9,7 +9,6 @@ import math
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 import types
@@ -27,6 +26,7 @@ from harness.pocket import judge_opinion, judge_prompts, oracle
 from harness.pocket.judge_opinion import OPINION_SETTINGS, surface_quality, verdict
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve, shared_server
 from harness.settings import JudgeSettings, RuntimeSettings
+from tests.processes import running
 
 QUESTION = "Which number is larger, 12 or 45?"
 SINGLE = (
@@ -357,7 +357,7 @@ def test_counters_can_be_read_and_reset() -> None:
 def test_it_starts_fast_and_runs_until_interrupted() -> None:
     code = "from harness.pocket.judge_server import run_forever; run_forever('127.0.0.1', 0)"
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
+    with running(command) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline().split(":")[2].split("/")[0])
         socket.create_connection(("127.0.0.1", port)).close()

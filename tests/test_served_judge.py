@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import threading
 import urllib.error
@@ -26,6 +25,7 @@ from harness.pocket import judge_server
 from harness.records import HarnessError, write_jsonl
 from tests import tiny
 from tests.judged_world import World, benchmarks
+from tests.processes import running
 
 ROOT = Path(__file__).parent.parent
 HELLO = [{"role": "system", "content": "Judge."}, {"role": "user", "content": "Hello?"}]
@@ -259,7 +259,7 @@ def test_our_client_judges_both_benchmarks_by_it(address: str, tmp_path: Path) -
 def test_the_command_serves_a_checkpoint_until_interrupted(tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "tiny")
     command = [sys.executable, "-m", "harness.cli", "judge-server", "--model", str(folder), "--name", "mine", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with running(command) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as served:
