@@ -30,7 +30,7 @@ class Stage:
     added: Mapping[str, Any] = field(default_factory=dict)
 
 
-_POLICY = ("harness/models.py",)
+_POLICY = ("harness/models.py", "harness/stored_tokenizer.py")
 _GENERATE = (*_POLICY, "harness/generate.py", "harness/generate_vllm.py")
 _PASS = (*_POLICY, *(f"harness/{name}.py" for name in ("batching", "logprobs", "head", "shared_prefix")))
 _LANGUAGE = tuple(f"harness/pocket/{name}.py" for name in ("language", "oracle", "wordings", "tasks"))
@@ -45,7 +45,7 @@ STAGES: dict[str, Stage] = {
     "base.pocket": Stage(
         "harness.pocket.base:run", 1, ("harness/pocket/base.py", "harness/pocket/tokenizer.py", "harness/fence.py", *_LANGUAGE), 90, True
     ),
-    "base.checkpoint": Stage("harness.checkpoint:run", 1, ("harness/checkpoint.py", *_POLICY), 1),
+    "base.checkpoint": Stage("harness.checkpoint:run", 2, ("harness/checkpoint.py", *_POLICY), 1),
     "benchmarks.pocket": Stage(
         "harness.pocket.benchmarks:run", 1, ("harness/pocket/benchmarks.py", "harness/pocket/academic_tasks.py", *_LANGUAGE), 1
     ),
@@ -77,10 +77,8 @@ STAGES: dict[str, Stage] = {
         4,
         True,
     ),
-    "heldout": Stage("harness.heldout:run", 1, ("harness/heldout.py", "harness/rankers", *_LANGUAGE), 1, True, reads_partial=True),
-    "diagnostics": Stage(
-        "harness.diagnostics:run", 1, ("harness/diagnostics", "harness/logprobs.py", *_GENERATE, *_LANGUAGE), 2, True, added=_BACKEND
-    ),
+    "heldout": Stage("harness.heldout:run", 1, ("harness/heldout.py", "harness/rankers", *_POLICY, *_LANGUAGE), 1, True, reads_partial=True),
+    "diagnostics": Stage("harness.diagnostics:run", 1, ("harness/diagnostics", *_PASS, *_GENERATE, *_LANGUAGE), 2, True, added=_BACKEND),
 }
 
 RANKER_VERSIONS: Mapping[str, int] = {"pairrm": 2}

@@ -8,6 +8,7 @@ vocabulary under the name LlamaTokenizerFast loses its spaces, DeBERTa-v3 its co
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,35 +35,42 @@ PROBES = (
 JOINTS = ("Hi{}there", "Hi {} there", "Hi.{}\nThere", "{} Hi")
 """Around special tokens: some pipelines begin every piece of text between them anew."""
 MARKS_TRIED = 8
+SETTINGS = (
+    ("pre_tokenizer", "ByteLevel", "add_prefix_space", "add_prefix_space"),
+    ("normalizer", "BertNormalizer", "do_lower_case", "lowercase"),
+    ("normalizer", "BertNormalizer", "strip_accents", "strip_accents"),
+    ("normalizer", "BertNormalizer", "tokenize_chinese_chars", "handle_chinese_chars"),
+)
+"""(part of tokenizer.json, its type, the setting of tokenizer_config.json that overrides it, its name in the part)."""
 
 
 def load(path: Path, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a checkpoint folder, with the ids of its ``tokenizer.json`` when it has one.
 
-    The class the folder names is kept when it agrees with the file, or differs from it because ``tokenizer_config.json`` says so;
-    otherwise the file is loaded as it is, without that class. Raises what transformers raises for a folder without a readable
-    tokenizer, and HarnessError when file, class and configuration cannot be reconciled.
+    The class the folder names is kept when it agrees with the file, and always when it is the repository's own code; otherwise the file
+    is loaded as it is, without that class. What ``tokenizer_config.json`` sets beside the file (``SETTINGS``) counts as stored. Raises what
+    transformers raises for a folder without a readable tokenizer, and HarnessError when the file cannot be read or followed.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     named: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     file = Path(path) / "tokenizer.json"
-    if not file.is_file() or not hasattr(named, "backend_tokenizer") or type(named) is PreTrainedTokenizerFast:
+    if not file.is_file() or not hasattr(named, "backend_tokenizer") or not type(named).__module__.startswith("transformers."):
         return named
     stored = _read(file)
     texts = _texts(stored, named)
     if first_difference(stored, named.backend_tokenizer, texts) is None:
         return named
     plain: Any = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    plain.backend_tokenizer.normalizer = stored.normalizer
+    plain.backend_tokenizer.pre_tokenizer = stored.pre_tokenizer
     difference = first_difference(stored, plain.backend_tokenizer, texts)
     if difference is None:
         return plain
-    if first_difference(plain.backend_tokenizer, named.backend_tokenizer, texts) is None:
-        return named  # both follow a setting beside the file, as add_prefix_space
     text, wanted, found = difference
     raise HarnessError(
-        f"{path}: {file.name} splits {text!r} into {wanted[:12]}, {type(named).__name__} (tokenizer_config.json) and the file's own settings "
-        f"into other tokens ({found[:12]}); set tokenizer_class to PreTrainedTokenizerFast in a copy's tokenizer_config.json"
+        f"{path}: {file.name} splits {text!r} into {wanted[:12]}, but loads as a tokenizer that makes {found[:12]} of it; "
+        "save the checkpoint's tokenizer again with the transformers that trained it"
     )
 
 
@@ -76,10 +84,17 @@ def first_difference(stored: Tokenizer, other: Tokenizer, texts: tuple[str, ...]
 
 
 def _read(file: Path) -> Tokenizer:
+    """``tokenizer.json`` with the settings of the ``tokenizer_config.json`` beside it, as transformers has always read the two."""
     from tokenizers import Tokenizer
 
+    beside = file.with_name("tokenizer_config.json")
     try:
-        stored: Tokenizer = Tokenizer.from_file(str(file))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        asked = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        for part, kind, name, stored_as in SETTINGS:
+            if (content.get(part) or {}).get("type") == kind and isinstance(asked.get(name), bool):
+                content[part][stored_as] = asked[name]
+        stored: Tokenizer = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises nothing narrower
         raise HarnessError(f"{file}: cannot be read as a tokenizer ({str(error)[:200]})") from error
     stored.no_padding()

@@ -95,8 +95,29 @@ def test_a_class_that_agrees_with_its_file_is_kept(tmp_path: Path) -> None:
     assert type(stored_tokenizer.load(path)) is Qwen2Tokenizer
 
 
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_a_prefix_space_set_beside_the_file_is_followed(tmp_path: Path, kind: str, asked: bool) -> None:
+    """The file has none; tokenizer_config.json decides, whatever the class."""
+    path = folder(tmp_path, None, tokenizer_class=kind, add_prefix_space=asked)
+    loaded = load_tokenizer(path)
+    assert loaded.convert_ids_to_tokens(loaded.encode("Hi", add_special_tokens=False)) == ["Ġ"] * asked + ["H", "i"]
+
+
+def test_a_class_of_the_repositorys_own_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder(tmp_path, pieces(), tokenizer_class="LlamaTokenizer")
+
+    class Own(PreTrainedTokenizerFast):  # type: ignore[misc]
+        pass
+
+    own = Own.from_pretrained(path)
+    own.backend_tokenizer.normalizer = normalizers.Lowercase()
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: own)
+    assert stored_tokenizer.load(path, trust_remote_code=True) is own
+
+
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     path = folder(tmp_path, None)
     (path / "tokenizer.json").write_text("{}")
-    with pytest.raises(HarnessError, match="tokenizer"):
+    with pytest.raises(HarnessError, match=r"cannot load the tokenizer|cannot be read as a tokenizer"):
         load_tokenizer(path)

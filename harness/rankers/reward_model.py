@@ -75,7 +75,6 @@ def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, lim
             found = tokenizer(question, text, truncation=cut, max_length=limit, return_token_type_ids=True)
         finally:
             tokenizer.truncation_side = side
-            tokenizer.backend_tokenizer.no_truncation()
     return Encoded(found["input_ids"], found.get("token_type_ids"), length)
 
 
