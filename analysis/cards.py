@@ -1,7 +1,9 @@
-"""Model cards: ``<study>/models/<run>/iteration-<i>/README.md`` for every checkpoint whose weights are in the store, and their index.
+"""Model cards: ``<study>/models/<run>/iteration-<i>/README.md`` for every checkpoint whose weights
+are in the store, and their index.
 
-Hugging Face's form: YAML front matter (base model, datasets, tags, model-index) over Markdown. A card is a function of the manifest
-and the store, holds no times or hosts, and is removed when its checkpoint is. The store itself is never written to.
+Hugging Face's form: YAML front matter (base model, datasets, tags, model-index) over Markdown. A
+card is a function of the manifest and the store, holds no times or hosts, and is removed when its
+checkpoint is. The store itself is never written to.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "selm-harness
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint whose weights are there. files: SHA-256 of each of its stage's files, from its record. users: runs that share it."""
+    """A checkpoint whose weights are there. files: SHA-256 of each of its stage's files, from its
+    record. users: runs that share it.
+    """
 
     run: Run
     iteration: int
@@ -54,13 +58,17 @@ class Kept:
 
 
 def path_part(name: str) -> str:
-    """A run's name as one folder name; where characters had to go, a hash keeps it apart from others."""
+    """A run's name as one folder name; where characters had to go, a hash keeps it apart from
+    others.
+    """
     safe = re.sub(r"[^A-Za-z0-9=_.,+-]", "_", name)[:120].lstrip(".") or "run"
     return safe if safe == name else f"{safe}-{content_hash(name, length=8)}"
 
 
 def kept(data: StudyData) -> list[Kept]:
-    """Checkpoints with weights, by run and iteration; one that several runs share (the base, say) is listed under the first of them."""
+    """Checkpoints with weights, by run and iteration; one that several runs share (the base, say)
+    is listed under the first of them.
+    """
     users: dict[str, list[str]] = {}
     places: dict[str, tuple[Run, int]] = {}
     for run in data.runs:
@@ -73,14 +81,24 @@ def kept(data: StudyData) -> list[Kept]:
     for key, (run, iteration) in places.items():
         stage = data.stages.get(key)
         record = read_json(stage.folder / "record.json") if stage and stage.state == "done" else {}
-        weights = [name for name in record.get("files") or {} if name.startswith("model/") and name.endswith(".safetensors")]
-        if stage and weights and not (stage.folder / "dropped").exists() and all((stage.folder / name).is_file() for name in weights):
+        weights = [
+            name
+            for name in record.get("files") or {}
+            if name.startswith("model/") and name.endswith(".safetensors")
+        ]
+        if (
+            stage
+            and weights
+            and not (stage.folder / "dropped").exists()
+            and all((stage.folder / name).is_file() for name in weights)
+        ):
             found.append(Kept(run, iteration, stage, record, tuple(users[key])))
     return found
 
 
 def write_cards(data: StudyData, study_dir: Path) -> list[Path]:
-    """Write a card for every kept checkpoint and ``models/README.md`` that lists them; remove those of checkpoints that are gone.
+    """Write a card for every kept checkpoint and ``models/README.md`` that lists them; remove those
+    of checkpoints that are gone.
 
     Raises HarnessError when a file cannot be written.
     """
@@ -104,13 +122,24 @@ def _remove_empty(folder: Path, until: Path) -> None:
 
 
 def _index(data: StudyData, items: Sequence[Kept]) -> str:
-    lines = [f"# Checkpoints of {text.markdown(data.name)}", "", MARK, "", "Weights that are still in the store, one card each.", ""]
+    lines = [
+        f"# Checkpoints of {text.markdown(data.name)}",
+        "",
+        MARK,
+        "",
+        "Weights that are still in the store, one card each.",
+        "",
+    ]
     lines += ["| run | iteration | content hash | card |", "| :-- | --: | :-- | :-- |"]
-    lines += [f"| {text.markdown(item.run.name)} | {item.iteration} | `{item.content[:12]}` | [card](<{item.folder}/README.md>) |" for item in items]
+    lines += [
+        f"| {text.markdown(item.run.name)} | {item.iteration} | `{item.content[:12]}` | "
+        f"[card](<{item.folder}/README.md>) |"
+        for item in items
+    ]
     return "\n".join([*lines, ""])
 
 
-# -- one card ------------------------------------------------------------------------------------------------
+# -- one card --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Scored:
     """One measure of this checkpoint: its estimate over items, and who judged it."""
@@ -121,24 +150,51 @@ class Scored:
 
 
 def scores(data: StudyData, item: Kept) -> list[Scored]:
-    """Every headline measure that this one checkpoint holds, with the interval over items (this checkpoint, new items)."""
-    checkpoint = Checkpoint(item.run.arm_name if item.iteration else "", item.run.label, item.iteration, (item.run,))
+    """Every headline measure that this one checkpoint holds, with the interval over items (this
+    checkpoint, new items).
+    """
+    checkpoint = Checkpoint(
+        item.run.arm_name if item.iteration else "", item.run.label, item.iteration, (item.run,)
+    )
     wanted = [*measures.TABLE_1, *measures.academic(data)]
-    wanted += [measures.heldout(data, sampled=s, ood=o) for o in (False, True) for s in (False, True)]
+    wanted += [
+        measures.heldout(data, sampled=s, ood=o) for o in (False, True) for s in (False, True)
+    ]
     found = []
     for measure in wanted:
         estimate = findings.estimate(data, checkpoint, measure)
         if estimate.expected:
-            found.append(Scored(measure, estimate, "" if measure.strata else data.identity(checkpoint, measure.benchmark, measure.metric)))
+            found.append(
+                Scored(
+                    measure,
+                    estimate,
+                    ""
+                    if measure.strata
+                    else data.identity(checkpoint, measure.benchmark, measure.metric),
+                )
+            )
     return found
 
 
 def card(data: StudyData, item: Kept) -> str:
     """The card's text. Everything that is not ours is escaped."""
     found = scores(data, item)
-    front = yaml.safe_dump(_front_matter(data, item, found), sort_keys=False, allow_unicode=True, width=120)
+    front = yaml.safe_dump(
+        _front_matter(data, item, found), sort_keys=False, allow_unicode=True, width=120
+    )
     title = f"{data.name}: {item.run.label if item.iteration else 'the base'}, iteration {item.iteration}, seed {item.run.seed}"
-    lines = ["---", front.rstrip(), "---", "", f"# {text.markdown(title)}", "", MARK, "", *_what(item), ""]
+    lines = [
+        "---",
+        front.rstrip(),
+        "---",
+        "",
+        f"# {text.markdown(title)}",
+        "",
+        MARK,
+        "",
+        *_what(item),
+        "",
+    ]
     lines += [
         "## Scores",
         "",
@@ -166,18 +222,34 @@ def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> dict[
         front["base_model"] = str(model["source"])
     if source.get("source") == "hub" and source.get("path"):
         front["datasets"] = [text.one_line(str(source["path"]))]
-    front["tags"] = [tag for tag in ("selm-harness", "preference-optimization" if item.iteration else "base", objective) if tag]
+    front["tags"] = [
+        tag
+        for tag in (
+            "selm-harness",
+            "preference-optimization" if item.iteration else "base",
+            objective,
+        )
+        if tag
+    ]
     results = [
         {
             "task": {"type": "text-generation"},
             "dataset": {"type": measure.benchmark, "name": text.one_line(measure.name)},
-            "metrics": [{"type": measure.metric, "name": text.one_line(f"{measure.name} [{measure.unit}]"), "value": scored.estimate.value}],
+            "metrics": [
+                {
+                    "type": measure.metric,
+                    "name": text.one_line(f"{measure.name} [{measure.unit}]"),
+                    "value": scored.estimate.value,
+                }
+            ],
         }
         for scored in found
         if (measure := scored.measure) and scored.estimate.value is not None
     ]
     front["model-index"] = [{"name": name, "results": results}]
-    return front if results else {key: value for key, value in front.items() if key != "model-index"}
+    return (
+        front if results else {key: value for key, value in front.items() if key != "model-index"}
+    )
 
 
 def _is_hub(source: str) -> bool:
@@ -192,15 +264,27 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _what(item: Kept) -> list[str]:
     shared = f" Shared by {len(item.users)} runs of the study." if len(item.users) > 1 else ""
-    what = f"Checkpoint after iteration {item.iteration} of run {item.run.name}" if item.iteration else "The first model of the study's runs"
+    what = (
+        f"Checkpoint after iteration {item.iteration} of run {item.run.name}"
+        if item.iteration
+        else "The first model of the study's runs"
+    )
     rows = [
         ("folder in the store", f"objects/{item.stage.key[:2]}/{item.stage.key}/model"),
         ("key of its stage", item.stage.key),
         ("content hash of the stage's files", item.content),
-        *((f"SHA-256 of {name}", digest) for name, digest in sorted(item.files.items()) if name.startswith("model/")),
+        *(
+            (f"SHA-256 of {name}", digest)
+            for name, digest in sorted(item.files.items())
+            if name.startswith("model/")
+        ),
     ]
     how = "Load it with transformers' AutoModelForCausalLM and AutoTokenizer from that folder."
-    return [f"{text.markdown(what)}, seed {item.run.seed}.{shared} {how}", "", *_rows(("what", "value"), rows)]
+    return [
+        f"{text.markdown(what)}, seed {item.run.seed}.{shared} {how}",
+        "",
+        *_rows(("what", "value"), rows),
+    ]
 
 
 def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
@@ -211,11 +295,37 @@ def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
         m, e = scored.measure, scored.estimate
         interval = e.intervals.get("items")
         known = interval is not None and interval.low is not None
-        shown = text.number(e.value, m.digits) if e.value is not None else f"INCOMPLETE ({e.scored} of {e.expected})"
+        shown = (
+            text.number(e.value, m.digits)
+            if e.value is not None
+            else f"INCOMPLETE ({e.scored} of {e.expected})"
+        )
         error = text.number(interval.se if interval else None, m.digits + 1)
-        ends = f"{text.number(interval.low, m.digits)} to {text.number(interval.high, m.digits)}" if interval and known else "–"
-        rows.append((f"{m.name} [{m.unit}]", shown, error, ends, f"{e.clusters} {m.unit_of_items}", f"{e.scored} of {e.expected}", scored.judge))
-    head = ("measure", "score", "standard error", "95 % interval", "n", "rows scored", "judge, benchmark version")
+        ends = (
+            f"{text.number(interval.low, m.digits)} to {text.number(interval.high, m.digits)}"
+            if interval and known
+            else "–"
+        )
+        rows.append(
+            (
+                f"{m.name} [{m.unit}]",
+                shown,
+                error,
+                ends,
+                f"{e.clusters} {m.unit_of_items}",
+                f"{e.scored} of {e.expected}",
+                scored.judge,
+            )
+        )
+    head = (
+        "measure",
+        "score",
+        "standard error",
+        "95 % interval",
+        "n",
+        "rows scored",
+        "judge, benchmark version",
+    )
     notes = []
     for benchmark, (title, _) in comparable.JUDGED.items():
         summary = data.summary(item.run, item.iteration, stage_of(benchmark))
@@ -232,26 +342,46 @@ def _recipe(data: StudyData, item: Kept) -> list[str]:
     for name in ("rollout", "rank", "reference", "train") if item.iteration else ("base",):
         stage = data.stages.get(keys.get(name, ""))
         record = read_json(stage.folder / "record.json") if stage and stage.state == "done" else {}
-        rows += [(f"{name}: {setting}", value) for setting, value in flat(record.get("settings") or {}) if not setting.endswith("base_url")]
+        rows += [
+            (f"{name}: {setting}", value)
+            for setting, value in flat(record.get("settings") or {})
+            if not setting.endswith("base_url")
+        ]
     arm = ", ".join(f"{name} = {value}" for name, value in item.run.arm.items())
-    c, kappa = (text.coefficient(found.get(item.iteration)) for found in (item.run.c, item.run.kappa))
-    lead = f"Arm: {arm or 'the recipe as it is'}; c = {c} (coefficient on log π(y)), κ = 2c/β = {kappa}." if item.iteration else "The base recipe."
-    return [text.markdown(lead), "", *_rows(("setting", "value"), rows)] if rows else [text.markdown(lead)]
+    c, kappa = (
+        text.coefficient(found.get(item.iteration)) for found in (item.run.c, item.run.kappa)
+    )
+    lead = (
+        f"Arm: {arm or 'the recipe as it is'}; c = {c} (coefficient on log π(y)), κ = 2c/β = "
+        f"{kappa}."
+        if item.iteration
+        else "The base recipe."
+    )
+    return (
+        [text.markdown(lead), "", *_rows(("setting", "value"), rows)]
+        if rows
+        else [text.markdown(lead)]
+    )
 
 
 def _provenance(data: StudyData, item: Kept) -> list[str]:
     environment = item.record.get("environment") or {}
     packages = environment.get("versions") or {}
     versions = [f"{name} {packages[name]}" for name in LIBRARIES if name in packages]
-    versions += [f"{name} {environment[name]}" for name in ("python", "machine") if environment.get(name)]
+    versions += [
+        f"{name} {environment[name]}" for name in ("python", "machine") if environment.get(name)
+    ]
     rows = [(stage.name, stage.key, stage.state) for stage in _ancestors(data, item.stage)]
     file = text.one_line(str((data.manifest.get("study") or {}).get("file", "")) or data.name)
     again = f"From `selm run {re.sub('[`|]', ' ', file)}` (the study file as it was then; run again, it computes only what is missing)."
     return [
         f"{again} Made with {text.markdown(', '.join(versions) or 'unknown versions')}.",
-        "", "Every stage this checkpoint rests on, inputs before what reads them; a key is the hash of a stage's settings and its inputs' keys.", "",
+        "",
+        "Every stage this checkpoint rests on, inputs before what reads them; a key is the hash "
+        "of a stage's settings and its inputs' keys.",
+        "",
         *_rows(("stage", "key", "state"), rows),
-    ]  # fmt: skip
+    ]
 
 
 def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
@@ -266,18 +396,26 @@ def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
         if expanded:
             found[key] = here
         else:
-            waiting += [(key, True), *((parent, False) for parent in sorted(here.inputs.values(), reverse=True))]
+            waiting += [
+                (key, True),
+                *((parent, False) for parent in sorted(here.inputs.values(), reverse=True)),
+            ]
     return list(found.values())
 
 
 def _limits(data: StudyData, item: Kept) -> list[str]:
     pocket = (data.recipe.get("judge") or {}).get("kind") == "pocket"
     lines = [
-        f"- One checkpoint of one seed (number {item.run.seed}; the study has {len(data.seeds)}): whether the method helps is told by the study's "
+        f"- One checkpoint of one seed (number {item.run.seed}; the study has {len(data.seeds)}): "
+        "whether the method helps is told by the study's "
         "report, over all seeds.",
-        "- Measured on the benchmarks above and nothing else: not for safety, bias, other languages or other uses.",
+        "- Measured on the benchmarks above and nothing else: not for safety, bias, other "
+        "languages or other uses.",
         "- No licence is stated here: the base model's and the data's apply.",
     ]
     if pocket:
-        lines.append("- The pocket world: a closed language, its own judge and tasks; no score here compares with a published one.")
+        lines.append(
+            "- The pocket world: a closed language, its own judge and tasks; no score here "
+            "compares with a published one."
+        )
     return lines

@@ -18,9 +18,11 @@ def verdict(comparable: bool) -> str:
 
 
 def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
-    """One sentence for every judge and benchmark version among the scores: comparable with published scores or not.
+    """One sentence for every judge and benchmark version among the scores: comparable with
+    published scores or not.
 
-    Comparable only if every stored set says so (judge, questions, references and prompts are the published ones); nothing is assumed.
+    Comparable only if every stored set says so (judge, questions, references and prompts are the
+    published ones); nothing is assumed.
     """
     sentences = []
     for benchmark, (title, metric) in JUDGED.items():
@@ -30,14 +32,20 @@ def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
         titles: dict[str, list[str]] = {}
         for checkpoint in data.checkpoints:
             if name := data.identity(checkpoint, benchmark, metric):
-                summaries = [data.summary(run, checkpoint.iteration, stage_of(benchmark)) for run in checkpoint.runs]
-                found.setdefault(name, []).append(all(s.get("comparable") is True for s in summaries if s))
+                summaries = [
+                    data.summary(run, checkpoint.iteration, stage_of(benchmark))
+                    for run in checkpoint.runs
+                ]
+                found.setdefault(name, []).append(
+                    all(s.get("comparable") is True for s in summaries if s)
+                )
                 titles.setdefault(name, []).append(checkpoint.title)
         for name, comparable in found.items():
             where = f" ({', '.join(titles[name])})" if len(found) > 1 else ""
             sentences.append(f"{title}{where}, judged by {name}: {verdict(all(comparable))}.")
         if len(found) > 1:
             sentences.append(
-                f"{title}: rows of different judges or references are not comparable with one another, and no difference between them is given."
+                f"{title}: rows of different judges or references are not comparable with one "
+                "another, and no difference between them is given."
             )
     return sentences

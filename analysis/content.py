@@ -1,4 +1,6 @@
-"""What both forms of a report (Markdown and HTML) say besides tables and figures: the summary, the settings, the versions."""
+"""What both forms of a report (Markdown and HTML) say besides tables and figures: the summary, the
+settings, the versions.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ def is_volatile(table: Table | Unavailable) -> bool:
 def summary(data: StudyData) -> list[list[str]]:
     """The opening: paragraphs of sentences. The first paragraph is the finding."""
     paragraphs = [prose.finding(data)]
-    second = [prose.other_outcomes(data), prose.selection(data), prose.improvement(data), prose.trend(data)]
+    second = [
+        prose.other_outcomes(data),
+        prose.selection(data),
+        prose.improvement(data),
+        prose.trend(data),
+    ]
     paragraphs.append([sentence for sentence in second if sentence])
     if missing := prose.missing(data):
         paragraphs.append([missing])
@@ -32,7 +39,10 @@ def summary(data: StudyData) -> list[list[str]]:
 
 def settings(data: StudyData) -> dict[str, Any]:
     """What was asked: recipe, axes, seeds, baseline, declaration, and every run's coefficients."""
-    runs = [{"run": r.name, "label": r.label, "seed": r.seed, "c": dict(r.c), "kappa": dict(r.kappa)} for r in data.runs]
+    runs = [
+        {"run": r.name, "label": r.label, "seed": r.seed, "c": dict(r.c), "kappa": dict(r.kappa)}
+        for r in data.runs
+    ]
     keep = ("study", "recipe", "axes", "seeds", "declare", "baseline", "checkpoints_kept")
     return {**{key: data.manifest.get(key) for key in keep}, "runs": runs}
 
@@ -44,7 +54,12 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping) and value:
             rows += flat(value, f"{prefix}{key}.")
         else:
-            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+            rows.append(
+                (
+                    f"{prefix}{key}",
+                    value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+                )
+            )
     return rows
 
 

@@ -1,10 +1,13 @@
-"""SELM on a finite answer set, where every expectation is a sum: the paper's statements without sampling.
+"""SELM on a finite answer set, where every expectation is a sum: the paper's statements without
+sampling.
 
-One prompt, Y answers, softmax policies with one logit per answer. Preferences are Bradley-Terry with soft labels over a
-fixed set of compared pairs. Rewards and log-probabilities in nats; beta as in DPO. NumPy only.
+One prompt, Y answers, softmax policies with one logit per answer. Preferences are Bradley-Terry
+with soft labels over a fixed set of compared pairs. Rewards and log-probabilities in nats; beta as
+in DPO. NumPy only.
 
 Notation: pi policy, pi_ref reference, r(y) = beta (log pi(y) - log pi_ref(y)) the implicit reward,
-L the exact DPO loss, S = E_{pi_ref}[log pi] the exploration term; SELM minimises L + alpha beta S (arXiv 2405.19332, eq. 4.2).
+L the exact DPO loss, S = E_{pi_ref}[log pi] the exploration term; SELM minimises L + alpha beta S
+(arXiv 2405.19332, eq. 4.2).
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class World:
-    """A reference policy (Y,) and the compared pairs: ``first`` beats ``second`` with probability ``label``; weights sum to 1."""
+    """A reference policy (Y,) and the compared pairs: ``first`` beats ``second`` with probability
+    ``label``; weights sum to 1.
+    """
 
     reference: Vector
     first: NDArray[np.int64]
@@ -37,12 +42,26 @@ class World:
         return np.unique(np.concatenate([self.first, self.second]))
 
 
-def world(reference: Sequence[float], pairs: Sequence[tuple[int, int]], rewards: Sequence[float], beta: float) -> World:
-    """Pairs of equal weight, labelled by the true rewards: P(first beats second) = sigma(reward difference)."""
+def world(
+    reference: Sequence[float],
+    pairs: Sequence[tuple[int, int]],
+    rewards: Sequence[float],
+    beta: float,
+) -> World:
+    """Pairs of equal weight, labelled by the true rewards: P(first beats second) = sigma(reward
+    difference).
+    """
     first, second = (np.array([pair[k] for pair in pairs]) for k in (0, 1))
     true = np.asarray(rewards, dtype=np.float64)
     labels = sigmoid(true[first] - true[second])
-    return World(np.asarray(reference, dtype=np.float64), first, second, labels, np.full(len(pairs), 1 / len(pairs)), beta)
+    return World(
+        np.asarray(reference, dtype=np.float64),
+        first,
+        second,
+        labels,
+        np.full(len(pairs), 1 / len(pairs)),
+        beta,
+    )
 
 
 def sigmoid(x: Any) -> Any:
@@ -80,9 +99,13 @@ def mean_log_ratio(logits: Vector, at: World) -> float:
 
 
 def dpo_loss(logits: Vector, at: World) -> float:
-    """L = -sum_w [label log sigma(D) + (1 - label) log sigma(-D)], D the difference of implicit rewards."""
+    """L = -sum_w [label log sigma(D) + (1 - label) log sigma(-D)], D the difference of implicit
+    rewards.
+    """
     gap = _gap(logits, at)
-    return float(at.weights @ (at.labels * np.logaddexp(0, -gap) + (1 - at.labels) * np.logaddexp(0, gap)))
+    return float(
+        at.weights @ (at.labels * np.logaddexp(0, -gap) + (1 - at.labels) * np.logaddexp(0, gap))
+    )
 
 
 def dpo_gradient(logits: Vector, at: World) -> Vector:
@@ -123,8 +146,12 @@ def selm_gradient(logits: Vector, at: World, alpha: float) -> Vector:
     return dpo_gradient(logits, at) + alpha * at.beta * exploration_gradient(logits, at)
 
 
-def descend(at: World, alpha: float, *, steps: int, rate: float, start: Vector | None = None) -> NDArray[np.float64]:
-    """Gradient descent on ``selm_loss`` from the reference (or ``start``): logits after 0..steps steps, (steps + 1, Y)."""
+def descend(
+    at: World, alpha: float, *, steps: int, rate: float, start: Vector | None = None
+) -> NDArray[np.float64]:
+    """Gradient descent on ``selm_loss`` from the reference (or ``start``): logits after 0..steps
+    steps, (steps + 1, Y).
+    """
     logits = np.log(at.reference) if start is None else start.copy()
     path = [logits]
     for _ in range(steps):
@@ -134,29 +161,37 @@ def descend(at: World, alpha: float, *, steps: int, rate: float, start: Vector |
 
 
 def regularised_value(policy: Vector, rewarder: Vector, at: World) -> float:
-    """E_pi[r_rho] + beta KL(pi || rho) with r_rho the implicit reward of ``rewarder`` (logits of rho): what Theorem 5.1 minimises."""
+    """E_pi[r_rho] + beta KL(pi || rho) with r_rho the implicit reward of ``rewarder`` (logits of
+    rho): what Theorem 5.1 minimises.
+    """
     rho = np.exp(log_softmax(rewarder))
     return float(policy @ implicit_reward(rewarder, at)) + at.beta * kl(policy, rho)
 
 
 def tilted(rewards: Vector, at: World) -> Vector:
-    """The policy that maximises E_pi[reward] - beta KL(pi || pi_ref): pi_ref exp(reward / beta), normalised."""
+    """The policy that maximises E_pi[reward] - beta KL(pi || pi_ref): pi_ref exp(reward / beta),
+    normalised.
+    """
     best: Vector = np.exp(log_softmax(np.log(at.reference) + rewards / at.beta))
     return best
 
 
 def optimism(rewards: Vector, at: World) -> float:
-    """max_pi E_pi[r] - E_{pi_ref}[r] - beta KL(pi || pi_ref) = beta log E_{pi_ref}[exp(r / beta)] - E_{pi_ref}[r] (eq. 4.1)."""
+    """max_pi E_pi[r] - E_{pi_ref}[r] - beta KL(pi || pi_ref) = beta log E_{pi_ref}[exp(r / beta)] -
+    E_{pi_ref}[r] (eq. 4.1).
+    """
     scaled = np.log(at.reference) + rewards / at.beta
     top = scaled.max()
     return float(at.beta * (top + np.log(np.exp(scaled - top).sum())) - at.reference @ rewards)
 
 
 def reward_models(at: World, true: Vector, low: float, high: float) -> tuple[Vector, Vector]:
-    """Two reward models of the same likelihood: equal on the compared answers, free in [low, high] elsewhere.
+    """Two reward models of the same likelihood: equal on the compared answers, free in [low, high]
+    elsewhere.
 
-    The first puts ``low`` off the data; the optimistic one takes the values that maximise ``optimism``. It is convex in
-    the rewards, so the maximum lies at a corner of the box and every corner is tried.
+    The first puts ``low`` off the data; the optimistic one takes the values that maximise
+    ``optimism``. It is convex in the rewards, so the maximum lies at a corner of the box and every
+    corner is tried.
     """
     unseen = np.setdiff1d(np.arange(len(at.reference)), at.seen)
     plain = true.copy()
@@ -170,11 +205,20 @@ def reward_models(at: World, true: Vector, low: float, high: float) -> tuple[Vec
     return plain, best
 
 
-TWO_BASINS = World(np.array([0.36, 0.60, 0.04]), np.array([2, 2]), np.array([0, 1]), np.array([0.38, 0.43]), np.array([0.54, 0.46]), beta=1.0)
+TWO_BASINS = World(
+    np.array([0.36, 0.60, 0.04]),
+    np.array([2, 2]),
+    np.array([0, 1]),
+    np.array([0.38, 0.43]),
+    np.array([0.54, 0.46]),
+    beta=1.0,
+)
 TWO_BASINS_START = np.array([-0.5, 2.0, 2.0])
-"""Convex minus concave: from this start, descent on alpha 0.4 stops nearer to the reference than on alpha 0.3, and from
-the reference alpha 0.35 has no minimiser at all. (Where global minimisers exist, a larger alpha never raises S: add the
-two optimality inequalities.) So what alpha does is a statement about early steps."""
+"""Convex minus concave: from this start, descent on alpha 0.4 stops nearer to the reference than on
+alpha 0.3, and from the reference alpha 0.35 has no minimiser at all. (Where global minimisers
+exist, a larger alpha never raises S: add the two optimality inequalities.) So what alpha does is a
+statement about early steps.
+"""
 
 FIGURE_ONE = world(
     reference=(0.22, 0.20, 0.16, 0.12, 0.10, 0.08, 0.07, 0.05),
@@ -185,9 +229,13 @@ FIGURE_ONE = world(
 FIGURE_ONE_REWARDS = np.array([0.9, 0.5, 0.2, 0.4, 0.1, 0.8, 0.3, 1.0])
 
 
-def figure_one(alphas: Sequence[float] = (0.0, 0.3, 1.0), steps: int = 20, rate: float = 1.0) -> dict[str, Any]:
-    """Data of the paper's Fig. 1 and section 5.1, exact: reward models and policies per answer; E_{pi_ref}[r / beta] and
-    the probability of unseen answers along ``steps`` gradient steps, one line per alpha."""
+def figure_one(
+    alphas: Sequence[float] = (0.0, 0.3, 1.0), steps: int = 20, rate: float = 1.0
+) -> dict[str, Any]:
+    """Data of the paper's Fig. 1 and section 5.1, exact: reward models and policies per answer;
+    E_{pi_ref}[r / beta] and the probability of unseen answers along ``steps`` gradient steps, one
+    line per alpha.
+    """
     at, true = FIGURE_ONE, FIGURE_ONE_REWARDS
     plain, optimistic = reward_models(at, true, low=0.0, high=1.0)
     unseen = np.setdiff1d(np.arange(len(true)), at.seen)
@@ -203,6 +251,11 @@ def figure_one(alphas: Sequence[float] = (0.0, 0.3, 1.0), steps: int = 20, rate:
         "optimistic_policy": tilted(optimistic, at).tolist(),
         "alphas": list(alphas),
         "steps": list(range(steps + 1)),
-        "mean_log_ratio": [[mean_log_ratio(logits, at) for logits in paths[alpha]] for alpha in alphas],
-        "unseen_probability": [[float(np.exp(log_softmax(logits))[unseen].sum()) for logits in paths[alpha]] for alpha in alphas],
+        "mean_log_ratio": [
+            [mean_log_ratio(logits, at) for logits in paths[alpha]] for alpha in alphas
+        ],
+        "unseen_probability": [
+            [float(np.exp(log_softmax(logits))[unseen].sum()) for logits in paths[alpha]]
+            for alpha in alphas
+        ],
     }

@@ -1,4 +1,5 @@
-"""Several arms against one baseline over the same seeds: the pooled headline, Holm, Dunnett, and selection with seeds to spare.
+"""Several arms against one baseline over the same seeds: the pooled headline, Holm, Dunnett, and
+selection with seeds to spare.
 
 Axis letters: A arms (the baseline among them), S seeds, n item clusters.
 """
@@ -17,19 +18,31 @@ from scipy import stats as distributions
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 
 from analysis.layout import Floats, Layout, complete, paired
-from analysis.stats import MIN_SEEDS, NEW_SEEDS, Estimate, Interval, crossed_interval, difference, seed_interval
+from analysis.stats import (
+    MIN_SEEDS,
+    NEW_SEEDS,
+    Estimate,
+    Interval,
+    crossed_interval,
+    difference,
+    seed_interval,
+)
 
 STRAY_SIZE, APART_SIZE = 0.005, 0.01
-"""Sizes of the checks that arms share a seed variance: of the arm and of the baseline alone, and of their difference."""
+"""Sizes of the checks that arms share a seed variance: of the arm and of the baseline alone, and of
+their difference.
+"""
 POOLED = "difference, pooled"
 """``Estimate.method`` of a member whose headline is pooled."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One arm against the baseline. ``estimate.intervals``: "A", "B" (the headline: pooled with three or more arms), "A_paired", "B_paired".
+    """One arm against the baseline. ``estimate.intervals``: "A", "B" (the headline: pooled with
+    three or more arms), "A_paired", "B_paired".
 
-    dunnett: simultaneous (A) interval over all arms of the family, with its adjusted p. holm: adjusted p by interval name.
+    dunnett: simultaneous (A) interval over all arms of the family, with its adjusted p. holm:
+    adjusted p by interval name.
     """
 
     arm: str
@@ -40,7 +53,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Family:
-    """All arms against ``baseline``; ms: the pooled arm × seed residual mean square of cell means, with its df (None: paired only)."""
+    """All arms against ``baseline``; ms: the pooled arm × seed residual mean square of cell means,
+    with its df (None: paired only).
+    """
 
     baseline: str
     members: tuple[Member, ...]
@@ -55,19 +70,25 @@ class Family:
 
 
 def residual(means: Floats) -> tuple[Floats, int]:
-    """Arm × seed residual of cell means (…, A, S): MS = Σ(m_as − m_a. − m_.s + m..)²/df, df = (A−1)(S−1)."""
+    """Arm × seed residual of cell means (…, A, S): MS = Σ(m_as − m_a. − m_.s + m..)²/df, df =
+    (A−1)(S−1).
+    """
     A, S = means.shape[-2:]
     of_arm, of_seed = means.mean(axis=-1, keepdims=True), means.mean(axis=-2, keepdims=True)
     df = (A - 1) * (S - 1)
-    ms = ((means - of_arm - of_seed + means.mean(axis=(-2, -1), keepdims=True)) ** 2).sum(axis=(-2, -1)) / max(df, 1)
+    ms = ((means - of_arm - of_seed + means.mean(axis=(-2, -1), keepdims=True)) ** 2).sum(
+        axis=(-2, -1)
+    ) / max(df, 1)
     return np.where(ms < (1e-12 * np.abs(means).max(axis=(-2, -1))) ** 2, 0.0, ms), df
 
 
 def stray(means: Floats, arm: int) -> Floats:
-    """p of the F test that one arm of ``means`` (…, A, S) has the seed variance of the others, against a larger one.
+    """p of the F test that one arm of ``means`` (…, A, S) has the seed variance of the others,
+    against a larger one.
 
-    MS of m_as − mean of the others (times (A−1)/A, S − 1 degrees of freedom) over the others' own residual: independent when all share
-    one variance, so exactly F. (Against a pool that holds the arm itself the ratio can never pass A/2.)
+    MS of m_as − mean of the others (times (A−1)/A, S − 1 degrees of freedom) over the others' own
+    residual: independent when all share one variance, so exactly F. (Against a pool that holds the
+    arm itself the ratio can never pass A/2.)
     """
     A, S = means.shape[-2:]
     others = np.delete(means, arm, axis=-2)
@@ -79,29 +100,37 @@ def stray(means: Floats, arm: int) -> Floats:
 
 
 def apart(means: Floats, arm: int, baseline: int) -> Floats:
-    """p of the F test that one arm's difference to the baseline varies over seeds as the rest of the residual does, against more.
+    """p of the F test that one arm's difference to the baseline varies over seeds as the rest of
+    the residual does, against more.
 
-    The contrast (m_as − m_0s)/√2 and the residual without it are independent under the pooled model: exactly F, S − 1 and (A−2)(S−1)
-    degrees of freedom. It sees what ``stray`` cannot: a spread that grows with α.
+    The contrast (m_as − m_0s)/√2 and the residual without it are independent under the pooled
+    model: exactly F, S − 1 and (A−2)(S−1) degrees of freedom. It sees what ``stray`` cannot: a
+    spread that grows with α.
     """
     A, S = means.shape[-2:]
     ms, df = residual(means)
     own = ((means[..., arm, :] - means[..., baseline, :]) / math.sqrt(2)).var(axis=-1, ddof=1)
     tiny = (1e-12 * np.abs(means).max(axis=(-2, -1))) ** 2
     rest = np.maximum(ms * df - own * (S - 1), 0.0) / ((A - 2) * (S - 1))
-    ratio = np.where(rest > tiny, own / np.where(rest > tiny, rest, 1.0), np.where(own > tiny, np.inf, 1.0))
+    ratio = np.where(
+        rest > tiny, own / np.where(rest > tiny, rest, 1.0), np.where(own > tiny, np.inf, 1.0)
+    )
     return np.asarray(distributions.f.sf(ratio, S - 1, (A - 2) * (S - 1)))
 
 
 def unequal(means: Floats, arm: int, baseline: int) -> NDArray[np.bool_]:
-    """Whether one of three F tests (size 2 % together) finds that the pool does not speak for this arm and this baseline; A ≥ 3."""
+    """Whether one of three F tests (size 2 % together) finds that the pool does not speak for this
+    arm and this baseline; A ≥ 3.
+    """
     alone = np.minimum(stray(means, arm), stray(means, baseline))
     return np.asarray((alone < STRAY_SIZE) | (apart(means, arm, baseline) < APART_SIZE))
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """What the arms of a family share. arms: how many different ones; unequal: names whose headline goes back to the paired interval."""
+    """What the arms of a family share. arms: how many different ones; unequal: names whose headline
+    goes back to the paired interval.
+    """
 
     seeds: tuple[int, ...]
     ms: float
@@ -110,23 +139,37 @@ class _Pool:
     unequal: frozenset[str]
 
 
-def family(arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, bar: float = 1.0) -> Family:
-    """Every arm minus ``baseline``, paired by seed and item; with three or more arms the headline pools the arm × seed residual.
+def family(
+    arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, bar: float = 1.0
+) -> Family:
+    """Every arm minus ``baseline``, paired by seed and item; with three or more arms the headline
+    pools the arm × seed residual.
 
-    Pooled: a² = 2·MS/S with (A−1)(S−1) degrees of freedom, b² of the pair's own D. It assumes that arms share a seed variance and that
-    every two have the same covariance over seeds. Where the data say otherwise (``unequal``, size 2 %), the headline goes back to the
-    paired interval, Dunnett's is withheld, and the flag "unequal" says so; that costs one point of power when all are equal. Few seeds
-    cannot say much: for one arm of three times the others' seed spread the headline covers 85–91 % at 3 seeds, 89–92 % at 5, 92–94 % at
-    10; for the largest of five α whose seed spread grows with α (to 2.2 times the smallest's) 87–91 %. So the paired interval, which
-    holds whatever the arms do, is always beside it. Seeds not in every arm are left out of the pool (flagged), INCOMPLETE arms too.
-    The order of ``arms`` is that of the members, no more.
+    Pooled: a² = 2·MS/S with (A−1)(S−1) degrees of freedom, b² of the pair's own D. It assumes that
+    arms share a seed variance and that every two have the same covariance over seeds. Where the
+    data say otherwise (``unequal``, size 2 %), the headline goes back to the paired interval,
+    Dunnett's is withheld, and the flag "unequal" says so; that costs one point of power when all
+    are equal. Few seeds cannot say much: for one arm of three times the others' seed spread the
+    headline covers 85–91 % at 3 seeds, 89–92 % at 5, 92–94 % at 10; for the largest of five α whose
+    seed spread grows with α (to 2.2 times the smallest's) 87–91 %. So the paired interval, which
+    holds whatever the arms do, is always beside it. Seeds not in every arm are left out of the pool
+    (flagged), INCOMPLETE arms too. The order of ``arms`` is that of the members, no more.
     """
-    pairs = {name: difference(cell, arms[baseline], level=level, bar=bar) for name, cell in arms.items() if name != baseline}
-    usable = {baseline: arms[baseline]} | {name: arms[name] for name, e in pairs.items() if not e.incomplete}
+    pairs = {
+        name: difference(cell, arms[baseline], level=level, bar=bar)
+        for name, cell in arms.items()
+        if name != baseline
+    }
+    usable = {baseline: arms[baseline]} | {
+        name: arms[name] for name, e in pairs.items() if not e.incomplete
+    }
     pool, flags = _pool(usable, baseline, bar)
     flags += [f"{name} left out: {e.flags[0]}" for name, e in pairs.items() if e.incomplete]
     members = [_member(name, e, pool, level) for name, e in pairs.items()]
-    adjusted = {key: holm({m.arm: _p(m, key) for m in members}) for key in ("A", "B", "A_paired", "B_paired")}
+    adjusted = {
+        key: holm({m.arm: _p(m, key) for m in members})
+        for key in ("A", "B", "A_paired", "B_paired")
+    }
     done = tuple(replace(m, holm={key: adjusted[key][m.arm] for key in adjusted}) for m in members)
     if pool is None:
         return Family(baseline, done, tuple(arms[baseline].seeds), None, None, False, tuple(flags))
@@ -138,27 +181,44 @@ def _p(member: Member, key: str) -> float | None:
     return None if interval is None else interval.p
 
 
-def _pool(usable: Mapping[str, Layout], baseline: str, bar: float) -> tuple[_Pool | None, list[str]]:
-    """The residual over seeds and clusters scored in every arm. Arms that are copies of one another are counted once."""
+def _pool(
+    usable: Mapping[str, Layout], baseline: str, bar: float
+) -> tuple[_Pool | None, list[str]]:
+    """The residual over seeds and clusters scored in every arm. Arms that are copies of one another
+    are counted once.
+    """
     if len(usable) < 3:
         return None, []
     names = sorted(usable)
     seeds = tuple(sorted(set.intersection(*(set(cell.seeds) for cell in usable.values()))))
     lost = sorted(set().union(*(cell.seeds for cell in usable.values())) - set(seeds))
-    flags = [f"seeds left out of the pool, not in every arm: {', '.join(map(str, lost))}"] if lost else []
+    flags = (
+        [f"seeds left out of the pool, not in every arm: {', '.join(map(str, lost))}"]
+        if lost
+        else []
+    )
     if len(seeds) < MIN_SEEDS:
         return None, [*flags, f"no pooled residual: {len(seeds)} common seeds"]
     cells = [complete(usable[name].take(seeds), bar)[0] for name in names]
     clusters = set.intersection(*(set(cell.clusters) for cell in cells))
     if not clusters:
         return None, [*flags, "no pooled residual: no item cluster is scored in every arm"]
-    rows = np.array([cell.keep(np.array([c in clusters for c in cell.clusters])).values.mean(axis=1) for cell in cells])
+    rows = np.array(
+        [
+            cell.keep(np.array([c in clusters for c in cell.clusters])).values.mean(axis=1)
+            for cell in cells
+        ]
+    )
     different, which = np.unique(rows, axis=0, return_inverse=True)
     if len(different) < 3:
         return None, [*flags, f"no pooled residual: {len(different)} different arms"]
     ms, df = residual(different)
     place = dict(zip(names, which.ravel().tolist(), strict=True))
-    off = frozenset(name for name in names if place[name] != place[baseline] and bool(unequal(different, place[name], place[baseline])))
+    off = frozenset(
+        name
+        for name in names
+        if place[name] != place[baseline] and bool(unequal(different, place[name], place[baseline]))
+    )
     return _Pool(seeds, float(ms), df, len(different), off), flags
 
 
@@ -176,15 +236,24 @@ def _member(name: str, pair: Estimate, pool: _Pool | None, level: float) -> Memb
         else:
             why = ""
     if why or pool is None or pair.value is None or pair.squares is None:
-        dunnett = Interval(NEW_SEEDS, "Dunnett", level, undefined=pair.flags[0] if pair.incomplete else why)
-        return Member(name, replace(pair, intervals={**pair.intervals, **beside}, flags=flags), dunnett, {})
+        dunnett = Interval(
+            NEW_SEEDS, "Dunnett", level, undefined=pair.flags[0] if pair.incomplete else why
+        )
+        return Member(
+            name, replace(pair, intervals={**pair.intervals, **beside}, flags=flags), dunnett, {}
+        )
     a2, df = 2 * pool.ms / len(pool.seeds), float(pool.df)
     pooled = {
         "A": seed_interval(pair.value, a2, df, pair.seeds, null=0.0, level=level),
         "B": crossed_interval(pair.value, a2, df, pair.squares, null=0.0, level=level),
     }
-    pooled = {key: replace(i, method=f"{i.method}, arm × seed residual pooled over {pool.arms} arms") for key, i in pooled.items()}
-    estimate = replace(pair, method=POOLED, intervals={**pair.intervals, **pooled, **beside}, flags=flags)
+    pooled = {
+        key: replace(i, method=f"{i.method}, arm × seed residual pooled over {pool.arms} arms")
+        for key, i in pooled.items()
+    }
+    estimate = replace(
+        pair, method=POOLED, intervals={**pair.intervals, **pooled, **beside}, flags=flags
+    )
     return Member(name, estimate, _dunnett(pair.value, a2, pool.arms - 1, df, level), {})
 
 
@@ -194,14 +263,18 @@ def _dunnett(value: float, a2: float, arms: int, df: float, level: float) -> Int
         return replace(blank, undefined="all seeds give the same difference")
     se = math.sqrt(a2)
     half = dunnett_critical(arms, df, level) * se
-    return replace(blank, low=value - half, high=value + half, se=se, p=dunnett_p(value / se, arms, df))
+    return replace(
+        blank, low=value - half, high=value + half, se=se, p=dunnett_p(value / se, arms, df)
+    )
 
 
 def dunnett_cdf(q: float, arms: int, df: float) -> float:
-    """P(max_j |T_j| ≤ q) for ``arms`` comparisons with one baseline, T_j = d_j/√(2·MS/S): multivariate t with correlations ½.
+    """P(max_j |T_j| ≤ q) for ``arms`` comparisons with one baseline, T_j = d_j/√(2·MS/S):
+    multivariate t with correlations ½.
 
-    With Z_j = (U_j + V)/√2 it is E_χ E_V [Φ(√2·q·s − V) − Φ(−√2·q·s − V)]^arms, s² = χ²_df/df: two Gauss–Legendre sums, accurate to
-    about 1e-10 and the same at every call (scipy's own integration is quasi-random, about 1e-4).
+    With Z_j = (U_j + V)/√2 it is E_χ E_V [Φ(√2·q·s − V) − Φ(−√2·q·s − V)]^arms, s² = χ²_df/df: two
+    Gauss–Legendre sums, accurate to about 1e-10 and the same at every call (scipy's own integration
+    is quasi-random, about 1e-4).
     """
     x, w = np.polynomial.legendre.leggauss(160)
     v, wv = 9.0 * x, 9.0 * w * distributions.norm.pdf(9.0 * x)
@@ -214,7 +287,9 @@ def dunnett_cdf(q: float, arms: int, df: float) -> float:
 
 
 def dunnett_p(t: float, arms: int, df: float) -> float:
-    """Two-sided p of one of ``arms`` comparisons, adjusted for all of them. With one arm it is Student's."""
+    """Two-sided p of one of ``arms`` comparisons, adjusted for all of them. With one arm it is
+    Student's.
+    """
     if arms == 1:
         return float(2 * distributions.t.sf(abs(t), df))
     return min(max(1 - dunnett_cdf(abs(t), arms, df), 0.0), 1.0)
@@ -227,11 +302,17 @@ def dunnett_critical(arms: int, df: float, level: float = 0.95) -> float:
     if arms == 1:
         return low
     high = float(distributions.t.isf((1 - level) / 2 / arms, df))
-    return float(optimize.brentq(lambda q: dunnett_cdf(q, arms, df) - level, low * 0.99, high * 1.01, xtol=1e-10))
+    return float(
+        optimize.brentq(
+            lambda q: dunnett_cdf(q, arms, df) - level, low * 0.99, high * 1.01, xtol=1e-10
+        )
+    )
 
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Holm-adjusted p by name, over the whole declared family: an undefined p stays undefined but counts as a member (as 1)."""
+    """Holm-adjusted p by name, over the whole declared family: an undefined p stays undefined but
+    counts as a member (as 1).
+    """
     if not p:
         return {}
     names = sorted(p)
@@ -244,8 +325,9 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
 class Selection:
     """The best of several arms, told on seeds that did not choose it.
 
-    naive: its difference to the baseline on the seeds that chose it (too high on average). estimate: on the others.
-    rotated: mean over seeds of the difference of the arm chosen without that seed (no interval: the choices share seeds).
+    naive: its difference to the baseline on the seeds that chose it (too high on average).
+    estimate: on the others. rotated: mean over seeds of the difference of the arm chosen without
+    that seed (no interval: the choices share seeds).
     """
 
     best: str
@@ -260,23 +342,37 @@ class Selection:
 
 
 def reestimate_best(
-    arms: Mapping[str, Layout], baseline: str, *, choosing: Sequence[int] | None = None, level: float = 0.95, bar: float = 1.0
+    arms: Mapping[str, Layout],
+    baseline: str,
+    *,
+    choosing: Sequence[int] | None = None,
+    level: float = 0.95,
+    bar: float = 1.0,
 ) -> Selection:
-    """Choose the arm with the highest mean on ``choosing`` seeds, and estimate its paired difference on the other seeds.
+    """Choose the arm with the highest mean on ``choosing`` seeds, and estimate its paired
+    difference on the other seeds.
 
-    choosing: default the first half of the common seeds (rounded down, at least 1). Below 3 other seeds the estimate has no interval.
-    INCOMPLETE arms cannot be chosen. ``trials`` counts every arm that was tried, complete or not.
+    choosing: default the first half of the common seeds (rounded down, at least 1). Below 3 other
+    seeds the estimate has no interval. INCOMPLETE arms cannot be chosen. ``trials`` counts every
+    arm that was tried, complete or not.
     """
-    pairs = {name: paired(cell, arms[baseline])[0] for name, cell in arms.items() if name != baseline}
+    pairs = {
+        name: paired(cell, arms[baseline])[0] for name, cell in arms.items() if name != baseline
+    }
     seeds = sorted(set.intersection(*(set(cell.seeds) for cell in pairs.values()))) if pairs else []
     checked = {name: complete(cell.take(seeds), bar) for name, cell in pairs.items()}
     names = sorted(name for name, (_, reason, _) in checked.items() if not reason)
     if not names or len(seeds) < 2:
-        raise ValueError(f"nothing to choose from: {len(names)} complete arms beside {baseline!r}, {len(seeds)} common seeds (2 needed)")
+        raise ValueError(
+            f"nothing to choose from: {len(names)} complete arms beside {baseline!r}, "
+            f"{len(seeds)} common seeds (2 needed)"
+        )
     first = tuple(seeds[: max(len(seeds) // 2, 1)] if choosing is None else sorted(set(choosing)))
     others = tuple(s for s in seeds if s not in first)
     if not set(first) <= set(seeds) or not first or not others:
-        raise ValueError(f"choosing seeds {list(first)} must be some, not all, of the common seeds {seeds}")
+        raise ValueError(
+            f"choosing seeds {list(first)} must be some, not all, of the common seeds {seeds}"
+        )
     D = np.array([checked[name][0].values.mean(axis=1) for name in names])
     at = {s: i for i, s in enumerate(seeds)}
     scores = D[:, [at[s] for s in first]].mean(axis=1)
@@ -284,8 +380,24 @@ def reestimate_best(
     left = [seeds[:i] + seeds[i + 1 :] for i in range(len(seeds))]
     choices = [int(D[:, [at[s] for s in rest]].mean(axis=1).argmax()) for rest in left]
     rotated = float(np.mean([D[c, i] for i, c in enumerate(choices)]))
-    estimate = difference(arms[best].take(others), arms[baseline].take(others), level=level, bar=bar)
-    flags = tuple(f"{name} could not be chosen: {reason}" for name, (_, reason, _) in checked.items() if reason)
+    estimate = difference(
+        arms[best].take(others), arms[baseline].take(others), level=level, bar=bar
+    )
+    flags = tuple(
+        f"{name} could not be chosen: {reason}"
+        for name, (_, reason, _) in checked.items()
+        if reason
+    )
     if int((scores == scores.max()).sum()) > 1:
         flags += ("tied for best: the first by name was taken",)
-    return Selection(best, len(pairs), first, others, float(scores.max()), estimate, rotated, tuple(names[c] for c in choices), flags)
+    return Selection(
+        best,
+        len(pairs),
+        first,
+        others,
+        float(scores.max()),
+        estimate,
+        rotated,
+        tuple(names[c] for c in choices),
+        flags,
+    )

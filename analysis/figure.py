@@ -1,7 +1,8 @@
 """A figure and its files: PDF, SVG and PNG with fixed bytes, and the CSV of what it shows.
 
-Sizes are those of a two-column paper (3.3 and 6.9 inches wide). Arms differ by colour, marker and line style, and the colours
-differ in lightness, so that a grey print and a colour-blind reader lose nothing.
+Sizes are those of a two-column paper (3.3 and 6.9 inches wide). Arms differ by colour, marker and
+line style, and the colours differ in lightness, so that a grey print and a colour-blind reader lose
+nothing.
 """
 
 from __future__ import annotations
@@ -30,23 +31,54 @@ from analysis.table import write_bytes, write_text
 SINGLE, DOUBLE = 3.3, 6.9
 """Widths in inches of one column and of both."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-LINES: tuple[Any, ...] = ("--", "-", (0, (5, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (2, 2)))
+LINES: tuple[Any, ...] = (
+    "--",
+    "-",
+    (0, (5, 1)),
+    "-.",
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (1, 1)),
+    (0, (7, 2)),
+    (0, (2, 2)),
+)
 DISTINCT = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
 """Okabe and Ito's colours; the baseline is black."""
 PNG_DPI = 200
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 7.5, "axes.titlesize": 8, "axes.labelsize": 7.5, "legend.fontsize": 7, "xtick.labelsize": 7,
-    "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
-    "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.4, "legend.frameon": False,
-    "legend.handlelength": 2.8, "pdf.fonttype": 42, "svg.fonttype": "path",
-    "svg.hashsalt": "selm", "figure.dpi": 100, "axes.unicode_minus": True, "axes.axisbelow": True, "path.simplify": True,
-    "axes.formatter.use_mathtext": False, "mathtext.fontset": "dejavusans",
-}  # fmt: skip
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.4,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "selm",
+    "figure.dpi": 100,
+    "axes.unicode_minus": True,
+    "axes.axisbelow": True,
+    "path.simplify": True,
+    "axes.formatter.use_mathtext": False,
+    "mathtext.fontset": "dejavusans",
+}
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished figure. ``columns`` and ``data`` are every number in it; ``alt`` says in words what is to be seen."""
+    """A finished figure. ``columns`` and ``data`` are every number in it; ``alt`` says in words
+    what is to be seen.
+    """
 
     key: str
     title: str
@@ -66,7 +98,9 @@ class ArmStyle:
     label: str
 
     def handle(self) -> Line2D:
-        return Line2D([], [], color=self.color, marker=self.marker, linestyle=self.line, label=self.label)
+        return Line2D(
+            [], [], color=self.color, marker=self.marker, linestyle=self.line, label=self.label
+        )
 
 
 @contextmanager
@@ -78,7 +112,9 @@ def paper_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure on the Agg canvas (no global state) and its axes as an array (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -86,19 +122,37 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def styles(data: StudyData) -> dict[str, ArmStyle]:
-    """Arm → style. One numeric axis: light to dark with its value; otherwise distinct colours. The baseline is black and dashed."""
+    """Arm → style. One numeric axis: light to dark with its value; otherwise distinct colours. The
+    baseline is black and dashed.
+    """
     arms = list(data.arms)
     values = {arm: list(runs[0].arm.values()) for arm, runs in data.arms.items()}
-    numeric = len(data.axes) == 1 and all(len(v) == 1 and isinstance(v[0], (int, float)) and not isinstance(v[0], bool) for v in values.values())
-    ordered = sorted((a for a in arms if a != data.baseline_arm), key=lambda a: (float(values[a][0]), a)) if numeric else [
-        a for a in arms if a != data.baseline_arm
-    ]  # fmt: skip
+    numeric = len(data.axes) == 1 and all(
+        len(v) == 1 and isinstance(v[0], (int, float)) and not isinstance(v[0], bool)
+        for v in values.values()
+    )
+    ordered = (
+        sorted((a for a in arms if a != data.baseline_arm), key=lambda a: (float(values[a][0]), a))
+        if numeric
+        else [a for a in arms if a != data.baseline_arm]
+    )
     colours = mpl.colormaps["viridis"](np.linspace(0.78, 0.1, max(len(ordered), 2)))
-    found = {data.baseline_arm: ArmStyle(DISTINCT[0], MARKERS[0], LINES[0], "")} if data.baseline_arm else {}
+    found = (
+        {data.baseline_arm: ArmStyle(DISTINCT[0], MARKERS[0], LINES[0], "")}
+        if data.baseline_arm
+        else {}
+    )
     for i, arm in enumerate(ordered):
         colour = mpl.colors.to_hex(colours[i]) if numeric else DISTINCT[1 + i % (len(DISTINCT) - 1)]
-        found[arm] = ArmStyle(colour, MARKERS[(i + 1) % len(MARKERS)], LINES[(i + 1) % len(LINES)], "")
-    return {arm: ArmStyle(found[arm].color, found[arm].marker, found[arm].line, shown(data.arms[arm][0].label)) for arm in arms}
+        found[arm] = ArmStyle(
+            colour, MARKERS[(i + 1) % len(MARKERS)], LINES[(i + 1) % len(LINES)], ""
+        )
+    return {
+        arm: ArmStyle(
+            found[arm].color, found[arm].marker, found[arm].line, shown(data.arms[arm][0].label)
+        )
+        for arm in arms
+    }
 
 
 def shown(label: str, limit: int = 48) -> str:
@@ -122,7 +176,9 @@ def symbols(label: str) -> str:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
-    """One legend for the whole figure, under it: as many columns as the labels leave room for; the figure grows by what further rows take."""
+    """One legend for the whole figure, under it: as many columns as the labels leave room for; the
+    figure grows by what further rows take.
+    """
     if not handles:
         return
     width, height = figure.get_size_inches()
@@ -146,11 +202,15 @@ def bars(data: StudyData) -> str:
 
 
 def dodge(number: int, count: int, width: float = 0.36) -> float:
-    """Sideways offset of arm ``number`` of ``count``, so that points at one x do not hide one another."""
+    """Sideways offset of arm ``number`` of ``count``, so that points at one x do not hide one
+    another.
+    """
     return 0.0 if count < 2 else width * (number / (count - 1) - 0.5)
 
 
-def seed_points(axes: Axes, x: float, values: Sequence[float], style: ArmStyle, spread: float = 0.05) -> None:
+def seed_points(
+    axes: Axes, x: float, values: Sequence[float], style: ArmStyle, spread: float = 0.05
+) -> None:
     """Every seed's point, hollow and small, side by side, in front of the mean."""
     count = len(values)
     xs = [x + (0.0 if count < 2 else spread * (i / (count - 1) - 0.5)) for i in range(count)]
@@ -175,7 +235,8 @@ METADATA: Mapping[str, dict[str, Any]] = {
 
 
 def render(drawn: Drawn, kind: str) -> bytes:
-    """The figure's bytes as pdf, svg or png; the same for the same data (no dates, fixed identifiers). Rendered once per kind.
+    """The figure's bytes as pdf, svg or png; the same for the same data (no dates, fixed
+    identifiers). Rendered once per kind.
 
     The canvases print directly: ``savefig`` would draw every figure twice.
     """

@@ -1,7 +1,9 @@
-"""What a study says: every arm against the baseline, the base's improvement, the declared trend, the best arm told on other seeds.
+"""What a study says: every arm against the baseline, the base's improvement, the declared trend,
+the best arm told on other seeds.
 
-Only numbers and reasons; words are in ``analysis.prose``. The declared family (primary and further outcomes × arms) is corrected
-by Holm as one; any other comparison is exploratory and carries its plain p.
+Only numbers and reasons; words are in ``analysis.prose``. The declared family (primary and further
+outcomes × arms) is corrected by Holm as one; any other comparison is exploratory and carries its
+plain p.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ POPULATIONS = ("A", "B")
 class Comparison:
     """One arm minus the baseline on one measure after one iteration.
 
-    holm: p by population over the whole declared family; empty for an exploratory comparison. detectable: minimum detectable
-    effect by population, or the reason why there is none. flip: sign flips over seeds. improvement: k of S² pairs.
+    holm: p by population over the whole declared family; empty for an exploratory comparison.
+    detectable: minimum detectable effect by population, or the reason why there is none. flip: sign
+    flips over seeds. improvement: k of S² pairs.
     """
 
     arm: str
@@ -76,7 +79,9 @@ class TrendFinding:
 
 @dataclass(frozen=True)
 class Improvement:
-    """Held-out reward of the baseline arm after the last iteration minus the base's: same seeds, same prompts."""
+    """Held-out reward of the baseline arm after the last iteration minus the base's: same seeds,
+    same prompts.
+    """
 
     measure: Measure
     label: str
@@ -89,7 +94,9 @@ class Improvement:
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it. ``primary`` and ``declared`` hold the declared comparisons, in study order of the arms."""
+    """All of it. ``primary`` and ``declared`` hold the declared comparisons, in study order of the
+    arms.
+    """
 
     primary_measure: Measure
     primary_iteration: int
@@ -109,7 +116,9 @@ def bar(data: StudyData) -> float:
 
 
 def estimate(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Estimate:
-    """A table cell: mean over seeds with (A) and (B); with one seed the interval over items ("items")."""
+    """A table cell: mean over seeds with (A) and (B); with one seed the interval over items
+    ("items").
+    """
     cell = measures.layout_of(data, checkpoint, measure)
     if len(cell.seeds) == 1:
         return one_checkpoint(cell, bar=bar(data))
@@ -117,7 +126,9 @@ def estimate(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Estim
 
 
 def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
-    """Every arm against the baseline on one measure after one iteration; empty without a baseline or scores of it."""
+    """Every arm against the baseline on one measure after one iteration; empty without a baseline
+    or scores of it.
+    """
     key = ("comparison", measure.key, iteration)
     cache: dict[Any, tuple[Comparison, ...]] = data.__dict__.setdefault("_comparisons", {})
     if key not in cache:
@@ -145,18 +156,39 @@ def _compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Co
 def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> tuple[str, ...]:
     """Who judged an arm's scores and on what: arms that differ in it are not compared."""
     checkpoint = data.at(arm, iteration)
-    return tuple(data.identity(checkpoint, name, measure.metric) for name in measure.strata or (measure.benchmark,)) if checkpoint else ()
+    return (
+        tuple(
+            data.identity(checkpoint, name, measure.metric)
+            for name in measure.strata or (measure.benchmark,)
+        )
+        if checkpoint
+        else ()
+    )
 
 
-def _comparison(data: StudyData, measure: Measure, iteration: int, member: Member, found: Family) -> Comparison:
+def _comparison(
+    data: StudyData, measure: Measure, iteration: int, member: Member, found: Family
+) -> Comparison:
     value = member.estimate
     detectable: dict[str, power.Detectable] = {}
     flip = improvement = None
-    if not value.incomplete and value.squares is not None and value.seeds >= 2 and value.clusters >= 2:
+    if (
+        not value.incomplete
+        and value.squares is not None
+        and value.seeds >= 2
+        and value.clusters >= 2
+    ):
         pooled = found.pooled and value.method == "difference, pooled"
-        spread = power.from_estimate(value, ms=found.ms, df=found.df) if pooled else power.from_estimate(value)
+        spread = (
+            power.from_estimate(value, ms=found.ms, df=found.df)
+            if pooled
+            else power.from_estimate(value)
+        )
         arms = (found.df or 0) // max(value.seeds - 1, 1) + 1 if pooled else 2
-        detectable = {p: power.detectable(spread, value.seeds, value.clusters, p, arms=arms) for p in POPULATIONS}  # type: ignore[arg-type]
+        detectable = {
+            p: power.detectable(spread, value.seeds, value.clusters, p, arms=arms)
+            for p in POPULATIONS
+        }  # type: ignore[arg-type]
         flip = rank.sign_flip(np.array(value.points), np.random.default_rng(0))
         ours, theirs = (data.at(arm, iteration) for arm in (member.arm, data.baseline_arm))
         if ours and theirs:
@@ -165,7 +197,19 @@ def _comparison(data: StudyData, measure: Measure, iteration: int, member: Membe
                 improvement = rank.probability_of_improvement(list(x.values()), list(y.values()))
     label = data.arms[member.arm][0].label
     pooled = value.method == "difference, pooled"
-    return Comparison(member.arm, label, measure, iteration, member, {}, detectable, flip, improvement, pooled, found.flags)
+    return Comparison(
+        member.arm,
+        label,
+        measure,
+        iteration,
+        member,
+        {},
+        detectable,
+        flip,
+        improvement,
+        pooled,
+        found.flags,
+    )
 
 
 def declared_outcomes(data: StudyData) -> list[tuple[Measure, int]]:
@@ -190,14 +234,33 @@ def _find(data: StudyData) -> Findings:
     from dataclasses import replace
 
     outcomes = declared_outcomes(data)
-    plain = [comparison for measure, iteration in outcomes for comparison in compare_arms(data, measure, iteration)]
+    plain = [
+        comparison
+        for measure, iteration in outcomes
+        for comparison in compare_arms(data, measure, iteration)
+    ]
     adjusted = {p: holm({f"{i}": _plain_p(c, p) for i, c in enumerate(plain)}) for p in POPULATIONS}
-    declared = tuple(replace(c, holm={p: adjusted[p][f"{i}"] for p in POPULATIONS}) for i, c in enumerate(plain))
+    declared = tuple(
+        replace(c, holm={p: adjusted[p][f"{i}"] for p in POPULATIONS}) for i, c in enumerate(plain)
+    )
     measure, iteration = outcomes[0]
-    primary = tuple(c for c in declared if c.measure.key == measure.key and c.iteration == iteration)
+    primary = tuple(
+        c for c in declared if c.measure.key == measure.key and c.iteration == iteration
+    )
     selection, reason = _selection(data, measure, iteration)
     baseline = data.arms[data.baseline_arm][0].label if data.baseline_arm else ""
-    return Findings(measure, iteration, primary, declared, len(plain), baseline, _trend(data), _improvement(data), selection, reason)
+    return Findings(
+        measure,
+        iteration,
+        primary,
+        declared,
+        len(plain),
+        baseline,
+        _trend(data),
+        _improvement(data),
+        selection,
+        reason,
+    )
 
 
 def _plain_p(comparison: Comparison, population: str) -> float | None:
@@ -224,13 +287,20 @@ def _trend(data: StudyData) -> TrendFinding | None:
     if not declared:
         return None
     measure, iteration = measures.declared(data, declared)
-    axis, expected = str(declared.get("axis", "objective.alpha")), str(declared.get("expected", "falling"))
+    axis, expected = (
+        str(declared.get("axis", "objective.alpha")),
+        str(declared.get("expected", "falling")),
+    )
     cells: dict[float, Any] = {}
     for arm, runs in data.arms.items():
         value = runs[0].arm.get(axis)
         others = {k: v for k, v in runs[0].arm.items() if k != axis}
         checkpoint = data.at(arm, iteration)
-        if isinstance(value, (int, float)) and checkpoint and all(data.baseline.get(k) == v for k, v in others.items()):
+        if (
+            isinstance(value, (int, float))
+            and checkpoint
+            and all(data.baseline.get(k) == v for k, v in others.items())
+        ):
             cell = measures.layout_of(data, checkpoint, measure)
             if cell.values.size:
                 cells[float(value)] = cell
@@ -251,10 +321,20 @@ def _improvement(data: StudyData) -> Improvement:
     label = data.arms[arm][0].label if arm else ""
     after, before = (data.checkpoint(arm, i) if arm else None for i in (iteration, 0))
     if after is None or before is None or iteration == 0:
-        return Improvement(measure, label, iteration, None, None, None, "base or last iteration is not scored")
+        return Improvement(
+            measure, label, iteration, None, None, None, "base or last iteration is not scored"
+        )
     cells = [measures.layout_of(data, c, measure) for c in (after, before)]
     if not all(cell.values.size for cell in cells):
         return Improvement(measure, label, iteration, None, None, None, "no held-out reward stored")
     found = difference(cells[0], cells[1], bar=bar(data))
     ends = [estimate(data, c, measure).value for c in (before, after)]
-    return Improvement(measure, label, iteration, ends[0], ends[1], found, "; ".join(found.flags) if found.incomplete else "")
+    return Improvement(
+        measure,
+        label,
+        iteration,
+        ends[0],
+        ends[1],
+        found,
+        "; ".join(found.flags) if found.incomplete else "",
+    )

@@ -1,7 +1,8 @@
-"""The report as one self-contained HTML page: no network, a strict content policy, everything escaped.
+"""The report as one self-contained HTML page: no network, a strict content policy, everything
+escaped.
 
-Style and script are inline and allowed by their hashes alone; figures are data images; model text travels as JSON in a script
-element that is not run, and is shown as text.
+Style and script are inline and allowed by their hashes alone; figures are data images; model text
+travels as JSON in a script element that is not run, and is shown as text.
 """
 
 from __future__ import annotations
@@ -22,17 +23,33 @@ SVG_LIMIT = 120_000
 PAGE_LIMIT = 9_500_000
 SAMPLES_LIMIT = 5_000_000
 SECTIONS = {
-    "scores": "Scores", "figures": "Figures", "samples": "Samples", "tables": "Further tables", "costs": "Costs", "settings": "Settings and versions",
-}  # fmt: skip
+    "scores": "Scores",
+    "figures": "Figures",
+    "samples": "Samples",
+    "tables": "Further tables",
+    "costs": "Costs",
+    "settings": "Settings and versions",
+}
 
 Exhibits = Mapping[str, Table | Unavailable]
 Figures = Mapping[str, Drawn | Unavailable]
 Versions = Mapping[str, Mapping[str, int]]
 
 
-def page(data: StudyData, tables: Exhibits, figures: Figures, facts: Versions, *, limit: int = PAGE_LIMIT, search: str = "") -> str:
+def page(
+    data: StudyData,
+    tables: Exhibits,
+    figures: Figures,
+    facts: Versions,
+    *,
+    limit: int = PAGE_LIMIT,
+    search: str = "",
+) -> str:
     """The whole page, under ``limit`` bytes: samples get what the rest leaves."""
-    before, after = _before_samples(data, tables, figures), _after_samples(data, tables, facts, search)
+    before, after = (
+        _before_samples(data, tables, figures),
+        _after_samples(data, tables, facts, search),
+    )
     room = limit - len(before.encode()) - len(after.encode()) - 20_000
     found = samples.collect(data, size=max(min(room, SAMPLES_LIMIT), 50_000))
     return before + _samples(found) + after
@@ -40,7 +57,10 @@ def page(data: StudyData, tables: Exhibits, figures: Figures, facts: Versions, *
 
 def policy() -> str:
     """The content policy: nothing from anywhere, this style, this script, data images."""
-    style, script = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in (CSS, JS))
+    style, script = (
+        base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        for content in (CSS, JS)
+    )
     rules = (
         "default-src 'none'",
         f"style-src 'sha256-{style}'",
@@ -55,19 +75,44 @@ def policy() -> str:
 def _before_samples(data: StudyData, tables: Exhibits, figures: Figures) -> str:
     parts = [_head(data), "<body>", _summary(data), _navigation(), "<main>", _heading("scores")]
     parts += [_table(key, tables[key]) for key in FIRST_TABLES]
-    parts += [_heading("figures"), *(_figure(key, figure) for key, figure in figures.items()), _heading("samples")]
+    parts += [
+        _heading("figures"),
+        *(_figure(key, figure) for key, figure in figures.items()),
+        _heading("samples"),
+    ]
     return "".join(parts)
 
 
 def _after_samples(data: StudyData, tables: Exhibits, facts: Versions, search: str) -> str:
-    further = [_table(key, table) for key, table in tables.items() if key not in FIRST_TABLES and not is_volatile(table)]
+    further = [
+        _table(key, table)
+        for key, table in tables.items()
+        if key not in FIRST_TABLES and not is_volatile(table)
+    ]
     costs = [_table(key, table) for key, table in tables.items() if is_volatile(table)]
     asked = [(name, value) for name, value in flat(settings(data)) if not name.startswith("runs")]
-    ran = [(name, ", ".join(f"{value} ({count} stages)" for value, count in sorted(seen.items()))) for name, seen in facts.items()]
+    ran = [
+        (name, ", ".join(f"{value} ({count} stages)" for value, count in sorted(seen.items())))
+        for name, seen in facts.items()
+    ]
     close = "<p class=small>Made by <code>selm report</code> from stored scores. Every table and figure is also a file beside this page.</p>"
-    close += f'<p class=small>The search that found these settings: <a href="{search}">{search}</a>.</p>' if search else ""
-    parts = [_heading("tables"), *further, _heading("costs"), *costs, _heading("settings"), _facts("All settings", asked)]
-    parts += [_facts("Versions and hosts of the stages", ran), f"</main><footer>{close}</footer><script>{JS}</script></body></html>\n"]
+    close += (
+        f'<p class=small>The search that found these settings: <a href="{search}">{search}</a>.</p>'
+        if search
+        else ""
+    )
+    parts = [
+        _heading("tables"),
+        *further,
+        _heading("costs"),
+        *costs,
+        _heading("settings"),
+        _facts("All settings", asked),
+    ]
+    parts += [
+        _facts("Versions and hosts of the stages", ran),
+        f"</main><footer>{close}</footer><script>{JS}</script></body></html>\n",
+    ]
     return "".join(parts)
 
 
@@ -77,7 +122,8 @@ def _head(data: StudyData) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">'
-        f"<title>{text.html(text.one_line(data.name, 80))}: report</title><style>{CSS}</style></head>"
+        f"<title>{text.html(text.one_line(data.name, 80))}: "
+        f"report</title><style>{CSS}</style></head>"
     )
 
 
@@ -87,7 +133,10 @@ def _summary(data: StudyData) -> str:
     parts = [f"<header><h1>{text.html(text.one_line(data.name, 120))}</h1>"]
     if data.question:
         parts.append(f'<p class="question">{text.html(text.one_line(data.question))}</p>')
-    parts.append(f'<p class="lead" id="finding"><strong>{text.html(head)}</strong> {text.html(" ".join(rest))}</p>')
+    parts.append(
+        f'<p class="lead" id="finding"><strong>{text.html(head)}</strong> '
+        f"{text.html(' '.join(rest))}</p>"
+    )
     unfinished = prose.missing(data)
     for paragraph in paragraphs[1:]:
         kind = ' class="warn"' if unfinished and paragraph == [unfinished] else ""
@@ -96,7 +145,9 @@ def _summary(data: StudyData) -> str:
 
 
 def _navigation() -> str:
-    items = "".join(f'<li><a href="#{anchor}">{label}</a></li>' for anchor, label in SECTIONS.items())
+    items = "".join(
+        f'<li><a href="#{anchor}">{label}</a></li>' for anchor, label in SECTIONS.items()
+    )
     return f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
 
 
@@ -125,7 +176,8 @@ def _figure(key: str, figure: Drawn | Unavailable) -> str:
     source = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
     return (
         f'<section id="figure-{key}"><h3>{text.html(figure.title)}</h3><figure>'
-        f'<div{wide}><img width="{width}" alt="{text.html(figure.alt or figure.title)}" src="{source}"></div>'
+        f'<div{wide}><img width="{width}" alt="{text.html(figure.alt or figure.title)}" '
+        f'src="{source}"></div>'
         f"<figcaption>{text.html(figure.caption)}</figcaption></figure></section>"
     )
 
@@ -135,21 +187,29 @@ def _samples(found: samples.Samples) -> str:
         return '<p class="caption">No answers are stored yet.</p>'
     notices = "".join(f'<p class="small">{text.html(notice)}</p>' for notice in found.notices)
     return (
-        '<p class="caption">Pick a prompt and two checkpoints; answers stand side by side with their judgments. '
+        '<p class="caption">Pick a prompt and two checkpoints; answers stand side by side with '
+        "their judgments. "
         f"Characters that are invisible or would act are shown by name.</p>{notices}"
-        '<div class="controls"><div><label for="pick-prompt">prompt</label><select id="pick-prompt"></select></div>'
-        '<div class="step"><button type="button" id="previous" aria-label="previous prompt">previous</button>'
+        '<div class="controls"><div><label for="pick-prompt">prompt</label><select '
+        'id="pick-prompt"></select></div>'
+        '<div class="step"><button type="button" id="previous" aria-label="previous '
+        'prompt">previous</button>'
         '<button type="button" id="next" aria-label="next prompt">next</button></div>'
         '<div><label for="pick-left">left checkpoint</label><select id="pick-left"></select></div>'
-        '<div><label for="pick-right">right checkpoint</label><select id="pick-right"></select></div></div>'
+        '<div><label for="pick-right">right checkpoint</label><select '
+        'id="pick-right"></select></div></div>'
         '<div id="sample-prompt" aria-live="polite"></div><div class="pair">'
-        '<div class="box" id="sample-left" aria-live="polite"></div><div class="box" id="sample-right" aria-live="polite"></div></div>'
+        '<div class="box" id="sample-left" aria-live="polite"></div><div class="box" '
+        'id="sample-right" aria-live="polite"></div></div>'
         f'<script type="application/json" id="sample-data">{found.as_json()}</script>'
     )
 
 
 def _facts(title: str, rows: Iterable[tuple[str, str]]) -> str:
     """Name and value, folded away."""
-    body = "".join(f'<tr><th scope="row">{text.html(name)}</th><td class="text">{text.html(value)}</td></tr>' for name, value in rows)
+    body = "".join(
+        f'<tr><th scope="row">{text.html(name)}</th><td class="text">{text.html(value)}</td></tr>'
+        for name, value in rows
+    )
     table = f"<table><tbody>{body or '<tr><td>none</td></tr>'}</tbody></table>"
     return f'<details><summary>{title}</summary><div class="scroll" role="region" tabindex="0" aria-label="{title}">{table}</div></details>'

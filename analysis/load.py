@@ -1,7 +1,9 @@
-"""A study's stored results as one object: the long table of score rows, and what is missing, with the reason.
+"""A study's stored results as one object: the long table of score rows, and what is missing, with
+the reason.
 
-Reads ``manifest.json`` and store folders only; holds no torch and loads no model. Everything returned is a function of
-those files: rows are sorted, and the order in which stages finished changes nothing.
+Reads ``manifest.json`` and store folders only; holds no torch and loads no model. Everything
+returned is a function of those files: rows are sorted, and the order in which stages finished
+changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,18 @@ from analysis.layout import Layout, layout
 from analysis.stored import Run, Stage, read_json, read_run, read_scores, read_stages
 from harness.records import SCHEMA_VERSION, HarnessError
 
-__all__ = ["Cell", "Checkpoint", "Run", "Stage", "StudyData", "iterate", "load_study", "natural", "read_json", "stage_of"]
+__all__ = [
+    "Cell",
+    "Checkpoint",
+    "Run",
+    "Stage",
+    "StudyData",
+    "iterate",
+    "load_study",
+    "natural",
+    "read_json",
+    "stage_of",
+]
 
 SCORING_STAGES = ("judge.mt_bench", "judge.alpaca_eval", "academic", "heldout", "diagnostics")
 """Stages that write scores.parquet; other stages that do are read as well."""
@@ -27,7 +40,9 @@ SCORING_STAGES = ("judge.mt_bench", "judge.alpaca_eval", "academic", "heldout", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One row of a table: an arm after an iteration, with one run per seed. Iteration 0 is the shared base, ``arm`` then empty."""
+    """One row of a table: an arm after an iteration, with one run per seed. Iteration 0 is the
+    shared base, ``arm`` then empty.
+    """
 
     arm: str
     label: str
@@ -43,8 +58,8 @@ class Checkpoint:
 class Cell:
     """Scores of one checkpoint on one metric: the crossed layout, and what is not in it.
 
-    points: mean over all surviving rows, one per seed of the layout (NaN without any). statuses: score rows by status.
-    absent: why a seed has no rows at all, one sentence per run.
+    points: mean over all surviving rows, one per seed of the layout (NaN without any). statuses:
+    score rows by status. absent: why a seed has no rows at all, one sentence per run.
     """
 
     layout: Layout
@@ -58,9 +73,17 @@ class Cell:
 
 
 class StudyData:
-    """A study read from disk; see ``load_study``. ``scores`` has one row per score and run (the base's rows once per run)."""
+    """A study read from disk; see ``load_study``. ``scores`` has one row per score and run (the
+    base's rows once per run).
+    """
 
-    def __init__(self, manifest: Mapping[str, Any], runs: Sequence[Run], stages: Mapping[str, Stage], scores: pd.DataFrame) -> None:
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        runs: Sequence[Run],
+        stages: Mapping[str, Stage],
+        scores: pd.DataFrame,
+    ) -> None:
         self.manifest = manifest
         self.name = str(manifest["study"]["name"])
         self.question = str(manifest["study"].get("question", ""))
@@ -74,7 +97,7 @@ class StudyData:
         self.scores = scores
         self._cells: dict[tuple[Any, ...], Cell] = {}
 
-    # -- what was planned ------------------------------------------------------------------------------------
+    # -- what was planned --------------------------------------------------------------------------
     @cached_property
     def arms(self) -> dict[str, list[Run]]:
         """Arm name → its runs by seed, arms in study order."""
@@ -99,11 +122,15 @@ class StudyData:
 
     def at(self, arm: str, iteration: int) -> Checkpoint | None:
         """The checkpoint of an arm after an iteration; at the study's last one the arm's own last."""
-        return self.checkpoint(arm, self.own_last(arm) if iteration == self.last_iteration else iteration)
+        return self.checkpoint(
+            arm, self.own_last(arm) if iteration == self.last_iteration else iteration
+        )
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
-        """The bases (one per different first model), then arm by arm its iterations; only those that the study scores."""
+        """The bases (one per different first model), then arm by arm its iterations; only those
+        that the study scores.
+        """
         bases: dict[tuple[str, ...], Checkpoint] = {}
         rest = []
         for arm, runs in self.arms.items():
@@ -115,17 +142,26 @@ class StudyData:
                     rest.append(Checkpoint(arm, runs[0].label, iteration, tuple(runs)))
         named = list(bases.values())
         if len(named) > 1:
-            named = [Checkpoint("", f"Base of {base.runs[0].label}", 0, base.runs) for base in named]
+            named = [
+                Checkpoint("", f"Base of {base.runs[0].label}", 0, base.runs) for base in named
+            ]
         return named + rest
 
     def checkpoint(self, arm: str, iteration: int) -> Checkpoint | None:
-        """The checkpoint of an arm after an iteration; at iteration 0 the base that the arm started from."""
+        """The checkpoint of an arm after an iteration; at iteration 0 the base that the arm started
+        from.
+        """
         if iteration > 0:
-            return next((c for c in self.checkpoints if c.arm == arm and c.iteration == iteration), None)
+            return next(
+                (c for c in self.checkpoints if c.arm == arm and c.iteration == iteration), None
+            )
         runs = tuple(self.arms.get(arm, ()))
         if not runs or not any(self._scoring(run, 0) for run in runs):
             return None
-        found = next((c for c in self.checkpoints if c.iteration == 0 and _bases(c.runs) == _bases(runs)), None)
+        found = next(
+            (c for c in self.checkpoints if c.iteration == 0 and _bases(c.runs) == _bases(runs)),
+            None,
+        )
         return Checkpoint("", found.label if found else "Base", 0, runs)
 
     def _scoring(self, run: Run, iteration: int) -> bool:
@@ -138,18 +174,27 @@ class StudyData:
         run = next((run for run in self.runs if run.name == run_name), None)
         if run is None:
             return name
-        return f"Base, seed {run.seed}" if iteration == "0" else f"{run.label}, iter {iteration}, seed {run.seed}"
+        return (
+            f"Base, seed {run.seed}"
+            if iteration == "0"
+            else f"{run.label}, iter {iteration}, seed {run.seed}"
+        )
 
-    # -- scores ----------------------------------------------------------------------------------------------
+    # -- scores ------------------------------------------------------------------------------------
     @cached_property
     def _positions(self) -> dict[tuple[str, int, str, str], np.ndarray]:
-        groups = self.scores.groupby(["run", "iteration", "benchmark", "metric"], observed=True, sort=False)
+        groups = self.scores.groupby(
+            ["run", "iteration", "benchmark", "metric"], observed=True, sort=False
+        )
         return cast("dict[tuple[str, int, str, str], np.ndarray]", dict(groups.indices))
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
         frame = self.scores
-        codes = {name: frame[name].cat.codes.to_numpy() for name in ("cluster", "status", "judge", "benchmark_version")}
+        codes = {
+            name: frame[name].cat.codes.to_numpy()
+            for name in ("cluster", "status", "judge", "benchmark_version")
+        }
         return {"value": frame["value"].to_numpy(dtype=float), "item": frame["item"], **codes}
 
     def metrics(self, benchmark: str = "") -> list[tuple[str, str]]:
@@ -158,61 +203,112 @@ class StudyData:
 
     def rows(self, run: str, iteration: int, benchmark: str, metric: str) -> pd.DataFrame:
         """Score rows of one run at one iteration."""
-        return self.scores.iloc[self._positions.get((run, iteration, benchmark, metric), np.array([], dtype=int))]
+        return self.scores.iloc[
+            self._positions.get((run, iteration, benchmark, metric), np.array([], dtype=int))
+        ]
 
-    def cell(self, checkpoint: Checkpoint, benchmark: str, metric: str, part: str = "", scale: tuple[float, float] | None = None) -> Cell:
-        """Scores of a checkpoint. ``part`` keeps the items whose name ends so (":1" is MT-Bench's first turn); scale: see ``Layout``.
+    def cell(
+        self,
+        checkpoint: Checkpoint,
+        benchmark: str,
+        metric: str,
+        part: str = "",
+        scale: tuple[float, float] | None = None,
+    ) -> Cell:
+        """Scores of a checkpoint. ``part`` keeps the items whose name ends so (":1" is MT-Bench's
+        first turn); scale: see ``Layout``.
 
         A run without any row counts as missing every row that the fullest run of the study has.
         """
-        key = (checkpoint.iteration, tuple(run.name for run in checkpoint.runs), benchmark, metric, part, scale)
+        key = (
+            checkpoint.iteration,
+            tuple(run.name for run in checkpoint.runs),
+            benchmark,
+            metric,
+            part,
+            scale,
+        )
         if key not in self._cells:
             self._cells[key] = self._build_cell(checkpoint, benchmark, metric, part, scale)
         return self._cells[key]
 
-    def _build_cell(self, checkpoint: Checkpoint, benchmark: str, metric: str, part: str, scale: tuple[float, float] | None) -> Cell:
+    def _build_cell(
+        self,
+        checkpoint: Checkpoint,
+        benchmark: str,
+        metric: str,
+        part: str,
+        scale: tuple[float, float] | None,
+    ) -> Cell:
         arrays = self._arrays
-        rows_of = {run.seed: self._select(run.name, checkpoint.iteration, benchmark, metric, part) for run in checkpoint.runs}
+        rows_of = {
+            run.seed: self._select(run.name, checkpoint.iteration, benchmark, metric, part)
+            for run in checkpoint.runs
+        }
         absent = tuple(
             f"seed {run.seed}: {reason}"
             for run in checkpoint.runs
-            if not len(rows_of[run.seed]) and (reason := self.why_absent(run, checkpoint.iteration, benchmark))
+            if not len(rows_of[run.seed])
+            and (reason := self.why_absent(run, checkpoint.iteration, benchmark))
         )
         model = self._fullest(benchmark, metric, part)
         seeds = [np.full(len(rows) or len(model), seed) for seed, rows in rows_of.items()]
         clusters = [arrays["cluster"][rows if len(rows) else model] for rows in rows_of.values()]
-        values = [arrays["value"][rows] if len(rows) else np.full(len(model), np.nan) for rows in rows_of.values()]
+        values = [
+            arrays["value"][rows] if len(rows) else np.full(len(model), np.nan)
+            for rows in rows_of.values()
+        ]
         names = self.scores["cluster"].cat.categories.to_numpy(dtype=str)
-        built = layout(np.concatenate(seeds), names[np.concatenate(clusters)], np.concatenate(values), scale)
+        built = layout(
+            np.concatenate(seeds), names[np.concatenate(clusters)], np.concatenate(values), scale
+        )
         points = np.array([_mean(values[list(rows_of).index(seed)]) for seed in built.seeds])
         every = np.concatenate(list(rows_of.values()))
         self._refuse_mixture(checkpoint, benchmark, every)
         codes, counts = np.unique(arrays["status"][every], return_counts=True)
         categories = self.scores["status"].cat.categories
-        statuses = {str(categories[code]): int(count) for code, count in zip(codes, counts, strict=True)}
+        statuses = {
+            str(categories[code]): int(count) for code, count in zip(codes, counts, strict=True)
+        }
         return Cell(built, points, dict(sorted(statuses.items())), absent)
 
     def identities(self, rows: np.ndarray) -> list[str]:
-        """Who judged these rows and on what (judge, benchmark version with the hashes of its files), each once, sorted."""
+        """Who judged these rows and on what (judge, benchmark version with the hashes of its
+        files), each once, sorted.
+        """
         names = ("judge", "benchmark_version")
         pairs = np.unique(np.stack([self._arrays[name][rows] for name in names], axis=1), axis=0)
         words = [self.scores[name].cat.categories for name in names]
-        return sorted(" on ".join(str(word[code]) for word, code in zip(words, pair, strict=True) if word[code]) for pair in pairs)
+        return sorted(
+            " on ".join(
+                str(word[code]) for word, code in zip(words, pair, strict=True) if word[code]
+            )
+            for pair in pairs
+        )
 
     def identity(self, checkpoint: Checkpoint, benchmark: str, metric: str) -> str:
         """The one identity of a checkpoint's rows of a metric; empty without rows."""
-        found = [self._select(run.name, checkpoint.iteration, benchmark, metric, "") for run in checkpoint.runs]
+        found = [
+            self._select(run.name, checkpoint.iteration, benchmark, metric, "")
+            for run in checkpoint.runs
+        ]
         rows = np.concatenate(found) if found else np.array([], dtype=int)
         return " and ".join(self.identities(rows)) if len(rows) else ""
 
     def _refuse_mixture(self, checkpoint: Checkpoint, benchmark: str, rows: np.ndarray) -> None:
-        if any(len(np.unique(self._arrays[name][rows])) > 1 for name in ("judge", "benchmark_version")):
+        if any(
+            len(np.unique(self._arrays[name][rows])) > 1 for name in ("judge", "benchmark_version")
+        ):
             raise HarnessError(
-                f"{checkpoint.title}: {benchmark} mixes rows of {' and '.join(self.identities(rows))}; scores of different judges, questions or "
-                "references are never averaged. `selm invalidate` the one that is not wanted and run again"
+                f"{checkpoint.title}: {benchmark} mixes rows of "
+                f"{' and '.join(self.identities(rows))}; scores of different judges, questions or "
+                "references are never averaged. `selm invalidate` the one that is not wanted and "
+                "run again"
             )
 
-    def _select(self, run: str, iteration: int, benchmark: str, metric: str, part: str) -> np.ndarray:
+    def _select(
+        self, run: str, iteration: int, benchmark: str, metric: str, part: str
+    ) -> np.ndarray:
         rows = self._positions.get((run, iteration, benchmark, metric), np.array([], dtype=int))
         if part and len(rows):
             rows = rows[self._arrays["item"].iloc[rows].astype(str).str.endswith(part).to_numpy()]
@@ -220,13 +316,17 @@ class StudyData:
 
     def _fullest(self, benchmark: str, metric: str, part: str) -> np.ndarray:
         """Rows of the first run that has most: what a run without any row should have had."""
-        found = [(-len(rows), order, key) for order, (key, rows) in enumerate(self._positions.items()) if key[2:] == (benchmark, metric)]
+        found = [
+            (-len(rows), order, key)
+            for order, (key, rows) in enumerate(self._positions.items())
+            if key[2:] == (benchmark, metric)
+        ]
         if not found:
             return np.array([], dtype=int)
         run, iteration, _, _ = min(found)[2]
         return self._select(run, iteration, benchmark, metric, part)
 
-    # -- stages ----------------------------------------------------------------------------------------------
+    # -- stages ------------------------------------------------------------------------------------
     def stage(self, run: Run, iteration: int, name: str) -> Stage | None:
         key = run.iterations.get(iteration, {}).get(name)
         return self.stages.get(key) if key else None
@@ -234,12 +334,20 @@ class StudyData:
     def summary(self, run: Run, iteration: int, name: str) -> Mapping[str, Any]:
         """``summary.json`` of a scoring stage, or of its partial folder; empty when there is none."""
         stage = self.stage(run, iteration, name)
-        return read_json(stage.folder / "summary.json") if stage and stage.state in ("done", "partial") else {}
+        return (
+            read_json(stage.folder / "summary.json")
+            if stage and stage.state in ("done", "partial")
+            else {}
+        )
 
     def why_absent(self, run: Run, iteration: int, benchmark: str) -> str:
         """Why a run has no rows of a benchmark: the failed or missing stage, with its reason."""
         stage = self.stage(run, iteration, stage_of(benchmark))
-        return f"{stage.name} {stage.state}" + (f" ({stage.reason})" if stage.reason else "") if stage and stage.state != "done" else ""
+        return (
+            f"{stage.name} {stage.state}" + (f" ({stage.reason})" if stage.reason else "")
+            if stage and stage.state != "done"
+            else ""
+        )
 
     def input_folder(self, stage: Stage | None, name: str) -> Path | None:
         """Folder of a stage's input when it is done."""
@@ -248,13 +356,19 @@ class StudyData:
 
     @cached_property
     def unfinished(self) -> list[tuple[Stage, list[str]]]:
-        """Stages that are not done, with the runs and iterations that wait for them, in study order."""
+        """Stages that are not done, with the runs and iterations that wait for them, in study
+        order.
+        """
         users: dict[str, list[str]] = {}
         for run in self.runs:
             for iteration, stages in run.iterations.items():
                 for key in stages.values():
                     users.setdefault(key, []).append(f"{run.name}@{iteration}")
-        return [(stage, users.get(key, [])) for key, stage in self.stages.items() if stage.state != "done"]
+        return [
+            (stage, users.get(key, []))
+            for key, stage in self.stages.items()
+            if stage.state != "done"
+        ]
 
 
 def _bases(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -265,9 +379,13 @@ def _bases(runs: Sequence[Run]) -> tuple[str, ...]:
 def stage_of(benchmark: str) -> str:
     """The stage that scores a benchmark; academic benchmarks are named by their table column."""
     known = {
-        "mt_bench": "judge.mt_bench", "alpaca_eval": "judge.alpaca_eval", "heldout": "heldout", "heldout_ood": "heldout",
-        "diagnostics": "diagnostics", "ranker_alpaca_eval": "heldout",
-    }  # fmt: skip
+        "mt_bench": "judge.mt_bench",
+        "alpaca_eval": "judge.alpaca_eval",
+        "heldout": "heldout",
+        "heldout_ood": "heldout",
+        "diagnostics": "diagnostics",
+        "ranker_alpaca_eval": "heldout",
+    }
     return known.get(benchmark, "academic")
 
 
@@ -287,14 +405,18 @@ def natural(text: str) -> tuple[int, float, str]:
 def load_study(study_dir: Path, store_dir: Path) -> StudyData:
     """Read a study's manifest and every stored score row.
 
-    Raises HarnessError when there is no manifest, or it is of another schema; a store without results is a study without scores.
+    Raises HarnessError when there is no manifest, or it is of another schema; a store without
+    results is a study without scores.
     """
     path = Path(study_dir) / "manifest.json"
     if not path.is_file():
         raise HarnessError(f"{path} is missing; run `selm run` on the study first")
     manifest = read_json(path)
     if manifest.get("schema") != SCHEMA_VERSION:
-        raise HarnessError(f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA_VERSION}; run the study again with this version")
+        raise HarnessError(
+            f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA_VERSION}; run "
+            "the study again with this version"
+        )
     stages = read_stages(manifest, Path(store_dir))
     runs = [read_run(row) for row in manifest.get("runs", [])]
     return StudyData(manifest, runs, stages, read_scores(runs, stages))

@@ -1,4 +1,6 @@
-"""Style and script of the report page: plain CSS and JavaScript, no library, no network. Model text only ever meets ``textContent``."""
+"""Style and script of the report page: plain CSS and JavaScript, no library, no network. Model text
+only ever meets ``textContent``.
+"""
 
 CSS = """
 :root{color-scheme:light;--ink:#1a1a1a;--soft:#5a5a5a;--line:#d5d5d5;--wash:#f5f6f8;--link:#0b57a4}

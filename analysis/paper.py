@@ -1,6 +1,8 @@
-"""Published rows of Zhang et al., "Self-Exploring Language Models" (arXiv 2405.19332 v3, TMLR 2025), as data.
+"""Published rows of Zhang et al., "Self-Exploring Language Models" (arXiv 2405.19332 v3, TMLR
+2025), as data.
 
-They stand in tables of their own and are never mixed with ours: other models, another judge, one number per row without seeds.
+They stand in tables of their own and are never mixed with ours: other models, another judge, one
+number per row without seeds.
 """
 
 from __future__ import annotations
@@ -82,4 +84,6 @@ TABLE_1 = _rows(_TABLE_1, len(TABLE_1_COLUMNS), f"{SOURCE}, Table 1")
 """AlpacaEval 2.0 (percent, percent, characters) and MT-Bench (1–10)."""
 
 TABLE_2 = _rows(_TABLE_2, len(TABLE_2_COLUMNS), f"{SOURCE}, Table 2")
-"""Academic benchmarks, percent: GSM8K 8-shot, HellaSwag 10, ARC-C 25, TruthfulQA 0, EQ-Bench 0, OpenBookQA 10 shots."""
+"""Academic benchmarks, percent: GSM8K 8-shot, HellaSwag 10, ARC-C 25, TruthfulQA 0, EQ-Bench 0,
+OpenBookQA 10 shots.
+"""

@@ -1,13 +1,16 @@
-"""What could have been detected: the smallest difference seen with 80 % power, and the seeds and items a given difference needs.
+"""What could have been detected: the smallest difference seen with 80 % power, and the seeds and
+items a given difference needs.
 
-Variance components of a paired difference D_si: σ_s (seeds), σ_i (items), σ_e (the rest); for S seeds and n item clusters
-a² = σ_s²/S + σ_e²/(S·n), b² = σ_i²/n, and with ν degrees of freedom of the seed part
+Variance components of a paired difference D_si: σ_s (seeds), σ_i (items), σ_e (the rest); for S
+seeds and n item clusters a² = σ_s²/S + σ_e²/(S·n), b² = σ_i²/n, and with ν degrees of freedom of
+the seed part
 
-  (A)  MDE = λ_ν·a                                  this benchmark, new seeds
-  (B)  MDE = (λ_ν·a² + λ_{n−1}·b²)/√(a² + b²)       new seeds and new items; never under 2.80·σ_i/√n, whatever the seeds
+  (A)  MDE = λ_ν·a                                  this benchmark, new seeds (B)  MDE = (λ_ν·a² +
+  λ_{n−1}·b²)/√(a² + b²)       new seeds and new items; never under 2.80·σ_i/√n, whatever the seeds
 
-λ_ν is the shift that a two-sided 5 % t test of ν degrees of freedom detects with 80 % power: 5.65, 3.76, 3.15, 2.80 for ν = 2, 4, 9, ∞.
-Simulated power at these MDE is 79.5–81.5 % for seed shares of variance 0–95 % and 3–10 seeds, 78.5–81 % for a pooled headline with its guard.
+λ_ν is the shift that a two-sided 5 % t test of ν degrees of freedom detects with 80 % power: 5.65,
+3.76, 3.15, 2.80 for ν = 2, 4, 9, ∞. Simulated power at these MDE is 79.5–81.5 % for seed shares of
+variance 0–95 % and 3–10 seeds, 78.5–81 % for a pooled headline with its guard.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ Population = Literal["A", "B"]
 
 @dataclass(frozen=True)
 class Components:
-    """Standard deviations of a paired difference by source, in the score's units. low, high: 95 % range of σ_s (None: given, not estimated)."""
+    """Standard deviations of a paired difference by source, in the score's units. low, high: 95 %
+    range of σ_s (None: given, not estimated).
+    """
 
     sigma_s: float
     sigma_i: float
@@ -50,11 +55,14 @@ def from_components(sigma_s: float, sigma_i: float, sigma_e: float) -> Component
     return Components(sigma_s, sigma_i, sigma_e)
 
 
-def from_squares(squares: MeanSquares, *, ms: float | None = None, df: int | None = None) -> Components:
-    """Components from the mean squares of D. ms, df: the pooled arm × seed residual of cell means (``Family.ms``, ``Family.df``), if there is one.
+def from_squares(
+    squares: MeanSquares, *, ms: float | None = None, df: int | None = None
+) -> Components:
+    """Components from the mean squares of D. ms, df: the pooled arm × seed residual of cell means
+    (``Family.ms``, ``Family.df``), if there is one.
 
-    σ_s² = (MS_seed − MS_error)/n, σ_i² = (MS_item − MS_error)/S, not below 0. Range of σ_s: MS_seed·ν/χ²; at 2 degrees of freedom the
-    spread over seeds is known within a factor 0.5–6.3.
+    σ_s² = (MS_seed − MS_error)/n, σ_i² = (MS_item − MS_error)/S, not below 0. Range of σ_s:
+    MS_seed·ν/χ²; at 2 degrees of freedom the spread over seeds is known within a factor 0.5–6.3.
     """
     S, n = squares.seeds, squares.clusters
     if S < 2 or n < 2:
@@ -66,22 +74,45 @@ def from_squares(squares: MeanSquares, *, ms: float | None = None, df: int | Non
         return math.sqrt(max(mean_square - error, 0.0) / n)
 
     low, high = (sigma(ms_seed * nu / float(distributions.chi2.isf(q, nu))) for q in (0.025, 0.975))
-    flags: tuple[str, ...] = () if nu >= 8 else (f"{nu} degrees of freedom: the spread over seeds is known only within the range shown",)
+    flags: tuple[str, ...] = (
+        ()
+        if nu >= 8
+        else (
+            f"{nu} degrees of freedom: the spread over seeds is known only within the range shown",
+        )
+    )
     if ms_seed == 0:
         flags += ("all seeds gave the same mean: no spread over seeds could be estimated",)
-    return Components(sigma(ms_seed), math.sqrt(max(float(squares.item) - error, 0.0) / S), math.sqrt(error), low, high, nu, flags)
+    return Components(
+        sigma(ms_seed),
+        math.sqrt(max(float(squares.item) - error, 0.0) / S),
+        math.sqrt(error),
+        low,
+        high,
+        nu,
+        flags,
+    )
 
 
-def from_estimate(estimate: Estimate, *, ms: float | None = None, df: int | None = None) -> Components:
-    """Components of a difference (``stats.difference``, or a family's member with the family's ``ms`` and ``df``)."""
+def from_estimate(
+    estimate: Estimate, *, ms: float | None = None, df: int | None = None
+) -> Components:
+    """Components of a difference (``stats.difference``, or a family's member with the family's
+    ``ms`` and ``df``).
+    """
     if estimate.squares is None:
-        raise ValueError(f"{estimate.method} has no variance components: {'; '.join(estimate.flags) or 'it has no value'}")
+        raise ValueError(
+            f"{estimate.method} has no variance components: "
+            f"{'; '.join(estimate.flags) or 'it has no value'}"
+        )
     return from_squares(estimate.squares, ms=ms, df=df)
 
 
 @lru_cache(maxsize=256)
 def _nodes(df: float) -> tuple[Floats, Floats]:
-    """Nodes and weights for the mean over χ²_df/df (Gauss–Legendre in χ, where the density is smooth)."""
+    """Nodes and weights for the mean over χ²_df/df (Gauss–Legendre in χ, where the density is
+    smooth).
+    """
     x, w = np.polynomial.legendre.leggauss(96)
     low, high = distributions.chi.ppf([1e-13, 1 - 1e-13], df)
     z = low + (x + 1) / 2 * (high - low)
@@ -89,26 +120,40 @@ def _nodes(df: float) -> tuple[Floats, Floats]:
     return z**2 / df, w / w.sum()
 
 
-def power_at(delta: float, a2: float, df_a: float, b2: float = 0.0, df_b: float = 1.0, *, size: float = SIZE) -> float:
-    """Probability that Cochran's interval leaves out 0 when the truth is ``delta``: mean over the chi-squares of both variances (2-d quadrature)."""
+def power_at(
+    delta: float, a2: float, df_a: float, b2: float = 0.0, df_b: float = 1.0, *, size: float = SIZE
+) -> float:
+    """Probability that Cochran's interval leaves out 0 when the truth is ``delta``: mean over the
+    chi-squares of both variances (2-d quadrature).
+    """
     total = math.sqrt(a2 + b2)
     if total == 0:
         return 1.0 if delta else size
     (x, w), (y, v) = _nodes(df_a), _nodes(df_b) if b2 > 0 else (np.ones(1), np.ones(1))
     half = cochran_half_width(a2 * x[:, None], df_a, b2 * y[None, :], df_b, 1 - size)
-    return float(w @ (special.ndtr((delta - half) / total) + special.ndtr((-delta - half) / total)) @ v)
+    return float(
+        w @ (special.ndtr((delta - half) / total) + special.ndtr((-delta - half) / total)) @ v
+    )
 
 
 @lru_cache(maxsize=1024)
 def multiplier(df: float, power: float = POWER, size: float = SIZE) -> float:
-    """λ_df: the shift, in standard errors, that a two-sided t test detects with this power. (scipy's noncentral t fails at few df.)"""
+    """λ_df: the shift, in standard errors, that a two-sided t test detects with this power.
+    (scipy's noncentral t fails at few df.)
+    """
     t = float(distributions.t.isf(size / 2, df))
-    return float(optimize.brentq(lambda shift: power_at(shift, 1.0, df, size=size) - power, 0.0, 4 * t + 10, xtol=1e-10))
+    return float(
+        optimize.brentq(
+            lambda shift: power_at(shift, 1.0, df, size=size) - power, 0.0, 4 * t + 10, xtol=1e-10
+        )
+    )
 
 
 @dataclass(frozen=True)
 class Detectable:
-    """Smallest difference detected with ``power``. low, high: over the range of σ_s. floor: what no number of seeds can undercut ((B))."""
+    """Smallest difference detected with ``power``. low, high: over the range of σ_s. floor: what no
+    number of seeds can undercut ((B)).
+    """
 
     population: Population
     seeds: int
@@ -127,7 +172,15 @@ def seed_df(seeds: int, arms: int = 2) -> int:
     return (seeds - 1) * (max(arms, 2) - 1)
 
 
-def _mde(sigma_s: float, c: Components, seeds: int, clusters: int, df: int, population: Population, power: float) -> float:
+def _mde(
+    sigma_s: float,
+    c: Components,
+    seeds: int,
+    clusters: int,
+    df: int,
+    population: Population,
+    power: float,
+) -> float:
     a2 = sigma_s**2 / seeds + c.sigma_e**2 / (seeds * clusters)
     b2 = c.sigma_i**2 / clusters if population == "B" else 0.0
     if a2 + b2 == 0:
@@ -136,30 +189,69 @@ def _mde(sigma_s: float, c: Components, seeds: int, clusters: int, df: int, popu
     return (multiplier(df, power) * a2 + shift_b * b2) / math.sqrt(a2 + b2)
 
 
-def detectable(c: Components, seeds: int, clusters: int, population: Population = "B", *, arms: int = 2, power: float = POWER) -> Detectable:
-    """Minimum detectable effect of a two-sided 5 % test with ``seeds`` and ``clusters``, in the score's units."""
+def detectable(
+    c: Components,
+    seeds: int,
+    clusters: int,
+    population: Population = "B",
+    *,
+    arms: int = 2,
+    power: float = POWER,
+) -> Detectable:
+    """Minimum detectable effect of a two-sided 5 % test with ``seeds`` and ``clusters``, in the
+    score's units.
+    """
     df = seed_df(seeds, arms)
-    floor = float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(power)) * c.sigma_i / math.sqrt(clusters) if population == "B" else 0.0
+    floor = (
+        float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(power))
+        * c.sigma_i
+        / math.sqrt(clusters)
+        if population == "B"
+        else 0.0
+    )
     blank = (population, seeds, clusters, df)
     if seeds < MIN_SEEDS or (clusters < 2 and population == "B"):
-        return Detectable(*blank, None, None, None, floor, power, f"{seeds} seeds, {clusters} items: no interval, so nothing is detectable")
+        return Detectable(
+            *blank,
+            None,
+            None,
+            None,
+            floor,
+            power,
+            f"{seeds} seeds, {clusters} items: no interval, so nothing is detectable",
+        )
     value = _mde(c.sigma_s, c, seeds, clusters, df, population, power)
     if value == 0:
         return Detectable(*blank, None, None, None, floor, power, "no variance in the components")
-    low, high = (None if s is None else _mde(s, c, seeds, clusters, df, population, power) for s in (c.low, c.high))
+    low, high = (
+        None if s is None else _mde(s, c, seeds, clusters, df, population, power)
+        for s in (c.low, c.high)
+    )
     return Detectable(*blank, value, low, high, floor, power)
 
 
 def power_table(
-    c: Components, *, seeds: Sequence[int] = (3, 5, 8, 10, 15, 20), clusters: Sequence[int], arms: int = 2, power: float = POWER
+    c: Components,
+    *,
+    seeds: Sequence[int] = (3, 5, 8, 10, 15, 20),
+    clusters: Sequence[int],
+    arms: int = 2,
+    power: float = POWER,
 ) -> list[Detectable]:
     """Minimum detectable effects for every number of seeds × items × population, in that order."""
-    return [detectable(c, S, n, p, arms=arms, power=power) for S in seeds for n in clusters for p in ("A", "B")]  # type: ignore[arg-type]
+    return [
+        detectable(c, S, n, p, arms=arms, power=power)
+        for S in seeds
+        for n in clusters
+        for p in ("A", "B")
+    ]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Seeds (or items) for ``delta``; low, high: with σ_s at the ends of its range. None: not within the limit (``reason`` when the value is)."""
+    """Seeds (or items) for ``delta``; low, high: with σ_s at the ends of its range. None: not
+    within the limit (``reason`` when the value is).
+    """
 
     what: Literal["seeds", "items"]
     population: Population
@@ -173,43 +265,89 @@ class Needed:
 
 
 def seeds_needed(
-    c: Components, delta: float, clusters: int, population: Population = "B", *, arms: int = 2, power: float = POWER, limit: int = 1000
+    c: Components,
+    delta: float,
+    clusters: int,
+    population: Population = "B",
+    *,
+    arms: int = 2,
+    power: float = POWER,
+    limit: int = 1000,
 ) -> Needed:
-    """Fewest seeds that detect ``delta`` on ``clusters`` items. Says so when the items alone forbid it ((B): delta under 2.80·σ_i/√n)."""
+    """Fewest seeds that detect ``delta`` on ``clusters`` items. Says so when the items alone forbid
+    it ((B): delta under 2.80·σ_i/√n).
+    """
     _positive(delta)
 
     def search(sigma_s: float) -> int | None:
-        return _first(lambda S: _mde(sigma_s, c, S, clusters, seed_df(S, arms), population, power) <= delta, MIN_SEEDS, limit)
+        return _first(
+            lambda S: _mde(sigma_s, c, S, clusters, seed_df(S, arms), population, power) <= delta,
+            MIN_SEEDS,
+            limit,
+        )
 
     floor = detectable(c, MIN_SEEDS, clusters, population, power=power).floor
-    reason = f"items alone allow no less than {floor:.3g}: more items, not more seeds" if floor > delta else f"more than {limit} seeds"
+    reason = (
+        f"items alone allow no less than {floor:.3g}: more items, not more seeds"
+        if floor > delta
+        else f"more than {limit} seeds"
+    )
     return _needed("seeds", population, delta, clusters, c, search, limit, reason)
 
 
 def items_needed(
-    c: Components, delta: float, seeds: int, population: Population = "B", *, arms: int = 2, power: float = POWER, limit: int = 1_000_000
+    c: Components,
+    delta: float,
+    seeds: int,
+    population: Population = "B",
+    *,
+    arms: int = 2,
+    power: float = POWER,
+    limit: int = 1_000_000,
 ) -> Needed:
-    """Fewest item clusters that detect ``delta`` with ``seeds``. Says so when the seeds alone forbid it (λ_ν·σ_s/√S over delta)."""
+    """Fewest item clusters that detect ``delta`` with ``seeds``. Says so when the seeds alone
+    forbid it (λ_ν·σ_s/√S over delta).
+    """
     _positive(delta)
     if seeds < MIN_SEEDS:
-        return Needed("items", population, delta, seeds, None, None, None, limit, f"{seeds} seeds: no interval below {MIN_SEEDS}")
+        return Needed(
+            "items",
+            population,
+            delta,
+            seeds,
+            None,
+            None,
+            None,
+            limit,
+            f"{seeds} seeds: no interval below {MIN_SEEDS}",
+        )
     df = seed_df(seeds, arms)
 
     def search(sigma_s: float) -> int | None:
-        return _first(lambda n: _mde(sigma_s, c, seeds, n, df, population, power) <= delta, 2, limit)
+        return _first(
+            lambda n: _mde(sigma_s, c, seeds, n, df, population, power) <= delta, 2, limit
+        )
 
     floor = multiplier(df, power) * c.sigma_s / math.sqrt(seeds)
-    reason = f"seeds alone allow no less than {floor:.3g}: more seeds, not more items" if floor > delta else f"more than {limit} items"
+    reason = (
+        f"seeds alone allow no less than {floor:.3g}: more seeds, not more items"
+        if floor > delta
+        else f"more than {limit} items"
+    )
     return _needed("items", population, delta, seeds, c, search, limit, reason)
 
 
 def _positive(delta: float) -> None:
     if not (math.isfinite(delta) and delta > 0):
-        raise ValueError(f"delta is {delta!r}; it must be a finite number above 0, in the score's units")
+        raise ValueError(
+            f"delta is {delta!r}; it must be a finite number above 0, in the score's units"
+        )
 
 
 def _first(enough: Callable[[int], bool], start: int, limit: int) -> int | None:
-    """Smallest number from ``start`` to ``limit`` for which ``enough`` holds (it holds for all larger ones), or None."""
+    """Smallest number from ``start`` to ``limit`` for which ``enough`` holds (it holds for all
+    larger ones), or None.
+    """
     if not enough(limit):
         return None
     low, high = start - 1, limit
@@ -231,4 +369,6 @@ def _needed(
 ) -> Needed:
     value = search(c.sigma_s)
     low, high = (None if s is None else search(s) for s in (c.low, c.high))
-    return Needed(what, population, delta, given, value, low, high, limit, reason if value is None else "")
+    return Needed(
+        what, population, delta, given, value, low, high, limit, reason if value is None else ""
+    )

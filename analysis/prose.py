@@ -1,7 +1,9 @@
-"""The finding in words, generated from the numbers: what differed, by how much, for whom it speaks, and what could have been told.
+"""The finding in words, generated from the numbers: what differed, by how much, for whom it speaks,
+and what could have been told.
 
-A null result is worded as one: no difference was detected, and this is what would have been. Nothing here is chosen after
-looking: the order is the declared one, and the arm that is named under a null is the one farthest from zero.
+A null result is worded as one: no difference was detected, and this is what would have been.
+Nothing here is chosen after looking: the order is the declared one, and the arm that is named under
+a null is the one farthest from zero.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ MOST_NAMED = 3
 
 def unit(measure: Measure) -> str:
     """ "points" for percentages and ratings, otherwise the unit itself."""
-    return {"percent": "points", "rating 1–10": "rating points"}.get(measure.unit, measure.unit or "units")
+    return {"percent": "points", "rating 1–10": "rating points"}.get(
+        measure.unit, measure.unit or "units"
+    )
 
 
 def counted(number_of: int, what: str) -> str:
@@ -35,7 +39,9 @@ def p_words(p: float | None) -> str:
 
 
 def after(data: StudyData, iteration: int) -> str:
-    """ "after iteration 3"; where arms end at different iterations and the last is meant, that it is each arm's own."""
+    """ "after iteration 3"; where arms end at different iterations and the last is meant, that it
+    is each arm's own.
+    """
     ends = {data.own_last(arm) for arm in data.arms}
     if iteration == data.last_iteration and len(ends) > 1:
         return f"after each arm's last iteration ({min(ends)} to {max(ends)})"
@@ -53,19 +59,34 @@ def finding(data: StudyData) -> list[str]:
     measure = found.primary_measure
     outcome = f"{measure.name} {after(data, found.primary_iteration)}"
     if not data.baseline_arm:
-        return [f"This study declares no baseline, so it compares nothing; its scores are in Table 1 and Table 2. Primary outcome: {outcome}."]
+        return [
+            "This study declares no baseline, so it compares nothing; its scores are in Table 1 "
+            f"and Table 2. Primary outcome: {outcome}."
+        ]
     if len(data.arms) < 2:
-        return [f"This study has one arm, {named(found.baseline_label)}, so it compares nothing. {_alone(data, measure)}"]
+        return [
+            f"This study has one arm, {named(found.baseline_label)}, so it compares nothing. "
+            f"{_alone(data, measure)}"
+        ]
     if not found.primary:
         pair = f"{named(found.baseline_label)} and another arm"
         if data.unfinished:
             return [f"No finding yet: {outcome} is not stored for {pair} ({progress(data)})."]
-        return [f"No finding: all stages are done, but {outcome} has no scored row for {pair}; the table of completeness says why."]
+        return [
+            f"No finding: all stages are done, but {outcome} has no scored row for {pair}; the "
+            "table of completeness says why."
+        ]
     complete = [c for c in found.primary if c.estimate.value is not None]
     lost = [c for c in found.primary if c.estimate.value is None]
     if not complete:
-        reasons = "; ".join(f"{named(c.label)}: {c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost)
-        return [f"No finding yet: every difference to {named(found.baseline_label)} in {outcome} is INCOMPLETE ({reasons})."]
+        reasons = "; ".join(
+            f"{named(c.label)}: {c.estimate.scored} of {c.estimate.expected} rows scored"
+            for c in lost
+        )
+        return [
+            f"No finding yet: every difference to {named(found.baseline_label)} in {outcome} is "
+            f"INCOMPLETE ({reasons})."
+        ]
     sentences = _answer(data, found, complete)
     if lost:
         sentences.append(
@@ -82,23 +103,38 @@ def _alone(data: StudyData, measure: Measure) -> str:
     if checkpoint is None or value is None or value.value is None:
         return f"{measure.name} {after(data, data.last_iteration)} is not stored or incomplete ({progress(data)})."
     items = measure.unit_of_items
-    who = {"items": f"over new {items}, this checkpoint only,", "A": "(A) new seeds", "B": f"(B) new seeds and new {items}"}
-    intervals = [f"{who[name]} {_range(i, measure.digits)}" for name, i in value.intervals.items() if i.low is not None]
+    who = {
+        "items": f"over new {items}, this checkpoint only,",
+        "A": "(A) new seeds",
+        "B": f"(B) new seeds and new {items}",
+    }
+    intervals = [
+        f"{who[name]} {_range(i, measure.digits)}"
+        for name, i in value.intervals.items()
+        if i.low is not None
+    ]
     return (
-        f"{measure.name} {after(data, data.last_iteration)} is {number(value.value, measure.digits)} {measure.unit} "
+        f"{measure.name} {after(data, data.last_iteration)} is "
+        f"{number(value.value, measure.digits)} {measure.unit} "
         f"(95 %: {', '.join(intervals) or 'no interval'}; n = {_n(value, measure.unit_of_items)})."
     )
 
 
 def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> list[str]:
-    measure, when, baseline = found.primary_measure, after(data, found.primary_iteration), named(found.baseline_label)
+    measure, when, baseline = (
+        found.primary_measure,
+        after(data, found.primary_iteration),
+        named(found.baseline_label),
+    )
     if complete[0].estimate.seeds < 3:
         far = _farthest(complete)
         most = ", the largest of the differences," if len(complete) > 1 else ""
         return [
-            f"With {counted(far.estimate.seeds, 'seed')} nothing can be said about other seeds: intervals over seeds "
+            f"With {counted(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
+            "intervals over seeds "
             f"need 3. Measured for what it is, {named(far.label)} minus {baseline}{most} is "
-            f"{number(far.estimate.value, measure.digits, sign=True)} {unit(measure)} in {measure.name} {when}.",
+            f"{number(far.estimate.value, measure.digits, sign=True)} {unit(measure)} in "
+            f"{measure.name} {when}.",
             *_one_seed(far),
         ]
     detected = [c for c in complete if c.detected("A") or c.detected("B")]
@@ -107,10 +143,15 @@ def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> lis
     ordered = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))
     verbs = {c.arm: "raised" if (c.estimate.value or 0) > 0 else "lowered" for c in ordered}
     head = "; ".join(
-        f"{named(c.label)} {verbs[c.arm]} {measure.name} by {number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}"
+        f"{named(c.label)} {verbs[c.arm]} {measure.name} by "
+        f"{number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}"
         for c in ordered[:MOST_NAMED]
     )
-    more = f" ({len(ordered) - MOST_NAMED} further arms also differ: see the table of differences)" if len(ordered) > MOST_NAMED else ""
+    more = (
+        f" ({len(ordered) - MOST_NAMED} further arms also differ: see the table of differences)"
+        if len(ordered) > MOST_NAMED
+        else ""
+    )
     sentences = [f"Against {baseline} {when}, {head}{more}."]
     sentences += [_details(c, found.family_size) for c in ordered[:MOST_NAMED]]
     sentences += [_reach(c) for c in ordered[:MOST_NAMED] if _reach(c)]
@@ -118,7 +159,10 @@ def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> lis
     if rest:
         smallest = min((p for c in rest if (p := c.p("A")) is not None), default=None)
         others = listed(named(c.label) for c in rest)
-        sentences.append(f"For {others} no difference was detected (smallest p after Holm: {p_value(smallest)} under (A)).")
+        sentences.append(
+            f"For {others} no difference was detected (smallest p after Holm: {p_value(smallest)} "
+            "under (A))."
+        )
     sentences.append(_told(ordered[0], null=False, family=found.family_size))
     return sentences
 
@@ -127,9 +171,11 @@ def _null(data: StudyData, found: Findings, complete: list[Comparison]) -> list[
     measure, far = found.primary_measure, _farthest(complete)
     arms = named(far.label) if len(complete) == 1 else f"any of the {len(complete)} arms"
     return [
-        f"No difference from {named(found.baseline_label)} was detected in {measure.name} {after(data, found.primary_iteration)} for {arms}; "
+        f"No difference from {named(found.baseline_label)} was detected in {measure.name} "
+        f"{after(data, found.primary_iteration)} for {arms}; "
         "that is not evidence of no effect.",
-        f"The {'' if len(complete) == 1 else 'largest '}observed difference is that of {_details(far, found.family_size)}",
+        f"The {'' if len(complete) == 1 else 'largest '}observed difference is that of "
+        f"{_details(far, found.family_size)}",
         _told(far, null=True, family=found.family_size),
     ]
 
@@ -141,19 +187,28 @@ def _farthest(complete: list[Comparison]) -> Comparison:
 def _details(c: Comparison, family: int) -> str:
     value, digits = c.estimate, c.measure.digits
     parts = [
-        f"{_population(p, c)}: {_range(value.intervals[p], digits)}, {p_words(_plain(value.intervals[p]))}"
-        + (f", {p_value(c.holm[p])} after Holm over {family}" if c.holm.get(p) is not None and family > 1 else "")
+        f"{_population(p, c)}: {_range(value.intervals[p], digits)}, "
+        f"{p_words(_plain(value.intervals[p]))}"
+        + (
+            f", {p_value(c.holm[p])} after Holm over {family}"
+            if c.holm.get(p) is not None and family > 1
+            else ""
+        )
         for p in ("A", "B")
     ]
     unequal = next((f" Note: {flag}." for flag in value.flags if flag.startswith("unequal")), "")
     return (
-        f"{named(c.label)}: {number(value.value, digits, sign=True)} {unit(c.measure)} (95 % intervals; {'; '.join(parts)}; "
+        f"{named(c.label)}: {number(value.value, digits, sign=True)} {unit(c.measure)} (95 % "
+        f"intervals; {'; '.join(parts)}; "
         f"n = {_n(value, c.measure.unit_of_items)}).{unequal}"
     )
 
 
 def _population(population: str, c: Comparison) -> str:
-    return {"A": "(A) this benchmark, new seeds", "B": f"(B) new seeds and new {c.measure.unit_of_items}"}[population]
+    return {
+        "A": "(A) this benchmark, new seeds",
+        "B": f"(B) new seeds and new {c.measure.unit_of_items}",
+    }[population]
 
 
 def _range(interval: Interval, digits: int) -> str:
@@ -164,7 +219,9 @@ def _range(interval: Interval, digits: int) -> str:
 
 def _n(value: Estimate, items: str) -> str:
     """ "3 seeds × 128 instructions"; without items where seeds are compared by their means."""
-    return counted(value.seeds, "seed") + (f" × {value.clusters} {items}" if value.clusters > 1 else "")
+    return counted(value.seeds, "seed") + (
+        f" × {value.clusters} {items}" if value.clusters > 1 else ""
+    )
 
 
 def _plain(interval: Interval) -> float | None:
@@ -189,9 +246,17 @@ def _told(c: Comparison, *, null: bool, family: int) -> str:
         d = c.detectable.get(population)
         if d is None or d.value is None:
             continue
-        low, high = (number(end, c.measure.digits) if end is not None else "?" for end in (d.low, d.high))
-        known = f" (between {low} and {high}, as far as the spread over seeds is known)" if low != high and population == "A" else ""
-        shown.append(f"{number(d.value, c.measure.digits)} {unit(c.measure)} under ({population}){known}")
+        low, high = (
+            number(end, c.measure.digits) if end is not None else "?" for end in (d.low, d.high)
+        )
+        known = (
+            f" (between {low} and {high}, as far as the spread over seeds is known)"
+            if low != high and population == "A"
+            else ""
+        )
+        shown.append(
+            f"{number(d.value, c.measure.digits)} {unit(c.measure)} under ({population}){known}"
+        )
     if not shown:
         return "What could have been detected is undefined here: the scores hold no variance to estimate it from."
     single = f", for one comparison alone (Holm over {family} asks for more)," if family > 1 else ""
@@ -200,7 +265,11 @@ def _told(c: Comparison, *, null: bool, family: int) -> str:
         return text + "; a smaller effect, in either direction, would most likely have been missed."
     smallest = min(d.value for d in c.detectable.values() if d.value is not None)
     if abs(c.estimate.value or 0.0) < smallest:
-        return text + "; the estimate is below that, and estimates that just pass a test tend to be too large."
+        return (
+            text
+            + "; the estimate is below that, and estimates that just pass a test tend to be too "
+            "large."
+        )
     return text + "."
 
 
@@ -209,12 +278,13 @@ def _one_seed(c: Comparison) -> list[str]:
     if items is None or items.low is None:
         return []
     return [
-        f"Over new {c.measure.unit_of_items}, for these two checkpoints only: {_range(items, c.measure.digits)} (95 %, {p_words(items.p)}, "
+        f"Over new {c.measure.unit_of_items}, for these two checkpoints only: "
+        f"{_range(items, c.measure.digits)} (95 %, {p_words(items.p)}, "
         f"n = {c.estimate.clusters})."
     ]
 
 
-# -- the rest of the summary ---------------------------------------------------------------------------------
+# -- the rest of the summary -----------------------------------------------------------------------
 def other_outcomes(data: StudyData) -> str:
     """The further declared outcomes in one sentence, or an empty text."""
     found = findings.find(data)
@@ -223,7 +293,8 @@ def other_outcomes(data: StudyData) -> str:
         return ""
     hits = [c for c in rest if c.detected("A") or c.detected("B")]
     head = (
-        f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} differ{'s' * (len(hits) == 1)} from {named(found.baseline_label)} "
+        f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} "
+        f"differ{'s' * (len(hits) == 1)} from {named(found.baseline_label)} "
         "after Holm"
     )
     shown = [_hit(c) for c in hits[:6]]
@@ -243,10 +314,18 @@ def selection(data: StudyData) -> str:
         return ""
     label, value = data.arms[chosen.best][0].label, chosen.estimate
     a = value.intervals.get("A")
-    interval = f" (95 %, (A) {_range(a, measure.digits)})" if a and a.low is not None else f" (no interval from {a.undefined})" if a else ""
+    interval = (
+        f" (95 %, (A) {_range(a, measure.digits)})"
+        if a and a.low is not None
+        else f" (no interval from {a.undefined})"
+        if a
+        else ""
+    )
     return (
-        f"Of {chosen.trials} arms tried, {named(label)} is best on seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
-        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on the seed{'s' * (len(chosen.estimating) != 1)} "
+        f"Of {chosen.trials} arms tried, {named(label)} is best on "
+        f"seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
+        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on the "
+        f"seed{'s' * (len(chosen.estimating) != 1)} "
         f"that did not choose it, {', '.join(map(str, chosen.estimating))}, its difference is "
         f"{number(value.value, measure.digits, sign=True)} {unit(measure)}{interval}."
     )
@@ -259,7 +338,11 @@ def improvement(data: StudyData) -> str:
         return f"Whether training improves on the base cannot be said: {found.reason or 'held-out reward is incomplete'}."
     value, digits = found.estimate, found.measure.digits
     a, b = value.intervals.get("A"), value.intervals.get("B")
-    shown = [f"({p}) {_range(i, digits)}" for p, i in (("A", a), ("B", b)) if i is not None and i.low is not None]
+    shown = [
+        f"({p}) {_range(i, digits)}"
+        for p, i in (("A", a), ("B", b))
+        if i is not None and i.low is not None
+    ]
     sure = all(i is not None and i.low is not None and i.low > 0 for i in (a, b))
     worse = all(i is not None and i.high is not None and i.high < 0 for i in (a, b))
     verb = (
@@ -269,10 +352,16 @@ def improvement(data: StudyData) -> str:
         if worse
         else "It is not established that training improves on the base"
     )
-    ends = f"{number(found.before, digits)} to {number(found.after, digits)}" if found.before is not None and found.after is not None else ""
+    ends = (
+        f"{number(found.before, digits)} to {number(found.after, digits)}"
+        if found.before is not None and found.after is not None
+        else ""
+    )
     return (
-        f"{verb}: from the base to {named(found.label)} after iteration {found.iteration}, {found.measure.name} goes from {ends}, a change of "
-        f"{number(value.value, digits, sign=True)} (95 %: {', '.join(shown) or 'no interval below 3 seeds'}; n = {_n(value, 'prompts')})."
+        f"{verb}: from the base to {named(found.label)} after iteration {found.iteration}, "
+        f"{found.measure.name} goes from {ends}, a change of "
+        f"{number(value.value, digits, sign=True)} (95 %: "
+        f"{', '.join(shown) or 'no interval below 3 seeds'}; n = {_n(value, 'prompts')})."
     )
 
 
@@ -302,14 +391,17 @@ def _trend(found: TrendFinding) -> str:
         else "Observed in the opposite direction"
     )
     page = (
-        f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below {result.page.floor:.2g})"
+        f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below "
+        f"{result.page.floor:.2g})"
         if result.page.p is not None
         else ""
     )
     return (
-        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per step up the {len(result.alphas)} values of {along} "
+        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per "
+        f"step up the {len(result.alphas)} values of {along} "
         f"(95 %: (A) {_range(a, 3)}; "
-        f"(B) {_range(b, 3)}; one-sided {p_words(result.p_directed)} under (A){page}; n = {_n(value, 'prompts')})."
+        f"(B) {_range(b, 3)}; one-sided {p_words(result.p_directed)} under (A){page}; n = "
+        f"{_n(value, 'prompts')})."
     )
 
 
@@ -325,7 +417,9 @@ def missing(data: StudyData) -> str:
         states[stage.state] = states.get(stage.state, 0) + 1
     if not states:
         return ""
-    counted = listed(f"{states[state]} {state}" for state in ("failed", "partial", "missing") if state in states)
+    counted = listed(
+        f"{states[state]} {state}" for state in ("failed", "partial", "missing") if state in states
+    )
     return f"This study is unfinished: {progress(data)}, {counted}. What depends on them is marked INCOMPLETE below; the reasons are listed."
 
 
@@ -333,8 +427,14 @@ def conditions(data: StudyData) -> str:
     """What every statement is conditional on."""
     explore = data.recipe.get("exploration") or {}
     ends = {data.own_last(arm) for arm in data.arms}
-    iterations = counted(data.last_iteration, "iteration") if len(ends) == 1 else f"{min(ends)} to {max(ends)} iterations"
-    parts = [f"{counted(len(data.arms), 'arm')} × {counted(len(data.seeds), 'seed')} × {iterations}"]
+    iterations = (
+        counted(data.last_iteration, "iteration")
+        if len(ends) == 1
+        else f"{min(ends)} to {max(ends)} iterations"
+    )
+    parts = [
+        f"{counted(len(data.arms), 'arm')} × {counted(len(data.seeds), 'seed')} × {iterations}"
+    ]
     bases = {run.iterations.get(0, {}).get("base", "") for run in data.runs}
     if len(bases) == 1:
         parts.append("all runs start from one shared base, so every statement is conditional on it")

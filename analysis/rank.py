@@ -1,6 +1,8 @@
-"""Permutations with their floors, order statistics over seeds, and the judge's noise. What draws at random takes an explicit generator.
+"""Permutations with their floors, order statistics over seeds, and the judge's noise. What draws at
+random takes an explicit generator.
 
-A p from P equally likely outcomes is never below its ``floor``; a floor above 5 % means the test cannot reject at 5 %, and says so.
+A p from P equally likely outcomes is never below its ``floor``; a floor above 5 % means the test
+cannot reject at 5 %, and says so.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ THESE = "these checkpoints only, new items"
 
 @dataclass(frozen=True)
 class Permutation:
-    """Two-sided permutation test. draws: 0 when every outcome was listed. floor: the smallest p it can give."""
+    """Two-sided permutation test. draws: 0 when every outcome was listed. floor: the smallest p it
+    can give.
+    """
 
     population: str
     method: str
@@ -44,31 +48,50 @@ def floor_flags(floor: float) -> tuple[str, ...]:
     return (f"floor {floor:.3g}: cannot reject at 5 %",) if floor > 0.05 else ()
 
 
-def sign_flip(points: Sequence[float] | Floats, generator: np.random.Generator | None = None, *, draws: int = 9999) -> Permutation:
-    """Sign flips of paired differences per seed, (S,): p = share of the 2^S flips with |mean| at least as large. Floor 2^{1−S}.
+def sign_flip(
+    points: Sequence[float] | Floats,
+    generator: np.random.Generator | None = None,
+    *,
+    draws: int = 9999,
+) -> Permutation:
+    """Sign flips of paired differences per seed, (S,): p = share of the 2^S flips with |mean| at
+    least as large. Floor 2^{1−S}.
 
-    Needs 6 seeds to reject at 5 %. Above 16 seeds flips are drawn: then ``generator`` is needed, and p = (1 + hits)/(1 + draws).
+    Needs 6 seeds to reject at 5 %. Above 16 seeds flips are drawn: then ``generator`` is needed,
+    and p = (1 + hits)/(1 + draws).
     """
     d = np.asarray(points, dtype=np.float64)
     S = d.size
     blank = Permutation(NEW_SEEDS, "sign flip over seeds", None, None, None, S)
     if S < 2 or not np.isfinite(d).all():
-        return replace(blank, undefined="a difference is missing" if S >= 2 else f"{S} seed{'s' * (S != 1)}")
+        return replace(
+            blank, undefined="a difference is missing" if S >= 2 else f"{S} seed{'s' * (S != 1)}"
+        )
     if not d.any():
         return replace(blank, undefined="all differences are zero")
     observed = float(d.mean())
     if S <= EXACT_FLIPS:
         signs = 1.0 - 2.0 * ((np.arange(2**S)[:, None] >> np.arange(S)) & 1)
-        p, floor, draws = float((np.abs(signs @ d) >= abs(d.sum()) * (1 - 1e-12)).mean()), 2.0 ** (1 - S), 0
+        p, floor, draws = (
+            float((np.abs(signs @ d) >= abs(d.sum()) * (1 - 1e-12)).mean()),
+            2.0 ** (1 - S),
+            0,
+        )
     else:
         p, floor = _drawn_flips(d, needed(generator, "sign_flip above 16 seeds"), draws)
-    return replace(blank, statistic=observed, p=p, floor=floor, draws=draws, flags=floor_flags(floor))
+    return replace(
+        blank, statistic=observed, p=p, floor=floor, draws=draws, flags=floor_flags(floor)
+    )
 
 
-def item_flip(difference: Layout, generator: np.random.Generator, *, draws: int = 4999) -> Permutation:
-    """Sign flips of item clusters (means over seeds of D). It answers "these checkpoints only": seeds are taken as they came.
+def item_flip(
+    difference: Layout, generator: np.random.Generator, *, draws: int = 4999
+) -> Permutation:
+    """Sign flips of item clusters (means over seeds of D). It answers "these checkpoints only":
+    seeds are taken as they came.
 
-    Under a true null over seeds it rejects 7–38 % of the time at a nominal 5 %, so it is never evidence about the method.
+    Under a true null over seeds it rejects 7–38 % of the time at a nominal 5 %, so it is never
+    evidence about the method.
     """
     used, reason, flags = complete(difference)
     d = used.values.mean(axis=0) if not reason else np.empty(0)
@@ -78,7 +101,13 @@ def item_flip(difference: Layout, generator: np.random.Generator, *, draws: int 
     if not d.any():
         return replace(blank, undefined="all differences are zero")
     p, floor = _drawn_flips(d, generator, draws)
-    return replace(blank, statistic=float(d.mean()), p=p, floor=max(floor, 2.0 ** (1 - d.size)), flags=(*flags, "says nothing about new seeds"))
+    return replace(
+        blank,
+        statistic=float(d.mean()),
+        p=p,
+        floor=max(floor, 2.0 ** (1 - d.size)),
+        flags=(*flags, "says nothing about new seeds"),
+    )
 
 
 def needed(generator: np.random.Generator | None, what: str) -> np.random.Generator:
@@ -92,14 +121,19 @@ def _drawn_flips(d: Floats, generator: np.random.Generator, draws: int) -> tuple
     hits, limit, block = 0, abs(float(d.sum())) * (1 - 1e-12), max(1, 4_000_000 // d.size)
     for start in range(0, draws, block):
         size = min(block, draws - start)
-        bits = np.unpackbits(np.frombuffer(generator.bytes(size * -(-d.size // 8)), np.uint8).reshape(size, -1), axis=1)[:, : d.size]
+        bits = np.unpackbits(
+            np.frombuffer(generator.bytes(size * -(-d.size // 8)), np.uint8).reshape(size, -1),
+            axis=1,
+        )[:, : d.size]
         hits += int((np.abs(d.sum() - 2 * (bits @ d)) >= limit).sum())
     return (1 + hits) / (1 + draws), 1 / (1 + draws)
 
 
 @dataclass(frozen=True)
 class Improvement:
-    """k of S² pairs (arm seed, baseline seed) in which the arm is higher; ties count ½. p: exact Mann–Whitney, two-sided."""
+    """k of S² pairs (arm seed, baseline seed) in which the arm is higher; ties count ½. p: exact
+    Mann–Whitney, two-sided.
+    """
 
     k: float
     pairs: int
@@ -110,10 +144,13 @@ class Improvement:
     flags: tuple[str, ...] = ()
 
 
-def probability_of_improvement(arm: Sequence[float] | Floats, baseline: Sequence[float] | Floats, *, level: float = 0.95) -> Improvement:
+def probability_of_improvement(
+    arm: Sequence[float] | Floats, baseline: Sequence[float] | Floats, *, level: float = 0.95
+) -> Improvement:
     """P(a run of the arm beats a run of the baseline), runs unpaired, from one mean per seed.
 
-    The p counts every split of the pooled runs (exact with ties too); the interval, from 10 seeds, is Newcombe's.
+    The p counts every split of the pooled runs (exact with ties too); the interval, from 10 seeds,
+    is Newcombe's.
     """
     x, y = np.asarray(arm, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if not x.size or not y.size or not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -123,11 +160,15 @@ def probability_of_improvement(arm: Sequence[float] | Floats, baseline: Sequence
     floor = min(2 / splits, 1.0)
     share = k / (x.size * y.size)
     interval = _improvement_interval(x.size, y.size, share, level)
-    return Improvement(k, x.size * y.size, share, _exact_splits(x, y), floor, interval, floor_flags(floor))
+    return Improvement(
+        k, x.size * y.size, share, _exact_splits(x, y), floor, interval, floor_flags(floor)
+    )
 
 
 def _exact_splits(x: Floats, y: Floats) -> float:
-    """Share of all splits of the pooled runs whose rank sum is at least as far from its mean: counted by adding one run at a time."""
+    """Share of all splits of the pooled runs whose rank sum is at least as far from its mean:
+    counted by adding one run at a time.
+    """
     doubled = np.rint(2 * distributions.rankdata(np.r_[x, y])).astype(np.int64)
     m, total = x.size, x.size + y.size
     ways = np.zeros((m + 1, int(doubled.sum()) + 1))
@@ -135,14 +176,17 @@ def _exact_splits(x: Floats, y: Floats) -> float:
     for rank in doubled.tolist():
         ways[1:, rank:] += ways[:-1, : ways.shape[1] - rank].copy()
     away = np.abs(np.arange(ways.shape[1]) - m * (total + 1))
-    return float(ways[m, away >= abs(int(doubled[:m].sum()) - m * (total + 1))].sum() / ways[m].sum())
+    return float(
+        ways[m, away >= abs(int(doubled[:m].sum()) - m * (total + 1))].sum() / ways[m].sum()
+    )
 
 
 def _improvement_interval(m: int, n: int, share: float, level: float) -> Interval:
-    """Newcombe's (2006, method 5) score interval: the θ with |share − θ| ≤ z·√V(θ), defined at complete separation too.
+    """Newcombe's (2006, method 5) score interval: the θ with |share − θ| ≤ z·√V(θ), defined at
+    complete separation too.
 
-    V(θ) = θ(1−θ)·[1 + c(1−θ)/(2−θ) + cθ/(1+θ)]/(m·n), c = (m+n)/2 − 1. Covers 94–97 % at 10 seeds, where Brunner and Munzel's t
-    covers 87–94 % and its logit form 97–98 %.
+    V(θ) = θ(1−θ)·[1 + c(1−θ)/(2−θ) + cθ/(1+θ)]/(m·n), c = (m+n)/2 − 1. Covers 94–97 % at 10 seeds,
+    where Brunner and Munzel's t covers 87–94 % and its logit form 97–98 %.
     """
     blank = Interval("new seeds of both, unpaired", "Newcombe's score interval", level)
     if min(m, n) < MIN_SEEDS_IMPROVEMENT:
@@ -150,7 +194,12 @@ def _improvement_interval(m: int, n: int, share: float, level: float) -> Interva
     z, c = float(distributions.norm.isf((1 - level) / 2)), (m + n) / 2 - 1
 
     def excess(theta: float) -> float:
-        variance = theta * (1 - theta) * (1 + c * (1 - theta) / (2 - theta) + c * theta / (1 + theta)) / (m * n)
+        variance = (
+            theta
+            * (1 - theta)
+            * (1 + c * (1 - theta) / (2 - theta) + c * theta / (1 + theta))
+            / (m * n)
+        )
         return abs(share - theta) - z * math.sqrt(variance)
 
     inside = min(max(share, 1e-9), 1 - 1e-9)  # at 0 and 1 the variance is nil: start beside them
@@ -169,32 +218,50 @@ class InterquartileMean:
     undefined: str = ""
 
 
-def interquartile_mean(points: Sequence[float] | Floats, *, level: float = 0.95) -> InterquartileMean:
-    """IQM of seed means, (S,), from 5 seeds (at 3 it would be the mean): ⌊S/4⌋ cut at each end (scipy's trim_mean).
+def interquartile_mean(
+    points: Sequence[float] | Floats, *, level: float = 0.95
+) -> InterquartileMean:
+    """IQM of seed means, (S,), from 5 seeds (at 3 it would be the mean): ⌊S/4⌋ cut at each end
+    (scipy's trim_mean).
 
-    Interval from 6 seeds: Tukey and McLaughlin's, winsorised sd/(h/S·√S), h = S − 2⌊S/4⌋, but with h − 2 degrees of freedom: it covers
-    94–97 % at 6–20 seeds, where the usual h − 1 covers 92–94 %. At 5 seeds one degree of freedom would be left: none is given.
+    Interval from 6 seeds: Tukey and McLaughlin's, winsorised sd/(h/S·√S), h = S − 2⌊S/4⌋, but with
+    h − 2 degrees of freedom: it covers 94–97 % at 6–20 seeds, where the usual h − 1 covers 92–94 %.
+    At 5 seeds one degree of freedom would be left: none is given.
     """
     x = np.sort(np.asarray(points, dtype=np.float64))
     S = x.size
     blank = Interval(NEW_SEEDS, "trimmed-mean t (Tukey–McLaughlin)", level)
     if S < MIN_SEEDS_IQM or not np.isfinite(x).all():
-        why = f"{S} seeds: none below {MIN_SEEDS_IQM}" if S < MIN_SEEDS_IQM else "a seed's mean is missing"
+        why = (
+            f"{S} seeds: none below {MIN_SEEDS_IQM}"
+            if S < MIN_SEEDS_IQM
+            else "a seed's mean is missing"
+        )
         return InterquartileMean(None, S, replace(blank, undefined=why), why)
     cut = int(0.25 * S)
     h, value = S - 2 * cut, float(distributions.trim_mean(x, 0.25))
     se = float(np.clip(x, x[cut], x[S - cut - 1]).std(ddof=1)) / (h / S * math.sqrt(S))
     if h < 4:
-        return InterquartileMean(value, S, replace(blank, se=se or None, undefined=f"{S} seeds: no interval of the IQM below 6"))
+        return InterquartileMean(
+            value,
+            S,
+            replace(blank, se=se or None, undefined=f"{S} seeds: no interval of the IQM below 6"),
+        )
     if se <= 1e-12 * float(np.abs(x).max()):
-        return InterquartileMean(value, S, replace(blank, undefined="the middle seeds give the same mean"))
+        return InterquartileMean(
+            value, S, replace(blank, undefined="the middle seeds give the same mean")
+        )
     half = float(distributions.t.isf((1 - level) / 2, h - 2)) * se
-    return InterquartileMean(value, S, replace(blank, low=value - half, high=value + half, se=se, df=(h - 2.0,)))
+    return InterquartileMean(
+        value, S, replace(blank, low=value - half, high=value + half, se=se, df=(h - 2.0,))
+    )
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """k of n with Wilson's interval: unparsed share, position-flip rate, disagreement of ranker and judge."""
+    """k of n with Wilson's interval: unparsed share, position-flip rate, disagreement of ranker and
+    judge.
+    """
 
     k: int
     n: int
@@ -214,9 +281,11 @@ def proportion(k: int, n: int, *, level: float = 0.95) -> Proportion:
 
 @dataclass(frozen=True)
 class JudgeNoise:
-    """What the judge alone adds: sd of one judgment (with its chi-square interval) and the noise floors it puts under a benchmark.
+    """What the judge alone adds: sd of one judgment (with its chi-square interval) and the noise
+    floors it puts under a benchmark.
 
-    floor: standard error of a mean over ``items`` judged once; of a difference it is √2 larger. changed: items with unequal repeats.
+    floor: standard error of a mean over ``items`` judged once; of a difference it is √2 larger.
+    changed: items with unequal repeats.
     """
 
     sd: float | None
@@ -231,11 +300,15 @@ class JudgeNoise:
 
 
 def judge_noise(repeats: Floats, *, items: int, level: float = 0.95) -> JudgeNoise:
-    """Noise of the judge from ``repeats`` (sampled items × repeats, NaN where missing), pooled within items, for a benchmark of ``items``."""
+    """Noise of the judge from ``repeats`` (sampled items × repeats, NaN where missing), pooled
+    within items, for a benchmark of ``items``.
+    """
     counts = (~np.isnan(repeats)).sum(axis=1)
     used, counts = repeats[counts > 1], counts[counts > 1]
     if not len(used):
-        return JudgeNoise(None, None, None, 0, items, None, None, proportion(0, 0), "no item was judged twice")
+        return JudgeNoise(
+            None, None, None, 0, items, None, None, proportion(0, 0), "no item was judged twice"
+        )
     df = int((counts - 1).sum())
     spread = np.nanmax(used, axis=1) - np.nanmin(used, axis=1)
     changed = proportion(int((spread > 0).sum()), len(used), level=level)
@@ -243,5 +316,10 @@ def judge_noise(repeats: Floats, *, items: int, level: float = 0.95) -> JudgeNoi
     if not spread.any():
         return JudgeNoise(None, None, None, df, items, None, None, changed, "all repeats agree")
     sd = math.sqrt(ss / df)
-    low, high = (math.sqrt(ss / float(distributions.chi2.isf(q, df))) for q in ((1 - level) / 2, (1 + level) / 2))
-    return JudgeNoise(sd, low, high, df, items, sd / math.sqrt(items), sd * math.sqrt(2 / items), changed)
+    low, high = (
+        math.sqrt(ss / float(distributions.chi2.isf(q, df)))
+        for q in ((1 - level) / 2, (1 + level) / 2)
+    )
+    return JudgeNoise(
+        sd, low, high, df, items, sd / math.sqrt(items), sd * math.sqrt(2 / items), changed
+    )

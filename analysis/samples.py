@@ -1,7 +1,8 @@
 """Prompts, answers and judgments of every checkpoint for the sample browser, within a size.
 
-A page opened from a file cannot fetch others, so all of it travels in the page: prompts are taken in turn from every set until
-the size is reached, long texts are cut, and both are said. Every text passes ``text.visible``.
+A page opened from a file cannot fetch others, so all of it travels in the page: prompts are taken
+in turn from every set until the size is reached, long texts are cut, and both are said. Every text
+passes ``text.visible``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Samples:
-    """``prompts``: set, id, user turns. ``answers[prompt][checkpoint]``: answers by turn, or None. notices: what was left out."""
+    """``prompts``: set, id, user turns. ``answers[prompt][checkpoint]``: answers by turn, or None.
+    notices: what was left out.
+    """
 
     checkpoints: tuple[str, ...]
     prompts: tuple[tuple[str, str, tuple[str, ...]], ...]
@@ -46,7 +49,13 @@ class Samples:
             "checkpoints": self.checkpoints,
             "prompts": [{"set": SETS.get(s, s), "id": i, "turns": t} for s, i, t in self.prompts],
             "answers": [
-                [None if turns is None else [[a.text, a.status, a.score, a.judgment] for a in turns] for turns in row] for row in self.answers
+                [
+                    None
+                    if turns is None
+                    else [[a.text, a.status, a.score, a.judgment] for a in turns]
+                    for turns in row
+                ]
+                for row in self.answers
             ],
         }
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
@@ -80,7 +89,9 @@ class _Book:
 
 
 def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) -> Samples:
-    """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON. The shared base is listed once per seed."""
+    """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON.
+    The shared base is listed once per seed.
+    """
     cut, book, names, seen = _Cut(text_limit), _Book(), [], set()  # type: _Cut, _Book, list[str], set[str]
     for run, iteration in iterate(data):
         stage = data.stage(run, iteration, "answer")
@@ -90,14 +101,21 @@ def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) 
         _read_prompts(data, run, iteration, book, cut)
         found = dict(_answers(data, run, iteration, stage.folder, book, cut))
         if found:
-            names.append(f"base, seed {run.seed}" if iteration == 0 else f"{run.label}, seed {run.seed}, iter {iteration}")
+            names.append(
+                f"base, seed {run.seed}"
+                if iteration == 0
+                else f"{run.label}, seed {run.seed}, iter {iteration}"
+            )
             for key, turns in found.items():
                 book.answers.setdefault(key, {})[len(names) - 1] = turns
     return _fit(names, book, size, cut)
 
 
 def _fit(names: list[str], book: _Book, size: int, cut: _Cut) -> Samples:
-    queues = {s: [(s, i, turns) for i, turns in prompts.items() if (s, i) in book.answers] for s, prompts in book.prompts.items()}
+    queues = {
+        s: [(s, i, turns) for i, turns in prompts.items() if (s, i) in book.answers]
+        for s, prompts in book.prompts.items()
+    }
     chosen: list[tuple[str, str, tuple[str, ...]]] = []
     used = 0
     while any(queues.values()) and used < size:
@@ -105,7 +123,18 @@ def _fit(names: list[str], book: _Book, size: int, cut: _Cut) -> Samples:
             if queue and used < size:
                 prompt = queue.pop(0)
                 row = book.answers[prompt[:2]]
-                cost = len(json.dumps([prompt, [[a.text, a.score, a.judgment] for turns in row.values() for a in turns]])) + 12 * len(names)
+                cost = len(
+                    json.dumps(
+                        [
+                            prompt,
+                            [
+                                [a.text, a.score, a.judgment]
+                                for turns in row.values()
+                                for a in turns
+                            ],
+                        ]
+                    )
+                ) + 12 * len(names)
                 if used + cost > size and chosen:
                     used = size
                     break
@@ -116,29 +145,46 @@ def _fit(names: list[str], book: _Book, size: int, cut: _Cut) -> Samples:
     notices = []
     total = sum(book.totals.values())
     if len(chosen) < total:
-        notices.append(f"{len(chosen)} of {total} prompts are shown, to keep this page small; all answers are in the store.")
+        notices.append(
+            f"{len(chosen)} of {total} prompts are shown, to keep this page small; all answers "
+            "are in the store."
+        )
     if cut.cut:
         notices.append(f"{cut.cut} long texts are cut (the longest has {cut.longest} characters).")
     answers = tuple(tuple(book.answers[p[:2]].get(n) for n in range(len(names))) for p in chosen)
-    return Samples(tuple(one_line(n, 80) for n in names), tuple((s, one_line(i, 60), t) for s, i, t in chosen), answers, tuple(notices))
+    return Samples(
+        tuple(one_line(n, 80) for n in names),
+        tuple((s, one_line(i, 60), t) for s, i, t in chosen),
+        answers,
+        tuple(notices),
+    )
 
 
-# -- prompts -------------------------------------------------------------------------------------------------
+# -- prompts ---------------------------------------------------------------------------------------
 def _read_prompts(data: StudyData, run: Run, iteration: int, book: _Book, cut: _Cut) -> None:
     if book.prompts:
         return
     answer = data.stage(run, iteration, "answer")
     benchmarks, source = (data.input_folder(answer, name) for name in ("benchmarks", "data"))
     if benchmarks is not None:
-        rows = [(str(r["question_id"]), tuple(cut(t) for t in r["turns"])) for r in _jsonl(benchmarks / "mt_bench" / "question.jsonl")]
+        rows = [
+            (str(r["question_id"]), tuple(cut(t) for t in r["turns"]))
+            for r in _jsonl(benchmarks / "mt_bench" / "question.jsonl")
+        ]
         _keep(book, "mt_bench", rows)
-        rows = [(str(r.get("id", i)), (cut(r["instruction"]),)) for i, r in enumerate(_json_list(benchmarks / "alpaca_eval" / "eval.json"))]
+        rows = [
+            (str(r.get("id", i)), (cut(r["instruction"]),))
+            for i, r in enumerate(_json_list(benchmarks / "alpaca_eval" / "eval.json"))
+        ]
         _keep(book, "alpaca_eval", rows)
     if source is not None:
         rows = []
         for name in ("heldout", "ood"):
             for r in _jsonl(source / f"{name}.jsonl"):
-                said = "\n\n".join(f"{m['role']}: {m['content']}" if len(r["messages"]) > 1 else str(m["content"]) for m in r["messages"])
+                said = "\n\n".join(
+                    f"{m['role']}: {m['content']}" if len(r["messages"]) > 1 else str(m["content"])
+                    for m in r["messages"]
+                )
                 rows.append((str(r["id"]), (cut(said),)))
         _keep(book, "heldout", rows)
 
@@ -149,9 +195,14 @@ def _keep(book: _Book, name: str, rows: list[tuple[str, tuple[str, ...]]]) -> No
         book.prompts[name] = dict(rows[:MOST_PROMPTS])
 
 
-# -- answers -------------------------------------------------------------------------------------------------
-def _answers(data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
-    ratings, verdicts = _scores(data, run, iteration, "mt_bench", "rating"), _judgments(data, run, iteration, "judge.mt_bench")
+# -- answers ---------------------------------------------------------------------------------------
+def _answers(
+    data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut
+) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
+    ratings, verdicts = (
+        _scores(data, run, iteration, "mt_bench", "rating"),
+        _judgments(data, run, iteration, "judge.mt_bench"),
+    )
     wanted = book.prompts.get("mt_bench", {})
     for row in _jsonl(folder / "mt_bench.jsonl"):
         name = str(row["question_id"])
@@ -161,9 +212,19 @@ def _answers(data: StudyData, run: Run, iteration: int, folder: Path, book: _Boo
             for turn, said in enumerate(turns, 1):
                 item = f"{name}:{turn}"
                 status = str(statuses[turn - 1]) if turn <= len(statuses) else "ok"
-                answers.append(Answer(cut(said), status, _words("rating", ratings.get(item), 1), cut(verdicts.get(item, {}).get("text"), 1500)))
+                answers.append(
+                    Answer(
+                        cut(said),
+                        status,
+                        _words("rating", ratings.get(item), 1),
+                        cut(verdicts.get(item, {}).get("text"), 1500),
+                    )
+                )
             yield ("mt_bench", name), tuple(answers)
-    wins, verdicts = _scores(data, run, iteration, "alpaca_eval", "win_rate"), _judgments(data, run, iteration, "judge.alpaca_eval")
+    wins, verdicts = (
+        _scores(data, run, iteration, "alpaca_eval", "win_rate"),
+        _judgments(data, run, iteration, "judge.alpaca_eval"),
+    )
     wanted = book.prompts.get("alpaca_eval", {})
     for row in _json_list(folder / "alpaca_eval.json"):
         name = str(row.get("id", ""))
@@ -171,21 +232,40 @@ def _answers(data: StudyData, run: Run, iteration: int, folder: Path, book: _Boo
             verdict = verdicts.get(name, {})
             shown = "the judge saw this answer first" if verdict.get("switched") else ""
             answer = Answer(
-                cut(row.get("output")), str(row.get("status", "ok")), _words("preferred to the baseline, percent", wins.get(name), 1), shown
+                cut(row.get("output")),
+                str(row.get("status", "ok")),
+                _words("preferred to the baseline, percent", wins.get(name), 1),
+                shown,
             )
             yield ("alpaca_eval", name), (answer,)
     yield from _heldout(data, run, iteration, folder, book, cut)
 
 
-def _heldout(data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
+def _heldout(
+    data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut
+) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
     wanted = book.prompts.get("heldout", {})
-    rewards = {**_scores(data, run, iteration, "heldout", "reward"), **_scores(data, run, iteration, "heldout_ood", "reward")}
+    rewards = {
+        **_scores(data, run, iteration, "heldout", "reward"),
+        **_scores(data, run, iteration, "heldout_ood", "reward"),
+    }
     left = set(wanted)
-    for row in _jsonl(folder / "heldout.jsonl"):  # sorted by prompt: stop when the last wanted one is read
+    for row in _jsonl(
+        folder / "heldout.jsonl"
+    ):  # sorted by prompt: stop when the last wanted one is read
         name = str(row["prompt_id"])
         if name in left and int(row.get("sample", 0)) == 0:
             left.discard(name)
-            yield ("heldout", name), (Answer(cut(row.get("text")), str(row.get("status", "ok")), _words("reward (greedy)", rewards.get(name), 3)),)
+            yield (
+                ("heldout", name),
+                (
+                    Answer(
+                        cut(row.get("text")),
+                        str(row.get("status", "ok")),
+                        _words("reward (greedy)", rewards.get(name), 3),
+                    ),
+                ),
+            )
             if not left:
                 return
 
@@ -193,16 +273,28 @@ def _heldout(data: StudyData, run: Run, iteration: int, folder: Path, book: _Boo
 def _words(name: str, value: tuple[float | None, str] | None, digits: int) -> str:
     if value is None:
         return ""
-    return f"{name}: {number(value[0], digits)}" if value[0] is not None else f"{name}: none ({value[1]})"
+    return (
+        f"{name}: {number(value[0], digits)}"
+        if value[0] is not None
+        else f"{name}: none ({value[1]})"
+    )
 
 
-def _scores(data: StudyData, run: Run, iteration: int, benchmark: str, metric: str) -> dict[str, tuple[float | None, str]]:
+def _scores(
+    data: StudyData, run: Run, iteration: int, benchmark: str, metric: str
+) -> dict[str, tuple[float | None, str]]:
     rows = data.rows(run.name, iteration, benchmark, metric)
     columns = (rows["item"].astype(str), rows["value"], rows["status"].astype(str), rows["repeat"])
-    return {item: (None if value != value else float(value), status) for item, value, status, repeat in zip(*columns, strict=True) if repeat == 0}
+    return {
+        item: (None if value != value else float(value), status)
+        for item, value, status, repeat in zip(*columns, strict=True)
+        if repeat == 0
+    }
 
 
-def _judgments(data: StudyData, run: Run, iteration: int, stage_name: str) -> dict[str, Mapping[str, Any]]:
+def _judgments(
+    data: StudyData, run: Run, iteration: int, stage_name: str
+) -> dict[str, Mapping[str, Any]]:
     stage = data.stage(run, iteration, stage_name)
     if stage is None or stage.state not in ("done", "partial"):
         return {}
@@ -213,7 +305,7 @@ def _judgments(data: StudyData, run: Run, iteration: int, stage_name: str) -> di
     return found
 
 
-# -- files ---------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         yield from read_jsonl(path)
@@ -225,5 +317,7 @@ def _json_list(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise HarnessError(f"{path}: not valid JSON ({error}); `selm verify` lists what depends on it") from error
+        raise HarnessError(
+            f"{path}: not valid JSON ({error}); `selm verify` lists what depends on it"
+        ) from error
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

@@ -1,25 +1,32 @@
-"""Scores to intervals: every estimator works on one shape, ``Layout``: Y_si = score of seed s on item cluster i, (S, n).
+"""Scores to intervals: every estimator works on one shape, ``Layout``: Y_si = score of seed s on
+item cluster i, (S, n).
 
-Seeds and items are crossed (every seed answers the same items), so the variance of a mean has two parts,
-a² = MS_seed/N (seeds, with what is left) and b² = max(MS_item − MS_error, 0)/N (items), N = S·n, with the mean squares of
-the two-way layout. Two populations are named everywhere:
+Seeds and items are crossed (every seed answers the same items), so the variance of a mean has two
+parts, a² = MS_seed/N (seeds, with what is left) and b² = max(MS_item − MS_error, 0)/N (items), N =
+S·n, with the mean squares of the two-way layout. Two populations are named everywhere:
 
-  (A) this benchmark, new seeds:   ± t_{S−1}·a                                            exact for normal seed effects
-  (B) new seeds and new items:     ± (t_{S−1}·a² + t_{n−1}·b²)/√(a² + b²)                 Cochran's approximation
+  (A) this benchmark, new seeds:   ± t_{S−1}·a                                            exact for
+  normal seed effects (B) new seeds and new items:     ± (t_{S−1}·a² + t_{n−1}·b²)/√(a² + b²)
+  Cochran's approximation
 
-Why Cochran and not Satterthwaite's degrees of freedom for a² + b²: at 3 seeds and seed shares of variance 50–95 % Satterthwaite covers
-92–94 % where Cochran covers 95–97 %; the price is an interval up to a fifth wider at 3 seeds, a tenth at 5 (``benchmarks/bench_coverage.py``).
-Both cover 94–97.5 % in simulation for seed shares 0–95 %, 3, 5 and 10 seeds, ratings and 0/100 scores, down to 5 clusters with normal
-item effects (fewer than 10 are flagged). They cannot hold for a *mean* whose seeds are strongly skewed and dominate (exponential seed
-effects: 89–90 % at any of these numbers of seeds); no check sees that at 3 seeds. The *difference* of two such arms is symmetric and
-holds (95–97 %).
+Why Cochran and not Satterthwaite's degrees of freedom for a² + b²: at 3 seeds and seed shares of
+variance 50–95 % Satterthwaite covers 92–94 % where Cochran covers 95–97 %; the price is an interval
+up to a fifth wider at 3 seeds, a tenth at 5 (``benchmarks/bench_coverage.py``). Both cover 94–97.5
+% in simulation for seed shares 0–95 %, 3, 5 and 10 seeds, ratings and 0/100 scores, down to 5
+clusters with normal item effects (fewer than 10 are flagged). They cannot hold for a *mean* whose
+seeds are strongly skewed and dominate (exponential seed effects: 89–90 % at any of these numbers of
+seeds); no check sees that at 3 seeds. The *difference* of two such arms is symmetric and holds
+(95–97 %).
 
-Missing is never a number: a layout with a missing cell is INCOMPLETE. It has ``bounds`` (every missing score at the worst and at
-the best of its scale) and no value, unless ``bar`` allows the share that is there; then clusters scored everywhere are used, and a
-flag says how many were left out. Nothing is imputed. An interval that cannot be had says why in ``undefined``; none has zero width.
+Missing is never a number: a layout with a missing cell is INCOMPLETE. It has ``bounds`` (every
+missing score at the worst and at the best of its scale) and no value, unless ``bar`` allows the
+share that is there; then clusters scored everywhere are used, and a flag says how many were left
+out. Nothing is imputed. An interval that cannot be had says why in ``undefined``; none has zero
+width.
 
-Arms against a baseline (pooled headline, Holm, Dunnett, selection): ``analysis.family``. Permutations, ranks, trend, judge noise:
-``analysis.rank``. Detectable effects: ``analysis.power``. Layouts come from ``analysis.layout``.
+Arms against a baseline (pooled headline, Holm, Dunnett, selection): ``analysis.family``.
+Permutations, ranks, trend, judge noise: ``analysis.rank``. Detectable effects: ``analysis.power``.
+Layouts come from ``analysis.layout``.
 """
 
 from __future__ import annotations
@@ -67,9 +74,11 @@ NEW_SEEDS_AND_ITEMS = "(B) new seeds and new items"
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval, or the reason why there is none. ``df`` holds the degrees of freedom of the seed part, then of the item part.
+    """An interval, or the reason why there is none. ``df`` holds the degrees of freedom of the seed
+    part, then of the item part.
 
-    p: two-sided, by inversion of the same interval against ``null`` (None where no null value was given).
+    p: two-sided, by inversion of the same interval against ``null`` (None where no null value was
+    given).
     """
 
     population: str
@@ -94,9 +103,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its intervals by name ("items", "A", "B"; in a family also "A_paired", "B_paired"), and what it rests on.
+    """A value, its intervals by name ("items", "A", "B"; in a family also "A_paired", "B_paired"),
+    and what it rests on.
 
-    value: None when INCOMPLETE (then ``bounds`` says between what it lies, if the scale has ends). points: one per seed, to be drawn.
+    value: None when INCOMPLETE (then ``bounds`` says between what it lies, if the scale has ends).
+    points: one per seed, to be drawn.
     """
 
     method: str
@@ -115,7 +126,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MeanSquares:
-    """Mean squares of the two-way layout without replication. Leading axes of the input stay (simulations)."""
+    """Mean squares of the two-way layout without replication. Leading axes of the input stay
+    (simulations).
+    """
 
     seeds: int
     clusters: int
@@ -128,9 +141,11 @@ class MeanSquares:
 
 
 def two_way(values: Floats) -> MeanSquares:
-    """MS_seed, MS_item, MS_error and a² = MS_seed/N, b² = max(MS_item − MS_error, 0)/N of ``values`` (…, S, n), no NaN.
+    """MS_seed, MS_item, MS_error and a² = MS_seed/N, b² = max(MS_item − MS_error, 0)/N of
+    ``values`` (…, S, n), no NaN.
 
-    What is only rounding (below 1e-12 of the largest score) is zero, so that equal scores have exactly no variance.
+    What is only rounding (below 1e-12 of the largest score) is zero, so that equal scores have
+    exactly no variance.
     """
     S, n = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
@@ -141,24 +156,47 @@ def two_way(values: Floats) -> MeanSquares:
     ms_seed, ms_item = ss_seed / max(S - 1, 1), ss_item / max(n - 1, 1)
     ms_error = ss_error / max((S - 1) * (n - 1), 1)
     tiny = (1e-12 * np.abs(values).max(axis=(-2, -1), initial=0.0)) ** 2
-    ms_seed, ms_item, ms_error = (np.where(ms < tiny * k, 0.0, ms) for ms, k in ((ms_seed, n), (ms_item, S), (ms_error, 1)))
-    return MeanSquares(S, n, mean, ms_seed, ms_item, ms_error, ms_seed / (S * n), np.maximum(ms_item - ms_error, 0.0) / (S * n))
+    ms_seed, ms_item, ms_error = (
+        np.where(ms < tiny * k, 0.0, ms) for ms, k in ((ms_seed, n), (ms_item, S), (ms_error, 1))
+    )
+    return MeanSquares(
+        S,
+        n,
+        mean,
+        ms_seed,
+        ms_item,
+        ms_error,
+        ms_seed / (S * n),
+        np.maximum(ms_item - ms_error, 0.0) / (S * n),
+    )
 
 
 def cochran_half_width(a2: Any, df_a: float, b2: Any, df_b: float, level: float = 0.95) -> Any:
-    """(t_{df_a}·a² + t_{df_b}·b²)/√(a² + b²), a weighted mean of the two t quantiles times the standard error. Broadcasts; 0 at a² + b² = 0."""
-    t_a, t_b = distributions.t.isf((1 - level) / 2, df_a), distributions.t.isf((1 - level) / 2, df_b)
+    """(t_{df_a}·a² + t_{df_b}·b²)/√(a² + b²), a weighted mean of the two t quantiles times the
+    standard error. Broadcasts; 0 at a² + b² = 0.
+    """
+    t_a, t_b = (
+        distributions.t.isf((1 - level) / 2, df_a),
+        distributions.t.isf((1 - level) / 2, df_b),
+    )
     total = np.asarray(a2 + b2, dtype=np.float64)
-    return np.where(total > 0, (t_a * a2 + t_b * b2) / np.sqrt(np.where(total > 0, total, 1.0)), 0.0)
+    return np.where(
+        total > 0, (t_a * a2 + t_b * b2) / np.sqrt(np.where(total > 0, total, 1.0)), 0.0
+    )
 
 
 def cochran_p(difference: float, a2: float, df_a: float, b2: float, df_b: float) -> float:
-    """Two-sided p: the level at which the Cochran interval just touches the null value. ``difference`` = estimate − null."""
+    """Two-sided p: the level at which the Cochran interval just touches the null value.
+    ``difference`` = estimate − null.
+    """
     total = math.sqrt(a2 + b2)
 
     def excess(log_p: float) -> float:
         half = math.exp(log_p) / 2
-        return float((distributions.t.isf(half, df_a) * a2 + distributions.t.isf(half, df_b) * b2) / total - abs(difference))
+        return float(
+            (distributions.t.isf(half, df_a) * a2 + distributions.t.isf(half, df_b) * b2) / total
+            - abs(difference)
+        )
 
     by_a, by_b = (float(2 * distributions.t.sf(abs(difference) / total, df)) for df in (df_a, df_b))
     if b2 == 0 or df_a == df_b:
@@ -171,7 +209,15 @@ def cochran_p(difference: float, a2: float, df_a: float, b2: float, df_b: float)
     return math.exp(optimize.brentq(excess, low, high, xtol=1e-13))
 
 
-def seed_interval(value: float, a2: float, df: float, seeds: int, *, null: float | None = None, level: float = 0.95) -> Interval:
+def seed_interval(
+    value: float,
+    a2: float,
+    df: float,
+    seeds: int,
+    *,
+    null: float | None = None,
+    level: float = 0.95,
+) -> Interval:
     """(A): value ± t_df·a. Undefined below 3 seeds and when the seed means do not differ."""
     blank = Interval(NEW_SEEDS, f"t with {df:g} degrees of freedom", level, df=(df,))
     if seeds < MIN_SEEDS:
@@ -183,13 +229,25 @@ def seed_interval(value: float, a2: float, df: float, seeds: int, *, null: float
     return replace(blank, low=value - half, high=value + half, se=math.sqrt(a2), p=p)
 
 
-def crossed_interval(value: float, a2: float, df: float, squares: MeanSquares, *, null: float | None = None, level: float = 0.95) -> Interval:
-    """(B): Cochran's interval with b² from ``squares``. Undefined below 3 seeds, with one cluster, and without any variance.
+def crossed_interval(
+    value: float,
+    a2: float,
+    df: float,
+    squares: MeanSquares,
+    *,
+    null: float | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """(B): Cochran's interval with b² from ``squares``. Undefined below 3 seeds, with one cluster,
+    and without any variance.
 
-    Where all seeds give the same mean although they differ on items, a² falls back to its floor MS_error/N.
+    Where all seeds give the same mean although they differ on items, a² falls back to its floor
+    MS_error/N.
     """
     S, n = squares.seeds, squares.clusters
-    blank = Interval(NEW_SEEDS_AND_ITEMS, "Cochran's t over crossed seeds and items", level, df=(df, n - 1))
+    blank = Interval(
+        NEW_SEEDS_AND_ITEMS, "Cochran's t over crossed seeds and items", level, df=(df, n - 1)
+    )
     if S < MIN_SEEDS:
         return replace(blank, undefined=f"{S} seed{'s' * (S != 1)}: none below {MIN_SEEDS}")
     if n < 2:
@@ -204,24 +262,49 @@ def crossed_interval(value: float, a2: float, df: float, squares: MeanSquares, *
         flags.append(f"only {n} item clusters: the interval leans on normal item effects")
     half = float(cochran_half_width(a2, df, b2, n - 1, level))
     p = None if null is None else cochran_p(value - null, a2, df, b2, n - 1)
-    return replace(blank, low=value - half, high=value + half, se=math.sqrt(a2 + b2), p=p, flags=tuple(flags))
+    return replace(
+        blank, low=value - half, high=value + half, se=math.sqrt(a2 + b2), p=p, flags=tuple(flags)
+    )
 
 
 def incomplete(method: str, cell: Layout, reason: str, names: Sequence[str]) -> Estimate:
     """An estimate without value: bounds, counts and the reason in every interval."""
     populations = {"items": ITEMS, "A": NEW_SEEDS, "B": NEW_SEEDS_AND_ITEMS}
-    intervals = {name: Interval(populations[name[:1] if name != "items" else name], "none", undefined=reason) for name in names}
+    intervals = {
+        name: Interval(populations[name[:1] if name != "items" else name], "none", undefined=reason)
+        for name in names
+    }
     S, n = cell.values.shape
-    return Estimate(method, None, S, n, intervals, (), cell.scored, cell.expected, True, cell.bounds, None, (reason,))
+    return Estimate(
+        method,
+        None,
+        S,
+        n,
+        intervals,
+        (),
+        cell.scored,
+        cell.expected,
+        True,
+        cell.bounds,
+        None,
+        (reason,),
+    )
 
 
-def one_checkpoint(cell: Layout, *, null: float | None = None, level: float = 0.95, bar: float = 1.0) -> Estimate:
-    """Mean of one checkpoint (S = 1) ± t_{n−1}·sd/√n over clusters; Wilson where every score is at an end of ``cell.scale`` (0 or 1, 0 or 100).
+def one_checkpoint(
+    cell: Layout, *, null: float | None = None, level: float = 0.95, bar: float = 1.0
+) -> Estimate:
+    """Mean of one checkpoint (S = 1) ± t_{n−1}·sd/√n over clusters; Wilson where every score is at
+    an end of ``cell.scale`` (0 or 1, 0 or 100).
 
-    se = sd/√n with n − 1, as lm-eval prints it. Conditional on the checkpoint: says nothing about another seed.
+    se = sd/√n with n − 1, as lm-eval prints it. Conditional on the checkpoint: says nothing about
+    another seed.
     """
     if cell.values.shape[0] > 1:
-        raise ValueError(f"one_checkpoint takes one seed, got {cell.values.shape[0]}; use mean_over_seeds, or cell.take([seed])")
+        raise ValueError(
+            f"one_checkpoint takes one seed, got {cell.values.shape[0]}; use mean_over_seeds, or "
+            "cell.take([seed])"
+        )
     used, reason, flags = complete(cell, bar)
     if reason:
         return incomplete("one checkpoint", cell, reason, ("items",))
@@ -230,7 +313,9 @@ def one_checkpoint(cell: Layout, *, null: float | None = None, level: float = 0.
     sd = float(y.std(ddof=1)) if n > 1 else 0.0
     sd = 0.0 if sd < 1e-12 * float(np.abs(y).max()) else sd
     se = sd / math.sqrt(n) if sd > 0 else None
-    blank = Interval(ITEMS, f"t with {n - 1} degrees of freedom over items", level, se=se, df=(float(n - 1),))
+    blank = Interval(
+        ITEMS, f"t with {n - 1} degrees of freedom over items", level, se=se, df=(float(n - 1),)
+    )
     if used.scale is not None and bool(np.isin(y, used.scale).all()):
         interval = _wilson(y, used.scale, replace(blank, method="Wilson", df=()), null)
     elif n < 2:
@@ -240,9 +325,26 @@ def one_checkpoint(cell: Layout, *, null: float | None = None, level: float = 0.
     else:
         half = float(distributions.t.isf((1 - level) / 2, n - 1)) * se
         p = None if null is None else cochran_p(value - null, se * se, n - 1, 0.0, n - 1)
-        few = (f"only {n} item clusters: the interval leans on their normality",) if n < FEW_CLUSTERS else ()
+        few = (
+            (f"only {n} item clusters: the interval leans on their normality",)
+            if n < FEW_CLUSTERS
+            else ()
+        )
         interval = replace(blank, low=value - half, high=value + half, p=p, flags=few)
-    return Estimate("one checkpoint", value, 1, n, {"items": interval}, (value,), cell.scored, cell.expected, False, cell.bounds, None, flags)
+    return Estimate(
+        "one checkpoint",
+        value,
+        1,
+        n,
+        {"items": interval},
+        (value,),
+        cell.scored,
+        cell.expected,
+        False,
+        cell.bounds,
+        None,
+        flags,
+    )
 
 
 def _wilson(y: Floats, scale: tuple[float, float], blank: Interval, null: float | None) -> Interval:
@@ -253,11 +355,20 @@ def _wilson(y: Floats, scale: tuple[float, float], blank: Interval, null: float 
     if null is not None and low < null < high:
         q = (null - low) / (high - low)
         p = float(2 * distributions.norm.sf(abs(k / len(y) - q) / math.sqrt(q * (1 - q) / len(y))))
-    return replace(blank, low=low + (high - low) * float(share[0]), high=low + (high - low) * float(share[1]), p=p)
+    return replace(
+        blank,
+        low=low + (high - low) * float(share[0]),
+        high=low + (high - low) * float(share[1]),
+        p=p,
+    )
 
 
-def mean_over_seeds(cell: Layout, *, null: float | None = None, level: float = 0.95, bar: float = 1.0) -> Estimate:
-    """Mean over seeds with intervals "A" (this benchmark, new seeds) and "B" (new seeds and new items); p against ``null`` by inversion."""
+def mean_over_seeds(
+    cell: Layout, *, null: float | None = None, level: float = 0.95, bar: float = 1.0
+) -> Estimate:
+    """Mean over seeds with intervals "A" (this benchmark, new seeds) and "B" (new seeds and new
+    items); p against ``null`` by inversion.
+    """
     return _crossed("mean over seeds", cell, null, level, bar)
 
 
@@ -273,17 +384,25 @@ def _crossed(method: str, cell: Layout, null: float | None, level: float, bar: f
     }
     points = tuple(float(v) for v in used.values.mean(axis=1))
     counts = (cell.scored, cell.expected, False, cell.bounds)
-    return Estimate(method, value, squares.seeds, squares.clusters, intervals, points, *counts, squares, flags)
+    return Estimate(
+        method, value, squares.seeds, squares.clusters, intervals, points, *counts, squares, flags
+    )
 
 
 def difference(arm: Layout, twin: Layout, *, level: float = 0.95, bar: float = 1.0) -> Estimate:
-    """Mean of D_si = arm − twin (same seed, same item) with "A", "B" and p against 0; with one seed also "items" (these two checkpoints only)."""
+    """Mean of D_si = arm − twin (same seed, same item) with "A", "B" and p against 0; with one seed
+    also "items" (these two checkpoints only).
+    """
     D, flags = paired(arm, twin)
     if D.values.shape[0] == 1:
         single = one_checkpoint(D, null=0.0, level=level, bar=bar)
         if single.incomplete:
             return replace(single, method="paired difference", flags=single.flags + flags)
         crossed = _crossed("paired difference", D, 0.0, level, bar)
-        return replace(crossed, intervals={**crossed.intervals, **single.intervals}, flags=crossed.flags + flags)
+        return replace(
+            crossed,
+            intervals={**crossed.intervals, **single.intervals},
+            flags=crossed.flags + flags,
+        )
     result = _crossed("paired difference", D, 0.0, level, bar)
     return replace(result, flags=result.flags + flags)

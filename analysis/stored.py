@@ -1,4 +1,6 @@
-"""Store folders and manifest rows read into frozen records and one long table; the parts of ``analysis.load`` that touch files."""
+"""Store folders and manifest rows read into frozen records and one long table; the parts of
+``analysis.load`` that touch files.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ STRINGS = ("benchmark", "benchmark_version", "item", "cluster", "metric", "statu
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the study. state: done | partial | failed | missing (not run, or waiting for an input that failed)."""
+    """One stage of the study. state: done | partial | failed | missing (not run, or waiting for an
+    input that failed).
+    """
 
     key: str
     name: str
@@ -35,7 +39,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed. ``iterations[t]`` maps stage names to keys; ``c`` and ``kappa`` are per iteration, from 1."""
+    """One arm with one seed. ``iterations[t]`` maps stage names to keys; ``c`` and ``kappa`` are
+    per iteration, from 1.
+    """
 
     name: str
     arm: Mapping[str, Any]
@@ -49,30 +55,45 @@ class Run:
     @property
     def arm_name(self) -> str:
         """The run's name without its seed: the same for every seed of the arm."""
-        return ",".join(part for part in self.name.split(",") if not part.startswith("seed=")) or "recipe"
+        return (
+            ",".join(part for part in self.name.split(",") if not part.startswith("seed="))
+            or "recipe"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when the file is missing. Broken JSON raises HarnessError naming the file."""
+    """A JSON object, or an empty one when the file is missing. Broken JSON raises HarnessError
+    naming the file.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise HarnessError(f"{path}: not valid JSON ({error}); `selm verify` lists what depends on it") from error
+        raise HarnessError(
+            f"{path}: not valid JSON ({error}); `selm verify` lists what depends on it"
+        ) from error
     return data if isinstance(data, dict) else {}
 
 
 def read_run(row: Mapping[str, Any]) -> Run:
     iterations = {int(entry["iteration"]): dict(entry["stages"]) for entry in row["iterations"]}
     return Run(
-        row["run"], row.get("arm") or {}, row.get("label") or row["run"], int(row["seed"]), row.get("twin") or "",
-        _schedule(row.get("c"), iterations), _schedule(row.get("kappa"), iterations), dict(sorted(iterations.items())),
-    )  # fmt: skip
+        row["run"],
+        row.get("arm") or {},
+        row.get("label") or row["run"],
+        int(row["seed"]),
+        row.get("twin") or "",
+        _schedule(row.get("c"), iterations),
+        _schedule(row.get("kappa"), iterations),
+        dict(sorted(iterations.items())),
+    )
 
 
 def _schedule(value: Any, iterations: Mapping[int, Any]) -> dict[int, float]:
-    """Coefficients by iteration from one number, a list (one entry per iteration, the base among them or not) or a mapping."""
+    """Coefficients by iteration from one number, a list (one entry per iteration, the base among
+    them or not) or a mapping.
+    """
     if isinstance(value, Mapping):
         return {int(k): float(v) for k, v in value.items() if v is not None}
     if isinstance(value, (list, tuple)):
@@ -94,7 +115,17 @@ def _stage(key: str, entry: Mapping[str, Any], store: Path) -> Stage:
     folder = store / "objects" / key[:2] / key
     record = read_json(folder / "record.json")
     if record:
-        return Stage(key, name, "done", folder, "", inputs, record.get("costs") or {}, record.get("summary") or {}, record.get("environment") or {})
+        return Stage(
+            key,
+            name,
+            "done",
+            folder,
+            "",
+            inputs,
+            record.get("costs") or {},
+            record.get("summary") or {},
+            record.get("environment") or {},
+        )
     partial = store / "partial" / key
     failure = read_json(store / "failed" / f"{key}.json")
     reason = " ".join(str(failure.get("reason", "")).split())
@@ -137,15 +168,23 @@ def read_scores(runs: Sequence[Run], stages: Mapping[str, Stage]) -> pd.DataFram
                         table = table.append_column(name, pa.array(column))
                     parts.append(table)
     if not parts:
-        frame = pd.DataFrame({**{name: pd.Categorical([]) for name in STRINGS}, "value": np.array([], float), "repeat": np.array([], int)})
+        frame = pd.DataFrame(
+            {
+                **{name: pd.Categorical([]) for name in STRINGS},
+                "value": np.array([], float),
+                "repeat": np.array([], int),
+            }
+        )
         frame["run"], frame["iteration"] = np.array([], dtype=int), np.array([], dtype=int)
     else:
         frame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
     codes = frame["run"].to_numpy(dtype=int)
     for name, values in (
-        ("run", [run.name for run in runs]), ("arm", [run.arm_name for run in runs]), ("label", [run.label for run in runs]),
+        ("run", [run.name for run in runs]),
+        ("arm", [run.arm_name for run in runs]),
+        ("label", [run.label for run in runs]),
         ("twin", [run.twin for run in runs]),
-    ):  # fmt: skip
+    ):
         categories = list(dict.fromkeys(values))
         numbers = np.array([categories.index(v) for v in values], dtype=int)[codes]
         frame[name] = pd.Categorical.from_codes(numbers, dtype=pd.CategoricalDtype(categories))
@@ -158,10 +197,20 @@ def _score_table(stage: Stage | None) -> pa.Table | None:
     if path is None or not path.is_file():
         return None
     try:
-        table = pq.read_table(path, columns=[*STRINGS, "value", "repeat"], read_dictionary=list(STRINGS), use_threads=False)
+        table = pq.read_table(
+            path,
+            columns=[*STRINGS, "value", "repeat"],
+            read_dictionary=list(STRINGS),
+            use_threads=False,
+        )
     except (pa.ArrowException, OSError) as error:
-        raise HarnessError(f"{path}: cannot be read as score rows ({error}); `selm verify` lists what depends on it") from error
+        raise HarnessError(
+            f"{path}: cannot be read as score rows ({error}); `selm verify` lists what depends on "
+            "it"
+        ) from error
     for name in STRINGS:  # files written with dictionaries of another index type
         index = table.schema.get_field_index(name)
-        table = table.set_column(index, name, table.column(name).cast(pa.dictionary(pa.int32(), pa.string())))
+        table = table.set_column(
+            index, name, table.column(name).cast(pa.dictionary(pa.int32(), pa.string()))
+        )
     return table

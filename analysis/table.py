@@ -1,4 +1,6 @@
-"""A table and its four forms: Markdown, LaTeX (booktabs), CSV of the full-precision data, and HTML that can be sorted."""
+"""A table and its four forms: Markdown, LaTeX (booktabs), CSV of the full-precision data, and HTML
+that can be sorted.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """``columns`` and ``rows`` are for reading; ``data_columns`` and ``data`` are the numbers behind them, one observation a row.
+    """``columns`` and ``rows`` are for reading; ``data_columns`` and ``data`` are the numbers
+    behind them, one observation a row.
 
-    volatile: holds times and costs, so it differs between two runs of the same study and is kept apart from the data files.
+    volatile: holds times and costs, so it differs between two runs of the same study and is kept
+    apart from the data files.
     """
 
     key: str
@@ -40,10 +44,16 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
-                raise ValueError(f"table {self.key}: a row of {len(row.cells)} cells under {len(self.columns)} columns: {row.cells[:2]}")
+                raise ValueError(
+                    f"table {self.key}: a row of {len(row.cells)} cells under {len(self.columns)} "
+                    f"columns: {row.cells[:2]}"
+                )
         for values in self.data:
             if len(values) != len(self.data_columns):
-                raise ValueError(f"table {self.key}: data row of {len(values)} values under {len(self.data_columns)} columns")
+                raise ValueError(
+                    f"table {self.key}: data row of {len(values)} values under "
+                    f"{len(self.data_columns)} columns"
+                )
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,14 @@ def as_markdown(table: Table, level: int = 3) -> str:
     """Heading, pipe table, notes."""
     lines = [f"{'#' * level} {text.markdown(table.title)}", "", text.markdown(table.caption), ""]
     lines.append("| " + " | ".join(text.markdown(name) for name in table.columns) + " |")
-    lines.append("|" + "|".join(" :-- " if i < table.left else " --: " for i in range(len(table.columns))) + "|")
-    lines += ["| " + " | ".join(text.markdown(cell) for cell in row.cells) + " |" for row in table.rows]
+    lines.append(
+        "|"
+        + "|".join(" :-- " if i < table.left else " --: " for i in range(len(table.columns)))
+        + "|"
+    )
+    lines += [
+        "| " + " | ".join(text.markdown(cell) for cell in row.cells) + " |" for row in table.rows
+    ]
     if not table.rows:
         lines.append("| none |" + " |" * (len(table.columns) - 1))
     lines += ["", *(f"- {text.markdown(note)}" for note in table.notes)]
@@ -68,7 +84,9 @@ def as_markdown(table: Table, level: int = 3) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A booktabs ``table*`` for a two-column paper; needs booktabs, graphicx and, for accents in labels, T1 and textcomp."""
+    """A booktabs ``table*`` for a two-column paper; needs booktabs, graphicx and, for accents in
+    labels, T1 and textcomp.
+    """
     alignment = "l" * table.left + "r" * (len(table.columns) - table.left)
     body = []
     for number, row in enumerate(table.rows):
@@ -79,13 +97,27 @@ def as_latex(table: Table) -> str:
         body.append("none" + " &" * (len(table.columns) - 1) + r" \\")
     notes = " ".join(text.latex(note) for note in table.notes)
     header = " & ".join(text.latex(name) for name in table.columns)
-    return "\n".join([
-        "% needs \\usepackage{booktabs,graphicx,textcomp} and \\usepackage[T1]{fontenc}",
-        r"\begin{table*}[t]", r"\centering", rf"\caption{{{text.latex(table.title)}. {text.latex(table.caption)}}}",
-        rf"\label{{tab:{table.key.replace('_', '-')}}}", r"\small", r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", header + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}}",
-        *([rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}"] if notes else []), r"\end{table*}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs,graphicx,textcomp} and \\usepackage[T1]{fontenc}",
+            r"\begin{table*}[t]",
+            r"\centering",
+            rf"\caption{{{text.latex(table.title)}. {text.latex(table.caption)}}}",
+            rf"\label{{tab:{table.key.replace('_', '-')}}}",
+            r"\small",
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            header + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *([rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}"] if notes else []),
+            r"\end{table*}",
+            "",
+        ]
+    )
 
 
 def as_csv(table: Table) -> str:
@@ -104,23 +136,38 @@ def as_html(table: Table) -> str:
         cells = []
         for i, cell in enumerate(row.cells):
             if i == 0:
-                cells.append(f'<th scope="row" data-v="{text.html(sort_value(cell))}">{text.html(cell)}</th>')
+                cells.append(
+                    f'<th scope="row" data-v="{text.html(sort_value(cell))}">{text.html(cell)}</th>'
+                )
             else:
-                kind = ' class="text"' if i < table.left else ' class="missing"' if cell.startswith("INCOMPLETE") else ""
-                cells.append(f'<td{kind} data-v="{text.html(sort_value(cell))}">{text.html(cell)}</td>')
+                kind = (
+                    ' class="text"'
+                    if i < table.left
+                    else ' class="missing"'
+                    if cell.startswith("INCOMPLETE")
+                    else ""
+                )
+                cells.append(
+                    f'<td{kind} data-v="{text.html(sort_value(cell))}">{text.html(cell)}</td>'
+                )
         body.append(f"<tr{' class=rule' if row.rule else ''}>{''.join(cells)}</tr>")
     if not table.rows:
         body.append(f'<tr><td colspan="{len(table.columns)}">none</td></tr>')
     notes = "".join(f"<li>{text.html(note)}</li>" for note in table.notes)
     return (
-        f'<section id="table-{table.key}" class="exhibit"><h3>{text.html(table.title)}</h3><p class="caption">{text.html(table.caption)}</p>'
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text.html(table.title)}"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f'<section id="table-{table.key}" class="exhibit"><h3>{text.html(table.title)}</h3><p '
+        f'class="caption">{text.html(table.caption)}</p>'
+        '<div class="scroll" role="region" tabindex="0" '
+        f'aria-label="{text.html(table.title)}"><table '
+        f'class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>{f'<ul class=notes>{notes}</ul>' if notes else ''}</section>"
     )
 
 
 def sort_value(cell: str) -> str:
-    """The number a cell starts with, as a plain decimal; other text as it is, and missing values as an empty text (sorted last)."""
+    """The number a cell starts with, as a plain decimal; other text as it is, and missing values as
+    an empty text (sorted last).
+    """
     if cell in ("", "–") or cell.startswith("INCOMPLETE"):
         return ""
     match = re.match(r"[+<≥≈ ]*([−-]?\d+(?:\.\d+)?(?:e[−+-]?\d+)?)(?=$|[\s/%†(])", cell)
@@ -130,7 +177,11 @@ def sort_value(cell: str) -> str:
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write ``<key>.md``, ``.tex`` and ``.csv``; returns the paths."""
     written = []
-    for suffix, content in ((".md", as_markdown(table)), (".tex", as_latex(table)), (".csv", as_csv(table))):
+    for suffix, content in (
+        (".md", as_markdown(table)),
+        (".tex", as_latex(table)),
+        (".csv", as_csv(table)),
+    ):
         path = folder / f"{table.key}{suffix}"
         write_text(path, content)
         written.append(path)
@@ -138,7 +189,9 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text through a temporary file; a full disk leaves the old file and raises HarnessError."""
+    """Write UTF-8 text through a temporary file; a full disk leaves the old file and raises
+    HarnessError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content.encode("utf-8", "strict"))
 
@@ -152,7 +205,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise HarnessError(f"{path}: cannot be written ({error.strerror or error}); the old file is intact") from error
+        raise HarnessError(
+            f"{path}: cannot be written ({error.strerror or error}); the old file is intact"
+        ) from error
 
 
 def unique(notes: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""How one estimate becomes a cell: value, half-widths, INCOMPLETE with bounds; and the row of numbers behind it."""
+"""How one estimate becomes a cell: value, half-widths, INCOMPLETE with bounds; and the row of
+numbers behind it.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,46 @@ from analysis.stats import Estimate, Interval
 from analysis.text import number
 
 SCORE_DATA = (
-    "checkpoint", "arm", "iteration", "c", "kappa", "measure", "unit", "mean", "A_low", "A_high", "B_low", "B_high", "items_low", "items_high",
-    "seeds", "clusters", "scored", "expected", "incomplete", "worst", "best", "points",
-)  # fmt: skip
-POPULATIONS_NOTE = (
-    "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds and items are crossed; none is given below 3 seeds."
+    "checkpoint",
+    "arm",
+    "iteration",
+    "c",
+    "kappa",
+    "measure",
+    "unit",
+    "mean",
+    "A_low",
+    "A_high",
+    "B_low",
+    "B_high",
+    "items_low",
+    "items_high",
+    "seeds",
+    "clusters",
+    "scored",
+    "expected",
+    "incomplete",
+    "worst",
+    "best",
+    "points",
 )
+POPULATIONS_NOTE = "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds and items are crossed; none is given below 3 seeds."
 
 
-# -- cells ---------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 def cell_text(estimate: Estimate, measure: Measure) -> str:
-    """ "24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96) 8.61–8.70" with bounds."""
+    """ "24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96)
+    8.61–8.70" with bounds.
+    """
     digits = measure.digits
     if estimate.incomplete or estimate.value is None:
         if not estimate.expected:
             return "–"
-        bounds = f" {number(estimate.bounds[0], digits)}–{number(estimate.bounds[1], digits)}" if estimate.bounds else ""
+        bounds = (
+            f" {number(estimate.bounds[0], digits)}–{number(estimate.bounds[1], digits)}"
+            if estimate.bounds
+            else ""
+        )
         return f"INCOMPLETE ({estimate.scored} of {estimate.expected}){bounds}"
     dagger = "†" if estimate.scored < estimate.expected else ""
     if "items" in estimate.intervals:
@@ -33,19 +59,37 @@ def cell_text(estimate: Estimate, measure: Measure) -> str:
     return f"{number(estimate.value, digits)}{dagger} ± {halves[0]} ({halves[1]})"
 
 
-def score_data(data: StudyData, checkpoint: Checkpoint, measure: Measure, estimate: Estimate) -> tuple[object, ...]:
+def score_data(
+    data: StudyData, checkpoint: Checkpoint, measure: Measure, estimate: Estimate
+) -> tuple[object, ...]:
     """One row of full-precision numbers behind a cell."""
     ends: list[float | None] = []
     for name in ("A", "B", "items"):
         interval = estimate.intervals.get(name)
         ends += [interval.low, interval.high] if interval else [None, None]
-    worst, best = estimate.bounds if estimate.bounds and estimate.scored < estimate.expected else (None, None)
+    worst, best = (
+        estimate.bounds if estimate.bounds and estimate.scored < estimate.expected else (None, None)
+    )
     points = measures.points(data, checkpoint, measure)
     return (
-        checkpoint.title, checkpoint.arm, checkpoint.iteration, c_of(checkpoint), kappa_of(checkpoint), measure.key, measure.unit,
-        estimate.value, *ends, estimate.seeds, estimate.clusters, estimate.scored, estimate.expected, estimate.incomplete, worst, best,
+        checkpoint.title,
+        checkpoint.arm,
+        checkpoint.iteration,
+        c_of(checkpoint),
+        kappa_of(checkpoint),
+        measure.key,
+        measure.unit,
+        estimate.value,
+        *ends,
+        estimate.seeds,
+        estimate.clusters,
+        estimate.scored,
+        estimate.expected,
+        estimate.incomplete,
+        worst,
+        best,
         ";".join(f"{seed}:{value!r}" for seed, value in sorted(points.items())),
-    )  # fmt: skip
+    )
 
 
 def c_of(checkpoint: Checkpoint) -> float | None:

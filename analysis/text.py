@@ -1,7 +1,8 @@
 """Text that came from a model, made safe to show: as text, everywhere, whatever it holds.
 
-``visible`` replaces what a reader could not see or what would act on a terminal or a page (control characters, escape
-sequences, bidirectional marks, lone surrogates) by a visible name. ``html``, ``markdown``, ``latex`` and ``csv_cell`` build on it.
+``visible`` replaces what a reader could not see or what would act on a terminal or a page (control
+characters, escape sequences, bidirectional marks, lone surrogates) by a visible name. ``html``,
+``markdown``, ``latex`` and ``csv_cell`` build on it.
 """
 
 from __future__ import annotations
@@ -14,17 +15,58 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-"""C0 and C1 controls (tab and newline stay), bidirectional marks and isolates, invisible and tag characters, lone surrogates."""
+"""C0 and C1 controls (tab and newline stay), bidirectional marks and isolates, invisible and tag
+characters, lone surrogates.
+"""
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "[": "{[}", "]": "{]}",
-    "α": r"$\alpha$", "β": r"$\beta$", "κ": r"$\kappa$", "π": r"$\pi$", "θ": r"$\theta$", "σ": r"$\sigma$", "ρ": r"$\rho$", "λ": r"$\lambda$",
-    "±": r"$\pm$", "−": r"$-$", "×": r"$\times$", "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "–": "--", "—": "---", "…": r"\ldots{}",
-    "²": r"$^2$", "Δ": r"$\Delta$", "→": r"$\rightarrow$", "∅": r"$\emptyset$", "‖": r"$\Vert$", "’": "'",
-    "†": r"$^\dagger$", "ᴴ": r"$^{\mathrm{H}}$", "“": "``", "”": "''", "\u00a0": "~",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    "[": "{[}",
+    "]": "{]}",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "κ": r"$\kappa$",
+    "π": r"$\pi$",
+    "θ": r"$\theta$",
+    "σ": r"$\sigma$",
+    "ρ": r"$\rho$",
+    "λ": r"$\lambda$",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "²": r"$^2$",
+    "Δ": r"$\Delta$",
+    "→": r"$\rightarrow$",
+    "∅": r"$\emptyset$",
+    "‖": r"$\Vert$",
+    "’": "'",
+    "†": r"$^\dagger$",
+    "ᴴ": r"$^{\mathrm{H}}$",
+    "“": "``",
+    "”": "''",
+    "\u00a0": "~",
+}
 
 
 def _name(match: re.Match[str]) -> str:
@@ -37,7 +79,9 @@ def _name(match: re.Match[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with every character that is invisible, acts, or cannot be encoded replaced by a visible name. Idempotent."""
+    """``text`` with every character that is invisible, acts, or cannot be encoded replaced by a
+    visible name. Idempotent.
+    """
     return _HIDDEN.sub(_name, str(text).replace("\r\n", "\n"))
 
 
@@ -50,20 +94,30 @@ def one_line(text: str, limit: int = 0) -> str:
 def html(text: str) -> str:
     """Text for an HTML element or a quoted attribute."""
     out = visible(text)
-    for raw, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#39;")):
+    for raw, entity in (
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        (">", "&gt;"),
+        ('"', "&quot;"),
+        ("'", "&#39;"),
+    ):
         out = out.replace(raw, entity)
     return out
 
 
 def markdown(text: str) -> str:
-    """Text for one Markdown table cell or sentence: markup characters escaped, line breaks turned into spaces."""
+    """Text for one Markdown table cell or sentence: markup characters escaped, line breaks turned
+    into spaces.
+    """
     line = one_line(text)
     line = re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", line)
     return re.sub(r"&(?=[#a-zA-Z])", "&amp;", line)
 
 
 def latex(text: str) -> str:
-    """Text for LaTeX (pdflatex, T1): specials escaped, known symbols as math, any other character outside ASCII by its code point."""
+    """Text for LaTeX (pdflatex, T1): specials escaped, known symbols as math, any other character
+    outside ASCII by its code point.
+    """
     pieces = []
     line = one_line(text)
     for position, char in enumerate(line):
@@ -81,7 +135,9 @@ def latex(text: str) -> str:
 
 
 def csv_cell(value: object) -> str:
-    """One CSV cell: numbers with full precision (empty when undefined); text that a spreadsheet would run as a formula gets a quote in front."""
+    """One CSV cell: numbers with full precision (empty when undefined); text that a spreadsheet
+    would run as a formula gets a quote in front.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -112,7 +168,9 @@ def _is_number(text: str) -> bool:
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
-    """A number for a reader: fixed digits, a true minus sign, no negative zero; "–" when there is none."""
+    """A number for a reader: fixed digits, a true minus sign, no negative zero; "–" when there is
+    none.
+    """
     if value is None or not math.isfinite(value):
         return "–"
     rounded = round(float(value), digits) + 0.0
@@ -141,4 +199,10 @@ def coefficient(value: float | None) -> str:
 def listed(names: Iterable[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     items = list(names)
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else "none"
+    return (
+        items[0]
+        if len(items) == 1
+        else ", ".join(items[:-1]) + " and " + items[-1]
+        if items
+        else "none"
+    )

@@ -1,4 +1,6 @@
-"""``make bench``: every benchmark in turn, each in a process of its own; results below ``results/bench/``. Run nothing else meanwhile."""
+"""``make bench``: every benchmark in turn, each in a process of its own; results below
+``results/bench/``. Run nothing else meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ def main() -> int:
     failed = 0
     for name in chosen:
         print(f"== {name}", flush=True)
-        failed |= subprocess.run([sys.executable, *PARTS[name], *(options if name == "training" else [])], check=False).returncode != 0
+        failed |= (
+            subprocess.run(
+                [sys.executable, *PARTS[name], *(options if name == "training" else [])],
+                check=False,
+            ).returncode
+            != 0
+        )
     return int(failed)
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/bench_coverage.py [--quick] [--out results/bench]
 
-Scores are drawn as seed + item + rest (crossed), with 0, 20, 50, 80 and 95 % of the variance of the mean from seeds, at 3, 5 and 10
-seeds; then with what breaks the normal model. Prints a table and writes ``coverage.json``. Rows whose target is empty are limits
-that are shown, not promises: each of them is carried as a flag or as a sentence in the docstring of the estimator.
+Scores are drawn as seed + item + rest (crossed), with 0, 20, 50, 80 and 95 % of the variance of the
+mean from seeds, at 3, 5 and 10 seeds; then with what breaks the normal model. Prints a table and
+writes ``coverage.json``. Rows whose target is empty are limits that are shown, not promises: each
+of them is carried as a flag or as a sentence in the docstring of the estimator.
 
 Axis letters: R simulated studies, S seeds, n item clusters, A arms.
 """
@@ -40,7 +41,9 @@ COVERAGE, POWER, SIZE, AT_MOST = (0.93, 0.975), (0.78, 0.82), (0.04, 0.06), (0.0
 
 @dataclass(frozen=True)
 class Row:
-    """One simulated rate with its target; ``ok`` allows twice the Monte Carlo standard error. An empty target is only shown."""
+    """One simulated rate with its target; ``ok`` allows twice the Monte Carlo standard error. An
+    empty target is only shown.
+    """
 
     what: str
     estimator: str
@@ -69,13 +72,21 @@ class Sigmas:
 
 
 def sigmas(S: int, n: int, share: float, item_part: float = 0.5) -> Sigmas:
-    """Sigmas with Var(mean) = 1, of which ``share`` from seeds; σ_i² : σ_e² = item_part : 1 − item_part."""
+    """Sigmas with Var(mean) = 1, of which ``share`` from seeds; σ_i² : σ_e² = item_part : 1 −
+    item_part.
+    """
     rest = (1 - share) / (item_part / n + (1 - item_part) / (S * n))
-    return Sigmas(math.sqrt(share * S), math.sqrt(rest * item_part), math.sqrt(rest * (1 - item_part)))
+    return Sigmas(
+        math.sqrt(share * S), math.sqrt(rest * item_part), math.sqrt(rest * (1 - item_part))
+    )
 
 
-def crossed(rng: np.random.Generator, R: int, S: int, n: int, c: Sigmas, skewed: bool = False) -> tuple[Floats, Floats]:
-    """Scores (R, S, n) with population mean 0, and the mean of their own items (R,): what (A) speaks of."""
+def crossed(
+    rng: np.random.Generator, R: int, S: int, n: int, c: Sigmas, skewed: bool = False
+) -> tuple[Floats, Floats]:
+    """Scores (R, S, n) with population mean 0, and the mean of their own items (R,): what (A)
+    speaks of.
+    """
     seed = rng.exponential(1.0, (R, S, 1)) - 1 if skewed else rng.standard_normal((R, S, 1))
     item = c.i * rng.standard_normal((R, 1, n))
     return c.s * seed + item + c.e * rng.standard_normal((R, S, n)), item.mean(axis=(1, 2))
@@ -87,8 +98,12 @@ def blocks(R: int, size: int) -> Iterator[int]:
     yield from (min(part, R - start) for start in range(0, R, part))
 
 
-def means(rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, item_part: float = 0.5) -> Iterator[Row]:
-    """(A) and (B) of a mean or a paired difference: coverage, and power at the stated detectable effect."""
+def means(
+    rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, item_part: float = 0.5
+) -> Iterator[Row]:
+    """(A) and (B) of a mean or a paired difference: coverage, and power at the stated detectable
+    effect.
+    """
     for S in SEEDS:
         for share in SHARES:
             c = sigmas(S, n, share, item_part)
@@ -98,7 +113,9 @@ def means(rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, ite
             for part in blocks(R, S * n):
                 y, own = crossed(rng, part, S, n, c)
                 if what == "difference":  # two arms whose common seed and item effects cancel
-                    common = 3 * rng.standard_normal((part, 1, n)) + 3 * rng.standard_normal((part, S, 1))
+                    common = 3 * rng.standard_normal((part, 1, n)) + 3 * rng.standard_normal(
+                        (part, S, 1)
+                    )
                     y = (y + common) - common
                 q = two_way(y)
                 half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, S - 1)
@@ -108,17 +125,40 @@ def means(rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, ite
                 hits["power A"] += int((np.abs(q.mean - own + shift["A"]) > half_a).sum())
                 hits["power B"] += int((np.abs(q.mean + shift["B"]) > half_b).sum())
             for name, count in hits.items():
-                yield Row(what, name, S, n, share, count / R, R, POWER if "power" in name else COVERAGE)
+                yield Row(
+                    what, name, S, n, share, count / R, R, POWER if "power" in name else COVERAGE
+                )
 
 
-def pooled(rng: np.random.Generator, R: int, A: int = 5, n: int = 80, odd: str = "") -> Iterator[Row]:
-    """The headline of the last arm against arm 0 (pooled, guarded), and Dunnett over all. odd: how the arms break the pool's model."""
-    names = ("A headline", "B headline", "power B headline", "Dunnett, all arms", "sent back to paired", "A pooled, unguarded", "A paired")
-    targets = [None] * 6 + [COVERAGE] if odd else [COVERAGE, COVERAGE, POWER, COVERAGE, None, COVERAGE, COVERAGE]
+def pooled(
+    rng: np.random.Generator, R: int, A: int = 5, n: int = 80, odd: str = ""
+) -> Iterator[Row]:
+    """The headline of the last arm against arm 0 (pooled, guarded), and Dunnett over all. odd: how
+    the arms break the pool's model.
+    """
+    names = (
+        "A headline",
+        "B headline",
+        "power B headline",
+        "Dunnett, all arms",
+        "sent back to paired",
+        "A pooled, unguarded",
+        "A paired",
+    )
+    targets = (
+        [None] * 6 + [COVERAGE]
+        if odd
+        else [COVERAGE, COVERAGE, POWER, COVERAGE, None, COVERAGE, COVERAGE]
+    )
     for S in SEEDS:
         for share in (0.5, 0.95) if odd else SHARES:
             c = sigmas(S, n, share)
-            lift = detectable(from_components(*(math.sqrt(2) * v for v in (c.s, c.i, c.e))), S, n, arms=A).value or 0.0
+            lift = (
+                detectable(
+                    from_components(*(math.sqrt(2) * v for v in (c.s, c.i, c.e))), S, n, arms=A
+                ).value
+                or 0.0
+            )
             parts = [_headline(rng, part, A, S, n, c, lift, odd) for part in blocks(R, A * S * n)]
             rates = np.sum([hits for hits, _ in parts], axis=0) / R
             what = f"{A} arms{', ' * bool(odd)}{odd}"
@@ -126,36 +166,72 @@ def pooled(rng: np.random.Generator, R: int, A: int = 5, n: int = 80, odd: str =
                 if not (odd and "power" in name):
                     yield Row(what, name, S, n, share, float(rate), R, target)
             wide = np.sum([widths for _, widths in parts], axis=0)
-            yield Row(what, "width of B, headline / paired", S, n, share, float(wide[0] / wide[1]), R, None)
+            yield Row(
+                what,
+                "width of B, headline / paired",
+                S,
+                n,
+                share,
+                float(wide[0] / wide[1]),
+                R,
+                None,
+            )
 
 
 ONE_WIDE, GROWING = "the last 3 times the seed spread", "seed spread grows with α"
 
 
-def _headline(rng: np.random.Generator, R: int, A: int, S: int, n: int, c: Sigmas, lift: float, odd: str) -> tuple[Floats, Floats]:
+def _headline(
+    rng: np.random.Generator, R: int, A: int, S: int, n: int, c: Sigmas, lift: float, odd: str
+) -> tuple[Floats, Floats]:
     """Counts for the names of ``pooled``, and summed half-widths of headline and paired (B)."""
     df, arm = (A - 1) * (S - 1), np.arange(A)[:, None, None]
     item = c.i * rng.standard_normal((R, A, 1, n))
     y = item + c.e * rng.standard_normal((R, A, S, n)) + rng.standard_normal((R, 1, S, 1))
-    y += c.s * rng.standard_normal((R, A, S, 1)) * np.where((odd == ONE_WIDE) & (arm == A - 1), 3.0, 1.0)
-    if odd == GROWING:  # a common effect of the seed, in proportion to the rank of α, twice the arm's own at the largest
+    y += (
+        c.s
+        * rng.standard_normal((R, A, S, 1))
+        * np.where((odd == ONE_WIDE) & (arm == A - 1), 3.0, 1.0)
+    )
+    if (
+        odd == GROWING
+        # a common effect of the seed, in proportion to the rank of α, twice the arm's own at the
+        # largest
+    ):
         y += 2 * c.s * arm / (A - 1) * rng.standard_normal((R, 1, S, 1))
     cell, own = y.mean(axis=3), item.mean(axis=(2, 3))
     back = unequal(cell, A - 1, 0)
     a2, q = 2 * residual(cell)[0] / S, two_way(y[:, -1] - y[:, 0])
     zero = 0 * a2
-    alone_a, alone_b = cochran_half_width(q.a2, S - 1, zero, 1), cochran_half_width(q.a2, S - 1, q.b2, n - 1)
+    alone_a, alone_b = (
+        cochran_half_width(q.a2, S - 1, zero, 1),
+        cochran_half_width(q.a2, S - 1, q.b2, n - 1),
+    )
     pool_a, pool_b = cochran_half_width(a2, df, zero, 1), cochran_half_width(a2, df, q.b2, n - 1)
     half_a, half_b = np.where(back, alone_a, pool_a), np.where(back, alone_b, pool_b)
     fixed = cell.mean(axis=2) - own
     off = np.abs(fixed[:, -1] - fixed[:, 0])
-    everywhere = np.abs(fixed[:, 1:] - fixed[:, :1]).max(axis=1) < dunnett_critical(A - 1, df) * np.sqrt(a2)
-    hits = [off < half_a, np.abs(q.mean) < half_b, np.abs(q.mean + lift) > half_b, everywhere, back, off < pool_a, off < alone_a]
-    return np.array([h.sum() for h in hits], dtype=np.float64), np.array([half_b.sum(), alone_b.sum()])
+    everywhere = np.abs(fixed[:, 1:] - fixed[:, :1]).max(axis=1) < dunnett_critical(
+        A - 1, df
+    ) * np.sqrt(a2)
+    hits = [
+        off < half_a,
+        np.abs(q.mean) < half_b,
+        np.abs(q.mean + lift) > half_b,
+        everywhere,
+        back,
+        off < pool_a,
+        off < alone_a,
+    ]
+    return np.array([h.sum() for h in hits], dtype=np.float64), np.array(
+        [half_b.sum(), alone_b.sum()]
+    )
 
 
 def limits(rng: np.random.Generator, R: int) -> Iterator[Row]:
-    """What breaks the normal model: weak items, few clusters, skewed seeds (whose difference is symmetric, so that it holds)."""
+    """What breaks the normal model: weak items, few clusters, skewed seeds (whose difference is
+    symmetric, so that it holds).
+    """
     cases = [
         ("weak items (σ_i² a tenth)", 80, 0.1, False, COVERAGE),
         ("no item variance", 80, 0.0, False, COVERAGE),
@@ -174,12 +250,34 @@ def limits(rng: np.random.Generator, R: int) -> Iterator[Row]:
                     twin, of_twin = crossed(rng, R, S, n, c, skewed)
                     y, own = y - twin, own - of_twin
                 q = two_way(y)
-                yield Row(what, "A", S, n, share, float((np.abs(q.mean - own) < cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)).mean()), R, target)
-                yield Row(what, "B", S, n, share, float((np.abs(q.mean) < cochran_half_width(q.a2, S - 1, q.b2, n - 1)).mean()), R, target)
+                yield Row(
+                    what,
+                    "A",
+                    S,
+                    n,
+                    share,
+                    float(
+                        (np.abs(q.mean - own) < cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)).mean()
+                    ),
+                    R,
+                    target,
+                )
+                yield Row(
+                    what,
+                    "B",
+                    S,
+                    n,
+                    share,
+                    float((np.abs(q.mean) < cochran_half_width(q.a2, S - 1, q.b2, n - 1)).mean()),
+                    R,
+                    target,
+                )
 
 
 def binary(rng: np.random.Generator, R: int, n: int = 80) -> Iterator[Row]:
-    """Differences of 0/100 scores: P(correct) = Φ(item + arm·item + seed), so that (A)'s truth is Φ(m/√(1 + τ²)) exactly."""
+    """Differences of 0/100 scores: P(correct) = Φ(item + arm·item + seed), so that (A)'s truth is
+    Φ(m/√(1 + τ²)) exactly.
+    """
     for S in SEEDS:
         for tau in (0.0, 0.1, 0.5):
             item, arm = rng.standard_normal((R, 1, 1, n)), 0.3 * rng.standard_normal((R, 2, 1, n))
@@ -192,7 +290,16 @@ def binary(rng: np.random.Generator, R: int, n: int = 80) -> Iterator[Row]:
             a = np.abs(q.mean - own)[moved] < cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)[moved]
             a2 = np.where(moved, q.a2, q.error / (S * n))
             yield Row(what, "A", S, n, None, float(a.mean()), int(moved.sum()), COVERAGE)
-            yield Row(what, "B", S, n, None, float((np.abs(q.mean) < cochran_half_width(a2, S - 1, q.b2, n - 1)).mean()), R, COVERAGE)
+            yield Row(
+                what,
+                "B",
+                S,
+                n,
+                None,
+                float((np.abs(q.mean) < cochran_half_width(a2, S - 1, q.b2, n - 1)).mean()),
+                R,
+                COVERAGE,
+            )
 
 
 def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
@@ -201,14 +308,34 @@ def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
         y = np.clip(np.rint(rng.normal(7.5, 2.0, (R, n))), 1, 10)
         truth = _rounded_mean(7.5, 2.0)
         half = distributions.t.isf(0.025, n - 1) * y.std(axis=1, ddof=1) / math.sqrt(n)
-        yield Row("one checkpoint, ratings", "items", 1, n, None, float((np.abs(y.mean(axis=1) - truth) < half).mean()), R, COVERAGE)
+        yield Row(
+            "one checkpoint, ratings",
+            "items",
+            1,
+            n,
+            None,
+            float((np.abs(y.mean(axis=1) - truth) < half).mean()),
+            R,
+            COVERAGE,
+        )
         for p in (0.05, 0.5, 0.9):
             counts, times = np.unique(rng.binomial(n, p, R), return_counts=True)
             cover = 0
             for k, m in zip(counts.tolist(), times.tolist(), strict=True):
-                interval = one_checkpoint(from_array([[1.0] * k + [0.0] * (n - k)], scale=(0.0, 1.0))).intervals["items"]
+                interval = one_checkpoint(
+                    from_array([[1.0] * k + [0.0] * (n - k)], scale=(0.0, 1.0))
+                ).intervals["items"]
                 cover += m * int((interval.low or 0.0) <= p <= (interval.high or 0.0))
-            yield Row(f"one checkpoint, {p:g} correct", "items, Wilson", 1, n, None, cover / R, R, (0.92, 0.98))
+            yield Row(
+                f"one checkpoint, {p:g} correct",
+                "items, Wilson",
+                1,
+                n,
+                None,
+                cover / R,
+                R,
+                (0.92, 0.98),
+            )
 
 
 def _rounded_mean(mean: float, sd: float) -> float:
@@ -225,13 +352,47 @@ def seed_tests(rng: np.random.Generator, R: int) -> Iterator[Row]:
         few = min(R, 2000)
         flips = np.array([sign_flip(row).p for row in d[:few]], dtype=np.float64)
         yield Row("size", "sign flip", S, 0, None, float((flips <= 0.05).mean()), few, AT_MOST)
-        wins = np.array([probability_of_improvement(rng.standard_normal(S), rng.standard_normal(S)).p for _ in range(min(few, 300))])
-        yield Row("size", "Mann–Whitney, exact", S, 0, None, float((wins <= 0.05).mean()), len(wins), AT_MOST)
-        pages = np.array([page_trend(rng.standard_normal((S, 5))).p for _ in range(few)], dtype=np.float64)
-        yield Row("size", "Page, 5 arms, one-sided", S, 0, None, float((pages <= 0.05).mean()), few, AT_MOST)
+        wins = np.array(
+            [
+                probability_of_improvement(rng.standard_normal(S), rng.standard_normal(S)).p
+                for _ in range(min(few, 300))
+            ]
+        )
+        yield Row(
+            "size",
+            "Mann–Whitney, exact",
+            S,
+            0,
+            None,
+            float((wins <= 0.05).mean()),
+            len(wins),
+            AT_MOST,
+        )
+        pages = np.array(
+            [page_trend(rng.standard_normal((S, 5))).p for _ in range(few)], dtype=np.float64
+        )
+        yield Row(
+            "size",
+            "Page, 5 arms, one-sided",
+            S,
+            0,
+            None,
+            float((pages <= 0.05).mean()),
+            few,
+            AT_MOST,
+        )
         if S >= 10:
             spans = [interquartile_mean(row).interval for row in d[:few].tolist()]
-            yield Row("IQM", "trimmed t", S, 0, None, float(np.mean([(i.low or 0) <= 0 <= (i.high or 0) for i in spans])), few, COVERAGE)
+            yield Row(
+                "IQM",
+                "trimmed t",
+                S,
+                0,
+                None,
+                float(np.mean([(i.low or 0) <= 0 <= (i.high or 0) for i in spans])),
+                few,
+                COVERAGE,
+            )
         if S >= 10:
             yield from _improvement(rng, S, min(few, 400))
 
@@ -240,10 +401,21 @@ def _improvement(rng: np.random.Generator, S: int, R: int) -> Iterator[Row]:
     for shift in (0.0, 1.0):
         truth, cover, defined = float(special.ndtr(shift / math.sqrt(2))), 0, 0
         for _ in range(R):
-            interval = probability_of_improvement(rng.normal(shift, 1, S), rng.standard_normal(S)).interval
+            interval = probability_of_improvement(
+                rng.normal(shift, 1, S), rng.standard_normal(S)
+            ).interval
             defined += interval.defined
             cover += interval.defined and (interval.low or 0) <= truth <= (interval.high or 0)
-        yield Row(f"P(improvement) {truth:.2f}", "Newcombe", S, 0, None, cover / defined, defined, COVERAGE)
+        yield Row(
+            f"P(improvement) {truth:.2f}",
+            "Newcombe",
+            S,
+            0,
+            None,
+            cover / defined,
+            defined,
+            COVERAGE,
+        )
 
 
 def simulate(draws: int, seed: int = 0) -> list[Row]:
@@ -264,8 +436,14 @@ def simulate(draws: int, seed: int = 0) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rates in percent, one case a line, seed shares of variance side by side; ``!`` marks a rate outside its target."""
-    lines = [f"{'what':<44}{'estimator':<28}{'seeds':>6}{'items':>6}  " + "".join(f"{100 * s:>7.0f}%" for s in SHARES) + f"{'any':>8}   target %"]
+    """The rates in percent, one case a line, seed shares of variance side by side; ``!`` marks a
+    rate outside its target.
+    """
+    lines = [
+        f"{'what':<44}{'estimator':<28}{'seeds':>6}{'items':>6}  "
+        + "".join(f"{100 * s:>7.0f}%" for s in SHARES)
+        + f"{'any':>8}   target %"
+    ]
     lines.append("-" * len(lines[0]))
     groups: dict[tuple[str, str, int, int], list[Row]] = {}
     for r in rows:
@@ -280,17 +458,30 @@ def table(rows: list[Row]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 studies a case instead of 20,000")
-    parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder for coverage.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="2,000 studies a case instead of 20,000"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/bench"), help="folder for coverage.json"
+    )
     options = parser.parse_args(arguments)
     draws, start = 2_000 if options.quick else 20_000, time.perf_counter()
     rows = simulate(draws)
     missed = [r for r in rows if r.ok is False]
     print(table(rows))
-    print(f"{len(rows)} rates, {len(missed)} outside their target, {draws} studies a case, {time.perf_counter() - start:.0f} s")
+    print(
+        f"{len(rows)} rates, {len(missed)} outside their target, {draws} studies a case, "
+        f"{time.perf_counter() - start:.0f} s"
+    )
     options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"draws": draws, "rows": [{**asdict(r), "ok": r.ok} for r in rows]}, indent=1, ensure_ascii=False)
+    text = json.dumps(
+        {"draws": draws, "rows": [{**asdict(r), "ok": r.ok} for r in rows]},
+        indent=1,
+        ensure_ascii=False,
+    )
     (options.out / "coverage.json").write_text(text + "\n", encoding="utf-8")
     return 1 if missed else 0
 

@@ -1,10 +1,13 @@
-"""MT-Bench answers of a pocket checkpoint: ours against FastChat's own sequential loop, on the same model. Writes ``generation.json``.
+"""MT-Bench answers of a pocket checkpoint: ours against FastChat's own sequential loop, on the same
+model. Writes ``generation.json``.
 
-    python -m benchmarks.bench_generation [--rounds 3] [--questions 80] [--store results/store] [--out results/bench]
+    python -m benchmarks.bench_generation [--rounds 3] [--questions 80] [--store results/store]
+    [--out results/bench]
 
-FastChat's ``get_model_answers`` runs as installed; adapted are its model loading (the same weights, already in memory), its GPU call
-(``.cuda()`` stays on the CPU) and the conversation template (the checkpoint's own). Both arms write their answer files; rounds take
-turns. Expected: at least 5 times as fast, and the same text wherever the temperature is 0.
+FastChat's ``get_model_answers`` runs as installed; adapted are its model loading (the same weights,
+already in memory), its GPU call (``.cuda()`` stays on the CPU) and the conversation template (the
+checkpoint's own). Both arms write their answer files; rounds take turns. Expected: at least 5 times
+as fast, and the same text wherever the temperature is 0.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import answer
-from harness.commands import prepare
-from harness.execute import Inline, execute
-from harness.models import Policy, load_policy, render
+from harness.cli.commands import prepare
+from harness.engine.execute import Inline, execute
+from harness.engine.store import Store
+from harness.model.policy import Policy, load_policy, render
 from harness.pocket import benchmarks as pocket
 from harness.records import StageTask, read_jsonl, write_jsonl
-from harness.store import Store
+from harness.stages import answer
 
 STUDY = Path("ablations/smoke.yaml")
 MAX_NEW_TOKENS = 24
@@ -53,13 +56,17 @@ class Conversation:
         self.messages[-1][1] = text
 
     def get_prompt(self) -> str:
-        turns = [{"role": role, "content": text} for role, text in self.messages if text is not None]
+        turns = [
+            {"role": role, "content": text} for role, text in self.messages if text is not None
+        ]
         return render(self.policy.tokenizer, turns, generation=True)
 
 
 @contextlib.contextmanager
 def fastchat_loop(policy: Policy) -> Iterator[Any]:
-    """FastChat's module with its loading, its GPU call and its template adapted, and its output swallowed."""
+    """FastChat's module with its loading, its GPU call and its template adapted, and its output
+    swallowed.
+    """
     from fastchat.llm_judge import gen_model_answer as module
 
     kept = (module.load_model, module.get_conversation_template, module.tqdm, torch.Tensor.cuda)
@@ -94,8 +101,23 @@ def sequential(policy: Policy, questions: list[dict[str, Any]], out: Path) -> di
 
 def ours(folder: Path, benchmarks: Path, out: Path) -> dict[int, list[str]]:
     """The answers of stage ``answer``."""
-    settings = {"seed": 0, "iteration": 0, "sets": ["mt_bench"], "mt_bench": {"max_new_tokens": MAX_NEW_TOKENS}, "generation_batch": 80}
-    answer.run(StageTask("k", "answer", settings, {"policy": folder, "benchmarks": benchmarks}, out, {"device": "cpu"}))
+    settings = {
+        "seed": 0,
+        "iteration": 0,
+        "sets": ["mt_bench"],
+        "mt_bench": {"max_new_tokens": MAX_NEW_TOKENS},
+        "generation_batch": 80,
+    }
+    answer.run(
+        StageTask(
+            "k",
+            "answer",
+            settings,
+            {"policy": folder, "benchmarks": benchmarks},
+            out,
+            {"device": "cpu"},
+        )
+    )
     return turns(out / "mt_bench.jsonl")
 
 
@@ -109,11 +131,15 @@ def checkpoint(store: Store) -> Path:
     plan = prepare(STUDY, {})
     summary = execute(plan, store, Inline(store), only=("data.pocket", "base.pocket"))
     assert summary.exit_status == 0, summary
-    return store.folder(next(key for key, node in plan.nodes.items() if node.stage == "base.pocket"))
+    return store.folder(
+        next(key for key, node in plan.nodes.items() if node.stage == "base.pocket")
+    )
 
 
 def write_questions(folder: Path, count: int) -> list[dict[str, Any]]:
-    """``count`` pocket questions with FastChat's numbers, drawn as the benchmark draws its own; ten per category for 80."""
+    """``count`` pocket questions with FastChat's numbers, drawn as the benchmark draws its own; ten
+    per category for 80.
+    """
     drawn: list[dict[str, Any]] = []
     while len(drawn) < count:
         rows, _ = pocket.mt_bench(np.random.default_rng([0, 10, len(drawn)]))
@@ -142,9 +168,17 @@ def measure(folder: Path, count: int, rounds: int) -> dict[str, Any]:
                 out = root / f"{name}{number}"
                 out.mkdir()
                 start = time.perf_counter()
-                arm.answers = sequential(policy, questions, out) if name == "fastchat" else ours(folder, root / "benchmarks", out)
+                arm.answers = (
+                    sequential(policy, questions, out)
+                    if name == "fastchat"
+                    else ours(folder, root / "benchmarks", out)
+                )
                 arm.seconds += [time.perf_counter() - start] if number else []
-    greedy = [q["question_id"] for q in questions if answer.MT_BENCH_TEMPERATURE.get(q["category"], 0.0) == 0.0]
+    greedy = [
+        q["question_id"]
+        for q in questions
+        if answer.MT_BENCH_TEMPERATURE.get(q["category"], 0.0) == 0.0
+    ]
     equal = [n for n in greedy if arms["fastchat"].answers[n] == arms["ours"].answers[n]]
     ratios = [a / b for a, b in zip(arms["fastchat"].seconds, arms["ours"].seconds, strict=True)]
     return {
@@ -173,7 +207,9 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "generation.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
-    return 0 if found["ratio"] >= 5 and found["greedy_identical"] == found["greedy_questions"] else 1
+    return (
+        0 if found["ratio"] >= 5 and found["greedy_identical"] == found["greedy_questions"] else 1
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Coverage of the length-controlled win rate's jackknife interval, on public annotations taken as the population.
+"""Coverage of the length-controlled win rate's jackknife interval, on public annotations taken as
+the population.
 
-The 805 published rows of a model (with their gamed-baseline rows) are the population, its fitted LC win rate the truth. Each draw takes 805
-instructions with replacement, fits, makes the delete-one-instruction jackknife, and asks whether t over instructions covers the truth.
-Expected: 92.5–97.5 % at 400 draws. Also printed: the library's standard error against the spread of the draws. Writes results/bench/lc.json.
+The 805 published rows of a model (with their gamed-baseline rows) are the population, its fitted LC
+win rate the truth. Each draw takes 805 instructions with replacement, fits, makes the
+delete-one-instruction jackknife, and asks whether t over instructions covers the truth. Expected:
+92.5–97.5 % at 400 draws. Also printed: the library's standard error against the spread of the
+draws. Writes results/bench/lc.json.
 """
 
 from __future__ import annotations
@@ -28,11 +31,18 @@ def public(folder: Path, model: str) -> tuple[lc.OwnRows, lc.GamedRows]:
     frame = pd.DataFrame(json.loads((folder / model / "annotations.json").read_text()))
     difficulty = gamed.drop_duplicates("index")["instruction_difficulty"].to_numpy()
     delta = (frame["output_1"].str.len() - frame["output_2"].str.len()).to_numpy(float)
-    columns = [gamed[name].to_numpy() for name in ("index", "preference", "std_delta_len", "instruction_difficulty")]
-    return lc.OwnRows(frame["preference"].to_numpy(float) - 1, delta, difficulty), lc.GamedRows(*columns)
+    columns = [
+        gamed[name].to_numpy()
+        for name in ("index", "preference", "std_delta_len", "instruction_difficulty")
+    ]
+    return lc.OwnRows(frame["preference"].to_numpy(float) - 1, delta, difficulty), lc.GamedRows(
+        *columns
+    )
 
 
-def resample(own: lc.OwnRows, gamed: lc.GamedRows, rng: np.random.Generator) -> tuple[lc.OwnRows, lc.GamedRows]:
+def resample(
+    own: lc.OwnRows, gamed: lc.GamedRows, rng: np.random.Generator
+) -> tuple[lc.OwnRows, lc.GamedRows]:
     """As many instructions with replacement; each brings its own gamed rows."""
     drawn = rng.integers(len(own.delta), size=len(own.delta))
     order = np.argsort(gamed.item, kind="stable")
@@ -42,12 +52,18 @@ def resample(own: lc.OwnRows, gamed: lc.GamedRows, rng: np.random.Generator) -> 
     kept = np.concatenate(rows)
     return (
         lc.OwnRows(own.preference[drawn], own.delta[drawn], own.difficulty[drawn]),
-        lc.GamedRows(place, gamed.preference[kept], gamed.std_delta_len[kept], gamed.difficulty[kept]),
+        lc.GamedRows(
+            place, gamed.preference[kept], gamed.std_delta_len[kept], gamed.difficulty[kept]
+        ),
     )
 
 
-def coverage(own: lc.OwnRows, gamed: lc.GamedRows, draws: int, rng: np.random.Generator) -> dict[str, float]:
-    """Share of draws whose 95 % interval holds the population's LC win rate; mean jackknife error against the spread of the points."""
+def coverage(
+    own: lc.OwnRows, gamed: lc.GamedRows, draws: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """Share of draws whose 95 % interval holds the population's LC win rate; mean jackknife error
+    against the spread of the points.
+    """
     truth = lc.length_controlled(own, gamed)
     count = len(own.delta)
     quantile = float(stats.t.ppf(0.975, count - 1))
@@ -58,11 +74,18 @@ def coverage(own: lc.OwnRows, gamed: lc.GamedRows, draws: int, rng: np.random.Ge
         points.append(point)
         errors.append(lc.standard_error(lc.pseudo_values(point, lc.leave_one_out(*rows))))
     covered = np.abs(np.array(points) - truth) <= quantile * np.array(errors)
-    return {"lc": truth, "coverage": 100 * float(covered.mean()), "jackknife_se": float(np.mean(errors)), "spread": float(np.std(points, ddof=1))}
+    return {
+        "lc": truth,
+        "coverage": 100 * float(covered.mean()),
+        "jackknife_se": float(np.mean(errors)),
+        "spread": float(np.std(points, ddof=1)),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table and write the file; returns 1 when a model's coverage is outside the target, 0 without the public files."""
+    """Print the table and write the file; returns 1 when a model's coverage is outside the target,
+    0 without the public files.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
@@ -76,9 +99,15 @@ def main(argv: list[str] | None = None) -> int:
         own, gamed = public(folder, path.parent.name)
         if len(own.delta) == len(np.unique(gamed.item)) and not lc.degenerate(own):
             found[path.parent.name] = coverage(own, gamed, args.draws, np.random.default_rng(0))
-            print(path.parent.name, {key: round(value, 3) for key, value in found[path.parent.name].items()}, flush=True)
+            print(
+                path.parent.name,
+                {key: round(value, 3) for key, value in found[path.parent.name].items()},
+                flush=True,
+            )
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "lc.json").write_text(json.dumps({"draws": args.draws, "models": found}, indent=1, sort_keys=True) + "\n")
+    (args.out / "lc.json").write_text(
+        json.dumps({"draws": args.draws, "models": found}, indent=1, sort_keys=True) + "\n"
+    )
     return int(any(not TARGET[0] <= row["coverage"] <= TARGET[1] for row in found.values()))
 
 

@@ -1,8 +1,10 @@
-"""A report from a million score rows, the estimators on 15 × 10,000 scores, and 805 refits of the length-controlled fit. Writes ``analysis.json``.
+"""A report from a million score rows, the estimators on 15 × 10,000 scores, and 805 refits of the
+length-controlled fit. Writes ``analysis.json``.
 
     python -m benchmarks.bench_report [--rows 1000000] [--out results/bench]
 
-The report is written by a process of its own, so that its peak memory is its own. Expected on one 2020s core: under 30 s and 2 GB.
+The report is written by a process of its own, so that its peak memory is its own. Expected on one
+2020s core: under 30 s and 2 GB.
 """
 
 from __future__ import annotations
@@ -39,14 +41,22 @@ print(json.dumps({"seconds": time.perf_counter() - started, "cpu_seconds": time.
 
 
 def million(root: Path, rows: int) -> tuple[Path, Path, int]:
-    """A study of five values of α, three seeds and three iterations with about ``rows`` score rows; (study, store, rows)."""
-    folder, store = synthetic.build(root, synthetic.Synthetic(alphas=(0.0, 0.1, 0.3, 1.0, 3.0), iterations=3, faults=False))
+    """A study of five values of α, three seeds and three iterations with about ``rows`` score rows;
+    (study, store, rows).
+    """
+    folder, store = synthetic.build(
+        root, synthetic.Synthetic(alphas=(0.0, 0.1, 0.3, 1.0, 3.0), iterations=3, faults=False)
+    )
     manifest = json.loads((folder / "manifest.json").read_text())
     keys = [entry["stages"]["academic"] for run in manifest["runs"] for entry in run["iterations"]]
     items = rows // (len(keys) * len(TASKS)) + 1
     for number, key in enumerate(sorted(set(keys))):
         right = np.random.default_rng(number).random(items) < 0.5
-        scores = [Score(task, "1", f"{task}-{i}", f"{task}-{i}", "score", 100.0 * bool(right[i])) for task in TASKS for i in range(items)]
+        scores = [
+            Score(task, "1", f"{task}-{i}", f"{task}-{i}", "score", 100.0 * bool(right[i]))
+            for task in TASKS
+            for i in range(items)
+        ]
         write_scores(store / "objects" / key[:2] / key / "scores.parquet", scores)
     return folder, store, items * len(TASKS) * len(keys)
 
@@ -55,7 +65,12 @@ def report(rows: int) -> dict[str, Any]:
     """Seconds and peak memory of one report, imports included."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, store, written = million(Path(scratch), rows)
-        done = subprocess.run([sys.executable, "-c", REPORT, str(folder), str(store)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", REPORT, str(folder), str(store)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return {"score_rows": written, **{name: round(value, 2) for name, value in found.items()}}
 
@@ -83,11 +98,17 @@ def estimators() -> dict[str, float]:
 
 
 def refits(count: int = 805) -> dict[str, float]:
-    """Every delete-one refit of the length-controlled win rate of ``count`` instructions with two gamed baselines."""
+    """Every delete-one refit of the length-controlled win rate of ``count`` instructions with two
+    gamed baselines.
+    """
     rng = np.random.default_rng(0)
-    own = lc.OwnRows(rng.uniform(0.0, 1.0, count), rng.normal(100, 600, count), rng.normal(0, 1, count))
+    own = lc.OwnRows(
+        rng.uniform(0.0, 1.0, count), rng.normal(100, 600, count), rng.normal(0, 1, count)
+    )
     item = np.tile(np.arange(count), 2)
-    gamed = lc.GamedRows(item, rng.uniform(0.2, 0.8, 2 * count), rng.normal(0, 1.5, 2 * count), own.difficulty[item])
+    gamed = lc.GamedRows(
+        item, rng.uniform(0.2, 0.8, 2 * count), rng.normal(0, 1.5, 2 * count), own.difficulty[item]
+    )
     return {"refits": count, "seconds": seconds(lambda: lc.leave_one_out(own, gamed))}
 
 
@@ -96,7 +117,11 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
-    found = {"report": report(args.rows), "estimators_15_by_10000": estimators(), "length_controlled": refits()}
+    found = {
+        "report": report(args.rows),
+        "estimators_15_by_10000": estimators(),
+        "length_controlled": refits(),
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

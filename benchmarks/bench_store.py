@@ -1,7 +1,8 @@
-"""What the house itself costs: planning, status, verifying, the overhead of a stage, help. Writes ``results/bench/store.json``.
+"""What the house itself costs: planning, status, verifying, the overhead of a stage, help. Writes
+``results/bench/store.json``.
 
-Expected on one 2020s core: plan of 10,000 cells under 5 s, status of 10,000 stages under 1 s, verify as fast as plain hashing
-(large files), under 50 ms a stage, help under 0.5 s.
+Expected on one 2020s core: plan of 10,000 cells under 5 s, status of 10,000 stages under 1 s,
+verify as fast as plain hashing (large files), under 50 ms a stage, help under 0.5 s.
 """
 
 from __future__ import annotations
@@ -18,17 +19,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import worker
-from harness.execute import Inline, execute
+from harness.engine import worker
+from harness.engine.execute import Inline, execute
+from harness.engine.plan import build_plan
+from harness.engine.store import Store
 from harness.files import hash_tree
-from harness.plan import build_plan
-from harness.records import SCHEMA_VERSION, StageOutcome, StageRecord, StageTask, content_hash, write_jsonl
-from harness.store import Store
-from harness.study import load_study
+from harness.records import (
+    SCHEMA_VERSION,
+    StageOutcome,
+    StageRecord,
+    StageTask,
+    content_hash,
+    write_jsonl,
+)
+from harness.study.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "ablations" / "alpha.yaml"
-COMMANDS = ("", "plan", "run", "status", "show", "report", "tune", "verify", "gc", "export", "import")
+COMMANDS = (
+    "",
+    "plan",
+    "run",
+    "status",
+    "show",
+    "report",
+    "tune",
+    "verify",
+    "gc",
+    "export",
+    "import",
+)
 
 
 def seconds(job: Callable[[], Any], repeats: int = 3) -> float:
@@ -42,15 +62,20 @@ def seconds(job: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def planning(folder: Path, cells: int = 10_000) -> dict[str, Any]:
-    """Reading and planning the α study (5 arms, 3 iterations, every checkpoint scored) with so many cells, in a process of its own."""
+    """Reading and planning the α study (5 arms, 3 iterations, every checkpoint scored) with so many
+    cells, in a process of its own.
+    """
     (folder / "recipes").symlink_to(ROOT / "ablations" / "recipes")
     text = STUDY.read_text().replace("seeds: [0, 1, 2]", f"seeds: {list(range(cells // 5))}")
     (folder / "alpha.yaml").write_text(text)
     code = (
-        "import sys, time, json; from pathlib import Path; from harness.plan import build_plan; from harness.study import load_study\n"
-        "start, cpu = time.perf_counter(), time.process_time(); plan = build_plan(load_study(Path(sys.argv[1])))\n"
+        "import sys, time, json; from pathlib import Path; from harness.engine.plan import "
+        "build_plan; from harness.study.study import load_study\n"
+        "start, cpu = time.perf_counter(), time.process_time(); plan = "
+        "build_plan(load_study(Path(sys.argv[1])))\n"
         "taken, cpu = time.perf_counter() - start, time.process_time() - cpu\n"
-        "import resource; print(json.dumps([taken, cpu, len(plan.runs), len(plan.nodes), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+        "import resource; print(json.dumps([taken, cpu, len(plan.runs), len(plan.nodes), "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
     )
     found = [json.loads(_python("-c", code, str(folder / "alpha.yaml"))) for _ in range(3)]
     taken, cpu, runs, nodes, peak = min(found)
@@ -65,13 +90,15 @@ def planning(folder: Path, cells: int = 10_000) -> dict[str, Any]:
 
 
 def status(folder: Path, stages: int = 10_000) -> dict[str, Any]:
-    """``selm status`` as a command on a study whose stages are all done; opening and verifying that store."""
+    """``selm status`` as a command on a study whose stages are all done; opening and verifying that
+    store.
+    """
     (folder / "recipes").symlink_to(ROOT / "ablations" / "recipes")
     seeds = stages // 140
     text = STUDY.read_text().replace("seeds: [0, 1, 2]", f"seeds: {list(range(seeds))}")
     (folder / "alpha.yaml").write_text(text)
     plan = build_plan(load_study(folder / "alpha.yaml"))
-    from harness.manifest import manifest
+    from harness.engine.manifest import manifest
 
     store = Store(folder / "store")
     store.open()
@@ -81,9 +108,23 @@ def status(folder: Path, stages: int = 10_000) -> dict[str, Any]:
         target = store.folder(key)
         target.mkdir(parents=True)
         (target / "rows.jsonl").write_text("{}\n")
-        record = StageRecord(SCHEMA_VERSION, key, node.stage, node.version, dict(node.settings), dict(node.inputs), {},
-                             hash_tree(target), 1, {"seconds": 1.0}, {}, {})  # fmt: skip
-        (target / "record.json").write_text(json.dumps(vars(record.sealed()), sort_keys=True, separators=(",", ":")))
+        record = StageRecord(
+            SCHEMA_VERSION,
+            key,
+            node.stage,
+            node.version,
+            dict(node.settings),
+            dict(node.inputs),
+            {},
+            hash_tree(target),
+            1,
+            {"seconds": 1.0},
+            {},
+            {},
+        )
+        (target / "record.json").write_text(
+            json.dumps(vars(record.sealed()), sort_keys=True, separators=(",", ":"))
+        )
     where = ["--store", str(store.root), "--results", str(folder / "results")]
     return {
         "stages": len(plan.nodes),
@@ -103,7 +144,10 @@ def verifying(folder: Path, files: int = 24, size: int = 16 << 20) -> dict[str, 
         key = content_hash("large", index)
         work = store.begin(key)
         (work / "model.bin").write_bytes(os.urandom(size))
-        store.commit(work, StageRecord(SCHEMA_VERSION, key, "toy", 1, {}, {}, {}, hash_tree(work), 1, {}, {}, {}))
+        store.commit(
+            work,
+            StageRecord(SCHEMA_VERSION, key, "toy", 1, {}, {}, {}, hash_tree(work), 1, {}, {}, {}),
+        )
     paths = sorted(store.root.glob("objects/*/*/model.bin"))
 
     def plain() -> None:
@@ -113,12 +157,18 @@ def verifying(folder: Path, files: int = 24, size: int = 16 << 20) -> dict[str, 
 
     megabytes = files * size / 1e6
     ours, theirs = seconds(store.verify), seconds(plain)
-    return {"megabytes": round(megabytes), "verify_mb_per_s": round(megabytes / ours), "plain_hash_mb_per_s": round(megabytes / theirs),
-            "share": round(theirs / ours, 3)}  # fmt: skip
+    return {
+        "megabytes": round(megabytes),
+        "verify_mb_per_s": round(megabytes / ours),
+        "plain_hash_mb_per_s": round(megabytes / theirs),
+        "share": round(theirs / ours, 3),
+    }
 
 
 def overhead(folder: Path) -> dict[str, Any]:
-    """Wall time of a stage that does nothing: lease, folders, hashing its inputs, flushes, record; inline, files of 4 kB."""
+    """Wall time of a stage that does nothing: lease, folders, hashing its inputs, flushes, record;
+    inline, files of 4 kB.
+    """
 
     def nothing(task: StageTask) -> StageOutcome:
         write_jsonl(task.out / "rows.jsonl", [{"text": "x" * 4000}])
@@ -132,20 +182,34 @@ def overhead(folder: Path) -> dict[str, Any]:
         taken: list[float] = []
         start = time.perf_counter()
         summary = execute(
-            plan, store, Inline(store), lambda event, _node, result: taken.append(result.seconds) if event == "end" and result else None
+            plan,
+            store,
+            Inline(store),
+            lambda event, _node, result: (
+                taken.append(result.seconds) if event == "end" and result else None
+            ),
         )
         whole = time.perf_counter() - start
     finally:
         worker.function_of = real
     assert summary.executed == len(plan.nodes)
     taken.sort()
-    return {"stages": len(taken), "ms_per_stage": round(1000 * whole / len(taken), 2), "median_ms": round(1000 * taken[len(taken) // 2], 2),
-            "p99_ms": round(1000 * taken[int(len(taken) * 0.99)], 2)}  # fmt: skip
+    return {
+        "stages": len(taken),
+        "ms_per_stage": round(1000 * whole / len(taken), 2),
+        "median_ms": round(1000 * taken[len(taken) // 2], 2),
+        "p99_ms": round(1000 * taken[int(len(taken) * 0.99)], 2),
+    }
 
 
 def helps() -> dict[str, float]:
     """Seconds of ``selm --help`` and of every command's help."""
-    return {f"selm {command}".strip() + " --help": seconds(lambda command=command: _selm(*command.split(), "--help"), 5) for command in COMMANDS}
+    return {
+        f"selm {command}".strip() + " --help": seconds(
+            lambda command=command: _selm(*command.split(), "--help"), 5
+        )
+        for command in COMMANDS
+    }
 
 
 def _child_cpu(job: Callable[[], Any]) -> float:
@@ -157,7 +221,9 @@ def _child_cpu(job: Callable[[], Any]) -> float:
 
 
 def _python(*arguments: str) -> str:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def _selm(*arguments: str) -> str:

@@ -1,10 +1,13 @@
-"""Speed and memory of a SELM step against the published formulation, and of alpha 0 against TRL's DPOTrainer.
+"""Speed and memory of a SELM step against the published formulation, and of alpha 0 against TRL's
+DPOTrainer.
 
-    python -m benchmarks.bench_training [--quick] [--threads 2] [--device cuda] [--out results/bench]
+    python -m benchmarks.bench_training [--quick] [--threads 2] [--device cuda] [--out
+    results/bench]
 
-Arms run in turns on the same rows, so that whatever else the machine does falls on all of them; a figure is the median of
-paired ratios. A step is forward, backward and AdamW. Ours counts its share of reference passes: one per step, or one in
-five where five values of alpha share them. Writes ``training.json``.
+Arms run in turns on the same rows, so that whatever else the machine does falls on all of them; a
+figure is the median of paired ratios. A step is forward, backward and AdamW. Ours counts its share
+of reference passes: one per step, or one in five where five values of alpha share them. Writes
+``training.json``.
 """
 
 from __future__ import annotations
@@ -28,14 +31,25 @@ import torch
 
 from benchmarks import published
 from benchmarks.rows import PROMPT, RESPONSE, VOCABULARY, hh_rows, pocket_rows
-from harness.batching import PreferenceRow, collate_for_rank
-from harness.logprobs import enable_packed_forward, response_logps, sequence_logps
-from harness.objectives import Rows, resolve_objective
+from harness.model.logprobs import enable_packed_forward, response_logps, sequence_logps
+from harness.train.batching import PreferenceRow, collate_for_rank
+from harness.train.objectives import Rows, resolve_objective
 
 ALPHA, BETA = 1e-3, 0.01
 MICRO_BATCH, GLOBAL_BATCH, TOKEN_BUDGET = 8, 32, 4096
-HH_MODEL = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 688}
-POCKET_MODEL = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256, "tie_word_embeddings": True}
+HH_MODEL = {
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "intermediate_size": 688,
+}
+POCKET_MODEL = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "tie_word_embeddings": True,
+}
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOP/s by name, from the vendor's data sheets."""
 ROLES = ("chosen", "rejected", "explore")
@@ -46,17 +60,31 @@ def make_model(vocabulary: int, sizes: dict[str, Any], args: argparse.Namespace)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = sizes["num_attention_heads"]
-    config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=1024, attn_implementation="sdpa", **sizes)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        attn_implementation="sdpa",
+        **sizes,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).to(device=args.device, dtype=getattr(torch, args.dtype)).eval()
+        return (
+            LlamaForCausalLM(config).to(device=args.device, dtype=getattr(torch, args.dtype)).eval()
+        )
 
 
 class Arm:
-    """A policy with its reference and optimiser, and what a step does. ``step(rows)`` returns the losses of its micro-batches."""
+    """A policy with its reference and optimiser, and what a step does. ``step(rows)`` returns the
+    losses of its micro-batches.
+    """
 
     def __init__(self, start: Any, args: argparse.Namespace) -> None:
-        self.policy, self.reference, self.args = copy.deepcopy(start), copy.deepcopy(start).requires_grad_(False), args
+        self.policy, self.reference, self.args = (
+            copy.deepcopy(start),
+            copy.deepcopy(start).requires_grad_(False),
+            args,
+        )
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-5)
 
     def update(self) -> None:
@@ -71,7 +99,9 @@ class Published(Arm):
         losses = []
         for start in range(0, len(rows), MICRO_BATCH):
             part = rows[start : start + MICRO_BATCH]
-            loss = published.loss(self.policy, self.reference, part, alpha=ALPHA, beta=BETA, device=self.args.device)
+            loss = published.loss(
+                self.policy, self.reference, part, alpha=ALPHA, beta=BETA, device=self.args.device
+            )
             (loss * len(part) / len(rows)).backward()
             losses.append(float(loss.detach()))
         self.update()
@@ -91,20 +121,37 @@ class Packed(Arm):
     def score(self, rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
         """Rows with reference log-probabilities: the pass that is stored and shared."""
         packed = [row.packed(ROLES) for row in rows]
-        values = response_logps(self.reference, [prompt for prompt, _ in packed], token_budget=self.token_budget or TOKEN_BUDGET)
+        values = response_logps(
+            self.reference,
+            [prompt for prompt, _ in packed],
+            token_budget=self.token_budget or TOKEN_BUDGET,
+        )
         scored = zip(rows, values, packed, strict=True)
-        return [replace(row, reference={role: own[slot] for role, slot in slots.items()}) for row, own, (_, slots) in scored]
+        return [
+            replace(row, reference={role: own[slot] for role, slot in slots.items()})
+            for row, own, (_, slots) in scored
+        ]
 
     def step(self, rows: Sequence[PreferenceRow]) -> list[float]:
         if self.token_budget:
             micro = collate_for_rank(rows, ROLES, token_budget=self.token_budget, micro_batch=0)
         else:
-            parts = [rows[start : start + MICRO_BATCH] for start in range(0, len(rows), MICRO_BATCH)]
-            micro = [batch for part in parts for batch in collate_for_rank(part, ROLES, token_budget=0, micro_batch=0)]
+            parts = [
+                rows[start : start + MICRO_BATCH] for start in range(0, len(rows), MICRO_BATCH)
+            ]
+            micro = [
+                batch
+                for part in parts
+                for batch in collate_for_rank(part, ROLES, token_budget=0, micro_batch=0)
+            ]
         losses = []
         for batch in (one.to(self.args.device) for one in micro):
             logps = sequence_logps(self.policy, batch.batch)
-            table = Rows({role: logps[slots] for role, slots in batch.slots.items()}, batch.reference, batch.tokens)
+            table = Rows(
+                {role: logps[slots] for role, slots in batch.slots.items()},
+                batch.reference,
+                batch.tokens,
+            )
             loss = self.objective.losses(table).sum()
             (loss / len(rows)).backward()
             losses.append(float(loss.detach()) / len(batch.weights))
@@ -128,7 +175,11 @@ def timed(work: Callable[[], Any], args: argparse.Namespace) -> tuple[float, Any
 
 def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Paired rounds of all arms on the same rows; a warm-up round is not counted."""
-    arms = {"published": Published(start, args), "same": Packed(start, args, 0), "budget": Packed(start, args, TOKEN_BUDGET)}
+    arms = {
+        "published": Published(start, args),
+        "same": Packed(start, args, 0),
+        "budget": Packed(start, args, TOKEN_BUDGET),
+    }
     ratios: dict[str, list[float]] = {"same_batches": [], "token_budget": [], "five_alphas": []}
     worst, seconds = 0.0, {"published": 0.0, "step": 0.0, "reference": 0.0}
     tokens = {"published_padded": 0, "unique": 0, "rows": 0}
@@ -141,7 +192,9 @@ def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace)
         losses: dict[str, list[float]] = {}
         for name in order:
             arm = arms[name]
-            scoring, scored = timed(partial(arm.score, batch), args) if isinstance(arm, Packed) else (0.0, batch)
+            scoring, scored = (
+                timed(partial(arm.score, batch), args) if isinstance(arm, Packed) else (0.0, batch)
+            )
             stepping, losses[name] = timed(partial(arm.step, scored), args)
             cost[name] = scoring, stepping
         for mine, theirs in zip(losses["same"], losses["published"], strict=True):
@@ -157,56 +210,112 @@ def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace)
         seconds["step"] += cost["budget"][1]
         tokens["rows"] += len(batch)
         tokens["unique"] += sum(row.packed(ROLES)[0].tokens for row in batch)
-        tokens["published_padded"] += sum(_padded(batch[i : i + MICRO_BATCH]) for i in range(0, len(batch), MICRO_BATCH))
-    found: dict[str, Any] = {f"selm_vs_published_{name}": statistics.median(values) for name, values in ratios.items()}
+        tokens["published_padded"] += sum(
+            _padded(batch[i : i + MICRO_BATCH]) for i in range(0, len(batch), MICRO_BATCH)
+        )
+    found: dict[str, Any] = {
+        f"selm_vs_published_{name}": statistics.median(values) for name, values in ratios.items()
+    }
     return (
         found
-        | {"max_relative_loss_difference": worst, "rounds": ratios, "seconds": seconds, "tokens": tokens}
+        | {
+            "max_relative_loss_difference": worst,
+            "rounds": ratios,
+            "seconds": seconds,
+            "tokens": tokens,
+        }
         | utilisation(start, tokens, seconds, args)
     )
 
 
 def _padded(rows: Sequence[PreferenceRow]) -> int:
-    longest = {role: max(len(row.prompt_ids) + len(row.responses[role]) for row in rows) for role in ROLES}
+    longest = {
+        role: max(len(row.prompt_ids) + len(row.responses[role]) for row in rows) for role in ROLES
+    }
     return len(rows) * (2 * max(longest["chosen"], longest["rejected"]) + longest["explore"])
 
 
-def utilisation(model: Any, tokens: dict[str, int], seconds: dict[str, float], args: argparse.Namespace) -> dict[str, Any]:
-    """Share of the device's peak that unique tokens use in our step (6 FLOPs per parameter and token; attention left out)."""
+def utilisation(
+    model: Any, tokens: dict[str, int], seconds: dict[str, float], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Share of the device's peak that unique tokens use in our step (6 FLOPs per parameter and
+    token; attention left out).
+    """
     rate = 6 * sum(p.numel() for p in model.parameters()) * tokens["unique"] / seconds["step"]
     name = torch.cuda.get_device_name() if args.device == "cuda" else ""
     peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
-    return {"model_flops_per_second": rate, "model_flops_utilisation": rate / peak if peak and args.dtype == "bfloat16" else None}
+    return {
+        "model_flops_per_second": rate,
+        "model_flops_utilisation": rate / peak if peak and args.dtype == "bfloat16" else None,
+    }
 
 
 def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """alpha 0 against TRL's DPOTrainer, both with stored references: seconds of ``train()`` on the same rows in the same order."""
+    """alpha 0 against TRL's DPOTrainer, both with stored references: seconds of ``train()`` on the
+    same rows in the same order.
+    """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from harness.trainer import PreferenceConfig, PreferenceTrainer
+    from harness.train.trainer import PreferenceConfig, PreferenceTrainer
 
     class Tokenised(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
 
-    rows = [row for row in rows if row.responses["chosen"] != row.responses["rejected"]][: args.rows]
-    data = [{"prompt_ids": [*r.prompt_ids], "chosen_ids": [*r.responses["chosen"]], "rejected_ids": [*r.responses["rejected"]]} for r in rows]
+    rows = [row for row in rows if row.responses["chosen"] != row.responses["rejected"]][
+        : args.rows
+    ]
+    data = [
+        {
+            "prompt_ids": [*r.prompt_ids],
+            "chosen_ids": [*r.responses["chosen"]],
+            "rejected_ids": [*r.responses["rejected"]],
+        }
+        for r in rows
+    ]
     ratios = []
     with tempfile.TemporaryDirectory() as scratch:
         common: dict[str, Any] = {
-            "output_dir": scratch, "beta": BETA, "learning_rate": 1e-5, "num_train_epochs": 1, "per_device_train_batch_size": MICRO_BATCH,
-            "train_sampling_strategy": "sequential", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "report_to": "none",
-            "use_cpu": args.device == "cpu", "bf16": args.dtype == "bfloat16", "precompute_ref_log_probs": True, "max_length": PROMPT + RESPONSE,
-        }  # fmt: skip
+            "output_dir": scratch,
+            "beta": BETA,
+            "learning_rate": 1e-5,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": MICRO_BATCH,
+            "train_sampling_strategy": "sequential",
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "report_to": "none",
+            "use_cpu": args.device == "cpu",
+            "bf16": args.dtype == "bfloat16",
+            "precompute_ref_log_probs": True,
+            "max_length": PROMPT + RESPONSE,
+        }
         accumulation = max(1, min(GLOBAL_BATCH, len(rows)) // MICRO_BATCH)
         for _ in range(min(3, args.rounds)):
-            config = DPOConfig(gradient_checkpointing=False, gradient_accumulation_steps=accumulation, **common)
+            config = DPOConfig(
+                gradient_checkpointing=False, gradient_accumulation_steps=accumulation, **common
+            )
             reference = copy.deepcopy(start)
-            theirs = Tokenised(copy.deepcopy(start), reference, config, train_dataset=Dataset.from_list(data), processing_class=_least_tokenizer())
-            ours = {**common, "per_device_train_batch_size": len(rows), "global_batch_size": accumulation * MICRO_BATCH}
-            mine = PreferenceTrainer(copy.deepcopy(start), PreferenceConfig(alpha=0.0, token_budget=TOKEN_BUDGET, **ours), rows)
+            theirs = Tokenised(
+                copy.deepcopy(start),
+                reference,
+                config,
+                train_dataset=Dataset.from_list(data),
+                processing_class=_least_tokenizer(),
+            )
+            ours = {
+                **common,
+                "per_device_train_batch_size": len(rows),
+                "global_batch_size": accumulation * MICRO_BATCH,
+            }
+            mine = PreferenceTrainer(
+                copy.deepcopy(start),
+                PreferenceConfig(alpha=0.0, token_budget=TOKEN_BUDGET, **ours),
+                rows,
+            )
             slow, _ = timed(theirs.train, args)
             fast, _ = timed(mine.train, args)
             ratios.append(slow / fast)
@@ -223,20 +332,39 @@ def _least_tokenizer() -> Any:
 
 
 def peak_memory(arm: str, rows: list[PreferenceRow], args: argparse.Namespace) -> float:
-    """Bytes by which one step raises the peak of a process of its own over what it held with libraries, data and one model loaded."""
+    """Bytes by which one step raises the peak of a process of its own over what it held with
+    libraries, data and one model loaded.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".json") as handle:
         json.dump([[row.prompt_ids, row.responses, row.y_role] for row in rows], handle)
         handle.flush()
-        command = [sys.executable, "-m", "benchmarks.bench_training", "--memory-arm", arm, "--memory-rows", handle.name]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.bench_training",
+            "--memory-arm",
+            arm,
+            "--memory-rows",
+            handle.name,
+        ]
         command += ["--device", args.device, "--dtype", args.dtype, "--threads", str(args.threads)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent)
+        done = subprocess.run(
+            command,
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).resolve().parent.parent,
+        )
     return float(done.stdout.strip().splitlines()[-1])
 
 
 def measure_memory(args: argparse.Namespace) -> None:
     """Child of ``peak_memory``: print the rise in bytes."""
     found = json.loads(args.memory_rows.read_text(encoding="utf-8"))
-    rows = [PreferenceRow(str(i), tuple(p), {role: tuple(ids) for role, ids in r.items()}, y_role=y) for i, (p, r, y) in enumerate(found)]
+    rows = [
+        PreferenceRow(str(i), tuple(p), {role: tuple(ids) for role, ids in r.items()}, y_role=y)
+        for i, (p, r, y) in enumerate(found)
+    ]
     start = make_model(VOCABULARY, HH_MODEL, args)
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -248,7 +376,9 @@ def measure_memory(args: argparse.Namespace) -> None:
 
 
 def _memory(name: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process in bytes. Not ``ru_maxrss``: a child inherits its parent's there."""
+    """VmRSS (now) or VmHWM (peak) of this process in bytes. Not ``ru_maxrss``: a child inherits its
+    parent's there.
+    """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return float(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
@@ -256,9 +386,16 @@ def _memory(name: str) -> float:
 def main() -> None:
     """Measure and write ``training.json``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="eight rows and one round: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="eight rows and one round: does it run?"
+    )
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work shares the cores")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu where other work shares the cores",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rows", type=int, default=GLOBAL_BATCH, help="rows of one step")
@@ -277,14 +414,27 @@ def main() -> None:
     start = make_model(VOCABULARY, HH_MODEL, args)
     result = selm_ratios(rows, start, args)
     memory = {arm: peak_memory(arm, rows[: args.rows], args) for arm in ("published", "same")}
-    result |= {"peak_memory_ratio": memory["same"] / memory["published"], "peak_memory_bytes": memory}
+    result |= {
+        "peak_memory_ratio": memory["same"] / memory["published"],
+        "peak_memory_bytes": memory,
+    }
     result |= trl_ratio(rows, start, args)
     small, vocabulary = pocket_rows(args.rows * (args.rounds + 1))
     result["pocket"] = selm_ratios(small, make_model(vocabulary, POCKET_MODEL, args), args)
-    result["settings"] = {name: str(value) for name, value in vars(args).items() if name not in {"out", "memory_arm", "memory_rows"}} | {
-        "micro_batch": MICRO_BATCH, "token_budget": TOKEN_BUDGET, "alpha": ALPHA, "beta": BETA, "model": HH_MODEL, "vocabulary": VOCABULARY,
-        "parameters": sum(p.numel() for p in start.parameters()), "device_name": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-    }  # fmt: skip
+    result["settings"] = {
+        name: str(value)
+        for name, value in vars(args).items()
+        if name not in {"out", "memory_arm", "memory_rows"}
+    } | {
+        "micro_batch": MICRO_BATCH,
+        "token_budget": TOKEN_BUDGET,
+        "alpha": ALPHA,
+        "beta": BETA,
+        "model": HH_MODEL,
+        "vocabulary": VOCABULARY,
+        "parameters": sum(p.numel() for p in start.parameters()),
+        "device_name": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     name = "training.json" if args.device == "cpu" else "training_cuda.json"
     (args.out / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,9 @@
-"""The published formulation of a SELM step, as the yardstick of ``bench_training``: padded batches, chosen and rejected
-concatenated, a separate pass for y, full float32 log-softmax, and two passes of the reference model every step.
+"""The published formulation of a SELM step, as the yardstick of ``bench_training``: padded batches,
+chosen and rejected concatenated, a separate pass for y, full float32 log-softmax, and two passes of
+the reference model every step.
 
-Written anew from the description in the paper (arXiv 2405.19332) and its released recipe's behaviour; no code is theirs.
+Written anew from the description in the paper (arXiv 2405.19332) and its released recipe's
+behaviour; no code is theirs.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from harness.batching import PreferenceRow
+from harness.train.batching import PreferenceRow
 
 
-def padded_logps(model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: str) -> Tensor:
+def padded_logps(
+    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], device: str
+) -> Tensor:
     """log pi(response | prompt) of a padded batch, from full float32 logits; shape (B,)."""
     longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
     ids = torch.zeros((len(prompts), longest), dtype=torch.long)
@@ -35,7 +39,15 @@ def padded_logps(model: Any, prompts: Sequence[Sequence[int]], responses: Sequen
     return (table * mask).sum(-1)
 
 
-def loss(policy: Any, reference: Any, rows: Sequence[PreferenceRow], *, alpha: float, beta: float, device: str) -> Tensor:
+def loss(
+    policy: Any,
+    reference: Any,
+    rows: Sequence[PreferenceRow],
+    *,
+    alpha: float,
+    beta: float,
+    device: str,
+) -> Tensor:
     """Mean over rows of -log sigma(beta Delta) + alpha beta (log pi(y) - log pi_ref(y))."""
     prompts = [row.prompt_ids for row in rows]
     pairs = [row.responses["chosen"] for row in rows] + [row.responses["rejected"] for row in rows]
@@ -43,7 +55,14 @@ def loss(policy: Any, reference: Any, rows: Sequence[PreferenceRow], *, alpha: f
     logps = []
     for model, context in ((policy, contextlib.nullcontext()), (reference, torch.no_grad())):
         with context:
-            logps.append((padded_logps(model, prompts + prompts, pairs, device), padded_logps(model, prompts, explored, device)))
+            logps.append(
+                (
+                    padded_logps(model, prompts + prompts, pairs, device),
+                    padded_logps(model, prompts, explored, device),
+                )
+            )
     (policy_pair, policy_y), (reference_pair, reference_y) = logps
     chosen, rejected = (policy_pair - reference_pair).chunk(2)
-    return (-logsigmoid(beta * (chosen - rejected)) + alpha * beta * (policy_y - reference_y)).mean()
+    return (
+        -logsigmoid(beta * (chosen - rejected)) + alpha * beta * (policy_y - reference_y)
+    ).mean()

@@ -1,4 +1,6 @@
-"""Preference rows for the training benchmark: real text of real length spread, or the pocket world's."""
+"""Preference rows for the training benchmark: real text of real length spread, or the pocket
+world's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.batching import PreferenceRow
+from harness.train.batching import PreferenceRow
 
 SHARES = {"winner": 0.45, "loser": 0.30, "middle": 0.25}
 """How often y is the chosen one, the rejected one, or neither."""
@@ -26,25 +28,36 @@ def _conversations() -> Iterator[tuple[str, str, str]]:
     folder = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data")) / "preferences"
     files = sorted(folder.glob("hh_*_test.jsonl.gz"))
     if not files:
-        raise SystemExit(f"no HH pairs at {folder}; set SHARED_DATA to a folder that holds preferences/hh_*_test.jsonl.gz")
+        raise SystemExit(
+            f"no HH pairs at {folder}; set SHARED_DATA to a folder that holds "
+            "preferences/hh_*_test.jsonl.gz"
+        )
     mark = "\n\nAssistant:"
     for file in files:
         with gzip.open(file, "rt", encoding="utf-8") as handle:
             for line in handle:
                 row = json.loads(line)
                 cut = row["chosen"].rfind(mark) + len(mark)
-                if row["rejected"].startswith(row["chosen"][:cut]) and row["chosen"][cut:].strip() and row["rejected"][cut:].strip():
+                if (
+                    row["rejected"].startswith(row["chosen"][:cut])
+                    and row["chosen"][cut:].strip()
+                    and row["rejected"][cut:].strip()
+                ):
                     yield row["chosen"][:cut], row["chosen"][cut:], row["rejected"][cut:]
 
 
 def hh_rows(count: int, seed: int = 0) -> list[PreferenceRow]:
-    """``count`` rows of HH text under a BPE of 8,000 tokens made from it. "Neither": another row's chosen response."""
+    """``count`` rows of HH text under a BPE of 8,000 tokens made from it. "Neither": another row's
+    chosen response.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     texts = list(_conversations())
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<pad>", "<end>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<pad>", "<end>"], show_progress=False
+    )
     tokenizer.train_from_iterator((part for row in texts[:1500] for part in row), trainer)
     rng = np.random.default_rng(seed)
     chosen_rows = rng.permutation(len(texts))[: count + 1]
@@ -62,26 +75,47 @@ def hh_rows(count: int, seed: int = 0) -> list[PreferenceRow]:
 
 def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
     """``count`` rows of the pocket world under its own tokenizer, and the size of its vocabulary."""
-    from harness.batching import encode_pair
     from harness.pocket import data, tokenizer
     from harness.records import Pair, StageTask, read_jsonl
+    from harness.train.batching import encode_pair
 
     made = tokenizer.build()
     with tempfile.TemporaryDirectory() as scratch:
-        data.run(StageTask("", "data.pocket", {"prompts": count + 1, "heldout": 1, "rows": 1, "seed": seed}, {}, Path(scratch)))
+        data.run(
+            StageTask(
+                "",
+                "data.pocket",
+                {"prompts": count + 1, "heldout": 1, "rows": 1, "seed": seed},
+                {},
+                Path(scratch),
+            )
+        )
         found = [
             encode_pair(made, Pair(row["id"], row["messages"], row["chosen"], row["rejected"], ""))
             for row in read_jsonl(Path(scratch) / "train.jsonl")
         ]
-    triples = [(row.prompt_ids, row.responses["chosen"], row.responses["rejected"]) for row in found]
+    triples = [
+        (row.prompt_ids, row.responses["chosen"], row.responses["rejected"]) for row in found
+    ]
     return _with_y(triples, count, np.random.default_rng(seed)), len(made)
 
 
-def _with_y(triples: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], count: int, rng: np.random.Generator) -> list[PreferenceRow]:
+def _with_y(
+    triples: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]],
+    count: int,
+    rng: np.random.Generator,
+) -> list[PreferenceRow]:
     roles = rng.choice(list(SHARES), size=count, p=list(SHARES.values()))
     rows = []
     for i, role in enumerate(roles):
         prompt, chosen, rejected = triples[i]
         y = {"winner": chosen, "loser": rejected, "middle": triples[i + 1][1]}[str(role)]
-        rows.append(PreferenceRow(str(i), prompt, {"chosen": chosen, "rejected": rejected, "explore": y}, y_role=str(role)))
+        rows.append(
+            PreferenceRow(
+                str(i),
+                prompt,
+                {"chosen": chosen, "rejected": rejected, "explore": y},
+                y_role=str(role),
+            )
+        )
     return rows

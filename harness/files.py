@@ -25,7 +25,9 @@ def hash_tree(folder: Path) -> dict[str, str]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader sees the old text or the new, and a kill leaves one of them."""
+    """Replace a file's content so that a reader sees the old text or the new, and a kill leaves one
+    of them.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -36,11 +38,14 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise HarnessError(f"{path}: cannot be written ({error.strerror or error}); the old file is intact") from error
+        raise HarnessError(
+            f"{path}: cannot be written ({error.strerror or error}); the old file is intact"
+        ) from error
 
 
 def write_exclusive(path: Path, text: str, temporary: Path | None = None) -> None:
-    """Create ``path`` with its whole content in one step (hard link of a finished file); FileExistsError if it is there.
+    """Create ``path`` with its whole content in one step (hard link of a finished file);
+    FileExistsError if it is there.
 
     temporary: where the file is written first, on the same file system; a kill may leave it there.
     """

@@ -1,8 +1,9 @@
 """Frozen rows that pass between stages, and the contract of a stage. Imports nothing of ours.
 
-A stage is a function ``run(task: StageTask) -> StageOutcome`` that reads only ``task.inputs`` (committed folders, never
-written), writes only below ``task.out``, and whose result is decided by ``task.settings`` and the inputs alone.
-What changes speed but not results (device, micro-batch, endpoint address) arrives in ``task.runtime``.
+A stage is a function ``run(task: StageTask) -> StageOutcome`` that reads only ``task.inputs``
+(committed folders, never written), writes only below ``task.out``, and whose result is decided by
+``task.settings`` and the inputs alone. What changes speed but not results (device, micro-batch,
+endpoint address) arrives in ``task.runtime``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 SCHEMA_VERSION = 1
-"""Version of everything written into the store. A store of another version is refused with what to do."""
+"""Version of everything written into the store. A store of another version is refused with what to
+do.
+"""
 
 Status = Literal["ok", "no_answer", "unparsed", "refused", "truncated", "error"]
 STATUSES: tuple[Status, ...] = ("ok", "no_answer", "unparsed", "refused", "truncated", "error")
@@ -30,8 +33,8 @@ FINAL_STATUSES: frozenset[str] = frozenset(STATUSES) - {"error"}
 class Prompt:
     """One training or held-out prompt with the offline pair that came with it.
 
-    messages: chat turns ``{"role", "content"}``, the last one from the user. chosen, rejected: the final assistant
-    turn as text, empty when the data has none.
+    messages: chat turns ``{"role", "content"}``, the last one from the user. chosen, rejected: the
+    final assistant turn as text, empty when the data has none.
     """
 
     id: str
@@ -43,7 +46,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Response:
-    """One answer of a policy. ``token_ids`` include the end-of-turn token when it was produced; ``status`` says why it ended."""
+    """One answer of a policy. ``token_ids`` include the end-of-turn token when it was produced;
+    ``status`` says why it ended.
+    """
 
     prompt_id: str
     sample: int
@@ -57,7 +62,8 @@ class Response:
 class Pair:
     """One training row: prompt, chosen, rejected, and the exploration response y (all text).
 
-    scores: the ranker's score of every candidate by name. y_role: whether y became the winner, the loser or neither.
+    scores: the ranker's score of every candidate by name. y_role: whether y became the winner, the
+    loser or neither.
     """
 
     prompt_id: str
@@ -75,8 +81,9 @@ class Pair:
 class Score:
     """One score row. ``value`` is None unless ``status`` is "ok": missing is never a number.
 
-    item: unique within (benchmark, metric, repeat). cluster: the unit that was sampled (MT-Bench: the question, both turns).
-    source: short hash of what the score was computed from (answer text and reference).
+    item: unique within (benchmark, metric, repeat). cluster: the unit that was sampled (MT-Bench:
+    the question, both turns). source: short hash of what the score was computed from (answer text
+    and reference).
     """
 
     benchmark: str
@@ -92,16 +99,27 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"score {self.benchmark}/{self.item}: unknown status {self.status!r}; allowed: {', '.join(STATUSES)}")
+            raise ValueError(
+                f"score {self.benchmark}/{self.item}: unknown status {self.status!r}; allowed: "
+                f"{', '.join(STATUSES)}"
+            )
         if (self.value is None) == (self.status == "ok"):
-            raise ValueError(f"score {self.benchmark}/{self.item}: status {self.status!r} with value {self.value!r}; only 'ok' rows have a value")
+            raise ValueError(
+                f"score {self.benchmark}/{self.item}: status {self.status!r} with value "
+                f"{self.value!r}; only 'ok' rows have a value"
+            )
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"score {self.benchmark}/{self.item}: value {self.value!r} is not finite; give it a status instead")
+            raise ValueError(
+                f"score {self.benchmark}/{self.item}: value {self.value!r} is not finite; give it "
+                "a status instead"
+            )
 
 
 @dataclass(frozen=True)
 class StageTask:
-    """What a stage is given. ``inputs`` maps an input's name to the committed folder of the stage that made it."""
+    """What a stage is given. ``inputs`` maps an input's name to the committed folder of the stage
+    that made it.
+    """
 
     key: str
     stage: str
@@ -113,10 +131,12 @@ class StageTask:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage reports. ``errors`` > 0 keeps the stage partial: its folder is kept as a journal and retried.
+    """What a stage reports. ``errors`` > 0 keeps the stage partial: its folder is kept as a journal
+    and retried.
 
-    costs: additive counts (``tokens_generated``, ``tokens_trained``, ``judge_calls``, ``judge_prompt_tokens``, …).
-    summary: small JSON values worth showing (never used as an input of another stage).
+    costs: additive counts (``tokens_generated``, ``tokens_trained``, ``judge_calls``,
+    ``judge_prompt_tokens``, …). summary: small JSON values worth showing (never used as an input of
+    another stage).
     """
 
     rows: int
@@ -127,7 +147,9 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """``record.json``: its exclusive creation is the commit. Volatile facts (host, times, versions) live in ``environment``."""
+    """``record.json``: its exclusive creation is the commit. Volatile facts (host, times, versions)
+    live in ``environment``.
+    """
 
     schema: int
     key: str
@@ -142,7 +164,9 @@ class StageRecord:
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     seal: str = ""
-    """Hash of all other fields, so that an altered record is noticed; empty in records of the first version."""
+    """Hash of all other fields, so that an altered record is noticed; empty in records of the first
+    version.
+    """
 
     def sealed(self) -> StageRecord:
         """This record with its seal."""
@@ -151,15 +175,21 @@ class StageRecord:
     def expected_seal(self) -> str:
         """What the seal must be."""
         fields = {name: value for name, value in vars(self).items() if name != "seal"}
-        return content_hash("record", json.loads(canonical_json(fields)))  # as it will be read back: keys of mappings are text
+        return content_hash(
+            "record", json.loads(canonical_json(fields))
+        )  # as it will be read back: keys of mappings are text
 
 
 class HarnessError(Exception):
-    """An error a user can act on: says what was wrong, where, and what to do. Shown without a traceback."""
+    """An error a user can act on: says what was wrong, where, and what to do. Shown without a
+    traceback.
+    """
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; NaN and infinity are refused. Equal values give equal text."""
+    """JSON with sorted keys and no spaces; NaN and infinity are refused. Equal values give equal
+    text.
+    """
     return _ENCODER.encode(value)
 
 
@@ -180,11 +210,20 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
 
 
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False, check_circular=False, default=_plain)
+_ENCODER = json.JSONEncoder(
+    sort_keys=True,
+    separators=(",", ":"),
+    ensure_ascii=True,
+    allow_nan=False,
+    check_circular=False,
+    default=_plain,
+)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
-    """Write rows (dataclasses or mappings) one JSON object a line and flush them to disk; returns the number of rows."""
+    """Write rows (dataclasses or mappings) one JSON object a line and flush them to disk; returns
+    the number of rows.
+    """
     count = 0
     with open(path, "w", encoding="utf-8") as handle:
         for row in rows:
@@ -204,11 +243,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise HarnessError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from error
+                raise HarnessError(
+                    f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})"
+                ) from error
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> int:
-    """Write score rows, sorted, as ``scores.parquet`` (byte-identical for equal rows); returns the number of rows.
+    """Write score rows, sorted, as ``scores.parquet`` (byte-identical for equal rows); returns the
+    number of rows.
 
     Raises HarnessError on a doubled (benchmark, metric, item, repeat).
     """
@@ -220,7 +262,10 @@ def write_scores(path: Path, scores: Iterable[Score]) -> int:
     for row in rows:
         identity = (row.benchmark, row.metric, row.item, row.repeat)
         if identity in seen:
-            raise HarnessError(f"doubled score row: benchmark {row.benchmark}, metric {row.metric}, item {row.item}, repeat {row.repeat}")
+            raise HarnessError(
+                f"doubled score row: benchmark {row.benchmark}, metric {row.metric}, item "
+                f"{row.item}, repeat {row.repeat}"
+            )
         seen.add(identity)
     names = [f.name for f in dataclasses.fields(Score)]
     types = {"value": pa.float64(), "repeat": pa.int64()}

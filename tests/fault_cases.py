@@ -1,4 +1,6 @@
-"""The faults and bad inputs a trusted harness survives, and the tests (file::test, below ``tests/``) that hold each."""
+"""The faults and bad inputs a trusted harness survives, and the tests (file::test, below
+``tests/``) that hold each.
+"""
 
 from __future__ import annotations
 

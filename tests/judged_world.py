@@ -1,4 +1,6 @@
-"""A study of one checkpoint in the real store layout, for faults of judging: real stages, real executor, four questions, twelve instructions."""
+"""A study of one checkpoint in the real store layout, for faults of judging: real stages, real
+executor, four questions, twelve instructions.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.commands import run_plan
-from harness.execute import Inline, Summary, execute
+from harness.cli.commands import run_plan
+from harness.engine.execute import Inline, Summary, execute
+from harness.engine.plan import Node, Plan, RunPlan, stage_key
+from harness.engine.stages import STAGES
+from harness.engine.store import Store
 from harness.files import hash_tree
-from harness.plan import Node, Plan, RunPlan, stage_key
 from harness.pocket import benchmarks as pocket_benchmarks
 from harness.records import SCHEMA_VERSION, StageRecord, StageTask, write_jsonl
-from harness.settings import JudgeSettings, RuntimeSettings
-from harness.stages import STAGES
-from harness.store import Store
-from harness.study import load_study
+from harness.study.settings import JudgeSettings, RuntimeSettings
+from harness.study.study import load_study
 
 ROOT = Path(__file__).parent.parent
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 20.0}
@@ -25,19 +27,35 @@ QUESTIONS = (81, 82, 83, 84)
 
 
 def answers(folder: Path) -> None:
-    """An answer for every turn and instruction, each with a name of its own ("reply 82-2") that a judge's script can look for."""
-    turns = [{"question_id": n, "choices": [{"index": 0, "turns": [f"reply {n}-1", f"reply {n}-2"]}], "status": ["ok", "ok"]} for n in QUESTIONS]
+    """An answer for every turn and instruction, each with a name of its own ("reply 82-2") that a
+    judge's script can look for.
+    """
+    turns = [
+        {
+            "question_id": n,
+            "choices": [{"index": 0, "turns": [f"reply {n}-1", f"reply {n}-2"]}],
+            "status": ["ok", "ok"],
+        }
+        for n in QUESTIONS
+    ]
     write_jsonl(folder / "mt_bench.jsonl", turns)
 
 
 def benchmarks(folder: Path) -> None:
     """The pocket world's files, cut to four questions and twelve instructions."""
-    limits = {"seed": 0, "mt_bench": {"limit": len(QUESTIONS)}, "alpaca_eval": {"limit": 12}, "academic": {"limit": 2}}
+    limits = {
+        "seed": 0,
+        "mt_bench": {"limit": len(QUESTIONS)},
+        "alpaca_eval": {"limit": 12},
+        "academic": {"limit": 2},
+    }
     pocket_benchmarks.run(StageTask("k", "benchmarks.pocket", limits, {}, folder))
 
 
 class World:
-    """``nodes`` grow with ``commit`` (finished inputs) and ``add`` (stages to run); ``run`` is what ``selm run`` does with the plan."""
+    """``nodes`` grow with ``commit`` (finished inputs) and ``add`` (stages to run); ``run`` is what
+    ``selm run`` does with the plan.
+    """
 
     def __init__(self, root: Path, url: str, **runtime: Any) -> None:
         self.store, self.results = Store(root / "store"), root / "results"
@@ -46,7 +64,13 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.keys: dict[str, str] = {}
 
-    def commit(self, name: str, stage: str, write: Callable[[Path], Any], settings: Mapping[str, Any] | None = None) -> str:
+    def commit(
+        self,
+        name: str,
+        stage: str,
+        write: Callable[[Path], Any],
+        settings: Mapping[str, Any] | None = None,
+    ) -> str:
         """A finished stage whose folder ``write`` fills."""
         key = self.add(name, stage, settings or {"made": "by hand"}, {})
         if not self.store.has(key):
@@ -54,29 +78,61 @@ class World:
                 assert mine
                 work = self.store.begin(key)
                 write(work)
-                self.store.commit(work, StageRecord(SCHEMA_VERSION, key, stage, 1, {}, {}, {}, hash_tree(work), 1, {"seconds": 0.0}, {}, {}))
+                self.store.commit(
+                    work,
+                    StageRecord(
+                        SCHEMA_VERSION,
+                        key,
+                        stage,
+                        1,
+                        {},
+                        {},
+                        {},
+                        hash_tree(work),
+                        1,
+                        {"seconds": 0.0},
+                        {},
+                        {},
+                    ),
+                )
         return key
 
-    def add(self, name: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    def add(
+        self, name: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> str:
         key = stage_key(stage, STAGES[stage].version, settings, inputs)
-        self.nodes[key] = Node(key, stage, STAGES[stage].version, dict(settings), dict(inputs), {}, self.runtime)
+        self.nodes[key] = Node(
+            key, stage, STAGES[stage].version, dict(settings), dict(inputs), {}, self.runtime
+        )
         self.keys[name] = key
         return key
 
-    def judged(self, stage: str = "judge.mt_bench", reference_set: str = "test", **judge: Any) -> str:
+    def judged(
+        self, stage: str = "judge.mt_bench", reference_set: str = "test", **judge: Any
+    ) -> str:
         """The inputs (made by hand unless they are there) and one judging stage; returns its key."""
-        for name, made_by, write in (("benchmarks", "benchmarks.files", benchmarks), ("answer", "data.files", answers)):
+        for name, made_by, write in (
+            ("benchmarks", "benchmarks.files", benchmarks),
+            ("answer", "data.files", answers),
+        ):
             if name not in self.keys:
                 self.commit(name, made_by, write)
-        own = {"judge.mt_bench": {"reference_set": reference_set}, "judge.alpaca_eval": {"annotator": "weighted_alpaca_eval_gpt4_turbo"}}
+        own = {
+            "judge.mt_bench": {"reference_set": reference_set},
+            "judge.alpaca_eval": {"annotator": "weighted_alpaca_eval_gpt4_turbo"},
+        }
         inputs = {"answer": self.keys["answer"], "benchmarks": self.keys["benchmarks"]}
-        return self.add(stage, stage, {"judge": JudgeSettings(**judge).model_dump(), **own[stage]}, inputs)
+        return self.add(
+            stage, stage, {"judge": JudgeSettings(**judge).model_dump(), **own[stage]}, inputs
+        )
 
     @property
     def plan(self) -> Plan:
         study = load_study(ROOT / "tests" / "e2e.yaml")
         cell = dataclasses.replace(study.cells[0], run="model", arm={}, label="model", twin="")
-        named = dataclasses.replace(study, name="faults", axes={}, baseline={}, seeds=(0,), cells=(cell,))
+        named = dataclasses.replace(
+            study, name="faults", axes={}, baseline={}, seeds=(0,), cells=(cell,)
+        )
         run = RunPlan(cell, (dict(self.keys),), ({"alpha": 0.0, "c": 0.0, "kappa": 0.0},))
         return Plan(named, dict(self.nodes), (run,))
 
@@ -97,7 +153,11 @@ class World:
 
         folder = self.store.folder(key) if self.store.has(key) else self.store.partial_folder(key)
         found = pq.read_table(folder / "scores.parquet").to_pylist()
-        return {row["item"]: row for row in found if row["metric"] in ("rating", "win_rate") and row["repeat"] == 0}
+        return {
+            row["item"]: row
+            for row in found
+            if row["metric"] in ("rating", "win_rate") and row["repeat"] == 0
+        }
 
     def judgments(self, key: str) -> list[dict[str, Any]]:
         folder = self.store.folder(key) if self.store.has(key) else self.store.partial_folder(key)
@@ -105,7 +165,9 @@ class World:
 
 
 def refusing(*names: str, text: str = "Fine. Rating: [[7]]") -> Callable[[Mapping[str, Any]], str]:
-    """A judge that answers ``text``, except that a prompt which holds one of ``names`` is a bad request (an error of that item alone)."""
+    """A judge that answers ``text``, except that a prompt which holds one of ``names`` is a bad
+    request (an error of that item alone).
+    """
 
     def script(body: Mapping[str, Any]) -> str:
         prompt = body["messages"][-1]["content"]

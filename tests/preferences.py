@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from harness import reference, train
-from harness.batching import PreferenceRow
 from harness.records import Pair, StageOutcome, StageTask, write_jsonl
-from harness.trainer import PreferenceConfig
+from harness.stages import reference, train
+from harness.train.batching import PreferenceRow
+from harness.train.trainer import PreferenceConfig
 from tests import tiny
 
 VOCABULARY = 61
@@ -32,7 +32,9 @@ def model(architecture: str = "llama", dtype: torch.dtype = torch.float32, **cha
 
 
 def rows(count: int = 12, seed: int = 0) -> list[PreferenceRow]:
-    """Ragged rows. In turn y is the chosen one, the rejected one, neither, or both; some prompts and responses have one token."""
+    """Ragged rows. In turn y is the chosen one, the rejected one, neither, or both; some prompts
+    and responses have one token.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(most: int) -> tuple[int, ...]:
@@ -47,7 +49,14 @@ def rows(count: int = 12, seed: int = 0) -> list[PreferenceRow]:
             rejected = chosen
         prompt = ids(1) if number % 5 == 0 else ids(14)
         role = ("winner", "loser", "middle", "winner")[number % 4]
-        made.append(PreferenceRow(f"p{number}", prompt, {"chosen": chosen, "rejected": rejected, "explore": y}, y_role=role))
+        made.append(
+            PreferenceRow(
+                f"p{number}",
+                prompt,
+                {"chosen": chosen, "rejected": rejected, "explore": y},
+                y_role=role,
+            )
+        )
     return made
 
 
@@ -78,9 +87,13 @@ def write_pairs(folder: Path, count: int = 10, long_y: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     pairs = []
     for number in range(count):
-        messages = ({"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} ({number})"},)
+        messages = (
+            {"role": "user", "content": f"{QUESTIONS[number % len(QUESTIONS)]} ({number})"},
+        )
         chosen, rejected = f"The answer is {number}.", f"{number + 1}?"
-        y, role = ((chosen, "winner"), (rejected, "loser"), (f"Maybe {number * 3}", "middle"))[number % 3]
+        y, role = ((chosen, "winner"), (rejected, "loser"), (f"Maybe {number * 3}", "middle"))[
+            number % 3
+        ]
         if long_y and role == "middle":
             y = y + " and so on" * 20
         scores = {"chosen": 1.0, "rejected": 0.0, "explore": 0.5}
@@ -116,17 +129,37 @@ def base(tmp: Path) -> Path:
 
 def stage_inputs(tmp: Path, **pairs: Any) -> dict[str, Path]:
     """Folders that the train stage reads, made by the reference stage from a tiny policy."""
-    inputs = {"policy": base(tmp), "pairs": write_pairs(tmp / "pairs", **pairs), "reference": tmp / "reference", "reference_policy": base(tmp)}
+    inputs = {
+        "policy": base(tmp),
+        "pairs": write_pairs(tmp / "pairs", **pairs),
+        "reference": tmp / "reference",
+        "reference_policy": base(tmp),
+    }
     inputs["reference"].mkdir(exist_ok=True)
     settings = {**COMMON, "max_length": 128, "max_prompt_length": 96, "roles": list(ROLES)}
     scored = {name: inputs[name] for name in ("policy", "pairs")}
-    reference.run(StageTask("r", "reference", settings, scored, inputs["reference"], {"device": "cpu"}))
+    reference.run(
+        StageTask("r", "reference", settings, scored, inputs["reference"], {"device": "cpu"})
+    )
     return inputs
 
 
-def train_task(inputs: Mapping[str, Path], out: Path, *, runtime: Mapping[str, Any] | None = None, **changes: Any) -> StageTask:
+def train_task(
+    inputs: Mapping[str, Path],
+    out: Path,
+    *,
+    runtime: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> StageTask:
     """A train task; ``changes`` go to objective, training, or the settings themselves, by name."""
-    objective = {"name": "selm", "alpha": 0.5, "beta": 0.1, "convention": "alpha_beta", "placebo": "none", "params": {}}
+    objective = {
+        "name": "selm",
+        "alpha": 0.5,
+        "beta": 0.1,
+        "convention": "alpha_beta",
+        "placebo": "none",
+        "params": {},
+    }
     settings: dict[str, Any] = {"seed": 0, "iteration": 1, **COMMON}
     training = dict(TRAINING)
     for name, value in changes.items():
@@ -134,7 +167,14 @@ def train_task(inputs: Mapping[str, Path], out: Path, *, runtime: Mapping[str, A
         target[name] = value
     out.mkdir(parents=True, exist_ok=True)
     merged = {"objective": objective, "training": training, **settings}
-    return StageTask("t", "train", merged, dict(inputs), out, {"device": "cpu", "token_budget": 8192, "micro_batch": 64, **(runtime or {})})
+    return StageTask(
+        "t",
+        "train",
+        merged,
+        dict(inputs),
+        out,
+        {"device": "cpu", "token_budget": 8192, "micro_batch": 64, **(runtime or {})},
+    )
 
 
 def run_train(inputs: Mapping[str, Path], out: Path, **changes: Any) -> StageOutcome:

@@ -20,7 +20,9 @@ def _heed_interrupts() -> None:
 def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """The process, its output piped; SIGINT reaches it, and it is killed when the block ends."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, cwd=ROOT, preexec_fn=_heed_interrupts, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(
+        command, text=True, cwd=ROOT, preexec_fn=_heed_interrupts, **pipes
+    ) as process:  # type: ignore[call-overload]
         try:
             yield process
         finally:

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.distributed import run_processes
 from harness.records import StageTask
+from harness.train.distributed import run_processes
 
 
 def rank_of(task: StageTask) -> dict[str, Any]:

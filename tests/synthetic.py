@@ -1,8 +1,10 @@
-"""A small study that never ran: a manifest and a store in the real layout, with known effects, for tests of the analysis.
+"""A small study that never ran: a manifest and a store in the real layout, with known effects, for
+tests of the analysis.
 
-Three values of α × three seeds × two iterations after a shared base. Every score is drawn from a numpy generator whose
-seed is the content of what it stands for, so the order of writing changes nothing. Faults (a partial, a failed and a
-missing stage) and hostile model outputs are there on request.
+Three values of α × three seeds × two iterations after a shared base. Every score is drawn from a
+numpy generator whose seed is the content of what it stands for, so the order of writing changes
+nothing. Faults (a partial, a failed and a missing stage) and hostile model outputs are there on
+request.
 """
 
 from __future__ import annotations
@@ -19,10 +21,19 @@ from typing import Any
 import numpy as np
 
 from harness.records import Response, Score, content_hash, write_jsonl, write_scores
-from harness.settings import Recipe
+from harness.study.settings import Recipe
 
 TASKS = ("gsm8k", "hellaswag", "arc_challenge", "truthfulqa_mc2", "eq_bench", "openbookqa")
-CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+CATEGORIES = (
+    "writing",
+    "roleplay",
+    "reasoning",
+    "math",
+    "coding",
+    "extraction",
+    "stem",
+    "humanities",
+)
 HOSTILE = (
     "<script>alert(1)</script>",
     '" onmouseover="alert(1)" x=\'',
@@ -37,7 +48,9 @@ HOSTILE = (
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Sizes and effects. effect: what α = 1 adds to a probability-scale score at the last iteration."""
+    """Sizes and effects. effect: what α = 1 adds to a probability-scale score at the last
+    iteration.
+    """
 
     alphas: Sequence[float] = (0.0, 0.3, 1.0)
     seeds: Sequence[int] = (0, 1, 2)
@@ -55,11 +68,15 @@ class Synthetic:
     name: str = "synthetic"
     declare: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Other axes than α, every combination an arm: their order stands for α, from 0 to 1. ``loop.iterations`` sets an arm's length."""
+    """Other axes than α, every combination an arm: their order stands for α, from 0 to 1.
+    ``loop.iterations`` sets an arm's length.
+    """
     repeats: int = 1
     """Judgments of every item; further ones differ a little."""
     both_orders: bool = False
-    """The base and the last iteration of the first run judged against each other, AlpacaEval and MT-Bench."""
+    """The base and the last iteration of the first run judged against each other, AlpacaEval and
+    MT-Bench.
+    """
     ranked: bool = False
     """The ranker scored AlpacaEval's answers."""
     weights: bool = False
@@ -69,8 +86,14 @@ class Synthetic:
         """(arm, what stands for its α, its iterations)."""
         if not self.axes:
             return [({"objective.alpha": alpha}, alpha, self.iterations) for alpha in self.alphas]
-        grid = [dict(zip(self.axes, point, strict=True)) for point in itertools.product(*self.axes.values())]
-        return [(arm, i / max(len(grid) - 1, 1), int(arm.get("loop.iterations", self.iterations))) for i, arm in enumerate(grid)]
+        grid = [
+            dict(zip(self.axes, point, strict=True))
+            for point in itertools.product(*self.axes.values())
+        ]
+        return [
+            (arm, i / max(len(grid) - 1, 1), int(arm.get("loop.iterations", self.iterations)))
+            for i, arm in enumerate(grid)
+        ]
 
 
 def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
@@ -78,20 +101,41 @@ def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
     spec = spec or Synthetic()
     writer = _Writer(root / "store", spec)
     arms = spec.arms()
-    runs = [writer.run(arm, strength, seed, iterations) for arm, strength, iterations in arms for seed in spec.seeds]
+    runs = [
+        writer.run(arm, strength, seed, iterations)
+        for arm, strength, iterations in arms
+        for seed in spec.seeds
+    ]
     declare = {
-        "primary": {"benchmark": "alpaca_eval", "metric": "length_controlled_win_rate", "iteration": "last"},
+        "primary": {
+            "benchmark": "alpaca_eval",
+            "metric": "length_controlled_win_rate",
+            "iteration": "last",
+        },
         "family": [],
-        "trend": {"benchmark": "diagnostics", "metric": "rhat_reference_samples", "iteration": 1, "axis": "objective.alpha", "expected": "falling"},
+        "trend": {
+            "benchmark": "diagnostics",
+            "metric": "rhat_reference_samples",
+            "iteration": 1,
+            "axis": "objective.alpha",
+            "expected": "falling",
+        },
         "pairwise": [],
         "completeness_bar": 0.99,
         **spec.declare,
     }
     manifest = {
         "schema": 1,
-        "study": {"name": spec.name, "question": "Does the exploration coefficient help?", "file": f"ablations/{spec.name}.yaml"},
+        "study": {
+            "name": spec.name,
+            "question": "Does the exploration coefficient help?",
+            "file": f"ablations/{spec.name}.yaml",
+        },
         "recipe": Recipe().model_dump(mode="json"),
-        "axes": {name: list(levels) for name, levels in (spec.axes or {"objective.alpha": spec.alphas}).items()},
+        "axes": {
+            name: list(levels)
+            for name, levels in (spec.axes or {"objective.alpha": spec.alphas}).items()
+        },
         "seeds": list(spec.seeds),
         "declare": declare,
         "baseline": arms[0][0],
@@ -102,12 +146,18 @@ def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
     }
     study = root / spec.name
     study.mkdir(parents=True, exist_ok=True)
-    (study / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    (study / "manifest.json").write_text(
+        json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8"
+    )
     return study, root / "store"
 
 
 def short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else re.sub(r"[\s,]+", "", str(value))
+    return (
+        f"{value:g}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else re.sub(r"[\s,]+", "", str(value))
+    )
 
 
 def run_name(arm: Mapping[str, Any], seed: int) -> str:
@@ -117,7 +167,10 @@ def run_name(arm: Mapping[str, Any], seed: int) -> str:
 def label(arm: Mapping[str, Any]) -> str:
     if set(arm) == {"arm"}:
         return str(arm["arm"])
-    return ", ".join(f"{name.rsplit('.', 1)[-1].replace('alpha', 'α')} = {short(value)}" for name, value in arm.items())
+    return ", ".join(
+        f"{name.rsplit('.', 1)[-1].replace('alpha', 'α')} = {short(value)}"
+        for name, value in arm.items()
+    )
 
 
 class _Writer:
@@ -125,33 +178,74 @@ class _Writer:
         self.store, self.spec = store, spec
         self.stages: dict[str, dict[str, Any]] = {}
         self.data = self.stage("data.pocket", {}, self.write_data)
-        self.base = self.stage("base.pocket", {"data": self.data}, lambda folder: {**self.write_model(folder, "base"), "tokens_trained": 1000.0})
-        self.benchmarks = self.stage("benchmarks.pocket", {"data": self.data, "base": self.base}, self.write_benchmarks)
+        self.base = self.stage(
+            "base.pocket",
+            {"data": self.data},
+            lambda folder: {**self.write_model(folder, "base"), "tokens_trained": 1000.0},
+        )
+        self.benchmarks = self.stage(
+            "benchmarks.pocket", {"data": self.data, "base": self.base}, self.write_benchmarks
+        )
 
-    # -- stages ----------------------------------------------------------------------------------------------
-    def stage(self, name: str, inputs: Mapping[str, str], write: Any, state: str = "done", tag: Sequence[Any] = ()) -> str:
+    # -- stages ------------------------------------------------------------------------------------
+    def stage(
+        self,
+        name: str,
+        inputs: Mapping[str, str],
+        write: Any,
+        state: str = "done",
+        tag: Sequence[Any] = (),
+    ) -> str:
         key = content_hash(name, dict(inputs), list(tag))
         if key in self.stages:
             return key
-        self.stages[key] = {"stage": name, "version": 1, "inputs": dict(inputs), "seconds_estimated": 1.0}
-        if any(not (self.store / "objects" / k[:2] / k / "record.json").exists() for k in inputs.values()):
+        self.stages[key] = {
+            "stage": name,
+            "version": 1,
+            "inputs": dict(inputs),
+            "seconds_estimated": 1.0,
+        }
+        if any(
+            not (self.store / "objects" / k[:2] / k / "record.json").exists()
+            for k in inputs.values()
+        ):
             return key  # waits for an input
         if state == "failed":
             path = self.store / "failed" / f"{key}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            reason = {"stage": name, "reason": "judge endpoint answered 401: the key was refused", "traceback": "", "attempts": 1}
+            reason = {
+                "stage": name,
+                "reason": "judge endpoint answered 401: the key was refused",
+                "traceback": "",
+                "attempts": 1,
+            }
             path.write_text(json.dumps(reason), encoding="utf-8")
         elif state in ("done", "partial"):
-            folder = self.store / "objects" / key[:2] / key if state == "done" else self.store / "partial" / key
+            folder = (
+                self.store / "objects" / key[:2] / key
+                if state == "done"
+                else self.store / "partial" / key
+            )
             folder.mkdir(parents=True, exist_ok=True)
             costs = dict(write(folder) or {})
-            files = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("model/*"))}
+            files = {
+                p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+                for p in sorted(folder.rglob("model/*"))
+            }
             record = {
-                "schema": 1, "key": key, "stage": name, "version": 1, "settings": {"stage": name}, "inputs": dict(inputs),
-                "input_hashes": {}, "files": files,
-                "rows": 1, "costs": {**costs, "seconds": 1.5}, "summary": {},
+                "schema": 1,
+                "key": key,
+                "stage": name,
+                "version": 1,
+                "settings": {"stage": name},
+                "inputs": dict(inputs),
+                "input_hashes": {},
+                "files": files,
+                "rows": 1,
+                "costs": {**costs, "seconds": 1.5},
+                "summary": {},
                 "environment": {"host": "h", "finished": 1.0, "versions": {"torch": "2.11"}},
-            }  # fmt: skip
+            }
             if state == "done":
                 (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
         return key
@@ -171,41 +265,90 @@ class _Writer:
         ]
         policy = self.base
         for iteration in range(1, length + 1):
-            rollout = self.stage("rollout", {"policy": policy, "data": self.data}, lambda folder: {"tokens_generated": 500.0}, tag=(seed, iteration))
+            rollout = self.stage(
+                "rollout",
+                {"policy": policy, "data": self.data},
+                lambda folder: {"tokens_generated": 500.0},
+                tag=(seed, iteration),
+            )
             rank = self.stage("rank", {"data": self.data, "rollout": rollout}, self.write_pairs)
-            reference = self.stage("reference", {"policy": policy, "pairs": rank}, lambda folder: {})
-            inputs = {"policy": policy, "reference_policy": policy, "pairs": rank, "reference": reference}
+            reference = self.stage(
+                "reference", {"policy": policy, "pairs": rank}, lambda folder: {}
+            )
+            inputs = {
+                "policy": policy,
+                "reference_policy": policy,
+                "pairs": rank,
+                "reference": reference,
+            }
             written = f"{short(alpha)} {seed} {iteration}"
             trained = self.stage(
-                "train", inputs, lambda folder, w=written: {**self.write_model(folder, w), "tokens_trained": 4000.0}, tag=(alpha, seed)
+                "train",
+                inputs,
+                lambda folder, w=written: {**self.write_model(folder, w), "tokens_trained": 4000.0},
+                tag=(alpha, seed),
             )
             made = {"rollout": rollout, "rank": rank, "reference": reference, "train": trained}
-            iterations.append({"iteration": iteration, "stages": {**made, **self.score(trained, alpha=alpha, seed=seed, iteration=iteration)}})
+            iterations.append(
+                {
+                    "iteration": iteration,
+                    "stages": {
+                        **made,
+                        **self.score(trained, alpha=alpha, seed=seed, iteration=iteration),
+                    },
+                }
+            )
             policy = trained
         beta, explores = 0.1, float(arm.get("objective.alpha", 0.0))
         return {
-            "run": run_name(arm, seed), "arm": dict(arm), "label": label(arm), "seed": seed, "twin": run_name(spec.arms()[0][0], seed),
-            "c": [0.0] + [explores * beta] * length, "kappa": [0.0] + [2 * explores] * length, "iterations": iterations,
-        }  # fmt: skip
+            "run": run_name(arm, seed),
+            "arm": dict(arm),
+            "label": label(arm),
+            "seed": seed,
+            "twin": run_name(spec.arms()[0][0], seed),
+            "c": [0.0] + [explores * beta] * length,
+            "kappa": [0.0] + [2 * explores] * length,
+            "iterations": iterations,
+        }
 
     def both_orders(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        """Judgments of the base (a) and the last checkpoint (b) in both orders; instructions 0, 4, 8, … flip, and the second place is liked."""
+        """Judgments of the base (a) and the last checkpoint (b) in both orders; instructions 0, 4,
+        8, … flip, and the second place is liked.
+        """
         a, b = (f"{run['run']}@{iteration}" for iteration in (0, self.spec.iterations))
 
         def verdicts(folder: Path, for_b: bool) -> dict[str, float]:
             rows = []
             for i in range(self.spec.instructions):
                 b_wins, switched = i % 3 > 0, i % 2 == 0
-                preference = 1.5 + (0.3 if b_wins == for_b else -0.3) if i % 4 else 1.5 + (0.3 if not switched else -0.3)
-                rows.append({"id": str(i), "repeat": 0, "preference": preference, "switched": switched, "status": "ok"})
+                preference = (
+                    1.5 + (0.3 if b_wins == for_b else -0.3)
+                    if i % 4
+                    else 1.5 + (0.3 if not switched else -0.3)
+                )
+                rows.append(
+                    {
+                        "id": str(i),
+                        "repeat": 0,
+                        "preference": preference,
+                        "switched": switched,
+                        "status": "ok",
+                    }
+                )
             write_jsonl(folder / "judgments.jsonl", rows)
             return {}
 
-        keys = [self.stage("judge.pairwise", {}, lambda f, w=for_b: verdicts(f, w), tag=(for_b,)) for for_b in (True, False)]
+        keys = [
+            self.stage("judge.pairwise", {}, lambda f, w=for_b: verdicts(f, w), tag=(for_b,))
+            for for_b in (True, False)
+        ]
         games = self.stage("judge.mt_bench_pairwise", {}, lambda f: {}, tag=("games",))
         record = self.store / "objects" / games[:2] / games / "record.json"
         outcomes = {"a": 3, "b": 5, "tie": 2, "inconsistent": 6}
-        record.write_text(json.dumps({**json.loads(record.read_text()), "summary": {"outcomes": outcomes}}), encoding="utf-8")
+        record.write_text(
+            json.dumps({**json.loads(record.read_text()), "summary": {"outcomes": outcomes}}),
+            encoding="utf-8",
+        )
         pairs = [{"a": a, "b": b, "key": keys[0]}, {"a": b, "b": a, "key": keys[1]}]
         return {"pairwise": pairs, "pairwise_mt_bench": [{"a": a, "b": b, "key": games}]}
 
@@ -213,36 +356,59 @@ class _Writer:
         spec, at = self.spec, (alpha, seed, iteration)
         last = spec.faults and iteration == spec.iterations and alpha == spec.alphas[-1]
         answer = self.stage(
-            "answer", {"policy": policy, "benchmarks": self.benchmarks, "data": self.data}, lambda f: self.write_answers(f, at), tag=(seed,)
+            "answer",
+            {"policy": policy, "benchmarks": self.benchmarks, "data": self.data},
+            lambda f: self.write_answers(f, at),
+            tag=(seed,),
         )
         judged = {"answer": answer, "benchmarks": self.benchmarks}
         broken = last and seed == spec.seeds[-1]
         keys = {
             "answer": answer,
             "judge.mt_bench": self.stage(
-                "judge.mt_bench", judged, lambda f: self.write_mt_bench(f, at, broken), state="partial" if broken else "done", tag=at
+                "judge.mt_bench",
+                judged,
+                lambda f: self.write_mt_bench(f, at, broken),
+                state="partial" if broken else "done",
+                tag=at,
             ),
             "judge.alpaca_eval": self.stage(
-                "judge.alpaca_eval", judged, lambda f: self.write_alpaca(f, at), state="failed" if last and seed == spec.seeds[0] else "done", tag=at
+                "judge.alpaca_eval",
+                judged,
+                lambda f: self.write_alpaca(f, at),
+                state="failed" if last and seed == spec.seeds[0] else "done",
+                tag=at,
             ),
             "academic": self.stage(
                 "academic",
                 {"policy": policy, "benchmarks": self.benchmarks},
                 lambda f: self.write_academic(f, at),
-                state="missing" if last and len(spec.seeds) > 1 and seed == spec.seeds[1] else "done",
+                state="missing"
+                if last and len(spec.seeds) > 1 and seed == spec.seeds[1]
+                else "done",
                 tag=at,
             ),
-            "heldout": self.stage("heldout", {"answer": answer, "data": self.data}, lambda f: self.write_heldout(f, at), tag=at),
+            "heldout": self.stage(
+                "heldout",
+                {"answer": answer, "data": self.data},
+                lambda f: self.write_heldout(f, at),
+                tag=at,
+            ),
         }
         if iteration:
             keys["diagnostics"] = self.stage(
-                "diagnostics", {"policy": policy, "base": self.base, "answer": answer}, lambda f: self.write_diagnostics(f, at), tag=at
+                "diagnostics",
+                {"policy": policy, "base": self.base, "answer": answer},
+                lambda f: self.write_diagnostics(f, at),
+                tag=at,
             )
         return keys
 
-    # -- draws -----------------------------------------------------------------------------------------------
+    # -- draws -------------------------------------------------------------------------------------
     def skill(self, at: tuple[float, int, int]) -> float:
-        """Between 0 and 1: rises over iterations, by α's effect at the last, with a seed's own luck."""
+        """Between 0 and 1: rises over iterations, by α's effect at the last, with a seed's own
+        luck.
+        """
         alpha, _, iteration = at
         luck = float(self.draw("seed", *at).normal(0, 0.01)) if iteration else 0.0
         gain = 0.1 * iteration + self.spec.effect * alpha * iteration / self.spec.iterations
@@ -251,7 +417,9 @@ class _Writer:
     def draw(self, *parts: Any) -> np.random.Generator:
         return np.random.default_rng(int(content_hash(*parts, length=15), 16))
 
-    def level(self, at: tuple[float, int, int], benchmark: str, item: str, spread: float = 0.2) -> float:
+    def level(
+        self, at: tuple[float, int, int], benchmark: str, item: str, spread: float = 0.2
+    ) -> float:
         """Skill plus the item's difficulty (shared by all) plus noise of this answer."""
         item_effect = float(self.draw(benchmark, item).normal(0, spread))
         noise = float(self.draw(benchmark, item, *at).normal(0, 0.05))
@@ -264,7 +432,7 @@ class _Writer:
             answer += " " + HOSTILE[number % len(HOSTILE)]
         return answer + "x" * (self.spec.long_answer if number % 7 == 0 else 0)
 
-    # -- files -----------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
     def write_model(self, folder: Path, content: str) -> dict[str, float]:
         if self.spec.weights:
             (folder / "model").mkdir(parents=True, exist_ok=True)
@@ -290,18 +458,40 @@ class _Writer:
         (folder / "mt_bench").mkdir(parents=True, exist_ok=True)
         (folder / "alpaca_eval").mkdir(parents=True, exist_ok=True)
         questions = [
-            {"question_id": 81 + i, "category": CATEGORIES[i % 8], "turns": [f"question {i}?", f"and then {i}?"]} for i in range(self.spec.questions)
+            {
+                "question_id": 81 + i,
+                "category": CATEGORIES[i % 8],
+                "turns": [f"question {i}?", f"and then {i}?"],
+            }
+            for i in range(self.spec.questions)
         ]
         write_jsonl(folder / "mt_bench" / "question.jsonl", questions)
         rows = [
-            {"id": str(i), "instruction": f"instruction {i}", "output": f"baseline {i}", "generator": "b", "dataset": "d"}
+            {
+                "id": str(i),
+                "instruction": f"instruction {i}",
+                "output": f"baseline {i}",
+                "generator": "b",
+                "dataset": "d",
+            }
             for i in range(self.spec.instructions)
         ]
         (folder / "alpaca_eval" / "eval.json").write_text(json.dumps(rows), encoding="utf-8")
         return {}
 
     def write_pairs(self, folder: Path) -> dict[str, float]:
-        write_jsonl(folder / "pairs.jsonl", [{"prompt_id": "train-0", "chosen": "good", "rejected": "bad", "explore": "y", "y_role": "loser"}])
+        write_jsonl(
+            folder / "pairs.jsonl",
+            [
+                {
+                    "prompt_id": "train-0",
+                    "chosen": "good",
+                    "rejected": "bad",
+                    "explore": "y",
+                    "y_role": "loser",
+                }
+            ],
+        )
         return {}
 
     def write_answers(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
@@ -309,22 +499,45 @@ class _Writer:
             rows = [
                 {
                     "question_id": 81 + i,
-                    "choices": [{"index": 0, "turns": [self.text(at, f"{81 + i}:1"), self.text(at, f"{81 + i}:2")]}],
+                    "choices": [
+                        {
+                            "index": 0,
+                            "turns": [self.text(at, f"{81 + i}:1"), self.text(at, f"{81 + i}:2")],
+                        }
+                    ],
                     "status": ["ok", "ok"],
                 }
                 for i in range(self.spec.questions)
             ]
             write_jsonl(folder / "mt_bench.jsonl", rows)
             alpaca = [
-                {"id": str(i), "instruction": f"instruction {i}", "output": self.text(at, f"a{i}"), "generator": "m", "dataset": "d", "status": "ok"}
+                {
+                    "id": str(i),
+                    "instruction": f"instruction {i}",
+                    "output": self.text(at, f"a{i}"),
+                    "generator": "m",
+                    "dataset": "d",
+                    "status": "ok",
+                }
                 for i in range(self.spec.instructions)
             ]
             (folder / "alpaca_eval.json").write_text(json.dumps(alpaca), encoding="utf-8")
-            names = [f"heldout-{i}" for i in range(self.spec.heldout)] + [f"ood-{i}" for i in range(self.spec.ood)]
-            write_jsonl(folder / "heldout.jsonl", [Response(n, s, self.text(at, n), (1, 2), "ok", s) for n in names for s in range(3)])
+            names = [f"heldout-{i}" for i in range(self.spec.heldout)] + [
+                f"ood-{i}" for i in range(self.spec.ood)
+            ]
+            write_jsonl(
+                folder / "heldout.jsonl",
+                [
+                    Response(n, s, self.text(at, n), (1, 2), "ok", s)
+                    for n in names
+                    for s in range(3)
+                ],
+            )
         return {"tokens_generated": 300.0}
 
-    def write_mt_bench(self, folder: Path, at: tuple[float, int, int], broken: bool) -> dict[str, float]:
+    def write_mt_bench(
+        self, folder: Path, at: tuple[float, int, int], broken: bool
+    ) -> dict[str, float]:
         scores, judged = [], []
         for i in range(self.spec.questions):
             for turn in (1, 2):
@@ -333,39 +546,99 @@ class _Writer:
                 value = None if failed else float(round(1 + 9 * self.level(at, "mt_bench", item)))
                 for r in range(self.spec.repeats):
                     again = value if value is None or (i + r) % 4 else value + r
-                    scores.append(Score("mt_bench", "1", item, str(81 + i), "rating", again, "error" if failed else "ok", "pocket-judge", r))
+                    scores.append(
+                        Score(
+                            "mt_bench",
+                            "1",
+                            item,
+                            str(81 + i),
+                            "rating",
+                            again,
+                            "error" if failed else "ok",
+                            "pocket-judge",
+                            r,
+                        )
+                    )
                 text = f"{self.text(at, item) if self.spec.hostile else 'A fair answer.'} Rating: [[{value}]]"
-                row = {"id": item, "repeat": 0, "key": "k", "text": text, "rating": value, "reason": "", "flags": []}
+                row = {
+                    "id": item,
+                    "repeat": 0,
+                    "key": "k",
+                    "text": text,
+                    "rating": value,
+                    "reason": "",
+                    "flags": [],
+                }
                 judged.append(
-                    {**row, "status": "error" if failed else "ok", "score_status": "error" if failed else "ok", "question_id": 81 + i, "turn": turn}
+                    {
+                        **row,
+                        "status": "error" if failed else "ok",
+                        "score_status": "error" if failed else "ok",
+                        "question_id": 81 + i,
+                        "turn": turn,
+                    }
                 )
         write_scores(folder / "scores.parquet", scores)
         write_jsonl(folder / "judgments.jsonl", judged)
-        values = {turn: [s.value for s in scores if s.value is not None and s.item.endswith(f":{turn}")] for turn in (1, 2)}
+        values = {
+            turn: [s.value for s in scores if s.value is not None and s.item.endswith(f":{turn}")]
+            for turn in (1, 2)
+        }
         everything = [value for part in values.values() for value in part]
-        summary = {"turn_1": float(np.mean(values[1])), "turn_2": float(np.mean(values[2])), "mean": float(np.mean(everything))}
-        (folder / "summary.json").write_text(json.dumps({**summary, "scored": len(everything), "expected": len(scores)}), encoding="utf-8")
-        return {"judge_calls": float(len(scores)), "judge_prompt_tokens": 900.0, "judge_completion_tokens": 90.0}
+        summary = {
+            "turn_1": float(np.mean(values[1])),
+            "turn_2": float(np.mean(values[2])),
+            "mean": float(np.mean(everything)),
+        }
+        (folder / "summary.json").write_text(
+            json.dumps({**summary, "scored": len(everything), "expected": len(scores)}),
+            encoding="utf-8",
+        )
+        return {
+            "judge_calls": float(len(scores)),
+            "judge_prompt_tokens": 900.0,
+            "judge_completion_tokens": 90.0,
+        }
 
     def write_alpaca(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
         scores, win = [], []
         for i in range(self.spec.instructions):
             level = 100 * self.level(at, "alpaca_eval", str(i))
             win.append(level)
-            for metric, value in (("win_rate", level), ("length_controlled_win_rate", level - 1.0), ("length", 50.0 + i + 5 * at[2])):
-                scores.append(Score("alpaca_eval", "2", str(i), str(i), metric, value, "ok", "pocket-judge"))
+            for metric, value in (
+                ("win_rate", level),
+                ("length_controlled_win_rate", level - 1.0),
+                ("length", 50.0 + i + 5 * at[2]),
+            ):
+                scores.append(
+                    Score("alpaca_eval", "2", str(i), str(i), metric, value, "ok", "pocket-judge")
+                )
         write_scores(folder / "scores.parquet", scores)
         write_jsonl(
             folder / "judgments.jsonl",
             [
-                {"id": str(i), "repeat": 0, "key": "k", "status": "ok", "text": "m", "preference": 1 + w / 100, "switched": False}
+                {
+                    "id": str(i),
+                    "repeat": 0,
+                    "key": "k",
+                    "status": "ok",
+                    "text": "m",
+                    "preference": 1 + w / 100,
+                    "switched": False,
+                }
                 for i, w in enumerate(win)
             ],
         )
         summary = {
-            "win_rate": float(np.mean(win)), "standard_error": 1.0, "length_controlled_win_rate": float(np.mean(win)) - 1.2, "lc_standard_error": 0.5,
-            "n_total": len(win), "expected": len(win), "avg_length": 60, "flags": [],
-        }  # fmt: skip
+            "win_rate": float(np.mean(win)),
+            "standard_error": 1.0,
+            "length_controlled_win_rate": float(np.mean(win)) - 1.2,
+            "lc_standard_error": 0.5,
+            "n_total": len(win),
+            "expected": len(win),
+            "avg_length": 60,
+            "flags": [],
+        }
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         return {"judge_calls": float(len(win))}
 
@@ -375,7 +648,9 @@ class _Writer:
             values = []
             for i in range(self.spec.task_items):
                 level = self.level(at, task, str(i))
-                value = 100 * level if task in ("truthfulqa_mc2", "eq_bench") else 100.0 * (level > 0.5)
+                value = (
+                    100 * level if task in ("truthfulqa_mc2", "eq_bench") else 100.0 * (level > 0.5)
+                )
                 values.append(value)
                 scores.append(Score(task, "1", f"{task}-{i}", f"{task}-{i}", "score", value))
             summary[task] = {"value": float(np.mean(values)), "stderr": 1.0, "n": len(values)}
@@ -385,31 +660,81 @@ class _Writer:
 
     def write_heldout(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
         scores = []
-        for benchmark, name, count in (("heldout", "heldout", self.spec.heldout), ("heldout_ood", "ood", self.spec.ood)):
+        for benchmark, name, count in (
+            ("heldout", "heldout", self.spec.heldout),
+            ("heldout_ood", "ood", self.spec.ood),
+        ):
             for i in range(count):
                 for metric in ("reward", "reward_sampled"):
                     item = f"{name}-{i}"
-                    scores.append(Score(benchmark, "1", item, item, metric, self.level(at, benchmark + metric, item)))
+                    scores.append(
+                        Score(
+                            benchmark,
+                            "1",
+                            item,
+                            item,
+                            metric,
+                            self.level(at, benchmark + metric, item),
+                        )
+                    )
         for i in range(self.spec.instructions if self.spec.ranked else 0):
-            scores.append(Score("ranker_alpaca_eval", "1", str(i), str(i), "reward_difference", float(i % 4) - 1.0, judge="oracle"))
+            scores.append(
+                Score(
+                    "ranker_alpaca_eval",
+                    "1",
+                    str(i),
+                    str(i),
+                    "reward_difference",
+                    float(i % 4) - 1.0,
+                    judge="oracle",
+                )
+            )
         write_scores(folder / "scores.parquet", scores)
         return {}
 
     def write_diagnostics(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
         alpha, _, iteration = at
         centre = {
-            "rhat_reference_samples": -0.2 - 0.5 * alpha, "kl_base": 0.3 * iteration + 0.4 * alpha, "kl_previous": 0.3 + 0.2 * alpha,
-            "kl_base_per_token": 0.05 * iteration, "entropy": 5 - iteration - alpha, "spearman_reward": 0.4 - 0.1 * alpha, "grad_ratio": alpha,
-            "displacement_chosen_train": 0.1 - alpha, "displacement_chosen_heldout": -0.1 - alpha, "displaced_share_heldout": 0.4, "distinct_2": 0.6,
-            "self_rouge": 0.5, "newness": 0.3 + 0.1 * alpha, "length_tokens": 12.0, "truncated_share": 0.02, "mode_coverage": 0.3 + 0.1 * alpha,
-            "unseen_mass": 0.2, "regret": 0.5 - 0.1 * iteration, "rhat_heldout_chosen": 0.1 - alpha, "rhat_heldout_rejected": -0.2 - alpha,
-            "implicit_reward_samples": 0.1 * iteration, "brier_pairs_heldout": 0.2, "rhat_y_winner": 0.1, "rhat_y_loser": -0.3, "grad_cosine": 0.1,
-        }  # fmt: skip
+            "rhat_reference_samples": -0.2 - 0.5 * alpha,
+            "kl_base": 0.3 * iteration + 0.4 * alpha,
+            "kl_previous": 0.3 + 0.2 * alpha,
+            "kl_base_per_token": 0.05 * iteration,
+            "entropy": 5 - iteration - alpha,
+            "spearman_reward": 0.4 - 0.1 * alpha,
+            "grad_ratio": alpha,
+            "displacement_chosen_train": 0.1 - alpha,
+            "displacement_chosen_heldout": -0.1 - alpha,
+            "displaced_share_heldout": 0.4,
+            "distinct_2": 0.6,
+            "self_rouge": 0.5,
+            "newness": 0.3 + 0.1 * alpha,
+            "length_tokens": 12.0,
+            "truncated_share": 0.02,
+            "mode_coverage": 0.3 + 0.1 * alpha,
+            "unseen_mass": 0.2,
+            "regret": 0.5 - 0.1 * iteration,
+            "rhat_heldout_chosen": 0.1 - alpha,
+            "rhat_heldout_rejected": -0.2 - alpha,
+            "implicit_reward_samples": 0.1 * iteration,
+            "brier_pairs_heldout": 0.2,
+            "rhat_y_winner": 0.1,
+            "rhat_y_loser": -0.3,
+            "grad_cosine": 0.1,
+        }
         scores = []
         for metric, mean in centre.items():
             trained_on = metric.endswith("_train") or metric.startswith("rhat_y")
             for i in range(self.spec.heldout):
                 item = f"train-{at[1]}-{i}" if trained_on else f"heldout-{i}"
-                scores.append(Score("diagnostics", "1", item, item, metric, mean + float(self.draw(metric, item, *at).normal(0, 0.1))))
+                scores.append(
+                    Score(
+                        "diagnostics",
+                        "1",
+                        item,
+                        item,
+                        metric,
+                        mean + float(self.draw(metric, item, *at).normal(0, 0.1)),
+                    )
+                )
         write_scores(folder / "scores.parquet", scores)
         return {}

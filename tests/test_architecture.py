@@ -1,4 +1,6 @@
-"""The import table of the house: stages do not import one another, data flows one way, analysis never touches torch."""
+"""The import table of the house: stages do not import one another, data flows one way, analysis
+never touches torch.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from harness.stages import STAGES
+from harness.engine.stages import STAGES
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "harness").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")])
 
-LIBRARY = {"records", "settings", "models", "generate", "logprobs", "head", "objectives", "batching", "yaml_strict", "step_metrics", "score_files"}
+LIBRARY = {
+    "records",
+    "settings",
+    "models",
+    "generate",
+    "logprobs",
+    "head",
+    "objectives",
+    "batching",
+    "yaml_strict",
+    "step_metrics",
+    "score_files",
+}
 """Modules any stage may import: they hold no stage."""
 STAGE_MODULES = {stage.function.partition(":")[0] for stage in STAGES.values()}
 ORDER = {"execute", "commands", "cli", "ray_executor", "tune"}
@@ -44,20 +58,31 @@ def same_room(a: str, b: str) -> bool:
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_stages_do_not_import_stages(path: Path) -> None:
     me = module_of(path)
-    if me in {"harness.stages"} or me.split(".")[-1] in ORDER:
+    if me in {"harness.engine.stages"} or me.split(".")[-1] in ORDER:
         return
-    others = {name for name in imports_of(path) if name in STAGE_MODULES and not same_room(name, me)}
-    assert not others or (me in ALLOWED and others <= ALLOWED[me]), f"{me} imports the stage {sorted(others)}"
+    others = {
+        name for name in imports_of(path) if name in STAGE_MODULES and not same_room(name, me)
+    }
+    assert not others or (me in ALLOWED and others <= ALLOWED[me]), (
+        f"{me} imports the stage {sorted(others)}"
+    )
 
 
 ALLOWED: dict[str, set[str]] = {}
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if "analysis" in p.relative_to(ROOT).parts[0]], ids=module_of)
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if "analysis" in p.relative_to(ROOT).parts[0]], ids=module_of
+)
 def test_analysis_reads_records_only(path: Path) -> None:
     ours = {name for name in imports_of(path) if name.startswith("harness")}
-    assert all(name.startswith(("harness.records", "harness.settings")) for name in ours), sorted(ours)
-    assert not any(name.split(".")[0] in {"torch", "transformers", "trl", "lm_eval", "alpaca_eval", "fastchat"} for name in imports_of(path))
+    assert all(name.startswith(("harness.records", "harness.study.settings")) for name in ours), (
+        sorted(ours)
+    )
+    assert not any(
+        name.split(".")[0] in {"torch", "transformers", "trl", "lm_eval", "alpaca_eval", "fastchat"}
+        for name in imports_of(path)
+    )
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "harness"], ids=module_of)
@@ -69,11 +94,22 @@ def test_the_harness_does_not_know_analysis(path: Path) -> None:
 
 def test_records_and_settings_import_nothing_of_ours() -> None:
     for name in ("records", "settings"):
-        assert not any(found.startswith(("harness", "analysis")) for found in imports_of(ROOT / "harness" / f"{name}.py"))
+        assert not any(
+            found.startswith(("harness", "analysis"))
+            for found in imports_of(ROOT / "harness" / f"{name}.py")
+        )
 
 
 @pytest.mark.parametrize(
-    "module", ["analysis.report", "analysis.stats", "harness.plan", "harness.objectives", "harness.cli", "harness.pocket.oracle"]
+    "module",
+    [
+        "analysis.report",
+        "analysis.stats",
+        "harness.engine.plan",
+        "harness.train.objectives",
+        "harness.cli",
+        "harness.pocket.oracle",
+    ],
 )
 def test_light_modules_do_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
@@ -89,7 +125,9 @@ def test_no_eval_no_pickle_no_global_seed(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in FORBIDDEN_CALLS or (name in SEEDING and path.stem == "fence"), f"{path}:{node.lineno} {name}"
+            assert name not in FORBIDDEN_CALLS or (name in SEEDING and path.stem == "fence"), (
+                f"{path}:{node.lineno} {name}"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
@@ -108,6 +146,11 @@ def test_every_stage_names_a_function_and_files_that_exist() -> None:
         path = path if path.exists() else path.with_suffix("") / "__init__.py"
         body = ast.parse(path.read_text()).body
         names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-        names |= {alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        names |= {
+            alias.asname or alias.name
+            for node in body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
         assert function in names, f"stage {name}: {stage.function}"
         assert all((ROOT / file).exists() for file in stage.modules), name

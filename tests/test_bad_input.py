@@ -1,4 +1,6 @@
-"""Bad input is told by ``selm run`` before any compute is spent: a clear message, and no stage that uses a model or a judge has started."""
+"""Bad input is told by ``selm run`` before any compute is spent: a clear message, and no stage that
+uses a model or a judge has started.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from harness.commands import prepare, run_study
-from harness.execute import Inline
-from harness.precheck import CHECKS, check_memory, device_memory, execute_checked
+from harness.cli.commands import prepare, run_study
+from harness.engine.execute import Inline
+from harness.engine.precheck import CHECKS, check_memory, device_memory, execute_checked
+from harness.engine.store import Store
+from harness.engine.worker import Result
 from harness.records import HarnessError, write_jsonl
-from harness.store import Store
-from harness.worker import Result
 from tests import tiny
-from tests.test_cost import commit
-from tests.test_recipes import RECIPES
+from tests.cost.test_cost import commit
+from tests.study.test_recipes import RECIPES
 
 STUDY = """
 name: bad
@@ -38,24 +40,46 @@ def study(tmp_path: Path) -> Path:
     """A study of own data whose policy is called CHECKPOINT; sound but for what a test breaks."""
     tiny.checkpoint(tmp_path / "policy")
     tiny.checkpoint(tmp_path / "ranker")
-    write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": f"Say {i}.", "chosen": f"{i}", "rejected": "no"} for i in range(12)])
+    write_jsonl(
+        tmp_path / "pairs.jsonl",
+        [{"prompt": f"Say {i}.", "chosen": f"{i}", "rejected": "no"} for i in range(12)],
+    )
     path = tmp_path / "bad.yaml"
-    path.write_text(STUDY.format(recipe=RECIPES / "pocket.yaml", folder=tmp_path).replace("CHECKPOINT", str(tmp_path / "policy")))
+    path.write_text(
+        STUDY.format(recipe=RECIPES / "pocket.yaml", folder=tmp_path).replace(
+            "CHECKPOINT", str(tmp_path / "policy")
+        )
+    )
     return path
 
 
-def told(study: Path, capsys: pytest.CaptureFixture[str], changes: Mapping[str, Any] | None = None) -> str:
-    """What the command says, one way or the other; no stage but the checking ones has a trace in the store."""
+def told(
+    study: Path, capsys: pytest.CaptureFixture[str], changes: Mapping[str, Any] | None = None
+) -> str:
+    """What the command says, one way or the other; no stage but the checking ones has a trace in
+    the store.
+    """
     folder, planned = study.parent, True
     try:
-        status = run_study(study, folder / "store", folder / "results", changes or {}, executor="inline", workers=1, report=False)
+        status = run_study(
+            study,
+            folder / "store",
+            folder / "results",
+            changes or {},
+            executor="inline",
+            workers=1,
+            report=False,
+        )
         assert status == 1
         output = " ".join("".join(capsys.readouterr()).split())
     except HarnessError as error:
         output, planned = str(error), False
     store = Store(folder / "store")
     started = {store.record(key).stage for key in store.all_keys()}
-    failed = {json.loads(path.read_text())["stage"] for path in (folder / "store" / "failed").rglob("*.json")}
+    failed = {
+        json.loads(path.read_text())["stage"]
+        for path in (folder / "store" / "failed").rglob("*.json")
+    }
     assert bool(failed) == planned
     assert started | failed <= set(CHECKS)
     return output
@@ -65,14 +89,21 @@ def pickled(folder: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    torch.save(load_file(folder / "policy" / "model.safetensors"), folder / "policy" / "pytorch_model.bin")
+    torch.save(
+        load_file(folder / "policy" / "model.safetensors"), folder / "policy" / "pytorch_model.bin"
+    )
     (folder / "policy" / "model.safetensors").unlink()
     return {}
 
 
 def own_code(folder: Path) -> dict[str, Any]:
     file = folder / "policy" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "made_up", "auto_map": {"AutoModelForCausalLM": "code.Model"}}))
+    file.write_text(
+        json.dumps(
+            json.loads(file.read_text())
+            | {"model_type": "made_up", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
+        )
+    )
     return {}
 
 
@@ -82,18 +113,45 @@ def without_columns(folder: Path) -> dict[str, Any]:
 
 
 CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
-    "missing folder": (lambda folder: {"model.source": str(folder / "nothing")}, ("nothing: no such file or folder",)),
-    "no checkpoint in the folder": (lambda folder: {"model.source": str(folder)}, ("no checkpoint (no config.json)",)),
-    "pickle-only weights": (pickled, ("pickle files (pytorch_model.bin)", "Convert them to safetensors", "model.pickle_weights:")),
-    "trust_remote_code needed": (own_code, ("needs code from the repository itself", "model.trust_remote_code:")),
-    "dataset without the columns": (without_columns, ("pairs.jsonl:1: no column 'chosen'", "this one has: bad, good, prompt")),
-    "fewer prompts than asked": (lambda folder: {"data.prompts": 9}, ("data.prompts asks for 9 prompts; there are 8 usable ones",)),
-    "missing data file": (lambda folder: {"data.path": str(folder / "none.jsonl")}, ("none.jsonl: no such file or folder",)),
+    "missing folder": (
+        lambda folder: {"model.source": str(folder / "nothing")},
+        ("nothing: no such file or folder",),
+    ),
+    "no checkpoint in the folder": (
+        lambda folder: {"model.source": str(folder)},
+        ("no checkpoint (no config.json)",),
+    ),
+    "pickle-only weights": (
+        pickled,
+        (
+            "pickle files (pytorch_model.bin)",
+            "Convert them to safetensors",
+            "model.pickle_weights:",
+        ),
+    ),
+    "trust_remote_code needed": (
+        own_code,
+        ("needs code from the repository itself", "model.trust_remote_code:"),
+    ),
+    "dataset without the columns": (
+        without_columns,
+        ("pairs.jsonl:1: no column 'chosen'", "this one has: bad, good, prompt"),
+    ),
+    "fewer prompts than asked": (
+        lambda folder: {"data.prompts": 9},
+        ("data.prompts asks for 9 prompts; there are 8 usable ones",),
+    ),
+    "missing data file": (
+        lambda folder: {"data.path": str(folder / "none.jsonl")},
+        ("none.jsonl: no such file or folder",),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_told_before_anything_computes(case: str, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_told_before_anything_computes(
+    case: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, texts = CASES[case]
     output = told(study, capsys, spoil(study.parent))
     for text in texts:
@@ -104,7 +162,9 @@ def hub_error(kind: str) -> Exception:
     import httpx
     from huggingface_hub import errors
 
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/owner/name"))
+    response = httpx.Response(
+        403, request=httpx.Request("GET", "https://huggingface.co/owner/name")
+    )
     if kind == "LocalEntryNotFoundError":
         return errors.LocalEntryNotFoundError("no route to the hub")
     found: Exception = getattr(errors, kind)("refused", response=response)
@@ -114,14 +174,22 @@ def hub_error(kind: str) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("GatedRepoError", "gated on the hub; accept its terms on its page and log in with `hf auth login`"),
+        (
+            "GatedRepoError",
+            "gated on the hub; accept its terms on its page and log in with `hf auth login`",
+        ),
         ("RepositoryNotFoundError", "no such model on the hub, or it is private"),
         ("LocalEntryNotFoundError", "the hub cannot be reached"),
     ],
 )
 @pytest.mark.parametrize("role", ["model.source", "ranker.model"])
 def test_hub_models_that_cannot_be_had(
-    role: str, kind: str, text: str, study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    role: str,
+    kind: str,
+    text: str,
+    study: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A ranker is needed long after the first rollout; it is missed before it all the same."""
 
@@ -132,7 +200,9 @@ def test_hub_models_that_cannot_be_had(
     assert text in told(study, capsys, {role: "owner/name"})
 
 
-def test_hub_data_that_cannot_be_had(study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_that_cannot_be_had(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise OSError("owner/data is a gated dataset")
 
@@ -142,31 +212,57 @@ def test_hub_data_that_cannot_be_had(study: Path, capsys: pytest.CaptureFixture[
     assert "hf auth login" in output
 
 
-# -- a GPU too small ------------------------------------------------------------------------------------------------------
+# -- a GPU too small -------------------------------------------------------------------------------
 
 
-def test_a_gpu_that_cannot_hold_the_model_is_refused_by_how_much(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """7.242 B parameters: 16 bytes each for weights, gradients and two moments are 115.9 GB, and rounded weights come on top."""
-    plan = prepare(study, {"model.source": "HuggingFaceH4/mistral-7b-sft-beta", "model.dtype": "bfloat16"})
-    with pytest.raises(HarnessError, match=r"does not fit: 1[3-9]\d\.\d GB before the first row, 80\.0 GB on a device.*Set training\.lora") as raised:
+def test_a_gpu_that_cannot_hold_the_model_is_refused_by_how_much(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7.242 B parameters: 16 bytes each for weights, gradients and two moments are 115.9 GB, and
+    rounded weights come on top.
+    """
+    plan = prepare(
+        study, {"model.source": "HuggingFaceH4/mistral-7b-sft-beta", "model.dtype": "bfloat16"}
+    )
+    with pytest.raises(
+        HarnessError,
+        match=r"does not fit: 1[3-9]\d\.\d GB before the first row, 80\.0 GB on a device.*Set "
+        r"training\.lora",
+    ) as raised:
         check_memory(plan, [80e9, 141e9])
     assert "7.24 B × 4 bytes = 29.0 GB" in str(raised.value)
     check_memory(plan, [400e9])
     check_memory(plan, [])
-    check_memory(prepare(study, {"model.source": "HuggingFaceH4/mistral-7b-sft-beta", "runtime.memory": "off"}), [1e9])
-    sharded = {"model.source": "HuggingFaceH4/mistral-7b-sft-beta", "runtime.processes": 8, "runtime.sharding": "fsdp", "model.dtype": "bfloat16",
-               "training.gradient_checkpointing": True}  # fmt: skip
+    check_memory(
+        prepare(
+            study, {"model.source": "HuggingFaceH4/mistral-7b-sft-beta", "runtime.memory": "off"}
+        ),
+        [1e9],
+    )
+    sharded = {
+        "model.source": "HuggingFaceH4/mistral-7b-sft-beta",
+        "runtime.processes": 8,
+        "runtime.sharding": "fsdp",
+        "model.dtype": "bfloat16",
+        "training.gradient_checkpointing": True,
+    }
     check_memory(prepare(study, sharded), [80e9] * 8)
 
 
-def test_the_run_asks_the_driver_first(study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.commands.device_memory", lambda: [1e6])
+def test_the_run_asks_the_driver_first(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.cli.commands.device_memory", lambda: [1e6])
     assert "on a device" in told(study, capsys)
 
 
-def test_the_drivers_answer_is_read_in_mebibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_drivers_answer_is_read_in_mebibytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\n[ "$1" = -i ] && [ "$2" != 0,1 ] && exit 6\necho 81559\necho 24576\n')
+    tool.write_text(
+        '#!/bin/sh\n[ "$1" = -i ] && [ "$2" != 0,1 ] && exit 6\necho 81559\necho 24576\n'
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -178,7 +274,7 @@ def test_the_drivers_answer_is_read_in_mebibytes(tmp_path: Path, monkeypatch: py
     assert device_memory() == []
 
 
-# -- the order -----------------------------------------------------------------------------------------------------------
+# -- the order -------------------------------------------------------------------------------------
 
 
 class Quick(Inline):
@@ -205,6 +301,11 @@ def test_the_checks_go_first_and_every_stage_is_counted_once(study: Path) -> Non
     checks = [node.stage for node in plan.nodes.values() if node.stage in CHECKS]
     assert len(checks) == 4
     assert sorted(quick.order[:4]) == sorted(checks)
-    assert (found.executed, found.reused, found.seconds, found.blocked) == (len(plan.nodes), 0, float(len(plan.nodes)), [])
+    assert (found.executed, found.reused, found.seconds, found.blocked) == (
+        len(plan.nodes),
+        0,
+        float(len(plan.nodes)),
+        [],
+    )
     again = execute_checked(plan, store, quick, lambda _event, _node, _result: None, ())
     assert (again.executed, again.reused) == (0, len(plan.nodes))

@@ -14,23 +14,36 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.commands import prepare
+from harness.cli.commands import prepare
+from harness.engine.store import Store
+from harness.engine.worker import merge, runtime_of
 from harness.records import StageTask
-from harness.store import Store
-from harness.worker import merge, runtime_of
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "tests" / "e2e.yaml"
 
 
 def selm(folder: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli", *arguments, "--store", str(folder / "store"), "--results", str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500, **options)  # type: ignore[call-overload,no-any-return]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        *arguments,
+        "--store",
+        str(folder / "store"),
+        "--results",
+        str(folder),
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500, **options
+    )  # type: ignore[call-overload,no-any-return]
 
 
 def at_store(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness.cli", *arguments, "--store", str(folder / "store")]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
+    )
 
 
 def run(folder: Path, *arguments: str, study: Path = STUDY) -> subprocess.CompletedProcess[str]:
@@ -44,7 +57,9 @@ def numbers(folder: Path) -> dict[str, str]:
         found[path.parent.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted((folder / "e2e" / "report").rglob("*.csv")):
         if "costs" not in path.name:
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(
+                path.read_bytes()
+            ).hexdigest()
     return found
 
 
@@ -63,7 +78,9 @@ def test_every_checkpoint_has_scores_of_every_benchmark(finished: Path) -> None:
     for each in manifest["runs"]:
         for iteration in each["iterations"]:
             for stage in ("judge.mt_bench", "judge.alpaca_eval", "academic", "heldout"):
-                scores = pd.read_parquet(store.folder(iteration["stages"][stage]) / "scores.parquet")
+                scores = pd.read_parquet(
+                    store.folder(iteration["stages"][stage]) / "scores.parquet"
+                )
                 assert len(scores) > 0
                 assert scores["value"].notna().sum() == (scores["status"] == "ok").sum()
 
@@ -107,16 +124,41 @@ main()
 
 def test_a_report_needs_no_training_package(finished: Path) -> None:
     arguments = ["report", "e2e", "--store", str(finished / "store"), "--results", str(finished)]
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TRAINING, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRAINING, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "report.md" in done.stdout
 
 
 @pytest.mark.slow
-def test_killed_at_five_moments_it_continues_to_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "harness.cli", "run", str(STUDY), "--store", str(tmp_path / "store"), "--results", str(tmp_path)]
+def test_killed_at_five_moments_it_continues_to_the_same_bytes(
+    finished: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "run",
+        str(STUDY),
+        "--store",
+        str(tmp_path / "store"),
+        "--results",
+        str(tmp_path),
+    ]
     for seconds in (4.0, 9.0, 12.0, 14.0, 17.0):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -137,28 +179,40 @@ def test_status_plan_and_show_speak_of_the_finished_study(finished: Path) -> Non
     assert "settings" in shown.stdout
 
 
-def test_alpha_zero_is_dpo_bit_for_bit_when_both_are_trained(finished: Path, tmp_path: Path) -> None:
+def test_alpha_zero_is_dpo_bit_for_bit_when_both_are_trained(
+    finished: Path, tmp_path: Path
+) -> None:
     """Bypasses the store and the plan's merging: SELM at α = 0 and DPO are both really trained."""
-    from harness.train import run as train
+    from harness.stages.train import run as train
 
     plan = prepare(STUDY, {})
     store = Store(finished / "store")
-    node = next(plan.nodes[r.iterations[1]["train"]] for r in plan.runs if r.cell.arm["objective.alpha"] == 0)
+    node = next(
+        plan.nodes[r.iterations[1]["train"]]
+        for r in plan.runs
+        if r.cell.arm["objective.alpha"] == 0
+    )
     inputs = {name: store.folder(key) for name, key in node.inputs.items()}
     digests = {}
     for name, objective in {"dpo": {"name": "dpo"}, "selm": {"name": "selm"}}.items():
-        settings = merge(node.settings, {"objective": {**node.settings["objective"], **objective, "alpha": 0.0}})
+        settings = merge(
+            node.settings, {"objective": {**node.settings["objective"], **objective, "alpha": 0.0}}
+        )
         out = tmp_path / name
         out.mkdir()
         train(StageTask("k" * 64, "train", settings, inputs, out, runtime_of(node.runtime)))
-        digests[name] = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
+        digests[name] = hashlib.sha256(
+            (out / "model" / "model.safetensors").read_bytes()
+        ).hexdigest()
     assert digests["dpo"] == digests["selm"]
     stored = store.record(node.key).files["model/model.safetensors"]
     assert digests["dpo"] == stored
 
 
-def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_them(finished: Path, tmp_path: Path) -> None:
-    from harness.rollout import run as rollout
+def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_them(
+    finished: Path, tmp_path: Path
+) -> None:
+    from harness.stages.rollout import run as rollout
 
     plan = prepare(STUDY, {})
     store = Store(finished / "store")
@@ -168,10 +222,22 @@ def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_t
     for seed in (0, 1):
         out = tmp_path / str(seed)
         out.mkdir()
-        rollout(StageTask("k" * 64, "rollout", {**node.settings, "seed": seed}, inputs, out, runtime_of(node.runtime)))
+        rollout(
+            StageTask(
+                "k" * 64,
+                "rollout",
+                {**node.settings, "seed": seed},
+                inputs,
+                out,
+                runtime_of(node.runtime),
+            )
+        )
         texts[seed] = ((out / "prompts.jsonl").read_bytes(), (out / "responses.jsonl").read_bytes())
     stored = store.folder(node.key)
-    assert texts[0] == ((stored / "prompts.jsonl").read_bytes(), (stored / "responses.jsonl").read_bytes())
+    assert texts[0] == (
+        (stored / "prompts.jsonl").read_bytes(),
+        (stored / "responses.jsonl").read_bytes(),
+    )
     assert texts[0][0] != texts[1][0]
     assert texts[0][1] != texts[1][1]
 
@@ -181,7 +247,11 @@ def test_a_failing_stage_is_reported_and_the_others_go_on(finished: Path, tmp_pa
 
     shutil.copytree(finished / "store", tmp_path / "store")
     failing = tmp_path / "failing.yaml"
-    text = STUDY.read_text().replace("../ablations", str(ROOT / "ablations")).replace("[0, 1]", "[0, 1, 0.5]")
+    text = (
+        STUDY.read_text()
+        .replace("../ablations", str(ROOT / "ablations"))
+        .replace("[0, 1]", "[0, 1, 0.5]")
+    )
     failing.write_text(text + "fail: {stage: train, arm.objective.alpha: 0.5}\n")
     done = run(tmp_path, study=failing)
     assert done.returncode == 1
@@ -203,7 +273,9 @@ def test_a_failing_stage_is_reported_and_the_others_go_on(finished: Path, tmp_pa
 def test_a_bad_study_exits_with_2_and_writes_nothing(tmp_path: Path, text: str, words: str) -> None:
     bad = tmp_path / "bad.yaml"
     body = STUDY.read_text().replace("../ablations", str(ROOT / "ablations"))
-    bad.write_text((body.split("set:")[0] + "seeds: [0]\n" if text.startswith("set") else body) + text + "\n")
+    bad.write_text(
+        (body.split("set:")[0] + "seeds: [0]\n" if text.startswith("set") else body) + text + "\n"
+    )
     done = run(tmp_path, study=bad)
     assert done.returncode == 2
     assert words in done.stderr

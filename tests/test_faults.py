@@ -1,4 +1,5 @@
-"""The 25 faults and bad inputs a trusted harness survives: each has tests, named in ``fault_cases``; those of the whole chain are here.
+"""The 25 faults and bad inputs a trusted harness survives: each has tests, named in
+``fault_cases``; those of the whole chain are here.
 
 Real libraries, the real executor and store, the local judge server with its fault switches.
 """
@@ -27,17 +28,19 @@ import torch
 from analysis.load import load_study as load_results
 from analysis.table import Table
 from analysis.tables import TABLES
-from harness import generate, tune, tune_open
-from harness.commands import fingerprints
-from harness.evaluate.journal import JOURNAL_NAME
-from harness.execute import Inline, execute
-from harness.plan import Plan, build_plan, stage_key
+from harness.cli.commands import fingerprints
+from harness.engine.execute import Inline, execute
+from harness.engine.plan import Plan, build_plan, stage_key
+from harness.engine.store import Store
+from harness.judge.journal import JOURNAL_NAME
+from harness.model import generate
 from harness.pocket import judge_server
 from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, write_jsonl
-from harness.store import Store
-from harness.study import compose
-from tests import test_tune, tiny
+from harness.study.study import compose
+from harness.tune import search as tune
+from harness.tune import storage as tune_open
+from tests.tune import test_tune, tiny
 from tests.fault_cases import CASES
 from tests.judged_world import ROOT, World, refusing
 from tests.tune_world import SEARCH, make_search
@@ -47,30 +50,48 @@ def test_every_case_has_tests_that_exist() -> None:
     assert list(CASES) == list(range(1, 26))
     known: set[str] = set()
     for path in (ROOT / "tests").glob("test_*.py"):
-        known |= {f"{path.stem}::{node.name}" for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        known |= {
+            f"{path.stem}::{node.name}"
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef)
+        }
     assert {name for _, names in CASES.values() for name in names} <= known
     assert all(names for _, names in CASES.values())
 
 
-# -- generation ------------------------------------------------------------------------------------------------------
+# -- generation ------------------------------------------------------------------------------------
 
 
 def answering_world(tmp_path: Path, url: str) -> World:
-    """A tiny checkpoint answers both judged benchmarks; the third instruction is much longer than the others."""
+    """A tiny checkpoint answers both judged benchmarks; the third instruction is much longer than
+    the others.
+    """
     world = World(tmp_path, url)
 
     def write_benchmarks(folder: Path) -> None:
         from tests.judged_world import benchmarks
 
         benchmarks(folder)
-        rows = [{"id": str(i), "instruction": f"Name {i} things" + " please" * 60 * (i == 2), "output": "ref", "generator": "b"} for i in range(4)]
+        rows = [
+            {
+                "id": str(i),
+                "instruction": f"Name {i} things" + " please" * 60 * (i == 2),
+                "output": "ref",
+                "generator": "b",
+            }
+            for i in range(4)
+        ]
         (folder / "alpaca_eval" / "eval.json").write_text(canonical_json(rows))
         (folder / "alpaca_eval" / "df_gamed.csv").unlink()
 
     inputs = {
-        "policy": world.commit("policy", "base.checkpoint", lambda folder: tiny.checkpoint(folder / "model")),
+        "policy": world.commit(
+            "policy", "base.checkpoint", lambda folder: tiny.checkpoint(folder / "model")
+        ),
         "benchmarks": world.commit("benchmarks", "benchmarks.files", write_benchmarks),
-        "data": world.commit("data", "data.files", lambda folder: write_jsonl(folder / "heldout.jsonl", [])),
+        "data": world.commit(
+            "data", "data.files", lambda folder: write_jsonl(folder / "heldout.jsonl", [])
+        ),
     }
     settings = {
         "seed": 0,
@@ -85,7 +106,9 @@ def answering_world(tmp_path: Path, url: str) -> World:
     return world
 
 
-def test_memory_runs_out_for_one_item_it_is_never_judged_and_the_next_run_makes_it_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_runs_out_for_one_item_it_is_never_judged_and_the_next_run_makes_it_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, sizes = generate._decode, []
 
     def small(policy: Any, requests: list[Any]) -> Any:
@@ -110,14 +133,20 @@ def test_memory_runs_out_for_one_item_it_is_never_judged_and_the_next_run_makes_
         assert world.walk().exit_status == 0
         again = world.rows(world.keys["judge.alpaca_eval"])
         assert again["2"]["status"] != "error"
-        assert {name: row for name, row in again.items() if name != "2"} == {name: row for name, row in rows.items() if name != "2"}
-        assert server.counters["calls"] - calls == (again["2"]["status"] == "ok"), "only the item that failed is asked"
+        assert {name: row for name, row in again.items() if name != "2"} == {
+            name: row for name, row in rows.items() if name != "2"
+        }
+        assert server.counters["calls"] - calls == (again["2"]["status"] == "ok"), (
+            "only the item that failed is asked"
+        )
 
 
-# -- the judge -------------------------------------------------------------------------------------------------------
+# -- the judge -------------------------------------------------------------------------------------
 
 
-def test_a_partly_judged_set_is_incomplete_with_bounds_and_the_next_run_completes_it(tmp_path: Path) -> None:
+def test_a_partly_judged_set_is_incomplete_with_bounds_and_the_next_run_completes_it(
+    tmp_path: Path,
+) -> None:
     with serve(script=refusing("reply 82-2")) as server:
         world = World(tmp_path, server.base_url)
         key = world.judged()
@@ -127,14 +156,22 @@ def test_a_partly_judged_set_is_incomplete_with_bounds_and_the_next_run_complete
     table = TABLES["table_1"](load_results(world.results / "faults", world.store.root))
     assert isinstance(table, Table)
     cell = table.rows[0].cells[table.columns.index("MT-Bench mean")]
-    assert cell == "INCOMPLETE (7 of 8) 6.25–7.38"  # seven times 7, and the missing one at 1 or at 10
+    assert (
+        cell == "INCOMPLETE (7 of 8) 6.25–7.38"
+    )  # seven times 7, and the missing one at 1 or at 10
     assert "INCOMPLETE (7 of 8)" in world.report()
     with serve(script=refusing()) as server:
         world.runtime["pocket_judge_url"] = server.base_url
         assert world.run() == 0
         assert server.counters["calls"] == 1, "what was judged is not asked again, what failed is"
         assert "INCOMPLETE (" not in world.report()
-        written = {path: path.read_bytes() for path in [*world.store.folder(key).iterdir(), world.results / "faults" / "report" / "report.md"]}
+        written = {
+            path: path.read_bytes()
+            for path in [
+                *world.store.folder(key).iterdir(),
+                world.results / "faults" / "report" / "report.md",
+            ]
+        }
         assert world.run() == 0
         assert server.counters["calls"] == 1
         assert {path: path.read_bytes() for path in written} == written
@@ -150,10 +187,16 @@ def test_equal_scores_of_one_seed_have_no_zero_width_interval(tmp_path: Path) ->
     assert table.rows[0].cells[table.columns.index("MT-Bench mean")] == "7.00 ± –"
 
 
-@pytest.mark.parametrize(("faults", "words"), [
-    (FaultRates(unauthorized=1.0), "invalid_api_key"), (FaultRates(calls_before_quota=3), "insufficient_quota"),
-])  # fmt: skip
-def test_a_refused_key_or_quota_fails_the_stage_at_once_and_the_next_run_goes_on(tmp_path: Path, faults: FaultRates, words: str) -> None:
+@pytest.mark.parametrize(
+    ("faults", "words"),
+    [
+        (FaultRates(unauthorized=1.0), "invalid_api_key"),
+        (FaultRates(calls_before_quota=3), "insufficient_quota"),
+    ],
+)
+def test_a_refused_key_or_quota_fails_the_stage_at_once_and_the_next_run_goes_on(
+    tmp_path: Path, faults: FaultRates, words: str
+) -> None:
     with serve(faults=faults, script=refusing()) as server:
         world = World(tmp_path, server.base_url, judge_concurrency=1)
         key = world.judged()
@@ -180,7 +223,9 @@ def test_every_kind_of_missing_verdict_is_counted_in_the_tables(tmp_path: Path) 
         world = World(tmp_path, server.base_url)
         key = world.judged()
         assert world.run() == 3
-        statuses = {item: row["status"] for item, row in world.rows(key).items() if row["status"] != "ok"}
+        statuses = {
+            item: row["status"] for item, row in world.rows(key).items() if row["status"] != "ok"
+        }
         assert statuses == {"81:2": "unparsed", "83:2": "error"}
     table = TABLES["completeness"](load_results(world.results / "faults", world.store.root))
     assert isinstance(table, Table)
@@ -188,29 +233,39 @@ def test_every_kind_of_missing_verdict_is_counted_in_the_tables(tmp_path: Path) 
     assert "6/8 (1 error, 1 unparsed)" in world.report()
 
 
-def test_a_changed_judge_behind_the_same_name_fails_the_stage_with_both_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_judge_behind_the_same_name_fails_the_stage_with_both_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serve(script=refusing("reply 84-2")) as server:
         world = World(tmp_path, server.base_url)
         key = world.judged()
         assert world.walk().exit_status == 3
         before = world.judgments(key)
         real = judge_server._completion
-        monkeypatch.setattr(judge_server, "_completion", lambda *given: {**real(*given), "model": "pocket-judge-2"})
+        monkeypatch.setattr(
+            judge_server, "_completion", lambda *given: {**real(*given), "model": "pocket-judge-2"}
+        )
         server.script = refusing()
         summary = world.walk()
     assert summary.exit_status == 1
     assert "'pocket-judge', this one from 'pocket-judge-2'" in summary.failed[key]
     world.store.open()
-    assert [row for row in world.judgments(key) if row["status"] == "ok"] == [row for row in before if row["status"] == "ok"]
+    assert [row for row in world.judgments(key) if row["status"] == "ok"] == [
+        row for row in before if row["status"] == "ok"
+    ]
 
 
-def test_another_reference_set_is_another_stage_and_the_report_refuses_to_mix_them(tmp_path: Path) -> None:
+def test_another_reference_set_is_another_stage_and_the_report_refuses_to_mix_them(
+    tmp_path: Path,
+) -> None:
     with serve(script=refusing()) as server:
         world = World(tmp_path, server.base_url)
         first, second = world.judged(reference_set="first"), world.judged(reference_set="second")
         assert first != second
         assert world.run() == 0
-    versions = [next(iter(world.rows(key).values()))["benchmark_version"] for key in (first, second)]
+    versions = [
+        next(iter(world.rows(key).values()))["benchmark_version"] for key in (first, second)
+    ]
     assert "references:first@" in versions[0]
     assert "references:second@" in versions[1]
     mixed = pq.read_table(world.store.folder(first) / "scores.parquet").to_pylist()
@@ -218,14 +273,18 @@ def test_another_reference_set_is_another_stage_and_the_report_refuses_to_mix_th
     import pyarrow as pa
 
     pq.write_table(pa.Table.from_pylist(mixed), world.store.folder(second) / "scores.parquet")
-    with pytest.raises(HarnessError, match=r"mixes .*references:first@[0-9a-f]{12}.*references:second@[0-9a-f]{12}"):
+    with pytest.raises(
+        HarnessError, match=r"mixes .*references:first@[0-9a-f]{12}.*references:second@[0-9a-f]{12}"
+    ):
         TABLES["table_1"](load_results(world.results / "faults", world.store.root))
 
 
-# -- disk, processes, keys -------------------------------------------------------------------------------------------
+# -- disk, processes, keys -------------------------------------------------------------------------
 
 
-def test_a_full_disk_fails_the_stage_keeps_what_was_paid_for_and_the_old_manifest(tmp_path: Path) -> None:
+def test_a_full_disk_fails_the_stage_keeps_what_was_paid_for_and_the_old_manifest(
+    tmp_path: Path,
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with serve(script=refusing(text="x" * 3000 + " Rating: [[7]]")) as server:
         world = World(tmp_path, server.base_url, judge_concurrency=1)
@@ -237,7 +296,9 @@ def test_a_full_disk_fails_the_stage_keeps_what_was_paid_for_and_the_old_manifes
             resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
             summary = world.walk()
             resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
-            with pytest.raises(HarnessError, match=r"manifest\.json: cannot be written .*the old file is intact"):
+            with pytest.raises(
+                HarnessError, match=r"manifest\.json: cannot be written .*the old file is intact"
+            ):
                 world.run()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -248,7 +309,9 @@ def test_a_full_disk_fails_the_stage_keeps_what_was_paid_for_and_the_old_manifes
         calls = server.counters["calls"]
         assert 3 <= calls < 8
         assert world.run() == 0
-        assert 8 < server.counters["calls"] <= 8 + 2, "asked again: only what could not be written, and one call under way when it stopped"
+        assert 8 < server.counters["calls"] <= 8 + 2, (
+            "asked again: only what could not be written, and one call under way when it stopped"
+        )
     assert {row["value"] for row in world.rows(key).values()} == {7.0}
 
 
@@ -263,7 +326,10 @@ def test_two_processes_on_one_store_ask_once_and_commit_once(tmp_path: Path) -> 
     with serve(script=refusing(), faults=FaultRates(latency_s=0.3)) as server:
         world = World(tmp_path, server.base_url, judge_concurrency=1)
         key = world.judged()
-        processes = [context.Process(target=walk_apart, args=(str(world.store.root), world.plan, queue)) for _ in range(2)]
+        processes = [
+            context.Process(target=walk_apart, args=(str(world.store.root), world.plan, queue))
+            for _ in range(2)
+        ]
         for process in processes:
             process.start()
         ended = [queue.get(timeout=120) for _ in processes]
@@ -272,11 +338,15 @@ def test_two_processes_on_one_store_ask_once_and_commit_once(tmp_path: Path) -> 
         assert ended == [0, 0]
         assert server.counters["calls"] == 8
     rows = pq.read_table(world.store.folder(key) / "scores.parquet").to_pylist()
-    assert sorted(row["item"] for row in rows) == sorted(f"{n}:{turn}" for n in (81, 82, 83, 84) for turn in (1, 2))
+    assert sorted(row["item"] for row in rows) == sorted(
+        f"{n}:{turn}" for n in (81, 82, 83, 84) for turn in (1, 2)
+    )
     assert world.store.verify() == []
 
 
-def test_a_changed_setting_code_version_or_file_is_a_new_key_and_old_rows_stay(tmp_path: Path) -> None:
+def test_a_changed_setting_code_version_or_file_is_a_new_key_and_old_rows_stay(
+    tmp_path: Path,
+) -> None:
     settings, inputs = {"judge": {"model": "a"}}, {"answer": "1", "benchmarks": "2"}
     keys = [
         stage_key("judge.mt_bench", 1, settings, inputs),
@@ -295,17 +365,30 @@ def test_a_changed_setting_code_version_or_file_is_a_new_key_and_old_rows_stay(t
         assert (new != old, summary.executed, server.counters["calls"]) == (True, 1, 16)
     assert {path: path.read_bytes() for path in written} == written
     pairs, plans = tmp_path / "pairs.jsonl", []
-    changes = {"data.path": str(pairs), "model.source": str(tiny.checkpoint(tmp_path / "model")), "ranker.model": str(tmp_path / "model")}
+    changes = {
+        "data.path": str(pairs),
+        "model.source": str(tiny.checkpoint(tmp_path / "model")),
+        "ranker.model": str(tmp_path / "model"),
+    }
     for text in ("a", "b"):
         write_jsonl(pairs, [{"prompt": text, "chosen": "good", "rejected": "bad"}])
-        study = compose(ROOT / "ablations" / "own_data.yaml", "t", "own_data", {**changes, "evaluation.benchmarks": ["heldout"]}, {"x": {}}, [0])
+        study = compose(
+            ROOT / "ablations" / "own_data.yaml",
+            "t",
+            "own_data",
+            {**changes, "evaluation.benchmarks": ["heldout"]},
+            {"x": {}},
+            [0],
+        )
         plans.append(build_plan(study, fingerprints(study)))
     by_stage = [{node.stage: key for key, node in plan.nodes.items()} for plan in plans]
     same = {stage for stage in by_stage[0] if by_stage[0][stage] == by_stage[1][stage]}
-    assert same == {"base.checkpoint", "benchmarks.files"}, "another data file: everything that reads it is made anew"
+    assert same == {"base.checkpoint", "benchmarks.files"}, (
+        "another data file: everything that reads it is made anew"
+    )
 
 
-# -- searches --------------------------------------------------------------------------------------------------------
+# -- searches --------------------------------------------------------------------------------------
 
 world = test_tune.world
 
@@ -317,7 +400,9 @@ print("running", flush=True); time.sleep(600)
 """
 
 
-def test_a_killed_trial_is_tried_again_and_the_search_goes_on(tmp_path: Path, world: test_tune.World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_trial_is_tried_again_and_the_search_goes_on(
+    tmp_path: Path, world: test_tune.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tune_open, "HEARTBEAT_S", 1)
     monkeypatch.setattr(tune_open, "GRACE_S", 2)
     asked = make_search(tmp_path, SEARCH + "pruner: none\n")
@@ -332,20 +417,28 @@ def test_a_killed_trial_is_tried_again_and_the_search_goes_on(tmp_path: Path, wo
     states = Counter(trial.state.name for trial in study.trials)
     assert states == {"FAIL": 1, "COMPLETE": 4}, "the killed one, and the budget"
     assert "died or was stopped; queued again" in study.user_attrs["lost"]["0"]
-    assert any(trial.system_attrs.get("retry_history") == [0] for trial in study.trials if trial.state.name == "COMPLETE")
+    assert any(
+        trial.system_attrs.get("retry_history") == [0]
+        for trial in study.trials
+        if trial.state.name == "COMPLETE"
+    )
 
 
-def test_an_infinite_objective_is_a_failed_trial_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_infinite_objective_is_a_failed_trial_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow as pa
 
     def infinite(task: StageTask) -> StageOutcome:
         write_jsonl(task.out / "rows.jsonl", [])
         if task.stage == "heldout":
-            table = pa.table({"benchmark": ["heldout"], "metric": ["reward"], "value": [float("inf")]})
+            table = pa.table(
+                {"benchmark": ["heldout"], "metric": ["reward"], "value": [float("inf")]}
+            )
             pq.write_table(table, task.out / "scores.parquet")
         return StageOutcome(1)
 
-    monkeypatch.setattr("harness.worker.function_of", lambda stage: infinite)
+    monkeypatch.setattr("harness.engine.worker.function_of", lambda stage: infinite)
     asked = make_search(tmp_path, SEARCH + "pruner: none\n")
     tune.work(asked)
     study = tune_open.open_study(asked)
@@ -361,7 +454,9 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, world: test_tune.World)
     locked = threading.Event()
 
     def hold() -> None:
-        with sqlite3.connect(tmp_path / "optuna.db", timeout=30, isolation_level=None) as connection:
+        with sqlite3.connect(
+            tmp_path / "optuna.db", timeout=30, isolation_level=None
+        ) as connection:
             connection.execute("BEGIN EXCLUSIVE")
             locked.set()
             time.sleep(1.5)
@@ -372,4 +467,6 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, world: test_tune.World)
     assert locked.wait(30)
     tune.work(asked)
     holder.join()
-    assert [trial.state for trial in tune_open.open_study(asked).trials] == [optuna.trial.TrialState.COMPLETE] * 4
+    assert [trial.state for trial in tune_open.open_study(asked).trials] == [
+        optuna.trial.TrialState.COMPLETE
+    ] * 4

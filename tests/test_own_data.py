@@ -1,4 +1,6 @@
-"""Nothing of the pocket world: real preference text, a checkpoint folder, a trained reward model, the real benchmark question files."""
+"""Nothing of the pocket world: real preference text, a checkpoint folder, a trained reward model,
+the real benchmark question files.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.data import file_rows, prompts_of
+from harness.engine.store import Store
 from harness.records import Prompt
-from harness.store import Store
+from harness.stages.data import file_rows, prompts_of
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 
 
 def start_model(folder: Path, prompts: list[Prompt]) -> Path:
-    """A small Llama with its own tokenizer and template, trained by SFTTrainer on the chosen answers."""
+    """A small Llama with its own tokenizer and template, trained by SFTTrainer on the chosen
+    answers.
+    """
     import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +47,17 @@ def start_model(folder: Path, prompts: list[Prompt]) -> Path:
                 save_strategy="no",
                 disable_tqdm=True,
             ),
-            train_dataset=Dataset.from_list([{"messages": [*map(dict, p.messages), {"role": "assistant", "content": p.chosen}]} for p in prompts]),
+            train_dataset=Dataset.from_list(
+                [
+                    {
+                        "messages": [
+                            *map(dict, p.messages),
+                            {"role": "assistant", "content": p.chosen},
+                        ]
+                    }
+                    for p in prompts
+                ]
+            ),
             processing_class=made,
         )
         trainer.train()
@@ -87,16 +101,22 @@ def test_the_chain_runs_on_real_text(shared_data: Path, tmp_path: Path) -> None:
         str(tmp_path),
         *overrides,
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     manifest = json.loads((tmp_path / "own_data" / "manifest.json").read_text())
     store = Store(tmp_path / "store")
     assert not any("pocket" in node["stage"] for node in manifest["stages"].values())
     for run in manifest["runs"]:
         for iteration in run["iterations"]:
-            ratings = pd.read_parquet(store.folder(iteration["stages"]["judge.mt_bench"]) / "scores.parquet")
+            ratings = pd.read_parquet(
+                store.folder(iteration["stages"]["judge.mt_bench"]) / "scores.parquet"
+            )
             assert len(ratings) == 16
-            wins = pd.read_parquet(store.folder(iteration["stages"]["judge.alpaca_eval"]) / "scores.parquet")
+            wins = pd.read_parquet(
+                store.folder(iteration["stages"]["judge.alpaca_eval"]) / "scores.parquet"
+            )
             assert (wins["metric"] == "win_rate").sum() == 12
     report = (tmp_path / "own_data" / "report" / "report.md").read_text()
     assert "Table 1" in report

@@ -1,7 +1,9 @@
-"""Every recipe of a real model runs whole on the CPU with a shape double: its architecture, special tokens and template, tiny.
+"""Every recipe of a real model runs whole on the CPU with a shape double: its architecture, special
+tokens and template, tiny.
 
-Only the keys of ``recipe_double.yaml`` and paths differ from the recipe; the batch, the schedule, the template, the lengths, the
-warm-up iteration, LoRA and gradient checkpointing are the recipe's own.
+Only the keys of ``recipe_double.yaml`` and paths differ from the recipe; the batch, the schedule,
+the template, the lengths, the warm-up iteration, LoRA and gradient checkpointing are the recipe's
+own.
 """
 
 from __future__ import annotations
@@ -17,18 +19,37 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.settings import Recipe
-from harness.store import Store
-from harness.study import load_study
+from harness.engine.store import Store
+from harness.study.settings import Recipe
+from harness.study.study import load_study
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES
-from tests.test_recipes import RECIPES, recipe
+from tests.study.test_recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parent.parent
-SHAPES = {"zephyr-7b": ("mistral", "zephyr"), "llama-3-8b": ("llama", "llama3"), "phi-3-mini": ("phi3", "phi3"), "small-1b-lora": ("qwen3", "chatml")}
+SHAPES = {
+    "zephyr-7b": ("mistral", "zephyr"),
+    "llama-3-8b": ("llama", "llama3"),
+    "phi-3-mini": ("phi3", "phi3"),
+    "small-1b-lora": ("qwen3", "chatml"),
+}
 MAY_DIFFER = (
-    *("model.", "data.", "ranker.", "ranker_training.", "judge.", "evaluation.", "runtime.generation_backend"),
-    *("loop.iterations", "loop.prompts_per_iteration", "diagnostics.prompts", "diagnostics.max_new_tokens", "exploration.max_new_tokens"),
+    *(
+        "model.",
+        "data.",
+        "ranker.",
+        "ranker_training.",
+        "judge.",
+        "evaluation.",
+        "runtime.generation_backend",
+    ),
+    *(
+        "loop.iterations",
+        "loop.prompts_per_iteration",
+        "diagnostics.prompts",
+        "diagnostics.max_new_tokens",
+        "exploration.max_new_tokens",
+    ),
 )
 STAYS = {"model.chat_template", "evaluation.iterations", "evaluation.heldout_samples"}
 
@@ -36,14 +57,20 @@ STAYS = {"model.chat_template", "evaluation.iterations", "evaluation.heldout_sam
 def double_study(name: str, folder: Path, shared: Path) -> Path:
     """The study file of a recipe's double, with its checkpoint and data below ``folder``."""
     architecture, style = SHAPES[name]
-    start = tiny.checkpoint(folder / "start", architecture, style, max_position_embeddings=4096, initializer_range=0.05)
+    start = tiny.checkpoint(
+        folder / "start", architecture, style, max_position_embeddings=4096, initializer_range=0.05
+    )
     rows = []
-    with gzip.open(shared / "preferences" / "hh_helpful_base_test.jsonl.gz", "rt", encoding="utf-8") as handle:
+    with gzip.open(
+        shared / "preferences" / "hh_helpful_base_test.jsonl.gz", "rt", encoding="utf-8"
+    ) as handle:
         for line in handle:
             row = json.loads(line)
             if len(row["chosen"]) + len(row["rejected"]) < 800:
                 rows.append(row)
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:48]), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows[:48]), encoding="utf-8"
+    )
     changes = yaml.safe_load((ROOT / "tests" / "recipe_double.yaml").read_text(encoding="utf-8"))
     bench, alpaca, mt = changes["evaluation"], shared / "alpaca_eval", shared / "mt_bench"
     changes["model"]["source"], changes["data"]["path"] = str(start), str(folder / "pairs.jsonl")
@@ -56,7 +83,9 @@ def double_study(name: str, folder: Path, shared: Path) -> Path:
         "instructions": str(alpaca / "gpt4_1106_preview" / "model_outputs.json"),
         "gamed_baseline": str(alpaca / "df_gamed_reconstructed.csv"),
     }
-    bench["academic"]["data"] = {column: str(shared / "academic" / file) for column, file in ACADEMIC_FILES.items()}
+    bench["academic"]["data"] = {
+        column: str(shared / "academic" / file) for column, file in ACADEMIC_FILES.items()
+    }
     study = {"name": name, "recipe": str(RECIPES / f"{name}.yaml"), "set": changes, "seeds": [42]}
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(study), encoding="utf-8")
@@ -68,7 +97,11 @@ def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in settings.items():
         inner = isinstance(value, dict) and key not in ("data", "shots", "params", "lora")
-        found |= flat(value, f"{prefix}{key}.") if inner or (key == "data" and not prefix) else {f"{prefix}{key}": value}
+        found |= (
+            flat(value, f"{prefix}{key}.")
+            if inner or (key == "data" and not prefix)
+            else {f"{prefix}{key}": value}
+        )
     return found
 
 
@@ -80,26 +113,55 @@ def changed(ours: Recipe, original: Recipe) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_recipe_runs_whole_with_a_double_of_its_shape(name: str, shared_data: Path, tmp_path: Path) -> None:
+def test_a_recipe_runs_whole_with_a_double_of_its_shape(
+    name: str, shared_data: Path, tmp_path: Path
+) -> None:
     study = double_study(name, tmp_path, shared_data)
     differ = changed(load_study(study).base, recipe(name))
     assert all(key.startswith(MAY_DIFFER) and key not in STAYS for key in differ), differ
-    command = [sys.executable, "-m", "harness.cli", "run", str(study), "--executor", "inline", "--store", str(tmp_path / "store")]
-    done = subprocess.run([*command, "--results", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "run",
+        str(study),
+        "--executor",
+        "inline",
+        "--store",
+        str(tmp_path / "store"),
+    ]
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    manifest, store = json.loads((tmp_path / name / "manifest.json").read_text()), Store(tmp_path / "store")
+    manifest, store = (
+        json.loads((tmp_path / name / "manifest.json").read_text()),
+        Store(tmp_path / "store"),
+    )
     iterations = manifest["runs"][0]["iterations"]
     assert len(iterations) == 1 + 2 + (name == "zephyr-7b")
     for number, iteration in enumerate(iterations):
         for stage in ("judge.mt_bench", "judge.alpaca_eval", "heldout", "academic"):
             if stage in iteration["stages"]:
-                scores = pd.read_parquet(store.folder(iteration["stages"][stage]) / "scores.parquet")
+                scores = pd.read_parquet(
+                    store.folder(iteration["stages"][stage]) / "scores.parquet"
+                )
                 assert len(scores) > 0, (stage, number)
-                assert stage != "academic" or scores.groupby("benchmark").size().to_dict() == dict.fromkeys(ACADEMIC_FILES, 2)
+                assert stage != "academic" or scores.groupby(
+                    "benchmark"
+                ).size().to_dict() == dict.fromkeys(ACADEMIC_FILES, 2)
     first, last = (store.folder(iterations[n]["stages"]["train"]) for n in (1, -1))
     steps = [json.loads(line) for line in (last / "steps.jsonl").read_text().splitlines()]
     assert steps and all(step["loss"] is not None for step in steps)
-    objectives = [store.record(iteration["stages"]["train"]).settings["objective"]["name"] for iteration in iterations[1:]]
+    objectives = [
+        store.record(iteration["stages"]["train"]).settings["objective"]["name"]
+        for iteration in iterations[1:]
+    ]
     assert objectives == (["dpo"] if name == "zephyr-7b" else []) + ["selm", "selm"]
     config = json.loads((last / "model" / "config.json").read_text())
     assert config["model_type"] == SHAPES[name][0]

@@ -1,4 +1,6 @@
-"""The judge's key is in the environment and in the header of a call, and nowhere else: a canary is looked for in everything that is written."""
+"""The judge's key is in the environment and in the header of a call, and nowhere else: a canary is
+looked for in everything that is written.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,28 @@ WRONG = "sk-canary-of-another-account-77"
 
 def files_with(root: Path, *secrets: str) -> list[str]:
     """Files below ``root`` that hold one of the secrets."""
-    return [str(path) for path in root.rglob("*") if path.is_file() and any(s.encode() in path.read_bytes() for s in secrets)]
+    return [
+        str(path)
+        for path in root.rglob("*")
+        if path.is_file() and any(s.encode() in path.read_bytes() for s in secrets)
+    ]
 
 
 def test_a_key_is_nowhere_but_in_the_header(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Whole runs through the executor: a server that demands the key and an answer that repeats it, a refused key, then the report."""
+    """Whole runs through the executor: a server that demands the key and an answer that repeats it,
+    a refused key, then the report.
+    """
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     script = refusing(text=f"You sent {CANARY}. Rating: [[7]]")
-    with caplog.at_level(logging.DEBUG), serve(faults=FaultRates(api_key=CANARY), script=script) as server:
+    with (
+        caplog.at_level(logging.DEBUG),
+        serve(faults=FaultRates(api_key=CANARY), script=script) as server,
+    ):
         world = World(tmp_path, server.base_url)
         key = world.judged(kind="openai", base_url=server.base_url, model="judge-a")
         assert world.run() == 0
@@ -50,11 +64,18 @@ def test_a_key_is_nowhere_but_in_the_header(
 
 
 def watched(*arguments: object, key: str) -> tuple[int, str, set[str]]:
-    """Run ``selm``: exit status, everything it printed, and the command lines of every process seen meanwhile."""
+    """Run ``selm``: exit status, everything it printed, and the command lines of every process seen
+    meanwhile.
+    """
     command = [sys.executable, "-m", "harness.cli", *map(str, arguments)]
     lines: set[str] = set()
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OPENAI_API_KEY": key}
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OPENAI_API_KEY": key},
     ) as process:
         while process.poll() is None:
             for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -77,8 +98,10 @@ def test_run_and_judge_never_show_the_key(tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     with serve(faults=FaultRates(api_key=CANARY)) as server:
         study.write_text(
-            f"name: secret\nrecipe: {ROOT / 'ablations' / 'recipes' / 'own_data.yaml'}\nseeds: [0]\nset:\n  loop.iterations: 0\n"
-            f"  ranker: {{kind: oracle, model: ''}}\n  judge: {{kind: openai, base_url: '{server.base_url}', model: judge-a}}\n"
+            f"name: secret\nrecipe: {ROOT / 'ablations' / 'recipes' / 'own_data.yaml'}\nseeds: "
+            "[0]\nset:\n  loop.iterations: 0\n"
+            f"  ranker: {{kind: oracle, model: ''}}\n  judge: {{kind: openai, base_url: "
+            f"'{server.base_url}', model: judge-a}}\n"
             + "".join(f"  {k}: {v}\n" for k, v in kept.items())
         )
         where = ["--store", tmp_path / "store", "--results", tmp_path / "results", "--workers", 1]
@@ -87,7 +110,9 @@ def test_run_and_judge_never_show_the_key(tmp_path: Path) -> None:
             watched("judge", study, *where, "--set", "judge.model=judge-b", key=CANARY),
             watched("judge", study, *where, "--set", "judge.model=judge-c", key=WRONG),
         ]
-    assert [status for status, _, _ in outcomes] == [0, 0, 1], "\n".join(text[-1500:] for _, text, _ in outcomes)
+    assert [status for status, _, _ in outcomes] == [0, 0, 1], "\n".join(
+        text[-1500:] for _, text, _ in outcomes
+    )
     assert "invalid_api_key" in outcomes[2][1]
     for _, text, lines in outcomes:
         assert CANARY not in text

@@ -1,4 +1,6 @@
-"""Tiny checkpoints for tests: real architectures, a byte-level tokenizer that takes any text, templates in the style of known models."""
+"""Tiny checkpoints for tests: real architectures, a byte-level tokenizer that takes any text,
+templates in the style of known models.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] "
+    "}}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 ZEPHYR = (
@@ -30,7 +33,14 @@ STYLES: dict[str, dict[str, Any]] = {
         "adds_bos": True,
         "end_of_turn": "<|eot_id|>",
     },
-    "zephyr": {"template": ZEPHYR, "bos": "<s>", "eos": "</s>", "extra": [], "adds_bos": True, "end_of_turn": "</s>"},
+    "zephyr": {
+        "template": ZEPHYR,
+        "bos": "<s>",
+        "eos": "</s>",
+        "extra": [],
+        "adds_bos": True,
+        "end_of_turn": "</s>",
+    },
     "phi3": {
         "template": PHI3,
         "bos": "<s>",
@@ -39,15 +49,26 @@ STYLES: dict[str, dict[str, Any]] = {
         "adds_bos": False,
         "end_of_turn": "<|end|>",
     },
-    "chatml": {"template": CHATML, "bos": None, "eos": "<|im_end|>", "extra": ["<|im_start|>"], "adds_bos": False, "end_of_turn": "<|im_end|>"},
+    "chatml": {
+        "template": CHATML,
+        "bos": None,
+        "eos": "<|im_end|>",
+        "extra": ["<|im_start|>"],
+        "adds_bos": False,
+        "end_of_turn": "<|im_end|>",
+    },
 }
-"""Special tokens and template of each style. ``end_of_turn``: what ends an assistant's turn, not always the eos."""
+"""Special tokens and template of each style. ``end_of_turn``: what ends an assistant's turn, not
+always the eos.
+"""
 
 ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 def tokenizer(style: str = "llama3", *, template: str | None = None) -> Any:
-    """Byte-level tokenizer (one token a byte, no merges) with a style's special tokens and chat template."""
+    """Byte-level tokenizer (one token a byte, no merges) with a style's special tokens and chat
+    template.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -63,18 +84,30 @@ def tokenizer(style: str = "llama3", *, template: str | None = None) -> Any:
     if spec["adds_bos"]:
         bos = spec["bos"]
         raw.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, raw.token_to_id(bos))]
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, raw.token_to_id(bos))],
         )
-    made = PreTrainedTokenizerFast(tokenizer_object=raw, additional_special_tokens=list(spec["extra"]), **names)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw, additional_special_tokens=list(spec["extra"]), **names
+    )
     made.chat_template = spec["template"] if template is None else template
     return made
 
 
 def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
-    """A two-layer, 32-wide configuration of the architecture, with grouped keys; ``changes`` override."""
+    """A two-layer, 32-wide configuration of the architecture, with grouped keys; ``changes``
+    override.
+    """
     from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
 
-    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "phi3": Phi3Config, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    kinds = {
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+        "phi3": Phi3Config,
+        "qwen2": Qwen2Config,
+        "qwen3": Qwen3Config,
+    }
     settings: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -92,12 +125,19 @@ def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
 
 
 def model(architecture: str, made: Any, *, seed: int = 0, **changes: Any) -> Any:
-    """A random model of the architecture for tokenizer ``made``; the same ``seed`` gives the same weights."""
+    """A random model of the architecture for tokenizer ``made``; the same ``seed`` gives the same
+    weights.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     settings = config(
-        architecture, len(made), bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id, pad_token_id=made.pad_token_id, **changes
+        architecture,
+        len(made),
+        bos_token_id=made.bos_token_id,
+        eos_token_id=made.eos_token_id,
+        pad_token_id=made.pad_token_id,
+        **changes,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -105,7 +145,13 @@ def model(architecture: str, made: Any, *, seed: int = 0, **changes: Any) -> Any
 
 
 def checkpoint(
-    folder: Path, architecture: str = "llama", style: str = "llama3", *, seed: int = 0, template: str | None = None, **changes: Any
+    folder: Path,
+    architecture: str = "llama",
+    style: str = "llama3",
+    *,
+    seed: int = 0,
+    template: str | None = None,
+    **changes: Any,
 ) -> Path:
     """Write a tiny safetensors checkpoint with its tokenizer into ``folder`` and return it."""
     made = tokenizer(style, template=template)

@@ -1,10 +1,11 @@
 """Toy stages and a toy search for the tests of searches.
 
-``python -m tests.tune_world SEARCH STORE STORAGE WORKERS`` is a search by real worker processes over the toy stages. Workers are spawned,
-so they import this file again (as ``__mp_main__``): the toy stages take the real ones' place there too. From the environment:
-TUNE_WORLD_LOG, the file where every start and end of a stage is noted; TUNE_WORLD_KILLS, numbers of starts at which the worker kills
-itself; TUNE_WORLD_MEET, that many workers must have started a stage before any training ends; TUNE_WORLD_STUCK, an objective
-whose training never ends.
+``python -m tests.tune_world SEARCH STORE STORAGE WORKERS`` is a search by real worker processes
+over the toy stages. Workers are spawned, so they import this file again (as ``__mp_main__``): the
+toy stages take the real ones' place there too. From the environment: TUNE_WORLD_LOG, the file where
+every start and end of a stage is noted; TUNE_WORLD_KILLS, numbers of starts at which the worker
+kills itself; TUNE_WORLD_MEET, that many workers must have started a stage before any training ends;
+TUNE_WORLD_STUCK, an objective whose training never ends.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import sys
 import time
 from pathlib import Path
 
-from harness import tune, tune_open, worker
+from harness.engine import worker
 from harness.records import Score, StageOutcome, StageTask, write_jsonl, write_scores
-from harness.tune_open import Search
+from harness.tune import search as tune
+from harness.tune import storage as tune_open
+from harness.tune.storage import Search
 
 ROOT = Path(__file__).parent.parent
 SEARCH = """\
@@ -43,7 +46,9 @@ def make_search(folder: Path, text: str = SEARCH, storage: str = "", origin: str
 
 
 def toy(task: StageTask, status: str = "ok") -> StageOutcome:
-    """Any stage. A held-out item scores −|log10 α| and a little more than the item before; a judge asks for 0.25 USD."""
+    """Any stage. A held-out item scores −|log10 α| and a little more than the item before; a judge
+    asks for 0.25 USD.
+    """
     if task.stage == "train":
         (task.out / "alpha.jsonl").write_text(str(task.settings["objective"]["alpha"]))
     if task.stage == "answer":
@@ -51,8 +56,23 @@ def toy(task: StageTask, status: str = "ok") -> StageOutcome:
         (task.out / "alpha.jsonl").write_text(source.read_text() if source.exists() else "1")
     if task.stage in ("heldout", "judge.mt_bench"):
         size = abs(math.log10(float((task.inputs["answer"] / "alpha.jsonl").read_text())))
-        benchmark, metric, value = ("heldout", "reward", -size) if task.stage == "heldout" else ("mt_bench", "rating", size)
-        rows = [Score(benchmark, "1", str(i), str(i), metric, None if status != "ok" else value + i / 100, status) for i in range(8)]  # type: ignore[arg-type]
+        benchmark, metric, value = (
+            ("heldout", "reward", -size)
+            if task.stage == "heldout"
+            else ("mt_bench", "rating", size)
+        )
+        rows = [
+            Score(
+                benchmark,
+                "1",
+                str(i),
+                str(i),
+                metric,
+                None if status != "ok" else value + i / 100,
+                status,
+            )
+            for i in range(8)
+        ]  # type: ignore[arg-type]
         write_scores(task.out / "scores.parquet", rows)
     write_jsonl(task.out / "rows.jsonl", [{"stage": task.stage}])
     return StageOutcome(1, costs={"judge_usd": 0.25} if task.stage.startswith("judge.") else {})
@@ -66,7 +86,10 @@ def noted_toy(task: StageTask) -> StageOutcome:
     outcome = toy(task)
     if task.stage == "train":
         wanted, give_up = int(os.environ.get("TUNE_WORLD_MEET", "0")), time.monotonic() + 120
-        while len({line.split()[3] for line in log_lines("start")}) < wanted and time.monotonic() < give_up:
+        while (
+            len({line.split()[3] for line in log_lines("start")}) < wanted
+            and time.monotonic() < give_up
+        ):
             time.sleep(0.05)
         while task.settings["objective"]["name"] == os.environ.get("TUNE_WORLD_STUCK"):
             time.sleep(0.05)
@@ -87,7 +110,11 @@ def note(line: str) -> int:
 
 def log_lines(kind: str) -> list[str]:
     path = Path(os.environ["TUNE_WORLD_LOG"])
-    return [line for line in path.read_text().splitlines() if line.startswith(kind)] if path.exists() else []
+    return (
+        [line for line in path.read_text().splitlines() if line.startswith(kind)]
+        if path.exists()
+        else []
+    )
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -1,15 +1,19 @@
-"""Academic tasks from local files: the data and YAML that lm-eval's packaged tasks read, without the hub.
+"""Academic tasks from local files: the data and YAML that lm-eval's packaged tasks read, without
+the hub.
 
-For each column of the paper's Table 2 a small YAML ``include:``s the task that ships with lm-eval and changes only where
-its rows come from and how many shots it has; prompt, parsing and metric stay lm-eval's. Paths in the YAML are relative
-(to the folder, and ``lm_eval/…`` for the packaged task), so that the folder's content is the same on every machine;
-`harness.evaluate.academic.materialise` makes them absolute in a temporary copy.
+For each column of the paper's Table 2 a small YAML ``include:``s the task that ships with lm-eval
+and changes only where its rows come from and how many shots it has; prompt, parsing and metric stay
+lm-eval's. Paths in the YAML are relative (to the folder, and ``lm_eval/…`` for the packaged task),
+so that the folder's content is the same on every machine; `harness.evaluate.academic.materialise`
+makes them absolute in a temporary copy.
 
 The paper names shots but neither the lm-eval task nor the metric key. What is set here, and why:
-gsm8k: ``gsm8k_cot`` is the only packaged 8-shot chain-of-thought task (its eight worked examples are in its YAML), its first
-filter is strict-match. hellaswag, arc_challenge: ``acc_norm``, the leaderboards' key (the table's 78-86 for HellaSwag cannot be ``acc``).
-truthfulqa_mc2: the only packaged TruthfulQA metric on which the table's Llama-3-8B-Instruct reads 51.7. openbookqa: ``acc``, by the
-table's scale (35-43; ``acc_norm`` of these models is near 10 points higher). An inference, so tables name the task and metric.
+gsm8k: ``gsm8k_cot`` is the only packaged 8-shot chain-of-thought task (its eight worked examples
+are in its YAML), its first filter is strict-match. hellaswag, arc_challenge: ``acc_norm``, the
+leaderboards' key (the table's 78-86 for HellaSwag cannot be ``acc``). truthfulqa_mc2: the only
+packaged TruthfulQA metric on which the table's Llama-3-8B-Instruct reads 51.7. openbookqa: ``acc``,
+by the table's scale (35-43; ``acc_norm`` of these models is near 10 points higher). An inference,
+so tables name the task and metric.
 """
 
 from __future__ import annotations
@@ -32,8 +36,9 @@ Row = dict[str, Any]
 class PaperTask:
     """One column of the paper's Table 2 and the lm-eval task behind it.
 
-    yaml: below ``lm_eval/tasks``. scale: factor from lm-eval's value to percent. split: the one scored. trains: whether the packaged
-    task draws its shots from a ``train`` split. hub: where the rows come from when no local file is given.
+    yaml: below ``lm_eval/tasks``. scale: factor from lm-eval's value to percent. split: the one
+    scored. trains: whether the packaged task draws its shots from a ``train`` split. hub: where the
+    rows come from when no local file is given.
     """
 
     column: str
@@ -51,9 +56,42 @@ class PaperTask:
 PAPER_TASKS: dict[str, PaperTask] = {
     row.column: row
     for row in (
-        PaperTask("gsm8k", "gsm8k_cot", "gsm8k/gsm8k-cot.yaml", "exact_match", "strict-match", 8, 100.0, "test", False, "openai/gsm8k"),
-        PaperTask("hellaswag", "hellaswag", "hellaswag/hellaswag.yaml", "acc_norm", "none", 10, 100.0, "validation", True, "Rowan/hellaswag"),
-        PaperTask("arc_challenge", "arc_challenge", "arc/arc_challenge.yaml", "acc_norm", "none", 25, 100.0, "test", True, "allenai/ai2_arc"),
+        PaperTask(
+            "gsm8k",
+            "gsm8k_cot",
+            "gsm8k/gsm8k-cot.yaml",
+            "exact_match",
+            "strict-match",
+            8,
+            100.0,
+            "test",
+            False,
+            "openai/gsm8k",
+        ),
+        PaperTask(
+            "hellaswag",
+            "hellaswag",
+            "hellaswag/hellaswag.yaml",
+            "acc_norm",
+            "none",
+            10,
+            100.0,
+            "validation",
+            True,
+            "Rowan/hellaswag",
+        ),
+        PaperTask(
+            "arc_challenge",
+            "arc_challenge",
+            "arc/arc_challenge.yaml",
+            "acc_norm",
+            "none",
+            25,
+            100.0,
+            "test",
+            True,
+            "allenai/ai2_arc",
+        ),
         PaperTask(
             "truthfulqa_mc2",
             "truthfulqa_mc2",
@@ -66,26 +104,56 @@ PAPER_TASKS: dict[str, PaperTask] = {
             False,
             "truthfulqa/truthful_qa",
         ),
-        PaperTask("eq_bench", "eq_bench", "eq_bench/default.yaml", "eqbench", "none", 0, 1.0, "validation", False, "pbevan11/EQ-Bench"),
-        PaperTask("openbookqa", "openbookqa", "openbookqa/openbookqa.yaml", "acc", "none", 10, 100.0, "test", True, "allenai/openbookqa"),
+        PaperTask(
+            "eq_bench",
+            "eq_bench",
+            "eq_bench/default.yaml",
+            "eqbench",
+            "none",
+            0,
+            1.0,
+            "validation",
+            False,
+            "pbevan11/EQ-Bench",
+        ),
+        PaperTask(
+            "openbookqa",
+            "openbookqa",
+            "openbookqa/openbookqa.yaml",
+            "acc",
+            "none",
+            10,
+            100.0,
+            "test",
+            True,
+            "allenai/openbookqa",
+        ),
     )
 }
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a .jsonl, .jsonl.gz, .json (list, or mapping of id to row) or .parquet file. Raises HarnessError naming the file."""
+    """Rows of a .jsonl, .jsonl.gz, .json (list, or mapping of id to row) or .parquet file. Raises
+    HarnessError naming the file.
+    """
     if not path.is_file():
-        raise HarnessError(f"academic data file {path} does not exist; give evaluation.academic.data a file")
+        raise HarnessError(
+            f"academic data file {path} does not exist; give evaluation.academic.data a file"
+        )
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         return list(pq.read_table(path).to_pylist())
     if path.suffix == ".json":
         loaded = json.loads(path.read_text(encoding="utf-8"))
-        return [{"id": key, **row} for key, row in loaded.items()] if isinstance(loaded, dict) else list(loaded)
+        return (
+            [{"id": key, **row} for key, row in loaded.items()]
+            if isinstance(loaded, dict)
+            else list(loaded)
+        )
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8") as handle:
             return [json.loads(line) for line in handle if line.strip()]
@@ -95,19 +163,22 @@ def read_rows(path: Path) -> list[Row]:
 def scoring_items(rows: Sequence[Row]) -> list[Row]:
     """The items behind OLMo-style scoring requests (one row per choice), in file order, each once.
 
-    Every item appears a second time with an unconditional context (the bare ``Answer:``, used for normalising); those do not end
-    in the item's own question and are left out. Raises HarnessError if nothing is left.
+    Every item appears a second time with an unconditional context (the bare ``Answer:``, used for
+    normalising); those do not end in the item's own question and are left out. Raises HarnessError
+    if nothing is left.
     """
     items: dict[str, Row] = {}
     for row in rows:
         if row["request"]["context"].endswith(row["doc"]["query"]):
             items.setdefault(str(row["native_id"]), row["doc"])
     if not items:
-        raise HarnessError("a file of scoring requests holds no item whose context ends in its question")
+        raise HarnessError(
+            "a file of scoring requests holds no item whose context ends in its question"
+        )
     return list(items.values())
 
 
-# --- conversion to the columns the packaged tasks read -----------------------------------------------------------------
+# --- conversion to the columns the packaged tasks read --------------------------------------------
 
 
 def _question(query: str) -> str:
@@ -116,7 +187,10 @@ def _question(query: str) -> str:
 
 def _lettered(doc: Row) -> Row:
     letters = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
-    return {"choices": {"text": doc["choices"], "label": letters}, "answerKey": letters[doc["gold"]]}
+    return {
+        "choices": {"text": doc["choices"], "label": letters},
+        "answerKey": letters[doc["gold"]],
+    }
 
 
 def _arc(doc: Row) -> Row:
@@ -128,26 +202,49 @@ def _openbookqa(doc: Row) -> Row:
 
 
 def _hellaswag(doc: Row) -> Row:
-    """The requests hold processed text; lm-eval processes again. A leading space is what ``[title]`` left behind and would be stripped."""
+    """The requests hold processed text; lm-eval processes again. A leading space is what
+    ``[title]`` left behind and would be stripped.
+    """
     activity, _, context = doc["query"].partition(": ")
     endings = ["[title]" + text if text.startswith(" ") else text for text in doc["choices"]]
-    return {"ind": doc["ind"], "activity_label": activity, "ctx_a": context, "ctx_b": "", "endings": endings, "label": str(doc["gold"])}
+    return {
+        "ind": doc["ind"],
+        "activity_label": activity,
+        "ctx_a": context,
+        "ctx_b": "",
+        "endings": endings,
+        "label": str(doc["gold"]),
+    }
 
 
 def _truthfulqa(row: Row) -> Row:
     def targets(answers: Mapping[str, int]) -> Row:
         return {"choices": list(answers), "labels": list(answers.values())}
 
-    return {"question": row["question"], "mc1_targets": targets(row["mc1_targets"]), "mc2_targets": targets(row["mc2_targets"])}
+    return {
+        "question": row["question"],
+        "mc1_targets": targets(row["mc1_targets"]),
+        "mc2_targets": targets(row["mc2_targets"]),
+    }
 
 
 def _eq_bench(row: Row) -> Row:
-    return {"id": str(row["id"]), "prompt": first_pass_prompt(row["prompt"]), "reference_answer_fullscale": str(row["reference_answer_fullscale"])}
+    return {
+        "id": str(row["id"]),
+        "prompt": first_pass_prompt(row["prompt"]),
+        "reference_answer_fullscale": str(row["reference_answer_fullscale"]),
+    }
 
 
 def first_pass_prompt(prompt: str) -> str:
-    """An EQ-Bench v2 prompt without its critique-and-revise part, which lm-eval's version of the task leaves out."""
-    prompt = prompt.replace(" Then critique your answer by thinking it through step by step. Finally, give your revised scores.", "")
+    """An EQ-Bench v2 prompt without its critique-and-revise part, which lm-eval's version of the
+    task leaves out.
+    """
+    prompt = prompt.replace(
+        " Then critique your answer by thinking it through step by step. Finally, give your "
+        "revised scores.",
+        "",
+    )
     prompt = prompt.replace("First pass scores:\n", "")
     return re.sub(r"\nCritique: .*?(?=\n\[End of answer\])", "", prompt, flags=re.DOTALL)
 
@@ -157,7 +254,10 @@ def _is_scoring_request(rows: Sequence[Row]) -> bool:
 
 
 CONVERT: dict[str, tuple[frozenset[str], Callable[[Row], Row]]] = {
-    "gsm8k": (frozenset({"question", "answer"}), lambda row: {"question": row["question"], "answer": row["answer"]}),
+    "gsm8k": (
+        frozenset({"question", "answer"}),
+        lambda row: {"question": row["question"], "answer": row["answer"]},
+    ),
     "hellaswag": (frozenset({"activity_label", "ctx_a", "ctx_b", "endings", "label"}), _hellaswag),
     "arc_challenge": (frozenset({"question", "choices", "answerKey"}), _arc),
     "truthfulqa_mc2": (frozenset({"question", "mc2_targets"}), _truthfulqa),
@@ -176,7 +276,9 @@ def _in_hub_form(column: str, row: Row) -> bool:
 
 
 def convert(column: str, path: Path) -> list[Row]:
-    """Rows of ``path`` in the columns lm-eval's packaged task reads. Raises HarnessError naming file and missing fields."""
+    """Rows of ``path`` in the columns lm-eval's packaged task reads. Raises HarnessError naming
+    file and missing fields.
+    """
     rows = read_rows(path)
     if not rows:
         raise HarnessError(f"{path}: no rows for academic task {column}")
@@ -188,40 +290,70 @@ def convert(column: str, path: Path) -> list[Row]:
         return [CONVERT[column][1](row) for row in rows]
     except (KeyError, AttributeError, TypeError) as error:
         fields = ", ".join(sorted(CONVERT[column][0]))
-        raise HarnessError(f"{path}: rows are not {column} items ({type(error).__name__}: {error}); wanted the fields {fields}") from error
+        raise HarnessError(
+            f"{path}: rows are not {column} items ({type(error).__name__}: {error}); wanted the "
+            f"fields {fields}"
+        ) from error
 
 
-# --- writing -------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def prepare_academic(settings: Mapping[str, Any], out: Path) -> dict[str, Row]:
-    """Write ``tasks.json``, ``<column>.yaml`` and ``<column>_<split>.jsonl`` into ``out`` (the ``academic`` folder) and return tasks.json.
+    """Write ``tasks.json``, ``<column>.yaml`` and ``<column>_<split>.jsonl`` into ``out`` (the
+    ``academic`` folder) and return tasks.json.
 
-    settings: an AcademicSettings dump. ``data`` maps a task to its local file; ``<task>:train`` to a file of training items for
-    its shots. Without training items a task that needs shots holds aside its last items (shots + 1, named in tasks.json) and does
-    not score them. A paper task without a file reads the hub; any other name is taken as an lm-eval task of that name.
+    settings: an AcademicSettings dump. ``data`` maps a task to its local file; ``<task>:train`` to
+    a file of training items for its shots. Without training items a task that needs shots holds
+    aside its last items (shots + 1, named in tasks.json) and does not score them. A paper task
+    without a file reads the hub; any other name is taken as an lm-eval task of that name.
     """
     out.mkdir(parents=True, exist_ok=True)
     # A study's plan puts "<task>_fingerprint" beside each path: part of the stage's key, no file.
-    data = {str(name): Path(path) for name, path in settings.get("data", {}).items() if not name.endswith("_fingerprint")}
+    data = {
+        str(name): Path(path)
+        for name, path in settings.get("data", {}).items()
+        if not name.endswith("_fingerprint")
+    }
     unknown = {name.removesuffix(":train") for name in data} - set(PAPER_TASKS)
     if unknown:
-        raise HarnessError(f"academic.data names {', '.join(sorted(unknown))}; local files are read for {', '.join(PAPER_TASKS)}")
+        raise HarnessError(
+            f"academic.data names {', '.join(sorted(unknown))}; local files are read for "
+            f"{', '.join(PAPER_TASKS)}"
+        )
     tasks = {name: _prepare_one(name, settings, data, out) for name in settings["tasks"]}
-    (out / "tasks.json").write_text(json.dumps(tasks, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out / "tasks.json").write_text(
+        json.dumps(tasks, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     return tasks
 
 
-def _prepare_one(column: str, settings: Mapping[str, Any], data: Mapping[str, Path], out: Path) -> Row:
+def _prepare_one(
+    column: str, settings: Mapping[str, Any], data: Mapping[str, Path], out: Path
+) -> Row:
     asked = settings.get("shots", {}).get(column)
     paper = PAPER_TASKS.get(column)
     if paper is None:
         return {"task": column, "lm_eval_task": column, "shots": asked, "source": "hub"}
     shots = paper.shots if asked is None else int(asked)
-    entry: Row = {key: value for key, value in asdict(paper).items() if key in ("metric", "filter", "scale")}
-    entry |= {"task": f"selm_{column}", "lm_eval_task": paper.task, "shots": shots, "paper_shots": paper.shots, "source": paper.hub}
-    entry["shots_from"] = "none" if not shots else "training items" if paper.trains else "the task's own examples"
-    lines = [f"include: lm_eval/tasks/{paper.yaml}", f"task: selm_{column}", f"num_fewshot: {shots}"]
+    entry: Row = {
+        key: value for key, value in asdict(paper).items() if key in ("metric", "filter", "scale")
+    }
+    entry |= {
+        "task": f"selm_{column}",
+        "lm_eval_task": paper.task,
+        "shots": shots,
+        "paper_shots": paper.shots,
+        "source": paper.hub,
+    }
+    entry["shots_from"] = (
+        "none" if not shots else "training items" if paper.trains else "the task's own examples"
+    )
+    lines = [
+        f"include: lm_eval/tasks/{paper.yaml}",
+        f"task: selm_{column}",
+        f"num_fewshot: {shots}",
+    ]
     if column in data:
         files, about = _write_data(paper, shots, data, out)
         entry |= about
@@ -231,8 +363,12 @@ def _prepare_one(column: str, settings: Mapping[str, Any], data: Mapping[str, Pa
     return entry
 
 
-def _write_data(paper: PaperTask, shots: int, data: Mapping[str, Path], out: Path) -> tuple[dict[str, str], Row]:
-    """The task's splits as JSONL in ``out``; returns file names by split and what tasks.json says about them."""
+def _write_data(
+    paper: PaperTask, shots: int, data: Mapping[str, Path], out: Path
+) -> tuple[dict[str, str], Row]:
+    """The task's splits as JSONL in ``out``; returns file names by split and what tasks.json says
+    about them.
+    """
     column = paper.column
     path = data[column]
     rows = convert(column, path)
@@ -245,12 +381,19 @@ def _write_data(paper: PaperTask, shots: int, data: Mapping[str, Path], out: Pat
         else:
             splits = {paper.split: rows[: -(shots + 1)], "train": rows[-(shots + 1) :]}
             about["shots_from"] = "held aside" if shots else "none"
-            about["held_aside"] = [item_name(row, len(rows) - shots - 1 + i) for i, row in enumerate(splits["train"])]
+            about["held_aside"] = [
+                item_name(row, len(rows) - shots - 1 + i) for i, row in enumerate(splits["train"])
+            ]
         if not splits[paper.split]:
-            raise HarnessError(f"{path}: {len(rows)} items cannot spare {shots + 1} for shots; give {column}:train a file or lower its shots")
+            raise HarnessError(
+                f"{path}: {len(rows)} items cannot spare {shots + 1} for shots; give "
+                f"{column}:train a file or lower its shots"
+            )
     for split, part in splits.items():
         write_jsonl(out / f"{column}_{split}.jsonl", part)
-    return {split: f"{column}_{split}.jsonl" for split in splits}, about | {"items": len(splits[paper.split])}
+    return {split: f"{column}_{split}.jsonl" for split in splits}, about | {
+        "items": len(splits[paper.split])
+    }
 
 
 def item_name(doc: Mapping[str, Any], position: int) -> str:
@@ -261,30 +404,41 @@ def item_name(doc: Mapping[str, Any], position: int) -> str:
     return str(position)
 
 
-# --- published answers -------------------------------------------------------------------------------------------------
+# --- published answers ----------------------------------------------------------------------------
 
 
 def eq_bench_recorded(path: Path) -> tuple[float, float]:
-    """(published, recomputed) EQ-Bench v2 score of a recorded run ``*_eqbench_v2_results.json``, by lm-eval's scoring function.
+    """(published, recomputed) EQ-Bench v2 score of a recorded run ``*_eqbench_v2_results.json``, by
+    lm-eval's scoring function.
 
-    The v2 score is the mean over parseable questions of the first answers or of the revised ones, whichever is higher. Questions:
-    the ``eq_bench*questions*.json`` beside the file. Raises HarnessError when it is missing.
+    The v2 score is the mean over parseable questions of the first answers or of the revised ones,
+    whichever is higher. Questions: the ``eq_bench*questions*.json`` beside the file. Raises
+    HarnessError when it is missing.
     """
     from lm_eval.tasks.eq_bench.utils import calculate_score_fullscale
 
     found = sorted(path.parent.glob("eq_bench*questions*.json"))
     if not found:
-        raise HarnessError(f"{path}: no eq_bench*questions*.json beside it; its reference answers are needed to recompute the score")
+        raise HarnessError(
+            f"{path}: no eq_bench*questions*.json beside it; its reference answers are needed to "
+            "recompute the score"
+        )
     questions = json.loads(found[0].read_text(encoding="utf-8"))
     recorded = json.loads(path.read_text(encoding="utf-8"))
     means = []
     for run in recorded["raw_results"].values():
-        answers = {key: text.partition("Revised scores") for key, text in run["raw_inference"].items()}
+        answers = {
+            key: text.partition("Revised scores") for key, text in run["raw_inference"].items()
+        }
         for part in (0, 2):
             scored = []
             for key, question in questions.items():
-                reference = {"reference_answer_fullscale": str(question["reference_answer_fullscale"])}
-                result = calculate_score_fullscale(reference, [answers.get(key, ("", "", ""))[part]])
+                reference = {
+                    "reference_answer_fullscale": str(question["reference_answer_fullscale"])
+                }
+                result = calculate_score_fullscale(
+                    reference, [answers.get(key, ("", "", ""))[part]]
+                )
                 if result["percent_parseable"]:
                     scored.append(float(result["eqbench"]))
             if scored:

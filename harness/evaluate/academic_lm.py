@@ -1,4 +1,6 @@
-"""lm-eval's Hugging Face model around a loaded policy: batches by length, checked tokens, and fences for what lm-eval does globally."""
+"""lm-eval's Hugging Face model around a loaded policy: batches by length, checked tokens, and
+fences for what lm-eval does globally.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,33 @@ ROWS = 256
 
 
 def language_model(policy: Any, settings: Mapping[str, Any]) -> Any:
-    """lm-eval's HFLM around a loaded policy, with batches sized by length. Raises HarnessError if it would see other tokens."""
+    """lm-eval's HFLM around a loaded policy, with batches sized by length. Raises HarnessError if
+    it would see other tokens.
+    """
     from lm_eval.models.huggingface import HFLM
 
     budget = LOGIT_BUDGET["cuda" if policy.device.startswith("cuda") else "cpu"]
 
     class LengthBatchedLM(HFLM):  # type: ignore[misc]
-        """HFLM whose batches follow the requests' lengths; it repeats no encoding of a context and counts the ones cut to fit."""
+        """HFLM whose batches follow the requests' lengths; it repeats no encoding of a context and
+        counts the ones cut to fit.
+        """
 
         shrink = 1
         cut = 0
         _last: tuple[str, list[int]] = ("", [])
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any) -> list[int]:
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **kwargs: Any,
+        ) -> list[int]:
             if add_special_tokens is not None or left_truncate_len:
-                return list(super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs))
+                return list(
+                    super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+                )
             if string != self._last[0]:
                 self._last = (string, list(super().tok_encode(string)))
             return list(self._last[1])
@@ -54,14 +68,21 @@ def language_model(policy: Any, settings: Mapping[str, Any]) -> Any:
             return int(max(1, min(ROWS, budget // logits) // self.shrink))
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-            self.cut += sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests)
+            self.cut += sum(
+                len(context) + len(continuation) > self.max_length + 1
+                for _, context, continuation in requests
+            )
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
-        def tok_batch_encode(self, strings: Any, *args: Any, left_truncate_len: int | None = None, **kwargs: Any) -> Any:
+        def tok_batch_encode(
+            self, strings: Any, *args: Any, left_truncate_len: int | None = None, **kwargs: Any
+        ) -> Any:
             if left_truncate_len:
                 _, mask = super().tok_batch_encode(strings, *args, **kwargs)
                 self.cut += int((mask.sum(1) > left_truncate_len).sum())
-            return super().tok_batch_encode(strings, *args, left_truncate_len=left_truncate_len, **kwargs)
+            return super().tok_batch_encode(
+                strings, *args, left_truncate_len=left_truncate_len, **kwargs
+            )
 
     lm = LengthBatchedLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size="auto")
     if settings["chat_template"]:
@@ -70,11 +91,16 @@ def language_model(policy: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def check_tokens(lm: Any, tokenizer: Any) -> None:
-    """lm-eval must feed the tokens that training and sampling use: same special tokens, one BOS at most, in both of its encoders."""
-    from harness.models import encode_prompt
+    """lm-eval must feed the tokens that training and sampling use: same special tokens, one BOS at
+    most, in both of its encoders.
+    """
+    from harness.model.policy import encode_prompt
 
     for turns in (1, 3):
-        messages = [{"role": role, "content": "Hello there"} for role in ("user", "assistant", "user")[:turns]]
+        messages = [
+            {"role": role, "content": "Hello there"}
+            for role in ("user", "assistant", "user")[:turns]
+        ]
         text = lm.apply_chat_template(messages)
         expected = encode_prompt(tokenizer, messages)
         batched, _ = lm.tok_batch_encode([text])
@@ -82,12 +108,17 @@ def check_tokens(lm: Any, tokenizer: Any) -> None:
             if found != expected:
                 shown = " ".join(map(repr, tokenizer.convert_ids_to_tokens(found)))
                 wanted = " ".join(map(repr, tokenizer.convert_ids_to_tokens(expected)))
-                raise HarnessError(f"lm-eval would read other tokens than the policy was trained on. lm-eval: {shown}. Training: {wanted}")
+                raise HarnessError(
+                    "lm-eval would read other tokens than the policy was trained on. lm-eval: "
+                    f"{shown}. Training: {wanted}"
+                )
 
 
 @contextlib.contextmanager
 def compiled_templates() -> Iterator[None]:
-    """Compile each prompt template once: lm-eval compiles it again for every document, which costs more than a small model."""
+    """Compile each prompt template once: lm-eval compiles it again for every document, which costs
+    more than a small model.
+    """
     from lm_eval import utils
 
     environment = utils.env

@@ -1,7 +1,9 @@
-"""The benchmark libraries, imported late and fenced: nothing they read, write or set at import reaches beyond them.
+"""The benchmark libraries, imported late and fenced: nothing they read, write or set at import
+reaches beyond them.
 
-alpaca_eval reads keys and endpoints from the environment when imported, loads any ``.env`` above its folder and sets the root
-logger's level. FastChat's judging code imports every model adapter (torch, transformers, anthropic) for one template.
+alpaca_eval reads keys and endpoints from the environment when imported, loads any ``.env`` above
+its folder and sets the root logger's level. FastChat's judging code imports every model adapter
+(torch, transformers, anthropic) for one template.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_FENCED_PREFIXES = ("OPENAI_", "ANTHROPIC_", "GOOGLE_", "COHERE_", "DATASETS_", "HUGGINGFACEHUB_", "API_MAX_", "IS_ALPACA_EVAL")
+_FENCED_PREFIXES = (
+    "OPENAI_",
+    "ANTHROPIC_",
+    "GOOGLE_",
+    "COHERE_",
+    "DATASETS_",
+    "HUGGINGFACEHUB_",
+    "API_MAX_",
+    "IS_ALPACA_EVAL",
+)
 _LOCK = threading.RLock()
 
 
@@ -53,12 +64,17 @@ class _NotOurs(logging.Filter):
     """Drops what alpaca_eval logs straight on the root logger (it prints whole answers there)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return f"{os.sep}alpaca_eval{os.sep}" not in record.pathname or f"{os.sep}harness{os.sep}" in record.pathname
+        return (
+            f"{os.sep}alpaca_eval{os.sep}" not in record.pathname
+            or f"{os.sep}harness{os.sep}" in record.pathname
+        )
 
 
 @functools.cache
 def alpaca_eval() -> Any:
-    """The alpaca_eval package, imported without credentials. Its root-logger messages and progress bars are silenced."""
+    """The alpaca_eval package, imported without credentials. Its root-logger messages and progress
+    bars are silenced.
+    """
     with _LOCK, _fence():
         module = importlib.import_module("alpaca_eval")
         importlib.import_module("alpaca_eval.annotators")
@@ -78,11 +94,13 @@ def _stub(name: str, **attributes: Any) -> types.ModuleType:
 
 @functools.cache
 def fastchat() -> Any:
-    """``fastchat.llm_judge.gen_judgment`` with its ``common`` module as attribute ``common``: FastChat's own code, imported in 0.3 s.
+    """``fastchat.llm_judge.gen_judgment`` with its ``common`` module as attribute ``common``:
+    FastChat's own code, imported in 0.3 s.
 
-    The network clients (openai, anthropic) are never called by us, and of the model adapters only the conversation template is
-    used, which for every OpenAI-style judge is ``chatgpt``: those modules are replaced while the import lasts. Ours is a private copy;
-    ``import fastchat.llm_judge.common`` elsewhere still gives the full one.
+    The network clients (openai, anthropic) are never called by us, and of the model adapters only
+    the conversation template is used, which for every OpenAI-style judge is ``chatgpt``: those
+    modules are replaced while the import lasts. Ours is a private copy; ``import
+    fastchat.llm_judge.common`` elsewhere still gives the full one.
     """
     with _LOCK, _fence():
         conversation = importlib.import_module("fastchat.conversation")
@@ -90,10 +108,18 @@ def fastchat() -> Any:
         def template(_judge: str) -> Any:
             return conversation.get_conv_template("chatgpt")
 
-        adapter = {"get_conversation_template": template, "ANTHROPIC_MODEL_LIST": (), "OPENAI_MODEL_LIST": (), "load_model": None}
+        adapter = {
+            "get_conversation_template": template,
+            "ANTHROPIC_MODEL_LIST": (),
+            "OPENAI_MODEL_LIST": (),
+            "load_model": None,
+        }
         ours = ("fastchat.llm_judge.common", "fastchat.llm_judge.gen_judgment")
         stubs = {name: _stub(name) for name in ("openai", "anthropic")}
-        stubs |= {name: _stub(name, **adapter) for name in ("fastchat.model", "fastchat.model.model_adapter")}
+        stubs |= {
+            name: _stub(name, **adapter)
+            for name in ("fastchat.model", "fastchat.model.model_adapter")
+        }
         before = {name: sys.modules.pop(name, None) for name in (*stubs, *ours)}
         sys.modules.update(stubs)
         try:
@@ -114,11 +140,17 @@ def fastchat() -> Any:
 
 
 @contextlib.contextmanager
-def fastchat_completions(complete: Callable[[list[dict[str, str]]], str], judge: str) -> Iterator[Any]:
-    """FastChat's module while its network call is ``complete(messages)`` for the judge named ``judge``; its prints are swallowed."""
+def fastchat_completions(
+    complete: Callable[[list[dict[str, str]]], str], judge: str
+) -> Iterator[Any]:
+    """FastChat's module while its network call is ``complete(messages)`` for the judge named
+    ``judge``; its prints are swallowed.
+    """
     module = fastchat()
 
-    def chat_completion_openai(_model: str, conv: Any, temperature: float, max_tokens: int, api_dict: Any = None) -> str:
+    def chat_completion_openai(
+        _model: str, conv: Any, temperature: float, max_tokens: int, api_dict: Any = None
+    ) -> str:
         del temperature, max_tokens, api_dict
         return complete(conv.to_openai_api_messages())
 
@@ -134,20 +166,28 @@ def fastchat_completions(complete: Callable[[list[dict[str, str]]], str], judge:
 
 
 def library_length_controlled(annotations: Any, gamed_csv: Path) -> dict[str, float]:
-    """alpaca_eval's unmodified ``get_length_controlled_winrate`` with ``df_gamed.csv`` from a local file. Nothing is written.
+    """alpaca_eval's unmodified ``get_length_controlled_winrate`` with ``df_gamed.csv`` from a local
+    file. Nothing is written.
 
-    annotations: DataFrame with preference (1..2), output_1, output_2, generator_1, generator_2; gets a column ``glm_preference``. The
-    difficulty is looked up by its **index label**: give the position in the file, or leave 0..n-1 for the library's join by position.
+    annotations: DataFrame with preference (1..2), output_1, output_2, generator_1, generator_2;
+    gets a column ``glm_preference``. The difficulty is looked up by its **index label**: give the
+    position in the file, or leave 0..n-1 for the library's join by position.
     """
     import sklearn
 
     library = alpaca_eval()
     glm = sys.modules["alpaca_eval.metrics.glm_winrate"]
-    with _LOCK, warnings.catch_warnings(), sklearn.config_context():  # the library switches metadata routing on for the whole process
+    with (
+        _LOCK,
+        warnings.catch_warnings(),
+        sklearn.config_context(),
+    ):  # the library switches metadata routing on for the whole process
         warnings.simplefilter("ignore")
         old = glm.hf_hub_download  # type: ignore[attr-defined]
         glm.hf_hub_download = lambda *_args, **_kwargs: str(gamed_csv)  # type: ignore[attr-defined]
         try:
-            return dict(library.metrics.get_length_controlled_winrate(annotations, save_weights_dir=None))
+            return dict(
+                library.metrics.get_length_controlled_winrate(annotations, save_weights_dir=None)
+            )
         finally:
             glm.hf_hub_download = old  # type: ignore[attr-defined]

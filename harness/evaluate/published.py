@@ -1,8 +1,10 @@
-"""``selm published DIR``: every published figure that public artefacts allow to recompute, beside what this harness computes.
+"""``selm published DIR``: every published figure that public artefacts allow to recompute, beside
+what this harness computes.
 
-DIR is laid out as the benchmarks' owners publish: ``alpaca_eval/<model>/{annotations,model_outputs}.json`` with ``leaderboard.csv`` and GLM
-weights, ``mt_bench/judgments_*.jsonl`` with ``published.csv``, answers, references and judge prompts, ``academic/*_eqbench_v2_results.json``.
-Any model found there is checked. Nothing is written.
+DIR is laid out as the benchmarks' owners publish:
+``alpaca_eval/<model>/{annotations,model_outputs}.json`` with ``leaderboard.csv`` and GLM weights,
+``mt_bench/judgments_*.jsonl`` with ``published.csv``, answers, references and judge prompts,
+``academic/*_eqbench_v2_results.json``. Any model found there is checked. Nothing is written.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ EQ_BENCH_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. tolerance None: shown for comparison, not required to agree (the note says why); such rows are ``ok``."""
+    """One figure. tolerance None: shown for comparison, not required to agree (the note says why);
+    such rows are ``ok``.
+    """
 
     source: str
     model: str
@@ -38,18 +42,41 @@ class Row:
     @property
     def difference(self) -> float | None:
         """recomputed - published, or None when one of them is missing."""
-        return None if self.published is None or self.recomputed is None else self.recomputed - self.published
+        return (
+            None
+            if self.published is None or self.recomputed is None
+            else self.recomputed - self.published
+        )
 
 
-def compare(source: str, model: str, figure: str, published: float | None, recomputed: float | None, tolerance: float, note: str = "") -> Row:
-    """A row that must agree within ``tolerance`` (absolute); without a published figure it is only shown."""
+def compare(
+    source: str,
+    model: str,
+    figure: str,
+    published: float | None,
+    recomputed: float | None,
+    tolerance: float,
+    note: str = "",
+) -> Row:
+    """A row that must agree within ``tolerance`` (absolute); without a published figure it is only
+    shown.
+    """
     if published is None or math.isnan(published):
-        return show(source, model, figure, None, recomputed, note or "no published figure to compare with")
+        return show(
+            source, model, figure, None, recomputed, note or "no published figure to compare with"
+        )
     ok = recomputed is not None and abs(recomputed - published) <= tolerance
     return Row(source, model, figure, published, recomputed, tolerance, ok, note)
 
 
-def show(source: str, model: str, figure: str, published: float | None, recomputed: float | None, note: str) -> Row:
+def show(
+    source: str,
+    model: str,
+    figure: str,
+    published: float | None,
+    recomputed: float | None,
+    note: str,
+) -> Row:
     """A row that is shown and not compared."""
     published = None if published is None or math.isnan(published) else published
     return Row(source, model, figure, published, recomputed, None, True, note)
@@ -73,8 +100,10 @@ def recompute(directory: Path) -> list[Row]:
         rows += eq_bench(directory / "academic")
     if not any(row.tolerance is not None or not row.ok for row in rows):
         raise HarnessError(
-            f"{directory}: nothing to recompute; looked for alpaca_eval/*/annotations.json with alpaca_eval/leaderboard.csv, "
-            "mt_bench/judgments_*.jsonl with mt_bench/published.csv, academic/*_eqbench_v2_results.json"
+            f"{directory}: nothing to recompute; looked for alpaca_eval/*/annotations.json with "
+            "alpaca_eval/leaderboard.csv, "
+            "mt_bench/judgments_*.jsonl with mt_bench/published.csv, "
+            "academic/*_eqbench_v2_results.json"
         )
     return rows
 
@@ -89,10 +118,22 @@ def eq_bench(folder: Path) -> list[Row]:
         try:
             published, recomputed = eq_bench_recorded(path)
         except (HarnessError, KeyError, TypeError, ValueError, AttributeError) as error:
-            rows.append(failed("academic", model, "eq_bench", f"{path.name}: {type(error).__name__}: {error}"))
+            rows.append(
+                failed(
+                    "academic", model, "eq_bench", f"{path.name}: {type(error).__name__}: {error}"
+                )
+            )
             continue
         rows.append(
-            compare("academic", model, "eq_bench", published, recomputed, EQ_BENCH_TOLERANCE, "EQ-Bench v2: better of first and revised answers")
+            compare(
+                "academic",
+                model,
+                "eq_bench",
+                published,
+                recomputed,
+                EQ_BENCH_TOLERANCE,
+                "EQ-Bench v2: better of first and revised answers",
+            )
         )
     return rows
 
@@ -115,14 +156,32 @@ def render(rows: Sequence[Row], console: Console | None = None) -> None:
     table.add_column("note", overflow="fold")
     for row in rows:
         verdict = "FAIL" if not row.ok else "ok" if row.tolerance is not None else "shown"
-        numbers = (_number(row.published), _number(row.recomputed), "" if row.difference is None else f"{row.difference:+.2g}")
+        numbers = (
+            _number(row.published),
+            _number(row.recomputed),
+            "" if row.difference is None else f"{row.difference:+.2g}",
+        )
         tolerance = "" if row.tolerance is None else f"{row.tolerance:g}"
-        table.add_row(row.source, _plain(row.model), row.figure, *numbers, tolerance, verdict, _plain(row.note), style=None if row.ok else "bold red")
+        table.add_row(
+            row.source,
+            _plain(row.model),
+            row.figure,
+            *numbers,
+            tolerance,
+            verdict,
+            _plain(row.note),
+            style=None if row.ok else "bold red",
+        )
     console.print(table)
-    compared, wrong = [row for row in rows if row.tolerance is not None], [row for row in rows if not row.ok]
+    compared, wrong = (
+        [row for row in rows if row.tolerance is not None],
+        [row for row in rows if not row.ok],
+    )
     console.print(
-        f"{len(compared)} figures compared, {len(compared) - sum(not row.ok for row in compared)} agree, {len(wrong)} fail, "
-        f"{len(rows) - len(compared) - sum(row.tolerance is None and not row.ok for row in rows)} only shown"
+        f"{len(compared)} figures compared, {len(compared) - sum(not row.ok for row in compared)} "
+        f"agree, {len(wrong)} fail, "
+        f"{len(rows) - len(compared) - sum(row.tolerance is None and not row.ok for row in rows)} "
+        "only shown"
     )
 
 
@@ -133,4 +192,10 @@ def _plain(text: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.6f}"
+    return (
+        ""
+        if value is None
+        else f"{value:.0f}"
+        if float(value).is_integer() and abs(value) >= 1
+        else f"{value:.6f}"
+    )

@@ -1,7 +1,9 @@
-"""Six lm-eval tasks over local JSONL files, one in each of the forms of gsm8k, hellaswag, arc_challenge, truthfulqa_mc2, eq_bench, openbookqa.
+"""Six lm-eval tasks over local JSONL files, one in each of the forms of gsm8k, hellaswag,
+arc_challenge, truthfulqa_mc2, eq_bench, openbookqa.
 
-Rows have the columns of the real data sets; scoring is lm-eval's own (TruthfulQA's and EQ-Bench's functions are named in the
-YAML from the installed package). File names in the YAML are relative to the folder.
+Rows have the columns of the real data sets; scoring is lm-eval's own (TruthfulQA's and EQ-Bench's
+functions are named in the YAML from the installed package). File names in the YAML are relative to
+the folder.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _STYLE = {style.name: style for style in wordings.STYLES}
 Row = dict[str, Any]
 
 
-def _word_choices(task: language.Task, rng: np.random.Generator, style: str) -> tuple[list[str], int]:
+def _word_choices(
+    task: language.Task, rng: np.random.Generator, style: str
+) -> tuple[list[str], int]:
     """Four answers in one style, shuffled, and the place of the right one."""
     right = language.solve(task)
     contents = [right, *language.near_misses(task)]
@@ -61,7 +65,11 @@ def _openbookqa(task: language.Task, question: str, rng: np.random.Generator) ->
 def _truthfulqa(task: language.Task, question: str, _: np.random.Generator) -> Row:
     """True answers in two styles, misconceptions (near misses) in the same two."""
     contents = [(language.solve(task), 1), *((wrong, 0) for wrong in language.near_misses(task))]
-    answers = [(_STYLE[style].render(content), label) for content, label in contents for style in ("plain", "sentence")]
+    answers = [
+        (_STYLE[style].render(content), label)
+        for content, label in contents
+        for style in ("plain", "sentence")
+    ]
     answers.sort(key=lambda answer: -answer[1])
     one = answers[:1] + [answer for answer in answers if not answer[1]]
     return {"question": question, "mc1_targets": _targets(one), "mc2_targets": _targets(answers)}
@@ -89,7 +97,9 @@ metric_list:
     higher_is_better: true
 """
 _TRAIN = "training_split: train\nfewshot_split: train\n"
-_LETTERED = 'doc_to_target: "{{choices.label.index(answerKey)}}"\ndoc_to_choice: "{{choices.text}}"\n'
+_LETTERED = (
+    'doc_to_target: "{{choices.label.index(answerKey)}}"\ndoc_to_choice: "{{choices.text}}"\n'
+)
 YAML = {
     "gsm8k": """output_type: generate_until
 training_split: train
@@ -115,7 +125,9 @@ filter_list:
         regex_pattern: "[0-9]+"
       - function: take_first
 """,
-    "hellaswag": _MULTIPLE_CHOICE + _TRAIN + 'doc_to_text: "{{query}}"\ndoc_to_target: "{{label}}"\ndoc_to_choice: "{{choices}}"\n',
+    "hellaswag": _MULTIPLE_CHOICE
+    + _TRAIN
+    + 'doc_to_text: "{{query}}"\ndoc_to_target: "{{label}}"\ndoc_to_choice: "{{choices}}"\n',
     "arc_challenge": _MULTIPLE_CHOICE + _TRAIN + 'doc_to_text: "{{question}}"\n' + _LETTERED,
     "truthfulqa_mc2": """output_type: multiple_choice
 doc_to_text: "{{question}}"
@@ -151,17 +163,35 @@ metric_list:
 Convert = Callable[[language.Task, str, np.random.Generator], Row]
 FORMS: dict[str, tuple[tuple[str, ...], Convert, str, str, int, float]] = {
     "gsm8k": (("steps",), _gsm8k, "exact_match", "flexible-extract", 2, 100.0),
-    "hellaswag": (("echo", "drop", "swap", "rotate", "sort"), _hellaswag, "acc_norm", "none", 2, 100.0),
-    "arc_challenge": (("tallest", "shortest", "earliest", "latest", "next", "add"), _arc, "acc_norm", "none", 2, 100.0),
+    "hellaswag": (
+        ("echo", "drop", "swap", "rotate", "sort"),
+        _hellaswag,
+        "acc_norm",
+        "none",
+        2,
+        100.0,
+    ),
+    "arc_challenge": (
+        ("tallest", "shortest", "earliest", "latest", "next", "add"),
+        _arc,
+        "acc_norm",
+        "none",
+        2,
+        100.0,
+    ),
     "truthfulqa_mc2": (("odd", "count", "larger", "pick"), _truthfulqa, "acc", "none", 0, 100.0),
     "eq_bench": (("moods",), _eq_bench, "eqbench", "none", 0, 1.0),
     "openbookqa": (("kind", "odd", "keep"), _openbookqa, "acc", "none", 2, 100.0),
 }
-"""Column: operations asked, row form, metric, filter, shots, factor from lm-eval's value to percent."""
+"""Column: operations asked, row form, metric, filter, shots, factor from lm-eval's value to
+percent.
+"""
 
 
 def write(folder: Path, rng: np.random.Generator, limit: int = 0) -> int:
-    """Write tasks.json, <column>.yaml and <column>_<split>.jsonl into ``folder``; returns the number of items."""
+    """Write tasks.json, <column>.yaml and <column>_<split>.jsonl into ``folder``; returns the
+    number of items.
+    """
     tasks: dict[str, Mapping[str, Any]] = {}
     count = 0
     for column, (ops, convert, metric, chosen, shots, scale) in FORMS.items():
@@ -173,17 +203,37 @@ def write(folder: Path, rng: np.random.Generator, limit: int = 0) -> int:
         files = "".join(f"    {split}: {column}_{split}.jsonl\n" for split in splits)
         head = f"task: pocket_{column}\ndataset_path: json\ndataset_name: null\ndataset_kwargs:\n  data_files:\n{files}"
         head += f"test_split: test\nnum_fewshot: {shots}\n"
-        (folder / f"{column}.yaml").write_text(head + YAML[column] + "metadata:\n  version: 1.0\n", encoding="utf-8")
+        (folder / f"{column}.yaml").write_text(
+            head + YAML[column] + "metadata:\n  version: 1.0\n", encoding="utf-8"
+        )
         name = f"pocket_{column}"
-        tasks[column] = {"task": name, "lm_eval_task": name, "metric": metric, "filter": chosen, "shots": shots, "scale": scale, "source": "pocket"}
+        tasks[column] = {
+            "task": name,
+            "lm_eval_task": name,
+            "metric": metric,
+            "filter": chosen,
+            "shots": shots,
+            "scale": scale,
+            "source": "pocket",
+        }
         tasks[column] = {**tasks[column], "file": f"{column}.yaml", "items": len(splits["test"])}
         count += len(splits["test"])
-    (folder / "tasks.json").write_text(json.dumps(tasks, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "tasks.json").write_text(
+        json.dumps(tasks, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     return count
 
 
-def _rows(ops: tuple[str, ...], convert: Convert, rng: np.random.Generator, split: language.Split, count: int) -> list[Row]:
-    """``count`` rows with distinct prompts, the operations in turn; the 32 'kind' facts come from the train split (an open book)."""
+def _rows(
+    ops: tuple[str, ...],
+    convert: Convert,
+    rng: np.random.Generator,
+    split: language.Split,
+    count: int,
+) -> list[Row]:
+    """``count`` rows with distinct prompts, the operations in turn; the 32 'kind' facts come from
+    the train split (an open book).
+    """
     rows: list[Row] = []
     seen: set[str] = set()
     for _ in range(1000 * count):
@@ -195,4 +245,7 @@ def _rows(ops: tuple[str, ...], convert: Convert, rng: np.random.Generator, spli
         if question not in seen:
             seen.add(question)
             rows.append({"id": f"{split}-{len(rows)}", **convert(task, question, rng)})
-    raise HarnessError(f"split {split!r} has fewer than {count} distinct prompts for {', '.join(ops)}; ask for fewer academic items")
+    raise HarnessError(
+        f"split {split!r} has fewer than {count} distinct prompts for {', '.join(ops)}; ask for "
+        "fewer academic items"
+    )

@@ -1,7 +1,8 @@
-"""Stage ``base.pocket``: a small Llama trained by TRL's SFTTrainer on the pocket world's conversations.
+"""Stage ``base.pocket``: a small Llama trained by TRL's SFTTrainer on the pocket world's
+conversations.
 
-Settings: those of PocketBaseSettings, and ``threads``. The same settings and data give the same bytes; what the Trainer
-seeds globally is fenced and put back.
+Settings: those of PocketBaseSettings, and ``threads``. The same settings and data give the same
+bytes; what the Trainer seeds globally is fenced and put back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.fence import fenced_random
+from harness.model.isolated_rng import fenced_random
 from harness.pocket import language
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
 
@@ -24,30 +25,44 @@ MAX_LENGTH = 128
 """Longest supervised conversation in tokens; the language's longest has about 100."""
 
 INITIAL_SPREAD = 0.05
-"""Standard deviation of the initial weights: the usual 0.02 makes so small a model learn more slowly."""
+"""Standard deviation of the initial weights: the usual 0.02 makes so small a model learn more
+slowly.
+"""
 ROPE_THETA = 100.0
-"""Base of the rotary positions: conversations are short, so positions must differ within tens of tokens."""
+"""Base of the rotary positions: conversations are short, so positions must differ within tens of
+tokens.
+"""
 COPY_GAIN = 0.7
-"""Multiple of the identity added to the initial value and output projections, so that an attended word can be copied at once
-("mimetic" initialisation, Trockman and Kolter 2023, arXiv 2305.09828). Most answers copy words of the prompt."""
+"""Multiple of the identity added to the initial value and output projections, so that an attended
+word can be copied at once ("mimetic" initialisation, Trockman and Kolter 2023, arXiv 2305.09828).
+Most answers copy words of the prompt.
+"""
 KEY_SPREAD = 1.0
-"""Standard deviation of the initial query and key biases: they let attention go by position from the first step."""
+"""Standard deviation of the initial query and key biases: they let attention go by position from
+the first step.
+"""
 BATCHES_PER_BUCKET = 50
 COPYING = frozenset({"echo", "first", "last", "reverse", "rotate", "drop", "swap", "pick", "moods"})
 COPYING_STEPS = 180
-"""Steps of the first lesson (half of a shorter run). Without lessons copying takes some ten times longer to appear."""
+"""Steps of the first lesson (half of a shorter run). Without lessons copying takes some ten times
+longer to appear.
+"""
 SINGLE_TURN_SHARE = 0.45
 """Share of the steps before which no conversation has several turns."""
 
 
 def build_model(settings: Mapping[str, Any], tokenizer: Any) -> Any:
-    """A fresh Llama of the settings' size for ``tokenizer``; draws its weights from torch's global generator."""
+    """A fresh Llama of the settings' size for ``tokenizer``; draws its weights from torch's global
+    generator.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     hidden, heads = int(settings["hidden_size"]), int(settings["heads"])
     if hidden % heads or (hidden // heads) % 2:
-        raise HarnessError(f"pocket.hidden_size {hidden} must be an even multiple of pocket.heads {heads}")
+        raise HarnessError(
+            f"pocket.hidden_size {hidden} must be an even multiple of pocket.heads {heads}"
+        )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -82,11 +97,18 @@ def lesson_of(messages: Sequence[Mapping[str, str]]) -> int:
     return 0 if len(task.ops) == 1 and task.ops[0] in COPYING else 1
 
 
-def batch_order(lengths: Sequence[int], lessons: Sequence[int], batch_size: int, steps: int, rng: np.random.Generator) -> list[int]:
+def batch_order(
+    lengths: Sequence[int],
+    lessons: Sequence[int],
+    batch_size: int,
+    steps: int,
+    rng: np.random.Generator,
+) -> list[int]:
     """Row numbers of ``steps`` batches, easy lessons first.
 
-    The first COPYING_STEPS see lesson 0 only, up to SINGLE_TURN_SHARE of the steps lessons 0 and 1, the rest everything. Rows are
-    shuffled, sorted by length within buckets of 50 batches, and the batches shuffled: little padding.
+    The first COPYING_STEPS see lesson 0 only, up to SINGLE_TURN_SHARE of the steps lessons 0 and 1,
+    the rest everything. Rows are shuffled, sorted by length within buckets of 50 batches, and the
+    batches shuffled: little padding.
     """
     order: list[int] = []
     first = min(COPYING_STEPS, steps // 2)
@@ -99,25 +121,40 @@ def batch_order(lengths: Sequence[int], lessons: Sequence[int], batch_size: int,
     return order
 
 
-def _one_pass(rows: Sequence[int], lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[int]:
-    """Every row once (fewer than a batch are left out, or repeated when there are no more), in batches of like length."""
+def _one_pass(
+    rows: Sequence[int], lengths: Sequence[int], batch_size: int, rng: np.random.Generator
+) -> list[int]:
+    """Every row once (fewer than a batch are left out, or repeated when there are no more), in
+    batches of like length.
+    """
     shuffled = [rows[int(i)] for i in rng.permutation(len(rows))]
     while len(shuffled) < batch_size:
         shuffled += shuffled
     shuffled = shuffled[: len(shuffled) // batch_size * batch_size]
     batches: list[list[int]] = []
     for start in range(0, len(shuffled), BATCHES_PER_BUCKET * batch_size):
-        bucket = sorted(shuffled[start : start + BATCHES_PER_BUCKET * batch_size], key=lambda i: (lengths[i], i))
+        bucket = sorted(
+            shuffled[start : start + BATCHES_PER_BUCKET * batch_size], key=lambda i: (lengths[i], i)
+        )
         batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
     return [row for i in rng.permutation(len(batches)) for row in batches[int(i)]]
 
 
 def run(task: StageTask) -> StageOutcome:
-    """Train on ``inputs["data"]/sft.jsonl`` and write ``model/`` (safetensors and tokenizer) into ``task.out``."""
+    """Train on ``inputs["data"]/sft.jsonl`` and write ``model/`` (safetensors and tokenizer) into
+    ``task.out``.
+    """
     from harness.pocket import tokenizer as pocket_tokenizer
 
     settings = task.settings
-    conversations = [row["messages"] for _, row in zip(range(int(settings["rows"])), read_jsonl(task.inputs["data"] / "sft.jsonl"), strict=False)]
+    conversations = [
+        row["messages"]
+        for _, row in zip(
+            range(int(settings["rows"])),
+            read_jsonl(task.inputs["data"] / "sft.jsonl"),
+            strict=False,
+        )
+    ]
     tokenizer = pocket_tokenizer.build()
     with fenced_random(int(settings["seed"])), _quiet(), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
@@ -127,32 +164,51 @@ def run(task: StageTask) -> StageOutcome:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    summary = {"loss": round(float(result.training_loss), 6), "parameters": int(model.num_parameters())}
-    return StageOutcome(rows=len(conversations), costs={"steps": float(settings["steps"])}, summary=summary)
+    summary = {
+        "loss": round(float(result.training_loss), 6),
+        "parameters": int(model.num_parameters()),
+    }
+    return StageOutcome(
+        rows=len(conversations), costs={"steps": float(settings["steps"])}, summary=summary
+    )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of ``datasets``, and no warning about the name of a setting that this TRL still needs."""
+    """No progress bars of ``datasets``, and no warning about the name of a setting that this TRL
+    still needs.
+    """
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning)
+            warnings.filterwarnings(
+                "ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning
+            )
             yield
     finally:
         if shown:
             datasets.enable_progress_bars()
 
 
-def _fit(model: Any, tokenizer: Any, conversations: Sequence[Any], settings: Mapping[str, Any], scratch: Path) -> Any:
+def _fit(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Any],
+    settings: Mapping[str, Any],
+    scratch: Path,
+) -> Any:
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    steps, batch_size, seed = int(settings["steps"]), int(settings["batch_size"]), int(settings["seed"])
+    steps, batch_size, seed = (
+        int(settings["steps"]),
+        int(settings["batch_size"]),
+        int(settings["seed"]),
+    )
 
     lessons = [lesson_of(messages) for messages in conversations]
 
@@ -163,7 +219,10 @@ def _fit(model: Any, tokenizer: Any, conversations: Sequence[Any], settings: Map
             tokenised: Any = train_dataset or self.train_dataset
             lengths = [len(ids) for ids in tokenised["input_ids"]]
             if len(lengths) != len(lessons):
-                raise HarnessError(f"the SFTTrainer kept {len(lengths)} of {len(lessons)} conversations; shorten those over {MAX_LENGTH} tokens")
+                raise HarnessError(
+                    f"the SFTTrainer kept {len(lengths)} of {len(lessons)} conversations; shorten "
+                    f"those over {MAX_LENGTH} tokens"
+                )
             return batch_order(lengths, lessons, batch_size, steps, np.random.default_rng(seed))
 
     arguments = SFTConfig(
@@ -191,5 +250,7 @@ def _fit(model: Any, tokenizer: Any, conversations: Sequence[Any], settings: Map
         dataloader_num_workers=0,
     )
     rows = Dataset.from_dict({"messages": list(conversations)})
-    trainer = LessonTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer = LessonTrainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
+    )
     return trainer.train()

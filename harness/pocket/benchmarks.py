@@ -1,7 +1,9 @@
-"""Stage ``benchmarks.pocket``: the pocket world's MT-Bench, AlpacaEval and academic tasks, in those libraries' own file formats.
+"""Stage ``benchmarks.pocket``: the pocket world's MT-Bench, AlpacaEval and academic tasks, in those
+libraries' own file formats.
 
-All items come from the language's ``benchmark`` split, which no training or held-out prompt shares. Settings: seed;
-mt_bench.limit, alpaca_eval.limit, academic.limit (0: all); judge (the JudgeSettings whose opinions fill the gamed rows).
+All items come from the language's ``benchmark`` split, which no training or held-out prompt shares.
+Settings: seed; mt_bench.limit, alpaca_eval.limit, academic.limit (0: all); judge (the JudgeSettings
+whose opinions fill the gamed rows).
 """
 
 from __future__ import annotations
@@ -27,16 +29,26 @@ INSTRUCTIONS = 128
 """128 preferences give a win rate a standard error of at most 4.4 points (sd 0.5 / sqrt(128))."""
 BASELINE = "pocket_baseline"
 BASELINE_CORRECT_SHARE = 0.9
-BASELINE_SHARES = {"plain": 0.20, "sentence": 0.30, "chatty": 0.15, "hedged": 0.05, "courteous": 0.20, "checked": 0.10}
+BASELINE_SHARES = {
+    "plain": 0.20,
+    "sentence": 0.30,
+    "chatty": 0.15,
+    "hedged": 0.05,
+    "courteous": 0.20,
+    "checked": 0.10,
+}
 """Styles of the baseline's outputs: better than the data distribution, far from the best."""
 GAMED_STYLES = {"verbose": "chatty", "concise": "plain"}
 MAX_DIFFICULTY = 3.0
 
 _EXPLAIN = (
-    "First explain your view in a few words and stay impartial. Then rate the answer from 1 to 10 in exactly this form: "
+    "First explain your view in a few words and stay impartial. Then rate the answer from 1 to 10 "
+    "in exactly this form: "
     '"[[rating]]", for example: "Rating: [[5]]".'
 )
-_JUDGE = "Act as an impartial judge of the answer that an AI assistant gave to the user question below. "
+_JUDGE = (
+    "Act as an impartial judge of the answer that an AI assistant gave to the user question below. "
+)
 _GENERAL = f"{_JUDGE}Look at correctness and at how well it is put. "
 _MATH = f"{_JUDGE}Compare it with the reference answer, which is right. "
 _SECOND = "Judge the assistant's answer to the second user question only. "
@@ -44,40 +56,79 @@ _SINGLE = "[Question]\n{question}\n\n"
 _ANSWER = "[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
 _REFERENCE = "[The Start of Reference Answer]\n{ref_answer_1}\n[The End of Reference Answer]\n\n"
 _CONVERSATION = (
-    "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### Assistant A:\n{answer_1}\n\n"
-    "### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's Conversation with User|>"
+    "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### "
+    "Assistant A:\n{answer_1}\n\n"
+    "### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's "
+    "Conversation with User|>"
 )
 _BOTH = "Act as an impartial judge of the answers that two AI assistants gave to the user question below. "
 _BOTH_MATH = f"{_BOTH}Compare them with the reference answer, which is right. "
 _CHOOSE = (
-    "First compare the two answers in a few words and stay impartial. The order in which they are shown says nothing. Then write your final "
-    'verdict in exactly this form: "[[A]]" if assistant A is better, "[[B]]" if assistant B is better, "[[C]]" for a tie.'
+    "First compare the two answers in a few words and stay impartial. The order in which they are "
+    "shown says nothing. Then write your final "
+    'verdict in exactly this form: "[[A]]" if assistant A is better, "[[B]]" if assistant B is '
+    'better, "[[C]]" for a tie.'
 )
 _BOTH_SECOND = "Judge the answers to the second user question only. "
-_PAIR = "".join(f"[The Start of Assistant {x}'s Answer]\n{{answer_{x.lower()}}}\n[The End of Assistant {x}'s Answer]\n\n" for x in "AB").rstrip()
+_PAIR = "".join(
+    f"[The Start of Assistant {x}'s Answer]\n{{answer_{x.lower()}}}\n[The End of Assistant {x}'s "
+    "Answer]\n\n"
+    for x in "AB"
+).rstrip()
 _PAIR_CONVERSATIONS = "\n\n\n".join(
-    f"<|The Start of Assistant {x}'s Conversation with User|>\n\n### User:\n{{question_1}}\n\n### Assistant {x}:\n{{answer_{x.lower()}_1}}\n\n"
-    f"### User:\n{{question_2}}\n\n### Assistant {x}:\n{{answer_{x.lower()}_2}}\n\n<|The End of Assistant {x}'s Conversation with User|>"
+    f"<|The Start of Assistant {x}'s Conversation with User|>\n\n### User:\n{{question_1}}\n\n### "
+    f"Assistant {x}:\n{{answer_{x.lower()}_1}}\n\n"
+    f"### User:\n{{question_2}}\n\n### Assistant {x}:\n{{answer_{x.lower()}_2}}\n\n<|The End of "
+    f"Assistant {x}'s Conversation with User|>"
     for x in "AB"
 )
 _REFERENCES = (
-    "<|The Start of Reference Answer|>\n\n### User:\n{question_1}\n\n### Reference answer:\n{ref_answer_1}\n\n"
-    "### User:\n{question_2}\n\n### Reference answer:\n{ref_answer_2}\n\n<|The End of Reference Answer|>\n\n\n"
+    "<|The Start of Reference Answer|>\n\n### User:\n{question_1}\n\n### Reference "
+    "answer:\n{ref_answer_1}\n\n"
+    "### User:\n{question_2}\n\n### Reference answer:\n{ref_answer_2}\n\n<|The End of Reference "
+    "Answer|>\n\n\n"
 )
 _HELPFUL = "You are a helpful assistant."
 
 
 def judge_prompts() -> list[dict[str, str]]:
-    """The four single-answer and four pairwise judge prompts, in FastChat's form: its names, placeholders and markers, our wording."""
+    """The four single-answer and four pairwise judge prompts, in FastChat's form: its names,
+    placeholders and markers, our wording.
+    """
     rows = [
-        ("single-v1", _HELPFUL, f"[Instruction]\n{_GENERAL}{_EXPLAIN}\n\n{_SINGLE}{_ANSWER}", "general"),
-        ("single-math-v1", _HELPFUL, f"[Instruction]\n{_MATH}{_EXPLAIN}\n\n{_SINGLE}{_REFERENCE}{_ANSWER}", "math"),
+        (
+            "single-v1",
+            _HELPFUL,
+            f"[Instruction]\n{_GENERAL}{_EXPLAIN}\n\n{_SINGLE}{_ANSWER}",
+            "general",
+        ),
+        (
+            "single-math-v1",
+            _HELPFUL,
+            f"[Instruction]\n{_MATH}{_EXPLAIN}\n\n{_SINGLE}{_REFERENCE}{_ANSWER}",
+            "math",
+        ),
         ("single-v1-multi-turn", f"{_GENERAL}{_SECOND}{_EXPLAIN}\n\n", _CONVERSATION, "general"),
-        ("single-math-v1-multi-turn", f"{_MATH}{_SECOND}{_EXPLAIN}\n\n", _REFERENCES + _CONVERSATION, "math"),
+        (
+            "single-math-v1-multi-turn",
+            f"{_MATH}{_SECOND}{_EXPLAIN}\n\n",
+            _REFERENCES + _CONVERSATION,
+            "math",
+        ),
         ("pair-v2", f"{_BOTH}{_CHOOSE}", f"[User Question]\n{{question}}\n\n{_PAIR}", "general"),
-        ("pair-math-v1", f"{_BOTH_MATH}{_CHOOSE}", f"[User Question]\n{{question}}\n\n{_REFERENCE}{_PAIR}", "math"),
+        (
+            "pair-math-v1",
+            f"{_BOTH_MATH}{_CHOOSE}",
+            f"[User Question]\n{{question}}\n\n{_REFERENCE}{_PAIR}",
+            "math",
+        ),
         ("pair-v2-multi-turn", f"{_BOTH}{_BOTH_SECOND}{_CHOOSE}", _PAIR_CONVERSATIONS, "general"),
-        ("pair-math-v1-multi-turn", f"{_BOTH_MATH}{_BOTH_SECOND}{_CHOOSE}", _REFERENCES + _PAIR_CONVERSATIONS, "math"),
+        (
+            "pair-math-v1-multi-turn",
+            f"{_BOTH_MATH}{_BOTH_SECOND}{_CHOOSE}",
+            _REFERENCES + _PAIR_CONVERSATIONS,
+            "math",
+        ),
     ]
     return [
         {
@@ -93,24 +144,51 @@ def judge_prompts() -> list[dict[str, str]]:
     ]
 
 
-def mt_bench(rng: np.random.Generator, limit: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Questions (two turns, categories in turn) and the reference answers that math, reasoning and coding need."""
+def mt_bench(
+    rng: np.random.Generator, limit: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Questions (two turns, categories in turn) and the reference answers that math, reasoning and
+    coding need.
+    """
     questions: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []
-    drawn = {c: language.sample_prompts(MT_BENCH_PER_CATEGORY, rng, "benchmark", two_turn_share=0.0, category=c) for c in wordings.CATEGORIES}
+    drawn = {
+        c: language.sample_prompts(
+            MT_BENCH_PER_CATEGORY, rng, "benchmark", two_turn_share=0.0, category=c
+        )
+        for c in wordings.CATEGORIES
+    }
     for place in range(MT_BENCH_PER_CATEGORY):
         for category in wordings.CATEGORIES:
             first = drawn[category][place].messages[0]
             task = oracle.task_of([first])
             follow_up = language.render(language.sample_follow_up(task, rng), rng)
             number = FIRST_QUESTION + len(questions)
-            questions.append({"question_id": number, "category": category, "turns": [first["content"], follow_up]})
+            questions.append(
+                {
+                    "question_id": number,
+                    "category": category,
+                    "turns": [first["content"], follow_up],
+                }
+            )
             if category in REFERENCE_CATEGORIES:
                 best = oracle.reference([first])
-                conversation = [first, {"role": "assistant", "content": best}, {"role": "user", "content": follow_up}]
+                conversation = [
+                    first,
+                    {"role": "assistant", "content": best},
+                    {"role": "user", "content": follow_up},
+                ]
                 turns = [best, oracle.reference(conversation)]
                 choices = [{"index": 0, "turns": turns}]
-                references.append({"question_id": number, "answer_id": f"pocket-{number}", "model_id": "pocket", "choices": choices, "tstamp": 0.0})
+                references.append(
+                    {
+                        "question_id": number,
+                        "answer_id": f"pocket-{number}",
+                        "model_id": "pocket",
+                        "choices": choices,
+                        "tstamp": 0.0,
+                    }
+                )
     kept = questions[:limit] if limit else questions
     numbers = {row["question_id"] for row in kept}
     return kept, [row for row in references if row["question_id"] in numbers]
@@ -121,19 +199,36 @@ def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]
     rows: list[dict[str, str]] = []
     for prompt in language.sample_prompts(INSTRUCTIONS, rng, "benchmark", two_turn_share=0.0):
         task = oracle.task_of(prompt.messages)
-        content = language.solve(task) if rng.random() < BASELINE_CORRECT_SHARE else language.near_misses(task)[int(rng.integers(2))]
-        style = wordings.STYLES[int(rng.choice(len(wordings.STYLES), p=[BASELINE_SHARES[s.name] for s in wordings.STYLES]))]
+        content = (
+            language.solve(task)
+            if rng.random() < BASELINE_CORRECT_SHARE
+            else language.near_misses(task)[int(rng.integers(2))]
+        )
+        style = wordings.STYLES[
+            int(
+                rng.choice(
+                    len(wordings.STYLES), p=[BASELINE_SHARES[s.name] for s in wordings.STYLES]
+                )
+            )
+        ]
         output = style.render(content)
-        row = {"id": str(len(rows)), "instruction": prompt.messages[0]["content"], "output": output, "generator": BASELINE}
+        row = {
+            "id": str(len(rows)),
+            "instruction": prompt.messages[0]["content"],
+            "output": output,
+            "generator": BASELINE,
+        }
         rows.append({**row, "dataset": prompt.category})
     return rows[:limit] if limit else rows
 
 
 def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """alpaca_eval's df_gamed: the judge's preference for a verbose and a concise wording of each baseline output over that output.
+    """alpaca_eval's df_gamed: the judge's preference for a verbose and a concise wording of each
+    baseline output over that output.
 
-    preference: probability that the gamed output wins, mean over both orders. std_delta_len: characters of the baseline's output
-    less the gamed one's, over their standard deviation. instruction_difficulty: see ``difficulties``.
+    preference: probability that the gamed output wins, mean over both orders. std_delta_len:
+    characters of the baseline's output less the gamed one's, over their standard deviation.
+    instruction_difficulty: see ``difficulties``.
     """
     difficulty = difficulties(rows, judge)
     styles = {style.name: style for style in wordings.STYLES}
@@ -143,7 +238,9 @@ def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> l
         for row in rows:
             parsed = oracle.style_of(row["output"])
             outputs.append(styles[style].render(parsed[1]) if parsed else row["output"])
-        deltas = [len(row["output"]) - len(output) for row, output in zip(rows, outputs, strict=True)]
+        deltas = [
+            len(row["output"]) - len(output) for row, output in zip(rows, outputs, strict=True)
+        ]
         spread = statistics.stdev(deltas) or 1.0
         for index, (row, output) in enumerate(zip(rows, outputs, strict=True)):
             found.append(
@@ -160,7 +257,9 @@ def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> l
 
 
 def judged(row: Mapping[str, str], output: str, judge: Mapping[str, Any]) -> float:
-    """Probability that the judge prefers ``output`` to the row's baseline output, mean over the two orders in which it can be shown."""
+    """Probability that the judge prefers ``output`` to the row's baseline output, mean over the two
+    orders in which it can be shown.
+    """
     messages = [{"role": "user", "content": row["instruction"]}]
     views = {name: judge[name] for name in ("noise", "position_bias", "length_bias", "seed")}
     second = oracle.preference(messages, row["output"], output, **views)
@@ -169,9 +268,11 @@ def judged(row: Mapping[str, str], output: str, judge: Mapping[str, Any]) -> flo
 
 
 def difficulties(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> list[float]:
-    """How hard the baseline is to beat on each instruction: minus the judge's mean log-odds for the answer modes, standardised.
+    """How hard the baseline is to beat on each instruction: minus the judge's mean log-odds for the
+    answer modes, standardised.
 
-    The modes are weighted by the data distribution's style shares, right and wrong alike; values are kept within ±3.
+    The modes are weighted by the data distribution's style shares, right and wrong alike; values
+    are kept within ±3.
     """
     raw = []
     for row in rows:
@@ -192,8 +293,13 @@ def run(task: StageTask) -> StageOutcome:
     """Write mt_bench/, alpaca_eval/ and academic/ into ``task.out``."""
     settings = task.settings
     seed = int(settings.get("seed", 0))
-    limits = {name: int(settings.get(name, {}).get("limit", 0)) for name in ("mt_bench", "alpaca_eval", "academic")}
-    judge = {"noise": 0.3, "position_bias": 0.05, "length_bias": 0.0, "seed": 0} | dict(settings.get("judge") or {})
+    limits = {
+        name: int(settings.get(name, {}).get("limit", 0))
+        for name in ("mt_bench", "alpaca_eval", "academic")
+    }
+    judge = {"noise": 0.3, "position_bias": 0.05, "length_bias": 0.0, "seed": 0} | dict(
+        settings.get("judge") or {}
+    )
     for name in limits:
         (task.out / name).mkdir(exist_ok=True)
     questions, references = mt_bench(np.random.default_rng([seed, 10]), limits["mt_bench"])
@@ -202,10 +308,16 @@ def run(task: StageTask) -> StageOutcome:
     write_jsonl(task.out / "mt_bench" / "judge_prompts.jsonl", judge_prompts())
     instructions = alpaca_eval(np.random.default_rng([seed, 11]), limits["alpaca_eval"])
     rows += len(instructions)
-    (task.out / "alpaca_eval" / "eval.json").write_text(json.dumps(instructions, indent=1) + "\n", encoding="utf-8")
+    (task.out / "alpaca_eval" / "eval.json").write_text(
+        json.dumps(instructions, indent=1) + "\n", encoding="utf-8"
+    )
     _write_csv(task.out / "alpaca_eval" / "df_gamed.csv", gamed_rows(instructions, judge))
-    rows += academic_tasks.write(task.out / "academic", np.random.default_rng([seed, 12]), limits["academic"])
-    return StageOutcome(rows=rows, summary={"mt_bench": len(questions), "alpaca_eval": len(instructions)})
+    rows += academic_tasks.write(
+        task.out / "academic", np.random.default_rng([seed, 12]), limits["academic"]
+    )
+    return StageOutcome(
+        rows=rows, summary={"mt_bench": len(questions), "alpaca_eval": len(instructions)}
+    )
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

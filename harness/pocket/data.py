@@ -1,6 +1,8 @@
-"""Stage ``data.pocket``: prompts with offline pairs, held-out and out-of-distribution prompts, and supervised conversations.
+"""Stage ``data.pocket``: prompts with offline pairs, held-out and out-of-distribution prompts, and
+supervised conversations.
 
-Settings: prompts (0: 1536), heldout, ood, seed of ``data``; rows (supervised conversations), best_style_share of ``pocket``.
+Settings: prompts (0: 1536), heldout, ood, seed of ``data``; rows (supervised conversations),
+best_style_share of ``pocket``.
 """
 
 from __future__ import annotations
@@ -22,19 +24,33 @@ PAIR_CORRECT_SHARE = 0.7
 
 
 def with_pair(prompt: Prompt, rng: np.random.Generator, best_style_share: float) -> Prompt:
-    """``prompt`` with two answers drawn from the data distribution, the one of higher reward as chosen; ties are drawn again."""
+    """``prompt`` with two answers drawn from the data distribution, the one of higher reward as
+    chosen; ties are drawn again.
+    """
     task = oracle.task_of(prompt.messages)
     for _ in range(1000):
-        drawn = [language.sample_answer(task, rng, correct_share=PAIR_CORRECT_SHARE, best_style_share=best_style_share) for _ in range(2)]
+        drawn = [
+            language.sample_answer(
+                task, rng, correct_share=PAIR_CORRECT_SHARE, best_style_share=best_style_share
+            )
+            for _ in range(2)
+        ]
         rewards = [oracle.reward(prompt.messages, text) for text in drawn]
         if rewards[0] != rewards[1]:
             best = 0 if rewards[0] > rewards[1] else 1
             return dataclasses.replace(prompt, chosen=drawn[best], rejected=drawn[1 - best])
-    raise HarnessError(f"prompt {prompt.id}: a thousand draws gave no two answers of different reward; check the styles' shares")
+    raise HarnessError(
+        f"prompt {prompt.id}: a thousand draws gave no two answers of different reward; check the "
+        "styles' shares"
+    )
 
 
-def conversation(rng: np.random.Generator, best_style_share: float) -> dict[str, list[dict[str, str]]]:
-    """One supervised conversation: a prompt (75 %), a prompt and its follow-up (18 %), or two to three unrelated prompts (7 %)."""
+def conversation(
+    rng: np.random.Generator, best_style_share: float
+) -> dict[str, list[dict[str, str]]]:
+    """One supervised conversation: a prompt (75 %), a prompt and its follow-up (18 %), or two to
+    three unrelated prompts (7 %).
+    """
     kind = rng.random()
     turns = 1 if kind < 0.93 else int(rng.integers(2, 4))
     messages: list[dict[str, str]] = []
@@ -47,17 +63,28 @@ def conversation(rng: np.random.Generator, best_style_share: float) -> dict[str,
     return {"messages": messages}
 
 
-def _turn(task: language.Task, rng: np.random.Generator, best_style_share: float) -> list[dict[str, str]]:
+def _turn(
+    task: language.Task, rng: np.random.Generator, best_style_share: float
+) -> list[dict[str, str]]:
     answer = language.sample_answer(task, rng, best_style_share=best_style_share)
-    return [{"role": "user", "content": language.render(task, rng)}, {"role": "assistant", "content": answer}]
+    return [
+        {"role": "user", "content": language.render(task, rng)},
+        {"role": "assistant", "content": answer},
+    ]
 
 
 def run(task: StageTask) -> StageOutcome:
-    """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"}) into ``task.out``."""
+    """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"}) into
+    ``task.out``.
+    """
     settings = task.settings
     seed = int(settings.get("seed", 0))
     share = float(settings.get("best_style_share", wordings.BEST_STYLE.share))
-    sizes = {"train": int(settings.get("prompts", 0)) or DEFAULT_PROMPTS, "heldout": int(settings["heldout"]), "ood": int(settings.get("ood", 0))}
+    sizes = {
+        "train": int(settings.get("prompts", 0)) or DEFAULT_PROMPTS,
+        "heldout": int(settings["heldout"]),
+        "ood": int(settings.get("ood", 0)),
+    }
     rows = 0
     for number, (name, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
@@ -69,8 +96,12 @@ def run(task: StageTask) -> StageOutcome:
 
 
 def _prompts(name: str, size: int, rng: np.random.Generator, share: float) -> Iterator[Prompt]:
-    split: language.Split = "train" if name == "train" else "heldout" if name == "heldout" else "ood"
-    for prompt in language.sample_prompts(size, rng, split, two_turn_share=0.0 if split == "ood" else 0.2):
+    split: language.Split = (
+        "train" if name == "train" else "heldout" if name == "heldout" else "ood"
+    )
+    for prompt in language.sample_prompts(
+        size, rng, split, two_turn_share=0.0 if split == "ood" else 0.2
+    ):
         yield with_pair(prompt, rng, share)
 
 

@@ -1,9 +1,11 @@
-"""What the pocket judge thinks of an answer: the oracle's view for prompts of the language, a stand-in for any other text.
+"""What the pocket judge thinks of an answer: the oracle's view for prompts of the language, a
+stand-in for any other text.
 
-Every opinion is a pure function of (judge seed, prompt, the request's ``seed`` modulo ``SEED_PERIOD``), so repeats differ and
-re-runs do not. Prompts that are not of the pocket language (real MT-Bench or AlpacaEval text) get ``surface_quality``: word
-overlap with the question and reference, moderate length, little repetition. It keeps runs on real text going without a
-network. It is no measure of quality.
+Every opinion is a pure function of (judge seed, prompt, the request's ``seed`` modulo
+``SEED_PERIOD``), so repeats differ and re-runs do not. Prompts that are not of the pocket language
+(real MT-Bench or AlpacaEval text) get ``surface_quality``: word overlap with the question and
+reference, moderate length, little repetition. It keeps runs on real text going without a network.
+It is no measure of quality.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ from harness.pocket import judge_prompts, language, oracle
 from harness.pocket.judge_prompts import Judgment
 
 SEED_PERIOD = 1_000_000
-"""Request seeds equal modulo this give the same opinion: the judge client adds multiples of it when a reply was unreadable."""
+"""Request seeds equal modulo this give the same opinion: the judge client adds multiples of it when
+a reply was unreadable.
+"""
 OPINION_SETTINGS = {"noise": 0.3, "position_bias": 0.05, "length_bias": 0.0, "seed": 0}
 TIE_LOG_ODDS = 0.3
 """Pairwise verdicts with smaller log-odds are ties."""
 
 
-def verdict(body: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, dict[str, float] | None]:
+def verdict(
+    body: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[str, dict[str, float] | None]:
     """The judge's text and, for a one-token verdict, the probabilities of its tokens."""
     judgment = judge_prompts.read(body["messages"])
     if judgment is None:
@@ -41,9 +47,12 @@ def verdict(body: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, 
 
 
 def _remark(rating: int) -> str:
-    return ("The answer is wrong or empty.", "The answer is partly right.", "The answer is right.", "The answer is right and well put.")[
-        min(3, rating // 3)
-    ]
+    return (
+        "The answer is wrong or empty.",
+        "The answer is partly right.",
+        "The answer is right.",
+        "The answer is right and well put.",
+    )[min(3, rating // 3)]
 
 
 def _known(messages: list[dict[str, str]]) -> bool:
@@ -62,16 +71,37 @@ def _rating(judgment: Judgment, noise: float, seed: int) -> int:
 def _preference(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> float:
     """Probability that the second answer is preferred."""
     a, b = judgment.answers
-    noise, position, length = (float(settings[name]) for name in ("noise", "position_bias", "length_bias"))
-    if _known(judgment.messages) and (judgment.other is None or judgment.other == judgment.messages):
-        return oracle.preference(judgment.messages, a, b, noise=noise, position_bias=position, length_bias=length, seed=seed)
-    question_a, question_b = judgment.messages[-1]["content"], (judgment.other or judgment.messages)[-1]["content"]
+    noise, position, length = (
+        float(settings[name]) for name in ("noise", "position_bias", "length_bias")
+    )
+    if _known(judgment.messages) and (
+        judgment.other is None or judgment.other == judgment.messages
+    ):
+        return oracle.preference(
+            judgment.messages,
+            a,
+            b,
+            noise=noise,
+            position_bias=position,
+            length_bias=length,
+            seed=seed,
+        )
+    question_a, question_b = (
+        judgment.messages[-1]["content"],
+        (judgment.other or judgment.messages)[-1]["content"],
+    )
     if _known(judgment.messages) and judgment.other is not None and _known(judgment.other):
         gap = oracle.reward(judgment.other, b) - oracle.reward(judgment.messages, a)
     else:
-        gap = surface_quality(question_b, b, judgment.reference) - surface_quality(question_a, a, judgment.reference)
+        gap = surface_quality(question_b, b, judgment.reference) - surface_quality(
+            question_a, a, judgment.reference
+        )
     sign = 1.0 if a < b else -1.0 if b < a else 0.0
-    logit = oracle.PREFERENCE_SHARPNESS * gap - position + length * math.tanh((len(b) - len(a)) / (10.0 * oracle.LENGTH_SCALE))
+    logit = (
+        oracle.PREFERENCE_SHARPNESS * gap
+        - position
+        + length * math.tanh((len(b) - len(a)) / (10.0 * oracle.LENGTH_SCALE))
+    )
     logit += noise * sign * oracle.standard_normal("preference", seed, question_a, *sorted((a, b)))
     return 1.0 / (1.0 + math.exp(-logit))
 
@@ -82,8 +112,8 @@ _WORD = re.compile(r"\w+")
 def surface_quality(question: str, answer: str, reference: str = "") -> float:
     """Stand-in for real text, in [0, 1]; no measure of quality.
 
-    0.4 share of the question's (and reference's) longer words that the answer takes up + 0.35 length (log scale, best near 150 words)
-    + 0.25 share of distinct words among the first 200.
+    0.4 share of the question's (and reference's) longer words that the answer takes up + 0.35
+    length (log scale, best near 150 words) + 0.25 share of distinct words among the first 200.
     """
     words = _WORD.findall(answer.lower())
     if not words:

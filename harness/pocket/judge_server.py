@@ -1,8 +1,10 @@
-"""A small OpenAI-compatible judge on loopback, whose opinion is the pocket oracle's. The libraries cannot tell it from a paid one.
+"""A small OpenAI-compatible judge on loopback, whose opinion is the pocket oracle's. The libraries
+cannot tell it from a paid one.
 
-``POST /v1/chat/completions`` and ``GET /v1/models`` follow the published schema (usage, log-probs, error objects). Every
-opinion is a pure function of (judge seed, prompt, the request's ``seed``), see ``judge_opinion``; faults are drawn per call.
-``GET /counters`` (and ``POST /counters``, which resets them) serve tests.
+``POST /v1/chat/completions`` and ``GET /v1/models`` follow the published schema (usage, log-probs,
+error objects). Every opinion is a pure function of (judge seed, prompt, the request's ``seed``),
+see ``judge_opinion``; faults are drawn per call. ``GET /counters`` (and ``POST /counters``, which
+resets them) serve tests.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ from typing import Any
 
 from aiohttp import web
 
-from harness import chat_http
+from harness.judge import chat_http
 from harness.pocket.judge_opinion import OPINION_SETTINGS, verdict
 
-GARBAGE_TEXTS = ("I would rather talk about the weather.", "", "The assistant's answer is interesting in several ways.")
+GARBAGE_TEXTS = (
+    "I would rather talk about the weather.",
+    "",
+    "The assistant's answer is interesting in several ways.",
+)
 VERDICT_LIKE_TEXTS = (
     "Some would say [[9]], others [[2]]; I cannot decide between the two.",
     "The expression arr[0] is fine. 9/10.",
@@ -45,10 +51,12 @@ GARBAGE_BODIES = (
 
 @dataclass(frozen=True)
 class FaultRates:
-    """Shares of calls, drawn per call in this order (their sum at most 1), and what the faults look like.
+    """Shares of calls, drawn per call in this order (their sum at most 1), and what the faults look
+    like.
 
-    hang: the reply comes after ``hang_s``. verdict_like: text with verdict syntax but no usable verdict. requests_per_minute: token
-    bucket of ``burst`` calls (0: no limit). latency_s: every reply waits this long. calls_before_quota: quota error afterwards (0: never).
+    hang: the reply comes after ``hang_s``. verdict_like: text with verdict syntax but no usable
+    verdict. requests_per_minute: token bucket of ``burst`` calls (0: no limit). latency_s: every
+    reply waits this long. calls_before_quota: quota error afterwards (0: never).
     """
 
     rate_limited: float = 0.0
@@ -86,7 +94,9 @@ class FaultRates:
 
 @dataclass
 class JudgeServer:
-    """The running server's state: what is asked of it, what it answered. ``script`` replaces the judge's text in tests."""
+    """The running server's state: what is asked of it, what it answered. ``script`` replaces the
+    judge's text in tests.
+    """
 
     settings: Mapping[str, Any]
     faults: FaultRates = field(default_factory=FaultRates)
@@ -130,35 +140,61 @@ class JudgeServer:
         if fault == "rate_limited":
             return _rate_limited(self.faults.retry_after_s)
         if fault == "server_error":
-            return chat_http.error(500, "server_error", "The server had an error while processing your request.")
+            return chat_http.error(
+                500, "server_error", "The server had an error while processing your request."
+            )
         if fault == "unauthorized":
-            return chat_http.error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
+            return chat_http.error(
+                401,
+                "invalid_api_key",
+                f"Incorrect API key provided: {request.headers.get('Authorization', '')}.",
+            )
         if fault == "disconnect":
             if request.transport:
                 request.transport.abort()
             return chat_http.reply({})
         if fault == "garbage_json":
-            return web.Response(body=self._random.choice(GARBAGE_BODIES), content_type="application/json")
+            return web.Response(
+                body=self._random.choice(GARBAGE_BODIES), content_type="application/json"
+            )
         if fault == "hang":
             await asyncio.sleep(self.faults.hang_s)
         try:
             body = json.loads(raw)
             answer = self._answer(body, fault)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return chat_http.error(400, "invalid_request_error", f"bad request: {type(error).__name__}: {error}")
+            return chat_http.error(
+                400, "invalid_request_error", f"bad request: {type(error).__name__}: {error}"
+            )
         self.counters["answered"] += 1
         return chat_http.reply(answer)
 
     def _refusal(self, request: web.BaseRequest) -> web.Response | None:
         """Key, quota and rate limit."""
-        if self.faults.api_key and request.headers.get("Authorization") != f"Bearer {self.faults.api_key}":
-            return chat_http.error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('Authorization', '')}.")
-        if self.faults.calls_before_quota and self.counters["calls"] > self.faults.calls_before_quota:
-            return chat_http.error(429, "insufficient_quota", "You exceeded your current quota, please check your plan and billing details.")
+        if (
+            self.faults.api_key
+            and request.headers.get("Authorization") != f"Bearer {self.faults.api_key}"
+        ):
+            return chat_http.error(
+                401,
+                "invalid_api_key",
+                f"Incorrect API key provided: {request.headers.get('Authorization', '')}.",
+            )
+        if (
+            self.faults.calls_before_quota
+            and self.counters["calls"] > self.faults.calls_before_quota
+        ):
+            return chat_http.error(
+                429,
+                "insufficient_quota",
+                "You exceeded your current quota, please check your plan and billing details.",
+            )
         if self.faults.requests_per_minute:
             per_second = self.faults.requests_per_minute / 60.0
             now = time.monotonic()
-            self._tokens = min(float(self.faults.burst), self._tokens + (now - self._filled) * per_second)
+            self._tokens = min(
+                float(self.faults.burst), self._tokens + (now - self._filled) * per_second
+            )
             self._filled = now
             if self._tokens < 1.0:
                 self.counters["over_limit"] += 1
@@ -178,7 +214,12 @@ class JudgeServer:
         if body.get("stream"):
             raise ValueError("streaming is not supported")
         if fault in ("garbage_text", "verdict_like"):
-            text, tokens = self._random.choice(GARBAGE_TEXTS if fault == "garbage_text" else VERDICT_LIKE_TEXTS), None
+            text, tokens = (
+                self._random.choice(
+                    GARBAGE_TEXTS if fault == "garbage_text" else VERDICT_LIKE_TEXTS
+                ),
+                None,
+            )
         elif self.script is not None:
             text, tokens = self.script(body), None
         else:
@@ -186,7 +227,9 @@ class JudgeServer:
         return _completion(body, text, tokens, fault)
 
 
-def _completion(body: Mapping[str, Any], text: str, tokens: Mapping[str, float] | None, fault: str) -> dict[str, Any]:
+def _completion(
+    body: Mapping[str, Any], text: str, tokens: Mapping[str, float] | None, fault: str
+) -> dict[str, Any]:
     """The judge's text as a published completion: words are its tokens."""
     pieces = re.findall(r"\s*\S+\s*", text) or [text]
     limit = int(body.get("max_tokens") or body.get("max_completion_tokens") or 4096)
@@ -200,18 +243,31 @@ def _completion(body: Mapping[str, Any], text: str, tokens: Mapping[str, float] 
     logprobs = [_token(piece, tokens, top) for piece in pieces] if body.get("logprobs") else None
     prompt_tokens = sum(4 + len(str(m.get("content") or "")) // 4 for m in body["messages"])
     choice = chat_http.Choice("".join(pieces), reason, len(pieces), logprobs)
-    return chat_http.completion(body["model"], [choice] * int(body.get("n") or 1), prompt_tokens, "pocket")
+    return chat_http.completion(
+        body["model"], [choice] * int(body.get("n") or 1), prompt_tokens, "pocket"
+    )
 
 
 def _token(piece: str, tokens: Mapping[str, float] | None, top: int) -> dict[str, Any]:
-    listed = [(token, math.log(share)) for token, share in sorted((tokens or {piece: 0.999}).items(), key=lambda item: -item[1])]
+    listed = [
+        (token, math.log(share))
+        for token, share in sorted((tokens or {piece: 0.999}).items(), key=lambda item: -item[1])
+    ]
     own = next((entry for entry in listed if entry[0] == piece), listed[0])
     return chat_http.token_entry(own, listed[:top])
 
 
 def _rate_limited(wait_s: float) -> web.Response:
-    headers = {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(1000 * wait_s))}
-    return chat_http.error(429, "rate_limit_exceeded", "Rate limit reached for requests per minute (rate limit).", headers)
+    headers = {
+        "Retry-After": str(math.ceil(wait_s)),
+        "retry-after-ms": str(math.ceil(1000 * wait_s)),
+    }
+    return chat_http.error(
+        429,
+        "rate_limit_exceeded",
+        "Rate limit reached for requests per minute (rate limit).",
+        headers,
+    )
 
 
 @contextmanager
@@ -223,15 +279,24 @@ def serve(
     port: int = 0,
     script: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Iterator[JudgeServer]:
-    """Serve from a thread of this process while the block runs; yields the server with its ``base_url`` and ``counters``."""
+    """Serve from a thread of this process while the block runs; yields the server with its
+    ``base_url`` and ``counters``.
+    """
     server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates(), script)
     with chat_http.serving(server.handle, host, port) as server.base_url:
         yield server
 
 
 def shared_server(judge: Mapping[str, Any]) -> str:
-    """Address of this process's judge with these opinions (noise, biases, seed); started at the first call, gone with the process."""
-    return _shared(json.dumps({name: judge.get(name, default) for name, default in OPINION_SETTINGS.items()}, sort_keys=True))
+    """Address of this process's judge with these opinions (noise, biases, seed); started at the
+    first call, gone with the process.
+    """
+    return _shared(
+        json.dumps(
+            {name: judge.get(name, default) for name, default in OPINION_SETTINGS.items()},
+            sort_keys=True,
+        )
+    )
 
 
 @functools.cache
@@ -241,7 +306,12 @@ def _shared(settings: str) -> str:
     return kept_open.enter_context(serve(json.loads(settings))).base_url
 
 
-def run_forever(host: str, port: int, settings: Mapping[str, Any] | None = None, faults: FaultRates | None = None) -> None:
+def run_forever(
+    host: str,
+    port: int,
+    settings: Mapping[str, Any] | None = None,
+    faults: FaultRates | None = None,
+) -> None:
     """Serve until interrupted; prints the address. For ``selm judge-server``."""
     server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates())
     chat_http.serve_until_interrupted(server.handle, host, port)

@@ -1,8 +1,10 @@
-"""The pocket world's closed instruction language: small tasks in English, in the eight categories of MT-Bench.
+"""The pocket world's closed instruction language: small tasks in English, in the eight categories
+of MT-Bench.
 
-Every prompt is text made from one wording and its arguments, and every such text parses back to its task, so the right
-answer of any prompt is known. Answers put the right (or a wrong) content into one of six styles of known worth. Which tasks
-are trained on, held out, or kept for the benchmarks is decided by a hash of the task, so splits never share a task.
+Every prompt is text made from one wording and its arguments, and every such text parses back to its
+task, so the right answer of any prompt is known. Answers put the right (or a wrong) content into
+one of six styles of known worth. Which tasks are trained on, held out, or kept for the benchmarks
+is decided by a hash of the task, so splits never share a task.
 """
 
 from __future__ import annotations
@@ -78,10 +80,16 @@ _PARAMETER_SLOTS = ("ordinal", "kind", "event")
 
 def _pattern(template: str) -> re.Pattern[str]:
     pieces = re.split(r"\{(\w+)\}", template)
-    return re.compile("".join(_SLOTS[piece] if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)))
+    return re.compile(
+        "".join(_SLOTS[piece] if i % 2 else re.escape(piece) for i, piece in enumerate(pieces))
+    )
 
 
-_PATTERNS = [(op, category, template, _pattern(template)) for op, rows in WORDINGS.items() for category, template in rows]
+_PATTERNS = [
+    (op, category, template, _pattern(template))
+    for op, rows in WORDINGS.items()
+    for category, template in rows
+]
 _COMPOSED = [(category, _pattern(template)) for category, template in COMPOSED_WORDINGS]
 _FOLLOW_UP_PATTERNS = [(op, _pattern(template)) for op, template in FOLLOW_UPS.items()]
 _OP_OF_PHRASE = {phrase: op for op, phrase in PHRASES.items()}
@@ -100,8 +108,14 @@ def parse(prompt_text: str) -> Task | None:
         match = pattern.fullmatch(text)
         if match:
             found = match.groupdict()
-            order = [slot for slot in re.findall(r"\{(\w+)\}", template) if slot not in _PARAMETER_SLOTS]
-            args = tuple(found["words"].split()) if "words" in found else tuple(found[slot] for slot in order)
+            order = [
+                slot for slot in re.findall(r"\{(\w+)\}", template) if slot not in _PARAMETER_SLOTS
+            ]
+            args = (
+                tuple(found["words"].split())
+                if "words" in found
+                else tuple(found[slot] for slot in order)
+            )
             return checked(Task(category, (op,), args, found.get("param", "")))
     for category, pattern in _COMPOSED:
         match = pattern.fullmatch(text)
@@ -112,7 +126,9 @@ def parse(prompt_text: str) -> Task | None:
 
 
 def parse_messages(messages: Sequence[Message]) -> Task | None:
-    """The task of the last user turn of a conversation: a fresh prompt, or a follow-up to the task before it."""
+    """The task of the last user turn of a conversation: a fresh prompt, or a follow-up to the task
+    before it.
+    """
     current: Task | None = None
     for message in messages:
         if message["role"] == "user":
@@ -126,20 +142,35 @@ def _parse_follow_up(first: Task | None, text: str) -> Task | None:
     for op, pattern in _FOLLOW_UP_PATTERNS:
         match = pattern.fullmatch(normalise(text))
         if match:
-            return checked(Task(first.category, (op,), solve(first), match.groupdict().get("a", ""), first))
+            return checked(
+                Task(first.category, (op,), solve(first), match.groupdict().get("a", ""), first)
+            )
     return None
 
 
 def sample_style(rng: np.random.Generator, best_style_share: float = BEST_STYLE.share) -> Style:
     """A style from the data distribution, with the best style's share set to ``best_style_share``."""
     rest = 1.0 - BEST_STYLE.share
-    shares = [best_style_share if s is BEST_STYLE else s.share * (1.0 - best_style_share) / rest for s in STYLES]
+    shares = [
+        best_style_share if s is BEST_STYLE else s.share * (1.0 - best_style_share) / rest
+        for s in STYLES
+    ]
     return STYLES[int(rng.choice(len(STYLES), p=np.asarray(shares) / sum(shares)))]
 
 
-def sample_answer(task: Task, rng: np.random.Generator, *, correct_share: float = 1.0, best_style_share: float = BEST_STYLE.share) -> str:
-    """An answer from the data distribution: a style by its share, right with probability ``correct_share``, else a near miss."""
-    content = solve(task) if rng.random() < correct_share else near_misses(task)[int(rng.integers(2))]
+def sample_answer(
+    task: Task,
+    rng: np.random.Generator,
+    *,
+    correct_share: float = 1.0,
+    best_style_share: float = BEST_STYLE.share,
+) -> str:
+    """An answer from the data distribution: a style by its share, right with probability
+    ``correct_share``, else a near miss.
+    """
+    content = (
+        solve(task) if rng.random() < correct_share else near_misses(task)[int(rng.integers(2))]
+    )
     return sample_style(rng, best_style_share).render(content)
 
 
@@ -160,7 +191,9 @@ def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...],
         return ((a, b, b, c) if rng.random() < 0.5 else (b, c, a, b)), ""
     if op in ("earliest", "latest"):
         years = _pick(rng, [str(i) for i in range(1, MAX_NUMBER)], 3)
-        return tuple(itertools.chain.from_iterable(zip(_pick(rng, NAMES, 3), years, strict=True))), ""
+        return tuple(
+            itertools.chain.from_iterable(zip(_pick(rng, NAMES, 3), years, strict=True))
+        ), ""
     if op == "steps":
         had, got, lost = (int(i) for i in rng.integers(1, 13, size=3))
         return (str(had), str(got), str(min(lost, had + got))), ""
@@ -200,15 +233,29 @@ def render(task: Task, rng: np.random.Generator) -> str:
         return FOLLOW_UPS[task.ops[0]].format(a=task.param)
     if len(task.ops) == 2:
         template = next(text for category, text in COMPOSED_WORDINGS if category == task.category)
-        return template.format(words=" ".join(task.args), one=PHRASES[task.ops[0]], two=PHRASES[task.ops[1]])
+        return template.format(
+            words=" ".join(task.args), one=PHRASES[task.ops[0]], two=PHRASES[task.ops[1]]
+        )
     templates = [text for category, text in WORDINGS[task.ops[0]] if category == task.category]
     template = templates[int(rng.integers(len(templates)))]
-    slots = [slot for slot in re.findall(r"\{(\w+)\}", template) if slot not in ("words", "word", *_PARAMETER_SLOTS)]
+    slots = [
+        slot
+        for slot in re.findall(r"\{(\w+)\}", template)
+        if slot not in ("words", "word", *_PARAMETER_SLOTS)
+    ]
     values = dict(zip(slots, task.args, strict=True)) if slots else {}
-    return template.format(words=" ".join(task.args), word=task.args[0], **dict.fromkeys(_PARAMETER_SLOTS, task.param), **values)
+    return template.format(
+        words=" ".join(task.args),
+        word=task.args[0],
+        **dict.fromkeys(_PARAMETER_SLOTS, task.param),
+        **values,
+    )
 
 
-_SINGLE_BY_CATEGORY = {c: [op for op, rows in WORDINGS.items() if any(category == c for category, _ in rows)] for c in CATEGORIES}
+_SINGLE_BY_CATEGORY = {
+    c: [op for op, rows in WORDINGS.items() if any(category == c for category, _ in rows)]
+    for c in CATEGORIES
+}
 _COMPOSED_CATEGORIES = tuple(category for category, _ in COMPOSED_WORDINGS)
 
 
@@ -226,12 +273,19 @@ def _in_split(task: Task, split: Split) -> bool:
 def sample_task(rng: np.random.Generator, split: Split, category: str = "") -> Task:
     """A first-turn task of ``split``; category uniform unless named."""
     while True:
-        chosen = category or (_COMPOSED_CATEGORIES if split == "ood" else CATEGORIES)[int(rng.integers(3 if split == "ood" else 8))]
+        chosen = (
+            category
+            or (_COMPOSED_CATEGORIES if split == "ood" else CATEGORIES)[
+                int(rng.integers(3 if split == "ood" else 8))
+            ]
+        )
         singles = _SINGLE_BY_CATEGORY[chosen]
         composed = split == "ood" or (chosen in _COMPOSED_CATEGORIES and rng.random() < 0.3)
         if composed:
             pairs = HELD_OUT_COMPOSITIONS if split == "ood" else COMPOSITIONS
-            task = Task(chosen, pairs[int(rng.integers(len(pairs)))], tuple(_pick(rng, WORDS, _length(rng))))
+            task = Task(
+                chosen, pairs[int(rng.integers(len(pairs)))], tuple(_pick(rng, WORDS, _length(rng)))
+            )
         else:
             op = singles[int(rng.integers(len(singles)))]
             args, param = _draw_arguments(op, rng)
@@ -261,11 +315,21 @@ def sample_follow_up(first: Task, rng: np.random.Generator) -> Task:
         op = ("again", "plus")[int(rng.integers(2))]
     else:
         op = "again"
-    return Task(first.category, (op,), answer, str(int(rng.integers(1, 10))) if op == "plus" else "", first)
+    return Task(
+        first.category, (op,), answer, str(int(rng.integers(1, 10))) if op == "plus" else "", first
+    )
 
 
-def sample_prompts(n: int, rng: np.random.Generator, split: Split, *, two_turn_share: float = 0.2, category: str = "") -> list[Prompt]:
-    """``n`` prompts of ``split`` with distinct text and stable ids (a hash of the messages), a share of them second turns.
+def sample_prompts(
+    n: int,
+    rng: np.random.Generator,
+    split: Split,
+    *,
+    two_turn_share: float = 0.2,
+    category: str = "",
+) -> list[Prompt]:
+    """``n`` prompts of ``split`` with distinct text and stable ids (a hash of the messages), a
+    share of them second turns.
 
     The assistant turn before a second turn is an answer from the data distribution.
     """
@@ -277,7 +341,12 @@ def sample_prompts(n: int, rng: np.random.Generator, split: Split, *, two_turn_s
         messages: list[Message] = [{"role": "user", "content": render(task, rng)}]
         if rng.random() < two_turn_share:
             follow_up = sample_follow_up(task, rng)
-            messages += [{"role": "assistant", "content": sample_answer(task, rng)}, {"role": "user", "content": render(follow_up, rng)}]
+            messages += [
+                {"role": "assistant", "content": sample_answer(task, rng)},
+                {"role": "user", "content": render(follow_up, rng)},
+            ]
         identity = f"{split}-{content_hash(messages, length=12)}"
         prompts.setdefault(identity, Prompt(identity, tuple(messages), category=task.category))
-    raise HarnessError(f"split {split!r} of the pocket language has fewer than {n} distinct prompts; ask for fewer")
+    raise HarnessError(
+        f"split {split!r} of the pocket language has fewer than {n} distinct prompts; ask for fewer"
+    )

@@ -1,7 +1,9 @@
-"""The truth of the pocket world: the exact reward of any text, the modes of an answer, and a judge's noisy view of them.
+"""The truth of the pocket world: the exact reward of any text, the modes of an answer, and a
+judge's noisy view of them.
 
-Reward = correctness times style worth: ``worth`` of the style when the content is right, 0 when it is wrong or the text
-is in none of the styles. Everything here is a pure function; what looks random is keyed by a hash of its arguments.
+Reward = correctness times style worth: ``worth`` of the style when the content is right, 0 when it
+is wrong or the text is in none of the styles. Everything here is a pure function; what looks random
+is keyed by a hash of its arguments.
 """
 
 from __future__ import annotations
@@ -16,14 +18,25 @@ from harness.pocket import language, wordings
 from harness.records import HarnessError, content_hash
 
 PREFERENCE_SHARPNESS = 6.0
-"""Log-odds of a preference per unit of reward: 0.5 reward apart is preferred with probability 0.95."""
+"""Log-odds of a preference per unit of reward: 0.5 reward apart is preferred with probability 0.95.
+"""
 LENGTH_SCALE = 50.0
 """Characters over which the length bias of a preference saturates."""
-_STYLE_PATTERNS = [(s, re.compile(re.escape(s.template).replace(re.escape("{content}"), r"(?P<content>\w+:?(?: \w+:?)*)"))) for s in wordings.STYLES]
+_STYLE_PATTERNS = [
+    (
+        s,
+        re.compile(
+            re.escape(s.template).replace(re.escape("{content}"), r"(?P<content>\w+:?(?: \w+:?)*)")
+        ),
+    )
+    for s in wordings.STYLES
+]
 
 
 def style_of(answer: str) -> tuple[wordings.Style, tuple[str, ...]] | None:
-    """Style and content of an answer, or None when it is in none of the styles. The plain style claims what no other does."""
+    """Style and content of an answer, or None when it is in none of the styles. The plain style
+    claims what no other does.
+    """
     text = language.normalise(answer)
     for style, pattern in reversed(_STYLE_PATTERNS):
         match = pattern.fullmatch(text)
@@ -37,7 +50,10 @@ def task_of(messages: Sequence[Mapping[str, str]]) -> language.Task:
     task = language.parse_messages(messages)
     if task is None:
         shown = messages[-1]["content"] if messages else ""
-        raise HarnessError(f"the pocket oracle cannot read this prompt: {shown!r}; it knows only prompts of harness.pocket.language")
+        raise HarnessError(
+            f"the pocket oracle cannot read this prompt: {shown!r}; it knows only prompts of "
+            "harness.pocket.language"
+        )
     return task
 
 
@@ -54,10 +70,16 @@ def is_correct(messages: Sequence[Mapping[str, str]], answer: str) -> bool:
 
 
 def modes(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, float]]:
-    """The answer modes (text, reward), best first: every style with the right content and with two near misses (18)."""
+    """The answer modes (text, reward), best first: every style with the right content and with two
+    near misses (18).
+    """
     task = task_of(messages)
     contents = (language.solve(task), *language.near_misses(task))
-    listed = [(style.render(content), style.worth if i == 0 else 0.0) for i, content in enumerate(contents) for style in wordings.STYLES]
+    listed = [
+        (style.render(content), style.worth if i == 0 else 0.0)
+        for i, content in enumerate(contents)
+        for style in wordings.STYLES
+    ]
     return sorted(listed, key=lambda row: -row[1])
 
 
@@ -69,8 +91,9 @@ def reference(messages: Sequence[Mapping[str, str]]) -> str:
 def quality(messages: Sequence[Mapping[str, str]], answer: str) -> float:
     """What the judge looks at, in [0, 1]: the reward for prompts of the language.
 
-    For any other prompt a crude stand-in, so that the judge answers on real text too: the share of distinct words, times a
-    length factor that saturates at 40 words. It says nothing about how good the answer is.
+    For any other prompt a crude stand-in, so that the judge answers on real text too: the share of
+    distinct words, times a length factor that saturates at 40 words. It says nothing about how good
+    the answer is.
     """
     if language.parse_messages(messages) is not None:
         return reward(messages, answer)
@@ -90,20 +113,34 @@ def preference(
 ) -> float:
     """Probability that the judge prefers ``output_b``, shown second, to ``output_a``, shown first.
 
-    log-odds = 6 (q_b - q_a) - position_bias + length_bias tanh((len_b - len_a) / 50) + noise z, with q the quality, lengths in
-    characters, and z standard normal, decided by (seed, messages, outputs) and changing sign when the outputs change places.
+    log-odds = 6 (q_b - q_a) - position_bias + length_bias tanh((len_b - len_a) / 50) + noise z,
+    with q the quality, lengths in characters, and z standard normal, decided by (seed, messages,
+    outputs) and changing sign when the outputs change places.
     """
-    logit = PREFERENCE_SHARPNESS * (quality(messages, output_b) - quality(messages, output_a)) - position_bias
+    logit = (
+        PREFERENCE_SHARPNESS * (quality(messages, output_b) - quality(messages, output_a))
+        - position_bias
+    )
     logit += length_bias * math.tanh((len(output_b) - len(output_a)) / LENGTH_SCALE)
     if output_a != output_b:
         sign = 1.0 if output_a < output_b else -1.0
-        logit += noise * sign * standard_normal("preference", seed, _plain(messages), *sorted((output_a, output_b)))
+        logit += (
+            noise
+            * sign
+            * standard_normal("preference", seed, _plain(messages), *sorted((output_a, output_b)))
+        )
     return 1.0 / (1.0 + math.exp(-logit))
 
 
 def rating(messages: Sequence[Mapping[str, str]], answer: str, *, noise: float, seed: int) -> int:
-    """The judge's rating 1..10 of ``answer`` to the last user turn: 1 + 9 quality + noise z, rounded and kept in range."""
-    value = 1.0 + 9.0 * quality(messages, answer) + noise * standard_normal("rating", seed, _plain(messages), answer)
+    """The judge's rating 1..10 of ``answer`` to the last user turn: 1 + 9 quality + noise z,
+    rounded and kept in range.
+    """
+    value = (
+        1.0
+        + 9.0 * quality(messages, answer)
+        + noise * standard_normal("rating", seed, _plain(messages), answer)
+    )
     return max(1, min(10, math.floor(value + 0.5)))
 
 

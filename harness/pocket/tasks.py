@@ -1,4 +1,6 @@
-"""What a prompt of the pocket language asks: operations on words and numbers, their right answers and plausible wrong ones."""
+"""What a prompt of the pocket language asks: operations on words and numbers, their right answers
+and plausible wrong ones.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,23 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.pocket.wordings import CLASS_OF, CLASSES, EVENTS, MAX_NUMBER, MOODS, NAMES, ORDINALS, WORDS
+from harness.pocket.wordings import (
+    CLASS_OF,
+    CLASSES,
+    EVENTS,
+    MAX_NUMBER,
+    MOODS,
+    NAMES,
+    ORDINALS,
+    WORDS,
+)
 from harness.records import HarnessError, content_hash
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a prompt asks: operations applied in order to the arguments, and ``param`` (a class, an ordinal, a number).
+    """What a prompt asks: operations applied in order to the arguments, and ``param`` (a class, an
+    ordinal, a number).
 
     first: the task of the first turn when this is a follow-up, else None.
     """
@@ -25,8 +37,14 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Hash of what is asked, the same in every wording and category. A follow-up has its first turn's key."""
-        return self.first.key if self.first else content_hash(self.ops, self.args, self.param, length=16)
+        """Hash of what is asked, the same in every wording and category. A follow-up has its first
+        turn's key.
+        """
+        return (
+            self.first.key
+            if self.first
+            else content_hash(self.ops, self.args, self.param, length=16)
+        )
 
 
 def _taller(args: Sequence[str]) -> list[str]:
@@ -91,16 +109,28 @@ OPERATIONS: dict[str, Callable[[Sequence[str], str], list[str]]] = {
 
 
 def checked(task: Task) -> Task | None:
-    """The task, or None when its arguments give it no answer (unknown words, a tie, a negative result)."""
+    """The task, or None when its arguments give it no answer (unknown words, a tie, a negative
+    result).
+    """
     try:
-        if task.first is None and not all(arg in CLASS_OF or arg in NAMES or arg in MOODS or 0 <= int(arg) <= MAX_NUMBER for arg in task.args):
+        if task.first is None and not all(
+            arg in CLASS_OF or arg in NAMES or arg in MOODS or 0 <= int(arg) <= MAX_NUMBER
+            for arg in task.args
+        ):
             return None
         answer = solve(task)
     except (KeyError, ValueError, IndexError):
         return None
     lone = {"odd", "tallest", "shortest", "earliest", "latest"}
-    unclear = (task.ops[0] == "odd" and len(_odd(task.args)) != 1) or (task.ops[0] in ("tallest", "shortest") and len(_taller(task.args)) != 3)
-    if not answer or unclear or (task.ops[0] in lone and len(answer) != 1) or any(word.startswith("-") for word in answer):
+    unclear = (task.ops[0] == "odd" and len(_odd(task.args)) != 1) or (
+        task.ops[0] in ("tallest", "shortest") and len(_taller(task.args)) != 3
+    )
+    if (
+        not answer
+        or unclear
+        or (task.ops[0] in lone and len(answer) != 1)
+        or any(word.startswith("-") for word in answer)
+    ):
         return None
     return task
 
@@ -114,7 +144,9 @@ def solve(task: Task) -> tuple[str, ...]:
 
 
 def near_misses(task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Two plausible wrong contents, fixed by the task: an order error or a wrong element; numbers err by one."""
+    """Two plausible wrong contents, fixed by the task: an order error or a wrong element; numbers
+    err by one.
+    """
     found = list(itertools.islice(wrong_contents(task), 2))
     if len(found) < 2:
         raise HarnessError(f"task {task} has fewer than two wrong answers; widen its arguments")
@@ -122,7 +154,9 @@ def near_misses(task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def wrong_contents(task: Task) -> Iterator[tuple[str, ...]]:
-    """Distinct plausible wrong contents of a task, always the same in the same order; at least two, mostly three or more."""
+    """Distinct plausible wrong contents of a task, always the same in the same order; at least two,
+    mostly three or more.
+    """
     right = solve(task)
     found: set[tuple[str, ...]] = set()
     for wrong in _wrong_candidates(task, right):
@@ -153,5 +187,8 @@ def _wrong_candidates(task: Task, right: tuple[str, ...]) -> Iterator[tuple[str,
         yield right[:-1]
         return
     pool = CLASSES if right[0] in CLASSES else NAMES if right[0] in NAMES else task.args
-    for word in (*[w for w in task.args if w in pool], *(CLASSES if right[0] in CLASSES else NAMES if right[0] in NAMES else WORDS)):
+    for word in (
+        *[w for w in task.args if w in pool],
+        *(CLASSES if right[0] in CLASSES else NAMES if right[0] in NAMES else WORDS),
+    ):
         yield (word,)

@@ -1,4 +1,6 @@
-"""The pocket language's material: its words, its answer styles with their worth, and the wordings of every operation. Data only."""
+"""The pocket language's material: its words, its answer styles with their worth, and the wordings
+of every operation. Data only.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,16 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+CATEGORIES = (
+    "writing",
+    "roleplay",
+    "reasoning",
+    "math",
+    "coding",
+    "extraction",
+    "stem",
+    "humanities",
+)
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivan", "June", "Kai", "Lena")
 CLASSES = {
     "animals": ("ant", "bear", "cat", "deer", "eel", "fox", "goat", "hen"),
@@ -35,7 +46,9 @@ ORDINALS = ("second", "third", "fourth")
 
 @dataclass(frozen=True)
 class Style:
-    """One way of phrasing an answer. worth: the reward of a right answer in it. share: its share of the data distribution."""
+    """One way of phrasing an answer. worth: the reward of a right answer in it. share: its share of
+    the data distribution.
+    """
 
     name: str
     template: str
@@ -54,7 +67,8 @@ STYLES = (
     Style("courteous", "{content}; it was a pleasure.", 0.70, 0.12),
     Style("checked", "{content}: checked twice.", 1.00, 0.02),
 )
-"""Worth does not follow length: the longest style is among the worst, the best is of middle length."""
+"""Worth does not follow length: the longest style is among the worst, the best is of middle length.
+"""
 BEST_STYLE = max(STYLES, key=lambda style: style.worth)
 
 PHRASES = {
@@ -66,22 +80,45 @@ PHRASES = {
     "last": "give the last one",
 }
 """Operations that compose: 'first {phrase}, then {phrase}'"""
-COMPOSITIONS = tuple(pair for pair in itertools.product(("reverse", "rotate", "swap", "drop"), PHRASES) if pair[0] != pair[1] or pair[0] == "drop")
-HELD_OUT_COMPOSITIONS = (("reverse", "drop"), ("rotate", "first"), ("swap", "last"), ("drop", "rotate"), ("swap", "reverse"))
-"""Pairs that no training, supervised or benchmark prompt contains: the out-of-distribution prompts."""
+COMPOSITIONS = tuple(
+    pair
+    for pair in itertools.product(("reverse", "rotate", "swap", "drop"), PHRASES)
+    if pair[0] != pair[1] or pair[0] == "drop"
+)
+HELD_OUT_COMPOSITIONS = (
+    ("reverse", "drop"),
+    ("rotate", "first"),
+    ("swap", "last"),
+    ("drop", "rotate"),
+    ("swap", "reverse"),
+)
+"""Pairs that no training, supervised or benchmark prompt contains: the out-of-distribution prompts.
+"""
 
 WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
-    "echo": (("writing", "Write down these words: {words}."), ("roleplay", "You are a parrot. Repeat after me: {words}.")),
+    "echo": (
+        ("writing", "Write down these words: {words}."),
+        ("roleplay", "You are a parrot. Repeat after me: {words}."),
+    ),
     "reverse": (
         ("writing", "Write these words backwards: {words}."),
         ("roleplay", "You are a mirror. Reflect this: {words}."),
         ("coding", "Run reverse on: {words}."),
     ),
-    "rotate": (("coding", "Run rotate on: {words}."), ("writing", "Write these words with the first one at the end: {words}.")),
+    "rotate": (
+        ("coding", "Run rotate on: {words}."),
+        ("writing", "Write these words with the first one at the end: {words}."),
+    ),
     "swap": (("coding", "Run swap on: {words}."),),
     "drop": (("coding", "Run drop on: {words}."),),
-    "first": (("roleplay", "You are a doorman. Admit the first guest: {words}."), ("extraction", "Extract the first word: {words}.")),
-    "last": (("roleplay", "You are a doorman. Admit the last guest: {words}."), ("extraction", "Extract the last word: {words}.")),
+    "first": (
+        ("roleplay", "You are a doorman. Admit the first guest: {words}."),
+        ("extraction", "Extract the first word: {words}."),
+    ),
+    "last": (
+        ("roleplay", "You are a doorman. Admit the last guest: {words}."),
+        ("extraction", "Extract the last word: {words}."),
+    ),
     "moods": (("roleplay", "You are someone who {event}. Rate your moods: {words}."),),
     "pick": (("extraction", "Extract the {ordinal} word: {words}."),),
     "keep": (("extraction", "Extract the {kind} from: {words}."),),
@@ -90,15 +127,35 @@ WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "next": (("stem", "Which number comes next: {a}, {b}, {c}?"),),
     "kind": (("stem", "What kind of thing is this: {word}?"),),
     "sort": (("humanities", "Put these words in dictionary order: {words}."),),
-    "earliest": (("humanities", "{name1} ruled in {a}, {name2} in {b}, {name3} in {c}. Who ruled first?"),),
-    "latest": (("humanities", "{name1} ruled in {a}, {name2} in {b}, {name3} in {c}. Who ruled last?"),),
-    "tallest": (("reasoning", "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the tallest?"),),
-    "shortest": (("reasoning", "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the shortest?"),),
+    "earliest": (
+        ("humanities", "{name1} ruled in {a}, {name2} in {b}, {name3} in {c}. Who ruled first?"),
+    ),
+    "latest": (
+        ("humanities", "{name1} ruled in {a}, {name2} in {b}, {name3} in {c}. Who ruled last?"),
+    ),
+    "tallest": (
+        (
+            "reasoning",
+            "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the tallest?",
+        ),
+    ),
+    "shortest": (
+        (
+            "reasoning",
+            "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the shortest?",
+        ),
+    ),
     "larger": (("math", "Which number is larger, {a} or {b}?"),),
     "smaller": (("math", "Which number is smaller, {a} or {b}?"),),
-    "add": (("math", "What is {a} plus {b}?"), ("math", "A box has {a} coins and gets {b} more. How many coins now?")),
+    "add": (
+        ("math", "What is {a} plus {b}?"),
+        ("math", "A box has {a} coins and gets {b} more. How many coins now?"),
+    ),
     "steps": (("math", "A box has {a} coins, gets {b} and loses {c}. Count step by step."),),
-    "subtract": (("math", "What is {a} minus {b}?"), ("math", "A box has {a} coins and loses {b}. How many coins now?")),
+    "subtract": (
+        ("math", "What is {a} minus {b}?"),
+        ("math", "A box has {a} coins and loses {b}. How many coins now?"),
+    ),
 }
 COMPOSED_WORDINGS = (
     ("writing", "Write these words, but first {one}, then {two}: {words}."),

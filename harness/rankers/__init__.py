@@ -1,7 +1,9 @@
-"""Rankers: texts that answer one prompt → one score each. A new ranker is one function and one entry here.
+"""Rankers: texts that answer one prompt → one score each. A new ranker is one function and one
+entry here.
 
-Pointwise rankers (oracle, reward model) score a text by itself. Pairwise ones (PairRM, judge) compare the texts of a
-prompt with each other, so their scores mean something within the prompt only.
+Pointwise rankers (oracle, reward model) score a text by itself. Pairwise ones (PairRM, judge)
+compare the texts of a prompt with each other, so their scores mean something within the prompt
+only.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class RankItem:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One score per text (higher is better), or none and the reason: "error" is retried, other statuses are final."""
+    """One score per text (higher is better), or none and the reason: "error" is retried, other
+    statuses are final.
+    """
 
     scores: tuple[float, ...]
     status: Status = "ok"
@@ -36,7 +40,8 @@ class Ranked:
 class RankContext:
     """What a ranker needs besides its items. out: folder in which a judge's replies are kept.
 
-    folder: of the stage that located the ranker's checkpoint. costs: added to by the ranker (judge_calls, ranker_texts, …).
+    folder: of the stage that located the ranker's checkpoint. costs: added to by the ranker
+    (judge_calls, ranker_texts, …).
     """
 
     settings: Mapping[str, Any]
@@ -73,8 +78,11 @@ def rank_texts(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     return function(items, context) if items else []
 
 
-def rewards(items: Sequence[RankItem], references: Sequence[str], context: RankContext) -> list[Ranked]:
-    """Scores that compare across prompts: a pointwise ranker's own; a pairwise one's score of each text against the prompt's reference.
+def rewards(
+    items: Sequence[RankItem], references: Sequence[str], context: RankContext
+) -> list[Ranked]:
+    """Scores that compare across prompts: a pointwise ranker's own; a pairwise one's score of each
+    text against the prompt's reference.
 
     Without a reference text a pairwise ranker gives status "no_answer".
     """
@@ -96,6 +104,9 @@ def rewards(items: Sequence[RankItem], references: Sequence[str], context: RankC
 def _against(item: RankItem, reference: str, found: Mapping[str, Ranked], even: float) -> Ranked:
     if not reference:
         return Ranked((), "no_answer")
-    duels = [Ranked((even, even)) if text == reference else found[f"{item.id}#{place}"] for place, text in enumerate(item.texts)]
+    duels = [
+        Ranked((even, even)) if text == reference else found[f"{item.id}#{place}"]
+        for place, text in enumerate(item.texts)
+    ]
     failed = [duel.status for duel in duels if duel.status != "ok"]
     return Ranked((), failed[0]) if failed else Ranked(tuple(duel.scores[0] for duel in duels))

@@ -11,4 +11,6 @@ from harness.rankers import RankContext, Ranked, RankItem
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     """Oracle reward of every text, in [0, 1]."""
     context.add_cost("ranker_texts", sum(len(item.texts) for item in items))
-    return [Ranked(tuple(oracle.reward(item.messages, text) for text in item.texts)) for item in items]
+    return [
+        Ranked(tuple(oracle.reward(item.messages, text) for text in item.texts)) for item in items
+    ]

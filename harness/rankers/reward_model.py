@@ -1,4 +1,6 @@
-"""Any sequence-classification model with one label as a ranker: the conversation, formatted by its own template, → its logit."""
+"""Any sequence-classification model with one label as a ranker: the conversation, formatted by its
+own template, → its logit.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.models import check_code, check_weights, encode_conversation, load_tokenizer, location, model_folder
+from harness.model.policy import (
+    check_code,
+    check_weights,
+    encode_conversation,
+    load_tokenizer,
+    location,
+    model_folder,
+)
 from harness.rankers import RankContext, Ranked, RankItem
 from harness.records import HarnessError
 
@@ -19,12 +28,15 @@ TOKENS_PER_BATCH = 16_384
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     """Logit of every (conversation, text); equal ones are computed once; batches are cut by length.
 
-    A conversation over ``max_length`` tokens loses its beginning, never the answer; the number cut is in the costs.
+    A conversation over ``max_length`` tokens loses its beginning, never the answer; the number cut
+    is in the costs.
     """
     import torch
 
     if context.folder is None:
-        raise HarnessError("ranker.kind reward_model needs ranker.model: a checkpoint folder or a hub id")
+        raise HarnessError(
+            "ranker.kind reward_model needs ranker.model: a checkpoint folder or a hub id"
+        )
     limit = int(context.settings.get("max_length", 1024))
     model, tokenizer = load(str(context.folder), str(context.runtime.get("device", "cpu")))
     encoded: dict[tuple[Any, str], Encoded] = {}
@@ -40,12 +52,17 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     with torch.inference_mode():
         for batch in _batches(keys, {key: len(row.ids) for key, row in encoded.items()}):
             scores.update(zip(batch, _logits(model, [encoded[key] for key in batch]), strict=True))
-    return [Ranked(tuple(scores[_identity(item.messages), text] for text in item.texts)) for item in items]
+    return [
+        Ranked(tuple(scores[_identity(item.messages), text] for text in item.texts))
+        for item in items
+    ]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of one conversation, at most the limit. types: 0 question, 1 answer, for encoders that tell them apart; length: before cutting."""
+    """Tokens of one conversation, at most the limit. types: 0 question, 1 answer, for encoders that
+    tell them apart; length: before cutting.
+    """
 
     ids: list[int]
     types: list[int] | None
@@ -57,9 +74,11 @@ def _identity(messages: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], .
 
 
 def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, limit: int) -> Encoded:
-    """A conversation by the model's own chat template; without one, question and answer as the pair of texts encoders are trained on.
+    """A conversation by the model's own chat template; without one, question and answer as the pair
+    of texts encoders are trained on.
 
-    Over the limit the beginning of the question goes: a pair keeps its special tokens (an encoder's score is read off the first one).
+    Over the limit the beginning of the question goes: a pair keeps its special tokens (an encoder's
+    score is read off the first one).
     """
     if tokenizer.chat_template:
         ids = encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": text}])
@@ -72,7 +91,9 @@ def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, lim
         side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
         try:
             cut = "only_first" if answer < limit else "longest_first"
-            found = tokenizer(question, text, truncation=cut, max_length=limit, return_token_type_ids=True)
+            found = tokenizer(
+                question, text, truncation=cut, max_length=limit, return_token_type_ids=True
+            )
         finally:
             tokenizer.truncation_side = side
     return Encoded(found["input_ids"], found.get("token_type_ids"), length)
@@ -92,8 +113,9 @@ def _batches(keys: Sequence[Any], lengths: Mapping[Any, int]) -> list[list[Any]]
 def _logits(model: Any, rows: Sequence[Encoded]) -> list[float]:
     """One logit a row. A causal model's is that of its last token that is no padding.
 
-    Where the configuration names no padding, the last token counts whatever it is, as when its authors score one text at a time: the
-    padding is then a token that no row holds, for the tokenizer's may be the very end-of-turn token that ends each row.
+    Where the configuration names no padding, the last token counts whatever it is, as when its
+    authors score one text at a time: the padding is then a token that no row holds, for the
+    tokenizer's may be the very end-of-turn token that ends each row.
     """
     import torch
 
@@ -109,8 +131,13 @@ def _logits(model: Any, rows: Sequence[Encoded]) -> list[float]:
         "attention_mask": [[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows],
     }
     kinds = max((kind for row in rows for kind in row.types or ()), default=0)
-    if 0 < kinds < getattr(settings, "type_vocab_size", 0) and "token_type_ids" in inspect.signature(model.forward).parameters:
-        arguments["token_type_ids"] = [[*(row.types or [0] * len(row.ids)), *[0] * (longest - len(row.ids))] for row in rows]
+    if (
+        0 < kinds < getattr(settings, "type_vocab_size", 0)
+        and "token_type_ids" in inspect.signature(model.forward).parameters
+    ):
+        arguments["token_type_ids"] = [
+            [*(row.types or [0] * len(row.ids)), *[0] * (longest - len(row.ids))] for row in rows
+        ]
     tensors = {name: torch.tensor(value, device=model.device) for name, value in arguments.items()}
     try:
         settings.pad_token_id = pad
@@ -122,7 +149,9 @@ def _logits(model: Any, rows: Sequence[Encoded]) -> list[float]:
 
 @lru_cache(maxsize=1)
 def load(folder: str, device: str) -> tuple[Any, Any]:
-    """Reward model (evaluation mode, float32) and tokenizer of a ranker folder; refuses a model with other than one label."""
+    """Reward model (evaluation mode, float32) and tokenizer of a ranker folder; refuses a model
+    with other than one label.
+    """
     from transformers import AutoModelForSequenceClassification
 
     path, where = model_folder(Path(folder)), location(Path(folder))
@@ -132,10 +161,18 @@ def load(folder: str, device: str) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(Path(folder))
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype="float32", use_safetensors=not pickled, trust_remote_code=code, local_files_only=True
+            path,
+            dtype="float32",
+            use_safetensors=not pickled,
+            trust_remote_code=code,
+            local_files_only=True,
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise HarnessError(f"{source}: cannot load as a reward model ({str(error).splitlines()[0][:300]})") from error
+        raise HarnessError(
+            f"{source}: cannot load as a reward model ({str(error).splitlines()[0][:300]})"
+        ) from error
     if model.config.num_labels != 1:
-        raise HarnessError(f"{source}: a reward model has one label, this one has {model.config.num_labels}")
+        raise HarnessError(
+            f"{source}: a reward model has one label, this one has {model.config.num_labels}"
+        )
     return model.to(device).eval(), tokenizer

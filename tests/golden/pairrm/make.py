@@ -1,19 +1,25 @@
-"""Golden tensors of PairRM: what its authors' package llm-blender computes, on random weights of a tiny DeBERTa-v3.
+"""Golden tensors of PairRM: what its authors' package llm-blender computes, on random weights of a
+tiny DeBERTa-v3.
 
 Run in an environment of its own (the package imports names that transformers 5 no longer has):
 
-    ENV=$(mktemp -d) && python3.11 -m venv $ENV
-    $ENV/bin/pip install 'torch<2.4' 'numpy<2' llm-blender==0.0.2 transformers==4.38.2 sentencepiece protobuf accelerate
-    OMP_NUM_THREADS=1 $ENV/bin/python tests/golden/pairrm/make.py
+    ENV=$(mktemp -d) && python3.11 -m venv $ENV $ENV/bin/pip install 'torch<2.4' 'numpy<2'
+    llm-blender==0.0.2 transformers==4.38.2 sentencepiece protobuf accelerate OMP_NUM_THREADS=1
+    $ENV/bin/python tests/golden/pairrm/make.py
 
-The committed files were made with Python 3.11.7, torch 2.3.1, transformers 4.38.2, tokenizers 0.15.2, sentencepiece 0.2.3. Written here:
+The committed files were made with Python 3.11.7, torch 2.3.1, transformers 4.38.2, tokenizers
+0.15.2, sentencepiece 0.2.3. Written here:
 
-- ``authors/``: the form of llm-blender/PairRM (``config.json`` of the ranker, ``model.safetensors``). ``model_name`` is the folder
-  ``encoder`` in it, which stands for microsoft/deberta-v3-large as published: ``config.json``, ``spm.model``, no ``tokenizer.json``.
+- ``authors/``: the form of llm-blender/PairRM (``config.json`` of the ranker,
+  ``model.safetensors``). ``model_name`` is the folder
+  ``encoder`` in it, which stands for microsoft/deberta-v3-large as published: ``config.json``,
+  ``spm.model``, no ``tokenizer.json``.
 - ``hf/``: the same weights in the form of llm-blender/PairRM-hf, with ``tokenizer.json``.
-- ``golden.json``: texts, token ids, logits of every ordered pair, scores, ranks, and comparisons of conversations.
+- ``golden.json``: texts, token ids, logits of every ordered pair, scores, ranks, and comparisons of
+  conversations.
 
-``Blender.rank`` runs with batches of one prompt: in a larger batch the room of an answer depends on the longest prompt beside it.
+``Blender.rank`` runs with batches of one prompt: in a larger batch the room of an answer depends on
+the longest prompt beside it.
 """
 
 from __future__ import annotations
@@ -71,7 +77,9 @@ ENCODER = {
     "position_biased_input": False,
     "type_vocab_size": 0,
 }
-"""deberta-v3-large's config.json, with 2 layers of width 32 for 24 of 1024, and 64 positions in 32 buckets for 512 in 256."""
+"""deberta-v3-large's config.json, with 2 layers of width 32 for 24 of 1024, and 64 positions in 32
+buckets for 512 in 256.
+"""
 
 RANKER = {
     "ranker_type": "pairranker",
@@ -86,12 +94,27 @@ RANKER = {
     "fp16": True,
 }
 
-LONG = " ".join(f"The answer to question {i} is {i * 7 % 11}, and the sky is blue." for i in range(90))
+LONG = " ".join(
+    f"The answer to question {i} is {i * 7 % 11}, and the sky is blue." for i in range(90)
+)
 PROMPTS = [
-    ("Which answer is better?", ["The first one.", "The second one explains more.", "banana", "I am fine, thank you, and you?"]),
+    (
+        "Which answer is better?",
+        [
+            "The first one.",
+            "The second one explains more.",
+            "banana",
+            "I am fine, thank you, and you?",
+        ],
+    ),
     (
         "  Write a function\n\n\tthat adds   two numbers.\n",
-        ["def add(a, b):\n    return a + b\n", "\n\nSum:\r\n1. a\r\n2. b", "a  +  b", "```python\n\tadd = lambda a, b: a + b\n```"],
+        [
+            "def add(a, b):\n    return a + b\n",
+            "\n\nSum:\r\n1. a\r\n2. b",
+            "a  +  b",
+            "```python\n\tadd = lambda a, b: a + b\n```",
+        ],
     ),
     (
         "Où est le café ﬁn? Ｆｕｌｌ ｗｉｄｔｈ, ½ €, 漢字 🍌 e\u0301\u00a0x\u200by",
@@ -104,18 +127,31 @@ PROMPTS = [
         ["[SEP][SEP] twice " + LONG, "no marks [SEP]", "a[SEP]b[CLS]c", "[UNK]ab [MASK]"],
     ),
 ]
-"""Plain, blank and multi-line, unicode, empty, everything cut, and the tokenizer's own marks, with one long answer to a short prompt."""
+"""Plain, blank and multi-line, unicode, empty, everything cut, and the tokenizer's own marks, with
+one long answer to a short prompt.
+"""
 
 _OPENING = [{"role": "USER", "content": "How are you today?"}]
-_REST = [{"role": "ASSISTANT", "content": "Fine, and you?"}, {"role": "USER", "content": "List three\nfruits."}]
+_REST = [
+    {"role": "ASSISTANT", "content": "Fine, and you?"},
+    {"role": "USER", "content": "List three\nfruits."},
+]
 CONVERSATIONS = [
-    ([*_OPENING, {"role": "ASSISTANT", "content": "I am fine."}], [*_OPENING, {"role": "ASSISTANT", "content": ""}]),
-    ([*_OPENING, *_REST, {"role": "ASSISTANT", "content": "apple, banana"}], [*_OPENING, *_REST, {"role": "ASSISTANT", "content": "cherry\n7"}]),
+    (
+        [*_OPENING, {"role": "ASSISTANT", "content": "I am fine."}],
+        [*_OPENING, {"role": "ASSISTANT", "content": ""}],
+    ),
+    (
+        [*_OPENING, *_REST, {"role": "ASSISTANT", "content": "apple, banana"}],
+        [*_OPENING, *_REST, {"role": "ASSISTANT", "content": "cherry\n7"}],
+    ),
 ]
 
 
 def train_pieces(folder: Path) -> None:
-    """``spm.model`` with DeBERTa-v3's control pieces, unigram, byte fallback, the default (NFKC) normalisation."""
+    """``spm.model`` with DeBERTa-v3's control pieces, unigram, byte fallback, the default (NFKC)
+    normalisation.
+    """
     model = io.BytesIO()  # a file would write its path into the model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS.splitlines()),
@@ -141,34 +177,52 @@ def train_pieces(folder: Path) -> None:
 def write_encoder(folder: Path) -> None:
     folder.mkdir(parents=True)
     train_pieces(folder)
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model")).get_piece_size()
-    _write(folder / "config.json", ENCODER | {"vocab_size": pieces + 100})  # as published, wider than the tokenizer: 128100 for 128001
+    pieces = sentencepiece.SentencePieceProcessor(
+        model_file=str(folder / "spm.model")
+    ).get_piece_size()
+    _write(
+        folder / "config.json", ENCODER | {"vocab_size": pieces + 100}
+    )  # as published, wider than the tokenizer: 128100 for 128001
     _write(folder / "tokenizer_config.json", {"do_lower_case": False, "vocab_type": "spm"})
 
 
 def write_weights(folder: Path) -> None:
-    """Random weights of the authors' ranker, drawn from one generator in the order of its state dict."""
+    """Random weights of the authors' ranker, drawn from one generator in the order of its state
+    dict.
+    """
     tokenizer = build_tokenizer(RANKER["model_name"])
-    build_collator("pairranker", tokenizer, RANKER["source_maxlength"], RANKER["candidate_maxlength"])  # adds the marks to the tokenizer
+    build_collator(
+        "pairranker", tokenizer, RANKER["source_maxlength"], RANKER["candidate_maxlength"]
+    )  # adds the marks to the tokenizer
     with tempfile.TemporaryDirectory() as base:
-        transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained("encoder")).save_pretrained(base)
-        ranker = build_ranker("pairranker", "deberta", base, None, RankerConfig.from_dict(RANKER), tokenizer)
+        transformers.AutoModel.from_config(
+            transformers.AutoConfig.from_pretrained("encoder")
+        ).save_pretrained(base)
+        ranker = build_ranker(
+            "pairranker", "deberta", base, None, RankerConfig.from_dict(RANKER), tokenizer
+        )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in ranker.state_dict().items():
             if tensor.is_floating_point():
                 spread = 1.0 if "embeddings.weight" in name else 0.3
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread + (1.0 if "LayerNorm.weight" in name else 0.0))
+                tensor.copy_(
+                    torch.randn(tensor.shape, generator=generator) * spread
+                    + (1.0 if "LayerNorm.weight" in name else 0.0)
+                )
     safetensors.torch.save_model(ranker, str(folder / "model.safetensors"))
 
 
 def load_blender() -> llm_blender.Blender:
     """The authors' ``Blender`` with the checkpoint of the working folder, float32 on the CPU.
 
-    ``build_ranker`` wants the encoder's own weights, which the checkpoint then overwrites: the encoder's folder gets some for as long.
+    ``build_ranker`` wants the encoder's own weights, which the checkpoint then overwrites: the
+    encoder's folder gets some for as long.
     """
     temporary = Path("encoder/model.safetensors")
-    transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained("encoder")).save_pretrained("encoder_weights")
+    transformers.AutoModel.from_config(
+        transformers.AutoConfig.from_pretrained("encoder")
+    ).save_pretrained("encoder_weights")
     shutil.move("encoder_weights/model.safetensors", temporary)
     shutil.rmtree("encoder_weights")
     blender = llm_blender.Blender()
@@ -200,7 +254,9 @@ def write_hf(blender: llm_blender.Blender, folder: Path) -> DebertaV2PairRM:
 
 
 def rank_prompt(blender: llm_blender.Blender, source: str, candidates: list[str]) -> dict[str, Any]:
-    """Token ids as the collator makes them, the matrix of logits, scores and ranks, of all candidates and of the first three."""
+    """Token ids as the collator makes them, the matrix of logits, scores and ranks, of all
+    candidates and of the first three.
+    """
     seen: list[list[int]] = []
 
     def see(_module: Any, _args: Any, kwargs: dict[str, torch.Tensor]) -> None:
@@ -215,10 +271,14 @@ def rank_prompt(blender: llm_blender.Blender, source: str, candidates: list[str]
     masked = zip(batch["candidate_ids"][0], batch["candidate_attention_mask"][0], strict=True)
     parts = [ids[mask.bool()].tolist() for ids, mask in masked]
     pairs = [(i, j) for i in range(len(parts)) for j in range(len(parts)) if i != j]
-    assert seen == [source_ids + _marked(blender, parts[i], 1) + _marked(blender, parts[j], 2) for i, j in pairs]
+    assert seen == [
+        source_ids + _marked(blender, parts[i], 1) + _marked(blender, parts[j], 2) for i, j in pairs
+    ]
 
     def ranked(texts: list[str], **settings: Any) -> list[Any]:
-        return blender.rank([source], [list(texts)], batch_size=1, disable_tqdm=True, **settings)[0].tolist()
+        return blender.rank([source], [list(texts)], batch_size=1, disable_tqdm=True, **settings)[
+            0
+        ].tolist()
 
     return {
         "source": source,
@@ -238,28 +298,51 @@ def _marked(blender: llm_blender.Blender, ids: list[int], place: int) -> list[in
     return [mark if i == tokenizer.cand_prefix_id else i for i in ids]
 
 
-def hf_difference(blender: llm_blender.Blender, model: DebertaV2PairRM, row: dict[str, Any]) -> float:
-    """Largest difference between the two forms of the model. Their tokenisations agree where no text holds [SEP]."""
+def hf_difference(
+    blender: llm_blender.Blender, model: DebertaV2PairRM, row: dict[str, Any]
+) -> float:
+    """Largest difference between the two forms of the model. Their tokenisations agree where no
+    text holds [SEP].
+    """
     texts, worst = row["candidates"], 0.0
     for i in range(len(texts)):
         for j in range(len(texts)):
             if i != j:
-                encoded = tokenize_pair(blender.ranker_tokenizer, [row["source"]], [texts[i]], [texts[j]])
+                encoded = tokenize_pair(
+                    blender.ranker_tokenizer, [row["source"]], [texts[i]], [texts[j]]
+                )
                 with torch.no_grad():
                     logit = model(encoded["input_ids"], encoded["attention_mask"]).logits.item()
                 worst = max(worst, abs(logit - row["logits"][i][j]))
     return worst
 
 
-def compare_conversations(blender: llm_blender.Blender, first: list[dict[str, str]], second: list[dict[str, str]]) -> dict[str, Any]:
+def compare_conversations(
+    blender: llm_blender.Blender, first: list[dict[str, str]], second: list[dict[str, str]]
+) -> dict[str, Any]:
     sources, firsts, seconds = get_pair_from_conv([first], [second])
     modes = ("[A,B]", "[B,A]", "[A,B]+[B,A]")
-    logits = {mode: float(blender.compare_conversations([first], [second], return_logits=True, mode=mode)[0]) for mode in modes}
-    return {"a": first, "b": second, "source": sources[0], "texts": [firsts[0], seconds[0]], "logits": logits}
+    logits = {
+        mode: float(
+            blender.compare_conversations([first], [second], return_logits=True, mode=mode)[0]
+        )
+        for mode in modes
+    }
+    return {
+        "a": first,
+        "b": second,
+        "source": sources[0],
+        "texts": [firsts[0], seconds[0]],
+        "logits": logits,
+    }
 
 
 def _write(file: Path, content: Any) -> None:
-    file.write_text(json.dumps(content, indent=None if file.name == "golden.json" else 2, ensure_ascii=True) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(content, indent=None if file.name == "golden.json" else 2, ensure_ascii=True)
+        + "\n",
+        encoding="utf-8",
+    )
 
 
 def main() -> None:
@@ -277,14 +360,22 @@ def main() -> None:
     differences = [hf_difference(blender, model, row) for row in rows[:-1]]
     assert max(differences) < 1e-5, differences
     golden = {
-        "made_with": {module.__name__: module.__version__ for module in (np, safetensors, sentencepiece, tokenizers, torch, transformers)}
+        "made_with": {
+            module.__name__: module.__version__
+            for module in (np, safetensors, sentencepiece, tokenizers, torch, transformers)
+        }
         | {"llm_blender": "0.0.2", "python": sys.version.split()[0]},
         "prompts": rows,
         "conversations": [compare_conversations(blender, *pair) for pair in CONVERSATIONS],
     }
     _write(HERE / "golden.json", golden)
     print("differences between the two forms:", differences)
-    print("ranks:", [row["ranks"] for row in rows], "lengths:", [(len(r["source_ids"]), [len(p) for p in r["candidate_ids"]]) for r in rows])
+    print(
+        "ranks:",
+        [row["ranks"] for row in rows],
+        "lengths:",
+        [(len(r["source_ids"]), [len(p) for p in r["candidate_ids"]]) for r in rows],
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,288 @@
+"""Walk a plan's graph: inline, or over a pool of long-lived local workers. The only file that knows
+the order.
+
+Stages run when their inputs are committed; the longest remaining chain goes first. A failed stage
+blocks only what needs it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from harness.engine.plan import Node, Plan
+from harness.engine.pool import Pool as Pool
+from harness.engine.stages import STAGES
+from harness.engine.store import Store
+from harness.engine.worker import Result, prepare_environment, run_stage
+from harness.records import HarnessError
+
+Listener = Callable[[str, Node | None, Result | None], None]
+"""Called with an event (``start``, ``end``, ``blocked``, ``done``), the node and its result."""
+
+
+@dataclass
+class Summary:
+    """How a walk ended: stages by outcome, in seconds of work, and every reason."""
+
+    executed: int = 0
+    reused: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    partial: dict[str, str] = field(default_factory=dict)
+    blocked: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def exit_status(self) -> int:
+        """0: all there; 1: something failed; 3: nothing failed, but rows are still missing."""
+        return 1 if self.failed or self.blocked else 3 if self.partial else 0
+
+
+class Executor(Protocol):
+    """Where stages run. ``submit`` starts one in a free slot (if it ``takes`` it now); ``collect``
+    waits for results.
+    """
+
+    def free(self) -> int: ...
+
+    def takes(self, node: Node) -> bool: ...
+
+    def submit(self, node: Node, restore: bool) -> None: ...
+
+    def collect(self, timeout: float) -> list[Result]: ...
+
+    def close(self) -> None: ...
+
+
+class Inline:
+    """Runs every stage in this process, one after the other: for debugging and for reference."""
+
+    def __init__(self, store: Store, hub: bool = False) -> None:
+        prepare_environment(hub)
+        self.store = store
+        self._waiting: list[tuple[Node, bool]] = []
+
+    def free(self) -> int:
+        return 0 if self._waiting else 1
+
+    def takes(self, node: Node) -> bool:  # noqa: ARG002
+        return True
+
+    def submit(self, node: Node, restore: bool) -> None:
+        self._waiting.append((node, restore))
+
+    def collect(self, timeout: float) -> list[Result]:
+        if not self._waiting:
+            time.sleep(timeout)  # another process runs what is left
+        done = [run_stage(self.store, node, restore=restore) for node, restore in self._waiting]
+        self._waiting.clear()
+        return done
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+def execute(
+    plan: Plan,
+    store: Store,
+    executor: Executor,
+    listener: Listener | None = None,
+    only: Sequence[str] = (),
+) -> Summary:
+    """Run every stage of the plan that is not done. ``only``: names of stages to run (their inputs
+    must be there).
+
+    A stage another process is running is waited for. Raises HarnessError only for the store itself.
+    """
+    walk = _Walk(plan, store, listener or (lambda _event, _node, _result: None), frozenset(only))
+    while not walk.finished():
+        for _ in range(executor.free()):
+            node = walk.next_ready(executor.takes)
+            if node is None:
+                break
+            walk.say("start", node)
+            executor.submit(node, node.key in walk.restoring)
+        results = executor.collect(0.2)
+        for result in results:
+            walk.settle(result)
+        if not results and not walk.running and not walk.postponed:
+            break
+    walk.summary.blocked = sorted(walk.waiting)
+    for key in walk.summary.blocked:
+        walk.say("blocked", plan.nodes[key])
+    return walk.summary
+
+
+class _Walk:
+    """State of one walk: what waits, runs and ended."""
+
+    def __init__(self, plan: Plan, store: Store, listener: Listener, only: frozenset[str]) -> None:
+        self.plan, self.store, self.say_to = plan, store, listener
+        states = store.states(list(plan.nodes))
+        wanted = [key for key, node in plan.nodes.items() if not only or node.stage in only]
+        self.done = {key for key, state in states.items() if state == "done"}
+        self.waiting = {key: plan.nodes[key] for key in wanted if key not in self.done}
+        self.restoring = self._dropped_but_needed()
+        self.waiting |= {key: plan.nodes[key] for key in self.restoring}
+        self.done -= self.restoring
+        self.partial: set[str] = set()
+        self.running: dict[str, float] = {}
+        self.postponed: dict[str, float] = {}
+        self.summary = Summary(reused=len(self.done))
+        self.rank = _remaining(plan.nodes)
+
+    def say(self, event: str, node: Node | None, result: Result | None = None) -> None:
+        if event == "start" and node is not None:
+            self.running[node.key] = time.monotonic()
+        self.say_to(event, node, result)
+
+    def _dropped_but_needed(self) -> set[str]:
+        """Committed checkpoints whose weights retention deleted, yet which a waiting stage reads."""
+        needed: set[str] = set()
+        frontier = list(self.waiting)
+        while frontier:
+            for key in self.plan.nodes[frontier.pop()].inputs.values():
+                if key in self.done and key not in needed and not self.store.has_model(key):
+                    needed.add(key)
+                    frontier.append(key)
+        return needed
+
+    def finished(self) -> bool:
+        return not self.waiting and not self.running
+
+    def next_ready(self, takes: Callable[[Node], bool]) -> Node | None:
+        now = time.monotonic()
+        for key in [key for key, until in self.postponed.items() if until <= now]:
+            del self.postponed[key]
+        ready = [
+            node
+            for key, node in self.waiting.items()
+            if key not in self.postponed and self._inputs_there(node)
+        ]
+        node = next(
+            (
+                node
+                for node in sorted(ready, key=lambda n: (self.rank[n.key], n.key), reverse=True)
+                if takes(node)
+            ),
+            None,
+        )
+        if node is None:
+            return None
+        del self.waiting[node.key]
+        return node
+
+    def _inputs_there(self, node: Node) -> bool:
+        tolerant = STAGES[node.stage].reads_partial
+        return all(
+            key in self.done or (tolerant and key in self.partial) for key in node.inputs.values()
+        )
+
+    def settle(self, result: Result) -> None:
+        self.running.pop(result.key, None)
+        node = self.plan.nodes[result.key]
+        self.summary.seconds += result.seconds
+        if result.state == "busy":
+            if self.store.has(result.key):
+                self.done.add(result.key)
+                self.summary.reused += 1
+            else:
+                self.waiting[result.key] = node
+                self.postponed[result.key] = time.monotonic() + 1.0
+            return
+        if result.state == "done":
+            self.done.add(result.key)
+            if result.costs:
+                self.summary.executed += 1
+            else:  # another process finished it between our look and our turn
+                self.summary.reused += 1
+        elif result.state == "partial":
+            self.partial.add(result.key)
+            self.summary.partial[result.key] = result.message
+        else:
+            self.summary.failed[result.key] = result.message
+        self.say("end", node, result)
+
+
+def _remaining(nodes: Mapping[str, Node]) -> dict[str, float]:
+    """Seconds of the longest chain that starts at each stage: what goes first keeps all workers
+    busy to the end.
+    """
+    rank = {key: STAGES[node.stage].seconds for key, node in nodes.items()}
+    for node in reversed(list(nodes.values())):
+        for key in node.inputs.values():
+            rank[key] = max(rank[key], STAGES[nodes[key].stage].seconds + rank[node.key])
+    return rank
+
+
+def estimate(plan: Plan, store: Store) -> dict[str, float]:
+    """Seconds each stage is expected to take: the median of this store's recent ones of that name,
+    else the prior.
+    """
+    measured: dict[str, list[float]] = {}
+    names = {node.stage for node in plan.nodes.values()}
+    for key in store.all_keys()[:2000]:
+        if all(len(measured.get(name, ())) >= 5 for name in names):
+            break
+        try:
+            record = store.record(key)
+        except HarnessError:
+            continue
+        seconds = measured.setdefault(record.stage, [])
+        if len(seconds) < 5:
+            seconds.append(
+                record.costs.get(
+                    "seconds", STAGES[record.stage].seconds if record.stage in STAGES else 0.0
+                )
+            )
+    middle = {name: sorted(values)[len(values) // 2] for name, values in measured.items()}
+    return {
+        key: middle.get(node.stage, STAGES[node.stage].seconds) for key, node in plan.nodes.items()
+    }
+
+
+def retain(plan: Plan, store: Store) -> int:
+    """Apply the study's retention: delete weights of checkpoints no longer needed once all their
+    users are done. Returns bytes freed.
+    """
+    if plan.study.keep == "all":
+        return 0
+    last = (
+        {run.iterations[-1].get("train", "") for run in plan.runs}
+        if plan.study.keep == "last"
+        else set()
+    )
+    users: dict[str, list[str]] = {}
+    for node in plan.nodes.values():
+        for key in node.inputs.values():
+            users.setdefault(key, []).append(node.key)
+    freed = 0
+    for key, node in plan.nodes.items():
+        if (
+            node.stage == "train"
+            and key not in last
+            and store.has(key)
+            and all(store.has(user) for user in users.get(key, []))
+        ):
+            freed += store.drop_model(key)
+    return freed
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM (preemption) into KeyboardInterrupt, so that pools close and journals stay
+    whole.
+    """
+
+    def stop(_signum: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,507 @@
+"""Content-addressed artefacts: existence means done.
+
+Layout below the root: ``objects/<key[:2]>/<key>/`` committed stages with ``record.json``;
+``partial/<key>/`` journals of stages that still hold ``error`` rows; ``work/<key>.<token>/``
+folders of attempts in progress; ``locks/<key>.lock`` leases that name their owner;
+``failed/<key>.json`` reasons; ``searches/`` keys that a search's trials used. A stage is committed
+by creating ``record.json`` exclusively, last, then renaming nothing: the folder is moved into place
+first, the record makes it count. Committed folders are never rewritten. No decision here reads a
+clock: a lease ends when the kernel sees its owner end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.files import (
+    RECORD,
+    hash_file,
+    names,
+    sync_folder,
+    sync_tree,
+    write_atomic,
+    write_exclusive,
+)
+from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, canonical_json, content_hash
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One thing the store mended or found broken: what, where, and what was done."""
+
+    path: str
+    what: str
+    action: str
+
+
+class Store:
+    """A folder of committed stages, safe for several processes on one POSIX file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._hashed: dict[Path, tuple[tuple[int, int, int], str]] = {}
+
+    def open(self) -> list[Repair]:
+        """Create the folders, check the schema version, and clear what dead attempts left behind.
+        Returns what was mended.
+
+        Raises HarnessError when the store is of another schema or cannot be written.
+        """
+        try:
+            for name in ("objects", "partial", "work", "locks", "failed"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            check_schema(self.root)
+            return self.repair()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> HarnessError:
+        return HarnessError(
+            f"store {self.root}: cannot be written ({error.strerror or error}); what is committed "
+            "is intact. Free the disk or "
+            "mount it for writing, or give another folder with --store"
+        )
+
+    # -- reading -----------------------------------------------------------------------------------
+    def folder(self, key: str) -> Path:
+        return self.root / "objects" / key[:2] / key
+
+    def partial_folder(self, key: str) -> Path:
+        return self.root / "partial" / key
+
+    def has(self, key: str) -> bool:
+        return (self.folder(key) / RECORD).is_file()
+
+    def record(self, key: str) -> StageRecord:
+        """The committed record. Raises HarnessError when the stage is missing, or its record is
+        broken or of another schema.
+        """
+        path = self.folder(key) / RECORD
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise HarnessError(
+                f"stage {key[:12]} is not in the store {self.root}; run the study first"
+            ) from None
+        except ValueError as error:
+            raise HarnessError(
+                f"{path}: broken record ({error}); `selm verify` lists what depends on it"
+            ) from None
+        return parse_record(data, str(path))
+
+    def state(self, key: str) -> str:
+        """``done`` | ``partial`` | ``failed`` | ``running`` | ``missing``."""
+        if self.has(key):
+            return "done"
+        if self.is_locked(key):
+            return "running"
+        if (self.root / "failed" / f"{key}.json").is_file():
+            return "failed"
+        return "partial" if self.partial_folder(key).is_dir() else "missing"
+
+    def states(self, keys: list[str]) -> dict[str, str]:
+        """State of many stages with one directory listing a folder instead of several look-ups a
+        stage.
+        """
+        failed = {name.removesuffix(".json") for name in names(self.root / "failed")}
+        partial = set(names(self.root / "partial"))
+        locked = {name.removesuffix(".lock") for name in names(self.root / "locks")}
+        present = {
+            name
+            for prefix in names(self.root / "objects")
+            for name in names(self.root / "objects" / prefix)
+        }
+        result = {}
+        for key in keys:
+            if key in present and self.has(key):
+                result[key] = "done"
+            elif key in locked and self.is_locked(key):
+                result[key] = "running"
+            else:
+                result[key] = (
+                    "failed" if key in failed else "partial" if key in partial else "missing"
+                )
+        return result
+
+    def failure(self, key: str) -> dict[str, Any]:
+        """Why a stage failed, or an empty mapping."""
+        path = self.root / "failed" / f"{key}.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    # -- writing -----------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[bool]:
+        """Exclusive, non-blocking lock of one stage; yields whether it was taken. The kernel drops
+        it when its owner dies.
+        """
+        path = self.root / "locks" / f"{key}.lock"
+        try:
+            opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with opened as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                yield False
+                return
+            if not _same_file(handle.fileno(), path):
+                yield False
+                return
+            with contextlib.suppress(
+                OSError
+            ):  # on a full disk the lease is nameless, and still a lease
+                os.ftruncate(handle.fileno(), 0)
+                os.write(
+                    handle.fileno(),
+                    canonical_json(
+                        {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+                    ).encode(),
+                )
+            try:
+                yield True
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+
+    def is_locked(self, key: str) -> bool:
+        path = self.root / "locks" / f"{key}.lock"
+        try:
+            with open(path, encoding="utf-8") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return True
+            raise
+
+    def owner(self, key: str) -> dict[str, Any]:
+        """Who holds a stage's lease: ``host``, ``pid``, ``since`` (seconds since 1970 by its
+        clock). Empty when nobody does.
+        """
+        try:
+            text = (self.root / "locks" / f"{key}.lock").read_text(encoding="utf-8")
+            return dict(json.loads(text)) if self.is_locked(key) else {}
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def begin(self, key: str) -> Path:
+        """A fresh working folder for an attempt; holds the journal of an earlier partial attempt
+        when there is one.
+        """
+        work = self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}"
+        partial = self.partial_folder(key)
+        if partial.is_dir():
+            os.rename(partial, work)
+            (work / RECORD).unlink(missing_ok=True)
+        else:
+            work.mkdir()
+        return work
+
+    def commit(self, work: Path, record: StageRecord) -> Path:
+        """Move ``work`` into place and create its record exclusively, last. A stage committed
+        meanwhile by another wins.
+
+        Raises HarnessError on a full disk or a read-only store; nothing committed is touched.
+        """
+        target = self.folder(record.key)
+        scratch = self.root / "work" / f"{record.key}.{uuid.uuid4().hex[:12]}.record"
+        try:
+            sync_tree(work)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists() and not (target / RECORD).exists():
+                shutil.rmtree(target)
+            if target.exists():
+                shutil.rmtree(work)
+                return target
+            os.rename(work, target)
+            write_exclusive(target / RECORD, canonical_json(asdict(record.sealed())), scratch)
+            sync_folder(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise HarnessError(
+                f"store {self.root}: stage {record.stage} could not be committed: "
+                f"{error.strerror or error}"
+            ) from error
+        (self.root / "failed" / f"{record.key}.json").unlink(missing_ok=True)
+        return target
+
+    def keep_partial(self, work: Path, key: str, info: Mapping[str, Any]) -> None:
+        """Keep an attempt that still holds ``error`` rows: reports read it as incomplete, the next
+        run continues it.
+        """
+        (work / "partial.json").write_text(canonical_json(dict(info)), encoding="utf-8")
+        target = self.partial_folder(key)
+        if target.exists():
+            shutil.rmtree(target)
+        os.rename(work, target)
+
+    def fail(self, key: str, stage: str, reason: str, trace: str = "") -> None:
+        """Note why a stage failed (atomically); the next run tries it again."""
+        attempts = int(self.failure(key).get("attempts", 0)) + 1
+        path = self.root / "failed" / f"{key}.json"
+        write_atomic(
+            path,
+            canonical_json(
+                {"stage": stage, "reason": reason, "traceback": trace, "attempts": attempts}
+            ),
+        )
+
+    def invalidate(self, key: str) -> None:
+        """Forget one committed or partial stage. The folder is renamed away before it is deleted."""
+        for folder in (self.folder(key), self.partial_folder(key)):
+            if folder.exists():
+                grave = self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}.deleted"
+                os.rename(folder, grave)
+                shutil.rmtree(grave, ignore_errors=True)
+        (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
+
+    # -- repair ------------------------------------------------------------------------------------
+    def repair(self) -> list[Repair]:
+        """Remove what attempts that no longer run left behind; journals of dead attempts go back to
+        ``partial``.
+
+        Everything is looked at again under its own lease, so that an attempt that ends meanwhile
+        keeps what it committed.
+        """
+        found: list[Repair] = []
+        for name in sorted(names(self.root / "work")):
+            with self.lock(name.split(".")[0]) as mine:
+                if mine and (self.root / "work" / name).exists():
+                    found.append(self._mend(self.root / "work" / name))
+        for key in self.all_keys():
+            if self.has(key):
+                continue
+            with self.lock(key) as mine:
+                if mine and self.folder(key).exists() and not self.has(key):
+                    shutil.rmtree(self.folder(key))
+                    found.append(
+                        Repair(
+                            str(self.folder(key)),
+                            "killed before its record was written",
+                            "removed; the stage will be done again",
+                        )
+                    )
+        for name in names(self.root / "locks"):
+            with self.lock(name.removesuffix(".lock")):
+                pass  # a lease that can be taken is a dead one; letting go deletes it
+        return found
+
+    def _mend(self, path: Path) -> Repair:
+        key, _, kind = path.name.partition(".")
+        if path.is_file():
+            path.unlink()
+            return Repair(
+                str(path), "killed while its record was written", "the half record is removed"
+            )
+        if kind.endswith(".deleted"):
+            shutil.rmtree(path)
+            return Repair(str(path), "a deletion was interrupted", "finished")
+        if (
+            any(path.glob("*.journal.jsonl"))
+            and not self.partial_folder(key).exists()
+            and not self.has(key)
+        ):
+            os.rename(path, self.partial_folder(key))
+            return Repair(
+                str(path), "attempt was killed", "its journal is kept and will be continued"
+            )
+        shutil.rmtree(path)
+        return Repair(str(path), "attempt was killed", "removed; the stage will be done again")
+
+    def verify(self, keys: list[str] | None = None) -> list[Repair]:
+        """Re-hash committed files. Returns missing, truncated or altered files, and the descendants
+        of changed content.
+        """
+        found: list[Repair] = []
+        bad: set[str] = set()
+        records: dict[str, StageRecord] = {}
+        for key in keys if keys is not None else self.all_keys():
+            try:
+                records[key] = self.record(key)
+            except HarnessError as error:
+                found.append(
+                    Repair(str(self.folder(key)), str(error), "run `selm invalidate` on it")
+                )
+                bad.add(key)
+        for key, record in records.items():
+            for name, actual in self._differing(key, record):
+                bad.add(key)
+                what = (
+                    "missing"
+                    if not actual
+                    else f"content changed ({actual[:12]} instead of {record.files[name][:12]})"
+                )
+                found.append(
+                    Repair(str(self.folder(key) / name), what, f"stage {record.stage} is stale")
+                )
+        content = {key: content_hash(dict(record.files)) for key, record in records.items()}
+        for key, record in records.items():
+            remade = [
+                name
+                for name, digest in record.input_hashes.items()
+                if content.get(record.inputs.get(name, ""), digest) != digest
+            ]
+            if remade and key not in bad:
+                bad.add(key)
+                what = f"its input {remade[0]} was made again with other content"
+                found.append(Repair(str(self.folder(key)), what, f"stage {record.stage} is stale"))
+        grown = True
+        while grown:
+            stale = [
+                k
+                for k, r in records.items()
+                if k not in bad and bad.intersection(r.inputs.values())
+            ]
+            grown = bool(stale)
+            bad.update(stale)
+            found.extend(
+                Repair(
+                    str(self.folder(k)),
+                    "an input's content changed",
+                    f"stage {records[k].stage} is stale",
+                )
+                for k in stale
+            )
+        return found
+
+    def altered(self, key: str) -> list[str]:
+        """Files of a committed stage that are not what its record says; a file that stays as it is
+        is hashed once a process.
+        """
+        return [name for name, _ in self._differing(key, self.record(key), remember=True)]
+
+    def _differing(
+        self, key: str, record: StageRecord, remember: bool = False
+    ) -> Iterator[tuple[str, str]]:
+        """(file, its hash or empty when missing) where that is not the recorded one; weights
+        deleted by retention are no finding.
+        """
+        for name, digest in record.files.items():
+            path = self.folder(key) / name
+            try:
+                facts = path.stat()
+            except FileNotFoundError:
+                if not (name.startswith("model/") and self._dropped(key)):
+                    yield name, ""
+                continue
+            mark = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+            if not remember or self._hashed.get(path, (None, ""))[0] != mark:
+                self._hashed[path] = (mark, hash_file(path))
+            if self._hashed[path][1] != digest:
+                yield name, self._hashed[path][1]
+
+    def drop_model(self, key: str) -> int:
+        """Delete the weights of a committed checkpoint (retention); its record stays. Returns bytes
+        freed.
+        """
+        folder = self.folder(key) / "model"
+        weights = list(folder.glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in weights)
+        if weights:
+            (
+                self.folder(key) / "dropped"
+            ).touch()  # first: a kill in between must not look like a loss
+        for path in weights:
+            path.unlink()
+        return size
+
+    def restore_model(self, key: str, work: Path, record: StageRecord) -> None:
+        """Put weights made again back beside their record. Raises HarnessError when they differ
+        from what was committed.
+        """
+        committed = self.record(key).files
+        weights = list((work / "model").glob("*.safetensors"))
+        for path in weights:
+            name = path.relative_to(work).as_posix()
+            if committed.get(name) != record.files[name]:
+                raise HarnessError(
+                    f"stage {key[:12]}: {name} made again differs from the committed one; other "
+                    "versions or hardware? Use `selm invalidate`"
+                )
+        for path in weights:
+            os.replace(path, self.folder(key) / "model" / path.name)
+        (self.folder(key) / "dropped").unlink(missing_ok=True)
+        shutil.rmtree(work)
+
+    def _dropped(self, key: str) -> bool:
+        return (self.folder(key) / "dropped").exists()
+
+    def has_model(self, key: str) -> bool:
+        return self.has(key) and not self._dropped(key)
+
+    def all_keys(self) -> list[str]:
+        return sorted(
+            key
+            for prefix in names(self.root / "objects")
+            for key in names(self.root / "objects" / prefix)
+        )
+
+
+def parse_record(data: Any, where: str) -> StageRecord:
+    """A record from its JSON. Raises HarnessError when it is of another schema, lacks fields, or
+    does not match its seal.
+    """
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise HarnessError(
+            f"{where}: schema {schema}, this version reads {SCHEMA_VERSION}; use the version that "
+            "wrote it, or a new store"
+        )
+    try:
+        record = StageRecord(**data)
+        broken = bool(record.seal) and record.seal != record.expected_seal()
+    except (TypeError, ValueError) as error:
+        raise HarnessError(
+            f"{where}: broken record ({error}); `selm verify` lists what depends on it"
+        ) from None
+    if broken:
+        raise HarnessError(
+            f"{where}: broken record (its fields do not match its seal); `selm verify` lists what "
+            "depends on it"
+        )
+    return record
+
+
+def check_schema(root: Path) -> None:
+    """Write the schema version into a new store; refuse one of another version, saying what to do."""
+    path = root / "schema.json"
+    if not path.is_file():
+        with contextlib.suppress(FileExistsError):
+            write_exclusive(path, canonical_json({"schema": SCHEMA_VERSION}))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8") or "{}").get("schema")
+    except (ValueError, AttributeError):
+        found = None
+    if found != SCHEMA_VERSION:
+        raise HarnessError(
+            f"{path}: the store has schema {found}, this version reads and writes "
+            f"{SCHEMA_VERSION}. "
+            "Give another folder with --store, or use the version that wrote it"
+        )
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False

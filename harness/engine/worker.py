@@ -1,0 +1,299 @@
+"""Run one stage against the store: lock, work folder, commit. Used alike by the inline executor,
+the pool and Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.engine.plan import Node
+from harness.engine.stages import STAGES, function_of
+from harness.engine.store import Store
+from harness.files import hash_tree
+from harness.records import (
+    SCHEMA_VERSION,
+    HarnessError,
+    StageOutcome,
+    StageRecord,
+    StageTask,
+    content_hash,
+)
+
+State = Literal["done", "partial", "failed", "busy"]
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "lm-eval",
+    "alpaca-eval",
+    "fschat",
+    "numpy",
+    "selm-harness",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one attempt at a stage ended."""
+
+    key: str
+    state: State
+    seconds: float = 0.0
+    message: str = ""
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+
+def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
+    """Do one stage unless it is done or another process does it. Never raises for a stage's own
+    failure: it is stored with its reason.
+    """
+    started = time.monotonic()
+    try:
+        with store.lock(node.key) as mine:
+            return _run_locked(store, node, restore, started) if mine else Result(node.key, "busy")
+    except HarnessError as error:  # the lease could not be taken: full disk, read-only store
+        return _failed(store, node, redact(str(error)), "", started)
+
+
+def _run_locked(store: Store, node: Node, restore: bool, started: float) -> Result:
+    if store.has(node.key) and not restore:
+        return Result(node.key, "done")
+    try:
+        state, costs, message = _attempt(store, node, restore)
+    except HarnessError as error:
+        return _failed(store, node, redact(str(error)), "", started)
+    except Exception as error:  # noqa: BLE001 - a stage may fail in any way; the reason is kept and the study goes on
+        return _failed(
+            store,
+            node,
+            redact(f"{type(error).__name__}: {error}"),
+            redact(traceback.format_exc()),
+            started,
+        )
+    return Result(node.key, state, time.monotonic() - started, message, costs)
+
+
+def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[str, float], str]:
+    if node.fails:
+        raise HarnessError(f"stage {node.stage} fails because the study's key 'fail' says so")
+    inputs, incomplete = _inputs(store, node)
+    work = store.begin(node.key)
+    wall, cpu = time.perf_counter(), time.process_time()
+    with _threads(int(node.settings.get("threads", 1))):
+        task = StageTask(
+            node.key,
+            node.stage,
+            merge(node.settings, node.located),
+            inputs,
+            work,
+            runtime_of(node.runtime),
+        )
+        outcome = function_of(node.stage)(task)
+    seconds = time.perf_counter() - wall
+    costs = {**outcome.costs, "seconds": seconds, "cpu_seconds": time.process_time() - cpu}
+    if outcome.errors or incomplete:
+        note = (
+            f"{outcome.errors} of {outcome.rows} rows ended in error"
+            if outcome.errors
+            else f"its input {incomplete} is incomplete"
+        )
+        store.keep_partial(
+            work,
+            node.key,
+            {
+                "stage": node.stage,
+                "rows": outcome.rows,
+                "errors": outcome.errors,
+                "note": note,
+                "costs": costs,
+            },
+        )
+        return "partial", costs, note
+    record = _record(store, node, work, outcome, costs)
+    if restore:
+        store.restore_model(node.key, work, record)
+    else:
+        store.commit(work, record)
+    return "done", costs, ""
+
+
+def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
+    folders, incomplete = {}, ""
+    for name, key in node.inputs.items():
+        if store.has(key):
+            altered = store.altered(key)
+            if altered:
+                raise HarnessError(
+                    f"input {name} ({key[:12]}) of stage {node.stage} is not what was committed: "
+                    f"{', '.join(altered)} changed or missing; "
+                    f"`selm verify` names what depends on it, `selm invalidate {key[:12]}` lets "
+                    "it be made again"
+                )
+            folders[name] = store.folder(key)
+        elif STAGES[node.stage].reads_partial and store.partial_folder(key).is_dir():
+            folders[name], incomplete = store.partial_folder(key), name
+        else:
+            raise HarnessError(
+                f"input {name} ({key[:12]}) of stage {node.stage} is not in the store"
+            )
+    return folders, incomplete
+
+
+def _record(
+    store: Store, node: Node, work: Path, outcome: StageOutcome, costs: Mapping[str, float]
+) -> StageRecord:
+    input_hashes = {
+        name: content_hash(dict(store.record(key).files)) for name, key in node.inputs.items()
+    }
+    return StageRecord(
+        SCHEMA_VERSION,
+        node.key,
+        node.stage,
+        node.version,
+        dict(node.settings),
+        dict(node.inputs),
+        input_hashes,
+        hash_tree(work),
+        outcome.rows,
+        costs,
+        dict(outcome.summary),
+        environment(),
+    )
+
+
+def _failed(store: Store, node: Node, reason: str, trace: str, started: float) -> Result:
+    with contextlib.suppress(HarnessError, OSError):  # a full disk must not hide the reason
+        store.fail(node.key, node.stage, reason, trace)
+    return Result(node.key, "failed", time.monotonic() - started, reason)
+
+
+def merge(settings: Mapping[str, Any], located: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the paths put back in, nested mappings merged."""
+    merged = dict(settings)
+    for name, value in located.items():
+        inner = merged.get(name)
+        merged[name] = (
+            merge(inner, value)
+            if isinstance(inner, Mapping) and isinstance(value, Mapping)
+            else value
+        )
+    return merged
+
+
+def runtime_of(runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """The runtime settings with ``device`` resolved to ``cpu`` or ``cuda``."""
+    device = runtime.get("device", "auto")
+    if device == "auto":
+        torch = sys.modules.get("torch")
+        device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    return {**runtime, "device": device}
+
+
+def environment() -> dict[str, Any]:
+    """Host, time and versions: kept beside the numbers, never in a key."""
+    return {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "finished": time.time(),
+        "versions": dict(_versions()),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Once a process: reading nine packages' metadata takes 15 ms."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def redact(text: str) -> str:
+    """Replace the values of secret-looking environment variables, bearer tokens and credentials in
+    URLs.
+    """
+    for name, value in os.environ.items():
+        if re.search(r"KEY|TOKEN|SECRET|PASSWORD", name) and len(value) >= 6:
+            text = text.replace(value, "[redacted]")
+    text = re.sub(r"(?i)(bearer\s+)[A-Za-z0-9._\-]{6,}", r"\1[redacted]", text)
+    text = re.sub(r"\bsk-[A-Za-z0-9_\-]{6,}", "[redacted]", text)
+    return re.sub(r"(://)[^/\s:@]+:[^/\s@]+@", r"\1[redacted]@", text)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch threads for one stage; the worker's setting comes back afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- the long-lived worker process -----------------------------------------------------------------
+def prepare_environment(hub: bool) -> None:
+    """Variables that must be set before heavy imports: one thread per process, no hub unless the
+    recipe names one.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not hub:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+
+def worker_main(connection: Connection, root: str, log: str, device: str, hub: bool) -> None:
+    """Loop of one pool worker: receive (node, restore), run it, send the result; None or a lost
+    parent ends it.
+    """
+    prepare_environment(hub)
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    _log_to(log)
+    parent = os.getppid()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    store = Store(Path(root))
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if message is None:
+            return
+        node, restore = message
+        connection.send(run_stage(store, node, restore=restore))
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    os._exit(1)
+
+
+def _log_to(log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

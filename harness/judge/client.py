@@ -1,0 +1,541 @@
+"""The one client of both judged benchmarks: asks an OpenAI-compatible endpoint once for every
+judgment, whatever happens on the way.
+
+Calls run on one event loop of their own with keep-alive connections. What is asked is decided by
+the key (endpoint, model, full prompt, sampling, repeat); what is answered goes to the journal and
+is never asked again. 429, 5xx, time-outs and broken replies are retried with jittered back-off; a
+late reply to an attempt given up still counts, first valid one wins; a reply that ``accept``
+rejects is asked again with another ``seed``; a refused key or an exhausted quota stops everything
+at once.
+
+The API key is read from the environment and lives only in the connection's headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from harness.judge.endpoint import (
+    Endpoint,
+    Reply,
+    Trouble,
+    auth_headers,
+    estimate_tokens,
+    read_reply,
+    redact,
+    resolve_endpoint,
+)
+from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
+from harness.records import FINAL_STATUSES, HarnessError, Status, content_hash
+
+__all__ = [
+    "JOURNAL_NAME",
+    "JUDGMENTS_NAME",
+    "JudgeClient",
+    "JudgeReply",
+    "JudgeRequest",
+    "finalise",
+    "plan_cost",
+    "request_key",
+]
+
+REASK_SEED_STEP = 1_000_000
+"""Added to ``seed`` for every re-ask. The pocket judge's opinion depends on the seed modulo this: a
+re-ask asks for the same opinion again.
+"""
+MAX_ATTEMPTS = 8
+"""Failed attempts (429 with a waiting time not counted) before an item becomes ``error``."""
+BACKOFF_CAP_S = 30.0
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One judgment to ask for. params: temperature, max_tokens, logprobs, top_logprobs, seed; the
+    judge's settings fill in the first two.
+    """
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    params: Mapping[str, Any]
+    repeat: int = 0
+
+
+@dataclass(frozen=True)
+class JudgeReply:
+    """``logprobs``: the ``content`` list of the published schema (token, logprob, top_logprobs).
+    model: as the endpoint names itself.
+    """
+
+    id: str
+    repeat: int
+    status: Status
+    text: str = ""
+    logprobs: list[Any] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str = ""
+    attempts: int = 0
+    model: str = ""
+
+
+def _body(request: JudgeRequest, judge: Mapping[str, Any], ask: int = 0) -> dict[str, Any]:
+    """The call's JSON. The seed is sent only where it says something: given, or a repeat, or a
+    re-ask.
+    """
+    params = {
+        "temperature": judge["temperature"],
+        "max_tokens": judge["max_tokens"],
+        **request.params,
+    }
+    shift = request.repeat + ask * REASK_SEED_STEP
+    if shift or "seed" in params:
+        params["seed"] = int(params.get("seed", 0)) + shift
+    return {"model": judge["model"], "messages": [dict(m) for m in request.messages], **params}
+
+
+def request_key(request: JudgeRequest, judge: Mapping[str, Any], identity: str) -> str:
+    """Hash of everything that decides the reply: endpoint, model, full prompt, sampling, repeat.
+    The item's id is not in it.
+    """
+    return content_hash(identity, _body(request, judge), request.repeat)
+
+
+class DryRunError(HarnessError):
+    """Raised in place of asking when runtime has ``judge_dry_run``; ``costs`` is what the requests
+    would take.
+    """
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        super().__init__("dry run: nothing was asked")
+        self.costs = dict(costs)
+
+
+class JudgeClient:
+    """``with JudgeClient(judge, runtime, journal) as client: client.complete(requests)``.
+
+    judge: a JudgeSettings dump. runtime: a RuntimeSettings dump (judge_* and price_* entries are
+    read). journal: working file, by convention ``JOURNAL_NAME`` in the stage's folder; replies in a
+    ``JUDGMENTS_NAME`` beside it count as journalled. ``complete`` may be called from several
+    threads.
+    """
+
+    def __init__(self, judge: Mapping[str, Any], runtime: Mapping[str, Any], journal: Path) -> None:
+        self.judge = judge
+        self.concurrency = int(runtime.get("judge_concurrency", 8))
+        self.timeout_s = float(runtime.get("judge_timeout_s", 60.0))
+        self.deadline_s = float(runtime.get("judge_deadline_s", 1800.0))
+        self.backoff_s = float(runtime.get("judge_backoff_s", 0.5))
+        self.prices = _prices(runtime)
+        self.max_cost_usd = float(runtime.get("max_cost_usd", 0.0))
+        if self.max_cost_usd and judge["kind"] != "pocket" and not any(self.prices):
+            raise HarnessError(
+                "max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million "
+                "and price_completion_usd_per_million"
+            )
+        rate = float(runtime.get("judge_requests_per_minute", 0))
+        self.dry_run = bool(runtime.get("judge_dry_run", False))
+        self._interval_s = 60.0 / rate if rate else 0.0
+        self._next_slot = 0.0
+        self._no_slack = False
+        self._reserved_usd = 0.0
+        self.endpoint: Endpoint = resolve_endpoint(judge, runtime)
+        self._journal_path = journal
+        self.calls = 0
+        """Calls sent by this client (the journal's count in ``costs`` holds earlier runs too)."""
+
+    def __enter__(self) -> JudgeClient:
+        self._journal = Journal(self._journal_path)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="judge-client", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._run(self._connect())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(self._disconnect())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._journal.close()
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What this journal's judgments took so far, interrupted runs included: calls, tokens and
+        price (USD, 0 without prices).
+        """
+        return {**self._journal.spent, "judge_usd": self._spent_usd()}
+
+    def complete(
+        self,
+        requests: Sequence[JudgeRequest],
+        *,
+        accept: Callable[[JudgeReply], bool] | None = None,
+        reasks: int = 2,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[JudgeReply]:
+        """Replies in the order of ``requests``. Rejected by ``accept`` after ``reasks`` more tries:
+        status ``unparsed``.
+
+        Items that failed have status ``error`` and are asked again by the next run. Raises
+        HarnessError when nothing more can be asked (key refused, quota exhausted, cost limit, full
+        disk, judge changed); replies so far are in the journal. A dry run raises DryRunError with
+        the cost instead.
+        """
+        if self.dry_run:
+            raise DryRunError(self.plan_cost(requests))
+        try:
+            replies: list[JudgeReply] = self._run(
+                self._complete(list(requests), accept, reasks, progress)
+            )
+            return replies
+        finally:
+            self._journal.sync()
+
+    def plan_cost(self, requests: Sequence[JudgeRequest]) -> dict[str, float]:
+        """What ``complete`` would ask for, before anything is spent; see ``plan_cost``."""
+        return plan_cost(
+            [r for r in requests if self._key(r) not in self._journal.final],
+            self.judge,
+            self.prices,
+        )
+
+    # -- everything below runs on the loop's thread ------------------------------------------------
+
+    def _run(self, coroutine: Any) -> Any:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _connect(self) -> None:
+        self._slots = asyncio.Semaphore(self.concurrency)
+        self._turn = asyncio.Lock()
+        self._asking: dict[str, asyncio.Lock] = {}
+        self._released = asyncio.Condition()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout_s)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+        headers = auth_headers(self.judge, self.endpoint)
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            timeout=timeout,
+            connector=connector,
+            trust_env=not self.endpoint.loopback,
+        )
+
+    async def _disconnect(self) -> None:
+        if hasattr(self, "_session"):
+            await self._session.close()
+
+    def _key(self, request: JudgeRequest) -> str:
+        return request_key(request, self.judge, self.endpoint.identity)
+
+    async def _complete(
+        self,
+        requests: list[JudgeRequest],
+        accept: Callable[[JudgeReply], bool] | None,
+        reasks: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> list[JudgeReply]:
+        deadline = time.monotonic() + self.deadline_s
+        keys = [self._key(request) for request in requests]
+        first: dict[str, JudgeRequest] = {}
+        for key, request in zip(keys, requests, strict=True):
+            first.setdefault(key, request)
+        errors: dict[str, JudgeReply] = {}
+        done = 0
+
+        async def judge_one(key: str, request: JudgeRequest) -> None:
+            nonlocal done
+            async with self._asking.setdefault(key, asyncio.Lock()), self._slots:
+                reply = (
+                    None
+                    if key in self._journal.final
+                    else await self._judge(key, request, accept, reasks, deadline)
+                )
+            if reply is not None and reply.status == "error":
+                errors[key] = reply
+            done += 1
+            if progress:
+                progress(done, len(first))
+
+        try:
+            async with asyncio.TaskGroup() as group:  # the first HarnessError cancels the others
+                for key, request in first.items():
+                    group.create_task(judge_one(key, request))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [
+            self._reply(request, key, errors) for request, key in zip(requests, keys, strict=True)
+        ]
+
+    def _reply(
+        self, request: JudgeRequest, key: str, errors: Mapping[str, JudgeReply]
+    ) -> JudgeReply:
+        """The reply for this item; an item whose prompt equals another's gets its own row, without
+        a call.
+        """
+        if key not in self._journal.final:
+            return replace(errors[key], id=request.id, repeat=request.repeat)
+        row = self._journal.final[key]
+        if (request.id, request.repeat, key) not in self._journal.ids:
+            self._journal.append({**row, "id": request.id, "repeat": request.repeat, "attempts": 0})
+        fields = {
+            name: row[name]
+            for name in (
+                "status",
+                "text",
+                "logprobs",
+                "prompt_tokens",
+                "completion_tokens",
+                "error",
+                "model",
+            )
+        }
+        return JudgeReply(
+            id=request.id, repeat=request.repeat, attempts=row.get("attempts", 0), **fields
+        )
+
+    async def _judge(
+        self,
+        key: str,
+        request: JudgeRequest,
+        accept: Callable[[JudgeReply], bool] | None,
+        reasks: int,
+        deadline: float,
+    ) -> JudgeReply:
+        """Ask, and ask again while ``accept`` rejects; every paid reply is journalled."""
+        asked = self._journal.asked.get(key, 0)
+        for ask in range(min(asked, reasks), reasks + 1):
+            worst = self._worst_usd(_body(request, self.judge, ask))
+            await self._reserve(worst)
+            try:
+                reply = self._record(
+                    await self._ask(request, ask, deadline), key, ask, accept, ask == reasks
+                )
+            finally:
+                await self._release(worst)
+            if reply.status != "unparsed" or ask == reasks:
+                return reply
+        raise AssertionError("unreachable")
+
+    def _record(
+        self,
+        reply: JudgeReply,
+        key: str,
+        ask: int,
+        accept: Callable[[JudgeReply], bool] | None,
+        last: bool,
+    ) -> JudgeReply:
+        """Judge the reply's form, refuse a changed judge, write the journal row."""
+        if reply.status == "ok" and (not reply.text or (accept is not None and not accept(reply))):
+            reply = replace(reply, status="unparsed")
+        seen = self._journal.model
+        if reply.model and seen not in ("", reply.model):
+            raise HarnessError(
+                f"{self._journal.path}: the judge changed: replies so far come from {seen!r}, "
+                f"this one from {reply.model!r}; "
+                "judges are not mixed: start anew or restore the earlier one"
+            )
+        final = reply.status in FINAL_STATUSES and (reply.status != "unparsed" or last)
+        self._journal.append({**reply.__dict__, "key": key, "ask": ask, "final": final})
+        return reply
+
+    async def _ask(self, request: JudgeRequest, ask: int, deadline: float) -> JudgeReply:
+        """One reply, through as many attempts as it takes; ``error`` when they or the time run out."""
+        body = _body(request, self.judge, ask)
+        pending: set[asyncio.Task[Reply | Trouble]] = set()
+        attempts = failures = 0
+        try:
+            while True:
+                await self._pace()
+                if time.monotonic() >= deadline:
+                    return JudgeReply(
+                        request.id,
+                        request.repeat,
+                        "error",
+                        error=f"deadline of {self.deadline_s:g} s reached",
+                        attempts=attempts,
+                    )
+                newest = asyncio.create_task(self._post(body))
+                pending.add(newest)
+                attempts += 1
+                found = await _first_reply(
+                    pending, newest, min(time.monotonic() + self.timeout_s, deadline)
+                )
+                trouble = (
+                    newest.result()
+                    if newest.done()
+                    else Trouble(f"no reply within {self.timeout_s:g} s")
+                )
+                if found is None and isinstance(trouble, Trouble):
+                    failures += trouble.counts
+                    self._yield_to_limit(trouble.retry_after_s)
+                    delay = trouble.delay(failures, self.backoff_s, BACKOFF_CAP_S)
+                    left = deadline - time.monotonic()
+                    if trouble.permanent or failures >= MAX_ATTEMPTS or delay >= left:
+                        why = (
+                            ""
+                            if trouble.permanent
+                            else f" ({attempts} attempts)"
+                            if delay < left
+                            else f" ({attempts} attempts; deadline reached)"
+                        )
+                        return JudgeReply(
+                            request.id,
+                            request.repeat,
+                            "error",
+                            error=trouble.reason + why,
+                            attempts=attempts,
+                        )
+                    for older in pending - {
+                        newest
+                    }:  # one late attempt at most stays open beside the next
+                        older.cancel()
+                    pending &= {newest}
+                    found = await _first_reply(pending, None, time.monotonic() + delay)
+                if found is not None:
+                    return JudgeReply(
+                        request.id, request.repeat, attempts=attempts, **found.fields()
+                    )
+        finally:
+            for task in pending:
+                task.cancel()
+
+    async def _post(self, body: Mapping[str, Any]) -> Reply | Trouble:
+        self.calls += 1
+        try:
+            async with self._session.post(
+                self.endpoint.url + "/chat/completions", json=body, allow_redirects=False
+            ) as response:
+                text = redact(
+                    (await response.read()).decode("utf-8", errors="replace"), patterns=False
+                )
+                return read_reply(response.status, response.headers, text, body)
+        except (aiohttp.ClientError, OSError) as error:
+            return Trouble(redact(f"{type(error).__name__}: {error}"))
+
+    async def _pace(self) -> None:
+        """Wait for this call's turn under ``judge_requests_per_minute``."""
+        if self._interval_s:
+            async with self._turn:
+                slot = max(self._next_slot, time.monotonic())
+                await asyncio.sleep(slot - time.monotonic())
+                # an endpoint without slack counts from the call itself, which is a little late:
+                # then the next must not be early
+                self._next_slot = (time.monotonic() if self._no_slack else slot) + self._interval_s
+
+    def _yield_to_limit(self, retry_after_s: float | None) -> None:
+        """After a 429 the paced calls fall into step with the endpoint's own count; at most a
+        second, so that others go on.
+        """
+        if self._interval_s and retry_after_s is not None:
+            self._no_slack = True
+            self._next_slot = max(self._next_slot, time.monotonic() + min(1.0, retry_after_s))
+
+    def _spent_usd(self) -> float:
+        spent = self._journal.spent
+        return (
+            spent["judge_prompt_tokens"] * self.prices[0]
+            + spent["judge_completion_tokens"] * self.prices[1]
+        ) / 1e6
+
+    def _worst_usd(self, body: Mapping[str, Any]) -> float:
+        return (
+            estimate_tokens(body["messages"]) * self.prices[0]
+            + int(body["max_tokens"]) * self.prices[1]
+        ) / 1e6
+
+    async def _reserve(self, worst: float) -> None:
+        """Wait until this call, at its dearest, fits under the limit with those in flight; stop
+        when it cannot any more.
+        """
+        if not self.max_cost_usd:
+            return
+        async with self._released:
+            while self._spent_usd() + self._reserved_usd + worst > self.max_cost_usd:
+                if not self._reserved_usd:
+                    raise HarnessError(
+                        f"max_cost_usd {self.max_cost_usd:g} reached: {self._spent_usd():.4f} USD "
+                        f"spent on {len(self._journal.final)} judgments, "
+                        f"the next may cost {worst:.4f}; the journal keeps them, raise the limit "
+                        "and run again"
+                    )
+                await self._released.wait()
+            self._reserved_usd += worst
+
+    async def _release(self, worst: float) -> None:
+        if self.max_cost_usd:
+            async with self._released:
+                self._reserved_usd = (
+                    max(0.0, self._reserved_usd - worst)
+                    if self._reserved_usd - worst > 1e-12
+                    else 0.0
+                )
+                self._released.notify_all()
+
+
+async def _first_reply(
+    pending: set[asyncio.Task[Reply | Trouble]],
+    newest: asyncio.Task[Reply | Trouble] | None,
+    until: float,
+) -> Reply | None:
+    """The first valid reply among ``pending`` before ``until``; None as soon as ``newest`` failed.
+    Without ``newest``: waits it out.
+    """
+    while (left := until - time.monotonic()) > 0:
+        if not pending:
+            await asyncio.sleep(left)
+            return None
+        done, _ = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        pending -= done
+        for task in done:
+            outcome = task.result()
+            if isinstance(outcome, Reply):
+                return outcome
+        if newest in done:
+            return None
+    return None
+
+
+def plan_cost(
+    requests: Sequence[JudgeRequest],
+    judge: Mapping[str, Any],
+    prices: tuple[float, float] = (0.0, 0.0),
+) -> dict[str, float]:
+    """Dry run: calls, prompt tokens (estimated from characters), completion tokens at most, and the
+    price at most in USD.
+
+    prices: USD per million prompt and completion tokens.
+    """
+    bodies = [_body(request, judge) for request in requests]
+    prompt = sum(estimate_tokens(body["messages"]) for body in bodies)
+    completion = sum(int(body["max_tokens"]) for body in bodies)
+    usd = (prompt * prices[0] + completion * prices[1]) / 1e6
+    return {
+        "judge_calls": len(bodies),
+        "judge_prompt_tokens": prompt,
+        "judge_completion_tokens_at_most": completion,
+        "judge_usd_at_most": usd,
+    }
+
+
+def _prices(runtime: Mapping[str, Any]) -> tuple[float, float]:
+    return float(runtime.get("price_prompt_usd_per_million", 0.0)), float(
+        runtime.get("price_completion_usd_per_million", 0.0)
+    )

@@ -1,0 +1,227 @@
+"""Append-only JSONL journal of judge replies: what was paid for is never lost, asked again or
+counted twice.
+
+One process writes at a time (``flock``; others wait). A row goes to the file in one ``write`` as
+soon as the reply is there, so a kill at any byte loses at most the row being written; ``fsync``
+follows within ``SYNC_SECONDS`` and before results are handed out. A torn last line is cut off and
+reported when the journal is opened.
+
+The journal is a working file. ``finalise`` turns it into ``judgments.jsonl``: sorted, without
+attempts or errors' traces, byte-identical for equal replies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.records import FINAL_STATUSES, HarnessError, canonical_json, read_jsonl, write_jsonl
+
+JOURNAL_NAME = "judge.journal.jsonl"
+JUDGMENTS_NAME = "judgments.jsonl"
+SYNC_SECONDS = 0.2
+COMMITTED_FIELDS = (
+    "id",
+    "repeat",
+    "key",
+    "model",
+    "status",
+    "text",
+    "logprobs",
+    "prompt_tokens",
+    "completion_tokens",
+    "error",
+)
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The rows of one journal by key. ``repaired`` counts bytes cut off and broken lines passed
+    over at opening.
+
+    ``final[key]``: the first final row of a key; later ones are ignored. ``asked[key]``: rejected
+    replies so far. ``spent``: calls and tokens of every row, earlier runs included.
+    """
+
+    def __init__(self, path: Path, *, wait_s: float = 60.0) -> None:
+        self.path = path
+        self.final: dict[str, dict[str, Any]] = {}
+        self.asked: dict[str, int] = {}
+        self.ids: set[tuple[str, int, str]] = set()
+        self.spent = {"judge_calls": 0, "judge_prompt_tokens": 0, "judge_completion_tokens": 0}
+        self.model = ""
+        self.repaired = 0
+        self._synced = time.monotonic()
+        self._dirty = False
+        self._file = _open_locked(path, wait_s)
+        try:
+            self._size = self._repair()
+            for row in _parsed_rows(path.with_name(JUDGMENTS_NAME)) + _parsed_rows(path, self):
+                self._count(row)
+        except BaseException:
+            os.close(self._file)
+            raise
+        if self.repaired:
+            log.warning(
+                "%s: repaired after an interrupted write (%d broken); the affected judgments are "
+                "asked again",
+                path,
+                self.repaired,
+            )
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row. On a full disk the file keeps its old end and HarnessError is raised."""
+        line = (canonical_json(row) + "\n").encode()
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            self._dirty = True
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self.sync()
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise HarnessError(
+                f"{self.path}: cannot write ({error.strerror}); judgments so far are kept, free "
+                "some space and run again"
+            ) from None
+        self._size += len(line)
+        self._count(row)
+
+    def sync(self) -> None:
+        if self._dirty:
+            os.fsync(self._file)
+            self._dirty, self._synced = False, time.monotonic()
+
+    def close(self) -> None:
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)  # releases the lock
+            self._file = -1
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        key = row["key"]
+        self.spent["judge_calls"] += row.get("attempts", 0)
+        if row.get("attempts", 0):
+            self.spent["judge_prompt_tokens"] += row["prompt_tokens"]
+            self.spent["judge_completion_tokens"] += row["completion_tokens"]
+        self.model = self.model or row.get("model", "")
+        if row["status"] == "error":
+            return
+        if row.get("final", True):
+            self.final.setdefault(key, dict(row))
+            self.ids.add((row["id"], row["repeat"], key))
+        else:
+            self.asked[key] = max(self.asked.get(key, 0), row["ask"] + 1)
+
+    def _repair(self) -> int:
+        """Cut a torn last line (or end it, when only its newline is missing); returns the size of
+        the file.
+        """
+        size: int = os.fstat(self._file).st_size
+        tail = b""
+        start = size
+        while start and b"\n" not in tail:
+            start = max(0, start - 65536)
+            tail = os.pread(self._file, size - start, start)
+        torn = tail[tail.rfind(b"\n") + 1 :]
+        if not torn:
+            return size
+        if _row(torn):
+            os.write(self._file, b"\n")
+            return size + 1
+        self.repaired += len(torn)
+        os.ftruncate(self._file, size - len(torn))
+        return size - len(torn)
+
+
+def finalise(
+    journal: Path, out: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | None = None
+) -> int:
+    """Write the journal's replies, sorted by (id, repeat), to ``out``; returns the number of
+    ``error`` rows. Call it when the client is closed.
+
+    The first final row of a key wins; an item without one is listed with its last error.
+    ``extra[(id, repeat)]`` adds fields (a parsed rating, say) under other names. The journal is
+    deleted, after ``out`` is on disk, when no error is left.
+    """
+    rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for row in _parsed_rows(out) + _parsed_rows(journal):
+        identity = (row["id"], row["repeat"], row["key"])
+        rejected = row["status"] != "error" and not row.get("final", True)
+        if rejected or (identity in rows and rows[identity]["status"] in FINAL_STATUSES):
+            continue
+        kept = {name: row[name] for name in COMMITTED_FIELDS if name in row}
+        rows[identity] = {**(extra or {}).get(identity[:2], {}), **kept}
+    partial = out.with_name(out.name + ".partial")
+    try:
+        write_jsonl(partial, [rows[identity] for identity in sorted(rows)])
+        os.replace(partial, out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise HarnessError(
+            f"{out}: cannot write ({error.strerror}); the journal is kept, free some space and "
+            "run again"
+        ) from None
+    errors = sum(1 for row in rows.values() if row["status"] == "error")
+    if not errors:
+        journal.unlink(missing_ok=True)
+    return errors
+
+
+def _open_locked(path: Path, wait_s: float) -> int:
+    """Open for appending under an exclusive lock; wait for another process that holds it, at most
+    ``wait_s``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + wait_s
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(handle).st_ino == os.stat(path).st_ino:
+                return handle  # else: finished and deleted by its owner while we waited
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(handle)
+                raise HarnessError(
+                    f"{path}: another process has been judging into this journal for {wait_s:g} "
+                    "s; wait for it or stop it"
+                ) from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        time.sleep(0.05)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return (
+        row if isinstance(row, dict) and {"key", "id", "repeat", "status"} <= row.keys() else None
+    )
+
+
+def _parsed_rows(path: Path, journal: Journal | None = None) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    if journal is None and path.name == JUDGMENTS_NAME:
+        return list(read_jsonl(path))
+    rows = []
+    for line in path.read_bytes().splitlines():
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif journal is not None:
+            journal.repaired += 1
+    return rows

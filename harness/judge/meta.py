@@ -1,0 +1,209 @@
+"""How far a judge can be trusted: its noise floor, its position flips, and its agreement with
+labelled pairs.
+
+Preferences are as in AlpacaEval: 1..2, 2 when ``output_2`` is better, None when the judge gave
+none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.judge.client import JOURNAL_NAME, JudgeClient
+from harness.records import HarnessError
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """Two outputs and which of them people agreed is better (1 or 2)."""
+
+    id: str
+    instruction: str
+    output_1: str
+    output_2: str
+    label: int
+
+
+def read_labelled_pairs(path: Path) -> list[LabelledPair]:
+    """Pairs of a JSON list with ``input``, ``output_1``, ``output_2``, ``label`` (LLMBar's form);
+    ids are positions.
+    """
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    pairs = []
+    for position, row in enumerate(rows):
+        if (
+            not isinstance(row, dict)
+            or not {"input", "output_1", "output_2", "label"} <= row.keys()
+            or row["label"] not in (1, 2)
+        ):
+            raise HarnessError(
+                f"{path}: item {position} is no labelled pair; it needs input, output_1, output_2 "
+                "and label (1 or 2)"
+            )
+        pairs.append(
+            LabelledPair(
+                str(position), row["input"], row["output_1"], row["output_2"], row["label"]
+            )
+        )
+    return pairs
+
+
+def noise_floor(repeats: Mapping[str, Sequence[float | None]]) -> dict[str, float | int | None]:
+    """Spread of repeated judgments of the same answer, in the unit of the judgments.
+
+    sd = sqrt(mean over items of the variance (n - 1) of the item's repeats); ``sd_of_mean`` = sd /
+    sqrt(items): how far the mean of the set moves by judge noise alone, judged once. Items with
+    fewer than two judgments are left out and counted.
+    """
+    kept = [[value for value in values if value is not None] for values in repeats.values()]
+    kept = [values for values in kept if len(values) >= 2]
+    left_out = len(repeats) - len(kept)
+    if not kept:
+        return {
+            "items": 0,
+            "left_out": left_out,
+            "sd": None,
+            "sd_of_mean": None,
+            "unanimous_share": None,
+        }
+    sd = math.sqrt(statistics.fmean(statistics.variance(values) for values in kept))
+    unanimous = sum(1 for values in kept if len(set(values)) == 1) / len(kept)
+    return {
+        "items": len(kept),
+        "left_out": left_out,
+        "sd": sd,
+        "sd_of_mean": sd / math.sqrt(len(kept)),
+        "unanimous_share": unanimous,
+    }
+
+
+def position_flips(
+    usual: Mapping[str, float | None],
+    flipped: Mapping[str, float | None],
+    switched: Mapping[str, bool],
+) -> dict[str, float | int | None]:
+    """How often the preferred output changes when the two change places, and how much the second
+    place is favoured.
+
+    Both mappings hold preferences about the same ``output_2``, whatever the order shown;
+    ``switched``: the usual order showed ``output_2`` first. ``flip_rate``: share of pairs whose
+    verdicts differ (a tie, exactly 1.5, agrees with nothing but a tie). ``second_place_advantage``:
+    mean preference for what stands second, minus one half (0: no position bias).
+    """
+    both = [
+        (a, b, switched[i])
+        for i, a, b in ((i, usual[i], flipped.get(i)) for i in usual)
+        if a is not None and b is not None
+    ]
+    missing = len(usual) - len(both)
+    if not both:
+        return {
+            "pairs": 0,
+            "missing": missing,
+            "flips": 0,
+            "flip_rate": None,
+            "second_place_advantage": None,
+        }
+    flips = sum(1 for a, b, _ in both if _better(a) != _better(b))
+    advantage = statistics.fmean((b - a if first else a - b) / 2.0 for a, b, first in both)
+    return {
+        "pairs": len(both),
+        "missing": missing,
+        "flips": flips,
+        "flip_rate": flips / len(both),
+        "second_place_advantage": advantage,
+    }
+
+
+def agreement(
+    pairs: Sequence[LabelledPair],
+    usual: Mapping[str, float | None],
+    flipped: Mapping[str, float | None],
+) -> dict[str, float | int | None]:
+    """Share of labelled pairs on which the judge agrees with people: per order, their mean, and
+    with the two orders averaged.
+
+    A tie counts half. Pairs without a verdict are left out of the share they miss in and counted.
+    """
+    orders = [_accuracy(pairs, usual), _accuracy(pairs, flipped)]
+    averaged: dict[str, float | None] = {}
+    for pair in pairs:
+        a, b = usual.get(pair.id), flipped.get(pair.id)
+        averaged[pair.id] = None if a is None or b is None else (a + b) / 2.0
+    known = [value for value in orders if value is not None]
+    first = sum(1 for pair in pairs if pair.label == 1)
+    return {
+        "pairs": len(pairs),
+        "missing": sum(1 for value in averaged.values() if value is None),
+        "accuracy_usual": orders[0],
+        "accuracy_flipped": orders[1],
+        "accuracy": statistics.fmean(known) if known else None,
+        "accuracy_averaged": _accuracy(pairs, averaged),
+        "majority_label_share": max(first, len(pairs) - first) / len(pairs) if pairs else None,
+    }
+
+
+def meta_evaluate(
+    pairs: Sequence[LabelledPair],
+    judge: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    folder: Path,
+    *,
+    annotator: str = "weighted_alpaca_eval_gpt4_turbo",
+    repeats: int = 1,
+) -> dict[str, Any]:
+    """Judge every pair in both orders, ``repeats`` times, with alpaca_eval's annotator prompt.
+
+    Returns {"agreement", "position", "noise", "costs"}; agreement and position come from the first
+    repeat. Replies stay in ``folder``'s journal, so that an interrupted evaluation goes on where it
+    stopped.
+    """
+    from harness.evaluate.annotator import Pair, annotate
+
+    asked = [Pair(pair.id, pair.instruction, pair.output_1, pair.output_2) for pair in pairs]
+    with JudgeClient(judge, runtime, folder / JOURNAL_NAME) as client:
+        found = {
+            flip: annotate(asked, client, annotator=annotator, repeats=repeats, flipped=flip)
+            for flip in (False, True)
+        }
+        costs = client.costs
+    first = {
+        flip: {pair.id: notes[pair.id, 0].preference for pair in pairs}
+        for flip, notes in found.items()
+    }
+    spread = {
+        f"{pair.id}/{flip}": [notes[pair.id, repeat].preference for repeat in range(repeats)]
+        for flip, notes in found.items()
+        for pair in pairs
+    }
+    return {
+        "agreement": agreement(pairs, first[False], first[True]),
+        "position": position_flips(
+            first[False],
+            first[True],
+            {pair.id: found[False][pair.id, 0].switched for pair in pairs},
+        ),
+        "noise": noise_floor(spread),
+        "costs": costs,
+    }
+
+
+def _better(preference: float) -> int:
+    """1 or 2: the preferred output; 0: a tie."""
+    return 0 if preference == 1.5 else 1 + int(preference > 1.5)
+
+
+def _accuracy(pairs: Sequence[LabelledPair], verdicts: Mapping[str, float | None]) -> float | None:
+    scores = []
+    for pair in pairs:
+        value = verdicts.get(pair.id)
+        if value is not None:
+            better = _better(value)
+            scores.append(0.5 if better == 0 else float(better == pair.label))
+    return statistics.fmean(scores) if scores else None

@@ -1,0 +1,150 @@
+"""Reading a judge's rating, and keeping answers from writing it. Pure functions of text.
+
+FastChat takes the first bracketed number anywhere; studies take the judge's last, final verdict or
+none at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.records import content_hash
+
+_DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
+_ATTEMPT = re.compile(r"[+\-−]?\d[\d.,]*(\s*/\s*\d+)?|[+\-]?(nan|inf|infinity)", re.IGNORECASE)
+_CHOICE = re.compile(r"\[\[([ABC])\]\]")
+_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
+_LABEL = re.compile(r"\b(rating|score|verdict|grade)\b[^\n]{0,30}$", re.IGNORECASE)
+_SINGLE = re.compile(
+    r"\b(?:rating|score|verdict|grade)\b(?: is| of)?\W{0,6}\[\s*([^\[\]\n]{1,12}?)\s*\](?!\])",
+    re.IGNORECASE,
+)
+_ALONE = " \t*_\"'`.#>-"
+
+ZERO_WIDTH = "\u200b"
+
+FAILED_ANSWERS = ("$ERROR$", "ERROR")
+"""What FastChat stores for an answer that could not be generated."""
+
+
+@dataclass(frozen=True)
+class Rating:
+    """value in 1..10, or None with the reason: no_verdict, ambiguous, not_a_number, out_of_range."""
+
+    value: float | None
+    reason: str = ""
+
+
+def parse_rating(text: str) -> Rating:
+    """The last final verdict ``[[n]]`` of a judgment.
+
+    Several verdicts: the last counts if it is labelled ("Rating: [[n]]"), stands alone on its line,
+    or all agree; otherwise the judgment is ambiguous. ``x[[3]]`` and ``arr[0]`` are indices, not
+    verdicts. Without double brackets a labelled ``Rating: [n]`` counts. Only ASCII numbers from 1
+    to 10 are ratings.
+    """
+    attempts = [match for match in _DOUBLE.finditer(text) if _is_attempt(match, text)]
+    if not attempts:
+        single = [
+            match.group(1) for match in _SINGLE.finditer(text) if _ATTEMPT.fullmatch(match.group(1))
+        ]
+        return (
+            _value(single[-1])
+            if single and len(set(single)) == 1
+            else Rating(None, "ambiguous" if single else "no_verdict")
+        )
+    last = attempts[-1]
+    if len({match.group(1) for match in attempts}) > 1 and not (
+        _labelled(attempts, text) or _alone(last, text)
+    ):
+        return Rating(None, "ambiguous")
+    return _value(last.group(1))
+
+
+def _is_attempt(match: re.Match[str], text: str) -> bool:
+    before = text[match.start() - 1 : match.start()]
+    return _ATTEMPT.fullmatch(match.group(1)) is not None and not (
+        before.isalnum() or (before in ("_", ")", "]") and before != "")
+    )
+
+
+def _labelled(attempts: Sequence[re.Match[str]], text: str) -> bool:
+    """Whether a label stands between the last verdict and the one before it."""
+    return _LABEL.search(text[attempts[-2].end() : attempts[-1].start()]) is not None
+
+
+def _alone(match: re.Match[str], text: str) -> bool:
+    start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
+    line = text[start : end if end >= 0 else len(text)]
+    return line.replace(match.group(0), "", 1).strip(_ALONE) == ""
+
+
+def _value(written: str) -> Rating:
+    if not _NUMBER.fullmatch(written):
+        return Rating(None, "not_a_number")
+    value = float(written)
+    return Rating(value) if 1.0 <= value <= 10.0 else Rating(None, "out_of_range")
+
+
+def parse_choice(text: str) -> str:
+    """The last final ``[[A]]``, ``[[B]]`` or ``[[C]]`` of a pairwise judgment by the same rules;
+    empty when there is none or it is ambiguous.
+
+    FastChat looks for ``[[A]]`` anywhere before it looks for the others.
+    """
+    found = list(_CHOICE.finditer(text))
+    if not found:
+        return ""
+    if len({match.group(1) for match in found}) > 1 and not (
+        _labelled(found, text) or _alone(found[-1], text)
+    ):
+        return ""
+    return found[-1].group(1)
+
+
+MT_BENCH_PATTERNS: tuple[re.Pattern[str], ...] = (
+    re.compile(r"\[\[\s*(?:[+\-]?\d[\d.,/ ]*|nan|inf|rating|[ABC])\s*\]\]", re.IGNORECASE),
+    re.compile(r"\[The (?:Start|End) of [^\]\n]{1,60}\]", re.IGNORECASE),
+    re.compile(r"<\|The (?:Start|End) of [^|\n]{1,80}\|>", re.IGNORECASE),
+    re.compile(r"^\[(?:Question|User Question|Instruction|System)\][ \t]*$", re.MULTILINE),
+    re.compile(r"^###[ \t]*(?:User|Assistant(?: [AB])?|Reference answer):[ \t]*$", re.MULTILINE),
+)
+"""Verdict syntax and the delimiters of FastChat's judge prompts."""
+
+ALPACA_EVAL_PATTERNS: tuple[re.Pattern[str], ...] = (
+    re.compile(r"<\|im_(?:start|end)\|>"),
+    re.compile(r"\{(?:instruction|output_1|output_2)\}"),
+    re.compile(r'"{3}\s*,?\s*\}'),
+    re.compile(r'"model_identifier"'),
+    re.compile(r"^## (?:Best Model Identifier|Model Outputs)[ \t]*$", re.MULTILINE),
+)
+"""ChatML marks, the template's placeholders and the delimiters of alpaca_eval's annotator prompt.
+"""
+
+
+def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, list[str]]:
+    """``text`` with a zero-width space after the first character of every match, and what was
+    found. Other text is unchanged.
+    """
+    found: list[str] = []
+
+    def defuse(match: re.Match[str]) -> str:
+        found.append(match.group(0)[:80])
+        return match.group(0)[0] + ZERO_WIDTH + match.group(0)[1:]
+
+    for pattern in patterns:
+        text = pattern.sub(defuse, text)
+    return text, found
+
+
+def judge_label(judge: Mapping[str, Any]) -> str:
+    """The judge's name and a hash of what else decides its verdicts (not its address)."""
+    defining = {
+        name: value
+        for name, value in judge.items()
+        if name not in ("base_url", "allow_insecure_url", "repeats")
+    }
+    return f"{judge['model']}@{content_hash(defining, length=8)}"

@@ -1,0 +1,1 @@
+"""One model: loading, tokens, sampling, log-probabilities."""

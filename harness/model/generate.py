@@ -1,0 +1,335 @@
+"""Batched sampling whose randomness belongs to the request, not to the batch.
+
+A token is drawn as argmax_v(logit_v + T·G_v), where G is Gumbel noise and T the temperature:
+exactly a draw from softmax(logit / T), and the greedy token at T = 0. G is a hash of (request seed,
+position, v), so a request gets the same noise in any batch, on any device and after any restart.
+Equal batches repeat exactly; in other batches the logits differ in the last bits, which changes a
+token only where two candidates are that close.
+
+``transformers.generate`` takes no generator and costs more than the model does when the model is
+small, so the decode loop is our own: prompts sorted by length, each distinct prompt read once and
+its cache copied to its samples, finished rows dropped from the batch. Letters: B rows, U distinct
+prompts, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.model.policy import Policy
+from harness.records import Status, content_hash
+
+KEEP_SHARE = 0.75
+"""The batch is compacted when fewer than this share of its rows still run: a copy of the cache
+against idle rows.
+"""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One answer to draw. temperature 0 is greedy. seed: from ``request_seed``."""
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer. status: "ok" ended by a stop token (the last of ``token_ids``), "truncated" hit
+    the limit, "no_answer" had no room, "error".
+
+    ``error`` says why the last two.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    status: Status
+    error: str = ""
+
+
+def request_seed(*parts: Any) -> int:
+    """63-bit seed from what identifies a request: run seed, iteration, stage, prompt id, sample."""
+    return int(content_hash(*parts, length=16), 16) >> 1
+
+
+def generate(
+    policy: Policy,
+    requests: Sequence[GenerationRequest],
+    *,
+    batch_size: int = 64,
+    backend: str = "transformers",
+) -> list[Generation]:
+    """Draw every request, in the order given. Out of memory halves the batch; a single request that
+    does not fit is an "error" row.
+
+    backend "vllm" hands the requests to ``generate_vllm``, which chooses its batches itself.
+    """
+    if backend == "vllm":
+        from harness.model.generate_vllm import generate_vllm
+
+        return generate_vllm(policy, requests)
+    order = sorted(
+        range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids, i)
+    )
+    drawn: dict[int, tuple[list[int], Status, str]] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for index, result in zip(
+            batch, _attempt(policy, [requests[i] for i in batch]), strict=True
+        ):
+            drawn[index] = result
+    stops = set(policy.stop_token_ids)
+    bodies = [
+        ids[:-1] if ids and ids[-1] in stops else ids
+        for ids, _, _ in (drawn[i] for i in range(len(requests)))
+    ]
+    texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=True) if bodies else []
+    return [
+        Generation(tuple(drawn[i][0]), texts[i], drawn[i][1], drawn[i][2])
+        for i in range(len(requests))
+    ]
+
+
+def _attempt(
+    policy: Policy, requests: list[GenerationRequest]
+) -> list[tuple[list[int], Status, str]]:
+    try:
+        return _decode(policy, requests)
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(requests) == 1:
+        tokens = len(requests[0].prompt_ids)
+        return [
+            (
+                [],
+                "error",
+                f"out of memory with a single prompt of {tokens} tokens and "
+                f"{requests[0].max_new_tokens} new ones",
+            )
+        ]
+    half = len(requests) // 2
+    return _attempt(policy, requests[:half]) + _attempt(policy, requests[half:])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "can't allocate memory" in str(error)
+        or "out of memory" in str(error)
+    )
+
+
+def _room(policy: Policy, request: GenerationRequest) -> int:
+    """New tokens that fit: the request's limit, or what the model's positions leave."""
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    left = positions - len(request.prompt_ids) if positions else request.max_new_tokens
+    return max(0, min(request.max_new_tokens, left)) if request.prompt_ids else 0
+
+
+@torch.inference_mode()
+def _decode(
+    policy: Policy, requests: list[GenerationRequest]
+) -> list[tuple[list[int], Status, str]]:
+    results: list[tuple[list[int], Status, str]] = [([], "error", "") for _ in requests]
+    rooms = [_room(policy, request) for request in requests]
+    rows = [i for i, room in enumerate(rooms) if room > 0]
+    for i, room in enumerate(rooms):
+        if room == 0:
+            results[i] = (
+                [],
+                "no_answer",
+                f"no room to answer: the prompt has {len(requests[i].prompt_ids)} tokens",
+            )
+    if not rows:
+        return results
+    state = _Rows(policy, [requests[i] for i in rows], [rooms[i] for i in rows])
+    while state.alive:
+        state.step()
+    for i, (ids, status, error) in zip(rows, state.finished(), strict=True):
+        results[i] = (ids, status, error)
+    return results
+
+
+class _Rows:
+    """The rows of one batch while they are being decoded. ``alive`` maps rows of the tensors to
+    rows of the batch.
+    """
+
+    def __init__(self, policy: Policy, requests: list[GenerationRequest], rooms: list[int]) -> None:
+        self.policy = policy
+        device = policy.device
+        count = len(requests)
+        self.seeds_B = torch.tensor([r.seed for r in requests], dtype=torch.int64, device=device)
+        self.heat_B = torch.tensor(
+            [r.temperature for r in requests], dtype=torch.float64, device=device
+        )
+        self.top_p_B = torch.tensor([r.top_p for r in requests], dtype=torch.float64, device=device)
+        self.room_B = torch.tensor(rooms, device=device)
+        self.stops = torch.tensor(policy.stop_token_ids, device=device)
+        self.drawn_BT = torch.full((count, max(rooms)), -1, dtype=torch.int64, device=device)
+        self.status: list[tuple[Status, str]] = [("truncated", "")] * count
+        self.position = 0
+        self.alive = list(range(count))
+        self._prefill([r.prompt_ids for r in requests])
+
+    def _prefill(self, prompts: list[tuple[int, ...]]) -> None:
+        from transformers import DynamicCache
+
+        unique = list(dict.fromkeys(prompts))
+        longest = max(len(p) for p in unique)
+        pad = self.policy.tokenizer.pad_token_id or 0
+        device = self.policy.device
+        ids_UT = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in unique], device=device)
+        self.mask_BT = torch.tensor(
+            [[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=device
+        )
+        self.ragged = any(len(p) != longest for p in unique)
+        self.next_B = torch.tensor([len(p) for p in unique], device=device)
+        self.cache = DynamicCache(config=self.policy.model.config)
+        positions_UT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
+        self.logits_BV = self._forward(ids_UT, positions_UT)
+        if len(unique) < len(prompts):
+            place = {prompt: i for i, prompt in enumerate(unique)}
+            self._take(torch.tensor([place[p] for p in prompts], device=device))
+
+    def _forward(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        out = self.policy.model(
+            input_ids=ids_BT,
+            attention_mask=self.mask_BT if self.ragged else None,
+            position_ids=positions_BT,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+    def _take(self, rows: Tensor) -> None:
+        """Keep (or repeat) these rows of what depends on the prompt."""
+        self.cache.batch_select_indices(rows)
+        self.mask_BT, self.next_B, self.logits_BV = (
+            self.mask_BT[rows],
+            self.next_B[rows],
+            self.logits_BV[rows],
+        )
+
+    def step(self) -> None:
+        """Draw one token for every row, retire the finished ones, and read the tokens of the
+        others.
+        """
+        token_B = draw(self.logits_BV, self.seeds_B, self.heat_B, self.top_p_B, self.position)
+        broken_B = ~torch.isfinite(self.logits_BV.amax(-1))
+        stopped_B = torch.isin(token_B, self.stops) & ~broken_B
+        full_B = self.room_B <= self.position + 1
+        alive = torch.tensor(self.alive, device=token_B.device)
+        running = [row >= 0 for row in self.alive]
+        live_B = alive >= 0
+        self.drawn_BT[alive[live_B], self.position] = torch.where(broken_B, -1, token_B)[live_B]
+        for place, (broken, stopped, full) in enumerate(
+            torch.stack([broken_B, stopped_B, full_B], 1).tolist()
+        ):
+            if not running[place]:
+                continue
+            if broken:
+                self.status[self.alive[place]] = (
+                    "error",
+                    f"the model's logits are not finite at new token {self.position}",
+                )
+            elif stopped:
+                self.status[self.alive[place]] = ("ok", "")
+            if broken or stopped or full:
+                self.alive[place] = -1
+        self.position += 1
+        self._continue(token_B)
+
+    def _continue(self, token_B: Tensor) -> None:
+        kept = [place for place, row in enumerate(self.alive) if row >= 0]
+        if not kept:
+            self.alive = []
+            return
+        if len(kept) < KEEP_SHARE * len(self.alive):
+            rows = torch.tensor(kept, device=token_B.device)
+            self._take(rows)
+            token_B = token_B[rows]
+            self.seeds_B, self.heat_B, self.top_p_B, self.room_B = (
+                self.seeds_B[rows],
+                self.heat_B[rows],
+                self.top_p_B[rows],
+                self.room_B[rows],
+            )
+            self.alive = [self.alive[place] for place in kept]
+        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.alive), 1)], 1)
+        self.logits_BV = self._forward(token_B[:, None], self.next_B[:, None])
+        self.next_B = self.next_B + 1
+
+    def finished(self) -> list[tuple[list[int], Status, str]]:
+        """(token ids, status, error) of every row of the batch; an error row keeps no tokens."""
+        return [
+            ([], status, error)
+            if status == "error"
+            else ([t for t in ids if t >= 0], status, error)
+            for ids, (status, error) in zip(self.drawn_BT.tolist(), self.status, strict=True)
+        ]
+
+
+def draw(
+    logits_BV: Tensor, seeds_B: Tensor, heat_B: Tensor, top_p_B: Tensor, position: int
+) -> Tensor:
+    """Next tokens (B,): argmax(logits + T·Gumbel), within the smallest set of tokens whose
+    probability at T reaches top_p.
+    """
+    if not bool((heat_B > 0).any()):
+        return logits_BV.argmax(-1)
+    if bool((top_p_B < 1).any()):
+        logits_BV = _nucleus(logits_BV, heat_B, top_p_B)
+    noise_BV = gumbel(seeds_B, position, logits_BV.shape[-1])
+    return (logits_BV + heat_B[:, None] * noise_BV).argmax(-1)
+
+
+def _nucleus(logits_BV: Tensor, heat_B: Tensor, top_p_B: Tensor) -> Tensor:
+    sorted_BV, order_BV = (logits_BV.double() / heat_B.clamp(min=1e-6)[:, None]).sort(
+        dim=-1, descending=True, stable=True
+    )
+    p_BV = sorted_BV.softmax(-1)
+    outside_BV = (p_BV.cumsum(-1) - p_BV >= top_p_B[:, None]) & (top_p_B < 1)[:, None]
+    outside_BV[:, 0] = False
+    return logits_BV.masked_fill(
+        torch.zeros_like(outside_BV).scatter(-1, order_BV, outside_BV), -math.inf
+    )
+
+
+# Counter-based noise: splitmix64 (Steele, Lea and Flood 2014), whose k-th output is a mix of seed +
+# k·GOLDEN.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Finaliser of splitmix64 on signed 64-bit integers, whose products wrap as unsigned ones do."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _MIX_1
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _MIX_2
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def gumbel(seeds_B: Tensor, position: int, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise (B, V), float64: -log(-log u) with u the 53-bit hash of (seed,
+    position, token).
+    """
+    state_B = _mix(_mix(seeds_B + _GOLDEN) + (position + 1) * (_GOLDEN | 1) % 2**63)
+    counter_V = torch.arange(1, vocabulary + 1, dtype=torch.int64, device=seeds_B.device) * _GOLDEN
+    bits_BV = (_mix(state_B[:, None] + counter_V) >> 11) & (2**53 - 1)
+    u_BV = (bits_BV.double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(u_BV))

@@ -1,0 +1,34 @@
+"""A fence around libraries that seed or draw from global generators: inside it they may, outside
+nothing has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def fenced_random(seed: int | None = None) -> Iterator[None]:
+    """Save the states of Python's, NumPy's and torch's global generators, seed them when asked, put
+    them back at the end.
+    """
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)

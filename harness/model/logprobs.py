@@ -1,0 +1,377 @@
+"""Sequence log-probabilities of all unique responses of a prompt, in one pass, without padding and
+without full logits.
+
+Layout of a packed batch: the tokens of every prompt followed by its unique responses, one after the
+other, as a single row of N tokens. Positions restart after the prompt for every response. A token
+sees its own prompt and its own response's past, nothing else. Linear layers run on the N tokens;
+attention runs per prompt (or, where prompts are short, on one small padded batch). The head is
+applied only where a response token is predicted, a chunk at a time. Models that mix tokens in
+another way than by replaceable attention get padded batches instead (``packs``): slower, the same
+numbers.
+
+Legend: N tokens of the batch, M predicted tokens, R responses, B prompts, T longest prompt with
+responses, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from harness.model import attention as shared_prefix
+from harness.model.attention import ATTENTION, Layout
+from harness.model.head import enable_fused_head, head_logps, output_head
+from harness.records import HarnessError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedPrompt:
+    """A prompt with its unique responses, as token ids. A response holds its end-of-turn token and
+    is never empty.
+    """
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed for it."""
+        return len(self.prompt_ids) + sum(len(response) for response in self.responses)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Tensors of one packed batch. predict: (M,) positions whose hidden state predicts ``targets``
+    (M,); response_of: (M,) response index.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predict: Tensor
+    targets: Tensor
+    response_of: Tensor
+    lengths: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def responses(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The batch on another device."""
+        if torch.device(device) == self.input_ids.device:
+            return self
+        layout = self.layout
+        moved = replace(
+            layout,
+            positions=layout.positions.to(device),
+            owner=layout.owner.to(device),
+            padded=None if layout.padded is None else layout.padded.to(device),
+            place=None if layout.place is None else layout.place.to(device),
+            masks={},
+        )
+        names = ("input_ids", "position_ids", "predict", "targets", "response_of")
+        return replace(
+            self, layout=moved, **{name: getattr(self, name).to(device) for name in names}
+        )
+
+
+def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
+    """Lay prompts and responses out in one row of tokens. Responses keep their order: row by row.
+
+    Raises HarnessError on an empty prompt or response (nothing would predict it).
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    owner: list[int] = []
+    predict: list[int] = []
+    targets: list[int] = []
+    response_of: list[int] = []
+    lengths: list[int] = []
+    prompt_spans: list[tuple[int, int]] = []
+    response_spans: list[tuple[tuple[int, int], ...]] = []
+    for number, row in enumerate(rows):
+        if not row.prompt_ids or not row.responses or not all(row.responses):
+            raise HarnessError(
+                f"packed row {number}: prompt and responses must have at least one token each"
+            )
+        start, size = len(ids), len(row.prompt_ids)
+        ids.extend(row.prompt_ids)
+        positions.extend(range(size))
+        owner.extend([-1 - number] * size)
+        prompt_spans.append((start, start + size))
+        spans = []
+        for response in row.responses:
+            first, count = len(ids), len(response)
+            ids.extend(response)
+            positions.extend(range(size, size + count))
+            owner.extend([len(lengths)] * count)
+            predict.append(start + size - 1)
+            predict.extend(range(first, first + count - 1))
+            targets.extend(response)
+            response_of.extend([len(lengths)] * count)
+            lengths.append(count)
+            spans.append((first, first + count))
+        response_spans.append(tuple(spans))
+    layout = Layout(
+        tuple(prompt_spans), tuple(response_spans), torch.tensor(positions), torch.tensor(owner)
+    )
+    if len(ids) <= shared_prefix.SHORT_PROMPT_TOKENS * len(rows):
+        shared_prefix.add_padded_form(layout)
+    return PackedBatch(
+        torch.tensor([ids]),
+        layout.positions[None],
+        torch.tensor(predict),
+        torch.tensor(targets),
+        torch.tensor(response_of),
+        tuple(lengths),
+        layout,
+    )
+
+
+def base_model_of(model: nn.Module) -> PreTrainedModel:
+    """The causal language model inside wrappers (PEFT's; ``module`` of data-parallel ones)."""
+    while hasattr(model, "module") and not isinstance(model, PreTrainedModel):
+        model = model.module  # type: ignore[assignment]
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # type: ignore[operator]
+    if not isinstance(model, PreTrainedModel):
+        raise HarnessError(
+            "log-probabilities need a transformers causal language model; got "
+            f"{type(model).__name__}"
+        )
+    return model
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether the model computes packed batches; if not, its responses are computed one by one in
+    padded batches.
+
+    Found out once per model, on a few tokens: the attention of every layer must read the layout,
+    and log-probabilities must be those of the model's own logits. Raises HarnessError when the
+    padded form differs from them as well.
+    """
+    known: bool | None = vars(model).get("_computes_packed_batches")
+    if known is None:
+        known = probe(model)
+        vars(model)["_computes_packed_batches"] = known
+    return known
+
+
+def probe(model: PreTrainedModel) -> bool:
+    """True: packed batches agree with the model's own logits. False: only padded ones do."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    ids = tuple((7 * i + 3) % vocabulary for i in range(24))
+    rows = [PackedPrompt(ids[:5], (ids[5:9], ids[9:14])), PackedPrompt(ids[14:17], (ids[17:24],))]
+    batch = pack(rows).to(next(model.parameters()).device)
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.5  # nats of a response
+    trained = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            own = _own_logps(model, rows)
+            # Whatever goes wrong in a forward pass that the model's authors did not foresee means
+            # that it cannot be used.
+            with contextlib.suppress(Exception), _implementation(model, ATTENTION):
+                if torch.allclose(sequence_logps(model, batch), own, rtol=0.0, atol=tolerance):
+                    return True
+            try:
+                found = sequence_logps(model, batch)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise HarnessError(
+                    f"{type(model).__name__}: its last hidden states cannot be had ({error})"
+                ) from error
+    finally:
+        model.train(trained)
+    if not torch.allclose(found, own, rtol=0.0, atol=tolerance):
+        raise HarnessError(
+            f"{type(model).__name__}: log-probabilities from its hidden states and head "
+            f"({found.tolist()}) are not those of its logits "
+            f"({own.tolist()}); its forward pass does something between the two that is not known "
+            "here"
+        )
+    logger.warning(
+        "%s does not compute packed batches; its responses are computed one by one, several times "
+        "slower",
+        type(model).__name__,
+    )
+    return False
+
+
+def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
+    """log pi(response | prompt), shape (R,), float64, the plain way: a forward pass per response."""
+    values = []
+    for row in rows:
+        for response in row.responses:
+            tokens = torch.tensor(
+                [row.prompt_ids + response], device=next(model.parameters()).device
+            )
+            logps = (
+                model(input_ids=tokens, use_cache=False)
+                .logits[0, len(row.prompt_ids) - 1 : -1]
+                .double()
+                .log_softmax(-1)
+            )
+            values.append(logps.gather(1, tokens[0, len(row.prompt_ids) :, None]).sum())
+    return torch.stack(values)
+
+
+@contextlib.contextmanager
+def _implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+@contextlib.contextmanager
+def packed_attention(model: nn.Module) -> Iterator[None]:
+    """Within it, the model's attention understands packed batches where it can; its own
+    implementation is put back afterwards.
+    """
+    base = base_model_of(model)
+    with _implementation(base, ATTENTION) if packs(base) else contextlib.nullcontext():
+        yield
+
+
+def predicting_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Hidden states (M, H) at the positions that predict response tokens. Call it inside
+    ``packed_attention``.
+    """
+    if model.config._attn_implementation != ATTENTION:
+        return padded_states(model, batch)
+    layout = batch.layout
+    layout.calls = 0
+    # A four-dimensional mask is taken as given by every architecture that packs; the layout
+    # replaces it.
+    dummy = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
+    hidden = model.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=dummy,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        packed_layout=layout,
+    ).last_hidden_state
+    layers = model.config.get_text_config().num_hidden_layers
+    if layout.calls != layers:
+        raise HarnessError(
+            f"{type(model).__name__}: {layout.calls} of its {layers} layers read the layout of a "
+            "packed batch"
+        )
+    chosen: Tensor = hidden[0].index_select(0, batch.predict)
+    return chosen
+
+
+def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """The same (M, H) for any causal model: every response behind a copy of its prompt, padded at
+    the end.
+    """
+    tokens, device = batch.input_ids[0], batch.input_ids.device
+    sequences, places = [], []
+    for (start, end), responses in zip(
+        batch.layout.prompt_spans, batch.layout.response_spans, strict=True
+    ):
+        for first, last in responses:
+            places.append(
+                torch.arange(end - start - 1, end - start + last - first - 1, device=device)
+            )
+            sequences.append(torch.cat([tokens[start:end], tokens[first:last]]))
+    ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return torch.cat([row[place] for row, place in zip(hidden, places, strict=True)])
+
+
+def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """log pi(response | prompt), shape (R,), float64, differentiable. Call it inside
+    ``packed_attention``.
+
+    Token log-probabilities are computed in the model's precision (softmax in float32 or better) and
+    summed in float64.
+    """
+    token_logps = head_logps(output_head(model), predicting_states(model, batch), batch.targets)
+    zeros = torch.zeros(batch.responses, dtype=torch.float64, device=token_logps.device)
+    return zeros.index_add(0, batch.response_of, token_logps.double())
+
+
+def response_logps(
+    model: nn.Module, rows: Sequence[PackedPrompt], *, token_budget: int = 8192
+) -> list[list[float]]:
+    """log pi(response | prompt) in nats, summed over the response's tokens; one list per row, in
+    the responses' order.
+
+    No gradient. ``token_budget`` bounds the tokens of one pass (a single longer row still runs).
+    """
+    base = base_model_of(model)
+    device = next(base.parameters()).device
+    results: list[list[float]] = [[] for _ in rows]
+    with torch.no_grad(), packed_attention(base):
+        for members in chunk_by_tokens([row.tokens for row in rows], token_budget):
+            batch = pack([rows[i] for i in members]).to(device)
+            values = iter(sequence_logps(base, batch).tolist())
+            for i in members:
+                results[i] = [next(values) for _ in rows[i].responses]
+    return results
+
+
+def chunk_by_tokens(sizes: Sequence[int], budget: int, most_rows: int = 0) -> list[list[int]]:
+    """Cut row indices, longest first, into groups of at most ``budget`` tokens and ``most_rows``
+    rows (0: no limit).
+    """
+    groups: list[list[int]] = []
+    used = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        full = groups and (
+            (budget and used + sizes[i] > budget) or (most_rows and len(groups[-1]) >= most_rows)
+        )
+        if not groups or full:
+            groups.append([])
+            used = 0
+        groups[-1].append(i)
+        used += sizes[i]
+    return groups
+
+
+def enable_packed_forward(model: nn.Module) -> PreTrainedModel:
+    """Let ``model(packed_batch=...)`` return ``sequence_logps``; other calls are unchanged.
+
+    Going through ``forward`` keeps the hooks of data-parallel, sharded and mixed-precision
+    wrappers. Idempotent.
+    """
+    base = base_model_of(model)
+    if packs(base):
+        base.config._attn_implementation = ATTENTION
+    enable_fused_head(base.get_output_embeddings())
+    before: Any = base.forward.__func__  # type: ignore[attr-defined]  # a bound method, so that a copy of the model gets a forward of its own
+    if getattr(before, "packed", False):
+        return base
+
+    def forward(
+        self: PreTrainedModel, *args: Any, packed_batch: PackedBatch | None = None, **kwargs: Any
+    ) -> Any:
+        return (
+            before(self, *args, **kwargs)
+            if packed_batch is None
+            else sequence_logps(self, packed_batch)
+        )
+
+    forward.packed = True  # type: ignore[attr-defined]
+    base.forward = types.MethodType(forward, base)  # type: ignore[method-assign]
+    return base

@@ -1,0 +1,1 @@
+"""The pipeline, a stage a file."""

@@ -1,0 +1,253 @@
+"""A checkpoint folder or hub id, validated before any compute. Stage ``base.checkpoint``.
+
+Also ``fingerprint``: the content hash by which files and checkpoints enter keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from harness.model.policy import check_code, check_weights, load_tokenizer, preflight
+from harness.rankers.pairrm_files import is_pairrm, open_checkpoint
+from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, content_hash
+
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What is fetched of a hub repository: configuration, tokenizer and safetensors weights."""
+IGNORED = frozenset(
+    {
+        ".gitattributes",
+        "README.md",
+        "LICENSE",
+        "training_args.bin",
+        "trainer_state.json",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+    }
+)
+"""Files of a checkpoint folder that change nothing about the model."""
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Write ``location.json``: path, source, revision, fingerprint, and what loading it needs.
+
+    Settings: source, revision, trust_remote_code, chat_template (a file), needs_template (False for
+    rankers), and optionally source_fingerprint, which the files must match. The tokenizer passes
+    the token pre-flight where a template is needed.
+    """
+    settings = task.settings
+    source = str(settings["source"])
+    allowed_pickle = str(settings.get("pickle_weights", ""))
+    path = resolve(source, str(settings.get("revision", "")), pickle_weights=allowed_pickle)
+    print_ = fingerprint(path)
+    _same_files(source, str(settings.get("source_fingerprint", "")), print_)
+    check_weights(path, source, allowed_pickle)
+    needs_template = bool(settings.get("needs_template", True))
+    pairrm = not needs_template and is_pairrm(
+        json.loads((path / "config.json").read_text(encoding="utf-8"))
+    )
+    if not pairrm:
+        check_code(path, source, str(settings.get("trust_remote_code", "")))
+    where = {
+        "path": str(path),
+        "source": source,
+        "revision": str(settings.get("revision", "")),
+        "fingerprint": print_,
+        "trust_remote_code": str(settings.get("trust_remote_code", "")),
+        "pickle_weights": allowed_pickle,
+        "chat_template": _template(str(settings.get("chat_template", "")))
+        if needs_template
+        else "",
+    }
+    (task.out / "location.json").write_text(canonical_json(where) + "\n", encoding="utf-8")
+    tokenizer: Any = open_checkpoint(task.out).tokenizer if pairrm else load_tokenizer(task.out)
+    if needs_template:
+        if not tokenizer.chat_template:
+            raise HarnessError(
+                f"{source}: the tokenizer has no chat template (is it a base model?); give one "
+                "with model.chat_template: <file.jinja>"
+            )
+        try:
+            preflight(tokenizer)
+        except HarnessError as error:
+            raise HarnessError(f"{source}: {error}") from error
+    return StageOutcome(rows=1, summary={"source": source, "fingerprint": print_[:12]})
+
+
+def _same_files(source: str, planned: str, found: str) -> None:
+    if planned and planned != found:
+        raise HarnessError(
+            f"{source}: its files changed since the study was planned (planned {planned[:12]}, "
+            f"now {found[:12]}); plan and run again"
+        )
+
+
+def _template(file: str) -> str:
+    if not file:
+        return ""
+    if not Path(file).is_file():
+        raise HarnessError(f"model.chat_template: no file {file}")
+    return Path(file).read_text(encoding="utf-8")
+
+
+def resolve(source: str, revision: str = "", *, pickle_weights: str = "") -> Path:
+    """The checkpoint's local folder: ``source`` itself, or the hub's files from the cache, fetched
+    when there is a network.
+
+    Raises HarnessError for a missing, gated or unreachable one, saying what to do.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise HarnessError(f"{source}: this folder is no checkpoint (no config.json)")
+        return folder.resolve()
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise HarnessError(
+            f"{source}: no such checkpoint folder (a hub id has the form owner/name)"
+        )
+    return _from_hub(
+        source, revision, [*HUB_FILES, *(["*.bin"] if pickle_weights == source else [])]
+    )
+
+
+def _from_hub(source: str, revision: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def fetch(offline: bool) -> Path:
+        return Path(
+            snapshot_download(
+                source, revision=revision or None, allow_patterns=patterns, local_files_only=offline
+            )
+        )
+
+    try:
+        path = fetch(False)
+    except GatedRepoError as error:
+        raise HarnessError(
+            f"{source}: gated on the hub; accept its terms on its page and log in with `hf auth "
+            "login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HarnessError(f"{source}: the hub has no revision {revision!r} of it") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise HarnessError(
+            f"{source}: no such model on the hub, or it is private and you are not logged in (`hf "
+            "auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        path = _from_cache(fetch, source, error)
+    if not (path / "config.json").is_file():
+        raise HarnessError(
+            f"{source}: the hub repository holds no config.json at its top; it is not a "
+            "transformers checkpoint"
+        )
+    if not any(path.glob("*.safetensors")) and "*.bin" not in patterns:
+        raise HarnessError(
+            f"{source}: the hub repository holds no safetensors weights (pickle files are not "
+            "fetched). Convert it, or allow it by name: "
+            f"model.pickle_weights: {source}"
+        )
+    return path
+
+
+def _from_cache(fetch: Any, source: str, error: Exception) -> Path:
+    """The hub cannot be reached: the cache serves if it holds the whole checkpoint."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    try:
+        path: Path = fetch(True)
+    except Exception as missing:
+        raise HarnessError(
+            f"{source}: not a local folder, not in the hub's cache, and the hub cannot be reached "
+            f"({reason}). "
+            "Download it where there is a network (`hf download`) or give a folder"
+        ) from missing
+    if not (path / "config.json").is_file():
+        raise HarnessError(
+            f"{source}: the hub cannot be reached ({reason}) and its cached copy is incomplete "
+            "(no config.json)"
+        ) from error
+    return path
+
+
+# Fingerprints
+# ----------------------------------------------------------------------------------------------
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the contents of a file, or over names and contents of a folder's files (hex).
+
+    Hashes of files are remembered by real path, size and modification time in
+    ``$XDG_CACHE_HOME/selm/fingerprints.json``, so that a checkpoint of many gigabytes is read once.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise HarnessError(f"{path}: no such file or folder")
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(
+            f
+            for f in path.rglob("*")
+            if f.is_file() and f.name not in IGNORED and ".git" not in f.parts
+        )
+    )
+    memory = _Memory()
+    hashes = {str(f.relative_to(path)) if path.is_dir() else "": memory.hash(f) for f in files}
+    memory.save()
+    return next(iter(hashes.values())) if path.is_file() else content_hash("folder", hashes)
+
+
+class _Memory:
+    """File hashes by (real path, size, mtime in ns). A lost or broken memory file only costs time."""
+
+    def __init__(self) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.file = cache / "selm" / "fingerprints.json"
+        self.known: dict[str, str] = self._read()
+        self.new: dict[str, str] = {}
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def hash(self, path: Path) -> str:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in self.known:
+            self.known[key] = self.new[key] = _sha256(path)
+        return self.known[key]
+
+    def save(self) -> None:
+        """Merge what was computed into the memory file; a folder that cannot be written is no
+        error.
+        """
+        if not self.new:
+            return
+        part = self.file.with_name(f"{self.file.name}.{os.getpid()}")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(self._read() | self.new, sort_keys=True), encoding="utf-8")
+            os.replace(part, self.file)
+        except OSError:
+            part.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,310 @@
+"""Responses → preference pairs. Stage ``rank``; ``pairs.merge`` joins the pairs of several
+iterations.
+
+Candidates of a prompt are its offline answers ("chosen", "rejected") and the policy's samples ("y",
+"y1", "y2", …; y, the first, is the exploration response). Equal texts are one candidate. Ties keep
+the offline order: a tied best prefers chosen, then y, then rejected; a tied worst prefers rejected,
+then later samples, then y, then chosen.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from harness.rankers import PAIRWISE, RANKERS, RankContext, Ranked, RankItem, rank_texts, rewards
+from harness.records import (
+    HarnessError,
+    Pair,
+    Prompt,
+    StageOutcome,
+    StageTask,
+    read_jsonl,
+    write_jsonl,
+)
+
+__all__ = [
+    "PAIRWISE",
+    "RANKERS",
+    "RULES",
+    "RankContext",
+    "RankItem",
+    "Ranked",
+    "merge",
+    "rank_texts",
+    "rewards",
+    "run",
+]
+
+Role = Literal["winner", "loser", "middle", "absent"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A prompt's answers by name (insertion order: chosen, rejected, y, y1, …), without failed
+    samples.
+
+    A sample may be empty: a policy that ends its turn at once has answered. An empty offline answer
+    is a missing one.
+    """
+
+    prompt: Prompt
+    texts: Mapping[str, str]
+
+    @property
+    def samples(self) -> dict[str, str]:
+        return {
+            name: text for name, text in self.texts.items() if name not in ("chosen", "rejected")
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Names of the winner and the loser, or None with the reason there is no pair."""
+
+    chosen: str = ""
+    rejected: str = ""
+    reason: str = ""
+
+
+def best_worst(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
+    """Best and worst of everything: {y_w, y_l} and every sample."""
+    return _extremes(candidates.texts, scores)
+
+
+def samples_only(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
+    """Best and worst of the policy's own samples; no pair where they all score the same."""
+    choice = _extremes(candidates.samples, scores)
+    if choice.chosen and scores[choice.chosen] == scores[choice.rejected]:
+        return Choice(reason="tied")
+    return choice
+
+
+def replace_offline(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
+    """y against y_w: better y becomes chosen, worse y becomes rejected, the other answer stays as
+    given; even, the pair stays as given.
+    """
+    texts = candidates.texts
+    if "chosen" not in texts or "rejected" not in texts:
+        return Choice(reason="no offline pair")
+    if "y" not in texts or scores["y"] == scores["chosen"]:
+        choice = Choice("chosen", "rejected")
+    else:
+        choice = (
+            Choice("y", "rejected") if scores["y"] > scores["chosen"] else Choice("chosen", "y")
+        )
+    return Choice(reason="identical") if texts[choice.chosen] == texts[choice.rejected] else choice
+
+
+def offline(candidates: Candidates, _scores: Mapping[str, float]) -> Choice:
+    """The pair as the data give it; nothing is scored."""
+    texts = candidates.texts
+    if "chosen" not in texts or "rejected" not in texts:
+        return Choice(reason="no offline pair")
+    return (
+        Choice(reason="identical")
+        if texts["chosen"] == texts["rejected"]
+        else Choice("chosen", "rejected")
+    )
+
+
+RULES = {
+    "best_worst": best_worst,
+    "replace": replace_offline,
+    "samples_only": samples_only,
+    "offline": offline,
+}
+
+
+def _extremes(texts: Mapping[str, str], scores: Mapping[str, float]) -> Choice:
+    names = sorted(texts, key=_preference)
+    if len(set(texts.values())) < 2:
+        return Choice(reason="identical" if len(texts) > 1 else "one answer")
+    best = max(names, key=lambda name: scores[name])  # the first of equals
+    others = [name for name in reversed(names) if texts[name] != texts[best]]
+    return Choice(best, min(others, key=lambda name: scores[name]))
+
+
+def _preference(name: str) -> tuple[int, int]:
+    return (0, 0) if name == "chosen" else (2, 0) if name == "rejected" else (1, int(name[1:] or 0))
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Write ``pairs.jsonl`` (records.Pair) in the rollout's prompt order; a judge's replies are
+    kept beside it.
+
+    Settings: kind, rule, placebo, and the ranker's own. Prompts without a pair (identical answers,
+    all tied) are counted in the summary. Rows whose ranker failed keep the stage partial.
+    """
+    rule = str(task.settings.get("rule", "best_worst"))
+    if rule not in RULES:
+        raise HarnessError(f"pairs.rule is {rule!r}; allowed: {', '.join(RULES)}")
+    rows = [_candidates(prompt, samples) for prompt, samples in _read(task)]
+    if rule == "samples_only" and max((len(row.samples) for row in rows), default=0) < 2:
+        raise HarnessError(
+            "pairs.rule samples_only needs at least two samples per prompt: set "
+            "exploration.samples to 2 or more and decoding to sample"
+        )
+    context = RankContext(
+        task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.get("judge")
+    )
+    ranked = _score(rows, rule, context)
+    pairs, counts = _pairs(rows, ranked, rule)
+    if task.settings.get("placebo") == "other_prompt":
+        pairs = _other_prompt(pairs)
+    errors = counts.pop("error", 0)
+    if not pairs and not errors:
+        raise HarnessError(
+            f"no prompt gave a preference pair ({dict(counts)}); the policy's samples and the "
+            "offline answers do not differ in score"
+        )
+    write_jsonl(task.out / "pairs.jsonl", pairs)
+    roles = Counter(pair.y_role for pair in pairs)
+    summary = {
+        "pairs": len(pairs),
+        "dropped": dict(sorted(counts.items())),
+        "y_role": dict(sorted(roles.items())),
+    }
+    return StageOutcome(rows=len(pairs), errors=errors, costs=dict(context.costs), summary=summary)
+
+
+def _read(task: StageTask) -> list[tuple[Prompt, list[tuple[int, str]]]]:
+    """The portion's prompts in order, each with its (sample, text); samples that failed or were
+    never drawn are left out.
+    """
+    folder = task.inputs["rollout"]
+    samples: dict[str, list[tuple[int, str]]] = {}
+    for row in read_jsonl(folder / "responses.jsonl"):
+        if row["status"] in ("ok", "truncated"):
+            samples.setdefault(row["prompt_id"], []).append((row["sample"], row["text"]))
+    return [
+        (Prompt(**row), sorted(samples.get(row["id"], [])))
+        for row in read_jsonl(folder / "prompts.jsonl")
+    ]
+
+
+def _candidates(prompt: Prompt, samples: Sequence[tuple[int, str]]) -> Candidates:
+    offline_pair = {
+        name: text
+        for name, text in (("chosen", prompt.chosen), ("rejected", prompt.rejected))
+        if text.strip()
+    }
+    return Candidates(
+        prompt,
+        offline_pair | {"y" if sample == 0 else f"y{sample}": text for sample, text in samples},
+    )
+
+
+def _score(rows: Sequence[Candidates], rule: str, context: RankContext) -> list[Ranked]:
+    """One Ranked per row, its scores in the order of ``row.texts``; equal texts of a row are scored
+    once.
+    """
+    if rule == "offline":
+        return [Ranked((0.0,) * len(row.texts)) for row in rows]
+    wanted = [row.samples if rule == "samples_only" else row.texts for row in rows]
+    items = [
+        RankItem(row.prompt.id, row.prompt.messages, tuple(dict.fromkeys(texts.values())))
+        for row, texts in zip(rows, wanted, strict=True)
+    ]
+    found = rank_texts(items, context)
+    result = []
+    for row, item, ranked in zip(rows, items, found, strict=True):
+        by_text = dict(zip(item.texts, ranked.scores, strict=False))
+        result.append(
+            replace(
+                ranked, scores=tuple(by_text.get(text, float("nan")) for text in row.texts.values())
+            )
+            if ranked.status == "ok"
+            else ranked
+        )
+    return result
+
+
+def _pairs(
+    rows: Sequence[Candidates], ranked: Sequence[Ranked], rule: str
+) -> tuple[list[Pair], Counter[str]]:
+    pairs, counts = [], Counter[str]()
+    for row, found in zip(rows, ranked, strict=True):
+        if found.status != "ok":
+            counts[found.status] += 1
+            continue
+        scores = dict(zip(row.texts, found.scores, strict=True))
+        choice = RULES[rule](row, scores)
+        if choice.reason:
+            counts[choice.reason] += 1
+            continue
+        chosen, rejected, explore = (
+            row.texts[choice.chosen],
+            row.texts[choice.rejected],
+            row.texts.get("y"),
+        )
+        kept = (
+            {}
+            if rule == "offline"
+            else {name: score for name, score in scores.items() if score == score}
+        )
+        pairs.append(
+            Pair(
+                prompt_id=row.prompt.id,
+                messages=row.prompt.messages,
+                chosen=chosen,
+                rejected=rejected,
+                explore=explore or "",
+                chosen_from=choice.chosen,
+                rejected_from=choice.rejected,
+                scores=kept,
+                y_role=role_of(explore, chosen, rejected),
+            )
+        )
+    return pairs, counts
+
+
+def role_of(explore: str | None, chosen: str, rejected: str) -> Role:
+    """What became of y: the winner, the loser, neither, or absent when there is none (an empty
+    answer is an answer).
+    """
+    if explore is None:
+        return "absent"
+    return "winner" if explore == chosen else "loser" if explore == rejected else "middle"
+
+
+def _other_prompt(pairs: Sequence[Pair]) -> list[Pair]:
+    """Placebo: every pair that has a y gets the y of the next such pair, the last that of the
+    first.
+    """
+    places = [i for i, pair in enumerate(pairs) if pair.y_role != "absent"]
+    if len(places) < 2:
+        raise HarnessError(
+            "objective.placebo other_prompt needs at least two prompts with an exploration response"
+        )
+    result = list(pairs)
+    for place, source in zip(places, [*places[1:], places[0]], strict=True):
+        pair, explore = pairs[place], pairs[source].explore
+        result[place] = replace(
+            pair, explore=explore, y_role=role_of(explore, pair.chosen, pair.rejected)
+        )
+    return result
+
+
+def merge(task: StageTask) -> StageOutcome:
+    """Stage ``pairs.merge``: the pairs of all inputs, in the order of their names, as one
+    ``pairs.jsonl``.
+
+    A prompt met again gets ``#2``, ``#3``, … after its id, so that every row has its own reference
+    log-probs.
+    """
+    seen: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    for name in sorted(task.inputs):
+        for row in read_jsonl(task.inputs[name] / "pairs.jsonl"):
+            seen[row["prompt_id"]] += 1
+            times = seen[row["prompt_id"]]
+            rows.append(row if times == 1 else {**row, "prompt_id": f"{row['prompt_id']}#{times}"})
+    if len(task.inputs) == 1 and len(rows) == len(seen):
+        shutil.copyfile(next(iter(task.inputs.values())) / "pairs.jsonl", task.out / "pairs.jsonl")
+    else:
+        write_jsonl(task.out / "pairs.jsonl", rows)
+    return StageOutcome(rows=len(rows))

@@ -1,0 +1,142 @@
+"""A reward model trained in place with TRL's RewardTrainer, on pairs the policy never trains on.
+Stage ``ranker.train``.
+
+The start is a causal checkpoint's body with a new head of one number. Loss: -log σ(r(x, y_w) - r(x,
+y_l)), Bradley and Terry (1952). Conversations are encoded as the ranker ``reward_model`` encodes
+them, end of turn included.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.model.isolated_rng import fenced_random
+from harness.model.policy import (
+    check_code,
+    check_weights,
+    encode_conversation,
+    load_tokenizer,
+    location,
+    model_folder,
+)
+from harness.records import HarnessError, Prompt, StageOutcome, StageTask, read_jsonl
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Train on ``inputs["data"]/ranker.jsonl`` (pairs held aside by data.ranker_pairs) from
+    ``inputs["base"]``; write ``model/``.
+
+    Settings: seed, learning_rate, batch_size, epochs, max_length.
+    """
+    file = task.inputs["data"] / "ranker.jsonl"
+    prompts = [Prompt(**row) for row in read_jsonl(file)] if file.exists() else []
+    if not prompts:
+        raise HarnessError(
+            "ranker.train: no pairs are held aside for the ranker; set data.ranker_pairs"
+        )
+    facts = train_reward_model(
+        task.inputs["base"],
+        prompts,
+        task.out / "model",
+        task.settings,
+        device=str(task.runtime.get("device", "cpu")),
+    )
+    return StageOutcome(rows=len(prompts), summary=facts)
+
+
+def train_reward_model(
+    start: Path,
+    prompts: Sequence[Prompt],
+    out: Path,
+    settings: Mapping[str, Any],
+    *,
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Train a one-label classifier on the prompts' offline pairs and save it with its tokenizer to
+    ``out``.
+
+    Returns the final loss and the share of training pairs in order. Conversations over
+    ``max_length`` tokens are left out. Raises HarnessError when none is left.
+    """
+    tokenizer = load_tokenizer(start)
+    limit = int(settings.get("max_length", 1024))
+    rows = [
+        row
+        for row in (_encode(tokenizer, prompt) for prompt in prompts)
+        if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= limit
+    ]
+    if not rows:
+        raise HarnessError(
+            f"reward model: all {len(prompts)} pairs are over max_length = {limit} tokens"
+        )
+    with fenced_random(), tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(start, tokenizer, rows, settings, Path(scratch), device)
+        result = trainer.train()
+        model = trainer.accelerator.unwrap_model(trainer.model)
+    model.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {
+        "loss": round(float(result.training_loss), 6),
+        "pairs": len(rows),
+        "left_out": len(prompts) - len(rows),
+    }
+
+
+def _encode(tokenizer: Any, prompt: Prompt) -> dict[str, list[int]]:
+    def whole(answer: str) -> list[int]:
+        return encode_conversation(
+            tokenizer, [*prompt.messages, {"role": "assistant", "content": answer}]
+        )
+
+    return {"chosen_ids": whole(prompt.chosen), "rejected_ids": whole(prompt.rejected)}
+
+
+def _trainer(
+    start: Path,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, list[int]]],
+    settings: Mapping[str, Any],
+    scratch: Path,
+    device: str,
+) -> Any:
+    """A RewardTrainer that loads the causal checkpoint's body itself: it seeds the new head's
+    weights with ``seed``.
+    """
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
+
+    path, where = model_folder(start), location(start)
+    source = str(where.get("source", path))
+    pickled = check_weights(path, source, str(where.get("pickle_weights", "")))
+    code = check_code(path, source, str(where.get("trust_remote_code", "")))
+    arguments = RewardConfig(
+        output_dir=str(scratch),
+        num_train_epochs=float(settings.get("epochs", 1)),
+        per_device_train_batch_size=int(settings.get("batch_size", 16)),
+        learning_rate=float(settings.get("learning_rate", 1e-4)),
+        lr_scheduler_type="cosine",
+        max_length=None,
+        model_init_kwargs={
+            "dtype": "float32",
+            "use_safetensors": not pickled,
+            "local_files_only": True,
+            "device_map": None,
+        },
+        trust_remote_code=code,
+        seed=int(settings.get("seed", 0)),
+        data_seed=int(settings.get("seed", 0)),
+        use_cpu=device == "cpu",
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    dataset = Dataset.from_list([dict(row) for row in rows])
+    return RewardTrainer(
+        model=str(path), args=arguments, train_dataset=dataset, processing_class=tokenizer
+    )

@@ -1,0 +1,219 @@
+"""A policy answers a portion of the prompts. Stage ``rollout``.
+
+The training prompts are shuffled by the run's seed and cut into equal portions; iteration t reads
+portion t. With more iterations than portions the prompts are met again, shuffled anew. Every answer
+has a seed of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.model.generate import GenerationRequest, generate, request_seed
+from harness.model.policy import Policy, PromptTooLongError, encode_prompt, load_policy
+from harness.records import (
+    HarnessError,
+    Prompt,
+    Response,
+    StageOutcome,
+    StageTask,
+    content_hash,
+    read_jsonl,
+    write_jsonl,
+)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One answer to draw."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    sample: int
+    seed: int
+
+
+def portion(prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> list[Prompt]:
+    """The prompts of this iteration, in the run's order.
+
+    Settings: seed, portion (from 0), portions, prompts_per_iteration (0: the whole portion),
+    prompts (0: all). Each portion has len(prompts) // portions rows; what does not divide is left
+    out.
+    """
+    wanted, portions, index = (
+        int(settings.get("prompts", 0)),
+        int(settings["portions"]),
+        int(settings["portion"]),
+    )
+    if wanted > len(prompts):
+        raise HarnessError(
+            f"data.prompts asks for {wanted} training prompts; there are {len(prompts)}"
+        )
+    cycle, place = divmod(index, portions)
+    generator = np.random.default_rng(
+        int(content_hash("prompt order", settings["seed"], cycle, length=16), 16)
+    )
+    pool = list(prompts[:wanted] if wanted else prompts)
+    order = [pool[i] for i in generator.permutation(len(pool))]
+    size = len(order) // portions
+    if size == 0:
+        raise HarnessError(
+            f"{len(order)} training prompts cannot be cut into {portions} portions; give more "
+            "prompts or fewer iterations"
+        )
+    part = order[place * size : (place + 1) * size]
+    limit = int(settings.get("prompts_per_iteration", 0))
+    if limit > len(part):
+        raise HarnessError(
+            f"loop.prompts_per_iteration is {limit}; a portion has {len(part)} prompts "
+            f"({len(order)} // {portions})"
+        )
+    return part[:limit] if limit else part
+
+
+def run(task: StageTask) -> StageOutcome:
+    """Write ``prompts.jsonl`` (this portion, in order) and ``responses.jsonl`` (records.Response by
+    prompt order and sample).
+
+    Prompts over ``max_prompt_length`` tokens follow ``overlong_prompts``: drop (default), truncate
+    or refuse; the summary counts them. Answers of an earlier, partial attempt are kept; only its
+    failed ones are drawn again.
+    """
+    settings = task.settings
+    prompts = portion(
+        [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")], settings
+    )
+    policy = load_policy(
+        task.inputs["policy"],
+        dtype=settings.get("dtype", "float32"),
+        attention=settings.get("attention", "sdpa"),
+        device=task.runtime.get("device", "cpu"),
+        weights=task.runtime.get("generation_backend") != "vllm",
+    )
+    kept, overlong = fit(
+        policy.tokenizer,
+        prompts,
+        int(settings.get("max_prompt_length", 0)),
+        str(settings.get("overlong_prompts", "drop")),
+    )
+    samples = 1 if settings["decoding"] == "greedy" else int(settings["samples"])
+    wanted = [
+        _Wanted(
+            prompt,
+            ids,
+            sample,
+            request_seed(settings["seed"], settings["iteration"], "rollout", prompt.id, sample),
+        )
+        for prompt, ids in kept
+        for sample in range(samples)
+    ]
+    write_jsonl(task.out / "prompts.jsonl", (prompt for prompt, _ in kept))
+    responses, drawn = _draw(policy, wanted, settings, task.runtime, task.out / "responses.jsonl")
+    statuses = Counter(response.status for response in responses)
+    tokens = sum(len(response.token_ids) for response in drawn)
+    summary = {"prompts": len(kept), "overlong": overlong, "status": dict(sorted(statuses.items()))}
+    return StageOutcome(
+        len(responses),
+        statuses["error"],
+        {"tokens_generated": tokens, "answers_generated": len(drawn)},
+        summary,
+    )
+
+
+def fit(
+    tokenizer: Any, prompts: Sequence[Prompt], limit: int, rule: str
+) -> tuple[list[tuple[Prompt, tuple[int, ...]]], int]:
+    """(prompt, ids) of every prompt that is used, and how many were over the limit."""
+    kept, overlong = [], 0
+    for prompt in prompts:
+        try:
+            kept.append((prompt, tuple(encode_prompt(tokenizer, prompt.messages, limit))))
+        except PromptTooLongError as error:
+            overlong += 1
+            if rule == "refuse":
+                raise HarnessError(
+                    f"prompt {prompt.id}: {error}. Raise training.max_prompt_length, or let such "
+                    "prompts be dropped or truncated"
+                ) from error
+            if rule == "truncate":
+                shorter = truncate(tokenizer, prompt, limit)
+                kept.append((shorter, tuple(encode_prompt(tokenizer, shorter.messages, limit))))
+    if not kept:
+        raise HarnessError(
+            f"all {len(prompts)} prompts of the portion are over training.max_prompt_length = "
+            f"{limit} tokens"
+        )
+    return kept, overlong
+
+
+def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
+    """The prompt without its oldest turns, then without the beginning of its last one, until it
+    fits ``limit`` tokens.
+
+    The shortened messages are what every later stage sees.
+    """
+    messages = [dict(m) for m in prompt.messages]
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    turns = messages[len(system) :]
+    while len(turns) > 2 and len(encode_prompt(tokenizer, [*system, *turns])) > limit:
+        turns = turns[2:]
+    while (excess := len(encode_prompt(tokenizer, [*system, *turns])) - limit) > 0:
+        ids = tokenizer(turns[-1]["content"], add_special_tokens=False)["input_ids"]
+        if excess >= len(ids):
+            raise HarnessError(
+                f"prompt {prompt.id}: the chat template alone takes more than "
+                f"training.max_prompt_length = {limit} tokens"
+            )
+        turns[-1] = {
+            **turns[-1],
+            "content": tokenizer.decode(ids[excess:], skip_special_tokens=True).lstrip("�"),
+        }
+    return replace(prompt, messages=(*system, *turns))
+
+
+def _draw(
+    policy: Policy,
+    wanted: Sequence[_Wanted],
+    settings: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    file: Path,
+) -> tuple[list[Response], list[Response]]:
+    """All responses, in order, and those drawn now; ``file`` is replaced when they are complete."""
+    old = (
+        {(row["prompt_id"], row["sample"], row["seed"]): row for row in read_jsonl(file)}
+        if file.exists()
+        else {}
+    )
+    done = {
+        key: Response(**{**row, "token_ids": tuple(row["token_ids"])})
+        for key, row in old.items()
+        if row["status"] != "error"
+    }
+    missing = [w for w in wanted if (w.prompt.id, w.sample, w.seed) not in done]
+    heat = 0.0 if settings["decoding"] == "greedy" else float(settings["temperature"])
+    requests = [
+        GenerationRequest(
+            w.ids, int(settings["max_new_tokens"]), heat, float(settings.get("top_p", 1.0)), w.seed
+        )
+        for w in missing
+    ]
+    backend = str(runtime.get("generation_backend", "transformers"))
+    answers = generate(
+        policy, requests, batch_size=int(settings.get("generation_batch", 64)), backend=backend
+    )
+    drawn = [
+        Response(w.prompt.id, w.sample, a.text, a.token_ids, a.status, w.seed)
+        for w, a in zip(missing, answers, strict=True)
+    ]
+    done.update({(r.prompt_id, r.sample, r.seed): r for r in drawn})
+    responses = [done[w.prompt.id, w.sample, w.seed] for w in wanted]
+    write_jsonl(file.with_suffix(".part"), responses)
+    os.replace(file.with_suffix(".part"), file)
+    return responses, drawn

@@ -1,0 +1,1 @@
+"""What is asked: settings, and a YAML file as cells."""

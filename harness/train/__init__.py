@@ -1,0 +1,1 @@
+"""The method: objectives, batches and the trainer."""

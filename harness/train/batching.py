@@ -1,0 +1,249 @@
+"""Preference rows as tokens, and the plan that turns global batches into micro-batches by token
+budget.
+
+A global batch is what one optimiser step sees, whatever the number of devices and the size of their
+memory. Every rank runs the same number of micro-batches of it (a rank without work repeats a row at
+weight 0), and each row's loss is divided by the rows of the whole global batch, so that the
+gradient is the same however the batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.model.logprobs import PackedBatch, PackedPrompt, chunk_by_tokens, pack
+from harness.model.policy import encode_prompt, encode_response
+from harness.records import HarnessError, Pair, content_hash
+
+ROLES = ("chosen", "rejected", "explore")
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """One training row as token ids. responses: role → ids, end-of-turn token included. reference:
+    role → log pi_ref in nats.
+
+    y_role: whether y ("explore") became the pair's winner, loser or neither. extras: further
+    numbers an objective names.
+    """
+
+    prompt_id: str
+    prompt_ids: tuple[int, ...]
+    responses: Mapping[str, tuple[int, ...]]
+    reference: Mapping[str, float] = field(default_factory=dict)
+    y_role: str = "absent"
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+    def packed(self, roles: Sequence[str]) -> tuple[PackedPrompt, dict[str, int]]:
+        """The prompt with the unique responses of ``roles`` and, for every role, which of them it
+        is.
+        """
+        unique: dict[tuple[int, ...], int] = {}
+        slots = {role: unique.setdefault(self.responses[role], len(unique)) for role in roles}
+        return PackedPrompt(self.prompt_ids, tuple(unique)), slots
+
+
+def encode_pair(
+    tokenizer: Any, pair: Pair, *, max_length: int = 0, max_prompt_length: int = 0
+) -> PreferenceRow:
+    """Tokens of a pair. Responses are cut where prompt and response together reach ``max_length``
+    (0: no limit).
+
+    A response whose end is cut loses its end-of-turn token, as in generation. Raises HarnessError
+    for a prompt that leaves no room for a response or is over ``max_prompt_length``.
+    """
+    prompt_ids = tuple(encode_prompt(tokenizer, pair.messages, max_prompt_length))
+    room = max_length - len(prompt_ids) if max_length else 0
+    if max_length and room < 1:
+        raise HarnessError(
+            f"prompt {pair.prompt_id}: {len(prompt_ids)} tokens leave no room for a response "
+            f"within max_length {max_length}"
+        )
+    texts = {"chosen": pair.chosen, "rejected": pair.rejected}
+    if pair.y_role != "absent":
+        texts["explore"] = pair.explore
+    ids: dict[str, tuple[int, ...]] = {}
+    for text in texts.values():
+        if text not in ids:
+            ids[text] = tuple(encode_response(tokenizer, pair.messages, text, room))
+    return PreferenceRow(
+        pair.prompt_id,
+        prompt_ids,
+        {role: ids[text] for role, text in texts.items()},
+        y_role=pair.y_role,
+    )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass takes. slots: role → (B,) response index; weights: (B,) 1, or 0 for a
+    row that only keeps ranks in step.
+    """
+
+    batch: PackedBatch
+    slots: Mapping[str, Tensor]
+    weights: Tensor
+    reference: Mapping[str, Tensor]
+    tokens: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor]
+    y_roles: tuple[str, ...]
+    global_rows: int
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The micro-batch on another device."""
+        if torch.device(device) == self.weights.device:
+            return self
+
+        def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        tensors = {
+            name: moved(getattr(self, name)) for name in ("slots", "reference", "tokens", "extras")
+        }
+        return replace(
+            self, batch=self.batch.to(device), weights=self.weights.to(device), **tensors
+        )  # type: ignore[arg-type]
+
+
+def make_micro_batch(
+    rows: Sequence[PreferenceRow],
+    roles: Sequence[str],
+    *,
+    global_rows: int = 0,
+    weight: float = 1.0,
+) -> MicroBatch:
+    """Pack rows for ``roles``. ``global_rows``: rows of the whole global batch (default: these)."""
+    prompts, slots = [], {role: [] for role in roles}  # type: ignore[var-annotated]
+    first = 0
+    for row in rows:
+        packed, own = row.packed(roles)
+        prompts.append(packed)
+        for role in roles:
+            slots[role].append(first + own[role])
+        first += len(packed.responses)
+    batch = pack(prompts)
+    lengths = torch.tensor(batch.lengths, dtype=torch.float64)
+    names = {role: torch.tensor(index) for role, index in slots.items()}
+    known = [role for role in roles if all(role in row.reference for row in rows)]
+    extras = sorted(set.intersection(*(set(row.extras) for row in rows)))
+    return MicroBatch(
+        batch,
+        names,
+        torch.full((len(rows),), weight, dtype=torch.float64),
+        {
+            role: torch.tensor([row.reference[role] for row in rows], dtype=torch.float64)
+            for role in known
+        },
+        {role: lengths[index] for role, index in names.items()},
+        {
+            name: torch.tensor([row.extras[name] for row in rows], dtype=torch.float64)
+            for name in extras
+        },
+        tuple(row.y_role for row in rows),
+        global_rows or len(rows),
+    )
+
+
+def plan_global_batch(
+    sizes: Sequence[int], *, token_budget: int = 0, micro_batch: int = 0, ranks: int = 1
+) -> list[list[list[int]]]:
+    """Micro-batches of row indices for every rank: ``plan[rank][k]``; the same number for each
+    rank, empty where there is no work.
+
+    sizes: tokens per row. token_budget: most tokens of a micro-batch (0: no limit; a longer row
+    runs alone). micro_batch: most rows of one (0: no limit). Rows of similar length go together;
+    ranks get similar token counts.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        rank = min(range(ranks), key=lambda r: (load[r], r))
+        shares[rank].append(i)
+        load[rank] += sizes[i]
+    plan = [
+        [
+            [share[k] for k in group]
+            for group in chunk_by_tokens([sizes[i] for i in share], token_budget, micro_batch)
+        ]
+        for share in shares
+    ]
+    rounds = max(len(groups) for groups in plan)
+    return [groups + [[] for _ in range(rounds - len(groups))] for groups in plan]
+
+
+class GlobalBatchSampler:
+    """Yields the row indices of one global batch after the other, in an order drawn from (``seed``,
+    epoch).
+
+    The last batch of an epoch holds what is left; every row comes exactly once per epoch.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
+        self.rows, self.batch_size, self.seed, self.shuffle = rows, batch_size, seed, shuffle
+        self.epoch = 0
+        self.drop_last = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.rows))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(
+                int(content_hash("row order", self.seed, self.epoch, length=15), 16)
+            )
+            order = torch.randperm(self.rows, generator=generator).tolist()
+        for start in range(0, self.rows, self.batch_size):
+            yield order[start : start + self.batch_size]
+
+
+def collate_for_rank(
+    rows: Sequence[PreferenceRow],
+    roles: Sequence[str],
+    *,
+    token_budget: int,
+    micro_batch: int,
+    ranks: int = 1,
+    rank: int = 0,
+) -> list[MicroBatch]:
+    """This rank's micro-batches of one global batch. A rank without work scores the shortest row at
+    weight 0.
+    """
+    sizes = [row.packed(roles)[0].tokens for row in rows]
+    plan = plan_global_batch(
+        sizes, token_budget=token_budget, micro_batch=micro_batch, ranks=ranks
+    )[rank]
+    shortest = min(range(len(rows)), key=lambda i: (sizes[i], i))
+    return [
+        make_micro_batch(
+            [rows[i] for i in group or [shortest]],
+            roles,
+            global_rows=len(rows),
+            weight=1.0 if group else 0.0,
+        )
+        for group in plan
+    ]
+
+
+def with_reference(
+    rows: Iterable[PreferenceRow], reference: Mapping[tuple[int, str], float]
+) -> list[PreferenceRow]:
+    """Rows with reference log-probabilities by (row number, role) filled in."""
+    filled = []
+    for number, row in enumerate(rows):
+        own = {
+            role: reference[number, role] for role in row.responses if (number, role) in reference
+        }
+        filled.append(
+            PreferenceRow(row.prompt_id, row.prompt_ids, row.responses, own, row.y_role, row.extras)
+        )
+    return filled

@@ -1,0 +1,385 @@
+"""One stage over several processes of this machine: started under torch's elastic launcher, ended
+with one answer or one error.
+
+``run_processes`` is what a stage calls. It starts this module as a launcher, which starts one rank
+per process; every rank runs the same function on the same task. Ranks meet on the loopback
+interface at a port that torch chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness.records import HarnessError, StageTask, canonical_json
+
+FOLDER = "processes"
+"""Below a stage's folder while its processes run: the task, their log, their errors, their answer.
+"""
+STOP, ANSWER, LOG = "stop", "answer.json", "log.txt"
+DEEPSPEED = Path(__file__).parent / "deepspeed_zero3.json"
+"""DeepSpeed's configuration; ``auto`` entries follow the training arguments. Unmeasured: no machine
+with DeepSpeed ran it.
+"""
+
+
+def check_ready(runtime: Mapping[str, Any], devices: int | None) -> None:
+    """Raise HarnessError where training as ``runtime`` says cannot start: a package or devices are
+    missing.
+
+    devices: accelerators that there are; 0 for the CPU, None where others will train (a cluster's
+    nodes).
+    """
+    processes, sharding = int(runtime.get("processes", 1)), runtime.get("sharding", "none")
+    if sharding == "deepspeed_zero3" and find_spec("deepspeed") is None:
+        raise HarnessError(
+            "runtime.sharding deepspeed_zero3 needs the package deepspeed, which is not "
+            "installed: `pip install deepspeed` on a CUDA machine, "
+            "or set runtime.sharding: fsdp, which divides the same things and needs nothing more"
+        )
+    if sharding == "deepspeed_zero3" and devices == 0:
+        raise HarnessError(
+            "runtime.sharding deepspeed_zero3 needs GPUs, and none is visible; set "
+            "runtime.sharding: fsdp to train on a CPU"
+        )
+    if devices and processes > devices:
+        raise HarnessError(
+            f"a training stage asks for {processes} devices (runtime.processes), but only "
+            f"{devices} {'is' if devices == 1 else 'are'} visible here; "
+            "ask for less, make more visible (CUDA_VISIBLE_DEVICES), or run on a bigger node"
+        )
+
+
+def run_processes(function: str, task: StageTask, processes: int) -> Any:
+    """Run ``function`` ("module:name", called with the task) in ``processes`` ranks; returns what
+    rank 0 returned (plain JSON).
+
+    A SIGTERM is passed on by a file that the ranks look for (``stop_asked``), and delivered here
+    again once they have ended. Raises HarnessError with the message of the rank that failed first.
+    """
+    folder = task.out / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    told = {
+        **vars(task),
+        "inputs": {name: str(path) for name, path in task.inputs.items()},
+        "out": str(task.out),
+    }
+    (folder / "task.json").write_text(
+        canonical_json({"function": function, "task": told}), encoding="utf-8"
+    )
+    with _termination_as_file(folder / STOP):
+        _launch(folder, processes, _environment(task))
+    answer = folder / ANSWER
+    if not answer.is_file():
+        if (folder / STOP).exists():
+            raise SystemExit(128 + signal.SIGTERM)
+        message = _reason(folder, processes)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise HarnessError(message)
+    found = json.loads(answer.read_text(encoding="utf-8"))
+    shutil.rmtree(folder)
+    return found
+
+
+def stop_asked(out: Path) -> bool:
+    """Whether the stage that works in ``out`` was told to end (for its ranks)."""
+    return (out / FOLDER / STOP).exists()
+
+
+def _environment(task: StageTask) -> dict[str, str]:
+    """Variables of the ranks: the stage's threads and devices, and this package wherever it was
+    imported from.
+    """
+    found = dict(os.environ)
+    found["OMP_NUM_THREADS"] = str(task.settings.get("threads", 1))
+    found["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[2]), found.get("PYTHONPATH", "")])
+    )
+    found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (
+        "3"  # seconds that the others have once one has failed
+    )
+    if task.runtime.get("devices"):
+        found["CUDA_VISIBLE_DEVICES"] = str(task.runtime["devices"])
+    if sys.platform == "linux":
+        found.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # else gloo looks the host's name up, which not every container can
+    return found
+
+
+def _launch(folder: Path, processes: int, environment: Mapping[str, str]) -> None:
+    """Start the launcher and wait for it; it never outlives this call."""
+    command = [sys.executable, "-m", "harness.train.distributed", str(folder), str(processes)]
+    with open(folder / LOG, "wb") as log:
+        # A session of its own: Ctrl-C of a terminal reaches this process only, which then ends the
+        # others.
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()  # the ranks notice and follow
+                process.wait()
+
+
+@contextlib.contextmanager
+def _termination_as_file(stop: Path) -> Iterator[None]:
+    """Within it a SIGTERM makes the file ``stop``; afterwards the signal is delivered again."""
+    asked = []
+
+    def note(_number: int, _frame: Any) -> None:
+        asked.append(True)
+        stop.touch()
+
+    try:
+        before = signal.signal(signal.SIGTERM, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _reason(folder: Path, processes: int) -> str:
+    """What went wrong, from the ranks' own words: the harness's errors first, then whoever failed
+    first, then the log.
+    """
+    found = sorted(
+        (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error-*.json")),
+        key=lambda e: (not e["known"], e["time"]),
+    )
+    log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    if found and found[0]["known"]:
+        return str(found[0]["message"])
+    where = f"training over {processes} processes failed"
+    if re.search(
+        r"failed \(exitcode: -9\)", log
+    ):  # as the launcher reports the rank that ended first
+        return f"{where}: a process was killed by the system (out of memory?); lower runtime.token_budget, or see runtime.sharding and training.lora"
+    if found:
+        return (
+            f"{where}: process {found[0]['rank']}: {found[0]['message']}\n{found[0]['traceback']}"
+        )
+    return f"{where} without a word; the end of its log:\n" + "\n".join(log.splitlines()[-15:])
+
+
+# -- what a rank's trainer needs -------------------------------------------------------------------
+
+
+def sharding_arguments(model: Any, sharding: str) -> dict[str, Any]:
+    """Training arguments for a way of sharding; none for whole models (then data-parallel when
+    there are several ranks).
+    """
+    if sharding == "none":
+        return {}
+    from harness.model.head import output_head, plain_head
+    from harness.model.logprobs import base_model_of
+
+    base = base_model_of(model)
+    name = f"runtime.sharding {sharding}: {type(base).__name__}"
+    if not plain_head(
+        output_head(base)
+    ):  # called a chunk at a time, it would be gathered more often on one rank than on another
+        raise HarnessError(
+            f"{name} has a head that is scaled, capped or adapted by LoRA, which cannot be "
+            "sharded here; set runtime.sharding: none"
+        )
+    if sharding == "deepspeed_zero3":
+        return {"deepspeed": str(DEEPSPEED)}
+    layers = sorted(base._no_split_modules or [])
+    if not layers:
+        raise HarnessError(
+            f"{name} does not say which of its layers stay whole (_no_split_modules); set "
+            "runtime.sharding: none"
+        )
+    how = {
+        "version": 2,
+        "transformer_layer_cls_to_wrap": layers,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "reshard_after_forward": True,
+    }
+    return {"fsdp": True, "fsdp_config": how}
+
+
+def keep_precision(args: Any) -> None:
+    """Let FSDP gather weights and reduce gradients as they are: accelerate would round
+    log-probabilities (the output) to bfloat16.
+    """
+    if getattr(args, "fsdp_plugin_args", None):
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            cast_forward_inputs=False
+        )
+
+
+def shard_on_cpu(trainer: Any) -> None:
+    """Switch FSDP on for CPU ranks: accelerate knows it for accelerators only and would silently
+    keep whole models.
+    """
+    if trainer.args.fsdp_plugin_args is None or trainer.args.device.type != "cpu":
+        return
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = trainer.accelerator.state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    trainer.is_fsdp_enabled = True
+
+
+def whole_state(trainer: Any) -> dict[str, Any]:
+    """The divided model's weights by name, whole, on the first rank's CPU; empty on the others. All
+    ranks call it.
+
+    Raises HarnessError when the trainer did not divide the model: what was asked for is never
+    silently left out.
+    """
+    if trainer.is_deepspeed_enabled:
+        gathered: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return gathered
+    from torch.distributed.tensor import DTensor
+
+    if not all(isinstance(p, DTensor) for p in trainer.model.parameters()):
+        raise HarnessError(
+            "runtime.sharding was set, but the installed accelerate and transformers did not "
+            "shard the model; set it to none"
+        )
+    found = {}
+    for name, value in trainer.model.state_dict().items():
+        whole = (
+            value.full_tensor() if isinstance(value, DTensor) else value
+        )  # one weight at a time: no device holds the whole model
+        if trainer.is_world_process_zero():
+            found[name] = whole.cpu()
+    return found
+
+
+def any_rank(device: Any, *flags: bool) -> list[bool]:
+    """Each flag, true on every rank when it is true on any."""
+    import torch
+
+    told = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in told.tolist()]
+
+
+# -- inside the launcher and its ranks -------------------------------------------------------------
+
+
+def follow_parent() -> None:
+    """End this process soon after its parent has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def launcher_main(folder: Path, processes: int) -> None:
+    """torchrun on this machine only, one attempt (the store retries stages). SIGTERM is left to the
+    ranks, who finish their step first.
+    """
+    follow_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from torch.distributed.run import main
+
+    where = [
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        str(processes),
+        "--max-restarts",
+        "0",
+    ]
+    main(
+        [
+            *where,
+            "--signals-to-handle",
+            "SIGINT,SIGHUP,SIGQUIT",
+            "-m",
+            "harness.train.distributed",
+            str(folder),
+        ]
+    )
+
+
+def rank_main(folder: Path) -> None:
+    """Run the task's function as one rank; leave rank 0's answer, or this rank's error, in the
+    folder.
+    """
+    follow_parent()
+    rank = int(os.environ["RANK"])
+    told = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    fields = told["task"]
+    task = StageTask(
+        **{
+            **fields,
+            "inputs": {name: Path(path) for name, path in fields["inputs"].items()},
+            "out": Path(fields["out"]),
+        }
+    )
+    module, _, name = told["function"].partition(":")
+    try:
+        function: Callable[[StageTask], Any] = getattr(importlib.import_module(module), name)
+        answer = function(task)
+    except Exception as error:
+        text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        facts = {
+            "rank": rank,
+            "known": isinstance(error, HarnessError),
+            "time": time.time(),
+            "message": text,
+            "traceback": traceback.format_exc(),
+        }
+        _write(folder / f"error-{rank}.json", facts)
+        raise SystemExit(1) from error
+    if rank == 0:
+        _write(folder / ANSWER, answer)
+
+
+def _write(path: Path, value: Any) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(part, path)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``FOLDER PROCESSES`` starts the launcher; ``FOLDER`` alone, from the launcher, is a rank."""
+    if len(arguments) == 2:
+        launcher_main(Path(arguments[0]), int(arguments[1]))
+    else:
+        rank_main(Path(arguments[0]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

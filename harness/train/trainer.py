@@ -1,0 +1,385 @@
+"""PreferenceTrainer: preference optimisation with any objective of ``OBJECTIVES`` on
+``transformers.Trainer``.
+
+Usable alone: give it a model, rows and a ``PreferenceConfig`` (a ``trl.DPOConfig`` with the
+exploration settings), call ``train()``. Optimiser, schedule, mixed precision, checkpoints,
+DeepSpeed and FSDP are the Trainer's; the batches (planned as global batches), the log-probabilities
+(shared prompt, no padding, no full logits) and the loss are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer
+from trl.trainer.dpo_config import DPOConfig
+
+from harness.model.logprobs import (
+    base_model_of,
+    enable_packed_forward,
+    response_logps,
+    sequence_logps,
+)
+from harness.records import HarnessError
+from harness.train.batching import GlobalBatchSampler, MicroBatch, PreferenceRow, collate_for_rank
+from harness.train.distributed import shard_on_cpu
+from harness.train.objectives import ResolvedObjective, Rows, resolve_objective
+from harness.train.step_metrics import StepMetrics
+
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(DPOConfig, "activation_checkpointing")
+    else "gradient_checkpointing"
+)
+"""What TrainingArguments calls recomputing activations: the second name until transformers 5.17 at
+least.
+"""
+
+
+@dataclass
+class PreferenceConfig(DPOConfig):
+    """``trl.DPOConfig`` plus what exploration needs. ``beta`` is DPOConfig's; its ``loss_type`` is
+    not read.
+
+    global_batch_size: rows per optimiser step over all devices (0: per_device_train_batch_size
+    times gradient_accumulation_steps times devices). token_budget: most tokens of one forward pass
+    (0: no limit; rows are limited by per_device_train_batch_size). data_seed: order of the rows.
+    max_log_ratio: most nats per token that |log pi - log pi_ref| may reach, as a mean over a step,
+    before the run is stopped as diverged.
+    """
+
+    objective: str = field(
+        default="selm", metadata={"help": "Name in harness.train.objectives.OBJECTIVES."}
+    )
+    alpha: float = field(
+        default=0.0, metadata={"help": "Exploration coefficient; 0 is DPO bit for bit."}
+    )
+    convention: str = field(
+        default="alpha_beta", metadata={"help": "SELM's coefficient: alpha_beta or alpha."}
+    )
+    placebo: str = field(default="none", metadata={"help": "none, negative or other_prompt."})
+    objective_params: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further parameters of the objective."}
+    )
+    global_batch_size: int = field(
+        default=0, metadata={"help": "Rows per optimiser step over all devices."}
+    )
+    token_budget: int = field(default=0, metadata={"help": "Most tokens of one forward pass."})
+    max_log_ratio: float = field(
+        default=20.0, metadata={"help": "Nats per token at which a run counts as diverged."}
+    )
+    iteration: int = field(default=0, metadata={"help": "Named in messages of diverging runs."})
+    bf16: bool | None = field(default=False, metadata={"help": "bfloat16 mixed precision."})  # type: ignore[assignment]
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations (older name)."}
+    )  # type: ignore[assignment]
+    report_to: Any = field(default="none", metadata={"help": "Trackers of transformers."})
+    logging_steps: float = field(default=1, metadata={"help": "Steps between two logs."})
+
+    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "objective_params"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.objective_params, str):
+            raise ValueError(f"objective_params: {self.objective_params!r} is not a mapping")
+        self.resolved()
+
+    def resolved(self) -> ResolvedObjective:
+        """The objective with its numbers, checked."""
+        params: Any = self.objective_params
+        return resolve_objective(
+            self.objective,
+            alpha=self.alpha,
+            beta=self.beta,
+            convention=self.convention,
+            placebo=self.placebo,
+            params=params,
+        )
+
+    def rows_per_step(self) -> int:
+        """Rows of one global batch."""
+        return (
+            self.global_batch_size
+            or self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+        )
+
+
+class PreferenceTrainer(Trainer):
+    """Trains a causal language model on preference rows.
+
+    train_dataset: ``PreferenceRow``s, or mappings with messages/prompt, chosen, rejected and (for
+    exploration) explore. ref_model: scores rows that carry no reference log-probabilities; None
+    takes a frozen copy of the model at the start (or, with ``precompute_ref_log_probs``, scores all
+    rows once and keeps no copy).
+    """
+
+    loss_is_scaled_for_ga = True
+    args: PreferenceConfig
+    objective: ResolvedObjective
+    train_dataset: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: PreferenceConfig,
+        train_dataset: Sequence[Any],
+        *,
+        processing_class: Any = None,
+        ref_model: nn.Module | None = None,
+        callbacks: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.objective = args.resolved()
+        self.global_rows = args.rows_per_step()
+        args.gradient_accumulation_steps = (
+            1  # a step's micro-batches are planned and accumulated in ``training_step``
+        )
+        if args.disable_dropout:
+            without_dropout(model)
+        rows = _as_rows(train_dataset, processing_class, args)
+        self.ref_model = None
+        if self.objective.needs_reference:
+            rows, self.ref_model = _references(model, rows, ref_model, self.objective.roles, args)
+        enable_packed_forward(model)
+        super().__init__(
+            model,
+            args,
+            train_dataset=rows,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self.remove_callback(PrinterCallback)
+        if self.ref_model is not None:
+            self.ref_model.to(self.args.device)
+        self.parameter_count = sum(p.numel() for p in model.parameters())
+        self.step_metrics = StepMetrics()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's, and FSDP on CPU ranks too."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """One item per optimiser step: this rank's micro-batches of the global batch."""
+        args = self.args
+        rows: list[PreferenceRow] = self.train_dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = GlobalBatchSampler(
+            len(rows), self.global_rows, seed, shuffle=args.train_sampling_strategy != "sequential"
+        )
+
+        def collate(members: list[PreferenceRow]) -> list[MicroBatch]:
+            return collate_for_rank(
+                members,
+                self.objective.roles,
+                token_budget=args.token_budget,
+                micro_batch=args.per_device_train_batch_size,
+                ranks=args.world_size,
+                rank=args.process_index,
+            )
+
+        return _StepLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of every micro-batch; whole gradients meet across ranks after the
+        last one only.
+        """
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, micro in enumerate(inputs):
+            last = number == len(inputs) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            # Sharded gradients are reduced after every micro-batch: to wait, each rank would hold
+            # the whole model's.
+            with (
+                contextlib.nullcontext()
+                if last or self.is_fsdp_enabled
+                else self.accelerator.no_sync(model)
+            ):
+                loss = self.micro_batch_loss(model, micro.to(self.args.device))
+                # Data-parallel engines average gradients over ranks; the loss is a share of the
+                # global mean.
+                loss = (loss * self.args.world_size).float()
+                extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+                self.accelerator.backward(loss, **extra)
+                total += loss.detach()
+        self._stop_if_diverged("loss", float(total))
+        return total
+
+    def micro_batch_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
+        """Sum of the micro-batch's row losses over the rows of the global batch, float64 scalar."""
+        with self._sharded_precision():
+            logps = model(packed_batch=micro.batch)
+        by_role = {role: logps.index_select(0, slots) for role, slots in micro.slots.items()}
+        reference = dict(micro.reference)
+        if self.ref_model is not None:
+            reference = self._live_reference(micro)
+        rows = Rows(by_role, reference, micro.tokens, micro.extras)
+        losses = self.objective.losses(rows)
+        self.step_metrics.add(rows, micro)
+        loss: Tensor = (losses * micro.weights).sum() / micro.global_rows
+        return loss
+
+    def _sharded_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast for FSDP, which accelerate leaves out there: the same arithmetic as on one
+        device. Its cache would hold the whole model.
+        """
+        if not (self.is_fsdp_enabled and self.args.bf16):
+            return contextlib.nullcontext()
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+    def _live_reference(self, micro: MicroBatch) -> dict[str, Tensor]:
+        assert self.ref_model is not None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logps = sequence_logps(base_model_of(self.ref_model), micro.batch)
+        return {role: logps.index_select(0, slots) for role, slots in micro.slots.items()}
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None:
+            self._stop_if_diverged("gradient norm", float(norm))
+        return norm
+
+    def _stop_if_diverged(self, what: str, value: float) -> None:
+        where = f"iteration {self.args.iteration}, step {self.state.global_step + 1}"
+        if not math.isfinite(value):
+            raise HarnessError(
+                f"training diverged at {where}: {what} is {value}. Lower the learning rate or alpha"
+            )
+        drift = self.step_metrics.drift()
+        if what == "loss" and not drift <= self.args.max_log_ratio:
+            raise HarnessError(
+                f"training diverged at {where}: mean |log pi - log pi_ref| is {drift:.4g} nats "
+                "per token "
+                f"(limit {self.args.max_log_ratio:g}). Lower the learning rate or alpha, or raise "
+                "beta"
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the step's preference metrics to the Trainer's own."""
+        if "loss" in logs:
+            logs.update(
+                {
+                    name: value
+                    for name, value in self.step_metrics.drain(self.accelerator).items()
+                    if value is not None
+                }
+            )
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """6 FLOPs per parameter and token (forward and backward), unique tokens only."""
+        tokens: int = sum(micro.batch.tokens for micro in inputs)
+        return 6 * tokens * self.parameter_count
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:  # noqa: ARG002
+        """Rows of the training set."""
+        return len(self.train_dataset)
+
+    def get_total_train_batch_size(self, args: Any) -> int:  # noqa: ARG002
+        """Rows per optimiser step."""
+        return self.global_rows
+
+
+class _StepLoader(DataLoader[Any]):
+    """A plain DataLoader whose sampler draws a new order each epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switch off every dropout of the model: policy and reference then compute the same function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            vars(module)["attention_dropout"] = 0.0
+
+
+def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:
+    """Rows of tokens from rows of text or tokens."""
+    from harness.records import Pair
+    from harness.train.batching import encode_pair
+
+    rows = []
+    for number, item in enumerate(dataset):
+        if isinstance(item, PreferenceRow):
+            rows.append(item)
+            continue
+        if tokenizer is None:
+            raise HarnessError(
+                f"training row {number} is text; pass processing_class (the tokenizer)"
+            )
+        messages = item.get("messages", item.get("prompt"))
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        explore = item.get("explore")
+        role: Any = "absent" if explore is None else "middle"
+        pair = Pair(
+            str(item.get("id", number)),
+            tuple(messages),
+            item["chosen"],
+            item["rejected"],
+            explore or "",
+            y_role=role,
+        )
+        rows.append(encode_pair(tokenizer, pair, max_length=args.max_length or 0))
+    missing = next(
+        (
+            row.prompt_id
+            for row in rows
+            for role in args.resolved().roles
+            if role not in row.responses
+        ),
+        None,
+    )
+    if missing is not None:
+        raise HarnessError(
+            f"row {missing}: objective {args.objective} with alpha {args.alpha} reads y, but the "
+            "row has no 'explore' response"
+        )
+    return rows
+
+
+def _references(
+    model: nn.Module,
+    rows: list[PreferenceRow],
+    ref_model: nn.Module | None,
+    roles: Sequence[str],
+    args: PreferenceConfig,
+) -> tuple[list[PreferenceRow], nn.Module | None]:
+    """Rows with reference log-probabilities, or the model that computes them live."""
+    if all(role in row.reference for row in rows for role in roles):
+        return rows, None
+    if args.precompute_ref_log_probs:
+        packed = [row.packed(roles) for row in rows]
+        values = response_logps(
+            ref_model or model,
+            [prompt for prompt, _ in packed],
+            token_budget=args.token_budget or 8192,
+        )
+        filled = []
+        for row, own, (_, slots) in zip(rows, values, packed, strict=True):
+            logps = {role: own[slot] for role, slot in slots.items()}
+            filled.append(
+                PreferenceRow(
+                    row.prompt_id, row.prompt_ids, row.responses, logps, row.y_role, row.extras
+                )
+            )
+        return filled, None
+    frozen = ref_model or copy.deepcopy(base_model_of(model))
+    frozen.requires_grad_(False)
+    enable_packed_forward(frozen)
+    return rows, frozen.eval()

@@ -1,0 +1,225 @@
+"""Every figure of ``FIGURES``: drawn or said to be missing, the same bytes twice, all seeds in its
+data, readable in grey.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from analysis import figures_scores, measures, text
+from analysis.figure import METADATA, Drawn, paper_style, render, styles, symbols, write_figure
+from analysis.figures import FIGURES, draw
+from analysis.load import StudyData, load_study
+from analysis.table import Unavailable
+from harness.records import canonical_json, content_hash
+from tests import synthetic
+
+NEEDS_MORE = {"figure_2"}
+"""Figures whose data is not in the synthetic study."""
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    return load_study(
+        *synthetic.build(
+            tmp_path_factory.mktemp("complete"), synthetic.Synthetic(faults=False, answers=False)
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    return load_study(
+        *synthetic.build(tmp_path_factory.mktemp("faulty"), synthetic.Synthetic(answers=False))
+    )
+
+
+@pytest.mark.parametrize("key", sorted(set(FIGURES) - NEEDS_MORE))
+def test_every_figure_is_drawn_with_the_same_bytes_twice(
+    complete: StudyData, key: str, tmp_path: Path
+) -> None:
+    first, second = draw(key, complete), draw(key, complete)
+    assert isinstance(first, Drawn), first
+    assert isinstance(second, Drawn)
+    assert (first.key, first.title != "", first.caption != "") == (key, True, True)
+    for kind in METADATA:
+        assert render(first, kind) == render(second, kind), kind
+    assert render(first, "pdf").startswith(b"%PDF")
+    assert b"CreationDate" not in render(first, "pdf")
+    assert b"<dc:date>" not in render(first, "svg")
+    paths = write_figure(first, tmp_path)
+    assert sorted(p.suffix for p in paths) == [".csv", ".pdf", ".png", ".svg"]
+    rows = list(csv.reader(io.StringIO((tmp_path / f"{key}.csv").read_text())))
+    assert len(rows) == len(first.data) + 1 > 1
+    assert all(len(row) == len(first.columns) for row in rows)
+
+
+@pytest.mark.parametrize("key", FIGURES)
+def test_every_figure_works_on_unfinished_and_empty_studies(
+    faulty: StudyData, tmp_path: Path, key: str
+) -> None:
+    drawn = draw(key, faulty)
+    assert isinstance(drawn, Drawn) or drawn.reason
+    study, _ = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
+    nothing = draw(key, load_study(study, tmp_path / "nowhere"))
+    assert isinstance(nothing, Unavailable) or key == "figure_1"
+
+
+@pytest.mark.parametrize(
+    "key", ["figure_3", "curves", "trend", "matched_kl", "differences", "figure_6"]
+)
+def test_every_seed_is_in_the_figure(complete: StudyData, key: str) -> None:
+    drawn = draw(key, complete)
+    assert isinstance(drawn, Drawn)
+    kind = drawn.columns.index("kind")
+    seed = drawn.columns.index("seed" if "seed" in drawn.columns else "seed_number")
+    assert {row[seed] for row in drawn.data if row[kind] == "seed"} == {0, 1, 2}
+
+
+def test_curves_hold_the_tables_numbers(complete: StudyData) -> None:
+    drawn = draw("curves", complete)
+    assert isinstance(drawn, Drawn)
+    checkpoint = complete.checkpoint("objective.alpha=1", 2)
+    assert checkpoint is not None
+    points = measures.points(complete, checkpoint, measures.MT)
+    shown = {
+        row[6]: row[7]
+        for row in drawn.data
+        if row[:2] == ("mt_bench.rating", "objective.alpha=1") and row[3] == 2 and row[5] == "seed"
+    }
+    assert shown == points
+
+
+def test_a_failed_seed_is_left_out_and_the_others_are_drawn(faulty: StudyData) -> None:
+    drawn = draw("curves", faulty)
+    assert isinstance(drawn, Drawn)
+    rows = [
+        row
+        for row in drawn.data
+        if row[:2] == ("alpaca_eval.win_rate", "objective.alpha=1") and row[3] == 2
+    ]
+    assert {row[6] for row in rows} == {1, 2}
+    assert not any(row[5] == "mean" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    """Fifteen arms with long names."""
+    arms = ["DPO", *(f"an objective with a long name, {i}" for i in range(14))]
+    spec = synthetic.Synthetic(
+        axes={"arm": arms},
+        iterations=1,
+        faults=False,
+        answers=False,
+        heldout=4,
+        ood=2,
+        task_items=2,
+        questions=4,
+    )
+    return load_study(*synthetic.build(tmp_path_factory.mktemp("named"), spec))
+
+
+@pytest.mark.parametrize("key", ["figure_3", "matched_kl", "curves", "figure_6", "differences"])
+def test_long_names_and_many_arms_stay_inside_the_figure_and_apart(
+    named: StudyData, key: str
+) -> None:
+    drawn = draw(key, named)
+    assert isinstance(drawn, Drawn)
+    with paper_style():
+        drawn.figure.draw_without_rendering()
+    figure, renderer = drawn.figure, drawn.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = [legend.get_window_extent(renderer) for legend in figure.legends]
+    boxes += [
+        label.get_window_extent(renderer)
+        for axes in figure.axes
+        for label in (axes.xaxis.label, axes.yaxis.label)
+        if label.get_text()
+    ]
+    rows = (
+        [label.get_window_extent(renderer) for label in figure.axes[0].get_yticklabels()]
+        if key in ("figure_6", "differences")
+        else []
+    )
+    for box in [*boxes, *rows]:
+        assert box.x0 > -2 and box.y0 > -2 and box.x1 < width + 2 and box.y1 < height + 2
+    assert len(rows) in (0, 14, 15)
+    assert not any(a.overlaps(b) for i, a in enumerate(rows) for b in rows[:i])
+
+
+def test_an_axis_of_lengths_shows_every_arm_at_its_own_last_iteration(tmp_path: Path) -> None:
+    spec = synthetic.Synthetic(axes={"loop.iterations": [1, 2, 3]}, faults=False, answers=False)
+    drawn = draw("figure_6", load_study(*synthetic.build(tmp_path, spec)))
+    assert isinstance(drawn, Drawn)
+    assert {(row[2], row[3]) for row in drawn.data} == {("1", 1), ("2", 2), ("3", 3)}
+    assert "after each arm's last iteration (1 to 3)" in drawn.caption
+
+
+def test_without_intervals_no_caption_speaks_of_them(tmp_path: Path) -> None:
+    data = load_study(
+        *synthetic.build(
+            tmp_path,
+            synthetic.Synthetic(alphas=(0.0, 1.0), seeds=(0,), faults=False, answers=False),
+        )
+    )
+    for key in ("figure_3", "curves", "figure_6", "differences", "diagnostics_exploration"):
+        drawn = draw(key, data)
+        assert isinstance(drawn, Drawn)
+        assert "95 %" not in drawn.caption
+
+
+def test_arms_differ_in_lightness_marker_and_line(complete: StudyData) -> None:
+    looks = list(styles(complete).values())
+    grey = [float(np.dot(mpl.colors.to_rgb(look.color), (0.299, 0.587, 0.114))) for look in looks]
+    assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 0.1
+    assert (
+        len({look.marker for look in looks})
+        == len({str(look.line) for look in looks})
+        == len(looks)
+    )
+    assert looks[0].color == "#000000"
+
+
+def test_the_pairwise_matrix_is_drawn_from_a_stored_stage(tmp_path: Path) -> None:
+    study, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
+    manifest = json.loads((study / "manifest.json").read_text())
+    names = [f"{manifest['runs'][0]['run']}@{iteration}" for iteration in (0, 2)]
+    manifest["pairwise"] = []
+    for (a, b), value in {(names[0], names[1]): 80.0, (names[1], names[0]): 20.0}.items():
+        key = content_hash(a, b)
+        folder = store / "objects" / key[:2] / key
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(
+            canonical_json({"schema": 1, "summary": {"length_controlled_win_rate": value}})
+        )
+        manifest["stages"][key] = {
+            "stage": "judge.pairwise",
+            "version": 1,
+            "inputs": {},
+            "seconds_estimated": 0,
+        }
+        manifest["pairwise"].append({"a": a, "b": b, "key": key})
+    (study / "manifest.json").write_text(canonical_json(manifest))
+    drawn = draw("figure_2", load_study(study, store))
+    assert isinstance(drawn, Drawn)
+    assert [value for row, column, value in drawn.data if "iter 2" in row and "Base" in column] == [
+        80.0
+    ]
+    assert [value for row, column, value in drawn.data if "Base" in row and "iter 2" in column] == [
+        20.0
+    ]
+
+
+def test_labels_with_markup_do_not_become_mathematics() -> None:
+    assert symbols("KL(π_θ‖π_0) and y_w") == r"KL($\pi_{\theta}$‖$\pi_{0}$) and $y_{w}$"
+    assert symbols("loop.warmup_dpo") == "loop.warmup_dpo"
+    drawn = figures_scores.shown("cost $5 \x1b[31m")
+    assert drawn == r"cost \$5 ␛[31m"
+    assert text.visible("\u202e") == "‹U+202E›"

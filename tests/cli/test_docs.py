@@ -1,0 +1,169 @@
+"""The documents say what the code does: pages that are generated are fresh, files and commands that
+are named exist.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli.docs import pages
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    path
+    for path in (
+        ROOT / "README.md",
+        ROOT / "ablations" / "README.md",
+        ROOT / "results" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+    )
+    if path.exists()
+]
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda p: p.name)
+def test_generated_pages_are_fresh(path: Path) -> None:
+    assert path.read_text() == pages()[path], "run `.venv/bin/python -m harness.cli.docs`"
+
+
+def test_every_study_is_listed() -> None:
+    listed = (ROOT / "ablations" / "README.md").read_text()
+    for path in (ROOT / "ablations").glob("*.yaml"):
+        assert f"`{path.name}`" in listed
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"`?make ([a-z-]+)`?", (ROOT / "README.md").read_text()))
+    assert named <= targets
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_command_and_link_exists(path: Path) -> None:
+    from harness.cli import app
+
+    commands = {
+        info.name or info.callback.__name__ for info in app.registered_commands if info.callback
+    }
+    text = path.read_text()
+    assert set(re.findall(r"`selm ([a-z-]+)", text)) <= commands
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in link:
+            assert (path.parent / link).exists(), link
+
+
+def test_help_of_every_command_has_an_example() -> None:
+    from harness.cli import app
+
+    for info in app.registered_commands:
+        assert info.callback
+        assert "Example: selm " in (info.callback.__doc__ or ""), info.callback.__name__
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    forbidden = re.compile(
+        r"/work/(main|shared|\.)|/root/|farm-studio|farm-bench|opt/pypi|\bhelper-\d"
+    )
+    for name in files:
+        path = ROOT / name
+        if (
+            path == Path(__file__)
+            or not path.is_file()
+            or path.suffix in {".png", ".pdf", ".parquet"}
+        ):
+            continue
+        found = forbidden.search(path.read_text(errors="replace"))
+        assert not found, f"{name}: {found and found.group()}"
+
+
+def marked(name: str) -> str:
+    """What the README holds between a pair of markers."""
+    return (
+        (ROOT / "README.md")
+        .read_text()
+        .split(f"<!-- {name}:begin -->")[1]
+        .split(f"<!-- {name}:end -->")[0]
+    )
+
+
+def code(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_the_readmes_trainer_example_runs(tmp_path: Path) -> None:
+    from tests import tiny
+
+    tiny.checkpoint(tmp_path / "CHECKPOINT", "llama", "llama3")
+    (block,) = code(marked("example"))
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_readmes_new_objective_works_as_written(tmp_path: Path) -> None:
+    """Follows the walk-through on a copy: one function, one entry, one worked number; then the
+    listed tests and a plan.
+    """
+    for name in ("harness", "tests", "ablations"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    function, entry, worked = code(marked("walkthrough"))
+    source = tmp_path / "harness" / "objectives.py"
+    start = "OBJECTIVES: dict[str, Objective] = {\n"
+    source.write_text(source.read_text().replace(start, function + "\n\n" + start + entry))
+    test = tmp_path / "tests" / "test_objectives.py"
+    start = "WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {\n"
+    test.write_text(test.read_text().replace(start, start + worked))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/train/test_objectives.py",
+        "-k",
+        "odpo or every_objective",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+    study = "name: mine\nrecipe: pocket\nseeds: [0]\naxes: {objective.params.offset: [0.5, 1.0]}\nset: {objective.name: odpo}\n"
+    (tmp_path / "ablations" / "mine.yaml").write_text(study)
+    planned = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "plan", "ablations/mine.yaml"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert "2 cells" in planned.stdout

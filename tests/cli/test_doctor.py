@@ -1,0 +1,218 @@
+"""The doctor says what is wrong and what to do, and never shows a key."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub.errors import GatedRepoError
+from typer.testing import CliRunner
+
+from harness.cli import app, doctor
+from harness.study.settings import JudgeSettings, Recipe
+from tests import tiny
+from tests.study.test_recipes import RECIPES, recipe
+
+KEY = "sk-very-secret-0123456789"
+OPENAI = Recipe(
+    judge=JudgeSettings(kind="openai", model="gpt", base_url="https://judge.example/v1")
+)
+
+
+def states(found: Any) -> dict[str, tuple[str, str]]:
+    return {finding.what: (finding.state, finding.says) for finding in found}
+
+
+def test_the_pocket_study_is_well_here(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["doctor", "ablations/alpha.yaml", "--store", str(tmp_path / "store")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "0 wrong" in done.output and "versions" in done.output
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_package_out_of_range_or_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        metadata,
+        "requires",
+        lambda name: ["torch>=99", "no-such-package>=1", "numpy", 'vllm==1; extra == "gpu"'],
+    )
+    found = states(doctor.versions())
+    assert found["torch"][0] == found["no-such-package"][0] == "WRONG"
+    assert "pip install 'no-such-package>=1'" in found["no-such-package"][1]
+    assert "vllm" not in found
+
+
+def test_a_large_model_without_a_gpu_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = list(doctor.accelerators(recipe("zephyr-7b")))
+    assert any(f.state == "WRONG" and "7.2 B parameters needs a GPU" in f.says for f in found)
+    assert {f.what for f in found if f.state == "WRONG"} >= {"vllm", "flash-attn"}
+
+
+def test_a_gpu_too_small_is_told_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties",
+        lambda i: SimpleNamespace(name="Small GPU", total_memory=24e9),
+    )
+    found = states(doctor.accelerators(recipe("zephyr-7b")))
+    assert (
+        found["memory of training"][0] == "WRONG"
+        and "21.6 GB usable; use training.lora" in found["memory of training"][1]
+    )
+    assert found["memory of generating"] == (
+        "ok",
+        "14.5 GB of weights on one device; 21.6 GB usable",
+    )
+    assert states(doctor.accelerators(recipe("small-1b-lora")))["memory of training"][0] == "ok"
+
+
+def test_devices_that_only_together_hold_the_model_are_no_help_until_it_is_divided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda i: SimpleNamespace(name="GPU", total_memory=80e9)
+    )
+    whole = recipe("zephyr-7b")
+    state, says = states(doctor.accelerators(whole))["memory of training"]
+    assert state == "WRONG" and "set runtime.sharding: fsdp and runtime.processes: 8" in says
+    divided = whole.model_copy(
+        update={"runtime": whole.runtime.model_copy(update={"sharding": "fsdp", "processes": 8})}
+    )
+    state, says = states(doctor.accelerators(divided))["memory of training"]
+    assert state == "ok" and "each over 8; 72.0 GB usable" in says
+
+
+def test_pickled_weights_and_code_of_a_repository_are_named(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "model", "llama", "llama3")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "model.pickle_weights" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "made_up",
+        "auto_map": {"AutoModelForCausalLM": "code.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "model.trust_remote_code" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
+
+
+def test_a_full_or_closed_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=50e9))
+    assert states(doctor.disk(tmp_path, recipe("zephyr-7b")))["disk"][0] == "WRONG"
+    assert states(doctor.disk(tmp_path, Recipe()))["disk"][0] == "ok"
+    monkeypatch.setattr("os.access", lambda folder, mode: False)
+    assert states(doctor.disk(tmp_path, None))["store"][0] == "WRONG"
+
+
+def test_benchmark_files_that_a_recipe_leaves_open_are_asked_for() -> None:
+    found = states(doctor.files(recipe("llama-3-8b")))
+    assert "evaluation.mt_bench.questions" in found["mt_bench"][1]
+    assert "evaluation.alpaca_eval.instructions" in found["alpaca_eval"][1]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "says"),
+    [
+        (200, "ok", "is set"),
+        (404, "ok", "answers"),
+        (401, "WRONG", "refuses the key"),
+        (503, "WRONG", "503"),
+    ],
+)
+def test_the_judge_is_asked_once_and_the_key_stays_hidden(
+    status: int, state: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    asked: list[Any] = []
+
+    def get(url: str, **options: Any) -> SimpleNamespace:
+        asked.append((url, options))
+        return SimpleNamespace(status_code=status)
+
+    found = list(doctor.judge(OPENAI, get))
+    assert (found[0].state, len(asked), asked[0][0]) == (
+        state,
+        1,
+        "https://judge.example/v1/models",
+    )
+    assert says in found[0].says and KEY not in found[0].says
+
+
+def test_no_key_and_no_answer_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert "set the OPENAI_API_KEY variable" in next(doctor.judge(OPENAI)).says
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def refuse(url: str, **options: Any) -> None:
+        raise httpx.ConnectError(f"no route with {KEY}")
+
+    found = next(doctor.judge(OPENAI, refuse))
+    assert found.state == "WRONG" and "does not answer" in found.says and KEY not in found.says
+
+
+def test_a_models_template_is_checked(tmp_path: Path) -> None:
+    good = tiny.checkpoint(tmp_path / "good", "llama", "llama3")
+    assert states(doctor.model(str(good)))[f"template of {good}"] == (
+        "ok",
+        "passes the token check; an answer ends with '<|end_of_text|>', '<|eot_id|>'",
+    )
+    bad = tiny.checkpoint(
+        tmp_path / "bad", "llama", "llama3", template="{{ bos_token }}{{ bos_token }}" + tiny.LLAMA3
+    )
+    done = CliRunner().invoke(app, ["doctor", str(bad), "--store", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "doubled" in done.output
+
+
+def test_the_hub_out_of_reach_is_a_note_when_cached_and_wrong_when_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(self: Any, name: str, **options: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", unreachable)
+    repo = SimpleNamespace(repo_id="llm-blender/PairRM-hf", repo_type="model")
+    monkeypatch.setattr("huggingface_hub.scan_cache_dir", lambda: SimpleNamespace(repos=[repo]))
+    found = states(doctor.hub(recipe("zephyr-7b")))
+    assert found["llm-blender/PairRM-hf"][0] == "note"
+    assert (
+        found["HuggingFaceH4/mistral-7b-sft-beta"][0] == "WRONG"
+        and "hf download" in found["HuggingFaceH4/mistral-7b-sft-beta"][1]
+    )
+    assert found["HuggingFaceH4/ultrafeedback_binarized"][0] == "WRONG"
+    assert (
+        "hf download HuggingFaceH4/ultrafeedback_binarized --repo-type dataset"
+        in found["HuggingFaceH4/ultrafeedback_binarized"][1]
+    )
+
+
+def test_a_hub_models_line_on_the_hub_comes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gated(self: Any, name: str, **options: Any) -> None:
+        raise GatedRepoError(
+            "gated",
+            response=httpx.Response(
+                403, request=httpx.Request("GET", "https://huggingface.co/owner/name")
+            ),
+        )
+
+    monkeypatch.setattr("huggingface_hub.HfApi.auth_check", gated)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", gated)
+    found = states(doctor.findings("owner/name", tmp_path, {}))
+    assert found["owner/name"][0] == "WRONG" and "hf auth login" in found["owner/name"][1]
+    assert found["loading owner/name"][0] == "WRONG"
+
+
+def test_recipes_and_models_are_told_apart() -> None:
+    assert doctor.recipe_of(str(RECIPES / "zephyr-7b.yaml"), {}) == recipe("zephyr-7b")
+    assert doctor.recipe_of("owner/name", {}) is None

@@ -1,0 +1,267 @@
+"""Keys hold what a number depends on and nothing else; cells share what they can."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.engine.manifest import manifest
+from harness.engine.plan import Plan, build_plan, stage_key
+from harness.engine.plan_objective import resolve_objective
+from harness.engine.stages import STAGES
+from harness.records import HarnessError
+from harness.study.study import load_study
+
+ROOT = Path(__file__).parents[2]
+ALPHA = ROOT / "ablations" / "alpha.yaml"
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def plan_of(**overrides: object) -> Plan:
+    return build_plan(
+        load_study(ALPHA, {key.replace("__", "."): value for key, value in overrides.items()})
+    )
+
+
+def keys(plan: Plan, stage: str) -> set[str]:
+    return {key for key, node in plan.nodes.items() if node.stage == stage}
+
+
+def test_speed_settings_are_in_no_key() -> None:
+    fast = plan_of(
+        runtime__micro_batch=2,
+        runtime__token_budget=100,
+        runtime__device="cpu",
+        runtime__judge_concurrency=1,
+    )
+    assert set(fast.nodes) == set(plan_of().nodes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "first"),
+    [
+        ("training.threads", 2, "base.pocket"),
+        ("model.dtype", "bfloat16", "rollout"),
+        ("objective.beta", 0.2, "train"),
+        ("judge.noise", 0.9, "judge.mt_bench"),
+        ("data.seed", 5, "data.pocket"),
+        ("exploration.temperature", 0.7, "rollout"),
+        ("pairs.rule", "replace", "rank"),
+    ],
+)
+def test_settings_that_decide_numbers_change_the_first_stage_they_reach(
+    key: str, value: object, first: str
+) -> None:
+    before, after = plan_of(), build_plan(load_study(ALPHA, {key: value}))
+    assert keys(before, first).isdisjoint(keys(after, first))
+
+
+def test_one_base_serves_all_runs_and_first_rollouts_serve_all_alphas() -> None:
+    plan = plan_of()
+    assert len(keys(plan, "base.pocket")) == 1
+    first = {run.iterations[1]["rollout"] for run in plan.runs}
+    assert len(first) == len(plan.study.seeds)
+    assert len({run.iterations[1]["reference"] for run in plan.runs}) == len(plan.study.seeds)
+    assert len({run.iterations[1]["train"] for run in plan.runs}) == len(plan.runs)
+
+
+def test_alpha_zero_under_selm_and_dpo_are_one_stage() -> None:
+    selm, dpo = plan_of(), plan_of(objective__name="dpo")
+    zero = [run for run in selm.runs if run.cell.arm["objective.alpha"] == 0]
+    assert {run.iterations[3]["train"] for run in zero} <= keys(dpo, "train")
+
+
+def test_a_new_alpha_adds_only_its_own_stages(tmp_path: Path) -> None:
+    text = ALPHA.read_text().replace("[0, ", "[0, 0.77, ", 1)
+    (tmp_path / "recipes").symlink_to(ROOT / "ablations" / "recipes")
+    (tmp_path / "alpha.yaml").write_text(text)
+    before, after = plan_of(), build_plan(load_study(tmp_path / "alpha.yaml"))
+    assert set(before.nodes) < set(after.nodes)
+    new = set(after.nodes) - set(before.nodes)
+    mine = {
+        key
+        for run in after.runs
+        if run.cell.arm["objective.alpha"] == 0.77
+        for stages in run.iterations
+        for key in stages.values()
+    }
+    assert new <= mine
+
+
+def test_inputs_precede_their_users() -> None:
+    seen: set[str] = set()
+    for key, node in plan_of().nodes.items():
+        assert set(node.inputs.values()) <= seen
+        seen.add(key)
+
+
+def test_every_checkpoint_is_scored_by_every_benchmark() -> None:
+    for run in plan_of().runs:
+        assert len(run.iterations) == 4
+        for stages in run.iterations:
+            assert {"answer", "judge.mt_bench", "judge.alpaca_eval", "academic", "heldout"} <= set(
+                stages
+            )
+
+
+def test_a_setting_added_later_leaves_old_keys_alone_at_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import dataclasses
+
+    old = stage_key("rollout", 1, {"seed": 1}, {})
+    monkeypatch.setitem(
+        STAGES, "rollout", dataclasses.replace(STAGES["rollout"], added={"min_p": 0.0})
+    )
+    assert stage_key("rollout", 1, {"seed": 1, "min_p": 0.0}, {}) == old
+    assert stage_key("rollout", 1, {"seed": 1, "min_p": 0.1}, {}) != old
+
+
+def test_the_coefficient_and_kappa_follow_the_convention() -> None:
+    recipe = load_study(ALPHA, {"objective.alpha": 1e-3, "objective.beta": 0.01}).base
+    _, numbers = resolve_objective(recipe, 1)
+    assert numbers["c"] == pytest.approx(1e-5)
+    assert numbers["kappa"] == pytest.approx(0.002)
+    _, numbers = resolve_objective(
+        load_study(
+            ALPHA,
+            {"objective.alpha": 1e-3, "objective.beta": 0.01, "objective.convention": "alpha"},
+        ).base,
+        1,
+    )
+    assert numbers["c"] == pytest.approx(1e-3)
+
+
+def test_the_warm_up_iteration_is_plain_dpo() -> None:
+    plan = plan_of(loop__warmup_dpo=True, objective__alpha=1)
+    assert all(len(run.iterations) == 5 for run in plan.runs)
+    assert len({run.iterations[1]["train"] for run in plan.runs}) == len(plan.study.seeds)
+
+
+def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "ablations" / "recipes")
+    text = (
+        ALPHA.read_text()
+        .replace("seeds: [0, 1, 2]", f"seeds: {list(range(200))}")
+        .replace("[0, 0.1, 0.3, 1, 3]", str([0, 1, 2, 3, 4]))
+    )
+    (tmp_path / "alpha.yaml").write_text(text)
+    started = time.process_time()
+    plan = build_plan(load_study(tmp_path / "alpha.yaml"))
+    assert len(plan.runs) == 1000
+    assert len(manifest(plan, {})["runs"]) == 1000
+    assert (
+        time.process_time() - started < 60
+    )  # a guard against quadratic growth; the figure is measured by the benchmark
+
+
+def test_golden_keys() -> None:
+    golden = json.loads((GOLDEN / "keys.json").read_text())
+    assert {node.stage: key for key, node in reversed(list(plan_of().nodes.items()))} == golden
+
+
+def outline(node: Any) -> Any:
+    """A syntax tree as lists and texts. Empty fields do not count: which of them there are depends
+    on Python's version.
+    """
+    if isinstance(node, ast.AST):
+        return [
+            type(node).__name__,
+            {
+                name: outline(value)
+                for name, value in ast.iter_fields(node)
+                if value not in (None, [])
+            },
+        ]
+    return [outline(part) for part in node] if isinstance(node, list) else repr(node)
+
+
+def source_hash(stage: str) -> str:
+    """Hash of the syntax trees behind a stage: comments and layout do not count, docstrings do not
+    either.
+    """
+    digest = hashlib.sha256()
+    for name in STAGES[stage].modules:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            tree = ast.parse(file.read_text())
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if (
+                    isinstance(body, list)
+                    and body
+                    and isinstance(body[0], ast.Expr)
+                    and isinstance(getattr(body[0], "value", None), ast.Constant)
+                ):
+                    body[0] = ast.Pass()
+            digest.update(json.dumps(outline(tree)).encode())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_whose_code_changed_has_a_new_version(stage: str) -> None:
+    golden = json.loads((GOLDEN / "stages.json").read_text())
+    now = {"version": STAGES[stage].version, "source": source_hash(stage)}
+    assert now == golden.get(stage), (
+        f"the code behind stage {stage} changed. If its numbers can change, raise its version in "
+        "harness/engine/stages.py; then run `make golden`"
+    )
+
+
+def pairs_plan(**declare: object) -> Plan:
+    study = load_study(ALPHA)
+    names = [
+        f"{study.cells[place].run}@{study.cells[place].recipe.loop.iterations}"
+        for place in (0, 3, 6)
+    ]
+    return build_plan(
+        dataclasses.replace(
+            study, declare=study.declare.model_copy(update={"pairwise": names, **declare})
+        )
+    )
+
+
+def test_mt_bench_pairs_are_graded_once_per_unordered_pair_and_only_when_asked() -> None:
+    without, plan = pairs_plan(), pairs_plan(pairwise_mt_bench=True)
+    assert (len(without.pairwise), len(without.pairwise_mt_bench)) == (6, 0)
+    assert plan.pairwise == without.pairwise
+    assert [(a, b) for a, b, _ in plan.pairwise_mt_bench] == list(
+        itertools.combinations(dict.fromkeys(a for a, _, _ in plan.pairwise), 2)
+    )
+    assert (
+        set(plan.nodes) - set(without.nodes)
+        == keys(plan, "judge.mt_bench_pairwise")
+        == {key for _, _, key in plan.pairwise_mt_bench}
+    )
+    a, b, key = plan.pairwise_mt_bench[0]
+    answers = {
+        f"{run.cell.run}@{i}": stages["answer"]
+        for run in plan.runs
+        for i, stages in enumerate(run.iterations)
+        if "answer" in stages
+    }
+    assert (plan.nodes[key].inputs["answer_a"], plan.nodes[key].inputs["answer_b"]) == (
+        answers[a],
+        answers[b],
+    )
+    assert [row["key"] for row in manifest(plan, {})["pairwise_mt_bench"]] == [
+        key for _, _, key in plan.pairwise_mt_bench
+    ]
+
+
+def test_mt_bench_pairs_without_checkpoints_or_answers_are_refused() -> None:
+    with pytest.raises(HarnessError, match=r"is true, but .* names fewer than two checkpoints"):
+        pairs_plan(pairwise_mt_bench=True, pairwise=[])
+    study = load_study(ALPHA, {"evaluation.benchmarks": ["alpaca_eval"]})
+    names = [f"{study.cells[place].run}@1" for place in (0, 3)]
+    declare = study.declare.model_copy(update={"pairwise": names, "pairwise_mt_bench": True})
+    with pytest.raises(HarnessError, match="does not answer MT-Bench"):
+        build_plan(dataclasses.replace(study, declare=declare))

@@ -1,0 +1,279 @@
+"""Existence means done: what is not committed never counts, what is committed is never lost or
+rewritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.engine.store import Store
+from harness.files import hash_tree, write_atomic
+from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, content_hash
+
+KEY = "ab" + "0" * 62
+OTHER = "cd" + "0" * 62
+
+
+def record(
+    store: Store, work: Path, key: str = KEY, inputs: dict[str, str] | None = None
+) -> StageRecord:
+    return StageRecord(
+        SCHEMA_VERSION,
+        key,
+        "rollout",
+        1,
+        {"seed": 1},
+        inputs or {},
+        {},
+        hash_tree(work),
+        1,
+        {"seconds": 1.0},
+        {},
+        {},
+    )
+
+
+def commit(
+    store: Store, key: str = KEY, text: str = "one", inputs: dict[str, str] | None = None
+) -> Path:
+    with store.lock(key) as mine:
+        assert mine
+        work = store.begin(key)
+        (work / "rows.jsonl").write_text(text)
+        return store.commit(work, record(store, work, key, inputs))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    opened = Store(tmp_path / "store")
+    assert opened.open() == []
+    return opened
+
+
+def test_a_committed_stage_is_found_by_its_key(store: Store) -> None:
+    assert store.state(KEY) == "missing"
+    folder = commit(store)
+    assert store.state(KEY) == "done"
+    assert (folder / "rows.jsonl").read_text() == "one"
+    assert store.record(KEY).settings == {"seed": 1}
+    assert store.all_keys() == [KEY]
+
+
+def test_a_second_commit_of_the_same_key_changes_nothing(store: Store) -> None:
+    commit(store)
+    folder = commit(store, text="two")
+    assert (folder / "rows.jsonl").read_text() == "one"
+
+
+def test_a_work_folder_without_record_never_counts_and_is_removed(store: Store) -> None:
+    work = store.begin(KEY)
+    (work / "rows.jsonl").write_text("half")
+    assert store.state(KEY) == "missing"
+    repairs = Store(store.root).open()
+    assert [r.what for r in repairs] == ["attempt was killed"]
+    assert not work.exists()
+
+
+def test_a_folder_moved_but_not_recorded_is_removed(store: Store) -> None:
+    folder = store.folder(KEY)
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("half")
+    assert store.state(KEY) == "missing"
+    assert "before its record" in Store(store.root).open()[0].what
+    assert not folder.exists()
+
+
+def test_the_journal_of_a_killed_attempt_is_continued(store: Store) -> None:
+    work = store.begin(KEY)
+    (work / "judge.journal.jsonl").write_text("{}\n")
+    Store(store.root).open()
+    assert store.state(KEY) == "partial"
+    assert (store.begin(KEY) / "judge.journal.jsonl").read_text() == "{}\n"
+
+
+def test_a_partial_stage_is_kept_and_continued(store: Store) -> None:
+    work = store.begin(KEY)
+    (work / "scores.parquet").write_text("rows")
+    store.keep_partial(work, KEY, {"errors": 1})
+    assert store.state(KEY) == "partial"
+    again = store.begin(KEY)
+    assert (again / "scores.parquet").read_text() == "rows"
+
+
+def test_failures_keep_their_reason_and_count(store: Store) -> None:
+    store.fail(KEY, "train", "loss is nan at step 3")
+    store.fail(KEY, "train", "loss is nan at step 3")
+    assert store.state(KEY) == "failed"
+    assert store.failure(KEY)["attempts"] == 2
+    commit(store)
+    assert store.state(KEY) == "done"
+    assert store.failure(KEY) == {}
+
+
+def _hold(root: str, ready: object, key: str) -> None:
+    with Store(Path(root)).lock(key) as mine:
+        ready.set() if mine else None  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+def test_a_lock_excludes_others_and_dies_with_its_owner(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(str(store.root), ready, KEY))
+    process.start()
+    assert ready.wait(30)
+    assert store.state(KEY) == "running"
+    with store.lock(KEY) as mine:
+        assert not mine
+    assert process.pid
+    owner = store.owner(KEY)
+    assert (owner["host"], owner["pid"]) == (socket.gethostname(), process.pid)
+    assert abs(owner["since"] - time.time()) < 60
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert store.state(KEY) == "missing"
+    assert store.owner(KEY) == {}
+    with store.lock(KEY) as mine:
+        assert mine
+
+
+def test_verify_names_altered_files_and_everything_built_on_them(store: Store) -> None:
+    folder = commit(store)
+    commit(store, OTHER, "two", {"data": KEY})
+    assert store.verify() == []
+    data = bytearray((folder / "rows.jsonl").read_bytes())
+    data[0] ^= 1
+    (folder / "rows.jsonl").write_bytes(data)
+    found = store.verify()
+    assert len(found) == 2
+    assert "content changed" in found[0].what
+    assert "input's content changed" in found[1].what
+
+
+def test_a_truncated_record_is_reported_not_read(store: Store) -> None:
+    path = commit(store) / "record.json"
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(HarnessError, match="broken record"):
+        store.record(KEY)
+    assert len(store.verify()) == 1
+
+
+def test_a_store_of_another_schema_is_refused_with_what_to_do(store: Store) -> None:
+    (store.root / "schema.json").write_text(json.dumps({"schema": 99}))
+    with pytest.raises(HarnessError, match=r"schema 99.*--store"):
+        Store(store.root).open()
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "manifest.json"
+    write_atomic(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(HarnessError, match="No space left on device"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_retention_drops_weights_but_keeps_the_record(store: Store) -> None:
+    with store.lock(KEY):
+        work = store.begin(KEY)
+        (work / "model").mkdir()
+        (work / "model" / "model.safetensors").write_bytes(b"weights")
+        store.commit(work, record(store, work))
+    assert store.has_model(KEY)
+    assert store.drop_model(KEY) == 7
+    assert store.has(KEY)
+    assert not store.has_model(KEY)
+    assert store.verify() == []
+
+
+def test_states_of_many_agree_with_states_of_one(store: Store) -> None:
+    commit(store)
+    store.fail(OTHER, "train", "x")
+    keys = [KEY, OTHER, "ef" + "0" * 62]
+    assert store.states(keys) == {key: store.state(key) for key in keys}
+
+
+def test_a_changed_field_of_a_record_breaks_its_seal(store: Store) -> None:
+    path = commit(store) / "record.json"
+    path.write_text(path.read_text().replace('"seed":1', '"seed":7'))
+    with pytest.raises(HarnessError, match="do not match its seal"):
+        store.record(KEY)
+    assert len(store.verify()) == 1
+
+
+def test_an_altered_input_is_noticed_before_it_is_used(store: Store) -> None:
+    path = commit(store) / "rows.jsonl"
+    assert store.altered(KEY) == []
+    path.write_text("two")
+    os.utime(path, ns=(1, 1))
+    assert store.altered(KEY) == ["rows.jsonl"]
+
+
+def test_an_input_made_again_with_other_content_makes_its_users_stale(store: Store) -> None:
+    folder = commit(store)
+    with store.lock(OTHER):
+        work = store.begin(OTHER)
+        made = record(store, work, OTHER, {"data": KEY})
+        store.commit(
+            work, dataclasses.replace(made, input_hashes={"data": content_hash(hash_tree(folder))})
+        )
+    assert store.verify() == []
+    store.invalidate(KEY)
+    commit(store, text="other")
+    assert [(r.path, r.what) for r in store.verify()] == [
+        (str(store.folder(OTHER)), "its input data was made again with other content")
+    ]
+
+
+def test_a_store_written_by_the_first_version_opens(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "store_v1", root)
+    old = Store(root)
+    assert old.open() == []
+    assert old.verify() == []
+    assert sorted(old.record(key).stage for key in old.all_keys()) == [
+        "base.pocket",
+        "data.pocket",
+        "heldout",
+    ]
+    assert all(old.record(key).seal == "" for key in old.all_keys())
+    commit(old)
+    assert old.record(KEY).seal
+    assert len(old.all_keys()) == 4
+
+
+def test_a_repair_never_takes_what_was_committed_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process commits between the look and the removal: the second look, under the lease,
+    sees it.
+    """
+    store.folder(KEY).mkdir(parents=True)
+    real, first = Store.has, iter([True])
+
+    def has(self: Store, key: str) -> bool:
+        if not next(first, False):
+            return real(self, key)
+        commit(store)
+        return False
+
+    monkeypatch.setattr(Store, "has", has)
+    assert Store(store.root).repair() == []
+    assert store.has(KEY)

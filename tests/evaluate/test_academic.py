@@ -1,0 +1,736 @@
+"""Academic tasks: conversion of public files, lm-eval's scores reproduced, its global side effects
+fenced, failures without numbers.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from harness.evaluate import academic, academic_lm
+from harness.evaluate.academic_files import (
+    PAPER_TASKS,
+    convert,
+    eq_bench_recorded,
+    first_pass_prompt,
+    prepare_academic,
+    read_rows,
+    scoring_items,
+)
+from harness.model import isolated_rng as fence
+from harness.model.policy import encode_prompt, load_policy
+from harness.records import HarnessError, StageTask
+from tests import tiny
+from tests.conftest import ACADEMIC_FILES as FILES
+
+SETTINGS: dict[str, Any] = {
+    "limit": 0,
+    "chat_template": True,
+    "fewshot_as_multiturn": True,
+    "max_new_tokens": 4,
+    "shots": {},
+    "data": {},
+}
+COMMON = {"generation_batch": 8, "dtype": "float32", "attention": "sdpa"}
+ITEMS = {
+    "gsm8k": 1319,
+    "hellaswag": 1000,
+    "arc_challenge": 1172,
+    "truthfulqa_mc2": 817,
+    "eq_bench": 171,
+    "openbookqa": 500,
+}
+EMOTIONS = ("Calm", "Angry", "Sad", "Proud")
+
+
+def request(name: str, choice: int, context: str) -> dict[str, Any]:
+    doc = {
+        "id": name,
+        "query": f"Question: Which is {name}?\nAnswer:",
+        "choices": [f"{name} {i}" for i in range(3)],
+        "gold": 1,
+    }
+    return {
+        "request_type": "loglikelihood",
+        "doc": doc,
+        "native_id": name,
+        "idx": choice,
+        "request": {"context": context, "continuation": " x"},
+    }
+
+
+def requests(names: str) -> list[dict[str, Any]]:
+    """Scoring requests of the public form: every item with its question, and once more
+    unconditionally.
+    """
+    rows = [
+        request(name, i, f"Question: shot?\nAnswer: it\n\nQuestion: Which is {name}?\nAnswer:")
+        for name in names
+        for i in range(3)
+    ]
+    return rows + [request(name, i, "Answer:") for name in names for i in range(3)]
+
+
+def write(path: Path, rows: Any) -> str:
+    if path.suffix == ".gz":
+        with gzip.open(path, "wt", encoding="utf-8") as handle:
+            handle.writelines(json.dumps(row) + "\n" for row in rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def reference(*scores: int) -> dict[str, Any]:
+    return {f"emotion{i}": e for i, e in enumerate(EMOTIONS, 1)} | {
+        f"emotion{i}_score": s for i, s in enumerate(scores, 1)
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Small files in the six public forms."""
+    root = tmp_path_factory.mktemp("data")
+    mc = {"mc1_targets": {"yes": 1, "no": 0}, "mc2_targets": {"yes": 1, "aye": 1, "no": 0}}
+    swag = [request(name, i, f"Cooking: {name} stirs.") for name in "abcdef" for i in range(3)]
+    for row in swag:
+        row["doc"] |= {
+            "ind": row["native_id"],
+            "query": f"Cooking: {row['native_id']} stirs.",
+            "choices": [" then.", "it ends.", "so."],
+        }
+    return {
+        "gsm8k": write(
+            root / "gsm8k.jsonl",
+            [
+                {"question": f"What is {i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"}
+                for i in range(5)
+            ],
+        ),
+        "arc_challenge": write(root / "arc.requests.jsonl.gz", requests("abcdefg")),
+        "openbookqa": write(root / "obqa.requests.jsonl.gz", requests("abcdefg")),
+        "hellaswag": write(root / "swag.requests.jsonl.gz", swag),
+        "truthfulqa_mc2": write(
+            root / "truthful.json", [{"question": f"Is {i} odd?"} | mc for i in range(4)]
+        ),
+        "eq_bench": write(
+            root / "eq.json",
+            {
+                str(i): {"prompt": "Feel?", "reference_answer_fullscale": reference(i, 2, 3, 4)}
+                for i in range(1, 5)
+            },
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.checkpoint(tmp_path_factory.mktemp("policy"), max_position_embeddings=8192)
+
+
+def prepared(files: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        **SETTINGS,
+        "tasks": list(files),
+        "data": files,
+        "shots": {"arc_challenge": 2, "openbookqa": 2, "hellaswag": 2, "gsm8k": 2},
+        **changes,
+    }
+    prepare_academic(settings, out)
+    return settings | COMMON
+
+
+# --- what is evaluated ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", PAPER_TASKS)
+def test_the_table_names_tasks_metrics_and_filters_that_lm_eval_has(column: str) -> None:
+    import lm_eval
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    paper = PAPER_TASKS[column]
+    packaged = load_yaml(Path(lm_eval.__file__).parent / "tasks" / paper.yaml)
+    assert packaged["task"] == paper.task
+    assert paper.metric in {row["metric"] for row in packaged["metric_list"]}
+    assert paper.filter in {row["name"] for row in packaged.get("filter_list", [{"name": "none"}])}
+    assert packaged.get(f"{paper.split}_split") == paper.split
+    assert paper.trains == (packaged.get("training_split") == "train")
+    assert packaged["dataset_path"] == paper.hub
+
+
+def test_the_papers_shots() -> None:
+    shots = {
+        "gsm8k": 8,
+        "hellaswag": 10,
+        "arc_challenge": 25,
+        "truthfulqa_mc2": 0,
+        "eq_bench": 0,
+        "openbookqa": 10,
+    }
+    assert {column: paper.shots for column, paper in PAPER_TASKS.items()} == shots
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_unconditional_documents_are_left_out() -> None:
+    assert [item["id"] for item in scoring_items(requests("ab"))] == ["a", "b"]
+    with pytest.raises(HarnessError, match="no item"):
+        scoring_items([request("a", 0, "Answer:")])
+
+
+def test_items_become_the_rows_of_the_packaged_task(data: dict[str, str]) -> None:
+    assert convert("arc_challenge", Path(data["arc_challenge"]))[0] == {
+        "id": "a",
+        "question": "Which is a?",
+        "choices": {"text": ["a 0", "a 1", "a 2"], "label": ["A", "B", "C"]},
+        "answerKey": "B",
+    }
+    assert convert("openbookqa", Path(data["openbookqa"]))[0]["question_stem"] == "Which is a?"
+    assert convert("truthfulqa_mc2", Path(data["truthfulqa_mc2"]))[0]["mc2_targets"] == {
+        "choices": ["yes", "aye", "no"],
+        "labels": [1, 1, 0],
+    }
+    assert convert("eq_bench", Path(data["eq_bench"]))[0]["reference_answer_fullscale"] == str(
+        reference(1, 2, 3, 4)
+    )
+
+
+def test_rows_in_the_hubs_own_form_pass_unchanged(tmp_path: Path) -> None:
+    row = {"id": "x", "question": "Q", "choices": {"text": ["1"], "label": ["A"]}, "answerKey": "A"}
+    assert convert("arc_challenge", Path(write(tmp_path / "arc.jsonl", [row]))) == [row]
+
+
+def test_the_revision_part_of_an_eq_bench_prompt_is_removed() -> None:
+    prompt = (
+        "Score. Then critique your answer by thinking it through step by step. Finally, give your "
+        "revised scores.\n\n"
+        "First pass scores:\nCalm: <score>\n\nCritique: <your critique here>\n\nRevised scores:\n"
+        "Calm: <revised score>\n\n[End of answer]\n\nRemember."
+    )
+    assert first_pass_prompt(prompt) == "Score.\n\nCalm: <score>\n\n[End of answer]\n\nRemember."
+
+
+def test_shots_come_from_items_that_are_held_aside_named_and_not_scored(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    prepared(data, tmp_path)
+    about = json.loads((tmp_path / "tasks.json").read_text())["arc_challenge"]
+    assert (about["held_aside"], about["shots"], about["paper_shots"], about["items"]) == (
+        ["e", "f", "g"],
+        2,
+        25,
+        4,
+    )
+    assert [row["id"] for row in read_rows(tmp_path / "arc_challenge_test.jsonl")] == list("abcd")
+
+
+def test_training_items_are_used_for_shots_where_there_are_some(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {
+        **SETTINGS,
+        "tasks": ["arc_challenge"],
+        "data": {
+            "arc_challenge": data["arc_challenge"],
+            "arc_challenge:train": data["arc_challenge"],
+        },
+    }
+    about = prepare_academic(settings, tmp_path)["arc_challenge"]
+    assert (about["shots"], about["shots_from"], about["items"]) == (25, "training items", 7)
+    assert "held_aside" not in about
+
+
+def test_what_is_written_names_no_machine_path_and_repeats_byte_for_byte(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        prepared(data, tmp_path / name)
+    files = {f.name: f.read_bytes() for f in (tmp_path / "one").iterdir()}
+    assert files == {f.name: f.read_bytes() for f in (tmp_path / "two").iterdir()}
+    assert not any(
+        str(tmp_path).encode() in content or b"site-packages" in content
+        for content in files.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"mmlu": "x.json"}}, "academic.data names mmlu"),
+        ({"data": {"gsm8k": "missing.jsonl"}}, "missing.jsonl does not exist"),
+        ({"shots": {"arc_challenge": 9}}, "cannot spare 10"),
+    ],
+)
+def test_bad_files_are_refused_with_what_is_wrong(
+    data: dict[str, str], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HarnessError, match=message):
+        prepared(data, tmp_path, **changes)
+
+
+def test_rows_of_another_form_are_refused_with_the_fields_wanted(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="activity_label, ctx_a, ctx_b, endings, label"):
+        convert("hellaswag", Path(write(tmp_path / "x.jsonl", [{"question": "Q"}])))
+
+
+@pytest.mark.parametrize("column", FILES)
+def test_public_files_convert_whole(shared_data: Path, column: str) -> None:
+    assert len(convert(column, shared_data / "academic" / FILES[column])) == ITEMS[column]
+
+
+def test_hellaswag_reads_as_the_published_requests_do(shared_data: Path) -> None:
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    path = shared_data / "academic" / FILES["hellaswag"]
+    for item, row in zip(scoring_items(read_rows(path)), convert("hellaswag", path), strict=True):
+        assert (
+            preprocess(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+            == item["query"]
+        )
+        assert [preprocess(ending) for ending in row["endings"]] == item["choices"]
+
+
+# --- EQ-Bench -------------------------------------------------------------------------------------
+
+
+def test_recorded_answers_score_by_hand(tmp_path: Path) -> None:
+    # 1: exact, 100. 2: one emotion off by 8, 100 − 7.477·8 = 40.184. 3 cannot be parsed and is left
+    # out. Revised answers are worse.
+    write(
+        tmp_path / "eq_bench_questions.json",
+        {str(i): {"reference_answer_fullscale": reference(8, 2, 3, 4)} for i in (1, 2, 3)},
+    )
+    right, wrong = (f"Calm: {calm}\nAngry: 2\nSad: 3\nProud: 4\n" for calm in (8, 0))
+    texts = {"1": f"{right}Revised scores:\n{wrong}", "2": wrong, "3": "?"}
+    path = tmp_path / "x_eqbench_v2_results.json"
+    write(path, {"benchmark_score": 70.0, "raw_results": {"1": {"raw_inference": texts}}})
+    published, recomputed = eq_bench_recorded(path)
+    assert (published, round(recomputed, 6)) == (70.0, (100 + 40.184) / 2)
+
+
+def test_the_published_eq_bench_scores_are_reproduced(shared_data: Path) -> None:
+    found = {
+        f.name.split("_")[0]: eq_bench_recorded(f)
+        for f in (shared_data / "academic").glob("*_eqbench_v2_results.json")
+    }
+    assert {name: scores[0] for name, scores in found.items()} == {
+        "huggingfaceh4": 58.33,
+        "teknium": 66.89,
+    }
+    assert all(abs(published - recomputed) < 0.02 for published, recomputed in found.values())
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["llama3", "zephyr", "phi3", "chatml"])
+def test_lm_eval_reads_the_tokens_of_training_with_one_bos_at_most(
+    style: str, tmp_path: Path
+) -> None:
+    policy = load_policy(tiny.checkpoint(tmp_path, style=style))
+    with academic_lm.quiet():
+        lm = academic_lm.language_model(policy, SETTINGS | COMMON)
+    context = lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+    start, rest = lm._encode_pair(context, "Yes")
+    whole = start + rest  # lm-eval counts white space at the end of the header as the answer's
+    prompt = encode_prompt(policy.tokenizer, [{"role": "user", "content": "Hi"}])
+    assert whole[: len(prompt)] == prompt
+    assert policy.tokenizer.decode(whole[len(prompt) :]) == "Yes"
+    assert whole.count(policy.tokenizer.bos_token_id) == (0 if style in ("phi3", "chatml") else 1)
+
+
+def test_a_doubled_bos_is_refused_with_the_tokens_shown(policy_folder: Path) -> None:
+    policy = load_policy(policy_folder)
+
+    class Doubling:
+        def apply_chat_template(self, messages: Any) -> str:
+            return str(
+                policy.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
+
+        def tok_batch_encode(self, strings: list[str]) -> Any:
+            return policy.tokenizer(strings, return_tensors="pt")["input_ids"], None
+
+        def tok_encode(self, string: str) -> list[int]:
+            return list(policy.tokenizer(string)["input_ids"])
+
+    with pytest.raises(HarnessError, match=r"other tokens.*begin_of_text\|>' '<\|begin_of_text"):
+        academic_lm.check_tokens(Doubling(), policy.tokenizer)
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def lm_evals_own(
+    folder: Path,
+    settings: dict[str, Any],
+    policy_folder: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, Any]:
+    """``simple_evaluate`` with its own model class, loader, batches of one and seeds, on the same
+    folder.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    (temporary / "yaml").mkdir(parents=True)
+    academic.materialise(folder, temporary / "yaml")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", temporary / "cache")
+    with academic_lm.quiet(), fence.fenced_random():
+        results = simple_evaluate(
+            model=HFLM(
+                pretrained=load_policy(policy_folder).model,
+                tokenizer=load_policy(policy_folder).tokenizer,
+                batch_size=1,
+            ),
+            tasks=[f"selm_{column}" for column in settings["tasks"]],
+            task_manager=TaskManager(include_path=str(temporary / "yaml"), include_defaults=False),
+            bootstrap_iters=0,
+            limit=settings["limit"] or None,
+            apply_chat_template=settings["chat_template"],
+            fewshot_as_multiturn=settings["chat_template"],
+            gen_kwargs=f"max_gen_toks={settings['max_new_tokens']}",
+        )
+    return dict(results["results"])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_scores_equal_lm_evals_own(
+    data: dict[str, str],
+    policy_folder: Path,
+    tmp_path: Path,
+    chat_template: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = prepared(data, tmp_path / "academic", chat_template=chat_template)
+    policy = load_policy(policy_folder)
+    scores, _, summary, cut = academic.evaluate_policy(policy, tmp_path / "academic", settings)
+    theirs = lm_evals_own(
+        tmp_path / "academic", settings, policy_folder, tmp_path / "theirs", monkeypatch
+    )
+    assert cut == 0
+    for column, paper in PAPER_TASKS.items():
+        ours = [score.value for score in scores if score.benchmark == column]
+        published = theirs[f"selm_{column}"][f"{paper.metric},{paper.filter}"] * paper.scale
+        assert summary[column]["value"] == pytest.approx(published, abs=1e-4)
+        assert statistics.fmean(v for v in ours if v is not None) == pytest.approx(
+            published, abs=1e-4
+        )
+    assert {column: entry["n"] for column, entry in summary.items()} == {
+        "gsm8k": 5,
+        "hellaswag": 3,
+        "arc_challenge": 4,
+        "truthfulqa_mc2": 4,
+        "eq_bench": 4,
+        "openbookqa": 4,
+    }
+    assert 0 < summary["truthfulqa_mc2"]["value"] < 100
+
+
+def stage(data: dict[str, str], policy_folder: Path, root: Path, **changes: Any) -> StageTask:
+    settings = prepared(data, root / "benchmarks" / "academic", **changes)
+    (root / "out").mkdir(exist_ok=True)
+    inputs = {"policy": policy_folder, "benchmarks": root / "benchmarks"}
+    return StageTask("k", "academic", settings, inputs, root / "out", {"device": "cpu"})
+
+
+def test_the_stage_writes_one_row_per_item_and_repeats_byte_for_byte(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    task = stage(data, policy_folder, tmp_path, limit=3)
+    outcome = academic.run(task)
+    first = {f.name: f.read_bytes() for f in task.out.iterdir()}
+    rows = pq.read_table(task.out / "scores.parquet").to_pylist()
+    assert (outcome.rows, outcome.errors) == (len(rows), 0) == (18, 0)
+    assert {row["item"] for row in rows if row["benchmark"] == "arc_challenge"} == {"a", "b", "c"}
+    assert {row["benchmark_version"] for row in rows if row["benchmark"] == "gsm8k"} == {
+        "lm_eval 0.4.13 gsm8k_cot 3.0"
+    }
+    assert len([json.loads(line) for line in first["samples.jsonl"].splitlines()]) == 18
+    academic.run(task)
+    assert first == {f.name: f.read_bytes() for f in task.out.iterdir()}
+
+
+def test_nothing_global_is_left_changed(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path
+) -> None:
+    import datasets
+
+    settings = prepared(data, tmp_path, tasks=["truthfulqa_mc2", "gsm8k"])
+    policy = load_policy(policy_folder)
+    state = (random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist())
+    before = (
+        datasets.config.HF_DATASETS_CACHE,
+        policy.model.training,
+        policy.tokenizer.padding_side,
+        policy.model.config.to_dict(),
+    )
+    academic.evaluate_policy(policy, tmp_path, settings)
+    assert state == (
+        random.getstate(),
+        str(np.random.get_state()),
+        torch.random.get_rng_state().tolist(),
+    )
+    assert before == (
+        datasets.config.HF_DATASETS_CACHE,
+        policy.model.training,
+        policy.tokenizer.padding_side,
+        policy.model.config.to_dict(),
+    )
+
+
+def test_prompts_that_lm_eval_cuts_are_counted(data: dict[str, str], tmp_path: Path) -> None:
+    short = load_policy(tiny.checkpoint(tmp_path / "policy", max_position_embeddings=160))
+    settings = prepared(data, tmp_path / "academic", tasks=["arc_challenge", "truthfulqa_mc2"])
+    *_, cut = academic.evaluate_policy(short, tmp_path / "academic", settings)
+    assert cut > 0
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_shrinks_the_batches(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    settings = prepared(data, tmp_path, tasks=["truthfulqa_mc2"])
+    policy = load_policy(policy_folder)
+    expected = [score.value for score in academic.evaluate_policy(policy, tmp_path, settings)[0]]
+    sizes: list[int] = []
+    original = HFLM._model_call
+
+    def limited(self: Any, inps: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(inps))
+        if len(inps) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return original(self, inps, *args, **kwargs)
+
+    monkeypatch.setattr(HFLM, "_model_call", limited)
+    scores, *_ = academic.evaluate_policy(policy, tmp_path, settings)
+    assert [score.value for score in scores] == pytest.approx(expected, abs=1e-4)
+    assert max(sizes) > 2 >= sizes[-1]
+
+
+def test_a_task_that_never_fits_is_error_rows_and_the_others_are_scored(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(HFLM, "_model_generate", full)
+    task = stage(data, policy_folder, tmp_path, tasks=["gsm8k", "truthfulqa_mc2"])
+    outcome = academic.run(task)
+    assert (outcome.rows, outcome.errors) == (9, 5)
+    summary = json.loads((task.out / "summary.json").read_text())
+    assert (summary["gsm8k"]["value"], summary["gsm8k"]["n"], summary["gsm8k"]["expected"]) == (
+        None,
+        0,
+        5,
+    )
+    assert summary["truthfulqa_mc2"]["n"] == 4
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"metric": "f1"}, "no metric 'f1'"),
+        ({"filter": "loose"}, "no filter 'loose'"),
+        ({"task": "selm_nothing"}, "cannot load it"),
+    ],
+)
+def test_wrong_entries_are_refused_with_what_there_is(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path, entry: dict[str, str], message: str
+) -> None:
+    settings = prepared(data, tmp_path, tasks=["truthfulqa_mc2"])
+    file = tmp_path / "tasks.json"
+    file.write_text(
+        json.dumps({"truthfulqa_mc2": json.loads(file.read_text())["truthfulqa_mc2"] | entry})
+    )
+    with pytest.raises(HarnessError, match=message):
+        academic.evaluate_policy(load_policy(policy_folder), tmp_path, settings)
+
+
+def test_a_task_that_was_not_prepared_is_refused(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path
+) -> None:
+    settings = prepared(data, tmp_path, tasks=["truthfulqa_mc2"])
+    with pytest.raises(HarnessError, match="has no task gsm8k"):
+        academic.evaluate_policy(
+            load_policy(policy_folder), tmp_path, settings | {"tasks": ["gsm8k"]}
+        )
+
+
+# --- against the command line, on the public files ------------------------------------------------
+
+
+def word_tokenizer(texts: list[str]) -> Any:
+    """A byte-pair tokenizer of 1,500 tokens: public prompts with 25 shots stay short."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    special = ["<pad>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    made.chat_template = tiny.CHATML
+    return made
+
+
+@pytest.mark.slow
+def test_scores_equal_lm_evals_command_line_on_the_public_files(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """The paper's shots, six items a task; the command line loads the checkpoint, the files and the
+    packaged tasks by itself.
+    """
+    folder = shared_data / "academic"
+    settings = {
+        **SETTINGS,
+        **COMMON,
+        "tasks": list(FILES),
+        "data": {column: str(folder / name) for column, name in FILES.items()},
+        "limit": 6,
+    }
+    prepare_academic(settings, tmp_path / "academic")
+    made = word_tokenizer(
+        [row["question"] + row["answer"] for row in read_rows(folder / FILES["gsm8k"])]
+    )
+    checkpoint = tmp_path / "policy"
+    tiny.model("llama", made, max_position_embeddings=8192).save_pretrained(checkpoint)
+    made.save_pretrained(checkpoint)
+    _, _, summary, cut = academic.evaluate_policy(
+        load_policy(checkpoint), tmp_path / "academic", settings
+    )
+    assert cut == 0
+    assert {column: entry["shots"] for column, entry in summary.items()} == {
+        column: paper.shots for column, paper in PAPER_TASKS.items()
+    }
+
+    (tmp_path / "yaml").mkdir()
+    academic.materialise(tmp_path / "academic", tmp_path / "yaml")
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={checkpoint},dtype=float32",
+    ]
+    command += [
+        "--tasks",
+        ",".join(f"selm_{column}" for column in FILES),
+        "--include_path",
+        str(tmp_path / "yaml"),
+        "--device",
+        "cpu",
+    ]
+    command += [
+        "--batch_size",
+        "4",
+        "--limit",
+        "6",
+        "--apply_chat_template",
+        "--fewshot_as_multiturn",
+        "true",
+        "--gen_kwargs",
+        "max_gen_toks=4",
+    ]
+    command += ["--output_path", str(tmp_path / "theirs")]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (written,) = (tmp_path / "theirs").rglob("results_*.json")
+    theirs = json.loads(written.read_text())["results"]
+    for column, paper in PAPER_TASKS.items():
+        published = theirs[f"selm_{column}"][f"{paper.metric},{paper.filter}"] * paper.scale
+        assert summary[column]["value"] == pytest.approx(published, abs=1e-3), column
+
+
+def test_the_yaml_written_here_includes_the_packaged_task(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    prepared(data, tmp_path)
+    written = yaml.safe_load((tmp_path / "gsm8k.yaml").read_text())
+    assert (written["include"], written["num_fewshot"]) == ("lm_eval/tasks/gsm8k/gsm8k-cot.yaml", 2)
+    assert written["dataset_kwargs"]["data_files"] == {"test": "gsm8k_test.jsonl"}
+
+
+def test_the_fingerprints_a_plan_puts_beside_paths_are_no_files(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {
+        **SETTINGS,
+        "tasks": ["gsm8k"],
+        "data": {"gsm8k": data["gsm8k"], "gsm8k_fingerprint": "abc"},
+    }
+    assert prepare_academic(settings, tmp_path)["gsm8k"]["items"] == 5
+
+
+def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
+    from harness.pocket import academic_tasks, tokenizer
+
+    made = tokenizer.build()
+    tiny.model("llama", made).save_pretrained(tmp_path / "policy")
+    made.save_pretrained(tmp_path / "policy")
+    (tmp_path / "academic").mkdir()
+    academic_tasks.write(tmp_path / "academic", np.random.default_rng(0), 5)
+    settings = SETTINGS | COMMON | {"tasks": list(PAPER_TASKS), "max_new_tokens": 0}
+    scores, samples, summary, cut = academic.evaluate_policy(
+        load_policy(tmp_path / "policy"), tmp_path / "academic", settings
+    )
+    assert (len(scores), len(samples), cut) == (30, 30, 0)
+    assert {column: entry["n"] for column, entry in summary.items()} == dict.fromkeys(
+        PAPER_TASKS, 5
+    )
+    assert all(
+        score.value is not None and 0 <= score.value <= 100
+        for score in scores
+        if score.benchmark != "eq_bench"
+    )

@@ -1,0 +1,329 @@
+"""``selm published``: public artefacts reproduce the published figures, and a changed figure does
+not pass.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.evaluate import published
+from harness.records import HarnessError, read_jsonl
+
+
+@pytest.fixture(scope="module")
+def rows(shared_data: Path) -> list[published.Row]:
+    return published.recompute(shared_data)
+
+
+@pytest.fixture
+def copy(shared_data: Path, tmp_path: Path) -> Path:
+    """A copy of links: a test replaces the file it changes."""
+    for part in ("alpaca_eval", "mt_bench", "academic"):
+        shutil.copytree(
+            shared_data / part, tmp_path / part, copy_function=lambda a, b: os.symlink(a, b)
+        )
+    return tmp_path
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.unlink()
+    path.write_text(text.replace(old, new, 1))
+
+
+def only(folder: Path, *keep: str) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name not in keep:
+            shutil.rmtree(path)
+
+
+def find(rows: list[published.Row], model: str, figure: str) -> published.Row:
+    (row,) = [row for row in rows if row.model == model and row.figure == figure]
+    return row
+
+
+def test_everything_published_is_reproduced(rows: list[published.Row]) -> None:
+    assert [row for row in rows if not row.ok] == []
+    assert sum(row.tolerance is not None for row in rows) > 280
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "claude-2",
+        "OpenHermes-2.5-Mistral-7B",
+        "alpaca-7b",
+        "alpaca-7b_verbose",
+        "NullModel",
+        "gpt4_1106_preview",
+    ],
+)
+@pytest.mark.parametrize(
+    "figure", ["win_rate", "standard_error", "n_total", "avg_length", "n_wins", "discrete_win_rate"]
+)
+def test_leaderboard_columns_are_exact(rows: list[published.Row], model: str, figure: str) -> None:
+    row = find(rows, model, figure)
+    assert row.tolerance == 1e-6
+    assert row.difference is not None
+    assert abs(row.difference) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model", "lc"),
+    [
+        ("claude-2", 28.1552),
+        ("OpenHermes-2.5-Mistral-7B", 16.2486),
+        ("alpaca-7b", 5.8755),
+        ("NullModel", 86.4578),
+    ],
+)
+def test_length_controlled_win_rate_is_refitted(
+    rows: list[published.Row], model: str, lc: float
+) -> None:
+    row = find(rows, model, "length_controlled_winrate")
+    assert row.published == pytest.approx(lc, abs=1e-4)
+    assert row.recomputed == pytest.approx(lc, abs=0.16)
+    assert row.tolerance == 0.16
+
+
+def test_the_802_row_model_shows_all_three_values(rows: list[published.Row]) -> None:
+    position = find(rows, "alpaca-7b_verbose", "length_controlled_winrate (by position)")
+    by_id = find(rows, "alpaca-7b_verbose", "length_controlled_winrate (by id)")
+    assert (
+        round(position.published or 0, 2),
+        round(position.recomputed or 0, 2),
+        round(by_id.recomputed or 0, 2),
+    ) == (6.82, 6.90, 5.20)
+    assert position.tolerance is None
+    assert find(rows, "alpaca-7b_verbose", "n_total").recomputed == 802
+
+
+def test_weights_reproduce_most_of_the_leaderboard_and_stale_ones_are_named(
+    rows: list[published.Row],
+) -> None:
+    weights = [row for row in rows if row.figure == "length_controlled_winrate (weights)"]
+    compared = [row for row in weights if row.tolerance is not None]
+    assert len(compared) == 194
+    assert max(abs(row.difference or 0) for row in compared) < 1e-6
+    stale = {row.model for row in weights if row.tolerance is None}
+    assert stale == {
+        "NullModel",
+        "Meta-Llama-3.1-8B-Instruct-Turbo",
+        "dbrx-instruct",
+        "Snorkel-Mistral-PairRM-DPO",
+        "Qwen1.5-1.8B-Chat",
+    }
+    assert (
+        "weights not current" in find(rows, "NullModel", "length_controlled_winrate (weights)").note
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "figures"),
+    [
+        ("mamba_0_5_dpo_ep3", (7.7375, 6.8875, 7.3125)),
+        ("mamba_0_875_dpo_ep3", (6.93125, 5.80625, 6.36875)),
+    ],
+)
+def test_mt_bench_scores_prompts_and_ratings_are_exact(
+    rows: list[published.Row], model: str, figures: tuple[float, float, float]
+) -> None:
+    assert (
+        tuple(find(rows, model, name).recomputed for name in ("turn_1", "turn_2", "mean"))
+        == figures
+    )
+    assert find(rows, model, "judge prompts rendered").recomputed == 160
+    assert find(rows, model, "ratings read").recomputed == 160
+    assert find(rows, model, "verdicts studies read otherwise").recomputed == 0
+
+
+def test_eq_bench_is_reproduced(rows: list[published.Row]) -> None:
+    row = find(rows, "huggingfaceh4__zephyr-7b-beta", "eq_bench")
+    assert (row.published, row.tolerance) == (58.33, 0.02)
+    assert row.recomputed == pytest.approx(58.3358, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "model", "figure"),
+    [
+        (
+            "alpaca_eval/leaderboard.csv",
+            "claude-2,17.188240",
+            "claude-2,17.188340",
+            "claude-2",
+            "win_rate",
+        ),
+        (
+            "alpaca_eval/leaderboard.csv",
+            "28.155196",
+            "28.655196",
+            "claude-2",
+            "length_controlled_winrate",
+        ),
+        (
+            "alpaca_eval/published_glm_weights.csv",
+            "claude-2,",
+            "claude-2,9,9,9\nold,",
+            "claude-2",
+            "length_controlled_winrate (weights)",
+        ),
+        ("mt_bench/published.csv", "7.3125", "7.3", "mamba_0_5_dpo_ep3", "mean"),
+        (
+            "mt_bench/judge_prompts.jsonl",
+            'strictly following this format: \\"[[rating]]\\"',
+            'following this format: \\"[[rating]]\\"',
+            "mamba_0_5_dpo_ep3",
+            "judge prompts rendered",
+        ),
+        (
+            "mt_bench/judgments_mamba_0_5_dpo_ep3.jsonl",
+            '"score": 10,',
+            '"score": 9,',
+            "mamba_0_5_dpo_ep3",
+            "ratings read",
+        ),
+        (
+            "academic/huggingfaceh4__zephyr-7b-beta_eqbench_v2_results.json",
+            "58.33",
+            "58.43",
+            "huggingfaceh4__zephyr-7b-beta",
+            "eq_bench",
+        ),
+    ],
+)
+def test_a_changed_figure_fails(
+    copy: Path, file: str, old: str, new: str, model: str, figure: str
+) -> None:
+    only(copy / "alpaca_eval", "claude-2", "gpt4_1106_preview")
+    for part in {"alpaca_eval", "mt_bench", "academic"} - {file.split("/")[0]}:
+        shutil.rmtree(copy / part)
+    rewrite(copy / file, old, new)
+    assert not find(published.recompute(copy), model, figure).ok
+
+
+def test_a_changed_preference_fails(copy: Path) -> None:
+    shutil.rmtree(copy / "mt_bench")
+    shutil.rmtree(copy / "academic")
+    only(copy / "alpaca_eval", "alpaca-7b")
+    path = copy / "alpaca_eval" / "alpaca-7b" / "annotations.json"
+    stored = json.loads(path.read_text())
+    stored[17]["preference"] = 1.9
+    path.unlink()
+    path.write_text(json.dumps(stored))
+    rows = published.recompute(copy)
+    assert {row.figure for row in rows if not row.ok} >= {"win_rate", "standard_error", "n_wins"}
+
+
+def test_other_models_are_found_by_their_folders(copy: Path) -> None:
+    """A model under another name, its leaderboard row beside it, is checked like any other; one
+    without a row is shown.
+    """
+    shutil.rmtree(copy / "academic")
+    only(copy / "alpaca_eval", "claude-2")
+    (copy / "alpaca_eval" / "claude-2").rename(copy / "alpaca_eval" / "somebody-7b")
+    rows = [row for row in published.recompute(copy) if row.model == "somebody-7b"]
+    assert rows
+    assert all(row.ok and row.tolerance is None for row in rows)
+    rewrite(copy / "alpaca_eval" / "leaderboard.csv", "\nclaude-2,", "\nsomebody-7b,")
+    rows = [row for row in published.recompute(copy) if row.model == "somebody-7b"]
+    assert sum(row.tolerance is not None for row in rows) >= 9
+    assert all(row.ok for row in rows)
+
+
+def test_judgments_of_several_models_in_one_file_and_missing_answers(copy: Path) -> None:
+    shutil.rmtree(copy / "alpaca_eval")
+    shutil.rmtree(copy / "academic")
+    text = "".join(
+        path.read_text() for path in sorted((copy / "mt_bench").glob("judgments_*.jsonl"))
+    )
+    for path in (copy / "mt_bench").glob("judgments_*.jsonl"):
+        path.unlink()
+    (copy / "mt_bench" / "judgments_all.jsonl").write_text(text)
+    (copy / "mt_bench" / "model_answer" / "mamba_0_5_dpo_ep3.jsonl").unlink()
+    rows = published.recompute(copy)
+    assert all(row.ok for row in rows)
+    assert find(rows, "mamba_0_5_dpo_ep3", "judge prompts rendered").tolerance is None
+    assert find(rows, "mamba_0_5_dpo_ep3", "mean").recomputed == 7.3125
+    assert find(rows, "mamba_0_875_dpo_ep3", "judge prompts rendered").recomputed == 160
+
+
+def test_a_crashing_rating_is_a_difference_not_a_crash(copy: Path) -> None:
+    shutil.rmtree(copy / "alpaca_eval")
+    shutil.rmtree(copy / "academic")
+    path = copy / "mt_bench" / "judgments_mamba_0_5_dpo_ep3.jsonl"
+    stored = list(read_jsonl(path))
+    stored[0]["judgment"] = "Rating: [[\uff17]]"
+    path.unlink()
+    path.write_text("".join(json.dumps(row) + "\n" for row in stored))
+    row = find(published.recompute(copy), "mamba_0_5_dpo_ep3", "ratings read")
+    assert (row.recomputed, row.ok) == (159, False)
+
+
+def test_a_broken_file_fails_its_own_row_only(copy: Path) -> None:
+    shutil.rmtree(copy / "mt_bench")
+    only(copy / "alpaca_eval", "claude-2", "alpaca-7b")
+    path = copy / "alpaca_eval" / "alpaca-7b" / "annotations.json"
+    path.unlink()
+    path.write_text('[{"instruction": ')
+    rows = published.recompute(copy)
+    (bad,) = [row for row in rows if not row.ok]
+    assert bad.model == "alpaca-7b"
+    assert "annotations.json" in bad.note
+    assert find(rows, "claude-2", "win_rate").ok
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("[]", "IndexError"), ('[{"preference": 1.0}]', "output_1"), ("{}", "wants a JSON list")],
+)
+def test_odd_annotations_are_a_failing_row(copy: Path, text: str, shown: str) -> None:
+    shutil.rmtree(copy / "mt_bench")
+    only(copy / "alpaca_eval", "claude-2")
+    path = copy / "alpaca_eval" / "claude-2" / "annotations.json"
+    path.unlink()
+    path.write_text(text)
+    (bad,) = [row for row in published.recompute(copy) if not row.ok]
+    assert shown in bad.note
+
+
+def test_a_row_without_a_preference_is_left_out_as_the_library_does(copy: Path) -> None:
+    shutil.rmtree(copy / "mt_bench")
+    only(copy / "alpaca_eval", "claude-2")
+    path = copy / "alpaca_eval" / "claude-2" / "annotations.json"
+    stored = json.loads(path.read_text())
+    stored[5]["preference"] = None
+    path.unlink()
+    path.write_text(json.dumps(stored))
+    rows = published.recompute(copy)
+    assert find(rows, "claude-2", "n_total").recomputed == 804
+    assert not find(rows, "claude-2", "win_rate").ok
+
+
+def test_a_folder_without_artefacts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="nothing to recompute"):
+        published.recompute(tmp_path)
+
+
+def test_the_table_prints_every_row_with_its_numbers(rows: list[published.Row]) -> None:
+    from rich.console import Console
+
+    console = Console(width=240, record=True, file=io.StringIO())
+    published.render(rows, console)
+    text = console.export_text()
+    assert "17.188240" in text
+    assert "5.202" in text
+    assert "0 fail" in text
+    assert text.count(" ok ") == sum(row.tolerance is not None for row in rows)
+
+
+def test_nothing_is_compared_when_a_figure_is_not_a_number() -> None:
+    assert published.compare("x", "m", "f", float("nan"), 1.0, 0.1).tolerance is None
+    assert not published.compare("x", "m", "f", 1.0, None, 0.1).ok
+    assert not published.compare("x", "m", "f", 1.0, float("nan"), 0.1).ok

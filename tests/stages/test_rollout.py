@@ -1,0 +1,234 @@
+"""Portions of prompts, seeds of answers, long prompts, retried rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.model import generate as g
+from harness.model.policy import encode_prompt
+from harness.records import HarnessError, Prompt, StageTask, read_jsonl, write_jsonl
+from harness.stages import rollout
+from tests import tiny
+
+SETTINGS = {
+    "seed": 0,
+    "iteration": 1,
+    "portion": 0,
+    "portions": 3,
+    "prompts_per_iteration": 0,
+    "prompts": 0,
+    "decoding": "sample",
+    "samples": 2,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "max_new_tokens": 6,
+    "max_prompt_length": 0,
+    "generation_batch": 16,
+    "dtype": "float32",
+    "attention": "sdpa",
+    "threads": 1,
+}
+
+
+def _prompt(i: int) -> Prompt:
+    return Prompt(f"p{i:02d}", ({"role": "user", "content": f"Question {i}?"},), "good", "bad")
+
+
+PROMPTS = [_prompt(i) for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory) -> Path:
+    return tiny.checkpoint(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def task(tmp_path, policy_folder):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_jsonl(data / "train.jsonl", PROMPTS)
+
+    def make(name: str = "out", **changes) -> StageTask:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return StageTask(
+            "k",
+            "rollout",
+            SETTINGS | changes,
+            {"policy": policy_folder, "data": data},
+            tmp_path / name,
+            {"device": "cpu"},
+        )
+
+    return make
+
+
+def _ids(portion):
+    return [prompt.id for prompt in portion]
+
+
+def test_portions_are_equal_disjoint_and_shuffled_by_the_runs_seed():
+    """20 prompts in 3 portions: 6 each, 2 left out."""
+    parts = [_ids(rollout.portion(PROMPTS, SETTINGS | {"portion": i})) for i in range(3)]
+    assert [len(part) for part in parts] == [6, 6, 6]
+    assert len({name for part in parts for name in part}) == 18
+    assert parts[0] != sorted(parts[0])
+    assert _ids(rollout.portion(PROMPTS, SETTINGS)) == parts[0]
+    assert _ids(rollout.portion(PROMPTS, SETTINGS | {"seed": 1})) != parts[0]
+
+
+def test_more_iterations_than_portions_meet_the_prompts_in_another_order():
+    first, again = (
+        _ids(rollout.portion(PROMPTS, SETTINGS | {"portion": i, "portions": 1})) for i in (0, 1)
+    )
+    assert sorted(first) == sorted(again)
+    assert first != again
+
+
+def test_prompts_per_iteration_takes_the_first_of_the_portion():
+    whole = _ids(rollout.portion(PROMPTS, SETTINGS))
+    assert _ids(rollout.portion(PROMPTS, SETTINGS | {"prompts_per_iteration": 4})) == whole[:4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts_per_iteration": 7}, r"is 7; a portion has 6 prompts \(20 // 3\)"),
+        ({"prompts": 21}, "asks for 21 training prompts; there are 20"),
+        ({"portions": 21}, "cannot be cut into 21 portions"),
+    ],
+)
+def test_fewer_prompts_than_asked_is_an_error(changes, message):
+    with pytest.raises(HarnessError, match=message):
+        rollout.portion(PROMPTS, SETTINGS | changes)
+
+
+def test_stage_writes_responses_in_prompt_and_sample_order(task):
+    made = task()
+    outcome = rollout.run(made)
+    prompts = [row["id"] for row in read_jsonl(made.out / "prompts.jsonl")]
+    rows = list(read_jsonl(made.out / "responses.jsonl"))
+    assert prompts == _ids(rollout.portion(PROMPTS, SETTINGS))
+    assert [(row["prompt_id"], row["sample"]) for row in rows] == [
+        (name, sample) for name in prompts for sample in (0, 1)
+    ]
+    assert (outcome.rows, outcome.errors) == (12, 0)
+    assert outcome.costs["tokens_generated"] == sum(len(row["token_ids"]) for row in rows)
+    assert len({row["seed"] for row in rows}) == 12
+    assert sorted(file.name for file in made.out.iterdir()) == ["prompts.jsonl", "responses.jsonl"]
+
+
+def test_same_seed_same_bytes_other_seed_other_samples(task):
+    first, again, other = task("a"), task("b"), task("c", seed=1)
+    for made in (first, again, other):
+        rollout.run(made)
+    read = lambda made: (made.out / "responses.jsonl").read_bytes()  # noqa: E731
+    assert read(first) == read(again)
+    texts = [
+        {(r["prompt_id"], r["sample"]): r["text"] for r in read_jsonl(made.out / "responses.jsonl")}
+        for made in (first, other)
+    ]
+    shared = texts[0].keys() & texts[1].keys()
+    assert shared
+    assert all(texts[0][key] != texts[1][key] for key in shared)
+
+
+def test_greedy_draws_one_answer_whatever_the_number_of_samples(task):
+    made = task(decoding="greedy", samples=3)
+    assert rollout.run(made).rows == 6
+
+
+def _limit(folder: Path) -> int:
+    tokenizer = rollout.load_policy(folder).tokenizer
+    return len(
+        encode_prompt(tokenizer, PROMPTS[0].messages)
+    )  # "Question 0?": prompts 10-19 are one token longer
+
+
+def test_long_prompts_are_dropped_and_counted(task, policy_folder):
+    made = task(max_prompt_length=_limit(policy_folder))
+    outcome = rollout.run(made)
+    kept = {row["id"] for row in read_jsonl(made.out / "prompts.jsonl")}
+    expected = {name for name in _ids(rollout.portion(PROMPTS, SETTINGS)) if name < "p10"}
+    assert kept == expected
+    assert outcome.summary["overlong"] == 6 - len(expected) > 0
+
+
+def test_long_prompts_are_refused_when_asked(task, policy_folder):
+    with pytest.raises(HarnessError, match=r"prompt p1\d: a prompt has .* tokens, the limit is"):
+        rollout.run(task(max_prompt_length=_limit(policy_folder), overlong_prompts="refuse"))
+
+
+def test_long_prompts_are_truncated_when_asked_and_later_stages_see_it(task, policy_folder):
+    made = task(max_prompt_length=_limit(policy_folder), overlong_prompts="truncate")
+    outcome = rollout.run(made)
+    contents = {
+        row["id"]: row["messages"][0]["content"] for row in read_jsonl(made.out / "prompts.jsonl")
+    }
+    assert len(contents) == 6
+    assert {contents[name] for name in contents if name >= "p10"} == {
+        f"uestion {int(name[1:])}?" for name in contents if name >= "p10"
+    }
+    assert outcome.summary["overlong"] == sum(name >= "p10" for name in contents)
+
+
+def test_truncation_drops_the_oldest_turns_first():
+    tokenizer = tiny.tokenizer("zephyr")
+    turns = [
+        ("user", "first"),
+        ("assistant", "answer"),
+        ("user", "second"),
+        ("assistant", "answer"),
+        ("user", "third"),
+    ]
+    prompt = Prompt(
+        "p",
+        ({"role": "system", "content": "Be brief"}, *({"role": r, "content": c} for r, c in turns)),
+    )
+    without_one = [m for m in prompt.messages if m["content"] not in ("first",)][:1] + list(
+        prompt.messages[3:]
+    )
+    limit = len(encode_prompt(tokenizer, without_one))
+    assert list(rollout.truncate(tokenizer, prompt, limit).messages) == without_one
+
+
+def test_all_prompts_too_long_is_an_error(task):
+    with pytest.raises(HarnessError, match="all 6 prompts of the portion are over"):
+        rollout.run(task(max_prompt_length=5))
+
+
+def test_only_failed_rows_are_drawn_again(task, monkeypatch):
+    made = task()
+    real = g._decode
+
+    def fails(policy, requests):
+        results = real(policy, requests)
+        return [([], "error", "injected"), *results[1:]]
+
+    monkeypatch.setattr(g, "_decode", fails)
+    first = rollout.run(made)
+    assert first.errors == 1
+    monkeypatch.setattr(g, "_decode", real)
+    second = rollout.run(made)
+    assert (second.errors, second.costs["answers_generated"]) == (0, 1)
+    whole = task("whole")
+    rollout.run(whole)
+    assert (made.out / "responses.jsonl").read_bytes() == (
+        whole.out / "responses.jsonl"
+    ).read_bytes()
+
+
+def test_vllm_without_the_package_is_a_clear_error(task):
+    made = task()
+    with pytest.raises(HarnessError, match="vllm"):
+        rollout.run(
+            StageTask(
+                made.key,
+                made.stage,
+                made.settings,
+                made.inputs,
+                made.out,
+                {"device": "cpu", "generation_backend": "vllm"},
+            )
+        )

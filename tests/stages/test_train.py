@@ -1,0 +1,430 @@
+"""Stages `reference` and `train`: the same bytes again, also after a kill; refusals; divergence."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from harness.model.policy import encode_prompt, encode_response, load_policy, load_tokenizer
+from harness.records import HarnessError, read_jsonl
+from harness.stages import train
+from harness.train.trainer import PreferenceTrainer
+from tests import plain
+from tests.preferences import ROLES, run_train, stage_inputs, train_task
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return stage_inputs(tmp_path_factory.mktemp("stage"))
+
+
+def same_files(a: Path, b: Path) -> bool:
+    names = sorted(str(path.relative_to(a)) for path in a.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(b)) for path in b.rglob("*") if path.is_file())
+    return all(filecmp.cmp(a / name, b / name, shallow=False) for name in names)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    return list(read_jsonl(folder / "steps.jsonl"))
+
+
+def longest_prompt(inputs: dict[str, Path]) -> int:
+    tokenizer = load_tokenizer(inputs["policy"])
+    return max(
+        len(encode_prompt(tokenizer, row["messages"]))
+        for row in read_jsonl(inputs["pairs"] / "pairs.jsonl")
+    )
+
+
+def test_reference_holds_every_role_of_every_pair(inputs: dict[str, Path]) -> None:
+    table = pq.read_table(inputs["reference"] / "reference.parquet").to_pylist()
+    assert [(row["row"], row["role"]) for row in table] == [
+        (i, role) for i in range(10) for role in ROLES
+    ]
+    policy = load_policy(inputs["policy"])
+    pairs = list(read_jsonl(inputs["pairs"] / "pairs.jsonl"))
+    for row in table[:6]:
+        pair = pairs[row["row"]]
+        ids = encode_response(policy.tokenizer, pair["messages"], pair[row["role"]])
+        wanted = plain.logp(policy.model, encode_prompt(policy.tokenizer, pair["messages"]), ids)
+        assert row["tokens"] == len(ids)
+        assert row["logp"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert table[0]["logp"] == table[2]["logp"], "y is the chosen one here: one score, two roles"
+
+
+def test_same_bytes_again_and_other_bytes_for_another_seed(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    outcome = run_train(inputs, tmp_path / "a")
+    run_train(inputs, tmp_path / "b")
+    assert same_files(tmp_path / "a", tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["model", "steps.jsonl"]
+    assert outcome.rows == 10
+    assert outcome.summary["steps"] == 6, "ten rows in batches of four are three steps, twice"
+    for name, changes in {"c": {"seed": 1}, "d": {"iteration": 2}}.items():
+        run_train(inputs, tmp_path / name, **changes)
+        assert weights(tmp_path / name) != weights(tmp_path / "a")
+
+
+def test_steps_report_what_happened(inputs: dict[str, Path], tmp_path: Path) -> None:
+    run_train(inputs, tmp_path, learning_rate=3e-3, warmup_ratio=0.0)
+    steps = steps_of(tmp_path)
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert steps[-1]["margin"] > 0.1 > abs(steps[0]["margin"])
+    assert steps[0]["learning_rate"] > steps[-1]["learning_rate"]
+    assert set(steps[0]) == {
+        "step",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "margin",
+        "accuracy",
+        "rhat_chosen",
+        "rhat_rejected",
+        "rhat_explore",
+    } | {f"rhat_y_{role}" for role in ("winner", "loser", "middle")}
+
+
+def test_the_trained_model_is_a_policy_again(inputs: dict[str, Path], tmp_path: Path) -> None:
+    run_train(inputs, tmp_path)
+    before, after = load_policy(inputs["policy"]), load_policy(tmp_path)
+    assert after.model.config.use_cache
+    assert after.stop_token_ids == before.stop_token_ids
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(before.model.parameters(), after.model.parameters(), strict=True)
+    )
+
+
+def test_alpha_zero_is_dpo_bit_for_bit(inputs: dict[str, Path], tmp_path: Path) -> None:
+    run_train(inputs, tmp_path / "selm", alpha=0.0)
+    run_train(inputs, tmp_path / "dpo", name="dpo", alpha=0.7)
+    run_train(inputs, tmp_path / "xpo", name="xpo", alpha=0.0)
+    assert same_files(tmp_path / "selm", tmp_path / "dpo")
+    assert same_files(tmp_path / "selm", tmp_path / "xpo")
+    run_train(inputs, tmp_path / "explore", alpha=0.5)
+    assert weights(tmp_path / "explore") != weights(tmp_path / "selm")
+    assert all(row["rhat_explore"] is None for row in steps_of(tmp_path / "selm")), (
+        "y was not scored: no number stands for it"
+    )
+
+
+def test_placebo_pushes_the_other_way(inputs: dict[str, Path], tmp_path: Path) -> None:
+    for name, changes in {
+        "plain": {},
+        "negative": {"placebo": "negative"},
+        "minus": {"alpha": -20.0},
+    }.items():
+        run_train(inputs, tmp_path / name, **{"alpha": 20.0, "epochs": 4, **changes})
+    assert same_files(tmp_path / "negative", tmp_path / "minus")
+    assert (
+        steps_of(tmp_path / "negative")[-1]["rhat_explore"]
+        > 0
+        > steps_of(tmp_path / "plain")[-1]["rhat_explore"]
+    )
+
+
+def test_global_generators_are_left_alone(inputs: dict[str, Path], tmp_path: Path) -> None:
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    run_train(inputs, tmp_path)
+    assert (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    ) == before
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 3, 5])
+def test_resume_gives_the_same_bits(
+    at: int, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut within an epoch, at its end, and in the second one; the torn checkpoint beside the good
+    one is not used.
+    """
+    run_train(inputs, tmp_path / "whole")
+    original = PreferenceTrainer.training_step
+    seen: list[list[str]] = []
+
+    def dying(self: PreferenceTrainer, model: Any, batches: Any, items: Any = None) -> torch.Tensor:
+        if self.state.global_step == at:
+            raise Killed
+        return original(self, model, batches, items)
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", dying)
+    with pytest.raises(Killed):
+        train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 0}))
+    torn = tmp_path / "cut" / "checkpoints" / "checkpoint-99"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_step": 9')
+
+    def counting(
+        self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
+    ) -> torch.Tensor:
+        seen.append([micro.y_roles for micro in batches])  # type: ignore[misc]
+        return original(self, model, batches, items)
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", counting)
+    train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 0}))
+    assert len(seen) == 6 - at, "no step is done twice, none is skipped"
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_sigterm_waits_for_a_checkpoint(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_train(inputs, tmp_path / "whole")
+    original = PreferenceTrainer.training_step
+
+    def preempted(
+        self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
+    ) -> torch.Tensor:
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, model, batches, items)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", preempted)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_train(inputs, tmp_path / "cut")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "cut" / train.JOURNAL).exists()
+    assert (tmp_path / "cut" / "checkpoints" / "checkpoint-3").is_dir(), (
+        "the step under way was finished and kept"
+    )
+    monkeypatch.setattr(PreferenceTrainer, "training_step", original)
+    run_train(inputs, tmp_path / "cut")
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_sigkill_then_resume_gives_the_same_bits(inputs: dict[str, Path], tmp_path: Path) -> None:
+    code = (
+        "import json, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from harness import train; from harness.records import StageTask\n"
+        "told = json.loads(sys.argv[1])\n"
+        "inputs = {k: Path(v) for k, v in told['inputs'].items()}\n"
+        "train.run(StageTask('t', 'train', told['settings'], inputs, Path(told['out']), "
+        "told['runtime']))\n"
+    )
+
+    def command(out: Path) -> list[str]:
+        task = train_task(inputs, out, runtime={"checkpoint_seconds": 0}, epochs=40)
+        told = {
+            "settings": dict(task.settings),
+            "inputs": {name: str(path) for name, path in task.inputs.items()},
+            "out": str(out),
+            "runtime": dict(task.runtime),
+        }
+        return [sys.executable, "-c", code, json.dumps(told)]
+
+    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True)
+    for kills in range(3):
+        process = subprocess.Popen(command(tmp_path / "cut"), cwd=ROOT)
+        deadline = time.monotonic() + 120
+        wanted = tmp_path / "cut" / "checkpoints" / f"checkpoint-{20 * (kills + 1)}"
+        while not wanted.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(0.03 * kills)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (tmp_path / "cut" / "checkpoints").is_dir(), "killed in mid-iteration"
+    subprocess.run(command(tmp_path / "cut"), cwd=ROOT, check=True)
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_diverging_run_stops_with_iteration_step_and_value(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        HarnessError,
+        match=r"diverged at iteration 1, step \d+: mean \|log pi - log pi_ref\| is [\d.e+]+ nats "
+        r"per token",
+    ):
+        run_train(inputs, tmp_path / "kl", learning_rate=3.0, max_grad_norm=0.0, warmup_ratio=0.0)
+    assert not (tmp_path / "kl" / "model").exists()
+    assert not (tmp_path / "kl" / "steps.jsonl").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(
+    value: float, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PreferenceTrainer.micro_batch_loss
+
+    def broken(self: PreferenceTrainer, model: Any, micro: Any) -> torch.Tensor:
+        loss = original(self, model, micro)
+        return loss * value if self.state.global_step == 3 else loss
+
+    monkeypatch.setattr(PreferenceTrainer, "micro_batch_loss", broken)
+    with pytest.raises(HarnessError, match=rf"diverged at iteration 1, step 4: loss is {value}"):
+        run_train(inputs, tmp_path)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PreferenceTrainer.training_step
+
+    def broken(
+        self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
+    ) -> torch.Tensor:
+        loss = original(self, model, batches, items)
+        next(model.parameters()).grad[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", broken)
+    with pytest.raises(HarnessError, match=r"step 1: gradient norm is (inf|nan)"):
+        run_train(inputs, tmp_path)
+
+
+def test_references_must_be_complete_and_of_these_pairs(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    table = pq.read_table(inputs["reference"] / "reference.parquet")
+    holey = {**inputs, "reference": tmp_path / "reference"}
+    holey["reference"].mkdir()
+    pq.write_table(table.slice(0, 29), holey["reference"] / "reference.parquet")
+    with pytest.raises(HarnessError, match="no reference log-probability for prompt p9, explore"):
+        run_train(holey, tmp_path / "a")
+    run_train(holey, tmp_path / "b", alpha=0.0)
+    other = stage_inputs(tmp_path / "other", count=4)
+    with pytest.raises(HarnessError, match="no reference log-probability for prompt p4, chosen"):
+        run_train({**inputs, "reference": other["reference"]}, tmp_path / "c")
+    with pytest.raises(HarnessError, match="differ from the reference stage's"):
+        run_train(inputs, tmp_path / "d", max_length=longest_prompt(inputs) + 3)
+    with pytest.raises(HarnessError, match="leave no room for a response within max_length"):
+        run_train(inputs, tmp_path / "e", max_length=longest_prompt(inputs))
+
+
+def test_an_over_long_y_is_cut_at_the_maximum_length(tmp_path: Path) -> None:
+    cut = stage_inputs(tmp_path, long_y=True)
+    table = pq.read_table(cut["reference"] / "reference.parquet").to_pylist()
+    tokenizer = load_tokenizer(cut["policy"])
+    pairs = list(read_jsonl(cut["pairs"] / "pairs.jsonl"))
+    longest = [
+        row for row in table if row["role"] == "explore" and pairs[row["row"]]["y_role"] == "middle"
+    ]
+    assert longest
+    for row in longest:
+        assert row["tokens"] + len(encode_prompt(tokenizer, pairs[row["row"]]["messages"])) == 128
+    run_train(cut, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": "all-linear"}},
+        {"dtype": "bfloat16"},
+        {
+            "dtype": "bfloat16",
+            "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]},
+            "gradient_checkpointing": True,
+        },
+        {"gradient_checkpointing": True},
+        {"optimizer": "rmsprop", "scheduler": "constant", "learning_rate": 3e-5},
+        {"name": "simpo", "beta": 2.0, "params": {"gamma": 1.0}},
+    ],
+    ids=["lora", "bfloat16", "bfloat16-lora-checkpointing", "checkpointing", "rmsprop", "simpo"],
+)
+def test_ways_to_train(changes: dict[str, Any], inputs: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"epochs": 6, "learning_rate": 3e-3, **changes}
+    run_train(inputs, tmp_path / "a", **settings)
+    run_train(inputs, tmp_path / "b", **settings)
+    assert same_files(tmp_path / "a", tmp_path / "b")
+    steps = steps_of(tmp_path / "a")
+    assert steps[-1]["margin"] > steps[0]["margin"]
+    assert not list((tmp_path / "a" / "model").glob("adapter*")), (
+        "adapters are merged: the next stage loads a plain checkpoint"
+    )
+    after = load_policy(tmp_path / "a", dtype=settings.get("dtype", "float32"))
+    assert str(after.model.dtype).endswith(settings.get("dtype", "float32"))
+
+
+def test_gradient_checkpointing_changes_memory_not_numbers(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    run_train(inputs, tmp_path / "a", gradient_checkpointing=True)
+    run_train(inputs, tmp_path / "b")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+RANKS = """
+import copy, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from harness.train.trainer import PreferenceTrainer
+from tests import preferences
+folder = Path(sys.argv[1])
+config = preferences.config(folder, token_budget=40, precompute_ref_log_probs=True)
+trainer = PreferenceTrainer(preferences.model(dtype=torch.float64), config, preferences.rows(16))
+trainer.train()
+if trainer.is_world_process_zero():
+    torch.save({name: value for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()}, folder / "final.pt")
+    (folder / "history.txt").write_text(repr([(e["loss"], e["grad_norm"], e["margin"]) for e in trainer.state.log_history if "grad_norm" in e]))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(tmp_path: Path) -> None:
+    """Data-parallel on two CPU processes: same global batches, so the same parameters."""
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        script = folder / "train_ranks.py"
+        script.write_text(RANKS)
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+            if ranks > 1
+            else []
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [sys.executable, *launcher, str(script), str(folder)],
+            cwd=ROOT,
+            check=True,
+            env=environment,
+        )
+        history = np.array(
+            json.loads((folder / "history.txt").read_text().replace("(", "[").replace(")", "]"))
+        )
+        found.append((torch.load(folder / "final.pt", weights_only=True), history))
+    assert len(found[0][1]) == 6
+    assert np.abs(found[0][1] - found[1][1]).max() < 1e-5
+    assert (
+        max(float((found[0][0][name] - found[1][0][name]).abs().max()) for name in found[0][0])
+        < 1e-5
+    )

@@ -1,0 +1,155 @@
+"""A study file says what is asked; a wrong one is refused with file, line, key and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.records import HarnessError
+from harness.study.settings import Linear, at_iteration
+from harness.study.study import load_study
+from harness.study.yaml import load_yaml, parse_scalar
+
+ABLATIONS = Path(__file__).parents[2] / "ablations"
+
+RECIPE = "title: t\nloop: {iterations: 2}\n"
+GOOD = """\
+name: mine
+recipe: tiny
+axes:
+  objective.alpha: [0, 1e-3]
+seeds: [0, 1]
+baseline: {objective.alpha: 0}
+"""
+
+
+def study(tmp_path: Path, text: str, recipe: str = RECIPE) -> Path:
+    (tmp_path / "recipes").mkdir(exist_ok=True)
+    (tmp_path / "recipes" / "tiny.yaml").write_text(recipe)
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in ABLATIONS.glob("*.yaml") if not p.stem.startswith("tune")),
+    ids=lambda p: p.stem,
+)
+def test_every_study_that_ships_loads(path: Path) -> None:
+    from harness.engine.plan import build_plan
+
+    loaded = load_study(
+        path,
+        {"data.path": "rows.jsonl", "model.source": "folder"} if path.stem == "own_data" else {},
+    )
+    assert build_plan(loaded).nodes
+    assert loaded.name == path.stem
+
+
+def test_cells_are_arms_times_seeds_with_their_twins(tmp_path: Path) -> None:
+    loaded = load_study(study(tmp_path, GOOD))
+    assert [cell.run for cell in loaded.cells] == [
+        "objective.alpha=0,seed=0",
+        "objective.alpha=0,seed=1",
+        "objective.alpha=0.001,seed=0",
+        "objective.alpha=0.001,seed=1",
+    ]
+    assert loaded.cells[3].twin == "objective.alpha=0,seed=1"
+    assert loaded.cells[2].recipe.objective.alpha == 1e-3
+    assert loaded.cells[0].recipe.loop.iterations == 2
+
+
+def test_scientific_notation_is_a_number_and_yes_is_text() -> None:
+    assert parse_scalar("1e-3") == 0.001
+    assert parse_scalar("-2E+4") == -20000.0
+    assert parse_scalar("yes") == "yes"
+    assert parse_scalar("012") == 12
+    assert parse_scalar("[1, 2.5]") == [1, 2.5]
+
+
+BAD = {
+    "unknown key": (GOOD + "sedes: [1]\n", ":7:", "did you mean 'seeds'?"),
+    "misspelt objective": (GOOD + "set: {objective.name: sellm}\n", "", "did you mean 'selm'?"),
+    "alpha as text": (GOOD.replace("1e-3", "'0.1'"), "", "objective.alpha"),
+    "negative seed": (GOOD.replace("[0, 1]\n", "[0, -1]\n"), ":5:", "greater than or equal to 0"),
+    "missing recipe": (GOOD.replace("tiny", "tinny"), ":2:", "did you mean 'tiny'?"),
+    "duplicate axis": (
+        GOOD.replace(
+            "  objective.alpha: [0, 1e-3]\n", "  objective.alpha: [0]\n  objective.alpha: [1]\n"
+        ),
+        ":5:",
+        "given twice",
+    ),
+    "duplicate value": (GOOD.replace("1e-3", "0.0"), ":4:", "given twice"),
+    "duplicate seed": (GOOD.replace("[0, 1]\n", "[1, 1]\n"), ":5:", "given twice"),
+    "empty grid": (GOOD.replace("[0, 1e-3]", "[]"), ":4:", "is empty"),
+    "no seeds": (GOOD.replace("[0, 1]\n", "[]\n"), ":5:", "at least one"),
+    "unknown axis": (
+        GOOD.replace("objective.alpha: [0, 1e-3]", "objective.alfa: [0, 1]"),
+        ":4:",
+        "did you mean 'alpha'?",
+    ),
+    "unknown override": (
+        GOOD + "set:\n  training:\n    batchsize: 4\n",
+        ":",
+        "did you mean 'batch_size'?",
+    ),
+    "baseline that is no arm": (
+        GOOD.replace("{objective.alpha: 0}", "{objective.alpha: 7}"),
+        ":6:",
+        "is no arm",
+    ),
+    "broken yaml": (GOOD + "set: {a: [\n", ":8:", "not valid YAML"),
+    "python tag": (GOOD + "question: !!python/name:os.system\n", ":7:", "tag"),
+    "infinite alpha": (GOOD.replace("1e-3", ".inf"), "", "finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_study_is_refused_with_its_place(tmp_path: Path, case: str) -> None:
+    text, place, words = BAD[case]
+    with pytest.raises(HarnessError) as raised:
+        load_study(study(tmp_path, text))
+    message = str(raised.value)
+    assert "study.yaml" in message
+    assert place in message
+    assert words in message
+
+
+def test_a_bad_recipe_names_its_own_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        HarnessError,
+        match=r"tiny\.yaml:3: unknown key 'loop\.iteration' \(did you mean 'iterations'\?\)",
+    ):
+        load_study(study(tmp_path, GOOD, "title: t\nloop:\n  iteration: 2\n"))
+
+
+def test_unknown_objective_parameters_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="allowed: convention"):
+        load_study(study(tmp_path, GOOD + "set: {objective.params: {gamma: 1.0}}\n"))
+
+
+def test_arms_change_several_keys_together(tmp_path: Path) -> None:
+    text = "name: m\nrecipe: tiny\nseeds: [3]\nbaseline: {arm: a}\narms:\n  - {label: a, set: {objective.name: dpo}}\n"
+    text += "  - label: b\n    set: {objective: {name: xpo, alpha: 1e-5}, training.learning_rate: [1e-5, 1e-6]}\n"
+    loaded = load_study(study(tmp_path, text))
+    assert [cell.recipe.objective.name for cell in loaded.cells] == ["dpo", "xpo"]
+    assert loaded.cells[1].recipe.objective.alpha == 1e-5
+    assert loaded.cells[1].recipe.training.learning_rate == [1e-5, 1e-6]
+    assert loaded.cells[1].twin == "arm=a,seed=3"
+
+
+def test_lines_are_known_for_every_value(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1\nb:\n  - x\n  - y: 2\n")
+    data, lines = load_yaml(path)
+    assert data == {"a": 1, "b": ["x", {"y": 2}]}
+    assert lines[("b", 1, "y")] == 4
+
+
+def test_schedules_are_constant_listed_or_linear() -> None:
+    assert at_iteration(3e-5, 2, 3) == 3e-5
+    assert [at_iteration([5.0, 3.0], i, 4) for i in (1, 2, 3, 4)] == [5.0, 3.0, 3.0, 3.0]
+    assert [at_iteration(Linear(start=1.0, end=0.0), i, 3) for i in (1, 2, 3)] == [1.0, 0.5, 0.0]

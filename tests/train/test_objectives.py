@@ -1,0 +1,225 @@
+"""Every objective against numbers worked by hand, and the coefficients that studies report.
+
+The worked row: log pi (y_w, y_l, y) = (-3, -7, -4), log pi_ref = (-5, -6, -6), tokens (2, 4, 3),
+beta 0.5. So r(y_w) = 2, r(y_l) = -1, r(y) = 2, Delta = 3, beta Delta = 1.5 and -log sigma(1.5) =
+ln(1 + e^-1.5) = 0.2014132779827524.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from harness.records import HarnessError
+from harness.train.objectives import OBJECTIVES, Rows, resolve_objective
+
+ROLES = ("chosen", "rejected", "explore")
+BETA, ALPHA = 0.5, 0.2
+DPO = 0.2014132779827524  # ln(1 + e^-1.5)
+FLIPPED = 1.7014132779827524  # ln(1 + e^1.5) = 1.5 + DPO
+
+WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {
+    "dpo": [({}, DPO)],
+    "selm": [({}, DPO + 0.2 * 0.5 * 2), ({"convention": "alpha"}, DPO + 0.2 * 2)],
+    "xpo": [({}, DPO + 0.2 * 2), ({"clip": 1.5}, DPO + 0.2 * 1.5)],
+    "vpo": [({}, DPO + 0.2 * 0.5 * 2)],
+    "se_popo": [({}, DPO + 0.2 * (0.7310585786300049 - 0.5) / 0.5)],  # sigma(0.5 * 2) = sigma(1)
+    "ipo": [
+        ({}, (3 - 1) ** 2),
+        ({"variant": "token_mean"}, (2 / 2 - (-1) / 4 - 1) ** 2),
+    ],  # 1 / (2 beta) = 1
+    "cdpo": [({}, 0.9 * DPO + 0.1 * FLIPPED), ({"epsilon": 0.25}, 0.75 * DPO + 0.25 * FLIPPED)],
+    "robust": [({}, (0.9 * DPO - 0.1 * FLIPPED) / 0.8)],
+    "hinge": [({}, 0.0)],  # 1 - 1.5 < 0
+    "simpo": [({}, math.log1p(math.exp(0.375)))],  # 0.5 (-3/2 + 7/4) - 0.5 = -0.375
+    "rpo": [({}, DPO + 1.5), ({"weight": 0.1}, DPO + 0.15)],  # -log pi(y_w) / 2 tokens = 1.5
+    "dpop": [({}, DPO)],  # r(y_w) > 0: no penalty
+}
+
+
+def worked_rows(**changes: float) -> Rows:
+    logps = {"chosen": -3.0, "rejected": -7.0, "explore": -4.0} | changes
+    reference = {"chosen": -5.0, "rejected": -6.0, "explore": -6.0}
+    tokens = {"chosen": 2.0, "rejected": 4.0, "explore": 3.0}
+
+    def tensors(values: dict[str, float]) -> dict[str, torch.Tensor]:
+        return {
+            role: torch.tensor([value], dtype=torch.float64, requires_grad=True)
+            for role, value in values.items()
+        }
+
+    return Rows(tensors(logps), tensors(reference), tensors(tokens))
+
+
+def loss_of(
+    name: str, rows: Rows, *, alpha: float = ALPHA, beta: float = BETA, **params: Any
+) -> torch.Tensor:
+    return resolve_objective(name, alpha=alpha, beta=beta, params=params).losses(rows)
+
+
+def test_every_objective_has_worked_numbers() -> None:
+    assert set(WORKED) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "expected"),
+    [(name, *case) for name, cases in WORKED.items() for case in cases],
+)
+def test_worked_by_hand(name: str, params: dict[str, Any], expected: float) -> None:
+    assert loss_of(name, worked_rows(), **params).item() == pytest.approx(
+        expected, rel=1e-12, abs=1e-12
+    )
+
+
+def test_hinge_and_dpop_on_the_other_side_of_their_corner() -> None:
+    assert loss_of("hinge", worked_rows(rejected=-5.5)).item() == pytest.approx(
+        1 - 0.5 * 1.5
+    )  # Delta = 2 - 0.5
+    # r(y_w) = -1, Delta = -1 + 1 = 0, penalty 50 * 1: -log sigma(-25)
+    assert loss_of("dpop", worked_rows(chosen=-6.0)).item() == pytest.approx(25.0, abs=1e-9)
+    assert loss_of("dpop", worked_rows(chosen=-6.0), penalty=2.0).item() == pytest.approx(
+        math.log1p(math.exp(1.0))
+    )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_are_one_number_per_row(name: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def numbers(low: float, high: float) -> dict[str, torch.Tensor]:
+        return {
+            role: torch.rand(5, generator=generator, dtype=torch.float64) * (high - low) + low
+            for role in ROLES
+        }
+
+    rows = Rows(numbers(-9, -1), numbers(-9, -1), numbers(1, 9))
+    losses = loss_of(name, rows)
+    assert losses.shape == (5,)
+    alone = [
+        loss_of(
+            name,
+            Rows(
+                *(
+                    {role: values[i : i + 1] for role, values in part.items()}
+                    for part in (rows.logps, rows.reference, rows.tokens)
+                )
+            ),
+        )
+        for i in range(5)
+    ]
+    assert torch.equal(losses, torch.cat(alone))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("alpha", [0.3, -0.3, 0.0])
+def test_coefficient_is_the_slope_in_y_where_policy_is_reference(name: str, alpha: float) -> None:
+    rows = worked_rows(chosen=-5.0, rejected=-6.0, explore=-6.0)
+    objective = resolve_objective(name, alpha=alpha, beta=BETA)
+    objective.losses(rows).sum().backward()
+    slope = rows.logps["explore"].grad
+    assert (0.0 if slope is None else slope.item()) == pytest.approx(objective.c, abs=1e-12)
+    assert objective.kappa == pytest.approx(2 * objective.c / BETA)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in OBJECTIVES if name in {"dpo", "selm", "xpo", "vpo", "se_popo"}]
+)
+def test_preference_part_weighs_beta_half_at_the_start(name: str) -> None:
+    rows = worked_rows(chosen=-5.0, rejected=-6.0, explore=-6.0)
+    loss_of(name, rows).sum().backward()
+    assert rows.logps["chosen"].grad.item() == pytest.approx(-BETA / 2)
+    assert rows.logps["rejected"].grad.item() == pytest.approx(BETA / 2)
+
+
+def test_coefficients_as_published() -> None:
+    zephyr = resolve_objective("selm", alpha=1e-3, beta=0.01)
+    xpo = resolve_objective("xpo", alpha=1e-5, beta=0.1)
+    assert (zephyr.c, zephyr.kappa) == pytest.approx((1e-5, 2e-3))
+    assert (xpo.c, xpo.kappa) == pytest.approx((1e-5, 2e-4))
+    assert resolve_objective("selm", alpha=1e-3, beta=0.01, convention="alpha").c == pytest.approx(
+        100 * zephyr.c
+    )
+    assert resolve_objective("se_popo", alpha=0.4, beta=0.1).c == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, objective in OBJECTIVES.items() if objective.explores]
+)
+def test_alpha_zero_is_dpo_and_never_reads_y(name: str) -> None:
+    rows = worked_rows()
+    without_y = Rows(
+        *(
+            {role: part[role] for role in ("chosen", "rejected")}
+            for part in (rows.logps, rows.reference, rows.tokens)
+        )
+    )
+    objective = resolve_objective(name, alpha=0.0, beta=BETA)
+    assert objective.roles == ("chosen", "rejected")
+    assert torch.equal(objective.losses(without_y), loss_of("dpo", rows))
+
+
+def test_negative_placebo_turns_the_term_round() -> None:
+    plain = resolve_objective("selm", alpha=ALPHA, beta=BETA)
+    turned = resolve_objective("selm", alpha=ALPHA, beta=BETA, placebo="negative")
+    assert turned.c == -plain.c
+    rows = worked_rows()
+    assert (plain.losses(rows) + turned.losses(rows)).item() == pytest.approx(2 * DPO)
+    assert resolve_objective("selm", alpha=ALPHA, beta=BETA, placebo="other_prompt").c == plain.c
+
+
+def test_xpo_clips_the_exploration_term_only() -> None:
+    rows = worked_rows(explore=-1000.0)
+    losses = loss_of("xpo", rows)
+    losses.sum().backward()
+    assert losses.item() == pytest.approx(DPO - 0.2 * 500)
+    assert rows.logps["explore"].grad.item() == 0.0
+    assert rows.logps["chosen"].grad.item() != 0.0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_documented_with_equation_and_source(name: str) -> None:
+    text = OBJECTIVES[name].function.__doc__ or ""
+    assert any(mark in text for mark in ("sigma", "max(", "^2", "dpo")), (
+        "the docstring gives the equation"
+    )
+    assert "arXiv" in text or "note" in text, "the docstring gives the source"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": "self"}, "unknown objective 'self'; known: dpo, selm"),
+        (
+            {"name": "cdpo", "params": {"eps": 0.1}},
+            "unknown parameter 'eps'; its parameters: epsilon",
+        ),
+        ({"name": "dpo", "params": {"eps": 0.1}}, "its parameters: none"),
+        ({"name": "selm", "beta": 0.0}, "beta is 0.0"),
+        ({"name": "selm", "convention": "beta"}, "convention 'beta'"),
+        ({"name": "selm", "placebo": "sugar"}, "placebo 'sugar'"),
+        ({"name": "cdpo", "params": {"epsilon": "small"}}, "epsilon is 'small'"),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_is_allowed(
+    arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(HarnessError) as refused:
+        resolve_objective(**{"beta": BETA, **arguments})
+    assert says in str(refused.value)
+
+
+def test_a_flip_probability_of_one_half_has_no_unbiased_loss() -> None:
+    with pytest.raises(HarnessError, match=r"epsilon 0\.5"):
+        loss_of("robust", worked_rows(), epsilon=0.5)
+    with pytest.raises(HarnessError, match="variant 'mean'"):
+        loss_of("ipo", worked_rows(), variant="mean")
+
+
+def test_importing_objectives_does_not_load_torch() -> None:
+    code = "import sys, harness.train.objectives; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

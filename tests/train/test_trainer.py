@@ -1,0 +1,442 @@
+"""PreferenceTrainer against a plain float64 reference, against TRL's DPOTrainer, and against itself
+run in other ways.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.model import attention as shared_prefix
+from harness.records import HarnessError
+from harness.train.batching import (
+    GlobalBatchSampler,
+    PreferenceRow,
+    collate_for_rank,
+    plan_global_batch,
+)
+from harness.train.objectives import OBJECTIVES
+from harness.train.trainer import CHECKPOINTING, PreferenceConfig, PreferenceTrainer
+from tests import plain
+from tests.preferences import ROLES, config, model, rows
+
+Numbers = dict[str, Tensor]
+ALPHA, BETA = 0.5, 0.1
+
+
+def _log_sigma(x: Tensor) -> Tensor:
+    return torch.log(1 / (1 + torch.exp(-x)))
+
+
+def _dpo(p: Numbers, q: Numbers, n: dict[str, int]) -> Tensor:
+    return -_log_sigma(BETA * ((p["chosen"] - q["chosen"]) - (p["rejected"] - q["rejected"])))
+
+
+def _gap(p: Numbers, q: Numbers) -> Tensor:
+    return (p["chosen"] - q["chosen"]) - (p["rejected"] - q["rejected"])
+
+
+PLAIN: dict[str, Callable[[Numbers, Numbers, dict[str, int]], Tensor]] = {
+    "dpo": _dpo,
+    "selm": lambda p, q, n: _dpo(p, q, n) + ALPHA * BETA * (p["explore"] - q["explore"]),
+    "xpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * (p["explore"] - q["explore"]),
+    "vpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * BETA * (p["explore"] - q["explore"]),
+    "se_popo": lambda p, q, n: (
+        _dpo(p, q, n)
+        + ALPHA * (1 / (1 + torch.exp(-BETA * (p["explore"] - q["explore"]))) - 0.5) / BETA
+    ),
+    "ipo": lambda p, q, n: (_gap(p, q) - 1 / (2 * BETA)) ** 2,
+    "cdpo": lambda p, q, n: (
+        -0.9 * _log_sigma(BETA * _gap(p, q)) - 0.1 * _log_sigma(-BETA * _gap(p, q))
+    ),
+    "robust": lambda p, q, n: (
+        (-0.9 * _log_sigma(BETA * _gap(p, q)) + 0.1 * _log_sigma(-BETA * _gap(p, q))) / 0.8
+    ),
+    "hinge": lambda p, q, n: torch.relu(1 - BETA * _gap(p, q)),
+    "simpo": lambda p, q, n: (
+        -_log_sigma(BETA * (p["chosen"] / n["chosen"] - p["rejected"] / n["rejected"]) - 0.5)
+    ),
+    "rpo": lambda p, q, n: _dpo(p, q, n) - p["chosen"] / n["chosen"],
+    "dpop": lambda p, q, n: (
+        -_log_sigma(BETA * (_gap(p, q) - 50 * torch.relu(q["chosen"] - p["chosen"])))
+    ),
+}
+"""Losses of one row written again from method.md's table, without the objectives' code."""
+
+
+def plain_loss(name: str, policy: Any, start: Any, batch: list[PreferenceRow]) -> Tensor:
+    """Mean over rows, every response in a pass of its own."""
+    losses = []
+    for row in batch:
+        p = {role: plain.logp(policy, row.prompt_ids, row.responses[role]) for role in ROLES}
+        with torch.no_grad():
+            q = {role: plain.logp(start, row.prompt_ids, row.responses[role]) for role in ROLES}
+        losses.append(PLAIN[name](p, q, {role: len(row.responses[role]) for role in ROLES}))
+    return torch.stack(losses).mean()
+
+
+def moved(start: Any) -> Any:
+    """A policy that has left the reference."""
+    policy = copy.deepcopy(start)
+    generator = torch.Generator().manual_seed(9)
+    for p in policy.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+    return policy
+
+
+def step(
+    trainer: PreferenceTrainer, batch: list[PreferenceRow], budget: int = 60
+) -> tuple[float, Tensor]:
+    """Loss and gradient of one global batch through the trainer's own step."""
+    micro = collate_for_rank(batch, trainer.objective.roles, token_budget=budget, micro_batch=0)
+    assert len(micro) > 1
+    loss = trainer.training_step(trainer.model, micro)
+    return float(loss), plain.gradient(trainer.model)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_and_gradient_equal_the_plain_reference(
+    name: str, dtype: torch.dtype, limit: float, tmp_path: Path
+) -> None:
+    exact_start = plain.exact_norms(model(dtype=torch.float64))
+    exact_policy = plain.exact_norms(moved(exact_start))
+    batch = rows(12)
+    wanted = plain_loss(name, exact_policy, exact_start, batch)
+    wanted.backward()
+    gradient = plain.gradient(exact_policy)
+    policy, start = model(dtype=dtype), model(dtype=dtype)
+    policy.load_state_dict(exact_policy.state_dict())
+    start.load_state_dict(exact_start.state_dict())
+    if dtype == torch.float64:
+        policy, start = plain.exact_norms(policy), plain.exact_norms(start)
+    trainer = PreferenceTrainer(
+        policy,
+        config(tmp_path, objective=name, alpha=ALPHA, max_log_ratio=1e9),
+        batch,
+        ref_model=start,
+    )
+    loss, found = step(trainer, batch)
+    assert loss == pytest.approx(
+        wanted.item(), rel=max(limit, 1e-6), abs=1e-7
+    )  # the reported loss is float32
+    assert plain.relative_error(found, gradient) < limit
+
+
+def test_every_objective_has_a_plain_form() -> None:
+    assert set(PLAIN) == set(OBJECTIVES)
+
+
+def trajectory(trainer: PreferenceTrainer) -> tuple[Tensor, Tensor]:
+    """Losses and gradient norms of every step, and the final parameters, as vectors."""
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    steps = torch.tensor(
+        [[entry["loss"], entry["grad_norm"]] for entry in history], dtype=torch.float64
+    )
+    final = torch.cat([p.detach().flatten().double() for p in trainer.model.parameters()])
+    return steps, final
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_alpha_zero_is_trls_dpo_trainer(
+    precomputed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("CI", "1")
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from tests import tiny
+
+    # Tokens in, as ours: its own tokenisation is not what is compared.
+    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
+    data = [
+        row for row in rows(100, seed=3) if row.responses["chosen"] != row.responses["rejected"]
+    ][:60]
+    common: dict[str, Any] = {
+        "learning_rate": 2e-4,
+        "max_steps": 50,
+        "num_train_epochs": 10,
+        "beta": 0.1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 5,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "precompute_ref_log_probs": precomputed,
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": 8,
+        "max_length": 64,
+    }
+    tokenizer = tiny.tokenizer("llama3")
+    start = model(vocab_size=len(tokenizer))  # TRL pads with the tokenizer's pad token
+    theirs = DPOTrainer(
+        model=copy.deepcopy(start),
+        ref_model=copy.deepcopy(start),
+        args=DPOConfig(output_dir=str(tmp_path / "trl"), gradient_checkpointing=False, **common),
+        train_dataset=Dataset.from_list(
+            [
+                {
+                    "prompt_ids": [*r.prompt_ids],
+                    "chosen_ids": [*r.responses["chosen"]],
+                    "rejected_ids": [*r.responses["rejected"]],
+                }
+                for r in data
+            ]
+        ),
+        processing_class=tokenizer,
+    )
+    ours = PreferenceTrainer(
+        copy.deepcopy(start),
+        PreferenceConfig(output_dir=str(tmp_path / "ours"), alpha=0.0, token_budget=64, **common),
+        data,
+    )
+    their_steps, their_final = trajectory(theirs)  # type: ignore[arg-type]
+    our_steps, our_final = trajectory(ours)
+    assert len(our_steps) == len(their_steps) == 50
+    assert (our_steps - their_steps).abs().max() < 1e-5
+    assert (our_final - their_final).abs().max() < 1e-5
+    moved_by = (
+        (our_final - torch.cat([p.detach().flatten().double() for p in start.parameters()]))
+        .abs()
+        .max()
+    )
+    assert moved_by > 1e-3, "fifty steps must go somewhere for the comparison to mean anything"
+
+
+BASELINE: dict[Any, Any] = {}
+
+
+def run(
+    tmp_path: Path,
+    data: list[PreferenceRow],
+    live: bool = True,
+    reorder: bool = False,
+    **changes: Any,
+) -> tuple[Tensor, Tensor]:
+    start = model(dtype=torch.float64)
+    trainer = PreferenceTrainer(
+        start, config(tmp_path, precompute_ref_log_probs=not live, **changes), data
+    )
+    if reorder:
+        trainer.objective = dataclasses.replace(
+            trainer.objective, roles=("explore", "rejected", "chosen")
+        )
+    return trajectory(trainer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"per_device_train_batch_size": 1},
+        {"per_device_train_batch_size": 4},
+        {"token_budget": 40},
+        {"token_budget": 40, "per_device_train_batch_size": 2},
+        {CHECKPOINTING: True},
+        {"live": False},
+        {"reorder": True},
+    ],
+    ids=str,
+)
+def test_same_trajectory_however_it_is_cut(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Float64, so that Adam does not turn a rounding into a step; rows are not a multiple of the
+    global batch.
+    """
+    data = rows(16)
+    if "run" not in BASELINE:
+        BASELINE["run"] = run(tmp_path / "a", data)
+    steps, final = run(tmp_path / "b", data, **changes)
+    assert len(steps) == 6
+    assert (steps - BASELINE["run"][0]).abs().max() < 1e-5
+    assert (final - BASELINE["run"][1]).abs().max() < 1e-5
+
+
+def test_same_trajectory_in_either_form_of_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for threshold in (0, 10_000):
+        monkeypatch.setattr(shared_prefix, "SHORT_PROMPT_TOKENS", threshold)
+        found.append(run(tmp_path, rows(16)))
+    assert (found[0][1] - found[1][1]).abs().max() < 1e-5
+
+
+def test_same_trajectory_with_accumulation_in_the_old_words(tmp_path: Path) -> None:
+    """global_batch_size 0: per-device batch times accumulation steps, as any transformers user
+    expects.
+    """
+    steps, final = run(
+        tmp_path,
+        rows(16),
+        global_batch_size=0,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+    )
+    wanted = run(tmp_path, rows(16))
+    assert (steps - wanted[0]).abs().max() < 1e-5
+    assert (final - wanted[1]).abs().max() < 1e-5
+
+
+def test_y_is_scored_once_when_it_is_chosen_or_rejected(tmp_path: Path) -> None:
+    row = rows(4)
+    assert [len(r.packed(ROLES)[0].responses) for r in row] == [2, 2, 3, 1]
+    trainer = PreferenceTrainer(model(), config(tmp_path, alpha=0.0), row)
+    assert trainer.objective.roles == ("chosen", "rejected")
+    assert [len(r.packed(trainer.objective.roles)[0].responses) for r in row] == [2, 2, 2, 1]
+
+
+def test_plan_of_a_global_batch_by_hand() -> None:
+    assert plan_global_batch([5, 9, 3, 9], token_budget=14) == [[[1], [3, 0], [2]]]
+    assert plan_global_batch([5, 9, 3, 9], ranks=2) == [[[1, 0]], [[3, 2]]], (
+        "longest first, each to the rank with least: 9 + 5 and 9 + 3"
+    )
+    assert plan_global_batch([5, 9, 3, 9], ranks=2, token_budget=12) == [[[1], [0]], [[3, 2], []]]
+    assert plan_global_batch([7], ranks=2) == [[[0]], [[]]], (
+        "a rank without work keeps step with an empty micro-batch"
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_ranks_do_the_same_number_of_micro_batches_and_every_row_once(ranks: int) -> None:
+    data = rows(13)
+    plans = [
+        collate_for_rank(data, ROLES, token_budget=50, micro_batch=3, ranks=ranks, rank=rank)
+        for rank in range(ranks)
+    ]
+    assert len({len(plan) for plan in plans}) == 1
+    assert sum(float(micro.weights.sum()) for plan in plans for micro in plan) == 13
+    assert all(micro.global_rows == 13 for plan in plans for micro in plan)
+
+
+def test_shares_of_ranks_add_up_to_the_whole_gradient(tmp_path: Path) -> None:
+    data = rows(7)
+    trainer = PreferenceTrainer(
+        plain.exact_norms(model(dtype=torch.float64)), config(tmp_path), data
+    )
+    whole, gradient = step(trainer, data)
+    total, parts = 0.0, torch.zeros_like(gradient)
+    for rank in range(3):
+        total += float(
+            trainer.training_step(
+                trainer.model,
+                collate_for_rank(data, ROLES, token_budget=30, micro_batch=0, ranks=3, rank=rank),
+            )
+        )
+        parts += plain.gradient(trainer.model)
+    assert total == pytest.approx(whole, rel=1e-6)
+    assert plain.relative_error(parts, gradient) < 1e-9
+
+
+def test_every_row_once_an_epoch_in_an_order_of_its_own() -> None:
+    sampler = GlobalBatchSampler(10, 4, seed=1)
+    first = list(sampler)
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert sorted(i for batch in first for i in batch) == list(range(10))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(GlobalBatchSampler(10, 4, seed=2)) != first
+    assert list(GlobalBatchSampler(5, 4, seed=2, shuffle=False)) == [[0, 1, 2, 3], [4]]
+
+
+def test_metrics_of_the_first_step_by_hand(tmp_path: Path) -> None:
+    """Where the policy is the reference every log-ratio is 0, DPO's loss is ln 2 and nobody wins."""
+    args = config(tmp_path, max_steps=1, precompute_ref_log_probs=True, global_batch_size=12)
+    trainer = PreferenceTrainer(model(dtype=torch.float64), args, rows(12))
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["loss"] == pytest.approx(math.log(2))
+    for name in (
+        "margin",
+        "rhat_chosen",
+        "rhat_rejected",
+        "rhat_explore",
+        "rhat_y_winner",
+        "rhat_y_loser",
+        "rhat_y_middle",
+    ):
+        assert entry[name] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_ten_lines(tmp_path: Path) -> None:
+    from tests import tiny
+
+    tokenizer = tiny.tokenizer("zephyr")
+    policy = tiny.model("mistral", tokenizer)
+    data = [
+        {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Stone.", "explore": "A pear."}
+    ] * 4
+    args = PreferenceConfig(
+        output_dir=str(tmp_path),
+        objective="selm",
+        alpha=0.3,
+        beta=0.1,
+        global_batch_size=4,
+        max_steps=3,
+        use_cpu=True,
+    )
+    PreferenceTrainer(policy, args, data, processing_class=tokenizer).train()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"objective": "sel"}, "unknown objective"),
+        ({"objective_params": {"clip": 1.0}}, "unknown parameter"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(HarnessError, match=says):
+        config(tmp_path, **change)
+
+
+def test_rows_without_y_cannot_explore(tmp_path: Path) -> None:
+    bare = [
+        dataclasses.replace(
+            row, responses={role: row.responses[role] for role in ("chosen", "rejected")}
+        )
+        for row in rows(4)
+    ]
+    with pytest.raises(HarnessError, match=r"row p0: objective selm with alpha 0\.5 reads y"):
+        PreferenceTrainer(model(), config(tmp_path), bare)
+    PreferenceTrainer(model(), config(tmp_path, alpha=0.0), bare)
+    with pytest.raises(HarnessError, match="pass processing_class"):
+        PreferenceTrainer(
+            model(), config(tmp_path), [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+        )
+
+
+def test_only_the_trained_change(tmp_path: Path) -> None:
+    """With LoRA the base weights stay; the frozen reference is the model without adapters."""
+    from peft import LoraConfig, get_peft_model
+
+    start = model()
+    adapted = get_peft_model(
+        copy.deepcopy(start),
+        LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer = PreferenceTrainer(adapted, config(tmp_path, max_steps=3), rows(12))
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["margin"] == pytest.approx(0.0, abs=1e-5)
+    assert trainer.state.log_history[2]["margin"] != pytest.approx(0.0, abs=1e-4)
+    kept = {
+        name.replace(".base_layer", ""): value
+        for name, value in adapted.get_base_model().state_dict().items()
+        if "lora" not in name
+    }
+    assert all(torch.equal(kept[name], value) for name, value in start.state_dict().items())

@@ -1,0 +1,581 @@
+"""Searches: honest about failures, the same store as ablations, nothing lost when a worker dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch  # noqa: F401 - not in the middle of a trial that is timed
+from optuna.trial import TrialState
+
+from analysis.search import state_of, trials_table
+from harness.cli import commands
+from harness.engine.execute import Inline
+from harness.engine.garbage import needed
+from harness.engine.store import Store
+from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
+from harness.study.settings import RuntimeSettings
+from harness.tune import search as tune
+from harness.tune.file import TuneFile, load_tune
+from harness.tune.storage import Search, open_storage, open_study
+from harness.tune.trial import Ending, judge_price, suggest
+from tests.tune_world import SEARCH, make_search, toy
+
+ROOT = Path(__file__).parents[2]
+
+
+class World:
+    """Stands in for every stage; notes (stage, iteration, α). ``broken`` makes every training, or
+    every judgment, end that way.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, float]] = []
+        self.broken: Any = None
+        self.before: Callable[[StageTask], None] = lambda task: None
+
+    def __call__(self, task: StageTask) -> StageOutcome:
+        self.before(task)
+        self.calls.append(
+            (
+                task.stage,
+                task.settings.get("iteration", 0),
+                task.settings.get("objective", {}).get("alpha", 0.0),
+            )
+        )
+        if self.broken == "stuck" and task.stage == "train":
+            while True:  # and takes every error for one of its own
+                with contextlib.suppress(Exception):
+                    time.sleep(0.05)
+        if isinstance(self.broken, BaseException) and task.stage == "train":
+            raise self.broken
+        if self.broken == "judge" and task.stage.startswith("judge."):
+            rows = [
+                {"attempts": 1, "prompt_tokens": 1000, "completion_tokens": 100},
+                {"attempts": 0, "prompt_tokens": 9, "completion_tokens": 9},
+            ]
+            write_jsonl(task.out / "judge.journal.jsonl", rows)
+            with (task.out / "judge.journal.jsonl").open("a") as torn:
+                torn.write('{"attempts": 1, "prom')
+            raise HarnessError("the judge is away")
+        return toy(task, "unparsed" if self.broken == "missing" else "ok")
+
+    def ran(self, stage: str) -> int:
+        return sum(call[0] == stage for call in self.calls)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr("harness.engine.worker.function_of", lambda stage: world)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return world
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [state_of(trial) for trial in study.trials]
+
+
+def changed(text: str = SEARCH, **keys: str) -> str:
+    """A search with other top-level lines: ``changed(trials="9")``."""
+    lines = [line for line in text.splitlines() if line.split(":")[0] not in keys]
+    return "\n".join([*lines, *(f"{key}: {value}" for key, value in keys.items())]) + "\n"
+
+
+# -- budgets ---------------------------------------------------------------------------------------
+def test_a_search_spends_its_budget_and_finds_the_best(tmp_path: Path, world: World) -> None:
+    asked = make_search(tmp_path)
+    tune.work(asked)
+    study = open_study(asked)
+    assert len(study.trials) == 4
+    best = tune.winners(study)["best"]
+    assert best.value == max(t.values[0] for t in study.trials if t.state.name == "COMPLETE")
+    tune.work(asked)
+    assert len(open_study(asked).trials) == 4
+    tune.work(make_search(tmp_path, changed(trials="6")))
+    trials = open_study(asked).trials
+    assert len(trials) == len({trial.params["objective.alpha"] for trial in trials}) == 6, (
+        "a continued search drew its first points again"
+    )
+
+
+def test_no_trial_is_begun_once_judging_cost_the_budget(tmp_path: Path, world: World) -> None:
+    judged = SEARCH.replace(
+        "[heldout]", "[heldout, mt_bench]"
+    )  # 0.25 USD a checkpoint: the base's of 2 seeds, then 2 a trial
+    limited = changed(judged, pruner="none", max_cost_usd="1.1")
+    tune.work(make_search(tmp_path, limited))
+    study = open_study(make_search(tmp_path, limited))
+    assert states(study) == ["complete"] * 2  # 1.00 after the first, 1.50 after the second
+    runtime = RuntimeSettings()
+    assert judge_price(study, Store(tmp_path / "store"), runtime) == pytest.approx(1.5)
+    assert (
+        tune.spent(study, Store(tmp_path / "store"), runtime).over(load_tune(tmp_path / "t.yaml"))
+        == "1.5 of 1.1 USD for judging"
+    )
+    tune.work(make_search(tmp_path, limited))
+    assert len(open_study(make_search(tmp_path, limited)).trials) == 2
+    tune.work(make_search(tmp_path, changed(limited, max_cost_usd="1.6")))
+    assert len(open_study(make_search(tmp_path, limited)).trials) == 3
+
+
+def test_judgments_paid_for_by_others_are_not_in_the_price(tmp_path: Path, world: World) -> None:
+    text = changed(SEARCH.replace("[heldout]", "[heldout, mt_bench]"), pruner="none", trials="2")
+    tune.work(make_search(tmp_path, text))
+    again = make_search(tmp_path, changed(text, name="again"))  # same sampler's seed, same points
+    tune.work(again)
+    assert len(open_study(again).trials) == 2
+    assert judge_price(open_study(again), Store(tmp_path / "store"), RuntimeSettings()) == 0
+
+
+def test_judging_that_never_came_to_an_end_is_paid_for_too(tmp_path: Path, world: World) -> None:
+    world.broken = "judge"
+    asked = make_search(
+        tmp_path, changed(SEARCH.replace("[heldout]", "[heldout, mt_bench]"), trials="1")
+    )
+    tune.work(asked)
+    prices = RuntimeSettings(
+        price_prompt_usd_per_million=10.0, price_completion_usd_per_million=30.0
+    )
+    calls = world.ran("judge.mt_bench")
+    assert calls == 2  # the base's answers and the first trial's
+    assert judge_price(open_study(asked), Store(tmp_path / "store"), prices) == pytest.approx(
+        calls * (0.01 + 0.003)
+    )
+
+
+def test_a_price_limit_without_prices_is_refused(tmp_path: Path, world: World) -> None:
+    text = changed(SEARCH.replace("set: {", "set: {judge.kind: openai, "), max_cost_usd="1")
+    with pytest.raises(HarnessError, match="max_cost_usd is set but no price is"):
+        open_study(make_search(tmp_path, text))
+
+
+def test_hours_are_counted_over_all_invocations(tmp_path: Path, world: World) -> None:
+    limited = changed(pruner="none", hours="0.00001")  # 36 ms: less than one trial takes
+    for _ in range(2):
+        tune.work(make_search(tmp_path, limited))
+        assert len(open_study(make_search(tmp_path, limited)).trials) == 1
+    tune.work(make_search(tmp_path, changed(limited, hours="9")))
+    assert len(open_study(make_search(tmp_path, limited)).trials) == 4
+
+
+def test_trials_share_stages_with_each_other(tmp_path: Path, world: World) -> None:
+    tune.work(make_search(tmp_path))
+    assert world.ran("base.pocket") == 1
+    assert world.ran("rollout") == 2
+
+
+# -- failures --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (HarnessError("loss is nan at step 3"), "loss is nan"),
+        (ValueError("inf"), "ValueError"),
+        ("missing", "8 of 8 rows without a finite value"),
+        ("stuck", "longer than 0.5 s"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True], ids=["one metric", "Pareto"])
+def test_failures_keep_their_reason_and_are_never_best(
+    tmp_path: Path, world: World, broken: Any, words: str, several: bool
+) -> None:
+    text = changed(trials="2", pruner="none", trial_timeout_s="0.5" if broken == "stuck" else "0")
+    if several:
+        text = changed(
+            text,
+            metrics="[{benchmark: heldout, metric: reward}, {benchmark: heldout, metric: reward, "
+            "direction: minimize}]",
+        )
+    asked = make_search(tmp_path, text)
+    world.broken = broken
+    tune.work(asked)
+    study = open_study(asked)
+    assert states(study) == ["failed", "failed"]
+    assert all(words in trial.user_attrs["reason"] for trial in study.trials)
+    with pytest.raises(HarnessError, match="no trial ended with a finite value"):
+        tune.winners(study)
+    world.broken = None
+    tune.work(make_search(tmp_path, changed(text, trials="4", trial_timeout_s="0")))
+    assert states(open_study(asked)) == ["failed", "failed", "complete", "complete"]
+    assert {trial.number for trial in tune.winners(open_study(asked)).values()} <= {2, 3}
+
+
+def test_several_metrics_give_a_front_and_its_ends_are_the_finalists(
+    tmp_path: Path, world: World
+) -> None:
+    """Held-out reward is −|log10 α| and the rating its opposite: every trial is on the front."""
+    both = "[{benchmark: heldout, metric: reward}, {benchmark: mt_bench, metric: rating}]"
+    asked = make_search(
+        tmp_path, changed(SEARCH.replace("[heldout]", "[heldout, mt_bench]"), metrics=both)
+    )
+    tune.work(asked)
+    study = open_study(asked)
+    assert states(study) == ["complete"] * 4
+    assert len(study.best_trials) == 4
+    values = [trial.values for trial in study.trials]
+    assert [trial.values for trial in tune.winners(study).values()] == [
+        max(values),
+        max(values, key=lambda pair: pair[1]),
+    ]
+
+
+def test_the_sampler_learns_where_trials_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the space fails, the rest is pruned: told as Optuna's FAIL, 18 to 20 of the last 20
+    trials fail (eight seeds).
+    """
+    began: list[int] = []
+
+    def steps(trial: optuna.Trial, search: Search, spec: TuneFile, *_: Any) -> Ending:
+        if suggest(trial, spec.space)["objective.alpha"] > 0.32:
+            raise HarnessError("loss is nan")
+        began.append(trial.number)
+        trial.report(0.5, 1)
+        return (TrialState.COMPLETE, [1.0]) if len(began) == 1 else (TrialState.PRUNED, None)
+
+    monkeypatch.setattr("harness.tune.trial._run_steps", steps)
+    asked = make_search(tmp_path, changed(pruner="none", trials="40"))
+    tune.work(asked)
+    assert states(open_study(asked))[20:].count("failed") <= 12
+
+
+# -- asking something else -------------------------------------------------------------------------
+def test_a_changed_space_is_refused_with_the_difference(tmp_path: Path, world: World) -> None:
+    open_study(make_search(tmp_path))
+    with pytest.raises(
+        HarnessError,
+        match=r"space.objective.alpha.log_uniform: was \[0.01, 10.0\], now \[0.01, 5.0\].*another "
+        r"name.*fork_of: t",
+    ):
+        open_study(make_search(tmp_path, SEARCH.replace("[0.01, 10]", "[0.01, 5]")))
+    with pytest.raises(HarnessError, match=r"training.batch_size: was the default, now 32\)"):
+        open_study(
+            make_search(tmp_path, SEARCH.replace("set: {", "set: {training.batch_size: 32, "))
+        )
+    open_study(
+        make_search(tmp_path, SEARCH.replace("set: {", "set: {objective.alpha: 1, "))
+    )  # searched: every trial has its own
+
+
+def forked(tmp_path: Path, text: str) -> Search:
+    addresses = [f"sqlite:///{tmp_path / name}.db" for name in ("forked", "optuna")]
+    return make_search(tmp_path, changed(text, name="forked", fork_of="t"), *addresses)
+
+
+def fork(tmp_path: Path, text: str) -> optuna.Study:
+    return open_study(forked(tmp_path, text))
+
+
+def test_a_fork_takes_over_the_trials_inside_its_space_and_says_why_not_the_others(
+    tmp_path: Path, world: World
+) -> None:
+    old = open_study(make_search(tmp_path, changed(pruner="none")))
+    for alpha, rule in (
+        (0.02, "replace"),
+        (0.5, "replace"),
+        (0.5, "best_worst"),
+        (3.0, "best_worst"),
+    ):
+        old.enqueue_trial({"objective.alpha": alpha, "pairs.rule": rule})
+    tune.work(make_search(tmp_path, changed(pruner="none", trials="5")))
+    tried = {(t.params["objective.alpha"], t.params["pairs.rule"]) for t in old.trials}
+    inside = {point for point in tried if 0.1 <= point[0] <= 1}
+    narrow = changed(SEARCH.replace("[0.01, 10]", "[0.1, 1]"), pruner="none", trials="2")
+    study = fork(tmp_path, narrow)
+    assert {
+        (t.params["objective.alpha"], t.params["pairs.rule"])
+        for t in study.trials
+        if t.state == TrialState.COMPLETE
+    } == inside
+    assert study.user_attrs["fork"] == {
+        "of": "t",
+        "taken": len(inside),
+        "left": {"outside the range of objective.alpha": 5 - len(inside)},
+    }
+    assert str(len(inside)) in tune.fork_text(study)
+    same = {(t.params["objective.alpha"], t.params["pairs.rule"]): t.values for t in old.trials}
+    assert all(
+        t.values == same[t.params["objective.alpha"], t.params["pairs.rule"]]
+        for t in study.trials
+        if t.state == TrialState.COMPLETE
+    )
+    before = len(study.get_trials(states=(TrialState.COMPLETE,)))
+    tune.work(forked(tmp_path, narrow))
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == before + 2, (
+        "the budget is for trials of its own"
+    )
+
+
+def test_a_key_that_is_new_to_the_space_stands_where_it_was_fixed(
+    tmp_path: Path, world: World
+) -> None:
+    only_alpha = changed(
+        SEARCH.replace("  pairs.rule: {choice: [best_worst, replace]}\n", ""),
+        pruner="none",
+        trials="2",
+    )
+    tune.work(make_search(tmp_path, only_alpha))
+    study = fork(tmp_path, changed(pruner="none"))
+    assert [
+        trial.params["pairs.rule"] for trial in study.get_trials(states=(TrialState.COMPLETE,))
+    ] == ["best_worst"] * 2
+
+
+def test_a_key_that_left_the_space_must_have_had_todays_value(tmp_path: Path, world: World) -> None:
+    tune.work(make_search(tmp_path, changed(pruner="none")))
+    rules = Counter(
+        trial.params["pairs.rule"]
+        for trial in open_study(make_search(tmp_path, changed(pruner="none"))).trials
+    )
+    only_alpha = SEARCH.replace("  pairs.rule: {choice: [best_worst, replace]}\n", "").replace(
+        "set: {", "set: {pairs.rule: replace, "
+    )
+    taken = fork(tmp_path, changed(only_alpha, pruner="none")).user_attrs["fork"]
+    assert taken["taken"] == rules["replace"]
+    assert taken["left"] == {
+        "pairs.rule is no longer searched and had another value than replace": rules["best_worst"]
+    }
+
+
+def test_failed_trials_are_not_taken_over(tmp_path: Path, world: World) -> None:
+    world.broken = ValueError("no")
+    tune.work(make_search(tmp_path))
+    assert fork(tmp_path, SEARCH).user_attrs["fork"] == {
+        "of": "t",
+        "taken": 0,
+        "left": {"failed": 4},
+    }
+
+
+def test_a_fork_that_was_killed_while_it_copied_goes_on_without_doubling(
+    tmp_path: Path, world: World
+) -> None:
+    tune.work(make_search(tmp_path, changed(pruner="none")))
+    study = fork(tmp_path, changed(pruner="none"))
+    count = len(study.trials)
+    study.set_user_attr("asked", None)  # as if the last step had not been reached
+    assert len(fork(tmp_path, changed(pruner="none")).trials) == count
+
+
+def test_a_fork_of_nothing_or_of_another_question_is_refused(tmp_path: Path, world: World) -> None:
+    with pytest.raises(HarnessError, match=r"fork_of: no search 't' in .*optuna\.db"):
+        fork(tmp_path, SEARCH)
+    tune.work(make_search(tmp_path))
+    with pytest.raises(HarnessError, match=r"may change the space.*seeds: was \[0, 1\], now \[0\]"):
+        fork(tmp_path, changed(seeds="[0]"))
+    with pytest.raises(HarnessError, match="fork_of names the search itself"):
+        load_tune(make_search(tmp_path, changed(fork_of="t")).path)
+
+
+# -- pruning over iterations -----------------------------------------------------------------------
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+def test_a_pruned_trial_ran_no_later_iteration(tmp_path: Path, world: World, pruner: str) -> None:
+    """The best α first, then far ones: worse at every iteration."""
+    asked = make_search(
+        tmp_path,
+        changed(
+            SEARCH.replace("loop.iterations: 1", "loop.iterations: 3"), pruner=pruner, trials="7"
+        ),
+    )
+    study = open_study(asked)  # the default is queued first
+    for alpha in (1.0, 0.9, 0.8, 1.2, 0.01, 0.02):
+        study.enqueue_trial({"objective.alpha": alpha, "pairs.rule": "best_worst"})
+    tune.work(asked)
+    done = {trial.params["objective.alpha"]: trial for trial in study.trials}
+    assert done[1.0].state == TrialState.COMPLETE
+    assert sorted(done[1.0].intermediate_values) == [1, 2, 3]
+    assert world.calls.count(("train", 3, 1.0)) == 2  # seeds
+    assert done[0.01].state == done[0.02].state == TrialState.PRUNED
+    for trial in (trial for trial in study.trials if trial.state == TrialState.PRUNED):
+        last, alpha = max(trial.intermediate_values), trial.params["objective.alpha"]
+        assert last < 3
+        assert {
+            iteration for stage, iteration, a in world.calls if stage == "train" and a == alpha
+        } == set(range(1, last + 1))
+        assert trial.value == pytest.approx(trial.intermediate_values[last])
+        assert len([key for key in trial.user_attrs if key.startswith("seed_")]) == 2, (
+            "all seeds, at the iteration it reached"
+        )
+
+
+def test_the_steps_of_an_iteration_are_parts_of_the_whole_plan(
+    tmp_path: Path, world: World
+) -> None:
+    """A trial that ran to the end by iterations left exactly the stages that one running seed by
+    seed uses.
+    """
+    three = SEARCH.replace("loop.iterations: 1", "loop.iterations: 3")
+    tune.work(make_search(tmp_path, changed(three, pruner="median", trials="2")))
+    before = len(world.calls)
+    tune.work(make_search(tmp_path, changed(three, name="other", pruner="none", trials="2")))
+    assert len(world.calls) == before
+
+
+def test_pruning_over_iterations_needs_scores_at_each(tmp_path: Path, world: World) -> None:
+    text = SEARCH.replace("loop.iterations: 1", "loop.iterations: 3, evaluation.iterations: last")
+    with pytest.raises(HarnessError, match="median looks at every iteration"):
+        open_study(make_search(tmp_path, changed(text, pruner="median")))
+
+
+def test_seeds_are_the_steps_of_the_wilcoxon_pruner(tmp_path: Path, world: World) -> None:
+    tune.work(make_search(tmp_path))
+    trials = open_study(make_search(tmp_path)).trials
+    assert {
+        len(trial.intermediate_values) for trial in trials if trial.state == TrialState.COMPLETE
+    } == {2 * 8}
+    assert all(
+        len(trial.intermediate_values) < 2 * 8
+        for trial in trials
+        if trial.state == TrialState.PRUNED
+    )
+
+
+# -- lost workers ----------------------------------------------------------------------------------
+def test_a_trial_whose_worker_died_is_queued_again_with_its_settings_twice_and_then_left(
+    tmp_path: Path, world: World
+) -> None:
+    study = open_study(make_search(tmp_path))
+    for attempt in range(1, 4):
+        trial = study.ask()
+        assert "worker" not in trial.user_attrs, (
+            "the dead worker's name would pass for a living one's"
+        )
+        trial.suggest_float("objective.alpha", 0.01, 10, log=True)
+        tune.bury(study)  # nobody has put a name to it in this turn: dead
+        tune.bury(study)
+        assert study.trials[trial.number].state == TrialState.FAIL
+        assert len(study.get_trials(states=(TrialState.WAITING,))) == (1 if attempt < 3 else 0)
+    alphas = {trial.params["objective.alpha"] for trial in study.trials}
+    assert len(alphas) == 1
+    assert [trial.system_attrs.get("retry_history") for trial in study.trials] == [
+        None,
+        [0],
+        [0, 1],
+    ]
+    notes = list(trials_table(study)["note"])
+    assert "queued again as trial 1" in notes[0]
+    assert "not again: that was attempt 3" in notes[2]
+    assert tune.spent(study, Store(tmp_path / "store"), RuntimeSettings()).trials == 0, (
+        "lost trials are not part of the budget"
+    )
+
+
+def test_a_named_trial_has_had_a_heartbeat_so_that_its_death_is_noticed(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker killed between the name and Optuna's first beat would otherwise be waited for
+    without end.
+    """
+    monkeypatch.setattr("harness.tune.storage.GRACE_S", 1)
+    study = open_study(make_search(tmp_path))
+    assert tune._begin(study).number == 0
+    tune.bury(study)
+    assert states(study) == ["running"]
+    while states(study) == ["running"]:
+        time.sleep(0.2)
+        tune.bury(study)
+    assert states(study) == ["lost", "waiting"]
+
+
+def test_an_interrupted_trial_is_queued_again_by_the_same_command(
+    tmp_path: Path, world: World
+) -> None:
+    asked = make_search(tmp_path, changed(pruner="none", trials="3"))
+    world.broken = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        tune.work(asked)
+    world.broken = None
+    tune.work(asked)
+    study = open_study(asked)
+    assert states(study) == ["lost", "complete", "complete", "complete"]
+    assert study.trials[1].params == study.trials[0].params
+    assert study.trials[1].system_attrs["retry_history"] == [0]
+
+
+def test_a_trial_taken_for_dead_while_it_ran_ends_once(tmp_path: Path, world: World) -> None:
+    asked = make_search(tmp_path, changed(pruner="none", trials="1"))
+    open_study(asked)
+
+    def declare(task: StageTask) -> None:
+        other = optuna.load_study(study_name="t", storage=open_storage(asked.storage))
+        if task.stage == "train" and other.trials[0].state == TrialState.RUNNING:
+            other.tell(0, state=TrialState.FAIL)
+
+    world.before = declare
+    tune.work(asked)
+    assert states(open_study(asked)) == ["lost", "complete"]
+
+
+# -- what came of it -------------------------------------------------------------------------------
+def test_finalists_run_on_fresh_seeds_against_the_default(tmp_path: Path, world: World) -> None:
+    asked = make_search(tmp_path)
+    tune.work(asked)
+    final = tune.finalists(asked, open_study(asked))
+    assert [cell.seed for cell in final.cells] == [7, 8, 9, 7, 8, 9]
+    assert final.baseline == {"arm": "default"}
+    assert final.cells[3].recipe.objective.alpha == pytest.approx(
+        tune.winners(open_study(asked))["best"].params["objective.alpha"]
+    )
+
+
+def test_the_command_searches_runs_the_finals_and_reports_both(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "make_executor", lambda kind, store, workers, plan: Inline(store))
+    monkeypatch.setattr(commands, "report_study", lambda folder, store: folder)
+    text = changed(
+        SEARCH.replace("set: {", "set: {objective.alpha: 0.1, "),
+        trials="6",
+        pruner="none",
+        question="Which α?",
+    )
+    asked = make_search(tmp_path, text)
+    assert commands.tune_study(asked.path, asked.store, tmp_path / "results", "", 1) == 0
+    folder = tmp_path / "results" / "t" / "search"
+    report = (folder / "search.md").read_text()
+    numbers = json.loads((folder / "search.json").read_text())
+    assert numbers["fresh"]["default"] == [
+        pytest.approx({"7": -0.965, "8": -0.965, "9": -0.965})
+    ]  # −|log10 0.1| + mean of 0 … 0.07
+    assert "Which α?" in report
+    assert "6 trials: " in report
+    assert "Ended at 6 of 6 trials" in report
+    assert "| default |" in report
+    assert "(optimistic)" in report
+    assert {path.stem for path in folder.glob("*.png")} == {
+        "history",
+        "slice",
+        "importance",
+        "contour",
+    }
+    assert len((folder / "trials.csv").read_text().splitlines()) == 7
+    kept = needed(Store(asked.store), tmp_path / "results")
+    assert set(Store(asked.store).all_keys()) <= kept, "selm gc would delete what the trials used"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("  objective.alpha: {log_uniform: [0, 10]}", "above 0"),
+        ("  objective.alpha: {uniform: [3, 1]}", "low below high"),
+        ("  objective.alpha: {choice: [1], uniform: [0, 1]}", "exactly one"),
+        ("  objective.alfa: {choice: [1]}", "did you mean 'alpha'"),
+    ],
+)
+def test_a_bad_search_is_refused(tmp_path: Path, world: World, change: str, words: str) -> None:
+    text = SEARCH.replace("  objective.alpha: {log_uniform: [0.01, 10]}", change)
+    with pytest.raises(HarnessError, match=words):
+        open_study(make_search(tmp_path, text))
+
+
+def test_the_search_that_ships_loads() -> None:
+    spec = load_tune(ROOT / "ablations" / "tune_alpha_beta.yaml")
+    assert not set(spec.seeds) & set(spec.fresh_seeds)
