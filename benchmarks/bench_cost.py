@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.cost.rates import slowness
+
 from harness.cli.commands import prepare
 from harness.cost.budget import Assumptions, Budget, budget, elapsed
-from harness.cost.rates import slowness
 from harness.engine.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

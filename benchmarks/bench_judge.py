@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.pocket.judge_server import FaultRates, serve
-from harness.study.settings import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings, RuntimeSettings
 
 
 def requests(count: int) -> list[JudgeRequest]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from harness.engine import worker
 from harness.engine.execute import Inline, execute
-from harness.engine.plan import build_plan
+from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.files import hash_tree
 from harness.records import (

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 SCHEMA_VERSION = 1
 """Version of everything written into the store. A store of another version is refused with what to
@@ -56,6 +56,31 @@ class Response:
     token_ids: tuple[int, ...]
     status: Status = "ok"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One answer to draw. temperature 0 is greedy. seed: from ``request_seed``."""
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer. status: "ok" ended by a stop token (the last of ``token_ids``), "truncated" hit
+    the limit, "no_answer" had no room, "error".
+
+    ``error`` says why the last two.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    status: Status
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,18 +140,22 @@ class Score:
             )
 
 
+Settings = TypeVar("Settings")
+
+
 @dataclass(frozen=True)
-class StageTask:
-    """What a stage is given. ``inputs`` maps an input's name to the committed folder of the stage
-    that made it.
+class StageTask(Generic[Settings]):
+    """What a stage is given. settings: the stage's own frozen type (`harness.study.tasks`), runtime
+    (`harness.study.tasks.Runtime`): what changes speed, not numbers. inputs: an input's name → the
+    committed folder of the stage that made it.
     """
 
     key: str
     stage: str
-    settings: Mapping[str, Any]
+    settings: Settings
     inputs: Mapping[str, Path]
     out: Path
-    runtime: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Any
 
 
 @dataclass(frozen=True)
@@ -196,6 +225,11 @@ def canonical_json(value: Any) -> str:
 def content_hash(*parts: Any, length: int = 64) -> str:
     """SHA-256 (hex, cut to ``length``) of the canonical JSON of ``parts``."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:length]
+
+
+def request_seed(*parts: Any) -> int:
+    """63-bit seed from what identifies a request: run seed, iteration, stage, prompt id, sample."""
+    return int(content_hash(*parts, length=16), 16) >> 1
 
 
 def _plain(value: Any) -> Any:

@@ -12,14 +12,15 @@ from typing import Any
 
 from harness.cli.commands import run_plan
 from harness.engine.execute import Inline, Summary, execute
-from harness.engine.plan import Node, Plan, RunPlan, stage_key
+from harness.engine.graph import Node, Plan, RunPlan, stage_key
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.files import hash_tree
 from harness.pocket import benchmarks as pocket_benchmarks
-from harness.records import SCHEMA_VERSION, StageRecord, StageTask, write_jsonl
-from harness.study.settings import JudgeSettings, RuntimeSettings
+from harness.records import SCHEMA_VERSION, StageRecord, write_jsonl
+from harness.study.sections import JudgeSettings, RuntimeSettings
 from harness.study.study import load_study
+from tests.tasks import stage_task
 
 ROOT = Path(__file__).parent.parent
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 20.0}
@@ -49,7 +50,7 @@ def benchmarks(folder: Path) -> None:
         "alpaca_eval": {"limit": 12},
         "academic": {"limit": 2},
     }
-    pocket_benchmarks.run(StageTask("k", "benchmarks.pocket", limits, {}, folder))
+    pocket_benchmarks.run(stage_task("k", "benchmarks.pocket", limits, {}, folder))
 
 
 class World:

@@ -13,6 +13,7 @@ from harness.stages import reference, train
 from harness.train.batching import PreferenceRow
 from harness.train.trainer import PreferenceConfig
 from tests import tiny
+from tests.tasks import stage_task
 
 VOCABULARY = 61
 ROLES = ("chosen", "rejected", "explore")
@@ -139,7 +140,7 @@ def stage_inputs(tmp: Path, **pairs: Any) -> dict[str, Path]:
     settings = {**COMMON, "max_length": 128, "max_prompt_length": 96, "roles": list(ROLES)}
     scored = {name: inputs[name] for name in ("policy", "pairs")}
     reference.run(
-        StageTask("r", "reference", settings, scored, inputs["reference"], {"device": "cpu"})
+        stage_task("r", "reference", settings, scored, inputs["reference"], {"device": "cpu"})
     )
     return inputs
 
@@ -167,7 +168,7 @@ def train_task(
         target[name] = value
     out.mkdir(parents=True, exist_ok=True)
     merged = {"objective": objective, "training": training, **settings}
-    return StageTask(
+    return stage_task(
         "t",
         "train",
         merged,

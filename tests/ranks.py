@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from harness.records import StageTask
+from harness.study.tasks import Runtime, Threads
 from harness.train.distributed import run_processes
 
 
-def rank_of(task: StageTask) -> dict[str, Any]:
+class Toy(Threads):
+    what: str
+
+
+def rank_of(task: StageTask[Toy]) -> dict[str, Any]:
     """Tell, break, die or sleep."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     rank = int(os.environ["RANK"])
-    what = task.settings["what"]
+    what = task.settings.what
     if what == "tell":
         return {
             "rank": rank,
@@ -33,9 +38,9 @@ def rank_of(task: StageTask) -> dict[str, Any]:
     return {}
 
 
-def toy(out: Path, what: str, **runtime: Any) -> StageTask:
-    return StageTask("k", "toy", {"what": what, "threads": 3}, {}, out, runtime)
+def toy(out: Path, what: str, **runtime: Any) -> StageTask[Toy]:
+    return StageTask("k", "toy", Toy(what=what, threads=3), {}, out, Runtime(**runtime))
 
 
-def run_toy(task: StageTask) -> Any:
+def run_toy(task: StageTask[Toy]) -> Any:
     return run_processes("tests.ranks:rank_of", task, 2)

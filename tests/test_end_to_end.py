@@ -17,7 +17,7 @@ import pytest
 from harness.cli.commands import prepare
 from harness.engine.store import Store
 from harness.engine.worker import merge, runtime_of
-from harness.records import StageTask
+from tests.tasks import stage_task
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "tests" / "e2e.yaml"
@@ -200,7 +200,7 @@ def test_alpha_zero_is_dpo_bit_for_bit_when_both_are_trained(
         )
         out = tmp_path / name
         out.mkdir()
-        train(StageTask("k" * 64, "train", settings, inputs, out, runtime_of(node.runtime)))
+        train(stage_task("k" * 64, "train", settings, inputs, out, runtime_of(node.runtime)))
         digests[name] = hashlib.sha256(
             (out / "model" / "model.safetensors").read_bytes()
         ).hexdigest()
@@ -223,7 +223,7 @@ def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_t
         out = tmp_path / str(seed)
         out.mkdir()
         rollout(
-            StageTask(
+            stage_task(
                 "k" * 64,
                 "rollout",
                 {**node.settings, "seed": seed},

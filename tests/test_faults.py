@@ -30,7 +30,8 @@ from analysis.table import Table
 from analysis.tables import TABLES
 from harness.cli.commands import fingerprints
 from harness.engine.execute import Inline, execute
-from harness.engine.plan import Plan, build_plan, stage_key
+from harness.engine.graph import Plan, stage_key
+from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.judge.journal import JOURNAL_NAME
 from harness.model import generate
@@ -40,9 +41,9 @@ from harness.records import HarnessError, StageOutcome, StageTask, canonical_jso
 from harness.study.study import compose
 from harness.tune import search as tune
 from harness.tune import storage as tune_open
-from tests.tune import test_tune, tiny
 from tests.fault_cases import CASES
 from tests.judged_world import ROOT, World, refusing
+from tests.tune import test_tune, tiny
 from tests.tune_world import SEARCH, make_search
 
 

@@ -41,7 +41,7 @@ MAY_DIFFER = (
         "ranker_training.",
         "judge.",
         "evaluation.",
-        "runtime.generation_backend",
+        "model.generation_backend",
     ),
     *(
         "loop.iterations",

@@ -22,15 +22,17 @@ from harness.cli.console import (
     show_table,
 )
 from harness.engine.execute import Executor, Inline, Pool, Summary, estimate, retain, terminable
+from harness.engine.graph import Node, Plan
 from harness.engine.manifest import manifest
-from harness.engine.plan import Node, Plan, build_plan, files_of
 from harness.engine.precheck import check_memory, device_memory, execute_checked
+from harness.engine.runs import build_plan, files_of
 from harness.engine.stages import function_of
 from harness.engine.store import Store
-from harness.engine.worker import merge, runtime_of
+from harness.engine.worker import runtime_of
 from harness.files import hash_file, write_atomic
 from harness.records import HarnessError, StageTask, canonical_json, content_hash
 from harness.study.study import Study, compose, load_study
+from harness.study.tasks import Runtime
 from harness.study.yaml import parse_scalar
 from harness.train.distributed import check_ready
 
@@ -102,7 +104,7 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
     )
     here = None if kind == "ray" else len(devices())
     for runtime in [cell.recipe.runtime for cell in plan.study.cells]:
-        check_ready(runtime.model_dump(), 0 if runtime.device == "cpu" else here)
+        check_ready(runtime, 0 if runtime.device == "cpu" else here)
     if kind == "inline":
         return Inline(store, hub)
     if kind == "ray":
@@ -383,14 +385,17 @@ def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
     earlier counts against its share.
     """
     waiting = [
-        key for key, node in plan.nodes.items() if node.settings.get("judge") and not store.has(key)
+        key
+        for key, node in plan.nodes.items()
+        if getattr(node.settings, "judge", None) and not store.has(key)
     ]
     if not max_cost or not waiting:
         return plan
     share = max_cost / len(waiting)
     limited = {
         key: dataclasses.replace(
-            plan.nodes[key], runtime={**plan.nodes[key].runtime, "max_cost_usd": share}
+            plan.nodes[key],
+            runtime=plan.nodes[key].runtime.model_copy(update={"max_cost_usd": share}),
         )
         for key in waiting
     }
@@ -449,17 +454,10 @@ def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
     for node in nodes:
         inputs = {name: store.folder(key) for name, key in node.inputs.items()}
         with tempfile.TemporaryDirectory() as scratch:
-            runtime = runtime_of(node.runtime) | {"judge_dry_run": True}
+            runtime = runtime_of(node.runtime).model_copy(update={"judge_dry_run": True})
             try:
                 function_of(node.stage)(
-                    StageTask(
-                        node.key,
-                        node.stage,
-                        merge(node.settings, node.located),
-                        inputs,
-                        Path(scratch),
-                        runtime,
-                    )
+                    StageTask(node.key, node.stage, node.settings, inputs, Path(scratch), runtime)
                 )
             except DryRunError as stopped:
                 for name, value in stopped.costs.items():
@@ -526,15 +524,11 @@ def meta_judge(
             raise HarnessError(f"{path}: no such file")
     pairs = read_labelled_pairs(pairs_file)
     base = compose(recipe, "meta-judge", str(recipe.resolve()), overrides, {"judge": {}}, [0]).base
-    judge, annotator = base.judge.model_dump(), base.evaluation.alpaca_eval.annotator
-    folder = (
-        results
-        / "meta-judge"
-        / f"{pairs_file.stem}-{content_hash(hash_file(pairs_file), judge, annotator, repeats, length=12)}"
-    )
-    found = meta_evaluate(
-        pairs, judge, base.runtime.model_dump(), folder, annotator=annotator, repeats=repeats
-    )
+    judge, annotator = base.judge, base.evaluation.alpaca_eval.annotator
+    asked = hash_file(pairs_file), judge.model_dump(), annotator, repeats
+    folder = results / "meta-judge" / f"{pairs_file.stem}-{content_hash(*asked, length=12)}"
+    runtime = Runtime(**vars(base.runtime))
+    found = meta_evaluate(pairs, judge, runtime, folder, annotator=annotator, repeats=repeats)
     write_atomic(
         folder / "meta.json",
         canonical_json(

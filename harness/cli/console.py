@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from harness.engine.execute import Summary
-from harness.engine.plan import Node, Plan
+from harness.engine.graph import Node, Plan
 from harness.engine.store import Store
 from harness.engine.worker import Result
 

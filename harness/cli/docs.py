@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from harness.engine.stages import STAGES
-from harness.study import settings, study
+from harness.study import sections, settings, study
 from harness.train.objectives import OBJECTIVES
 from harness.tune import file as tune_file
 
@@ -140,7 +140,7 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
             isinstance(inner, type)
             and issubclass(inner, BaseModel)
             and prefix
-            and inner is not settings.LoraSettings
+            and inner is not sections.LoraSettings
         ):
             lines += _section(inner, f"{prefix}{name}.")[2:]
             continue

@@ -19,6 +19,7 @@ from harness.cost.budget import GB, Assumptions, memory
 from harness.cost.work import Shape, shape_of
 from harness.records import HarnessError
 from harness.study.settings import Recipe
+from harness.study.tasks import Runtime
 
 State = Literal["ok", "note", "WRONG"]
 PACKAGE = "selm-harness"
@@ -148,12 +149,12 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
     )
     if recipe is None or recipe.model.source == "pocket":
         return
-    if recipe.runtime.generation_backend == "vllm" and _version("vllm") == "missing":
+    if recipe.model.generation_backend == "vllm" and _version("vllm") == "missing":
         yield Finding(
             "WRONG",
             "vllm",
             'is missing; `pip install -e ".[gpu]"` on a CUDA machine, or set '
-            "runtime.generation_backend: transformers",
+            "model.generation_backend: transformers",
         )
     if recipe.model.attention == "flash_attention_2" and _version("flash-attn") == "missing":
         yield Finding(
@@ -203,7 +204,7 @@ def _memory(recipe: Recipe, shape: Shape, room: float, count: int) -> Iterator[F
         )
         says = f"{alone / GB:.1f} GB on one device"
         if stage == "generating":
-            if runtime.generation_backend == "vllm":  # it keeps what fits and queues the rest
+            if recipe.model.generation_backend == "vllm":  # it keeps what fits and queues the rest
                 alone, says = (
                     needs[0].alone,
                     f"{needs[0].alone / GB:.1f} GB of weights on one device",
@@ -255,7 +256,7 @@ def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
 
 def files(recipe: Recipe) -> Iterator[Finding]:
     """Files and folders that the recipe names, and benchmark files it should name."""
-    from harness.engine.plan import files_of
+    from harness.engine.runs import files_of
 
     named = [name for name in files_of(recipe) if not is_hub_id(name)]
     missing = [name for name in named if not Path(name).exists()]
@@ -429,8 +430,8 @@ def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Iterator[Fin
     )
 
     try:
-        endpoint = resolve_endpoint(recipe.judge.model_dump(), {})
-        headers = auth_headers(recipe.judge.model_dump(), endpoint)
+        endpoint = resolve_endpoint(recipe.judge, Runtime())
+        headers = auth_headers(recipe.judge, endpoint)
     except HarnessError as error:
         yield Finding("WRONG", "judge", str(error))
         return

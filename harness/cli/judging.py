@@ -130,10 +130,10 @@ def published(
 
     Example: selm published ../shared/data
     """
-    from harness.evaluate.published import recompute, render
+    from harness.evaluate.published import recompute, show_rows
 
     rows = recompute(folder)
-    render(rows)
+    show_rows(rows)
     raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
 
 
@@ -184,6 +184,6 @@ def judge_server(
         serve_model(model, revision, name, host, port, device, dtype)
     else:
         from harness.pocket.judge_server import run_forever
-        from harness.study.settings import JudgeSettings
+        from harness.study.sections import JudgeSettings
 
         run_forever(host, port, JudgeSettings(noise=noise, seed=seed).model_dump())

@@ -1,43 +1,28 @@
 """``selm plan --cost``: what a study will take, stage by stage, and how each figure comes about.
 
-A stage's time is measured where this store holds finished stages of the same kind on the same model
-(seconds scaled by the work), else its floating-point operations over a device's peak at a stated
-utilisation; in the pocket world, constants of a reference core times this machine's slowness. No
-stage is run and nothing is fetched.
+A stage's time is the median of this store's finished stages of the same kind and settings where
+there are any, else its operations over a device's peak at a stated utilisation; in the pocket world
+the stage's prior. No stage is run and nothing is fetched.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from harness.cost.count import Counter
-from harness.cost.rates import (
-    POCKET,
-    PROPORTIONAL,
-    REPORT,
-    START_UP,
-    History,
-    Rate,
-    StartUp,
-    model_of,
-    scaled,
-)
-from harness.cost.work import POCKET_LENGTHS, Lengths, Shape, Work, shape_of
-from harness.engine.plan import Node, Plan
+from harness.cost.work import Counting
+from harness.engine.execute import estimate, longest_chain
+from harness.engine.graph import Node, Plan
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
+from harness.model.shape import Shape, shape_of
 from harness.records import HarnessError
 from harness.study.settings import Recipe
-from harness.train.memory import Setup, training_parts
-from harness.train.memory import lora_parameters as lora_parameters
+from harness.study.work import POCKET_LENGTHS, Lengths, Work
+from harness.train.memory import GB, arithmetic, training_bytes, training_parts
 
-GB = 1e9
-GENERATING_TRANSFORMERS = 0.015
-"""Utilisation of generating in plain batches, without vLLM: every step waits for the longest answer
-and reads all weights.
-"""
+USABLE = 0.9
+"""Share of a device's memory that can be filled: the rest is for fragments and buffers."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +44,31 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the budget rests on where nothing was measured. Utilisation: share of the peak that the
-    counted operations reach.
+    """What the budget rests on where nothing was measured. training, reading, generating: share of
+    the peak that the counted operations reach.
     """
 
     device: Device = DEVICES["h100"]
     devices: int = 8
+    usd_per_gpu_hour: float = 0.0
     training: float = 0.35
     reading: float = 0.40
     generating: float = 0.08
-    usd_per_gpu_hour: float = 0.0
-    lengths: Lengths = field(default_factory=Lengths)
-    slowness: float = 1.0
-    """Of the pocket world's stages: this machine's seconds for one of the reference core
-    (``cost_rates.slowness``).
-    """
+    lengths: Lengths = Lengths()
+
+    def seconds(self, work: Work, parameters: float) -> float:
+        """Operations over the device's peak: 6 per parameter and trained token (2 forward, 4
+        backward), 2 per parameter and token read or generated.
+        """
+        weighed = 6 * work.trained / self.training
+        weighed += 2 * work.read / self.reading + 2 * work.generated / self.generating
+        return (work.parameters or parameters) * weighed / self.device.flops
+
+
+GENERATING_TRANSFORMERS = 0.015
+"""Utilisation of generating without vLLM: every step waits for the longest answer and reads all
+weights.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,54 +80,43 @@ class Line:
     seconds: float
     source: str
 
-
-@dataclass(frozen=True)
-class Need:
-    """One part of the memory of a device, in bytes: ``alone`` on one device, ``shared`` when the
-    parameters are spread over all.
-    """
-
-    what: str
-    how: str
-    alone: float
-    shared: float
+    @property
+    def usd(self) -> float:
+        """Price of its judge's tokens by the recipe's prices."""
+        runtime, work = self.node.runtime, self.work
+        prompt = work.judge_prompt * runtime.price_prompt_usd_per_million
+        return (prompt + work.judge_reply * runtime.price_completion_usd_per_million) / 1e6
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A plan's costs: every stage to do, the memory a device needs, and the assumptions."""
+    """A plan's costs: every stage to do, and the assumptions."""
 
     plan: Plan
     shape: Shape
     assumptions: Assumptions
     lines: tuple[Line, ...]
-    memory: Mapping[str, tuple[Need, ...]]
     done: int
 
+    @property
+    def pocket(self) -> bool:
+        return self.shape.name == "pocket"
+
     def of(self, stage: str) -> list[Line]:
+        """The lines of one kind of stage."""
         return [line for line in self.lines if line.node.stage == stage]
 
     def gpu_seconds(self, lines: Sequence[Line]) -> float:
         """Seconds of an accelerator; the pocket world uses none."""
-        return (
-            0.0
-            if self.shape.name == "pocket"
-            else sum(line.seconds for line in lines if STAGES[line.node.stage].accelerator)
-        )
+        if self.pocket:
+            return 0.0
+        return sum(line.seconds for line in lines if STAGES[line.node.stage].accelerator)
 
-    def usd(self, lines: Sequence[Line]) -> float:
-        """Price of the judge's tokens by the recipe's prices."""
-        return sum(judge_price(line) for line in lines)
-
-
-def judge_price(line: Line) -> float:
-    """USD of one stage's judge tokens."""
-    runtime = line.node.runtime
-    prompt, reply = (
-        float(runtime.get(f"price_{kind}_usd_per_million", 0.0))
-        for kind in ("prompt", "completion")
-    )
-    return (line.work.judge_prompt * prompt + line.work.judge_reply * reply) / 1e6
+    def elapsed(self, workers: int) -> float:
+        """Seconds on so many workers: the work shared evenly, but no less than the longest chain."""
+        seconds = {line.node.key: line.seconds for line in self.lines}
+        chain = longest_chain(self.plan, seconds)
+        return max(sum(seconds.values()) / workers, chain)
 
 
 def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
@@ -146,172 +130,183 @@ def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
             f"{plan.study.file}: its arms use different models; ask for the cost of one at a time "
             "(--set model.source=…)"
         )
-    if shape.name == "pocket":
+    pocket = shape.name == "pocket"
+    if pocket:
         assumptions = replace(assumptions, lengths=POCKET_LENGTHS)
-    if recipe.runtime.generation_backend == "transformers":
+    if recipe.model.generation_backend == "transformers":
         assumptions = replace(assumptions, generating=GENERATING_TRANSFORMERS)
-    history = History(store)
-    counter = Counter(plan.nodes.get, shape, assumptions.lengths, _rows(plan, history))
+    counting = Counting(plan, assumptions.lengths, pocket, _rows(plan, store))
     states = store.states(list(plan.nodes))
+    known = estimate(plan, store)
     lines = []
     for key, node in plan.nodes.items():
         if states[key] == "done":
             continue
-        work = counter.work(node)
-        lines.append(Line(node, work, *_seconds(node, work, plan, history, counter, assumptions)))
-    return Budget(
-        plan,
-        shape,
-        assumptions,
-        tuple(lines),
-        memory(recipe, shape, assumptions),
-        len(plan.nodes) - len(lines),
-    )
+        work = counting.work(node)
+        seconds, source = known[key].seconds, known[key].source
+        if source == "prior" and STAGES[node.stage].accelerator and not pocket:
+            seconds, source = assumptions.seconds(work, shape.parameters), "operations"
+        lines.append(Line(node, work, seconds, source))
+    return Budget(plan, shape, assumptions, tuple(lines), len(plan.nodes) - len(lines))
 
 
-def _rows(plan: Plan, history: History) -> int:
+def _rows(plan: Plan, store: Store) -> int:
     """Training rows that the data stage's record counted, or 0."""
     for key, node in plan.nodes.items():
-        if node.stage.startswith("data.") and key in history.records:
-            return int(history.records[key].summary.get("train", 0))
+        if node.stage.startswith("data.") and store.has(key):
+            return int(store.record(key).summary.get("train", 0))
     return 0
 
 
-def _seconds(
-    node: Node, work: Work, plan: Plan, history: History, counter: Counter, assumptions: Assumptions
-) -> tuple[float, str]:
-    pocket = counter.shape.name == "pocket"
-    rate = POCKET.get(node.stage, Rate(STAGES[node.stage].seconds, 0.0)) if pocket else PROPORTIONAL
-    measured = history.of(node.stage, model_of(node, plan.nodes.get))
-    if measured:
-        past = Counter(history.node, counter.shape, counter.lengths, counter.rows_in_all)
-        return scaled(
-            [(past.work(one).units, seconds) for one, seconds in measured], work.units, rate
-        ), f"measured ({len(measured)})"
-    if pocket:
-        return rate.seconds(work.units) * assumptions.slowness, "prior"
-    if not STAGES[node.stage].accelerator:
-        return STAGES[node.stage].seconds, "prior"
-    total = work.flops or 1.0
-    tokens = max(1.0, 2 * (work.read + work.generated) + 6 * work.trained)
-    shares = {
-        "reading": 2 * work.read / tokens,
-        "generating": 2 * work.generated / tokens,
-        "training": 6 * work.trained / tokens,
-    }
-    return sum(
-        total * share / (assumptions.device.flops * getattr(assumptions, name))
-        for name, share in shares.items()
-    ), "operations"
+# -- in words ---------------------------------------------------------------------------------------
+def amount(value: float) -> str:
+    """A count with a unit a person can hold: 1.2 k, 53.8 M, 2.6 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f}"
 
 
-def elapsed(found: Budget, workers: int) -> dict[str, float]:
-    """Seconds of a pocket study on so many workers: ``stages`` (start-up of the workers in them),
-    ``report``, ``all``.
-    """
-    slow = found.assumptions.slowness
-    stages = wall_seconds(
-        found.plan,
-        found.lines,
-        workers,
-        [replace(one, seconds=one.seconds * slow) for one in START_UP],
+def columns(found: Budget) -> tuple[str, ...]:
+    """Heads of the table."""
+    time = "seconds" if found.pocket else "GPU-hours"
+    return ("stage", "n", "tokens", time, "from", "judge calls", "judge tokens", "USD")
+
+
+def rows(found: Budget) -> Iterator[tuple[str, ...]]:
+    """A row per kind of stage, then all of them."""
+    for stage in [*dict.fromkeys(line.node.stage for line in found.lines), ""]:
+        lines = found.of(stage) if stage else list(found.lines)
+        works = [line.work for line in lines]
+        tokens = sum(work.read + work.generated + work.trained for work in works)
+        time = found.gpu_seconds(lines) / 3600
+        if found.pocket:
+            time = sum(line.seconds for line in lines)
+        sources = ", ".join(sorted({line.source for line in lines})) if stage else ""
+        calls = sum(work.judge_calls for work in works)
+        judged = sum(work.judge_prompt + work.judge_reply for work in works)
+        yield (
+            stage or "all",
+            str(len(lines)),
+            amount(tokens),
+            f"{time:,.1f}",
+            sources,
+            amount(calls),
+            amount(judged),
+            f"{sum(line.usd for line in lines):,.2f}",
+        )
+
+
+def explained(found: Budget, workers: int) -> Iterator[str]:
+    """How each figure comes about, time and price, memory, and every assumption."""
+    yield "How each figure comes about (of one stage; stages of a kind may differ by a little):"
+    for stage in dict.fromkeys(line.node.stage for line in found.lines):
+        line = max(found.of(stage), key=lambda one: one.seconds)
+        if line.work.how:
+            yield f"  {stage}: {line.work.how}{_operations(found, line)}"
+    yield from _time_and_price(found, workers)
+    if not found.pocket:
+        yield from memory_lines(found.plan.study.base, found.shape, found.assumptions)
+    yield from _assumed(found)
+
+
+def _operations(found: Budget, line: Line) -> str:
+    if line.source != "operations":
+        return ""
+    assumed, work = found.assumptions, line.work
+    size = f"{(work.parameters or found.shape.parameters) / 1e9:.2f} B"
+    peak = f"{assumed.device.flops / 1e12:,.0f} T"
+    parts = (
+        (6, work.trained, assumed.training),
+        (2, work.read, assumed.reading),
+        (2, work.generated, assumed.generating),
     )
-    report = REPORT.seconds(len(found.plan.runs)) * slow
-    return {"stages": stages, "report": report, "all": stages + report}
-
-
-def wall_seconds(
-    plan: Plan, lines: Sequence[Line], workers: int, start_up: Sequence[StartUp] = ()
-) -> float:
-    """Elapsed time of the stages on so many workers: longest remaining chain first, as the
-    executors do; each worker starts up by itself.
-    """
-    seconds = {line.node.key: line.seconds for line in lines}
-    chain = dict(seconds)
-    parents = {
-        key: {parent for parent in plan.nodes[key].inputs.values() if parent in seconds}
-        for key in plan.nodes
-        if key in seconds
-    }
-    for key in reversed(list(parents)):
-        for parent in parents[key]:
-            chain[parent] = max(chain[parent], seconds[parent] + chain[key])
-    missing = {key: len(those) for key, those in parents.items()}
-    users: dict[str, list[str]] = {}
-    for key, those in parents.items():
-        for parent in those:
-            users.setdefault(parent, []).append(key)
-    ready = [(-chain[key], key) for key, count in missing.items() if not count]
-    heapq.heapify(ready)
-    idle = list(range(max(1, workers)))
-    prepared: set[tuple[int, str]] = set()
-    running: list[tuple[float, str, int]] = []
-    now = 0.0
-    while ready or running:
-        while ready and idle:
-            _, key = heapq.heappop(ready)
-            worker = heapq.heappop(idle)
-            new = [
-                one
-                for one in start_up
-                if plan.nodes[key].stage in one.stages and (worker, one.what) not in prepared
-            ]
-            prepared |= {(worker, one.what) for one in new}
-            heapq.heappush(
-                running, (now + seconds[key] + sum(one.seconds for one in new), key, worker)
-            )
-        now, ended, worker = heapq.heappop(running)
-        heapq.heappush(idle, worker)
-        for key in users.get(ended, []):
-            missing[key] -= 1
-            if not missing[key]:
-                heapq.heappush(ready, (-chain[key], key))
-    return now
-
-
-# -- memory ----------------------------------------------------------------------------------------
-
-
-def memory(recipe: Recipe, shape: Shape, assumptions: Assumptions) -> dict[str, tuple[Need, ...]]:
-    """Memory of training and of generating on a device, part by part."""
-    return {
-        "training": _training_memory(recipe, shape, assumptions.devices),
-        "generating": _generating_memory(recipe, shape, assumptions.lengths),
-    }
-
-
-def _training_memory(recipe: Recipe, shape: Shape, devices: int) -> tuple[Need, ...]:
-    """The parts of ``harness.train.memory``, on one device alone and with weights, gradients and
-    optimiser divided over ``devices`` by FSDP.
-    """
-    training = recipe.training
-    tokens = recipe.runtime.token_budget or recipe.runtime.micro_batch * training.max_length
-    rank = training.lora.r if training.lora else 0
-    setup = Setup(
-        recipe.model.dtype == "bfloat16",
-        training.gradient_checkpointing,
-        rank,
-        2 if training.optimizer == "adamw_torch" else 1,
+    shown = " + ".join(
+        f"{each} × {size} × {amount(tokens)} tokens / ({peak} × {share:.3g})"
+        for each, tokens, share in parts
+        if tokens
     )
-    alone = {part.what: part for part in training_parts(shape, setup, tokens)}
-    divided = replace(setup, processes=devices, sharded=True) if devices > 1 else setup
-    shared = {part.what: part for part in training_parts(shape, divided, tokens)}
-    sizes = {
-        what: [parts[what].size if what in parts else 0.0 for parts in (alone, shared)]
-        for what in (alone | shared)
-    }
-    return tuple(Need(what, (shared | alone)[what].how, *both) for what, both in sizes.items())
+    return f"; {shown} = {line.seconds / 3600:.2f} GPU-hours"
 
 
-def _generating_memory(recipe: Recipe, shape: Shape, lengths: Lengths) -> tuple[Need, ...]:
+def _time_and_price(found: Budget, workers: int) -> Iterator[str]:
+    lines, assumed = found.lines, found.assumptions
+    if found.pocket:
+        total = sum(line.seconds for line in lines)
+        minutes = found.elapsed(workers) / 60
+        yield f"Elapsed: about {minutes:.1f} minutes on {workers} workers ({total:,.0f} stage-seconds)."
+        return
+    hours = found.gpu_seconds(lines) / 3600
+    alone = found.elapsed(assumed.devices) / 3600
+    yield (
+        f"GPU-hours: {hours:,.1f}; on {assumed.devices} devices {alone:,.1f} hours when every stage "
+        f"runs on one device, {hours / assumed.devices:,.1f} when each is spread over all of them."
+    )
+    if assumed.usd_per_gpu_hour:
+        price = assumed.usd_per_gpu_hour
+        yield f"Devices: {hours:,.1f} × {price:.2f} USD = {hours * price:,.0f} USD."
+    calls = sum(line.work.judge_calls for line in lines)
+    prompt = sum(line.work.judge_prompt for line in lines)
+    reply = sum(line.work.judge_reply for line in lines)
+    usd = sum(line.usd for line in lines)
+    noted = "" if usd or not calls else " (no prices in runtime.price_…)"
+    yield (
+        f"Judge: {calls:,.0f} calls of {amount(prompt)} + {amount(reply)} tokens = {usd:,.2f} USD"
+        f"{noted}."
+    )
+
+
+def memory_lines(recipe: Recipe, shape: Shape, assumed: Assumptions) -> Iterator[str]:
+    """What a device holds while training and while generating, and whether it fits."""
+    parts = training_parts(shape, recipe)
+    yield f"Memory of training before the first row: {arithmetic(parts)}."
+    yield f"  in all: {verdict(training_bytes(shape, recipe), assumed)}"
+    weights, cache = generating_bytes(recipe, shape)
+    yield (
+        f"Memory of generating: weights {weights / GB:.1f} GB, keys and values of "
+        f"{recipe.model.generation_batch} longest answers {cache / GB:.1f} GB."
+    )
+    yield f"  in all: {verdict(weights + cache, assumed)}"
+
+
+def generating_bytes(recipe: Recipe, shape: Shape) -> tuple[float, float]:
+    """Bytes of weights, and of the keys and values of one batch at its longest."""
     wide = 2 if recipe.model.dtype == "bfloat16" else 4
-    n, batch = shape.parameters, recipe.model.generation_batch
     longest = recipe.training.max_prompt_length + recipe.exploration.max_new_tokens
-    cache = float(batch * longest * shape.cache_per_token * wide)
-    mean = min(longest, lengths.prompt + lengths.answer)
-    each = shape.cache_per_token * wide
-    how = f"{batch} answers × {longest:,} tokens × {each / 1e3:,.0f} KB (at the mean {mean:,} tokens: {batch * mean * each / GB:.1f} GB)"
+    cache = recipe.model.generation_batch * longest * shape.cache_per_token * wide
+    return wide * shape.parameters, float(cache)
+
+
+def verdict(size: float, assumed: Assumptions) -> str:
+    """Whether it fits on one device, and by how much it does not."""
+    room = USABLE * assumed.device.memory
+    if size <= room:
+        return f"{size / GB:.1f} of {room / GB:.0f} GB usable on one {assumed.device.name}: fits"
+    short = (size - room) / GB
     return (
-        Need("weights", f"{n / 1e9:.2f} B × {wide} bytes", wide * n, wide * n),
-        Need("keys and values", how, cache, cache),
+        f"{size / GB:.1f} GB, {short:.1f} too much for one {assumed.device.name} ({room / GB:.0f} "
+        "usable): training.lora, runtime.sharding: fsdp over more runtime.processes, or a smaller "
+        "model.generation_batch (vLLM keeps what fits and queues the rest)"
     )
+
+
+def _assumed(found: Budget) -> Iterator[str]:
+    shape, assumed, lengths = found.shape, found.assumptions, found.assumptions.lengths
+    yield "Assumptions:"
+    yield (
+        f"  {shape.name}: {shape.layers} layers × {shape.hidden}, inner {shape.inner:,}, "
+        f"{shape.heads} heads ({shape.kv_heads} of keys), {shape.vocabulary:,} words: "
+        f"{amount(shape.parameters)} parameters."
+    )
+    yield (
+        f"  A prompt has {lengths.prompt} tokens, an answer {lengths.answer} (never over its limit), "
+        f"a judged answer {lengths.judged_answer}."
+    )
+    if not found.pocket:
+        yield (
+            f"  {assumed.device.name}: {assumed.device.flops / 1e12:,.0f}·10¹² bfloat16 operations a "
+            f"second, of which training reaches {assumed.training:.0%}, reading "
+            f"{assumed.reading:.0%} and generating {assumed.generating:.1%}. Loading and start-up "
+            "are not counted."
+        )
+    yield "  Measured seconds stand in their place where this store has any."

@@ -1,159 +1,176 @@
-"""Sizes of models and of texts, and the work they make: rows, tokens and floating-point operations.
-Used by ``selm plan --cost``.
-
-6 floating-point operations per parameter and trained token (2 forward, 4 backward), 2 per parameter
-and token read or generated.
+"""Counting rules: what each stage has to do, from its settings and those of its inputs. Every count
+keeps the sentence it came from. A benchmark's stage is counted by its own record.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from harness.records import HarnessError
-from harness.study.settings import Recipe
+from harness.engine.graph import Node, Plan
+from harness.evaluate.registry import BENCHMARKS
+from harness.rankers.registry import RANKERS
+from harness.study.work import Lengths, Work
+
+ROWS = {"HuggingFaceH4/ultrafeedback_binarized": 61_135}
+"""Training rows of known data sets; of others the data stage's record or ``data.prompts`` tells."""
+POCKET_ROWS = 1536
+ANSWERS_OF_A_ROW = 7 / 3
+"""y is one of the pair in two of three rows, so that a row holds 2⅓ different answers."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A decoder's sizes. ``tied``: the output layer is the input embedding."""
+class Counting:
+    """Counts a plan's stages. rows_in_all: training rows, 0 where nothing tells."""
 
-    name: str
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    tied: bool = False
+    plan: Plan
+    lengths: Lengths
+    pocket: bool
+    rows_in_all: int = 0
+
+    def work(self, node: Node) -> Work:
+        """The work of one stage."""
+        if node.stage in RULES:
+            return RULES[node.stage](self, node)
+        for benchmark in BENCHMARKS.values():
+            if node.stage == benchmark.stage:
+                return benchmark.work(Inputs(self, node), node.settings)
+        return Work(rows=1)
+
+    def source(self, node: Node, name: str) -> Node:
+        """The stage that makes an input."""
+        return self.plan.nodes[node.inputs[name]]
+
+    def answer_tokens(self, limit: int) -> int:
+        """Tokens of an answer of at most ``limit``."""
+        return min(self.lengths.answer, limit)
+
+    def prompts(self, node: Node) -> int:
+        """Prompts of one iteration, found by following a stage back to its rollout."""
+        while node.stage != "rollout":
+            if node.stage == "pairs.merge":
+                return sum(self.prompts(self.plan.nodes[key]) for key in node.inputs.values())
+            node = self.source(node, "pairs" if "pairs" in node.inputs else "rollout")
+        settings: Any = node.settings
+        data: Any = self.source(node, "data").settings
+        whole = settings.prompts or self.rows_in_all or ROWS.get(data.path, POCKET_ROWS)
+        portion = whole // settings.portions
+        limit = settings.prompts_per_iteration
+        return min(portion, limit) if limit else portion
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a benchmark's record counts with: the settings of its stage's inputs."""
+
+    counting: Counting
+    node: Node
 
     @property
-    def parameters(self) -> float:
-        """Weights of embeddings, attention and gated MLP (norms left out)."""
-        attention = (
-            2 * self.hidden * self.heads * self.head_size
-            + 2 * self.hidden * self.kv_heads * self.head_size
-        )
-        return float(
-            self.layers * (attention + 3 * self.hidden * self.inner)
-            + self.vocabulary * self.hidden * (1 if self.tied else 2)
-        )
+    def lengths(self) -> Lengths:
+        return self.counting.lengths
 
     @property
-    def cache_per_token(self) -> int:
-        """Numbers kept for one token while generating: a key and a value per layer."""
-        return 2 * self.layers * self.kv_heads * self.head_size
+    def pocket(self) -> bool:
+        return self.counting.pocket
+
+    def settings(self, name: str) -> Any:
+        """Settings of the stage that makes an input; of the benchmarks' files, by benchmark."""
+        return self.counting.source(self.node, name).settings
+
+    def limit(self, benchmark: str, whole: int) -> int:
+        """Items of a benchmark: all of them, or as many as its limit says."""
+        prepared = self.settings("benchmarks")
+        sections = prepared.limits if self.pocket else prepared.sections
+        limit = sections[benchmark].limit if benchmark in sections else 0
+        return min(whole, limit or whole)
+
+    def ranked(self, kind: str, prompts: int, texts: int) -> Work:
+        """Ranking so many texts for each prompt."""
+        return RANKERS[kind].work(self.lengths, prompts, texts)
 
 
-KNOWN = {
-    "HuggingFaceH4/mistral-7b-sft-beta": Shape("Mistral 7B", 32, 4096, 14336, 32, 8, 128, 32_000),
-    "meta-llama/Meta-Llama-3-8B-Instruct": Shape(
-        "Llama 3 8B", 32, 4096, 14336, 32, 8, 128, 128_256
-    ),
-    "microsoft/Phi-3-mini-4k-instruct": Shape("Phi-3 mini", 32, 3072, 8192, 32, 32, 96, 32_064),
-    "Qwen/Qwen3-1.7B": Shape("Qwen3 1.7B", 28, 2048, 6144, 16, 8, 128, 151_936, True),
+def _base_pocket(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    rows = float(settings.steps * settings.batch_size)
+    tokens = 2 * (count.lengths.prompt + count.lengths.answer)
+    return Work(rows, trained=rows * tokens, how=f"{rows:,.0f} rows × {tokens} tokens")
+
+
+def _ranker_train(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    data: Any = count.source(node, "data").settings
+    pairs = data.ranker_pairs * settings.epochs
+    tokens = pairs * 2 * (count.lengths.prompt + count.lengths.answer)
+    return Work(pairs, trained=tokens, how=f"{pairs:,} pairs × 2 × (prompt + answer) tokens")
+
+
+def _rollout(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    prompts = count.prompts(node)
+    samples = 1 if settings.decoding == "greedy" else settings.samples
+    rows, length = prompts * samples, count.answer_tokens(settings.max_new_tokens)
+    prompt = count.lengths.prompt
+    how = f"{prompts:,} prompts × {samples} answers × ({prompt} read + {length} generated) tokens"
+    return Work(rows, rows * prompt, rows * length, how=how)
+
+
+def _rank(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    rollout: Any = count.source(node, "rollout").settings
+    texts = 2 + (1 if rollout.decoding == "greedy" else rollout.samples)
+    return RANKERS[settings.kind].work(count.lengths, count.prompts(node), texts)
+
+
+def _reference(count: Counting, node: Node) -> Work:
+    prompts, lengths = count.prompts(node), count.lengths
+    read = prompts * (lengths.prompt + ANSWERS_OF_A_ROW * lengths.answer)
+    how = f"{prompts:,} pairs × ({lengths.prompt} + 2⅓ × {lengths.answer}) tokens"
+    return Work(prompts, read, how=how)
+
+
+def _train(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    prompts, epochs, lengths = count.prompts(node), settings.training.epochs, count.lengths
+    answers, shown = ANSWERS_OF_A_ROW, "2⅓"
+    if "explore" not in settings.objective.roles:
+        answers, shown = 2.0, "2"
+    trained = prompts * epochs * (lengths.prompt + answers * lengths.answer)
+    how = f"{prompts:,} pairs × {epochs} epochs × ({lengths.prompt} + {shown} × {lengths.answer})"
+    return Work(prompts * epochs, trained=trained, how=f"{how} tokens")
+
+
+def _answer(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    inputs, parts = Inputs(count, node), []
+    rows = generated = 0.0
+    for name in settings.sets:
+        asked = BENCHMARKS[name].asked(inputs, settings)
+        rows, generated = rows + asked.rows, generated + asked.generated
+        parts.append(asked.how)
+    read = rows * count.lengths.prompt
+    how = f"{' + '.join(parts)} tokens, and {count.lengths.prompt} read for each"
+    return Work(rows, read, generated, how=how)
+
+
+def _diagnostics(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    rows = float(settings.prompts * settings.samples)
+    length = count.answer_tokens(settings.max_new_tokens)
+    read = rows * 8 * (count.lengths.prompt + length)
+    how = f"{settings.prompts} prompts × {settings.samples} samples × {length} tokens drawn"
+    return Work(rows, read, rows * length, how=f"{how}, and about 8 passes over them")
+
+
+RULES: Mapping[str, Callable[[Counting, Node], Work]] = {
+    "base.pocket": _base_pocket,
+    "ranker.train": _ranker_train,
+    "rollout": _rollout,
+    "rank": _rank,
+    "reference": _reference,
+    "train": _train,
+    "answer": _answer,
+    "diagnostics": _diagnostics,
 }
-"""Shapes of the recipes' models, so that a budget needs no download."""
-
-
-def shape_of(recipe: Recipe) -> Shape:
-    """The model's shape: known by name, or read from the config.json of a folder or of the hub's
-    cache.
-    """
-    source = recipe.model.source
-    if source == "pocket":
-        pocket = recipe.pocket
-        return Shape(
-            "pocket",
-            pocket.layers,
-            pocket.hidden_size,
-            pocket.hidden_size,
-            pocket.heads,
-            pocket.heads,
-            pocket.hidden_size // pocket.heads,
-            100,
-            True,
-        )
-    if source in KNOWN:
-        return KNOWN[source]
-    file: Any = Path(source) / "config.json"
-    if not file.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        file = (
-            try_to_load_from_cache(source, "config.json", revision=recipe.model.revision or None)
-            if source.count("/") == 1
-            else None
-        )
-    if not isinstance(file, (str, Path)):
-        raise HarnessError(
-            f"{source}: its sizes are not known here; give a folder, or fetch its config.json "
-            f"first (`hf download {source} config.json`)"
-        )
-    return shape_from_config(source, json.loads(Path(file).read_text(encoding="utf-8")))
-
-
-def shape_from_config(source: str, config: Mapping[str, Any]) -> Shape:
-    try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        return Shape(
-            source,
-            int(config["num_hidden_layers"]),
-            hidden,
-            int(config["intermediate_size"]),
-            heads,
-            int(config.get("num_key_value_heads") or heads),
-            int(config.get("head_dim") or hidden // heads),
-            int(config["vocab_size"]),
-            bool(config.get("tie_word_embeddings", False)),
-        )
-    except KeyError as missing:
-        raise HarnessError(
-            f"{source}: config.json has no {missing}; only decoders of the usual form can be "
-            "counted"
-        ) from None
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Mean tokens of a prompt and of an answer: assumptions, shown with every budget. An answer
-    never counts over its limit.
-    """
-
-    prompt: int = 180
-    answer: int = 300
-    judged_answer: int = 400
-    """Answers on MT-Bench and AlpacaEval are longer."""
-    rating_prompt: int = 1200
-    rating_reply: int = 200
-    verdict_prompt: int = 1300
-    verdict_reply: int = 1
-
-
-POCKET_LENGTHS = Lengths(20, 10, 10, 170, 8, 360, 1)
-
-
-@dataclass(frozen=True)
-class Work:
-    """One stage's work. how: the arithmetic in words. flops: 6 per trained and 2 per other token
-    and parameter, summed over models.
-    """
-
-    rows: float = 0
-    read: float = 0
-    generated: float = 0
-    trained: float = 0
-    flops: float = 0
-    judge_calls: float = 0
-    judge_prompt: float = 0
-    judge_reply: float = 0
-    how: str = ""
-
-    @property
-    def units(self) -> float:
-        """What time is proportional to."""
-        return max(1.0, self.flops or self.rows)
+"""How the work of a stage is counted; stages that only move files are one row."""

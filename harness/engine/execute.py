@@ -10,19 +10,27 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from harness.engine.plan import Node, Plan
+from harness.engine.graph import Node, Plan
 from harness.engine.pool import Pool as Pool
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.engine.worker import Result, prepare_environment, run_stage
-from harness.records import HarnessError
+from harness.records import HarnessError, StageRecord
 
 Listener = Callable[[str, Node | None, Result | None], None]
 """Called with an event (``start``, ``end``, ``blocked``, ``done``), the node and its result."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Seconds that a stage is expected to take, and where they come from: measured or prior."""
+
+    seconds: float
+    source: str
 
 
 @dataclass
@@ -212,37 +220,58 @@ def _remaining(nodes: Mapping[str, Node]) -> dict[str, float]:
     """Seconds of the longest chain that starts at each stage: what goes first keeps all workers
     busy to the end.
     """
-    rank = {key: STAGES[node.stage].seconds for key, node in nodes.items()}
+    return _chains(nodes, {key: STAGES[node.stage].seconds for key, node in nodes.items()})
+
+
+def _chains(nodes: Mapping[str, Node], seconds: Mapping[str, float]) -> dict[str, float]:
+    chains = dict(seconds)
     for node in reversed(list(nodes.values())):
         for key in node.inputs.values():
-            rank[key] = max(rank[key], STAGES[nodes[key].stage].seconds + rank[node.key])
-    return rank
+            chains[key] = max(chains[key], seconds[key] + chains[node.key])
+    return chains
 
 
-def estimate(plan: Plan, store: Store) -> dict[str, float]:
-    """Seconds each stage is expected to take: the median of this store's recent ones of that name,
-    else the prior.
+def longest_chain(plan: Plan, seconds: Mapping[str, float]) -> float:
+    """Seconds that no number of workers can go below; a stage without an entry takes none."""
+    whole = {key: seconds.get(key, 0.0) for key in plan.nodes}
+    return max(_chains(plan.nodes, whole).values(), default=0.0)
+
+
+LOOKED_AT = 5000
+"""Finished stages whose records are read for their seconds."""
+
+
+def estimate(plan: Plan, store: Store) -> dict[str, Expected]:
+    """What each stage is expected to take: the median of this store's finished ones of that name on
+    the same base model, else the prior.
     """
-    measured: dict[str, list[float]] = {}
-    names = {node.stage for node in plan.nodes.values()}
-    for key in store.all_keys()[:2000]:
-        if all(len(measured.get(name, ())) >= 5 for name in names):
-            break
-        try:
-            record = store.record(key)
-        except HarnessError:
-            continue
-        seconds = measured.setdefault(record.stage, [])
-        if len(seconds) < 5:
-            seconds.append(
-                record.costs.get(
-                    "seconds", STAGES[record.stage].seconds if record.stage in STAGES else 0.0
-                )
-            )
-    middle = {name: sorted(values)[len(values) // 2] for name, values in measured.items()}
-    return {
-        key: middle.get(node.stage, STAGES[node.stage].seconds) for key, node in plan.nodes.items()
-    }
+    records: dict[str, StageRecord] = {}
+    for key in store.all_keys()[:LOOKED_AT]:
+        with suppress(HarnessError):
+            records[key] = store.record(key)
+    measured: dict[tuple[str, str], list[float]] = {}
+    for record in records.values():
+        if "seconds" in record.costs:
+            kind = record.stage, _base_of(record.key, records)
+            measured.setdefault(kind, []).append(record.costs["seconds"])
+    middle = {kind: sorted(seconds)[len(seconds) // 2] for kind, seconds in measured.items()}
+    expected: dict[str, Expected] = {}
+    for key, node in plan.nodes.items():
+        seconds = middle.get((node.stage, _base_of(key, plan.nodes)))
+        if seconds is None:
+            expected[key] = Expected(STAGES[node.stage].seconds, "prior")
+        else:
+            expected[key] = Expected(seconds, "measured")
+    return expected
+
+
+def _base_of(key: str, nodes: Mapping[str, Node | StageRecord]) -> str:
+    """Key of the base checkpoint a stage goes back to, empty where it needs none."""
+    while key in nodes and not nodes[key].stage.startswith("base."):
+        inputs = nodes[key].inputs
+        names = (name for name in ("policy", "answer", "answer_a", "base", "pairs", "rollout"))
+        key = next((inputs[name] for name in names if name in inputs), "")
+    return key
 
 
 def retain(plan: Plan, store: Store) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.engine.plan import Plan
+from harness.engine.graph import Plan
 
 
 def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
         "declare": study.declare.model_dump(mode="json"),
         "checkpoints_kept": study.keep,
         "runs": runs,
-        "pairwise": [{"a": a, "b": b, "key": key} for a, b, key in plan.pairwise],
-        "pairwise_mt_bench": [{"a": a, "b": b, "key": key} for a, b, key in plan.pairwise_mt_bench],
+        "pairwise": [vars(pair) for pair in plan.pairwise],
+        "pairwise_mt_bench": [vars(pair) for pair in plan.pairwise_mt_bench],
         "stages": stages,
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from harness.engine.plan import Node
+from harness.engine.graph import Node
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.engine.worker import Result, worker_main
@@ -25,9 +25,9 @@ NO_DEVICE = "-1"
 
 def devices_needed(node: Node) -> int:
     """Accelerators a stage uses at once: none, one, or one for each process that trains."""
-    if not STAGES[node.stage].accelerator or node.runtime.get("device") == "cpu":
+    if not STAGES[node.stage].accelerator or node.runtime.device == "cpu":
         return 0
-    return int(node.runtime.get("processes", 1)) if node.stage == "train" else 1
+    return node.runtime.processes if node.stage == "train" else 1
 
 
 @dataclass
@@ -147,9 +147,8 @@ class Pool:
         for slot in idle[1:]:
             slot.lent = node.key
             self._end(slot)
-        node = replace(
-            node, runtime={**node.runtime, "devices": ",".join(slot.device for slot in idle)}
-        )
+        devices = ",".join(slot.device for slot in idle)
+        node = replace(node, runtime=node.runtime.model_copy(update={"devices": devices}))
         self._give(idle[:1], node, restore)
 
     def _give_back(self, key: str) -> None:

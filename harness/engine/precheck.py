@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from harness.cost.budget import GB
 from harness.cost.work import shape_of
 from harness.engine.execute import Executor, Listener, Summary, execute
-from harness.engine.plan import Plan
+from harness.engine.graph import Plan
 from harness.engine.store import Store
 from harness.records import HarnessError
 from harness.study.settings import Recipe

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.engine.plan import Node
+from harness.engine.graph import Node
 from harness.engine.pool import devices_needed
 from harness.engine.store import Store
 from harness.engine.worker import Result, prepare_environment, run_stage
@@ -105,7 +105,7 @@ class RayExecutor:
     def needs(self, node: Node) -> dict[str, float]:
         """What a stage asks the cluster for."""
         devices = devices_needed(node) if self._most("GPU") > 0 else 0
-        processes = int(node.runtime.get("processes", 1)) if node.stage == "train" else 1
+        processes = node.runtime.processes if node.stage == "train" else 1
         return {
             "num_cpus": float(processes),
             "num_gpus": float(devices),
@@ -131,7 +131,7 @@ class RayExecutor:
                 return f"stage {node.stage} asks for {asked:g} {resource}, but no node of the cluster has more than {most:g}; ask for less or add a node"
         return ""
 
-    # -- the executor's protocol -------------------------------------------------------------------
+    # -- the executor's protocol -----------------------------------------------
     def takes(self, node: Node) -> bool:  # noqa: ARG002
         return True
 
@@ -150,7 +150,7 @@ class RayExecutor:
                 "env_vars": {"SELM_ACCELERATOR": "1"}
             }  # processes of their own: torch settles on its devices once
         else:
-            node = replace(node, runtime={**node.runtime, "device": "cpu"})
+            node = replace(node, runtime=node.runtime.model_copy(update={"device": "cpu"}))
         task = self._remote.options(
             **options,
             max_retries=LOST_NODE_RETRIES,

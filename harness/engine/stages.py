@@ -1,206 +1,88 @@
-"""Every stage by name: its version, the function that runs it, and the modules whose change asks
-for a new version.
+"""Every stage by name: its version, the function that runs it, and the settings it is given.
 
-Adding a stage is one entry. Functions are named, not imported: nothing heavy loads until a worker
-runs the stage.
+Adding a stage is one entry; a benchmark's stage comes with its record. Functions are named, not
+imported: nothing heavy loads until a worker runs the stage.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from harness.evaluate.alpaca_eval import JudgeTask as AlpacaEvalJudgeTask
+from harness.evaluate.mt_bench import JudgeTask as MTBenchJudgeTask
+from harness.evaluate.registry import BENCHMARKS
 from harness.records import StageOutcome, StageTask
+from harness.study import tasks
+from harness.study.sections import Section
 
 
 @dataclass(frozen=True)
 class Stage:
-    """version: raised whenever the stage's numbers can change. seconds: prior cost on one CPU core
-    in the pocket world.
+    """settings: the type it is given. version: raised whenever the stage's numbers can change.
+    seconds: prior cost on one CPU core in the pocket world. accelerator: it runs a model.
 
     reads_partial: may run on an input that still holds ``error`` rows; what it makes then stays
-    partial too. added: settings that came later, with the default at which they leave old keys
-    unchanged.
+    partial too.
     """
 
     function: str
-    version: int
-    modules: tuple[str, ...]
-    seconds: float
+    settings: type[Section]
+    version: int = 1
+    seconds: float = 1.0
     accelerator: bool = False
     reads_partial: bool = False
-    added: Mapping[str, Any] = field(default_factory=dict)
 
 
-_POLICY = ("harness/model/policy.py", "harness/model/tokenizer.py")
-_GENERATE = (*_POLICY, "harness/model/generate.py", "harness/model/generate_vllm.py")
-_PASS = (
-    *_POLICY,
-    "harness/train/batching.py",
-    *(f"harness/model/{name}.py" for name in ("logprobs", "head", "attention")),
-)
-_LANGUAGE = tuple(
-    f"harness/pocket/{name}.py" for name in ("language", "oracle", "wordings", "tasks")
-)
-_BACKEND = {"backend": "transformers"}
+def _judging(function: str, settings: type[Section]) -> Stage:
+    return Stage(function, settings, seconds=2.0, reads_partial=True)
 
-_ALPACA = tuple(
-    f"harness/evaluate/{name}.py"
-    for name in (
-        "alpaca_rows",
-        "alpaca_metrics",
-        "annotator",
-        "lc",
-        "libraries",
-    )
-) + ("harness/judge/verdicts.py", "harness/judge/client.py")
-_MT_BENCH = tuple(f"harness/evaluate/{name}.py" for name in ("fastchat_bench", "libraries")) + (
-    "harness/judge/verdicts.py",
-    "harness/judge/client.py",
-)
 
-STAGES: dict[str, Stage] = {
-    "data.pocket": Stage("harness.pocket.data:run", 1, ("harness/pocket/data.py", *_LANGUAGE), 1),
-    "data.files": Stage("harness.stages.data:run", 1, ("harness/stages/data.py",), 2),
+STAGES: Mapping[str, Stage] = {
+    "data.pocket": Stage("harness.pocket.data:run", tasks.PocketDataTask),
+    "data.files": Stage("harness.stages.data:run", tasks.FileDataTask, seconds=2),
     "base.pocket": Stage(
-        "harness.pocket.base:run",
-        1,
-        (
-            "harness/pocket/base.py",
-            "harness/pocket/tokenizer.py",
-            "harness/model/isolated_rng.py",
-            *_LANGUAGE,
-        ),
-        90,
-        True,
+        "harness.pocket.base:run", tasks.PocketBaseTask, seconds=80, accelerator=True
     ),
-    "base.checkpoint": Stage("harness.stages.base:run", 2, ("harness/stages/base.py", *_POLICY), 1),
-    "benchmarks.pocket": Stage(
-        "harness.pocket.benchmarks:run",
-        1,
-        ("harness/pocket/benchmarks.py", "harness/pocket/academic_tasks.py", *_LANGUAGE),
-        1,
-    ),
-    "benchmarks.files": Stage(
-        "harness.evaluate.files:run",
-        1,
-        tuple(
-            f"harness/evaluate/{name}.py"
-            for name in ("files", "academic_files", "fastchat_bench", "alpaca_metrics")
-        ),
-        2,
-    ),
+    "base.checkpoint": Stage("harness.stages.base:run", tasks.CheckpointTask, version=2),
+    "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", tasks.PocketBenchmarksTask),
+    "benchmarks.files": Stage("harness.stages.benchmarks:run", tasks.FileBenchmarksTask, seconds=2),
     "ranker.train": Stage(
-        "harness.stages.reward:run", 1, ("harness/stages/reward.py", *_POLICY), 60, True
+        "harness.stages.reward:run", tasks.RankerTrainTask, seconds=60, accelerator=True
     ),
-    "rollout": Stage(
-        "harness.stages.rollout:run",
-        1,
-        ("harness/stages/rollout.py", *_GENERATE),
-        3,
-        True,
-        added=_BACKEND,
-    ),
-    "rank": Stage(
-        "harness.stages.rank:run",
-        1,
-        ("harness/stages/rank.py", "harness/rankers", *_POLICY, *_LANGUAGE),
-        1,
-        True,
-    ),
-    "pairs.merge": Stage("harness.stages.rank:merge", 1, ("harness/stages/rank.py",), 0.1),
+    "rollout": Stage("harness.stages.rollout:run", tasks.RolloutTask, seconds=1, accelerator=True),
+    "rank": Stage("harness.stages.rank:run", tasks.RankTask, seconds=0.2, accelerator=True),
+    "pairs.merge": Stage("harness.stages.rank:merge", tasks.Nothing, seconds=0.1),
     "reference": Stage(
-        "harness.stages.reference:run", 1, ("harness/stages/reference.py", *_PASS), 1, True
+        "harness.stages.reference:run", tasks.ReferenceTask, seconds=0.3, accelerator=True
     ),
-    "train": Stage(
-        "harness.stages.train:run",
-        1,
-        (
-            "harness/stages/train.py",
-            "harness/train/trainer.py",
-            "harness/train/step_metrics.py",
-            "harness/train/objectives.py",
-            *_PASS,
-        ),
-        6,
-        True,
-    ),
-    "answer": Stage(
-        "harness.stages.answer:run",
-        1,
-        ("harness/stages/answer.py", *_GENERATE),
-        3,
-        True,
-        added=_BACKEND,
-    ),
-    "judge.mt_bench": Stage(
-        "harness.evaluate.mt_bench:run",
-        1,
-        ("harness/evaluate/mt_bench.py", *_MT_BENCH),
-        1,
-        reads_partial=True,
-    ),
-    "judge.alpaca_eval": Stage(
-        "harness.evaluate.alpaca_eval:run",
-        1,
-        ("harness/evaluate/alpaca_eval.py", *_ALPACA),
-        2,
-        reads_partial=True,
-    ),
-    "judge.pairwise": Stage(
-        "harness.evaluate.pairwise:run",
-        1,
-        ("harness/evaluate/pairwise.py", *_ALPACA),
-        2,
-        reads_partial=True,
-    ),
-    "judge.mt_bench_pairwise": Stage(
-        "harness.evaluate.mt_bench_pairwise:run",
-        1,
-        ("harness/evaluate/mt_bench_pairwise.py", *_MT_BENCH),
-        2,
-        reads_partial=True,
-    ),
-    "academic": Stage(
-        "harness.evaluate.academic:run",
-        1,
-        (
-            "harness/evaluate/academic.py",
-            "harness/evaluate/academic_lm.py",
-            "harness/evaluate/academic_files.py",
-            *_POLICY,
-        ),
-        4,
-        True,
-    ),
-    "heldout": Stage(
-        "harness.stages.heldout:run",
-        1,
-        ("harness/stages/heldout.py", "harness/rankers", *_POLICY, *_LANGUAGE),
-        1,
-        True,
-        reads_partial=True,
-    ),
+    "train": Stage("harness.stages.train:run", tasks.TrainTask, seconds=3, accelerator=True),
+    "answer": Stage("harness.stages.answer:run", tasks.AnswerTask, seconds=1, accelerator=True),
+    **{
+        one.stage: Stage(
+            one.run,
+            one.task,
+            one.version,
+            one.seconds,
+            one.accelerator,
+            reads_partial="answer" in one.inputs,
+        )
+        for one in BENCHMARKS.values()
+    },
+    "judge.pairwise": _judging("harness.evaluate.pairwise:run", AlpacaEvalJudgeTask),
+    "judge.mt_bench_pairwise": _judging("harness.evaluate.mt_bench_pairwise:run", MTBenchJudgeTask),
     "diagnostics": Stage(
-        "harness.stages.diagnostics:run",
-        1,
-        ("harness/stages/diagnostics", *_PASS, *_GENERATE, *_LANGUAGE),
-        2,
-        True,
-        added=_BACKEND,
+        "harness.stages.diagnostics:run", tasks.DiagnosticsTask, seconds=1.5, accelerator=True
     ),
 }
 
-RANKER_VERSIONS: Mapping[str, int] = {"pairrm": 2}
-"""Ranker kind → version, raised when its scores change: what it ranked is ranked again, what others
-ranked is not. 1 is in no key.
-"""
 
-
-def function_of(stage: str) -> Callable[[StageTask], StageOutcome]:
+def function_of(stage: str) -> Callable[[StageTask[Any]], StageOutcome]:
     """Import and return the function that runs ``stage``."""
     module, _, name = STAGES[stage].function.partition(":")
-    function: Callable[[StageTask], StageOutcome] = getattr(importlib.import_module(module), name)
+    function: Callable[[StageTask[Any]], StageOutcome] = getattr(
+        importlib.import_module(module), name
+    )
     return function

@@ -74,7 +74,7 @@ class Store:
             "mount it for writing, or give another folder with --store"
         )
 
-    # -- reading -----------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------
     def folder(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / key
 
@@ -143,7 +143,7 @@ class Store:
         except (FileNotFoundError, ValueError):
             return {}
 
-    # -- writing -----------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[bool]:
         """Exclusive, non-blocking lock of one stage; yields whether it was taken. The kernel drops
@@ -275,7 +275,7 @@ class Store:
                 shutil.rmtree(grave, ignore_errors=True)
         (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
 
-    # -- repair ------------------------------------------------------------------------------------
+    # -- repair ----------------------------------------------------------------
     def repair(self) -> list[Repair]:
         """Remove what attempts that no longer run left behind; journals of dead attempts go back to
         ``partial``.

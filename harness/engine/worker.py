@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.engine.plan import Node
+from harness.engine.graph import Node
 from harness.engine.stages import STAGES, function_of
 from harness.engine.store import Store
 from harness.files import hash_tree
@@ -33,6 +33,7 @@ from harness.records import (
     StageTask,
     content_hash,
 )
+from harness.study.tasks import Runtime
 
 State = Literal["done", "partial", "failed", "busy"]
 PACKAGES = (
@@ -95,15 +96,9 @@ def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[st
     inputs, incomplete = _inputs(store, node)
     work = store.begin(node.key)
     wall, cpu = time.perf_counter(), time.process_time()
-    with _threads(int(node.settings.get("threads", 1))):
-        task = StageTask(
-            node.key,
-            node.stage,
-            merge(node.settings, node.located),
-            inputs,
-            work,
-            runtime_of(node.runtime),
-        )
+    with _threads(getattr(node.settings, "threads", 1)):
+        runtime = runtime_of(node.runtime)
+        task = StageTask(node.key, node.stage, node.settings, inputs, work, runtime)
         outcome = function_of(node.stage)(task)
     seconds = time.perf_counter() - wall
     costs = {**outcome.costs, "seconds": seconds, "cpu_seconds": time.process_time() - cpu}
@@ -166,7 +161,7 @@ def _record(
         node.key,
         node.stage,
         node.version,
-        dict(node.settings),
+        dict(node.defining),
         dict(node.inputs),
         input_hashes,
         hash_tree(work),
@@ -183,26 +178,13 @@ def _failed(store: Store, node: Node, reason: str, trace: str, started: float) -
     return Result(node.key, "failed", time.monotonic() - started, reason)
 
 
-def merge(settings: Mapping[str, Any], located: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the paths put back in, nested mappings merged."""
-    merged = dict(settings)
-    for name, value in located.items():
-        inner = merged.get(name)
-        merged[name] = (
-            merge(inner, value)
-            if isinstance(inner, Mapping) and isinstance(value, Mapping)
-            else value
-        )
-    return merged
-
-
-def runtime_of(runtime: Mapping[str, Any]) -> dict[str, Any]:
+def runtime_of(runtime: Runtime) -> Runtime:
     """The runtime settings with ``device`` resolved to ``cpu`` or ``cuda``."""
-    device = runtime.get("device", "auto")
-    if device == "auto":
-        torch = sys.modules.get("torch")
-        device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
-    return {**runtime, "device": device}
+    if runtime.device != "auto":
+        return runtime
+    torch = sys.modules.get("torch")
+    device = "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+    return runtime.model_copy(update={"device": device})
 
 
 def environment() -> dict[str, Any]:
@@ -251,7 +233,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# -- the long-lived worker process -----------------------------------------------------------------
+# -- the long-lived worker process ---------------------------------------------
 def prepare_environment(hub: bool) -> None:
     """Variables that must be set before heavy imports: one thread per process, no hub unless the
     recipe names one.

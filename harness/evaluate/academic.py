@@ -19,12 +19,19 @@ import math
 import re
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate.academic_files import PAPER_TASKS, item_name
+from harness.evaluate.academic_files import (
+    PAPER_TASKS,
+    AcademicSettings,
+    AcademicTask,
+    item_name,
+    prepare_academic,
+)
 from harness.evaluate.academic_lm import ROWS, compiled_templates, language_model, quiet
+from harness.evaluate.benchmark import Asked, Benchmark, Counting, Measure
 from harness.model.isolated_rng import fenced_random
 from harness.records import (
     HarnessError,
@@ -35,28 +42,27 @@ from harness.records import (
     write_jsonl,
     write_scores,
 )
+from harness.study.work import Work
 
 FEWSHOT_SEED = 1234
 """lm-eval's default: few-shot draws equal its command line's."""
 
+
 Entry = Mapping[str, Any]
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[AcademicTask]) -> StageOutcome:
     """Score one checkpoint. Raises HarnessError for a policy or a task that lm-eval would score on
     wrong tokens or prompts.
     """
     from harness.model.policy import load_policy, preflight
 
     settings = task.settings
-    device = str(task.runtime.get("device", "cpu"))
+    device = task.runtime.device
     policy = load_policy(
-        task.inputs["policy"],
-        dtype=settings["dtype"],
-        attention=settings["attention"],
-        device=device,
+        task.inputs["policy"], dtype=settings.dtype, attention=settings.attention, device=device
     )
-    if settings["chat_template"]:
+    if settings.chat_template:
         preflight(policy.tokenizer)
     scores, samples, summary, cut = evaluate_policy(
         policy, task.inputs["benchmarks"] / "academic", settings
@@ -74,12 +80,12 @@ def run(task: StageTask) -> StageOutcome:
 
 
 def evaluate_policy(
-    policy: Any, folder: Path, settings: Mapping[str, Any]
+    policy: Any, folder: Path, settings: AcademicTask
 ) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], int]:
     """Score rows, samples, summary by column, and the number of prompts that lm-eval cut on the
     left to fit the model.
     """
-    entries = task_entries(folder, settings["tasks"])
+    entries = task_entries(folder, settings.tasks)
     with (
         tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary,
         quiet(),
@@ -95,7 +101,7 @@ def evaluate_policy(
         samples: list[dict[str, Any]] = []
         summary: dict[str, Any] = {}
         for column, tasks in columns.items():
-            rows, texts = score_rows(column, entries[column], tasks, found, int(settings["limit"]))
+            rows, texts = score_rows(column, entries[column], tasks, found, settings.limit)
             scores += rows
             samples += texts
             summary[column] = summarise(entries[column], rows)
@@ -144,7 +150,7 @@ def materialise(folder: Path, target: Path) -> None:
 
 
 def load_tasks(
-    folder: Path, entries: Mapping[str, Entry], settings: Mapping[str, Any], temporary: Path
+    folder: Path, entries: Mapping[str, Entry], settings: AcademicTask, temporary: Path
 ) -> dict[str, dict[str, Any]]:
     """lm-eval's task objects by column (a group such as ``mmlu`` has many), with shots and
     generation limit set.
@@ -185,11 +191,9 @@ def load_tasks(
                 task.set_config("num_fewshot", int(shots))
             elif task.get_config("num_fewshot") is None:
                 task.set_config("num_fewshot", 0)
-            if settings["max_new_tokens"] and task.get_config("output_type") == "generate_until":
+            if settings.max_new_tokens and task.get_config("output_type") == "generate_until":
                 task.set_config(
-                    "generation_kwargs",
-                    {"max_gen_toks": int(settings["max_new_tokens"])},
-                    update=True,
+                    "generation_kwargs", {"max_gen_toks": settings.max_new_tokens}, update=True
                 )
     return columns
 
@@ -198,7 +202,7 @@ def load_tasks(
 
 
 def evaluate_all(
-    lm: Any, tasks: Mapping[str, Any], settings: Mapping[str, Any]
+    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
 ) -> dict[str, list[dict[str, Any]] | None]:
     """lm-eval's logged samples by task; None for a task that ran out of memory even one row at a
     time.
@@ -217,7 +221,7 @@ def evaluate_all(
 
 
 def _with_smaller_batches(
-    lm: Any, tasks: Mapping[str, Any], settings: Mapping[str, Any]
+    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
 ) -> dict[str, list[dict[str, Any]]]:
     """One evaluation; out of memory halves the batches and starts again. Raises MemoryError when
     batches of one row do not fit.
@@ -228,14 +232,14 @@ def _with_smaller_batches(
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
                 raise
-            if lm.shrink >= max(ROWS, int(settings["generation_batch"])):
+            if lm.shrink >= max(ROWS, settings.generation_batch):
                 raise MemoryError(str(error)) from error
             lm.shrink *= 2
             lm.cut = 0
 
 
 def _evaluate(
-    lm: Any, tasks: Mapping[str, Any], settings: Mapping[str, Any]
+    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
 ) -> dict[str, list[dict[str, Any]]]:
     from lm_eval.evaluator import evaluate
 
@@ -245,13 +249,11 @@ def _evaluate(
         results = evaluate(
             lm,
             {"tasks": dict(tasks), "groups": {}, "group_map": {}},
-            limit=int(settings["limit"]) or None,
+            limit=settings.limit or None,
             bootstrap_iters=0,
             log_samples=True,
-            apply_chat_template=bool(settings["chat_template"]),
-            fewshot_as_multiturn=bool(
-                settings["chat_template"] and settings["fewshot_as_multiturn"]
-            ),
+            apply_chat_template=settings.chat_template,
+            fewshot_as_multiturn=bool(settings.chat_template and settings.fewshot_as_multiturn),
         )
     except AssertionError as error:
         raise HarnessError(
@@ -374,3 +376,96 @@ def summarise(entry: Entry, rows: list[Score]) -> dict[str, Any]:
         "task": entry.get("lm_eval_task", entry["task"]),
         "version": rows[0].benchmark_version if rows else "",
     }
+
+
+# -- its record ------------------------------------------------------------------------------------
+
+
+NAME = "academic"
+TITLES = {
+    "gsm8k": "GSM8K",
+    "hellaswag": "HellaSwag",
+    "arc_challenge": "ARC-C",
+    "truthfulqa_mc2": "TruthfulQA",
+    "eq_bench": "EQ-Bench",
+    "openbookqa": "OBQA",
+}
+SIZES: Mapping[str, tuple[int, int, int, int, int]] = {
+    "gsm8k": (1319, 1, 100, 150, 8),
+    "hellaswag": (10_042, 4, 100, 0, 10),
+    "arc_challenge": (1172, 4, 45, 0, 25),
+    "truthfulqa_mc2": (817, 7, 150, 0, 0),
+    "eq_bench": (171, 1, 400, 60, 0),
+    "openbookqa": (500, 4, 25, 0, 10),
+}
+"""Task → items, requests an item, tokens of one example, tokens generated, examples shown by
+default. Rounded.
+"""
+OTHER_SIZE = (1000, 4, 100, 0, 0)
+POCKET_ITEMS = 60
+
+
+def prepare(settings: AcademicSettings, out: Path) -> dict[str, Any]:
+    """Task files of the recipe's tasks."""
+    return {"tasks": len(prepare_academic(settings, out))}
+
+
+def measures(evaluation: Any) -> Sequence[Measure]:
+    """One column per task, in the recipe's order, then their mean."""
+    tasks = evaluation.academic.tasks
+    columns = [
+        Measure(
+            task, "score", TITLES.get(task, task), "percent", 1, scale=(0.0, 100.0), table="table_2"
+        )
+        for task in tasks
+    ]
+    if len(columns) < 2:
+        return columns
+    mean = Measure(
+        NAME,
+        "score",
+        "mean",
+        "percent",
+        1,
+        scale=(0.0, 100.0),
+        strata=tuple(tasks),
+        table="table_2",
+        long="mean of academic benchmarks",
+    )
+    return (*columns, mean)
+
+
+def settle(asked: Asked) -> AcademicTask:
+    """Settings of the scoring stage."""
+    return AcademicTask(**vars(asked.settings), **asked.generating)
+
+
+def _work(count: Counting, task: AcademicTask) -> Work:
+    rows = read = generated = 0.0
+    for name in task.tasks:
+        items, requests, example, length, shots = SIZES.get(name, OTHER_SIZE)
+        limit = task.limit or (POCKET_ITEMS if count.pocket else items)
+        shown, asked = task.shots.get(name, shots) + 1, min(items, limit)
+        rows, generated = rows + asked, generated + asked * length
+        read += asked * requests * example * shown
+    each = read / max(rows, 1)
+    how = f"{rows:,.0f} items of {len(task.tasks)} tasks, examples read for every choice"
+    return Work(rows, read, generated, how=f"{how}: {each:,.0f} tokens an item")
+
+
+BENCHMARK = Benchmark(
+    NAME,
+    "Academic tasks",
+    settings=AcademicSettings,
+    stage="academic",
+    run="harness.evaluate.academic:run",
+    task=AcademicTask,
+    settle=settle,
+    measures=measures,
+    work=_work,
+    inputs=("policy", "benchmarks"),
+    seconds=4.0,
+    accelerator=True,
+    other_files=("data",),
+    prepare=prepare,
+)

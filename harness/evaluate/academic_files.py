@@ -25,11 +25,38 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.records import HarnessError, read_jsonl, write_jsonl
+from harness.study.sections import NonNegative, Section
+from harness.study.tasks import Generating
 
 Row = dict[str, Any]
+
+
+class AcademicSettings(Section):
+    tasks: list[str] = [
+        "gsm8k",
+        "hellaswag",
+        "arc_challenge",
+        "truthfulqa_mc2",
+        "eq_bench",
+        "openbookqa",
+    ]
+    data: dict[str, str] = {}
+    """Task → local data file, in place of the hub."""
+    shots: dict[str, NonNegative] = {}
+    limit: NonNegative = 0
+    chat_template: bool = True
+    fewshot_as_multiturn: bool = True
+    max_new_tokens: NonNegative = 0
+    """0: as the task says."""
+
+
+class AcademicTask(AcademicSettings, Generating):
+    """``academic``. Its keys have always held the backend."""
+
+    later: ClassVar[Mapping[str, Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -299,7 +326,7 @@ def convert(column: str, path: Path) -> list[Row]:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def prepare_academic(settings: Mapping[str, Any], out: Path) -> dict[str, Row]:
+def prepare_academic(settings: AcademicSettings, out: Path) -> dict[str, Row]:
     """Write ``tasks.json``, ``<column>.yaml`` and ``<column>_<split>.jsonl`` into ``out`` (the
     ``academic`` folder) and return tasks.json.
 
@@ -309,19 +336,14 @@ def prepare_academic(settings: Mapping[str, Any], out: Path) -> dict[str, Row]:
     without a file reads the hub; any other name is taken as an lm-eval task of that name.
     """
     out.mkdir(parents=True, exist_ok=True)
-    # A study's plan puts "<task>_fingerprint" beside each path: part of the stage's key, no file.
-    data = {
-        str(name): Path(path)
-        for name, path in settings.get("data", {}).items()
-        if not name.endswith("_fingerprint")
-    }
+    data = {name: Path(path) for name, path in settings.data.items()}
     unknown = {name.removesuffix(":train") for name in data} - set(PAPER_TASKS)
     if unknown:
         raise HarnessError(
             f"academic.data names {', '.join(sorted(unknown))}; local files are read for "
             f"{', '.join(PAPER_TASKS)}"
         )
-    tasks = {name: _prepare_one(name, settings, data, out) for name in settings["tasks"]}
+    tasks = {name: _prepare_one(name, settings, data, out) for name in settings.tasks}
     (out / "tasks.json").write_text(
         json.dumps(tasks, indent=1, sort_keys=True) + "\n", encoding="utf-8"
     )
@@ -329,9 +351,9 @@ def prepare_academic(settings: Mapping[str, Any], out: Path) -> dict[str, Row]:
 
 
 def _prepare_one(
-    column: str, settings: Mapping[str, Any], data: Mapping[str, Path], out: Path
+    column: str, settings: AcademicSettings, data: Mapping[str, Path], out: Path
 ) -> Row:
-    asked = settings.get("shots", {}).get(column)
+    asked = settings.shots.get(column)
     paper = PAPER_TASKS.get(column)
     if paper is None:
         return {"task": column, "lm_eval_task": column, "shots": asked, "source": "hub"}

@@ -8,9 +8,10 @@ import contextlib
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from harness.evaluate.academic_files import AcademicTask
 from harness.records import HarnessError
 
 LOGIT_BUDGET = {"cpu": 2**26, "cuda": 2**29}
@@ -19,7 +20,7 @@ ROWS = 256
 """Most rows of one scoring batch."""
 
 
-def language_model(policy: Any, settings: Mapping[str, Any]) -> Any:
+def language_model(policy: Any, settings: AcademicTask) -> Any:
     """lm-eval's HFLM around a loaded policy, with batches sized by length. Raises HarnessError if
     it would see other tokens.
     """
@@ -60,7 +61,7 @@ def language_model(policy: Any, settings: Mapping[str, Any]) -> Any:
             return start, whole[len(start) :]
 
         def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:  # noqa: ARG002
-            return max(1, int(settings["generation_batch"]) // self.shrink)
+            return max(1, settings.generation_batch // self.shrink)
 
         def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
             _, context, continuation = n_reordered_requests[pos]
@@ -85,7 +86,7 @@ def language_model(policy: Any, settings: Mapping[str, Any]) -> Any:
             )
 
     lm = LengthBatchedLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size="auto")
-    if settings["chat_template"]:
+    if settings.chat_template:
         check_tokens(lm, policy.tokenizer)
     return lm
 

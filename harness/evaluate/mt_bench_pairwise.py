@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.evaluate.fastchat_bench import (
+from harness.evaluate.mt_bench import (
     Bench,
+    JudgeTask,
     load_bench,
     make_pair,
     neutral_answer,
@@ -41,21 +42,19 @@ from harness.records import (
     write_scores,
 )
 
-BENCHMARK = "mt_bench_pairwise"
+NAME = "mt_bench_pairwise"
 WINNER = ({"A": "a", "B": "b", "C": "tie"}, {"A": "b", "B": "a", "C": "tie"})
 """Who a verdict names, in the first and the second game."""
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[JudgeTask]) -> StageOutcome:
     """Inputs answer_a, answer_b, benchmarks → scores.parquet, judgments.jsonl, summary.json."""
-    judge = task.settings["judge"]
-    bench = load_bench(
-        task.inputs["benchmarks"] / "mt_bench", str(task.settings.get("reference_set", ""))
-    )
+    judge = task.settings.judge
+    bench = load_bench(task.inputs["benchmarks"] / "mt_bench", task.settings.reference_set)
     answers = tuple(
         read_answers(task.inputs[name] / "mt_bench.jsonl") for name in ("answer_a", "answer_b")
     )
-    statuses, requests, sources = plan(bench, answers, judge["model"])
+    statuses, requests, sources = plan(bench, answers, judge.model)
     journal = task.out / JOURNAL_NAME
     with JudgeClient(judge, task.runtime, journal) as client:
         replies = client.complete(
@@ -76,7 +75,7 @@ def run(task: StageTask) -> StageOutcome:
         version = f"references:{bench.reference_set or 'unnamed'}@{bench.hashes['references']} questions:{bench.hashes['questions']}"
         scores.append(
             Score(
-                BENCHMARK,
+                NAME,
                 version,
                 item,
                 item.split(":")[0],

@@ -13,25 +13,31 @@ from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
-from harness.evaluate.alpaca_metrics import (
+from harness.evaluate.alpaca_eval import (
+    JudgeTask,
+    Row,
+    align,
     baseline_hash,
+    judge_rows,
     load_instructions,
     read_gamed,
     read_json_rows,
+    score_rows,
+    summarise,
+    version,
 )
-from harness.evaluate.alpaca_rows import Row, align, judge_rows, score_rows, summarise, version
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, write_scores
 
-BENCHMARK = "alpaca_eval_pairwise"
+NAME = "alpaca_eval_pairwise"
 MOST_CHECKPOINTS = 8
 """56 ordered pairs of one judgment an instruction."""
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[JudgeTask]) -> StageOutcome:
     """Inputs answer_a, answer_b, benchmarks → scores.parquet, judgments.jsonl, summary.json: b's
     win rates against a, in percent.
     """
-    judge = task.settings["judge"]
+    judge = task.settings.judge
     folder = task.inputs["benchmarks"] / "alpaca_eval"
     instructions = load_instructions(folder / "eval.json")
     sides = []
@@ -47,7 +53,7 @@ def run(task: StageTask) -> StageOutcome:
         read_gamed(folder / "df_gamed.csv", len(instructions)),
         judge,
         label,
-        BENCHMARK,
+        NAME,
     )
     write_scores(task.out / "scores.parquet", scores)
     summary = summarise(

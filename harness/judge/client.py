@@ -35,6 +35,8 @@ from harness.judge.endpoint import (
 )
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
 from harness.records import FINAL_STATUSES, HarnessError, Status, content_hash
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 __all__ = [
     "JOURNAL_NAME",
@@ -86,22 +88,18 @@ class JudgeReply:
     model: str = ""
 
 
-def _body(request: JudgeRequest, judge: Mapping[str, Any], ask: int = 0) -> dict[str, Any]:
+def _body(request: JudgeRequest, judge: JudgeSettings, ask: int = 0) -> dict[str, Any]:
     """The call's JSON. The seed is sent only where it says something: given, or a repeat, or a
     re-ask.
     """
-    params = {
-        "temperature": judge["temperature"],
-        "max_tokens": judge["max_tokens"],
-        **request.params,
-    }
+    params = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, **request.params}
     shift = request.repeat + ask * REASK_SEED_STEP
     if shift or "seed" in params:
         params["seed"] = int(params.get("seed", 0)) + shift
-    return {"model": judge["model"], "messages": [dict(m) for m in request.messages], **params}
+    return {"model": judge.model, "messages": [dict(m) for m in request.messages], **params}
 
 
-def request_key(request: JudgeRequest, judge: Mapping[str, Any], identity: str) -> str:
+def request_key(request: JudgeRequest, judge: JudgeSettings, identity: str) -> str:
     """Hash of everything that decides the reply: endpoint, model, full prompt, sampling, repeat.
     The item's id is not in it.
     """
@@ -127,21 +125,21 @@ class JudgeClient:
     threads.
     """
 
-    def __init__(self, judge: Mapping[str, Any], runtime: Mapping[str, Any], journal: Path) -> None:
+    def __init__(self, judge: JudgeSettings, runtime: Runtime, journal: Path) -> None:
         self.judge = judge
-        self.concurrency = int(runtime.get("judge_concurrency", 8))
-        self.timeout_s = float(runtime.get("judge_timeout_s", 60.0))
-        self.deadline_s = float(runtime.get("judge_deadline_s", 1800.0))
-        self.backoff_s = float(runtime.get("judge_backoff_s", 0.5))
+        self.concurrency = runtime.judge_concurrency
+        self.timeout_s = runtime.judge_timeout_s
+        self.deadline_s = runtime.judge_deadline_s
+        self.backoff_s = runtime.judge_backoff_s
         self.prices = _prices(runtime)
-        self.max_cost_usd = float(runtime.get("max_cost_usd", 0.0))
-        if self.max_cost_usd and judge["kind"] != "pocket" and not any(self.prices):
+        self.max_cost_usd = runtime.max_cost_usd
+        if self.max_cost_usd and judge.kind != "pocket" and not any(self.prices):
             raise HarnessError(
                 "max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million "
                 "and price_completion_usd_per_million"
             )
-        rate = float(runtime.get("judge_requests_per_minute", 0))
-        self.dry_run = bool(runtime.get("judge_dry_run", False))
+        rate = runtime.judge_requests_per_minute
+        self.dry_run = runtime.judge_dry_run
         self._interval_s = 60.0 / rate if rate else 0.0
         self._next_slot = 0.0
         self._no_slack = False
@@ -514,9 +512,7 @@ async def _first_reply(
 
 
 def plan_cost(
-    requests: Sequence[JudgeRequest],
-    judge: Mapping[str, Any],
-    prices: tuple[float, float] = (0.0, 0.0),
+    requests: Sequence[JudgeRequest], judge: JudgeSettings, prices: tuple[float, float] = (0.0, 0.0)
 ) -> dict[str, float]:
     """Dry run: calls, prompt tokens (estimated from characters), completion tokens at most, and the
     price at most in USD.
@@ -535,7 +531,5 @@ def plan_cost(
     }
 
 
-def _prices(runtime: Mapping[str, Any]) -> tuple[float, float]:
-    return float(runtime.get("price_prompt_usd_per_million", 0.0)), float(
-        runtime.get("price_completion_usd_per_million", 0.0)
-    )
+def _prices(runtime: Runtime) -> tuple[float, float]:
+    return runtime.price_prompt_usd_per_million, runtime.price_completion_usd_per_million

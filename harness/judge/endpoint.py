@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.records import HarnessError, Status, content_hash
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
@@ -38,21 +40,21 @@ class Endpoint:
     loopback: bool
 
 
-def resolve_endpoint(judge: Mapping[str, Any], runtime: Mapping[str, Any]) -> Endpoint:
-    """The endpoint the settings name. Pocket: ``runtime["pocket_judge_url"]`` or a server started
+def resolve_endpoint(judge: JudgeSettings, runtime: Runtime) -> Endpoint:
+    """The endpoint the settings name. Pocket: ``runtime.pocket_judge_url`` or a server started
     in this process.
     """
-    allowed = judge.get("allow_insecure_url", "")
-    if judge["kind"] == "pocket":
-        url = runtime.get("pocket_judge_url", "")
+    allowed = judge.allow_insecure_url
+    if judge.kind == "pocket":
+        url = runtime.pocket_judge_url
         if not url:
             from harness.pocket.judge_server import shared_server
 
-            url = shared_server(judge)
-        opinion = {name: judge[name] for name in ("noise", "position_bias", "length_bias", "seed")}
+            url = shared_server(judge.opinion)
+        opinion = judge.opinion
         checked, loopback = check_url(url, allowed)
         return Endpoint(checked, f"pocket:{content_hash(opinion, length=16)}", loopback)
-    url = judge.get("base_url", "") or os.environ.get(URL_VARIABLE, "")
+    url = judge.base_url or os.environ.get(URL_VARIABLE, "")
     if not url:
         raise HarnessError(
             "judge.kind is 'openai' but there is no address: set judge.base_url or the "
@@ -100,11 +102,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def auth_headers(judge: Mapping[str, Any], endpoint: Endpoint) -> dict[str, str]:
+def auth_headers(judge: JudgeSettings, endpoint: Endpoint) -> dict[str, str]:
     """The Authorization header from the environment; none for the pocket judge. Nothing else ever
     holds the key.
     """
-    if judge["kind"] == "pocket":
+    if judge.kind == "pocket":
         return {}
     if not os.environ.get(KEY_VARIABLE):
         if endpoint.loopback:

@@ -17,6 +17,8 @@ from typing import Any
 
 from harness.judge.client import JOURNAL_NAME, JudgeClient
 from harness.records import HarnessError
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ def agreement(
 
 def meta_evaluate(
     pairs: Sequence[LabelledPair],
-    judge: Mapping[str, Any],
-    runtime: Mapping[str, Any],
+    judge: JudgeSettings,
+    runtime: Runtime,
     folder: Path,
     *,
     annotator: str = "weighted_alpaca_eval_gpt4_turbo",

@@ -17,9 +17,9 @@ import torch
 from aiohttp import web
 
 from harness.judge import chat_http
-from harness.model.generate import Generation, GenerationRequest, generate, request_seed
+from harness.model.generate import generate
 from harness.model.policy import Policy, encode_prompt, render
-from harness.records import HarnessError
+from harness.records import Generation, GenerationRequest, HarnessError, request_seed
 
 MOST_CHOICES, MOST_TOP, MOST_STOPS = 16, 20, 4
 DEFAULT_POSITIONS = 4096

@@ -7,11 +7,11 @@ none at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.records import content_hash
+from harness.study.sections import JudgeSettings
 
 _DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
 _ATTEMPT = re.compile(r"[+\-−]?\d[\d.,]*(\s*/\s*\d+)?|[+\-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -140,11 +140,11 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
     return text, found
 
 
-def judge_label(judge: Mapping[str, Any]) -> str:
+def judge_label(judge: JudgeSettings) -> str:
     """The judge's name and a hash of what else decides its verdicts (not its address)."""
     defining = {
         name: value
-        for name, value in judge.items()
+        for name, value in judge.model_dump().items()
         if name not in ("base_url", "allow_insecure_url", "repeats")
     }
-    return f"{judge['model']}@{content_hash(defining, length=8)}"
+    return f"{judge.model}@{content_hash(defining, length=8)}"

@@ -16,49 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.model.policy import Policy
-from harness.records import Status, content_hash
+from harness.records import Generation, GenerationRequest
 
 KEEP_SHARE = 0.75
 """The batch is compacted when fewer than this share of its rows still run: a copy of the cache
 against idle rows.
 """
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One answer to draw. temperature 0 is greedy. seed: from ``request_seed``."""
-
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer. status: "ok" ended by a stop token (the last of ``token_ids``), "truncated" hit
-    the limit, "no_answer" had no room, "error".
-
-    ``error`` says why the last two.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    status: Status
-    error: str = ""
-
-
-def request_seed(*parts: Any) -> int:
-    """63-bit seed from what identifies a request: run seed, iteration, stage, prompt id, sample."""
-    return int(content_hash(*parts, length=16), 16) >> 1
 
 
 def generate(

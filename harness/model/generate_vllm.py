@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from harness.model.generate import Generation, GenerationRequest
 from harness.model.policy import Policy
-from harness.records import HarnessError
+from harness.records import Generation, GenerationRequest, HarnessError
 
 
 def generate_vllm(
@@ -28,7 +27,7 @@ def generate_vllm(
         from vllm.inputs import TokensPrompt
     except ImportError as error:
         raise HarnessError(
-            'runtime.generation_backend vllm needs the package vllm: pip install -e ".[gpu]" on a '
+            'model.generation_backend vllm needs the package vllm: pip install -e ".[gpu]" on a '
             "machine with a CUDA GPU"
         ) from error
     engine = _engine(

@@ -19,6 +19,7 @@ import numpy as np
 from harness.model.isolated_rng import fenced_random
 from harness.pocket import language
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
+from harness.study.tasks import PocketBaseTask
 
 VERSION = 1
 MAX_LENGTH = 128
@@ -51,14 +52,14 @@ SINGLE_TURN_SHARE = 0.45
 """Share of the steps before which no conversation has several turns."""
 
 
-def build_model(settings: Mapping[str, Any], tokenizer: Any) -> Any:
+def build_model(settings: PocketBaseTask, tokenizer: Any) -> Any:
     """A fresh Llama of the settings' size for ``tokenizer``; draws its weights from torch's global
     generator.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    hidden, heads = int(settings["hidden_size"]), int(settings["heads"])
+    hidden, heads = settings.hidden_size, settings.heads
     if hidden % heads or (hidden // heads) % 2:
         raise HarnessError(
             f"pocket.hidden_size {hidden} must be an even multiple of pocket.heads {heads}"
@@ -67,7 +68,7 @@ def build_model(settings: Mapping[str, Any], tokenizer: Any) -> Any:
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=hidden,
-        num_hidden_layers=int(settings["layers"]),
+        num_hidden_layers=settings.layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=512,
@@ -140,7 +141,7 @@ def _one_pass(
     return [row for i in rng.permutation(len(batches)) for row in batches[int(i)]]
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
     """Train on ``inputs["data"]/sft.jsonl`` and write ``model/`` (safetensors and tokenizer) into
     ``task.out``.
     """
@@ -150,13 +151,11 @@ def run(task: StageTask) -> StageOutcome:
     conversations = [
         row["messages"]
         for _, row in zip(
-            range(int(settings["rows"])),
-            read_jsonl(task.inputs["data"] / "sft.jsonl"),
-            strict=False,
+            range(settings.rows), read_jsonl(task.inputs["data"] / "sft.jsonl"), strict=False
         )
     ]
     tokenizer = pocket_tokenizer.build()
-    with fenced_random(int(settings["seed"])), _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with fenced_random(settings.seed), _quiet(), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
         result = _fit(model, tokenizer, conversations, settings, Path(scratch))
     folder = task.out / "model"
@@ -169,7 +168,7 @@ def run(task: StageTask) -> StageOutcome:
         "parameters": int(model.num_parameters()),
     }
     return StageOutcome(
-        rows=len(conversations), costs={"steps": float(settings["steps"])}, summary=summary
+        rows=len(conversations), costs={"steps": float(settings.steps)}, summary=summary
     )
 
 
@@ -197,18 +196,14 @@ def _fit(
     model: Any,
     tokenizer: Any,
     conversations: Sequence[Any],
-    settings: Mapping[str, Any],
+    settings: PocketBaseTask,
     scratch: Path,
 ) -> Any:
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    steps, batch_size, seed = (
-        int(settings["steps"]),
-        int(settings["batch_size"]),
-        int(settings["seed"]),
-    )
+    steps, batch_size, seed = (settings.steps, settings.batch_size, settings.seed)
 
     lessons = [lesson_of(messages) for messages in conversations]
 
@@ -229,7 +224,7 @@ def _fit(
         output_dir=str(scratch),
         max_steps=steps,
         per_device_train_batch_size=batch_size,
-        learning_rate=float(settings["learning_rate"]),
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 20),
         weight_decay=0.0,

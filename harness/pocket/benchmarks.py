@@ -2,8 +2,7 @@
 libraries' own file formats.
 
 All items come from the language's ``benchmark`` split, which no training or held-out prompt shares.
-Settings: seed; mt_bench.limit, alpaca_eval.limit, academic.limit (0: all); judge (the JudgeSettings
-whose opinions fill the gamed rows).
+Each benchmark's record names the function that writes its pocket files.
 """
 
 from __future__ import annotations
@@ -17,8 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from harness.evaluate.benchmark import load
+from harness.evaluate.registry import BENCHMARKS
 from harness.pocket import academic_tasks, language, oracle, wordings
+from harness.pocket.judge_opinion import OPINION
 from harness.records import StageOutcome, StageTask, write_jsonl
+from harness.study.tasks import PocketBenchmarksTask
 
 VERSION = 1
 FIRST_QUESTION = 81
@@ -289,35 +292,37 @@ def difficulties(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) ->
     return [max(-MAX_DIFFICULTY, min(MAX_DIFFICULTY, (value - centre) / spread)) for value in raw]
 
 
-def run(task: StageTask) -> StageOutcome:
-    """Write mt_bench/, alpaca_eval/ and academic/ into ``task.out``."""
-    settings = task.settings
-    seed = int(settings.get("seed", 0))
-    limits = {
-        name: int(settings.get(name, {}).get("limit", 0))
-        for name in ("mt_bench", "alpaca_eval", "academic")
-    }
-    judge = {"noise": 0.3, "position_bias": 0.05, "length_bias": 0.0, "seed": 0} | dict(
-        settings.get("judge") or {}
-    )
-    for name in limits:
-        (task.out / name).mkdir(exist_ok=True)
-    questions, references = mt_bench(np.random.default_rng([seed, 10]), limits["mt_bench"])
-    rows = write_jsonl(task.out / "mt_bench" / "question.jsonl", questions)
-    write_jsonl(task.out / "mt_bench" / "reference_answer.jsonl", references)
-    write_jsonl(task.out / "mt_bench" / "judge_prompts.jsonl", judge_prompts())
-    instructions = alpaca_eval(np.random.default_rng([seed, 11]), limits["alpaca_eval"])
-    rows += len(instructions)
-    (task.out / "alpaca_eval" / "eval.json").write_text(
-        json.dumps(instructions, indent=1) + "\n", encoding="utf-8"
-    )
-    _write_csv(task.out / "alpaca_eval" / "df_gamed.csv", gamed_rows(instructions, judge))
-    rows += academic_tasks.write(
-        task.out / "academic", np.random.default_rng([seed, 12]), limits["academic"]
-    )
-    return StageOutcome(
-        rows=rows, summary={"mt_bench": len(questions), "alpaca_eval": len(instructions)}
-    )
+def write_mt_bench(seed: int, limit: int, folder: Path) -> int:
+    """MT-Bench's files; returns the number of questions."""
+    questions, references = mt_bench(np.random.default_rng([seed, 10]), limit)
+    write_jsonl(folder / "question.jsonl", questions)
+    write_jsonl(folder / "reference_answer.jsonl", references)
+    write_jsonl(folder / "judge_prompts.jsonl", judge_prompts())
+    return len(questions)
+
+
+def write_alpaca_eval(seed: int, limit: int, folder: Path) -> int:
+    """AlpacaEval's files; returns the number of instructions."""
+    instructions = alpaca_eval(np.random.default_rng([seed, 11]), limit)
+    text = json.dumps(instructions, indent=1) + "\n"
+    (folder / "eval.json").write_text(text, encoding="utf-8")
+    _write_csv(folder / "df_gamed.csv", gamed_rows(instructions, OPINION))
+    return len(instructions)
+
+
+def write_academic(seed: int, limit: int, folder: Path) -> int:
+    """The academic tasks' files; returns the number of items."""
+    return academic_tasks.write(folder, np.random.default_rng([seed, 12]), limit)
+
+
+def run(task: StageTask[PocketBenchmarksTask]) -> StageOutcome:
+    """Write every benchmark's folder into ``task.out``."""
+    counts: dict[str, int] = {}
+    for name, limit in task.settings.limits.items():
+        folder = task.out / name
+        folder.mkdir(exist_ok=True)
+        counts[name] = load(BENCHMARKS[name].pocket)(task.settings.seed, limit.limit, folder)
+    return StageOutcome(rows=sum(counts.values()), summary=counts)
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.pocket import language, oracle, wordings
+from harness.pocket import language, oracle
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, write_jsonl
+from harness.study.tasks import PocketDataTask
 
 VERSION = 1
 DEFAULT_PROMPTS = 1536
@@ -73,23 +74,23 @@ def _turn(
     ]
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[PocketDataTask]) -> StageOutcome:
     """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"}) into
     ``task.out``.
     """
     settings = task.settings
-    seed = int(settings.get("seed", 0))
-    share = float(settings.get("best_style_share", wordings.BEST_STYLE.share))
+    seed = settings.seed
+    share = settings.best_style_share
     sizes = {
-        "train": int(settings.get("prompts", 0)) or DEFAULT_PROMPTS,
-        "heldout": int(settings["heldout"]),
-        "ood": int(settings.get("ood", 0)),
+        "train": settings.prompts or DEFAULT_PROMPTS,
+        "heldout": settings.heldout,
+        "ood": settings.ood,
     }
     rows = 0
     for number, (name, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
         rows += write_jsonl(task.out / f"{name}.jsonl", _prompts(name, size, rng, share))
-    count = int(settings.get("rows", 20_000))
+    count = settings.rows
     rng = np.random.default_rng([seed, len(sizes)])
     rows += write_jsonl(task.out / "sft.jsonl", (conversation(rng, share) for _ in range(count)))
     return StageOutcome(rows=rows, summary=_summary(sizes, count))

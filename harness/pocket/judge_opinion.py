@@ -17,12 +17,13 @@ from typing import Any
 
 from harness.pocket import judge_prompts, language, oracle
 from harness.pocket.judge_prompts import Judgment
+from harness.study.sections import JudgeSettings
 
 SEED_PERIOD = 1_000_000
 """Request seeds equal modulo this give the same opinion: the judge client adds multiples of it when
 a reply was unreadable.
 """
-OPINION_SETTINGS = {"noise": 0.3, "position_bias": 0.05, "length_bias": 0.0, "seed": 0}
+OPINION = JudgeSettings().opinion
 TIE_LOG_ODDS = 0.3
 """Pairwise verdicts with smaller log-odds are ties."""
 
@@ -34,9 +35,9 @@ def verdict(
     judgment = judge_prompts.read(body["messages"])
     if judgment is None:
         return "I can only judge answers, and I find none in this prompt.", None
-    seed = int(settings["seed"]) + SEED_PERIOD * (int(body.get("seed") or 0) % SEED_PERIOD)
+    seed = settings["seed"] + SEED_PERIOD * (int(body.get("seed") or 0) % SEED_PERIOD)
     if judgment.form == "rating":
-        rating = _rating(judgment, float(settings["noise"]), seed)
+        rating = _rating(judgment, settings["noise"], seed)
         return f"{_remark(rating)} Rating: [[{rating}]]", None
     second = min(max(_preference(judgment, settings, seed), 1e-6), 1.0 - 1e-6)
     if judgment.form == "token":

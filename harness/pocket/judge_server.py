@@ -26,7 +26,7 @@ from typing import Any
 from aiohttp import web
 
 from harness.judge import chat_http
-from harness.pocket.judge_opinion import OPINION_SETTINGS, verdict
+from harness.pocket.judge_opinion import OPINION, verdict
 
 GARBAGE_TEXTS = (
     "I would rather talk about the weather.",
@@ -282,21 +282,16 @@ def serve(
     """Serve from a thread of this process while the block runs; yields the server with its
     ``base_url`` and ``counters``.
     """
-    server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates(), script)
+    server = JudgeServer({**OPINION, **(settings or {})}, faults or FaultRates(), script)
     with chat_http.serving(server.handle, host, port) as server.base_url:
         yield server
 
 
-def shared_server(judge: Mapping[str, Any]) -> str:
+def shared_server(opinion: Mapping[str, Any]) -> str:
     """Address of this process's judge with these opinions (noise, biases, seed); started at the
     first call, gone with the process.
     """
-    return _shared(
-        json.dumps(
-            {name: judge.get(name, default) for name, default in OPINION_SETTINGS.items()},
-            sort_keys=True,
-        )
-    )
+    return _shared(json.dumps(dict(opinion), sort_keys=True))
 
 
 @functools.cache
@@ -313,5 +308,5 @@ def run_forever(
     faults: FaultRates | None = None,
 ) -> None:
     """Serve until interrupted; prints the address. For ``selm judge-server``."""
-    server = JudgeServer({**OPINION_SETTINGS, **(settings or {})}, faults or FaultRates())
+    server = JudgeServer({**OPINION, **(settings or {})}, faults or FaultRates())
     chat_http.serve_until_interrupted(server.handle, host, port)

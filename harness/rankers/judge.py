@@ -25,8 +25,9 @@ from harness.judge.client import (
     JudgeRequest,
     finalise,
 )
-from harness.rankers import RankContext, Ranked, RankItem
+from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 from harness.records import HarnessError, Status
+from harness.study.work import Lengths, Work
 
 FIRST, SECOND = "m", "M"
 
@@ -145,3 +146,13 @@ def _template() -> tuple[tuple[str, str], ...]:
         r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", file.read_text(encoding="utf-8"), flags=re.DOTALL
     )
     return tuple((str(role), str(text).strip()) for role, text in turns)
+
+
+def _work(lengths: Lengths, prompts: int, texts: int) -> Work:
+    rows, pairs = prompts * texts, prompts * texts * (texts - 1)
+    prompt = pairs * (lengths.prompt + 2 * lengths.answer)
+    how = f"{prompts:,} prompts × {texts} answers, every ordered pair"
+    return Work(rows, judge_calls=pairs, judge_prompt=prompt, judge_reply=pairs, how=how)
+
+
+RANKER = Ranker("judge", rank, pairwise=True, even=0.5, asks_judge=True, work=_work)

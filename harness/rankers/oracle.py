@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.pocket import oracle
-from harness.rankers import RankContext, Ranked, RankItem
+from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 
 
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
@@ -14,3 +14,6 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     return [
         Ranked(tuple(oracle.reward(item.messages, text) for text in item.texts)) for item in items
     ]
+
+
+RANKER = Ranker("oracle", rank)

@@ -19,8 +19,10 @@ from harness.model.policy import (
     location,
     model_folder,
 )
-from harness.rankers import RankContext, Ranked, RankItem
+from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 from harness.records import HarnessError
+from harness.study.sections import DataSettings, RankerSettings
+from harness.study.work import Lengths, Work
 
 TOKENS_PER_BATCH = 16_384
 
@@ -37,8 +39,8 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
         raise HarnessError(
             "ranker.kind reward_model needs ranker.model: a checkpoint folder or a hub id"
         )
-    limit = int(context.settings.get("max_length", 1024))
-    model, tokenizer = load(str(context.folder), str(context.runtime.get("device", "cpu")))
+    limit = context.settings.max_length
+    model, tokenizer = load(str(context.folder), context.runtime.device)
     encoded: dict[tuple[Any, str], Encoded] = {}
     for item in items:
         for text in item.texts:
@@ -176,3 +178,19 @@ def load(folder: str, device: str) -> tuple[Any, Any]:
             f"{source}: a reward model has one label, this one has {model.config.num_labels}"
         )
     return model.to(device).eval(), tokenizer
+
+
+def _missing(ranker: RankerSettings, data: DataSettings) -> str:
+    if ranker.model or data.ranker_pairs:
+        return ""
+    return "give ranker.model, or data.ranker_pairs to train one in place"
+
+
+def _work(lengths: Lengths, prompts: int, texts: int) -> Work:
+    rows = prompts * texts
+    read = float(rows * (lengths.prompt + lengths.answer))
+    how = f"{prompts:,} prompts × {texts} answers through a reward model of the policy's size"
+    return Work(rows, read, how=how)
+
+
+RANKER = Ranker("reward_model", rank, checkpoint="given or trained", missing=_missing, work=_work)

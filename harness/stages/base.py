@@ -14,6 +14,7 @@ from typing import Any
 from harness.model.policy import check_code, check_weights, load_tokenizer, preflight
 from harness.rankers.pairrm_files import is_pairrm, open_checkpoint
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, content_hash
+from harness.study.tasks import CheckpointTask
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is fetched of a hub repository: configuration, tokenizer and safetensors weights."""
@@ -32,7 +33,7 @@ IGNORED = frozenset(
 """Files of a checkpoint folder that change nothing about the model."""
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     """Write ``location.json``: path, source, revision, fingerprint, and what loading it needs.
 
     Settings: source, revision, trust_remote_code, chat_template (a file), needs_template (False for
@@ -40,28 +41,26 @@ def run(task: StageTask) -> StageOutcome:
     the token pre-flight where a template is needed.
     """
     settings = task.settings
-    source = str(settings["source"])
-    allowed_pickle = str(settings.get("pickle_weights", ""))
-    path = resolve(source, str(settings.get("revision", "")), pickle_weights=allowed_pickle)
+    source = settings.source
+    allowed_pickle = settings.pickle_weights
+    path = resolve(source, settings.revision, pickle_weights=allowed_pickle)
     print_ = fingerprint(path)
-    _same_files(source, str(settings.get("source_fingerprint", "")), print_)
+    _same_files(source, settings.source_fingerprint, print_)
     check_weights(path, source, allowed_pickle)
-    needs_template = bool(settings.get("needs_template", True))
+    needs_template = settings.needs_template
     pairrm = not needs_template and is_pairrm(
         json.loads((path / "config.json").read_text(encoding="utf-8"))
     )
     if not pairrm:
-        check_code(path, source, str(settings.get("trust_remote_code", "")))
+        check_code(path, source, settings.trust_remote_code)
     where = {
         "path": str(path),
         "source": source,
-        "revision": str(settings.get("revision", "")),
+        "revision": settings.revision,
         "fingerprint": print_,
-        "trust_remote_code": str(settings.get("trust_remote_code", "")),
+        "trust_remote_code": settings.trust_remote_code,
         "pickle_weights": allowed_pickle,
-        "chat_template": _template(str(settings.get("chat_template", "")))
-        if needs_template
-        else "",
+        "chat_template": _template(settings.chat_template) if needs_template else "",
     }
     (task.out / "location.json").write_text(canonical_json(where) + "\n", encoding="utf-8")
     tokenizer: Any = open_checkpoint(task.out).tokenizer if pairrm else load_tokenizer(task.out)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, content_hash, write_jsonl
+from harness.study.tasks import FileDataTask
 
 Messages = tuple[Mapping[str, str], ...]
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
@@ -40,7 +41,7 @@ class Row:
     place: str
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[FileDataTask]) -> StageOutcome:
     """Write ``train.jsonl``, ``heldout.jsonl`` (records.Prompt) and an empty ``ood.jsonl``.
 
     Held-out prompts: drawn from ``heldout_path`` (or the hub's held-out split); without one, the
@@ -50,14 +51,14 @@ def run(task: StageTask) -> StageOutcome:
     asked for is an error.
     """
     settings = task.settings
-    if int(settings.get("ood", 0)):
+    if settings.ood:
         raise HarnessError(
             "data.ood asks for out-of-distribution prompts; only the pocket world has them: set "
             "it to 0"
         )
     train_rows, heldout_rows, where = _sources(settings)
     train, dropped = prompts_of(train_rows)
-    wanted = int(settings["heldout"])
+    wanted = settings.heldout
     if heldout_rows is None:
         if len(train) <= wanted:
             raise HarnessError(
@@ -72,13 +73,13 @@ def run(task: StageTask) -> StageOutcome:
     kept_out = {content_hash(prompt.messages) for prompt in heldout}
     trainable = [prompt for prompt in train if content_hash(prompt.messages) not in kept_out]
     dropped["prompt is held out"] += len(train) - len(trainable)
-    aside = int(settings.get("ranker_pairs", 0))
+    aside = settings.ranker_pairs
     if aside:
         for_ranker = _drawn(trainable, aside, settings, "ranker_pairs", where)
         taken = {prompt.id for prompt in for_ranker}
         trainable = [prompt for prompt in trainable if prompt.id not in taken]
         write_jsonl(task.out / "ranker.jsonl", for_ranker)
-    train = _drawn(trainable, int(settings.get("prompts", 0)), settings, "prompts", where)
+    train = _drawn(trainable, settings.prompts, settings, "prompts", where)
     write_jsonl(task.out / "train.jsonl", train)
     write_jsonl(task.out / "heldout.jsonl", _unique(heldout, {prompt.id for prompt in train}))
     write_jsonl(task.out / "ood.jsonl", [])
@@ -91,7 +92,7 @@ def run(task: StageTask) -> StageOutcome:
 
 
 def _drawn(
-    prompts: list[Prompt], wanted: int, settings: Mapping[str, Any], name: str, where: str
+    prompts: list[Prompt], wanted: int, settings: FileDataTask, name: str, where: str
 ) -> list[Prompt]:
     """``wanted`` of the prompts (0: all), drawn by the data seed, in their own order."""
     if wanted > len(prompts):
@@ -103,29 +104,24 @@ def _drawn(
         raise HarnessError(f"{where}: no usable preference pair is left")
     if wanted in (0, len(prompts)):
         return prompts
-    generator = np.random.default_rng(
-        int(content_hash("data", name, settings.get("seed", 0), length=16), 16)
-    )
+    generator = np.random.default_rng(int(content_hash("data", name, settings.seed, length=16), 16))
     return [
         prompts[i] for i in sorted(generator.choice(len(prompts), wanted, replace=False).tolist())
     ]
 
 
-def _sources(settings: Mapping[str, Any]) -> tuple[Iterable[Row], Iterable[Row] | None, str]:
+def _sources(settings: FileDataTask) -> tuple[Iterable[Row], Iterable[Row] | None, str]:
     """Training rows, held-out rows (None: none of their own), and a name for messages."""
-    path = str(settings["path"])
-    if settings.get("source") == "hub":
-        train, heldout = (
-            str(settings.get("train_split", "train_prefs")),
-            str(settings.get("heldout_split", "test_prefs")),
-        )
-        revision = str(settings.get("revision", ""))
+    path = settings.path
+    if settings.source == "hub":
+        train, heldout = (settings.train_split, settings.heldout_split)
+        revision = settings.revision
         return (
             hub_rows(path, revision, train),
             hub_rows(path, revision, heldout) if heldout else None,
             path,
         )
-    extra = str(settings.get("heldout_path", ""))
+    extra = settings.heldout_path
     return file_rows(Path(path)), file_rows(Path(extra)) if extra else None, path
 
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from harness.rankers import PAIRWISE, RANKERS, RankContext, Ranked, RankItem, rank_texts, rewards
+from harness.rankers.ranker import RankContext, Ranked, RankItem
+from harness.rankers.registry import rank_texts
 from harness.records import (
     HarnessError,
     Pair,
@@ -25,19 +26,7 @@ from harness.records import (
     read_jsonl,
     write_jsonl,
 )
-
-__all__ = [
-    "PAIRWISE",
-    "RANKERS",
-    "RULES",
-    "RankContext",
-    "RankItem",
-    "Ranked",
-    "merge",
-    "rank_texts",
-    "rewards",
-    "run",
-]
+from harness.study.tasks import RankTask
 
 Role = Literal["winner", "loser", "middle", "absent"]
 
@@ -132,14 +121,14 @@ def _preference(name: str) -> tuple[int, int]:
     return (0, 0) if name == "chosen" else (2, 0) if name == "rejected" else (1, int(name[1:] or 0))
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[RankTask]) -> StageOutcome:
     """Write ``pairs.jsonl`` (records.Pair) in the rollout's prompt order; a judge's replies are
     kept beside it.
 
     Settings: kind, rule, placebo, and the ranker's own. Prompts without a pair (identical answers,
     all tied) are counted in the summary. Rows whose ranker failed keep the stage partial.
     """
-    rule = str(task.settings.get("rule", "best_worst"))
+    rule = task.settings.rule
     if rule not in RULES:
         raise HarnessError(f"pairs.rule is {rule!r}; allowed: {', '.join(RULES)}")
     rows = [_candidates(prompt, samples) for prompt, samples in _read(task)]
@@ -149,11 +138,11 @@ def run(task: StageTask) -> StageOutcome:
             "exploration.samples to 2 or more and decoding to sample"
         )
     context = RankContext(
-        task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.get("judge")
+        task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.judge
     )
     ranked = _score(rows, rule, context)
     pairs, counts = _pairs(rows, ranked, rule)
-    if task.settings.get("placebo") == "other_prompt":
+    if task.settings.placebo == "other_prompt":
         pairs = _other_prompt(pairs)
     errors = counts.pop("error", 0)
     if not pairs and not errors:
@@ -171,7 +160,7 @@ def run(task: StageTask) -> StageOutcome:
     return StageOutcome(rows=len(pairs), errors=errors, costs=dict(context.costs), summary=summary)
 
 
-def _read(task: StageTask) -> list[tuple[Prompt, list[tuple[int, str]]]]:
+def _read(task: StageTask[RankTask]) -> list[tuple[Prompt, list[tuple[int, str]]]]:
     """The portion's prompts in order, each with its (sample, text); samples that failed or were
     never drawn are left out.
     """
@@ -289,7 +278,7 @@ def _other_prompt(pairs: Sequence[Pair]) -> list[Pair]:
     return result
 
 
-def merge(task: StageTask) -> StageOutcome:
+def merge(task: StageTask[RankTask]) -> StageOutcome:
     """Stage ``pairs.merge``: the pairs of all inputs, in the order of their names, as one
     ``pairs.jsonl``.
 

@@ -14,27 +14,26 @@ from typing import Any
 from harness.model.logprobs import response_logps
 from harness.model.policy import load_policy
 from harness.records import HarnessError, Pair, StageOutcome, StageTask, read_jsonl
-from harness.train.batching import ROLES, PreferenceRow, encode_pair
+from harness.study.tasks import ReferenceTask
+from harness.train.batching import PreferenceRow, encode_pair
 
 FILE = "reference.parquet"
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[ReferenceTask]) -> StageOutcome:
     """Score the pairs under the reference policy. Settings: max_length, max_prompt_length, dtype,
     attention, roles.
     """
     settings = task.settings
     policy = load_policy(
         task.inputs["policy"],
-        dtype=settings["dtype"],
-        attention=settings["attention"],
-        device=task.runtime.get("device", "cpu"),
+        dtype=settings.dtype,
+        attention=settings.attention,
+        device=task.runtime.device,
     )
     rows = read_rows(task.inputs["pairs"], policy.tokenizer, settings)
-    roles = list(settings.get("roles", ROLES))
-    scored = reference_logps(
-        policy.model, rows, roles, int(task.runtime.get("token_budget") or 8192)
-    )
+    roles = list(settings.roles)
+    scored = reference_logps(policy.model, rows, roles, int(task.runtime.token_budget or 8192))
     written = write_reference(task.out / FILE, rows, scored)
     tokens = sum(
         row.packed([role for role in roles if role in row.responses])[0].tokens for row in rows
@@ -42,12 +41,9 @@ def run(task: StageTask) -> StageOutcome:
     return StageOutcome(rows=written, costs={"tokens_scored": tokens})
 
 
-def read_rows(pairs: Path, tokenizer: Any, settings: Any) -> list[PreferenceRow]:
+def read_rows(pairs: Path, tokenizer: Any, settings: ReferenceTask) -> list[PreferenceRow]:
     """Token rows of a pairs folder, in file order."""
-    limits = {
-        "max_length": settings["max_length"],
-        "max_prompt_length": settings["max_prompt_length"],
-    }
+    limits = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
     found = [
         encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(pairs / "pairs.jsonl")
     ]

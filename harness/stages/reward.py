@@ -23,9 +23,10 @@ from harness.model.policy import (
     model_folder,
 )
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, read_jsonl
+from harness.study.tasks import RankerTrainTask
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[RankerTrainTask]) -> StageOutcome:
     """Train on ``inputs["data"]/ranker.jsonl`` (pairs held aside by data.ranker_pairs) from
     ``inputs["base"]``; write ``model/``.
 
@@ -38,11 +39,7 @@ def run(task: StageTask) -> StageOutcome:
             "ranker.train: no pairs are held aside for the ranker; set data.ranker_pairs"
         )
     facts = train_reward_model(
-        task.inputs["base"],
-        prompts,
-        task.out / "model",
-        task.settings,
-        device=str(task.runtime.get("device", "cpu")),
+        task.inputs["base"], prompts, task.out / "model", task.settings, device=task.runtime.device
     )
     return StageOutcome(rows=len(prompts), summary=facts)
 
@@ -51,7 +48,7 @@ def train_reward_model(
     start: Path,
     prompts: Sequence[Prompt],
     out: Path,
-    settings: Mapping[str, Any],
+    settings: RankerTrainTask,
     *,
     device: str = "cpu",
 ) -> dict[str, float]:
@@ -62,7 +59,7 @@ def train_reward_model(
     ``max_length`` tokens are left out. Raises HarnessError when none is left.
     """
     tokenizer = load_tokenizer(start)
-    limit = int(settings.get("max_length", 1024))
+    limit = settings.max_length
     rows = [
         row
         for row in (_encode(tokenizer, prompt) for prompt in prompts)
@@ -98,7 +95,7 @@ def _trainer(
     start: Path,
     tokenizer: Any,
     rows: Sequence[Mapping[str, list[int]]],
-    settings: Mapping[str, Any],
+    settings: RankerTrainTask,
     scratch: Path,
     device: str,
 ) -> Any:
@@ -114,9 +111,9 @@ def _trainer(
     code = check_code(path, source, str(where.get("trust_remote_code", "")))
     arguments = RewardConfig(
         output_dir=str(scratch),
-        num_train_epochs=float(settings.get("epochs", 1)),
-        per_device_train_batch_size=int(settings.get("batch_size", 16)),
-        learning_rate=float(settings.get("learning_rate", 1e-4)),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         max_length=None,
         model_init_kwargs={
@@ -126,8 +123,8 @@ def _trainer(
             "device_map": None,
         },
         trust_remote_code=code,
-        seed=int(settings.get("seed", 0)),
-        data_seed=int(settings.get("seed", 0)),
+        seed=settings.seed,
+        data_seed=settings.seed,
         use_cpu=device == "cpu",
         bf16=False,
         gradient_checkpointing=False,

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.model.generate import GenerationRequest, generate, request_seed
+from harness.model.generate import generate
 from harness.model.policy import Policy, PromptTooLongError, encode_prompt, load_policy
 from harness.records import (
+    GenerationRequest,
     HarnessError,
     Prompt,
     Response,
@@ -26,8 +27,10 @@ from harness.records import (
     StageTask,
     content_hash,
     read_jsonl,
+    request_seed,
     write_jsonl,
 )
+from harness.study.tasks import RolloutTask
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,21 @@ class _Wanted:
     seed: int
 
 
-def portion(prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> list[Prompt]:
+def portion(prompts: Sequence[Prompt], settings: RolloutTask) -> list[Prompt]:
     """The prompts of this iteration, in the run's order.
 
     Settings: seed, portion (from 0), portions, prompts_per_iteration (0: the whole portion),
     prompts (0: all). Each portion has len(prompts) // portions rows; what does not divide is left
     out.
     """
-    wanted, portions, index = (
-        int(settings.get("prompts", 0)),
-        int(settings["portions"]),
-        int(settings["portion"]),
-    )
+    wanted, portions, index = (settings.prompts, settings.portions, settings.portion)
     if wanted > len(prompts):
         raise HarnessError(
             f"data.prompts asks for {wanted} training prompts; there are {len(prompts)}"
         )
     cycle, place = divmod(index, portions)
     generator = np.random.default_rng(
-        int(content_hash("prompt order", settings["seed"], cycle, length=16), 16)
+        int(content_hash("prompt order", settings.seed, cycle, length=16), 16)
     )
     pool = list(prompts[:wanted] if wanted else prompts)
     order = [pool[i] for i in generator.permutation(len(pool))]
@@ -69,7 +68,7 @@ def portion(prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> list[Prom
             "prompts or fewer iterations"
         )
     part = order[place * size : (place + 1) * size]
-    limit = int(settings.get("prompts_per_iteration", 0))
+    limit = settings.prompts_per_iteration
     if limit > len(part):
         raise HarnessError(
             f"loop.prompts_per_iteration is {limit}; a portion has {len(part)} prompts "
@@ -78,7 +77,7 @@ def portion(prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> list[Prom
     return part[:limit] if limit else part
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[RolloutTask]) -> StageOutcome:
     """Write ``prompts.jsonl`` (this portion, in order) and ``responses.jsonl`` (records.Response by
     prompt order and sample).
 
@@ -92,24 +91,21 @@ def run(task: StageTask) -> StageOutcome:
     )
     policy = load_policy(
         task.inputs["policy"],
-        dtype=settings.get("dtype", "float32"),
-        attention=settings.get("attention", "sdpa"),
-        device=task.runtime.get("device", "cpu"),
-        weights=task.runtime.get("generation_backend") != "vllm",
+        dtype=settings.dtype,
+        attention=settings.attention,
+        device=task.runtime.device,
+        weights=settings.backend != "vllm",
     )
     kept, overlong = fit(
-        policy.tokenizer,
-        prompts,
-        int(settings.get("max_prompt_length", 0)),
-        str(settings.get("overlong_prompts", "drop")),
+        policy.tokenizer, prompts, settings.max_prompt_length, settings.overlong_prompts
     )
-    samples = 1 if settings["decoding"] == "greedy" else int(settings["samples"])
+    samples = 1 if settings.decoding == "greedy" else settings.samples
     wanted = [
         _Wanted(
             prompt,
             ids,
             sample,
-            request_seed(settings["seed"], settings["iteration"], "rollout", prompt.id, sample),
+            request_seed(settings.seed, settings.iteration, "rollout", prompt.id, sample),
         )
         for prompt, ids in kept
         for sample in range(samples)
@@ -181,7 +177,7 @@ def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
 def _draw(
     policy: Policy,
     wanted: Sequence[_Wanted],
-    settings: Mapping[str, Any],
+    settings: RolloutTask,
     runtime: Mapping[str, Any],
     file: Path,
 ) -> tuple[list[Response], list[Response]]:
@@ -197,17 +193,13 @@ def _draw(
         if row["status"] != "error"
     }
     missing = [w for w in wanted if (w.prompt.id, w.sample, w.seed) not in done]
-    heat = 0.0 if settings["decoding"] == "greedy" else float(settings["temperature"])
+    heat = 0.0 if settings.decoding == "greedy" else settings.temperature
     requests = [
-        GenerationRequest(
-            w.ids, int(settings["max_new_tokens"]), heat, float(settings.get("top_p", 1.0)), w.seed
-        )
+        GenerationRequest(w.ids, settings.max_new_tokens, heat, settings.top_p, w.seed)
         for w in missing
     ]
-    backend = str(runtime.get("generation_backend", "transformers"))
-    answers = generate(
-        policy, requests, batch_size=int(settings.get("generation_batch", 64)), backend=backend
-    )
+    backend = settings.backend
+    answers = generate(policy, requests, batch_size=settings.generation_batch, backend=backend)
     drawn = [
         Response(w.prompt.id, w.sample, a.text, a.token_ids, a.status, w.seed)
         for w, a in zip(missing, answers, strict=True)

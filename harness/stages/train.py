@@ -33,9 +33,11 @@ from harness.records import (
     read_jsonl,
     write_jsonl,
 )
+from harness.study.sections import LoraSettings
+from harness.study.tasks import ObjectiveTask, TrainTask
 from harness.train import distributed, memory
 from harness.train.batching import PreferenceRow, encode_pair, with_reference
-from harness.train.objectives import ResolvedObjective, resolve_objective
+from harness.train.objectives import ResolvedObjective
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate")
 CHECKPOINT_SECONDS = 600.0
@@ -44,11 +46,11 @@ JOURNAL = "train.journal.jsonl"
 """Its presence tells the store that a killed attempt left something to go on from."""
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[TrainTask]) -> StageOutcome:
     """Train. Settings: objective, training, seed, iteration, dtype, attention. Raises HarnessError
     when the run diverges or does not fit.
     """
-    processes = int(task.runtime.get("processes", 1))
+    processes = task.runtime.processes
     try:
         if processes == 1:
             told = train_here(task)
@@ -65,104 +67,93 @@ def run(task: StageTask) -> StageOutcome:
     )
 
 
-def train_here(task: StageTask) -> dict[str, Any]:
+def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     """Train in this process, alone or as one rank; the first rank writes. Returns rows, tokens
     trained and the summary.
     """
     settings, work = task.settings, _checkpoints(task)
-    objective = resolved(settings["objective"])
+    objective = resolved(settings.objective)
     with fenced_random():
         tokenizer = load_tokenizer(task.inputs["policy"])
         rows = training_rows(task, tokenizer, objective)
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
         budget = memory.fitted_budget(task, sizes)
         trainer, clock = _trainer(task, _load(task).model, rows, work, budget)
-        memory.settle_budget(trainer, sizes, str(task.runtime.get("memory", "fit")))
+        memory.settle_budget(trainer, sizes, task.runtime.memory)
         with checkpoint_before_termination(trainer, clock):
             trainer.train(resume_from_checkpoint=last_checkpoint(work))
         model = _whole_model(task, trainer)
         if trainer.is_world_process_zero():
-            _save(model, tokenizer, task.out / "model", settings["dtype"])
+            _save(model, tokenizer, task.out / "model", settings.dtype)
     steps = [step_row(entry) for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
         write_jsonl(task.out / "steps.jsonl", steps)
     summary = {"steps": len(steps)} | {
         name: steps[-1][name] for name in ("loss", "margin", "accuracy")
     }
-    if trainer.args.token_budget != task.runtime.get("token_budget", DEFAULT_BUDGET):
+    if trainer.args.token_budget != task.runtime.token_budget:
         summary["token_budget"] = trainer.args.token_budget
-    return {
-        "rows": len(rows),
-        "tokens": sum(sizes) * settings["training"]["epochs"],
-        "summary": summary,
-    }
+    return {"rows": len(rows), "tokens": sum(sizes) * settings.training.epochs, "summary": summary}
 
 
-def _checkpoints(task: StageTask) -> Path:
+def _checkpoints(task: StageTask[TrainTask]) -> Path:
     """Where this attempt keeps mid-iteration checkpoints: one way of sharding cannot read
     another's.
     """
-    sharding = task.runtime.get("sharding", "none")
+    sharding = task.runtime.sharding
     return task.out / ("checkpoints" if sharding == "none" else f"checkpoints-{sharding}")
 
 
-def _forget_attempt(task: StageTask) -> None:
+def _forget_attempt(task: StageTask[TrainTask]) -> None:
     for folder in task.out.glob("checkpoints*"):
         shutil.rmtree(folder, ignore_errors=True)
     (task.out / JOURNAL).unlink(missing_ok=True)
 
 
-def _devices(task: StageTask) -> int:
+def _devices(task: StageTask[TrainTask]) -> int:
     """Accelerators that the ranks may use; 0 when they train on the CPU."""
     import torch
 
-    if str(task.runtime.get("device", "cpu")) == "cpu":
+    if task.runtime.device == "cpu":
         return 0
-    named = str(task.runtime.get("devices", ""))
+    named = task.runtime.devices
     return len(named.split(",")) if named else torch.cuda.device_count()
 
 
-def resolved(settings: Mapping[str, Any]) -> ResolvedObjective:
-    """The objective of a stage's settings."""
-    return resolve_objective(
-        settings["name"],
-        alpha=settings.get("alpha", 0.0),
-        beta=settings["beta"],
-        convention=settings.get("convention", "alpha_beta"),
-        placebo=settings.get("placebo", "none"),
-        params=settings.get("params"),
-    )
+def resolved(settings: ObjectiveTask) -> ResolvedObjective:
+    """The objective of a stage's settings, as the plan resolved it."""
+    return ResolvedObjective(**vars(settings))
 
 
-def _load(task: StageTask) -> Any:
+def _load(task: StageTask[TrainTask]) -> Any:
     """The policy, for training: full bfloat16 runs keep float32 weights and compute in bfloat16
     (mixed precision).
     """
-    lora, dtype = task.settings["training"].get("lora"), task.settings["dtype"]
+    lora, dtype = task.settings.training.lora, task.settings.dtype
     weights = dtype if lora else "float32"
-    alone = int(task.runtime.get("processes", 1)) == 1
+    alone = task.runtime.processes == 1
     device = (
-        task.runtime.get("device", "cpu") if alone else "cpu"
+        task.runtime.device if alone else "cpu"
     )  # of several, the trainer places each where it belongs
     return load_policy(
         task.inputs["policy"],
         dtype=weights,
-        attention=task.settings["attention"],
+        attention=task.settings.attention,
         device=device,
         cached=False,
     )
 
 
-def _whole_model(task: StageTask, trainer: Any) -> Any:
+def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
     """The trained model in one piece; with sharded weights gathered on the first rank (None on
     others).
     """
-    if task.runtime.get("sharding", "none") == "none":
+    if task.runtime.sharding == "none":
         return trainer.model
     state = distributed.whole_state(trainer)
     if not trainer.is_world_process_zero():
         return None
-    model, lora = _load(task).model, task.settings["training"].get("lora")
+    model, lora = _load(task).model, task.settings.training.lora
     if lora:
         model = _with_lora(model, lora, seed=0)
     model.load_state_dict(state)
@@ -170,16 +161,13 @@ def _whole_model(task: StageTask, trainer: Any) -> Any:
 
 
 def training_rows(
-    task: StageTask, tokenizer: Any, objective: ResolvedObjective
+    task: StageTask[TrainTask], tokenizer: Any, objective: ResolvedObjective
 ) -> list[PreferenceRow]:
     """Rows of the pairs with their stored reference log-probabilities. Raises HarnessError when any
     is missing or of another tokenisation.
     """
-    training = task.settings["training"]
-    limits = {
-        "max_length": training["max_length"],
-        "max_prompt_length": training["max_prompt_length"],
-    }
+    training = task.settings.training
+    limits = {"max_length": training.max_length, "max_prompt_length": training.max_prompt_length}
     path = task.inputs["pairs"] / "pairs.jsonl"
     rows = [encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(path)]
     if not rows:
@@ -230,7 +218,7 @@ def _stored_reference(
 
 
 def _trainer(
-    task: StageTask, model: Any, rows: list[PreferenceRow], work: Path, budget: int
+    task: StageTask[TrainTask], model: Any, rows: list[PreferenceRow], work: Path, budget: int
 ) -> tuple[Any, Any]:
     from harness.train.trainer import (
         CHECKPOINTING,
@@ -240,35 +228,34 @@ def _trainer(
     )
 
     settings, runtime = task.settings, task.runtime
-    training, objective = settings["training"], settings["objective"]
-    seed = int(content_hash("train", settings["seed"], settings["iteration"], length=7), 16)
-    steps = math.ceil(len(rows) / training["batch_size"]) * training["epochs"]
+    training, objective = settings.training, settings.objective
+    seed = int(content_hash("train", settings.seed, settings.iteration, length=7), 16)
+    steps = math.ceil(len(rows) / training.batch_size) * training.epochs
     without_dropout(model)
-    if training.get("lora"):
-        model = _with_lora(model, training["lora"], seed)
+    if training.lora:
+        model = _with_lora(model, training.lora, seed)
     _forget_mixed_precision()
     args = PreferenceConfig(
         output_dir=str(work),
-        objective=objective["name"],
-        alpha=objective.get("alpha", 0.0),
-        beta=objective["beta"],
-        convention=objective.get("convention", "alpha_beta"),
-        placebo=objective.get("placebo", "none"),
-        objective_params=dict(objective.get("params") or {}),
-        global_batch_size=training["batch_size"],
-        per_device_train_batch_size=runtime.get("micro_batch") or training["batch_size"],
+        objective=objective.name,
+        alpha=objective.alpha,
+        beta=objective.beta,
+        placebo=objective.placebo,
+        objective_params=dict(objective.given),
+        global_batch_size=training.batch_size,
+        per_device_train_batch_size=runtime.micro_batch or training.batch_size,
         token_budget=budget,
-        iteration=settings["iteration"],
-        learning_rate=training["learning_rate"],
-        num_train_epochs=training["epochs"],
-        warmup_steps=math.ceil(training["warmup_ratio"] * steps),
-        lr_scheduler_type=training["scheduler"],
-        optim=training["optimizer"],
-        weight_decay=training["weight_decay"],
-        max_grad_norm=training["max_grad_norm"],
-        **{CHECKPOINTING: training["gradient_checkpointing"]},
-        bf16=settings["dtype"] == "bfloat16",
-        use_cpu=str(runtime.get("device", "cpu")) == "cpu",
+        iteration=settings.iteration,
+        learning_rate=training.learning_rate,
+        num_train_epochs=training.epochs,
+        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        lr_scheduler_type=training.scheduler,
+        optim=training.optimizer,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        **{CHECKPOINTING: training.gradient_checkpointing},
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=runtime.device == "cpu",
         disable_dropout=False,  # done above; the adapters keep the dropout that was asked for
         seed=seed,
         data_seed=seed,
@@ -276,24 +263,22 @@ def _trainer(
         save_total_limit=2,
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        report_to=runtime.get("report_to", "none"),
-        **distributed.sharding_arguments(model, str(runtime.get("sharding", "none"))),
+        report_to=runtime.report_to,
+        **distributed.sharding_arguments(model, runtime.sharding),
     )
     distributed.keep_precision(args)
-    clock = _checkpoint_clock(
-        float(runtime.get("checkpoint_seconds", CHECKPOINT_SECONDS)), task.out, args.world_size
-    )
+    clock = _checkpoint_clock(runtime.checkpoint_seconds, task.out, args.world_size)
     return PreferenceTrainer(model, args, rows, callbacks=[clock]), clock
 
 
-def _with_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
+def _with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:
     """The model with adapters whose first values follow the run's seed."""
     from peft import LoraConfig, get_peft_model
 
-    sizes = {"r": lora["r"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
+    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
     with fenced_random(seed):
         return get_peft_model(
-            model, LoraConfig(target_modules=lora["target_modules"], task_type="CAUSAL_LM", **sizes)
+            model, LoraConfig(target_modules=lora.target_modules, task_type="CAUSAL_LM", **sizes)
         )
 
 

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from harness.records import HarnessError
-from harness.study.settings import Recipe, Section
+from harness.study.sections import Section
+from harness.study.settings import Recipe
 from harness.study.yaml import Location, load_yaml
 from harness.train.objectives import OBJECTIVES
 

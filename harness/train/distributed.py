@@ -20,12 +20,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from harness.records import HarnessError, StageTask, canonical_json
+from harness.study.sections import RuntimeSettings
+from harness.study.tasks import Runtime, TrainTask
 
 FOLDER = "processes"
 """Below a stage's folder while its processes run: the task, their log, their errors, their answer.
@@ -37,14 +39,14 @@ with DeepSpeed ran it.
 """
 
 
-def check_ready(runtime: Mapping[str, Any], devices: int | None) -> None:
+def check_ready(runtime: RuntimeSettings, devices: int | None) -> None:
     """Raise HarnessError where training as ``runtime`` says cannot start: a package or devices are
     missing.
 
     devices: accelerators that there are; 0 for the CPU, None where others will train (a cluster's
     nodes).
     """
-    processes, sharding = int(runtime.get("processes", 1)), runtime.get("sharding", "none")
+    processes, sharding = runtime.processes, runtime.sharding
     if sharding == "deepspeed_zero3" and find_spec("deepspeed") is None:
         raise HarnessError(
             "runtime.sharding deepspeed_zero3 needs the package deepspeed, which is not "
@@ -64,7 +66,7 @@ def check_ready(runtime: Mapping[str, Any], devices: int | None) -> None:
         )
 
 
-def run_processes(function: str, task: StageTask, processes: int) -> Any:
+def run_processes(function: str, task: StageTask[Any], processes: int) -> Any:
     """Run ``function`` ("module:name", called with the task) in ``processes`` ranks; returns what
     rank 0 returned (plain JSON).
 
@@ -74,14 +76,8 @@ def run_processes(function: str, task: StageTask, processes: int) -> Any:
     folder = task.out / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    told = {
-        **vars(task),
-        "inputs": {name: str(path) for name, path in task.inputs.items()},
-        "out": str(task.out),
-    }
-    (folder / "task.json").write_text(
-        canonical_json({"function": function, "task": told}), encoding="utf-8"
-    )
+    told = canonical_json({"function": function, "task": _told(task)})
+    (folder / "task.json").write_text(told, encoding="utf-8")
     with _termination_as_file(folder / STOP):
         _launch(folder, processes, _environment(task))
     answer = folder / ANSWER
@@ -101,20 +97,20 @@ def stop_asked(out: Path) -> bool:
     return (out / FOLDER / STOP).exists()
 
 
-def _environment(task: StageTask) -> dict[str, str]:
+def _environment(task: StageTask[TrainTask]) -> dict[str, str]:
     """Variables of the ranks: the stage's threads and devices, and this package wherever it was
     imported from.
     """
     found = dict(os.environ)
-    found["OMP_NUM_THREADS"] = str(task.settings.get("threads", 1))
+    found["OMP_NUM_THREADS"] = str(task.settings.threads)
     found["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[2]), found.get("PYTHONPATH", "")])
     )
     found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (
         "3"  # seconds that the others have once one has failed
     )
-    if task.runtime.get("devices"):
-        found["CUDA_VISIBLE_DEVICES"] = str(task.runtime["devices"])
+    if task.runtime.devices:
+        found["CUDA_VISIBLE_DEVICES"] = task.runtime.devices
     if sys.platform == "linux":
         found.setdefault(
             "GLOO_SOCKET_IFNAME", "lo"
@@ -292,6 +288,37 @@ def any_rank(device: Any, *flags: bool) -> list[bool]:
 # -- inside the launcher and its ranks -------------------------------------------------------------
 
 
+def _told(task: StageTask[Any]) -> dict[str, Any]:
+    """A task as JSON: its typed settings with the name of their class."""
+    kind = type(task.settings)
+    return {
+        "key": task.key,
+        "stage": task.stage,
+        "kind": f"{kind.__module__}:{kind.__qualname__}",
+        "settings": task.settings.model_dump_json(),
+        "inputs": {name: str(path) for name, path in task.inputs.items()},
+        "out": str(task.out),
+        "runtime": task.runtime.model_dump_json(),
+    }
+
+
+def _read_task(told: Mapping[str, Any]) -> StageTask[Any]:
+    return StageTask(
+        told["key"],
+        told["stage"],
+        _named(told["kind"]).model_validate_json(told["settings"]),
+        {name: Path(path) for name, path in told["inputs"].items()},
+        Path(told["out"]),
+        Runtime.model_validate_json(told["runtime"]),
+    )
+
+
+def _named(name: str) -> Any:
+    """What "module:name" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def follow_parent() -> None:
     """End this process soon after its parent has ended."""
     parent = os.getppid()
@@ -340,18 +367,9 @@ def rank_main(folder: Path) -> None:
     follow_parent()
     rank = int(os.environ["RANK"])
     told = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    fields = told["task"]
-    task = StageTask(
-        **{
-            **fields,
-            "inputs": {name: Path(path) for name, path in fields["inputs"].items()},
-            "out": Path(fields["out"]),
-        }
-    )
-    module, _, name = told["function"].partition(":")
+    task = _read_task(told["task"])
     try:
-        function: Callable[[StageTask], Any] = getattr(importlib.import_module(module), name)
-        answer = function(task)
+        answer = _named(told["function"])(task)
     except Exception as error:
         text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
         facts = {

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.records import HarnessError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PAIR = ("chosen", "rejected")
 TRIPLE = ("chosen", "rejected", "explore")
-CONVENTIONS = ("alpha_beta", "alpha")
 PLACEBOS = ("none", "negative", "other_prompt")
 
 
@@ -65,16 +64,17 @@ def dpo(rows: Rows, *, beta: float) -> Tensor:
     return -_logsigmoid(beta * rows.delta())
 
 
-def selm(rows: Rows, *, alpha: float, beta: float, convention: str = "alpha_beta") -> Tensor:
-    """dpo + c r(y), c = alpha beta (``alpha_beta``) or alpha (``alpha``). Zhang et al. 2024, arXiv
-    2405.19332.
+def selm(rows: Rows, *, alpha: float, beta: float) -> Tensor:
+    """dpo + alpha beta r(y). Zhang et al. 2024, arXiv 2405.19332, eq. 4.2 and the released code.
 
-    ``alpha_beta`` is eq. 4.2 and the released code; ``alpha`` is how Algorithm 1 writes it. The
-    subtracted reference term is a constant. With alpha 0 this is dpo.
+    The subtracted reference term is a constant. With alpha 0 this is dpo.
     """
-    return dpo(rows, beta=beta) + _selm_c(alpha, beta, {"convention": convention}) * rows.ratio(
-        "explore"
-    )
+    return dpo(rows, beta=beta) + alpha * beta * rows.ratio("explore")
+
+
+def selm_algorithm_1(rows: Rows, *, alpha: float, beta: float) -> Tensor:
+    """dpo + alpha r(y): the coefficient as Algorithm 1 of arXiv 2405.19332 writes it, without beta."""
+    return dpo(rows, beta=beta) + alpha * rows.ratio("explore")
 
 
 def xpo(rows: Rows, *, alpha: float, beta: float, clip: float = 500.0) -> Tensor:
@@ -105,22 +105,15 @@ def se_popo(rows: Rows, *, alpha: float, beta: float) -> Tensor:
     return dpo(rows, beta=beta) + alpha * ((beta * rows.ratio("explore")).sigmoid() - 0.5) / beta
 
 
-def ipo(rows: Rows, *, beta: float, variant: str = "token_sum") -> Tensor:
-    """(h - 1 / (2 beta))^2 with h = Delta (``token_sum``) or Delta of the per-token means
-    (``token_mean``).
+def ipo(rows: Rows, *, beta: float) -> Tensor:
+    """(Delta - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036, eq. 17 (beta is its tau)."""
+    return (rows.delta() - 1 / (2 * beta)) ** 2
 
-    Azar et al. 2023, arXiv 2310.12036, eq. 17 (beta is its tau) is ``token_sum``; ``token_mean`` is
-    what TRL computes.
-    """
-    if variant == "token_sum":
-        gap = rows.delta()
-    elif variant == "token_mean":
-        gap = (
-            rows.ratio("chosen") / rows.tokens["chosen"]
-            - rows.ratio("rejected") / rows.tokens["rejected"]
-        )
-    else:
-        raise HarnessError(f"objective ipo: variant {variant!r}; use 'token_sum' or 'token_mean'")
+
+def ipo_mean(rows: Rows, *, beta: float) -> Tensor:
+    """(r(y_w)/|y_w| - r(y_l)/|y_l| - 1 / (2 beta))^2: IPO on means over tokens, as TRL computes it."""
+    gap = rows.ratio("chosen") / rows.tokens["chosen"]
+    gap = gap - rows.ratio("rejected") / rows.tokens["rejected"]
     return (gap - 1 / (2 * beta)) ** 2
 
 
@@ -174,16 +167,7 @@ def dpop(rows: Rows, *, beta: float, penalty: float = 50.0) -> Tensor:
     return -_logsigmoid(beta * (rows.delta() - penalty * (-rows.ratio("chosen")).clamp(min=0)))
 
 
-Coefficient = Callable[[float, float, Mapping[str, Any]], float]
-
-
-def _selm_c(alpha: float, beta: float, params: Mapping[str, Any]) -> float:
-    convention = params.get("convention", "alpha_beta")
-    if convention not in CONVENTIONS:
-        raise HarnessError(
-            f"objective selm: convention {convention!r}; allowed: {', '.join(CONVENTIONS)}"
-        )
-    return alpha * beta if convention == "alpha_beta" else alpha
+Coefficient = Callable[[float, float], float]
 
 
 @dataclass(frozen=True)
@@ -192,13 +176,13 @@ class Objective:
 
     function: ``(rows, *, beta, **parameters) -> losses (B,)``, with ``alpha`` too when it explores;
     its docstring holds equation and source. reads: roles of the responses whose log-probabilities
-    it reads. parameters: names with defaults. coefficient: c(alpha, beta, parameters), the
-    coefficient on log pi_theta(y) where pi_theta = pi_ref; None: there is no y.
+    it reads. parameters: names with defaults. coefficient: c(alpha, beta), the coefficient on
+    log pi_theta(y) where pi_theta = pi_ref; None: there is no y.
     """
 
     function: Callable[..., Tensor]
     reads: tuple[str, ...] = PAIR
-    parameters: Mapping[str, float | str] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=dict)
     coefficient: Coefficient | None = None
     needs_reference: bool = True
 
@@ -210,11 +194,13 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "dpo": Objective(dpo),
-    "selm": Objective(selm, TRIPLE, {"convention": "alpha_beta"}, _selm_c),
-    "xpo": Objective(xpo, TRIPLE, {"clip": 500.0}, lambda alpha, _beta, _params: alpha),
-    "vpo": Objective(vpo, TRIPLE, {}, lambda alpha, beta, _params: alpha * beta),
-    "se_popo": Objective(se_popo, TRIPLE, {}, lambda alpha, _beta, _params: alpha / 4),
-    "ipo": Objective(ipo, PAIR, {"variant": "token_sum"}),
+    "selm": Objective(selm, TRIPLE, {}, lambda alpha, beta: alpha * beta),
+    "selm_algorithm_1": Objective(selm_algorithm_1, TRIPLE, {}, lambda alpha, _beta: alpha),
+    "xpo": Objective(xpo, TRIPLE, {"clip": 500.0}, lambda alpha, _beta: alpha),
+    "vpo": Objective(vpo, TRIPLE, {}, lambda alpha, beta: alpha * beta),
+    "se_popo": Objective(se_popo, TRIPLE, {}, lambda alpha, _beta: alpha / 4),
+    "ipo": Objective(ipo),
+    "ipo_mean": Objective(ipo_mean),
     "cdpo": Objective(cdpo, PAIR, {"epsilon": 0.1}),
     "robust": Objective(robust, PAIR, {"epsilon": 0.1}),
     "hinge": Objective(hinge),
@@ -228,15 +214,18 @@ OBJECTIVES: dict[str, Objective] = {
 class ResolvedObjective:
     """An objective with its numbers filled in: what one iteration of one arm trains.
 
-    alpha: signed (the ``negative`` placebo flips it). c: coefficient on log pi(y) where pi =
-    pi_ref. kappa: 2 c / beta, y's weight against DPO's own beta / 2. roles: responses that must be
-    scored; y is left out where c is 0, so that alpha 0 is DPO bit for bit.
+    alpha: as asked; the ``negative`` placebo flips its sign in c and in the loss. params: every
+    parameter, defaults filled in; given: those that were asked for. c: coefficient on log pi(y)
+    where pi = pi_ref. kappa: 2 c / beta, y's weight against DPO's own beta / 2. roles: responses
+    that must be scored.
     """
 
     name: str
     alpha: float
     beta: float
-    params: Mapping[str, float | str]
+    placebo: str
+    params: Mapping[str, float]
+    given: Mapping[str, float]
     c: float
     kappa: float
     roles: tuple[str, ...]
@@ -247,25 +236,26 @@ class ResolvedObjective:
         objective = OBJECTIVES[self.name]
         if not objective.explores:
             return objective.function(rows, beta=self.beta, **self.params)
-        if self.c == 0:
-            return dpo(rows, beta=self.beta)
-        return objective.function(rows, alpha=self.alpha, beta=self.beta, **self.params)
+        alpha = -self.alpha if self.placebo == "negative" else self.alpha
+        return objective.function(rows, alpha=alpha, beta=self.beta, **self.params)
 
 
-def resolve_objective(
+def resolve(
     name: str,
     *,
     alpha: float = 0.0,
     beta: float,
-    convention: str = "alpha_beta",
     placebo: str = "none",
-    params: Mapping[str, float | str] | None = None,
+    params: Mapping[str, float] | None = None,
 ) -> ResolvedObjective:
     """Check an objective's settings and fill in its defaults.
 
+    An exploration objective whose coefficient is 0 is DPO, here and nowhere else: its y is not
+    scored, so that alpha 0 is DPO bit for bit and both share one stage of a study.
+
     placebo: ``negative`` trains with -alpha; ``other_prompt`` changes only which y stands in the
-    pairs, so it changes nothing here. Raises HarnessError on an unknown name, parameter, convention
-    or placebo, or a beta that is not positive.
+    pairs, so it changes nothing here. Raises HarnessError on an unknown name, parameter or placebo,
+    or a beta that is not positive.
     """
     if name not in OBJECTIVES:
         raise HarnessError(f"unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
@@ -273,29 +263,30 @@ def resolve_objective(
     unknown = sorted(set(given) - set(objective.parameters))
     if unknown:
         known = ", ".join(objective.parameters) or "none"
-        raise HarnessError(
-            f"objective {name}: unknown parameter {unknown[0]!r}; its parameters: {known}"
-        )
+        message = f"objective {name}: unknown parameter {unknown[0]!r}; its parameters: {known}"
+        raise HarnessError(message)
     if placebo not in PLACEBOS:
-        raise HarnessError(f"objective {name}: placebo {placebo!r}; allowed: {', '.join(PLACEBOS)}")
-    if convention not in CONVENTIONS:
-        raise HarnessError(
-            f"objective {name}: convention {convention!r}; allowed: {', '.join(CONVENTIONS)}"
-        )
+        allowed = ", ".join(PLACEBOS)
+        raise HarnessError(f"objective {name}: placebo {placebo!r}; allowed: {allowed}")
     if not beta > 0:
         raise HarnessError(f"objective {name}: beta is {beta}; it must be positive")
+    c = 0.0
+    if objective.coefficient is not None:
+        signed = -alpha if placebo == "negative" else alpha
+        c = objective.coefficient(signed, beta)
+        if c == 0:
+            return resolve("dpo", beta=beta)
     filled = {**objective.parameters, **given}
-    if "convention" in objective.parameters and "convention" not in given:
-        filled["convention"] = convention
-    for key, value in filled.items():
-        if isinstance(value, str) != isinstance(objective.parameters[key], str):
-            raise HarnessError(
-                f"objective {name}: parameter {key} is {value!r}; wanted "
-                f"{type(objective.parameters[key]).__name__}"
-            )
-    signed = -alpha if placebo == "negative" else alpha
-    c = 0.0 if objective.coefficient is None else objective.coefficient(signed, beta, filled) + 0.0
-    roles = tuple(role for role in objective.reads if role != "explore" or c != 0)
+    kappa = 2 * c / beta
     return ResolvedObjective(
-        name, signed, beta, filled, c, 2 * c / beta, roles, objective.needs_reference
+        name,
+        alpha,
+        beta,
+        placebo,
+        filled,
+        given,
+        c,
+        kappa,
+        objective.reads,
+        objective.needs_reference,
     )

@@ -31,7 +31,7 @@ from harness.model.logprobs import (
 from harness.records import HarnessError
 from harness.train.batching import GlobalBatchSampler, MicroBatch, PreferenceRow, collate_for_rank
 from harness.train.distributed import shard_on_cpu
-from harness.train.objectives import ResolvedObjective, Rows, resolve_objective
+from harness.train.objectives import ResolvedObjective, Rows, resolve
 from harness.train.step_metrics import StepMetrics
 
 CHECKPOINTING = (
@@ -61,9 +61,6 @@ class PreferenceConfig(DPOConfig):
     )
     alpha: float = field(
         default=0.0, metadata={"help": "Exploration coefficient; 0 is DPO bit for bit."}
-    )
-    convention: str = field(
-        default="alpha_beta", metadata={"help": "SELM's coefficient: alpha_beta or alpha."}
     )
     placebo: str = field(default="none", metadata={"help": "none, negative or other_prompt."})
     objective_params: dict[str, Any] | str | None = field(
@@ -95,13 +92,8 @@ class PreferenceConfig(DPOConfig):
     def resolved(self) -> ResolvedObjective:
         """The objective with its numbers, checked."""
         params: Any = self.objective_params
-        return resolve_objective(
-            self.objective,
-            alpha=self.alpha,
-            beta=self.beta,
-            convention=self.convention,
-            placebo=self.placebo,
-            params=params,
+        return resolve(
+            self.objective, alpha=self.alpha, beta=self.beta, placebo=self.placebo, params=params
         )
 
     def rows_per_step(self) -> int:

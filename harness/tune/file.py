@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from harness.records import HarnessError
-from harness.study.settings import Section
+from harness.study.sections import Section
 from harness.study.study import validate
 from harness.study.yaml import load_yaml
 

@@ -26,10 +26,10 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.cli.commands import fingerprints, make_executor, open_store
 from harness.cli.console import console
 from harness.engine.execute import Inline, terminable
-from harness.engine.plan import build_plan
+from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.records import HarnessError
-from harness.study.settings import RuntimeSettings
+from harness.study.sections import RuntimeSettings
 from harness.study.study import Study, compose
 from harness.tune.file import TuneFile
 from harness.tune.storage import Search, base_study, open_study, turn

@@ -186,8 +186,7 @@ def what_is_asked(spec: TuneFile, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides a trial's value, as plain JSON. Settings at their default are left
     out, so that later ones may be added.
     """
-    runtime = {"runtime": {"generation_backend": recipe.runtime.generation_backend}}
-    settings = recipe.model_dump(exclude_defaults=True, exclude={"runtime", "title"}) | runtime
+    settings = recipe.model_dump(exclude_defaults=True, exclude={"runtime", "title"})
     space = {key: span.model_dump(exclude_defaults=True) for key, span in spec.space.items()}
     asked = {
         "settings": settings,

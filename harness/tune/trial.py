@@ -26,11 +26,12 @@ from optuna.trial import TrialState
 from harness.cli.commands import fingerprints
 from harness.engine.execute import Inline, execute
 from harness.engine.garbage import remember
-from harness.engine.plan import Plan, build_plan
+from harness.engine.graph import Plan
+from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.engine.worker import redact
 from harness.records import HarnessError
-from harness.study.settings import RuntimeSettings
+from harness.study.sections import RuntimeSettings
 from harness.study.study import compose
 from harness.tune.file import Metric, Range, TuneFile
 from harness.tune.storage import Search

@@ -14,7 +14,8 @@ from huggingface_hub.errors import GatedRepoError
 from typer.testing import CliRunner
 
 from harness.cli import app, doctor
-from harness.study.settings import JudgeSettings, Recipe
+from harness.study.sections import JudgeSettings
+from harness.study.settings import Recipe
 from tests import tiny
 from tests.study.test_recipes import RECIPES, recipe
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from harness.cli.commands import share_cost
-from harness.engine.plan import build_plan
+from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.study.study import load_study
 from tests import evaluation_files

@@ -36,7 +36,7 @@ from harness.cost.rates import (
 )
 from harness.cost.view import PAPER_SEED, amount, plan_of, verdict
 from harness.cost.work import KNOWN, Work, shape_of
-from harness.engine.plan import Node, Plan
+from harness.engine.graph import Node, Plan
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.files import hash_tree

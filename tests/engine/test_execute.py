@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.engine.execute import Inline, Summary, estimate, execute, retain
-from harness.engine.plan import Plan, build_plan
+from harness.engine.graph import Plan
+from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.engine.worker import redact, run_stage
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl, write_jsonl

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from harness.engine.graph import Plan, stage_key
 from harness.engine.manifest import manifest
-from harness.engine.plan import Plan, build_plan, stage_key
-from harness.engine.plan_objective import resolve_objective
+from harness.engine.runs import build_plan, resolve_objective
 from harness.engine.stages import STAGES
 from harness.records import HarnessError
 from harness.study.study import load_study

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.engine.plan import Node
+from harness.engine.graph import Node
 from harness.engine.pool import NO_DEVICE, Pool, devices_needed
 from harness.engine.ray_executor import RayExecutor
 from harness.engine.store import Store

@@ -18,7 +18,7 @@ import pytest
 
 from harness.cli.commands import prepare
 from harness.engine.execute import Inline, execute
-from harness.engine.plan import Plan
+from harness.engine.graph import Plan
 from harness.engine.store import Store, hash_file
 from harness.records import HarnessError
 

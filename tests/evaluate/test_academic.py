@@ -34,6 +34,7 @@ from harness.model.policy import encode_prompt, load_policy
 from harness.records import HarnessError, StageTask
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES as FILES
+from tests.tasks import stage_task
 
 SETTINGS: dict[str, Any] = {
     "limit": 0,
@@ -449,7 +450,7 @@ def stage(data: dict[str, str], policy_folder: Path, root: Path, **changes: Any)
     settings = prepared(data, root / "benchmarks" / "academic", **changes)
     (root / "out").mkdir(exist_ok=True)
     inputs = {"policy": policy_folder, "benchmarks": root / "benchmarks"}
-    return StageTask("k", "academic", settings, inputs, root / "out", {"device": "cpu"})
+    return stage_task("k", "academic", settings, inputs, root / "out", {"device": "cpu"})
 
 
 def test_the_stage_writes_one_row_per_item_and_repeats_byte_for_byte(

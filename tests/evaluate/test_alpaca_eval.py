@@ -16,19 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.evaluate import (
-    alpaca_eval,
-    alpaca_metrics,
-    alpaca_rows,
-    annotator,
-    files,
-    libraries,
-    pairwise,
-)
+from harness.evaluate import alpaca_eval, annotator, files, libraries, pairwise
+from harness.evaluate import alpaca_eval as alpaca_metrics
+from harness.evaluate import alpaca_eval as alpaca_rows
 from harness.judge.client import JOURNAL_NAME, JudgeClient
 from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask
-from harness.study.settings import AlpacaEvalSettings, JudgeSettings, MTBenchSettings
+from harness.study.sections import AlpacaEvalSettings, JudgeSettings, MTBenchSettings
+from tests.tasks import stage_task
 
 N = 24
 Write = Callable[..., StageTask]
@@ -105,7 +100,7 @@ def world(tmp_path: Path) -> Write:
             "judge_deadline_s": 20.0,
         }
         inputs = {"answer": tmp_path / name, "benchmarks": tmp_path / "benchmarks"}
-        return StageTask("k", "judge.alpaca_eval", settings, inputs, tmp_path / out, runtime)
+        return stage_task("k", "judge.alpaca_eval", settings, inputs, tmp_path / out, runtime)
 
     return task
 
@@ -466,7 +461,7 @@ def test_unknown_or_unsupported_annotators_are_refused(world: Write) -> None:
             ("alpaca_eval_gpt4_turbo_fn", "not supported"),
         ):
             task = world(url=server.base_url)
-            task = StageTask(
+            task = stage_task(
                 task.key,
                 task.stage,
                 {**task.settings, "annotator": name},
@@ -524,7 +519,7 @@ def run_pair(
         "answer_b": second.inputs["answer"],
         "benchmarks": first.inputs["benchmarks"],
     }
-    task = StageTask("k", "judge.pairwise", first.settings, inputs, first.out, first.runtime)
+    task = stage_task("k", "judge.pairwise", first.settings, inputs, first.out, first.runtime)
     return task, pairwise.run(task)
 
 
@@ -589,7 +584,7 @@ def files_task(out: Path, shared_data: Path, limit: int = 0, **changed: Any) -> 
         "alpaca_eval": alpaca | changed,
     }
     out.mkdir()
-    return StageTask("k", "benchmarks.files", settings, {}, out, {})
+    return stage_task("k", "benchmarks.files", settings, {}, out, {})
 
 
 def test_public_files_are_laid_out_unchanged(shared_data: Path, tmp_path: Path) -> None:

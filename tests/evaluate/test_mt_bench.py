@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.evaluate import fastchat_bench, libraries, mt_bench, mt_bench_pairwise
+from harness.evaluate import libraries, mt_bench, mt_bench_pairwise
+from harness.evaluate import mt_bench as fastchat_bench
 from harness.judge.verdicts import (
     ALPACA_EVAL_PATTERNS,
     MT_BENCH_PATTERNS,
@@ -22,7 +23,8 @@ from harness.judge.verdicts import (
 )
 from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl, write_jsonl
-from harness.study.settings import JudgeSettings
+from harness.study.sections import JudgeSettings
+from tests.tasks import stage_task
 
 RATED = "Explanation. Rating: [[7]]"
 TEMPLATE = "[Question]\n{question}\n\n[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
@@ -101,7 +103,7 @@ def world(tmp_path: Path) -> Write:
             "judge_timeout_s": 5.0,
             "judge_deadline_s": 20.0,
         }
-        return StageTask(
+        return stage_task(
             "k",
             "judge.mt_bench",
             settings,
@@ -558,7 +560,7 @@ def test_two_games_decide_and_contradictions_are_ties(
             "answer_b": tmp_path / "b",
             "benchmarks": task.inputs["benchmarks"],
         }
-        task = StageTask(
+        task = stage_task(
             "k", "judge.mt_bench_pairwise", task.settings, inputs, task.out, task.runtime
         )
         with pytest.raises(HarnessError, match="pair-v2"):

@@ -19,7 +19,7 @@ from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, finalise
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME
 from harness.judge.verdicts import parse_rating
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve
-from harness.study.settings import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings, RuntimeSettings
 
 JUDGMENTS = 1000
 KILLS = 20

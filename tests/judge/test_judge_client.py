@@ -38,7 +38,7 @@ from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal
 from harness.pocket import judge_opinion
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve
 from harness.records import HarnessError
-from harness.study.settings import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings, RuntimeSettings
 
 CANARY = "sk-canary-4f9a1d7c2b8e6035"
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 30.0}

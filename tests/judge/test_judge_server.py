@@ -27,7 +27,7 @@ from harness.judge.client import JOURNAL_NAME, JudgeClient, JudgeRequest
 from harness.pocket import judge_opinion, judge_prompts, oracle
 from harness.pocket.judge_opinion import OPINION_SETTINGS, surface_quality, verdict
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve, shared_server
-from harness.study.settings import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings, RuntimeSettings
 from tests.processes import running
 
 QUESTION = "Which number is larger, 12 or 45?"
@@ -123,12 +123,7 @@ def test_the_official_client_reads_a_rating(official: openai.OpenAI) -> None:
         reply.model,
         reply.choices[0].finish_reason,
         reply.choices[0].message.role,
-    ) == (
-        "chat.completion",
-        "gpt-4",
-        "stop",
-        "assistant",
-    )
+    ) == ("chat.completion", "gpt-4", "stop", "assistant")
     assert reply.usage is not None
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens > 0
 

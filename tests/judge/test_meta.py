@@ -20,7 +20,7 @@ from harness.judge.meta import (
 )
 from harness.pocket import oracle
 from harness.records import HarnessError
-from harness.study.settings import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings, RuntimeSettings
 
 
 def pair(name: str, label: int) -> LabelledPair:

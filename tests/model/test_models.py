@@ -12,6 +12,7 @@ from harness.model import policy as models
 from harness.records import HarnessError, StageTask
 from harness.stages import base as checkpoint
 from tests import tiny
+from tests.tasks import stage_task
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -260,7 +261,7 @@ def test_broken_weights_are_a_clear_error(tmp_path):
 
 def _stage(out: Path, source: str, **settings) -> StageTask:
     out.mkdir(exist_ok=True)
-    return StageTask("k", "base.checkpoint", {"source": source, **settings}, {}, out)
+    return stage_task("k", "base.checkpoint", {"source": source, **settings}, {}, out)
 
 
 def test_checkpoint_stage_points_and_loads(tmp_path):

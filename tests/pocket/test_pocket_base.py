@@ -14,7 +14,8 @@ import pytest
 
 from harness.pocket import base, data, language, oracle
 from harness.pocket import tokenizer as pocket_tokenizer
-from harness.records import StageTask, read_jsonl
+from harness.records import read_jsonl
+from tests.tasks import stage_task
 
 DATA = {"prompts": 40, "heldout": 12, "ood": 6, "seed": 0, "rows": 200, "best_style_share": 0.02}
 TINY = {
@@ -32,7 +33,7 @@ TINY = {
 
 def _data(out: Path, **changed: Any) -> Path:
     out.mkdir()
-    data.run(StageTask("k", "data.pocket", DATA | changed, {}, out))
+    data.run(stage_task("k", "data.pocket", DATA | changed, {}, out))
     return out
 
 
@@ -157,7 +158,7 @@ def test_base_repeats_bit_for_bit_follows_its_seed_and_leaves_the_global_seeds_a
         before = random.getstate(), list(np.random.get_state()), torch.random.get_rng_state()
         out = tmp_path / name
         out.mkdir()
-        base.run(StageTask("k", "base.pocket", TINY | {"seed": seed}, {"data": folder}, out))
+        base.run(stage_task("k", "base.pocket", TINY | {"seed": seed}, {"data": folder}, out))
         assert random.getstate() == before[0]
         assert str(list(np.random.get_state())) == str(before[1])
         assert torch.equal(torch.random.get_rng_state(), before[2])
@@ -169,7 +170,7 @@ def test_base_repeats_bit_for_bit_follows_its_seed_and_leaves_the_global_seeds_a
 
 
 def test_base_is_small_enough() -> None:
-    from harness.study.settings import PocketBaseSettings
+    from harness.study.sections import PocketBaseSettings
 
     model = base.build_model(PocketBaseSettings().model_dump(), pocket_tokenizer.build())
     assert model.num_parameters() < 1_000_000

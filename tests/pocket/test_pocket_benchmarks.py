@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from harness.pocket import academic_tasks, benchmarks, language, oracle, wordings
-from harness.records import StageTask, read_jsonl, write_jsonl
-from harness.study.settings import JudgeSettings
+from harness.records import read_jsonl, write_jsonl
+from harness.study.sections import JudgeSettings
+from tests.tasks import stage_task
 
 JUDGE = {"noise": 0.0, "position_bias": 0.4, "length_bias": 0.0, "seed": 0}
 
@@ -24,7 +25,7 @@ JUDGE = {"noise": 0.0, "position_bias": 0.4, "length_bias": 0.0, "seed": 0}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmarks")
-    benchmarks.run(StageTask("k", "benchmarks.pocket", {"seed": 0}, {}, out))
+    benchmarks.run(stage_task("k", "benchmarks.pocket", {"seed": 0}, {}, out))
     return out
 
 
@@ -167,7 +168,7 @@ def test_limits_cut_the_sets(tmp_path: Path) -> None:
         "alpaca_eval": {"limit": 16},
         "academic": {"limit": 5},
     }
-    benchmarks.run(StageTask("k", "benchmarks.pocket", settings, {}, tmp_path))
+    benchmarks.run(stage_task("k", "benchmarks.pocket", settings, {}, tmp_path))
     assert len(list(read_jsonl(tmp_path / "mt_bench" / "question.jsonl"))) == 8
     assert len(json.loads((tmp_path / "alpaca_eval" / "eval.json").read_text())) == 16
     assert len(list(read_jsonl(tmp_path / "academic" / "eq_bench_test.jsonl"))) == 5
@@ -294,7 +295,7 @@ def test_two_checkpoints_are_graded_in_pairs_and_the_better_answers_win(
     inputs = {"answer_a": tmp_path / "a", "answer_b": tmp_path / "b", "benchmarks": folder}
     settings = {"judge": JudgeSettings().model_dump(), "reference_set": "pocket"}
     found = mt_bench_pairwise.run(
-        StageTask("k", "judge.mt_bench_pairwise", settings, inputs, tmp_path / "out")
+        stage_task("k", "judge.mt_bench_pairwise", settings, inputs, tmp_path / "out")
     ).summary
     assert found["scored"] == 16
     assert found["win_rate"] >= 90.0

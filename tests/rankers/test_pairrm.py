@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.rankers import RankContext, RankItem, pairrm, pairrm_files, rank_texts, rewards
-from harness.records import HarnessError, Pair, Prompt, Response, StageTask, read_jsonl, write_jsonl
+from harness.rankers.ranker import RankContext, RankItem
+from harness.rankers import pairrm, pairrm_files
+from harness.rankers.registry import rank_texts, rewards
+from harness.records import HarnessError, Pair, Prompt, Response, read_jsonl, write_jsonl
 from harness.stages import base as checkpoint
 from harness.stages import rank
 from tests import tiny
+from tests.tasks import stage_task
 
 FOLDER = Path(__file__).parents[1] / "golden" / "pairrm"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
@@ -177,7 +180,7 @@ def test_best_and_worst_of_the_three_candidates_are_the_packages(tmp_path):
     )
     settings = {"kind": "pairrm", "rule": "best_worst", "placebo": "none", "judge": None}
     rank.run(
-        StageTask(
+        stage_task(
             "k",
             "rank",
             settings,
@@ -281,7 +284,7 @@ def test_rewards_are_against_the_reference():
 def _locate(source: Path, out: Path) -> None:
     out.mkdir()
     settings = {"source": str(source), "needs_template": False}
-    checkpoint.run(StageTask("k", "base.checkpoint", settings, {}, out))
+    checkpoint.run(stage_task("k", "base.checkpoint", settings, {}, out))
 
 
 def test_the_checkpoint_stage_accepts_every_form(folder, tmp_path):

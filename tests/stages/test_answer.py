@@ -14,6 +14,7 @@ from harness.model import generate as g
 from harness.records import Prompt, Response, StageTask, read_jsonl, write_jsonl
 from harness.stages import answer, heldout
 from tests import tiny
+from tests.tasks import stage_task
 
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["Write a line.", "Now another."]},
@@ -68,7 +69,7 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
 
 def _task(out: Path, inputs: dict[str, Path], **changes) -> StageTask:
     out.mkdir(exist_ok=True)
-    return StageTask("k", "answer", SETTINGS | changes, inputs, out, {"device": "cpu"})
+    return stage_task("k", "answer", SETTINGS | changes, inputs, out, {"device": "cpu"})
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def _score(
     answers.mkdir()
     out.mkdir()
     write_jsonl(answers / "heldout.jsonl", responses)
-    task = StageTask(
+    task = stage_task(
         "k",
         "heldout",
         {"ranker": {"kind": "oracle"}, "judge": None} | settings,
@@ -264,7 +265,7 @@ def test_alpaca_evals_answers_are_ranked_against_the_baselines_when_asked(tmp_pa
     _oracle_by_length(monkeypatch)  # a tenth of the length
     settings = {"ranker": {"kind": "oracle"}, "rank_alpaca_eval": True}
     heldout.run(
-        StageTask(
+        stage_task(
             "k",
             "heldout",
             settings,

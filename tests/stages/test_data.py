@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.records import HarnessError, StageTask, read_jsonl
+from harness.records import HarnessError, read_jsonl
 from harness.stages import data
+from tests.tasks import stage_task
 
 HH = {
     "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a colour\n\nAssistant: Blue.",
@@ -154,7 +155,7 @@ def _run(tmp_path: Path, path: Path | str, out: str = "out", **settings):
         "heldout_path": "",
         "ood": 0,
     }
-    outcome = data.run(StageTask("k", "data.files", defaults | settings, {}, tmp_path / out))
+    outcome = data.run(stage_task("k", "data.files", defaults | settings, {}, tmp_path / out))
     read = lambda name: [
         row["messages"][-1]["content"] for row in read_jsonl(tmp_path / out / name)
     ]

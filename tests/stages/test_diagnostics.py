@@ -23,6 +23,7 @@ from harness.stages.diagnostics.evidence import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, score_sheets
 from harness.train.batching import encode_pair
 from tests import tiny
+from tests.tasks import stage_task
 
 OBJECTIVE = {
     "name": "selm",
@@ -420,7 +421,7 @@ def task(tmp_path: Path, folders: dict[str, Path]) -> StageTask:
         "reference_policy": folders["other"],
         "base": folders["base"],
     }
-    return StageTask(
+    return stage_task(
         "k",
         "diagnostics",
         settings,
@@ -493,7 +494,7 @@ def test_sampled_answers_of_the_answer_stage_are_used_and_the_greedy_one_is_not(
         for s in range(3)
     ]
     write_jsonl(folder / "heldout.jsonl", rows)
-    with_answers = StageTask(
+    with_answers = stage_task(
         "k",
         "diagnostics",
         task.settings,
@@ -553,7 +554,7 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(task: StageTask, tmp_
     write_jsonl(answers / "heldout.jsonl", rows)
     policies = dict.fromkeys(("policy", "previous", "reference_policy", "base"), folder)
     settings = {**task.settings, "pocket": True, "ranker": {"kind": "oracle"}}
-    pocket = StageTask(
+    pocket = stage_task(
         "k",
         "diagnostics",
         settings,

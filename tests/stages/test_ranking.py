@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.rankers import RankContext, Ranked, RankItem, judge, rank_texts, reward_model, rewards
+from harness.rankers.ranker import RankContext, Ranked, RankItem
+from harness.rankers import judge, reward_model
+from harness.rankers.registry import rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, StageTask, read_jsonl, write_jsonl
 from harness.stages import rank
 from harness.stages import reward as reward_train
 from tests import tiny
+from tests.tasks import stage_task
 
 USER = ({"role": "user", "content": "Q"},)
 
@@ -143,7 +146,7 @@ def _task(tmp_path: Path, responses: list[Response] | None = None, **settings) -
         "judge": None,
         "max_length": 64,
     }
-    return StageTask(
+    return stage_task(
         "k",
         "rank",
         defaults | settings,
@@ -277,7 +280,7 @@ def test_merge_keeps_order_and_renames_repeats(tmp_path):
         folders[name] = tmp_path / name
     out = tmp_path / "out"
     out.mkdir()
-    rank.merge(StageTask("k", "pairs.merge", {}, dict(reversed(folders.items())), out))
+    rank.merge(stage_task("k", "pairs.merge", {}, dict(reversed(folders.items())), out))
     assert [row["prompt_id"] for row in read_jsonl(out / "pairs.jsonl")] == [
         "a",
         "b",
@@ -489,7 +492,7 @@ def test_ranker_train_stage_needs_pairs_set_aside(tmp_path):
     data.mkdir()
     out.mkdir()
     settings = {"seed": 0, "learning_rate": 1e-4, "batch_size": 2, "epochs": 1, "max_length": 40}
-    task = StageTask("k", "ranker.train", settings, {"base": base, "data": data}, out)
+    task = stage_task("k", "ranker.train", settings, {"base": base, "data": data}, out)
     with pytest.raises(HarnessError, match=r"set data\.ranker_pairs"):
         reward_train.run(task)
     write_jsonl(data / "ranker.jsonl", [*PROMPTS, Prompt("long", USER, "x" * 40, "y")])

@@ -11,6 +11,7 @@ from harness.model.policy import encode_prompt
 from harness.records import HarnessError, Prompt, StageTask, read_jsonl, write_jsonl
 from harness.stages import rollout
 from tests import tiny
+from tests.tasks import stage_task
 
 SETTINGS = {
     "seed": 0,
@@ -52,7 +53,7 @@ def task(tmp_path, policy_folder):
 
     def make(name: str = "out", **changes) -> StageTask:
         (tmp_path / name).mkdir(exist_ok=True)
-        return StageTask(
+        return stage_task(
             "k",
             "rollout",
             SETTINGS | changes,
@@ -223,7 +224,7 @@ def test_vllm_without_the_package_is_a_clear_error(task):
     made = task()
     with pytest.raises(HarnessError, match="vllm"):
         rollout.run(
-            StageTask(
+            stage_task(
                 made.key,
                 made.stage,
                 made.settings,

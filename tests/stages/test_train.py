@@ -235,7 +235,7 @@ def test_sigkill_then_resume_gives_the_same_bits(inputs: dict[str, Path], tmp_pa
         "from harness import train; from harness.records import StageTask\n"
         "told = json.loads(sys.argv[1])\n"
         "inputs = {k: Path(v) for k, v in told['inputs'].items()}\n"
-        "train.run(StageTask('t', 'train', told['settings'], inputs, Path(told['out']), "
+        "train.run(stage_task('t', 'train', told['settings'], inputs, Path(told['out']), "
         "told['runtime']))\n"
     )
 

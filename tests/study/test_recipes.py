@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.engine.plan import build_plan, resolve_objective
+from harness.engine.runs import build_plan, resolve_objective
 from harness.evaluate.academic_files import PAPER_TASKS
 from harness.model.policy import encode_prompt, encode_response, preflight
-from harness.study.settings import Recipe, at_iteration
+from harness.study.sections import at_iteration
+from harness.study.settings import Recipe
 from harness.study.study import compose
 from tests import tiny
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.records import HarnessError
-from harness.study.settings import Linear, at_iteration
+from harness.study.sections import Linear, at_iteration
 from harness.study.study import load_study
 from harness.study.yaml import load_yaml, parse_scalar
 
@@ -38,7 +38,7 @@ def study(tmp_path: Path, text: str, recipe: str = RECIPE) -> Path:
     ids=lambda p: p.stem,
 )
 def test_every_study_that_ships_loads(path: Path) -> None:
-    from harness.engine.plan import build_plan
+    from harness.engine.runs import build_plan
 
     loaded = load_study(
         path,

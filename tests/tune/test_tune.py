@@ -21,7 +21,7 @@ from harness.engine.execute import Inline
 from harness.engine.garbage import needed
 from harness.engine.store import Store
 from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
-from harness.study.settings import RuntimeSettings
+from harness.study.sections import RuntimeSettings
 from harness.tune import search as tune
 from harness.tune.file import TuneFile, load_tune
 from harness.tune.storage import Search, open_storage, open_study

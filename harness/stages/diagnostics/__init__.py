@@ -20,6 +20,7 @@ from typing import Any
 from harness.records import Score, StageOutcome, StageTask, content_hash, write_scores
 from harness.stages.diagnostics.evidence import Evidence
 from harness.stages.diagnostics.measures import DIAGNOSTICS
+from harness.study.tasks import DiagnosticsTask
 
 __all__ = ["DIAGNOSTICS", "VERSION", "run", "score_rows"]
 
@@ -27,14 +28,14 @@ VERSION = "1"
 """Version of the definitions, written into every row."""
 
 
-def run(task: StageTask) -> StageOutcome:
+def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     """Measure one checkpoint. Where a measurement is undefined for a prompt (constant reward,
     another role of y) there is no row.
     """
     from harness.stages.diagnostics.collect import collect
     from harness.stages.diagnostics.gradient import coefficient
 
-    c, beta = coefficient(task.settings["objective"])
+    c, beta = coefficient(task.settings.objective)
     found = collect(task, beta)
     scores = score_rows(found)
     scores += gradient_rows(task, c, beta)
@@ -101,7 +102,7 @@ def _source(e: Evidence) -> str:
     return content_hash(e.id, answers, length=16)
 
 
-def gradient_rows(task: StageTask, c: float, beta: float) -> list[Score]:
+def gradient_rows(task: StageTask[DiagnosticsTask], c: float, beta: float) -> list[Score]:
     """grad_ratio and grad_cosine at the start of the iteration, and at the checkpoint (``_end``),
     one row per small batch.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.model.generate import GenerationRequest, generate, request_seed
+from harness.model.generate import generate
 from harness.model.logprobs import PackedPrompt, response_logps
 from harness.model.policy import (
     Policy,
@@ -18,10 +18,12 @@ from harness.model.policy import (
     load_policy,
     model_folder,
 )
-from harness.rankers import RankContext, RankItem, rewards
-from harness.records import Pair, Prompt, StageTask, read_jsonl
+from harness.rankers.ranker import RankContext, RankItem
+from harness.rankers.registry import rewards
+from harness.records import GenerationRequest, Pair, Prompt, StageTask, read_jsonl, request_seed
 from harness.stages.diagnostics.evidence import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, TokenIds, score_sheets
+from harness.study.tasks import DiagnosticsTask
 
 EXTERNAL = ("oracle", "reward_model", "pairrm")
 """Rankers that score samples here; a judge is paid per call and left to its own stages."""
@@ -59,7 +61,7 @@ class Draft:
 class Policies:
     """The stage's policies by role, distinct checkpoints once."""
 
-    def __init__(self, task: StageTask) -> None:
+    def __init__(self, task: StageTask[DiagnosticsTask]) -> None:
         folders = {
             "theta": "policy",
             "reference": "reference_policy",
@@ -67,9 +69,9 @@ class Policies:
             "previous": "previous",
         }
         options = {
-            "dtype": task.settings["dtype"],
-            "attention": task.settings["attention"],
-            "device": task.runtime.get("device", "cpu"),
+            "dtype": task.settings.dtype,
+            "attention": task.settings.attention,
+            "device": task.runtime.device,
         }
         self.names = {
             role: str(model_folder(task.inputs[name]).resolve()) for role, name in folders.items()
@@ -88,7 +90,7 @@ class Policies:
         return policy
 
 
-def collect(task: StageTask, beta: float) -> dict[str, list[Evidence]]:
+def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evidence]]:
     """Evidence by split. Draws what no earlier stage has drawn: samples of the reference policy,
     and own ones if there is no ``answer`` input.
     """
@@ -106,8 +108,8 @@ def collect(task: StageTask, beta: float) -> dict[str, list[Evidence]]:
         draft.previous = [sample.text for sample in previous.get(draft.id, [])]
         for sample in (*draft.own, *draft.reference):
             draft.sheet.add(sample.ids, own=any(sample is mine for mine in draft.own))  # type: ignore[union-attr]
-    budget = int(task.runtime.get("token_budget") or 8192)
-    if settings.get("pocket"):
+    budget = int(task.runtime.token_budget or 8192)
+    if settings.pocket:
         add_modes(heldout, theta, budget)
     add_rewards(task, heldout)
     everything = [draft for rows in drafts.values() for draft in rows]
@@ -125,11 +127,11 @@ def collect(task: StageTask, beta: float) -> dict[str, list[Evidence]]:
 # --- prompts and given answers --------------------------------------------------------------------
 
 
-def read_drafts(task: StageTask, tokenizer: Any) -> dict[str, list[Draft]]:
+def read_drafts(task: StageTask[DiagnosticsTask], tokenizer: Any) -> dict[str, list[Draft]]:
     """The last ``prompts`` training pairs (with accumulated data: the iteration's own), and the
     first held-out and out-of-distribution prompts.
     """
-    count = int(task.settings["prompts"])
+    count = task.settings.prompts
     drafts: dict[str, list[Draft]] = {"train": []}
     for row in list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))[-count:]:
         pair = Pair(**row)
@@ -160,17 +162,17 @@ def new_draft(
     name: str,
     messages: Sequence[Mapping[str, str]],
     texts: Mapping[str, str],
-    task: StageTask,
+    task: StageTask[DiagnosticsTask],
     tokenizer: Any,
 ) -> Draft:
     """Encode a prompt with its given answers, cut as in training."""
     settings = task.settings
     try:
-        prompt_ids = encode_prompt(tokenizer, messages, int(settings.get("max_prompt_length", 0)))
+        prompt_ids = encode_prompt(tokenizer, messages, settings.max_prompt_length)
     except PromptTooLongError:
         return Draft(name, messages, None, dict(texts))
     draft = Draft(name, messages, Sheet(tuple(prompt_ids)), dict(texts))
-    limit = int(settings.get("max_length", 0))
+    limit = settings.max_length
     room = max(1, limit - len(prompt_ids)) if limit else 0
     for role, text in texts.items():
         if text and draft.sheet is not None:
@@ -203,23 +205,25 @@ def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, li
 
 
 def draw(
-    policy: Policy, drafts: Sequence[Draft], settings: Mapping[str, Any], role: str
+    policy: Policy, drafts: Sequence[Draft], settings: DiagnosticsTask, role: str
 ) -> dict[str, list[Sample]]:
     """Fresh temperature-1, top-p-1 samples, seeded by run seed, iteration, role, prompt and sample."""
-    keys = [(draft, sample) for draft in drafts for sample in range(int(settings["samples"]))]
+    keys = [(draft, sample) for draft in drafts for sample in range(settings.samples)]
     requests = [
         GenerationRequest(
             draft.sheet.prompt_ids if draft.sheet else (),
-            int(settings["max_new_tokens"]),
+            settings.max_new_tokens,
             temperature=1.0,
             seed=request_seed(
-                settings["seed"], settings["iteration"], f"diagnostics.{role}", draft.id, sample
+                settings.seed, settings.iteration, f"diagnostics.{role}", draft.id, sample
             ),
         )
         for draft, sample in keys
     ]
     found: dict[str, list[Sample]] = {}
-    drawn = generate(policy, requests, batch_size=int(settings.get("generation_batch", 64)))
+    drawn = generate(
+        policy, requests, batch_size=settings.generation_batch, backend=settings.backend
+    )
     for (draft, _), answer in zip(keys, drawn, strict=True):
         if answer.status != "error" and answer.token_ids:
             found.setdefault(draft.id, []).append(
@@ -260,10 +264,10 @@ def add_modes(drafts: Sequence[Draft], theta: Policy, token_budget: int) -> None
         ]
 
 
-def add_rewards(task: StageTask, drafts: Sequence[Draft]) -> None:
+def add_rewards(task: StageTask[DiagnosticsTask], drafts: Sequence[Draft]) -> None:
     """External rewards of the samples, where the ranker is one that may be asked here."""
-    settings = dict(task.settings.get("ranker") or {})
-    if settings.get("kind") not in EXTERNAL:
+    settings = task.settings.ranker
+    if settings.kind not in EXTERNAL:
         return
     items = [
         RankItem(

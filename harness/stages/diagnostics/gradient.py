@@ -10,7 +10,7 @@ c is 0). Measured where the iteration's training starts (``grad_*``) and at the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch.nn.functional import logsigmoid
 from harness.model.logprobs import base_model_of, packed_attention, response_logps, sequence_logps
 from harness.model.policy import PromptTooLongError
 from harness.records import Pair, StageTask, read_jsonl
+from harness.study.tasks import DiagnosticsTask, ObjectiveTask
 from harness.train.batching import PreferenceRow, encode_pair, make_micro_batch
-from harness.train.objectives import resolve_objective
 
 ROWS = 8
 """Pairs of one batch."""
@@ -36,7 +36,7 @@ class GradientPair:
     cosine: float | None
 
 
-def read_rows(task: StageTask, tokenizer: Any) -> list[PreferenceRow]:
+def read_rows(task: StageTask[DiagnosticsTask], tokenizer: Any) -> list[PreferenceRow]:
     """The last pairs that have an exploration response (with accumulated data: the iteration's
     own), encoded as in training.
     """
@@ -47,8 +47,8 @@ def read_rows(task: StageTask, tokenizer: Any) -> list[PreferenceRow]:
             continue
         try:
             lengths = {
-                "max_length": int(task.settings.get("max_length", 0)),
-                "max_prompt_length": int(task.settings.get("max_prompt_length", 0)),
+                "max_length": task.settings.max_length,
+                "max_prompt_length": task.settings.max_prompt_length,
             }
             rows.append(encode_pair(tokenizer, pair, **lengths))
         except PromptTooLongError:
@@ -68,13 +68,10 @@ def with_reference(rows: Sequence[PreferenceRow], model: Any) -> list[Preference
     ]
 
 
-def coefficient(objective: Mapping[str, Any]) -> tuple[float, float]:
-    """(c, β) of the stage's objective settings."""
-    names = ("alpha", "beta", "convention", "params")
-    resolved = resolve_objective(
-        objective["name"], **{name: objective[name] for name in names if name in objective}
-    )
-    return resolved.c, resolved.beta
+def coefficient(objective: ObjectiveTask) -> tuple[float, float]:
+    """(c, β) of the stage's objective, c without the sign that the ``negative`` placebo gives it."""
+    sign = -1.0 if objective.placebo == "negative" else 1.0
+    return sign * objective.c, objective.beta
 
 
 def measure(model: Any, rows: Sequence[PreferenceRow], *, c: float, beta: float) -> GradientPair:

@@ -1,0 +1,177 @@
+"""What scores a checkpoint: its answers, the judges', academic tasks, held-out prompts, diagnostics;
+and the judged pairs of declared checkpoints.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from harness.engine.graph import Builder, JudgedPair, RunPlan
+from harness.evaluate.benchmark import Asked, Benchmark
+from harness.evaluate.registry import BENCHMARKS
+from harness.rankers.registry import RANKERS
+from harness.records import HarnessError
+from harness.study import tasks
+from harness.study.sections import DiagnosticsSamples, Section
+from harness.study.settings import Recipe
+from harness.study.study import Cell
+
+SCORING = ("answer", *(one.stage for one in BENCHMARKS.values()), "diagnostics")
+"""Stages that score a checkpoint, in the order they are listed for it."""
+
+
+def add_scores(
+    builder: Builder,
+    cell: Cell,
+    iteration: int,
+    shared: Mapping[str, str],
+    policy: str,
+    history: Mapping[str, str],
+) -> dict[str, str]:
+    """Stage name → key of everything that scores ``policy``. ``history``: what diagnostics compare
+    it with; empty for the base.
+    """
+    recipe = cell.recipe
+    stages: dict[str, str] = {}
+    inputs = {"policy": policy} | {
+        name: shared[name] for name in ("benchmarks", "data", "ranker") if name in shared
+    }
+
+    def add(stage: str, settings: Section, wanted: Mapping[str, str]) -> None:
+        fails = builder.fails(cell, stage, iteration)
+        stages[stage] = builder.add(stage, settings, wanted, recipe, fails=fails)
+
+    wanted = [BENCHMARKS[name] for name in BENCHMARKS if name in recipe.evaluation.benchmarks]
+    if any(benchmark.questions for benchmark in wanted):
+        read = {name: inputs[name] for name in ("policy", "benchmarks", "data")}
+        add("answer", _answer_task(builder, cell, iteration, wanted), read)
+        inputs["answer"] = stages["answer"]
+    for benchmark in wanted:
+        read = {name: inputs[name] for name in benchmark.inputs if name in inputs}
+        if benchmark.name == "heldout" and recipe.evaluation.rank_alpaca_eval:
+            read["benchmarks"] = inputs["benchmarks"]
+        add(benchmark.stage, benchmark.settle(asked_of(builder, recipe, benchmark)), read)
+    if recipe.diagnostics.enabled and history:
+        read = {name: key for name, key in inputs.items() if name != "benchmarks"}
+        read |= {name: key for name, key in history.items() if key}
+        add("diagnostics", _diagnostics_task(builder, cell, iteration), read)
+    return stages
+
+
+def asked_of(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Asked:
+    """What a benchmark's stage is told of a recipe."""
+    asks_judge = RANKERS[recipe.ranker.kind].asks_judge
+    return Asked(
+        settings=recipe.evaluation.of(benchmark.name),
+        evaluation=recipe.evaluation,
+        judge=recipe.judge,
+        ranker=builder.ranker(recipe),
+        ranker_judge=recipe.judge if asks_judge else None,
+        generating=builder.generating(recipe),
+        threads=recipe.training.threads,
+    )
+
+
+ALWAYS_KEYED = ("mt_bench", "alpaca_eval")
+"""Whose answers' settings are in the answer stage's key also where they are not asked: they were
+when that stage was first stored.
+"""
+
+
+def _answer_task(
+    builder: Builder, cell: Cell, iteration: int, wanted: Sequence[Benchmark]
+) -> tasks.AnswerTask:
+    recipe, evaluation = cell.recipe, cell.recipe.evaluation
+    sets = [benchmark.name for benchmark in wanted if benchmark.questions]
+    answers = {
+        name: benchmark.answers(evaluation.of(name))
+        for name, benchmark in BENCHMARKS.items()
+        if benchmark.answers and (name in sets or name in ALWAYS_KEYED)
+    }
+    return tasks.AnswerTask(
+        **builder.generating(recipe),
+        seed=cell.seed,
+        iteration=iteration,
+        sets=sets,
+        answers=answers,
+        heldout_samples=evaluation.heldout_samples,
+        heldout_max_new_tokens=evaluation.heldout_max_new_tokens,
+        max_prompt_length=recipe.training.max_prompt_length,
+    )
+
+
+def _diagnostics_task(builder: Builder, cell: Cell, iteration: int) -> tasks.DiagnosticsTask:
+    recipe = cell.recipe
+    samples = {name: getattr(recipe.diagnostics, name) for name in DiagnosticsSamples.model_fields}
+    return tasks.DiagnosticsTask(
+        **samples,
+        **builder.generating(recipe),
+        seed=cell.seed,
+        iteration=iteration,
+        objective=builder.objective(recipe, iteration),
+        ranker=builder.ranker(recipe),
+        max_length=recipe.training.max_length,
+        max_prompt_length=recipe.training.max_prompt_length,
+        pocket=recipe.data.source == "pocket",
+    )
+
+
+# -- pairs of checkpoints -------------------------------------------------------
+def _pair_task(builder: Builder, recipe: Recipe, name: str) -> Section:
+    benchmark = BENCHMARKS[name]
+    return benchmark.settle(asked_of(builder, recipe, benchmark))
+
+
+def add_pairs(
+    builder: Builder, runs: Sequence[RunPlan]
+) -> tuple[tuple[JudgedPair, ...], tuple[JudgedPair, ...]]:
+    """Stages of the pairs of the checkpoints declared as ``run@iteration``: AlpacaEval for ordered
+    pairs (Fig. 2), and MT-Bench's two games for unordered ones where asked for.
+
+    Raises HarnessError for names that are no checkpoint, and where MT-Bench pairs are asked for
+    without their checkpoints or answers.
+    """
+    study = builder.study
+    names = study.declare.pairwise
+    known: dict[str, tuple[Recipe, Mapping[str, str]]] = {}
+    for run in runs:
+        benchmarks = {"benchmarks": run.iterations[0]["benchmarks"]}
+        for index, stages in enumerate(run.iterations):
+            known[f"{run.cell.run}@{index}"] = run.cell.recipe, {**stages, **benchmarks}
+    for name in names:
+        if name not in known:
+            raise HarnessError(
+                f"{study.file}: declare.pairwise: {name!r} is no checkpoint of this study; write "
+                f"run@iteration, for example {next(iter(known))!r}"
+            )
+
+    def judged(stage: str, a: str, b: str, settings: Section) -> JudgedPair:
+        recipe, stages = known[a]
+        inputs = {
+            "answer_a": stages["answer"],
+            "answer_b": known[b][1]["answer"],
+            "benchmarks": stages["benchmarks"],
+        }
+        return JudgedPair(a, b, builder.add(stage, settings, inputs, recipe))
+
+    ordered = tuple(
+        judged("judge.pairwise", a, b, _pair_task(builder, known[a][0], "alpaca_eval"))
+        for a, b in itertools.permutations(names, 2)
+    )
+    if not study.declare.pairwise_mt_bench:
+        return ordered, ()
+    reason = ""
+    if len(names) < 2:
+        reason = "declare.pairwise names fewer than two checkpoints"
+    for name in names:
+        if "mt_bench" not in known[name][0].evaluation.benchmarks:
+            reason = f"{name!r} does not answer MT-Bench (evaluation.benchmarks)"
+            break
+    if reason:
+        raise HarnessError(f"{study.file}: declare.pairwise_mt_bench is true, but {reason}")
+    graded = tuple(
+        judged("judge.mt_bench_pairwise", a, b, _pair_task(builder, known[a][0], "mt_bench"))
+        for a, b in itertools.combinations(names, 2)
+    )
+    return ordered, graded

@@ -1,0 +1,287 @@
+"""What is known of a benchmark: one record, over which plan, answers, judging, cost, doctor,
+manifest, tables, figures and samples iterate.
+
+A benchmark is one file of this folder that defines ``BENCHMARK`` (`harness.evaluate.registry` finds
+it). Importing it must not load torch or a benchmark library: planning reads these records. Functions
+that need them are named, "module:function".
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.records import (
+    Generation,
+    HarnessError,
+    Score,
+    StageOutcome,
+    StageTask,
+    canonical_json,
+    read_jsonl,
+    write_jsonl,
+    write_scores,
+)
+from harness.study.sections import JudgeSettings, Section
+from harness.study.tasks import Answers, AnswerTask, RankerTask
+from harness.study.work import Lengths, Work
+
+MODEL_ID = "model"
+"""Name of the checkpoint in the benchmark libraries' files: the same for all, so that equal answers
+are equal files.
+"""
+PERCENT = (0.0, 100.0)
+
+
+# -- what analysis shows ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Measure:
+    """A column of a table and an axis of a figure; written into the manifest, so that analysis
+    imports nothing of the harness.
+
+    benchmark, metric: of the score rows. better: +1 higher, -1 lower, 0 neither. scale: lowest and
+    highest possible value. part: ending of the item names that belong to it. point: key of the
+    stage's summary that holds the library's own value. strata: benchmarks whose mean it is. items:
+    what one item is. table: the table it is a column of, the benchmark's own if it is named after
+    it. long: its title outside that table.
+    """
+
+    benchmark: str
+    metric: str
+    title: str
+    unit: str = ""
+    digits: int = 2
+    better: int = 1
+    scale: tuple[float, float] | None = None
+    part: str = ""
+    point: str = ""
+    strata: tuple[str, ...] = ()
+    items: str = "items"
+    table: str = ""
+    long: str = ""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How the report shows an item's question, answer and score.
+
+    form: of the answer file: ``rows`` (JSONL with id, question, output, status), or one of the
+    libraries' own. file: in the answer stage's folder. metric: of the score shown beside it; words:
+    what that score is.
+    """
+
+    file: str
+    metric: str
+    words: str
+    form: str = "rows"
+    digits: int = 1
+
+
+# -- what is asked of a policy ---------------------------------------------------------------------
+@dataclass(frozen=True)
+class Ask:
+    """One answer wanted of a policy: its name, the conversation before it, how it is drawn. limit:
+    prompt tokens allowed (0: what the model can read).
+    """
+
+    key: tuple[Any, ...]
+    messages: tuple[Mapping[str, str], ...]
+    max_new_tokens: int
+    temperature: float
+    limit: int = 0
+
+
+class Desk(Protocol):
+    """Where answers are: ``answers`` by the key of their Ask; ``seed`` of a key."""
+
+    answers: dict[tuple[Any, ...], Generation]
+
+    def seed(self, key: tuple[Any, ...]) -> int: ...
+
+
+class Questions(Protocol):
+    """What a benchmark asks a policy. Each round sees the answers of those before it; equal rounds of
+    all benchmarks are one batch.
+    """
+
+    def rounds(self, desk: Desk) -> Sequence[Iterable[Ask]]: ...
+
+    def write(self, desk: Desk, out: Path) -> None: ...
+
+
+class QuestionRows:
+    """Questions of one turn from ``<name>/questions.jsonl`` (id, question, …); answers go to
+    ``<name>.jsonl``: the same rows with output and status.
+    """
+
+    def __init__(self, name: str, task: StageTask[AnswerTask]) -> None:
+        self.name, self.drawn = name, task.settings.answers[name]
+        self.rows = list(read_jsonl(task.inputs["benchmarks"] / name / "questions.jsonl"))
+
+    def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
+        limit, temperature = self.drawn.max_new_tokens, self.drawn.temperature or 0.0
+        asked = [(row["id"], ({"role": "user", "content": row["question"]},)) for row in self.rows]
+        return ([Ask((self.name, name), said, limit, temperature) for name, said in asked],)
+
+    def write(self, desk: Desk, out: Path) -> None:
+        rows = []
+        for row in self.rows:
+            answer = desk.answers[self.name, row["id"]]
+            rows.append({**row, "output": answer.text.strip(), "status": answer.status})
+        write_jsonl(out / f"{self.name}.jsonl", rows)
+
+
+# -- the record ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Asked:
+    """What a benchmark's stage is told: its section of the recipe, and what it shares. generating:
+    fields of every stage that runs the policy.
+    """
+
+    settings: Any
+    evaluation: Any
+    judge: JudgeSettings
+    ranker: RankerTask
+    ranker_judge: JudgeSettings | None
+    generating: Mapping[str, Any]
+    threads: int
+
+
+class Counting(Protocol):
+    """What a benchmark's work is counted with (`harness.cost.work`)."""
+
+    @property
+    def lengths(self) -> Lengths: ...
+
+    @property
+    def pocket(self) -> bool: ...
+
+    def settings(self, name: str) -> Any:
+        """Settings of the stage that makes an input."""
+
+    def limit(self, benchmark: str, whole: int) -> int:
+        """Items of a benchmark: all of them, or as many as its limit says."""
+
+    def ranked(self, kind: str, prompts: int, texts: int) -> Work:
+        """Ranking so many texts for each prompt."""
+
+
+@dataclass(frozen=True)
+class PairStage:
+    """The stage that scores one checkpoint's answers against another's, with the benchmark's own
+    task type; inputs answer_a, answer_b, benchmarks.
+    """
+
+    stage: str
+    run: str
+    work: Callable[[Counting, Any], Work]
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """name: of its section ``evaluation.<name>`` (None: it has no settings) and in
+    ``evaluation.benchmarks``. stage, run, version, seconds, accelerator: of the stage
+    that scores one checkpoint ("module:function", seconds on one core in the pocket world).
+    task: that stage's settings; settle: makes them; inputs: which of policy, answer, benchmarks,
+    data, ranker it reads. judged: a judge is asked. measures: of the recipe's evaluation section.
+    work: counts the stage.
+
+    questions: what a policy is asked, from the answer stage's task; answers: how its answers are
+    drawn, from its section; asked: counts them. files: keys of its section that name files which
+    must be given outside the pocket world; other_files: may be given. prepare: lays them out in a
+    folder and tells how many items there are ("expected"); pocket: the same for the pocket world,
+    "module:function" of (seed, limit, folder), giving the number of items.
+    """
+
+    name: str
+    title: str
+    settings: type[Section] | None
+    stage: str
+    run: str
+    task: type[Section]
+    settle: Callable[[Asked], Section]
+    measures: Callable[[Any], Sequence[Measure]]
+    work: Callable[[Counting, Any], Work]
+    inputs: tuple[str, ...] = ("answer", "benchmarks")
+    version: int = 1
+    seconds: float = 1.0
+    accelerator: bool = False
+    judged: bool = False
+    questions: Callable[[StageTask[AnswerTask]], Questions] | None = None
+    answers: Callable[[Any], Answers] | None = None
+    asked: Callable[[Counting, AnswerTask], Work] | None = None
+    files: tuple[str, ...] = ()
+    other_files: tuple[str, ...] = ()
+    prepare: Callable[[Any, Path], Mapping[str, Any]] | None = None
+    pocket: str = ""
+    samples: Samples | None = None
+    pairs: PairStage | None = None
+
+    def named_files(self, settings: Any) -> list[str]:
+        """The files that its section of a recipe names."""
+        found: list[str] = []
+        for key in (*self.files, *self.other_files):
+            value = getattr(settings, key)
+            found += value.values() if isinstance(value, Mapping) else [value]
+        return [name for name in found if name]
+
+
+def load(function: str) -> Any:
+    """The function that "module:function" names."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# -- what several benchmarks do --------------------------------------------------------------------
+def finish(
+    task: StageTask[Any],
+    scores: Sequence[Score],
+    summary: Mapping[str, Any],
+    costs: Mapping[str, float] | None = None,
+    primary: str = "",
+) -> StageOutcome:
+    """Write scores.parquet and summary.json; the outcome counts rows and errors (of the metric
+    ``primary`` where a stage has several).
+    """
+    write_scores(task.out / "scores.parquet", scores)
+    (task.out / "summary.json").write_text(canonical_json(summary) + "\n", encoding="utf-8")
+    counted = [score for score in scores if not primary or score.metric == primary]
+    errors = sum(score.status == "error" for score in counted)
+    return StageOutcome(rows=len(counted), errors=errors, costs=costs or {}, summary=summary)
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Mean, None of nothing: missing is never a number."""
+    return sum(values) / len(values) if values else None
+
+
+def asked_work(items: int, length: int, what: str) -> Work:
+    """Answers drawn by a policy, each of ``length`` tokens."""
+    return Work(items, generated=items * length, how=f"{items:,} {what} × {length}")
+
+
+def judged_work(calls: int, prompt: int, reply: int, what: str) -> Work:
+    """Calls of a judge, each of so many tokens."""
+    how = f"{calls:,} {what} of {prompt:,} + {reply} tokens"
+    return Work(
+        calls, judge_calls=calls, judge_prompt=calls * prompt, judge_reply=calls * reply, how=how
+    )
+
+
+def given_file(settings: Any, benchmark: str, key: str) -> Path:
+    """The file that a key of a benchmark's section names. Raises HarnessError when it is empty or
+    names nothing.
+    """
+    name = getattr(settings, key)
+    if not name:
+        raise HarnessError(
+            f"evaluation.{benchmark}.{key} is empty; {benchmark} needs this file (or leave "
+            f"{benchmark} out of evaluation.benchmarks)"
+        )
+    if not Path(name).is_file():
+        raise HarnessError(f"evaluation.{benchmark}.{key}: {name} does not exist")
+    return Path(name)

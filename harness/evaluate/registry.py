@@ -1,0 +1,33 @@
+"""Every benchmark by name: those modules of this folder that define ``BENCHMARK``.
+
+Found by reading, not by importing everything: published scores and library glue stand in the same
+folder, and planning should not load them. A new file is all that a new benchmark needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.evaluate.benchmark import Benchmark
+
+FOLDER = Path(__file__).parent
+FIRST = ("mt_bench", "alpaca_eval", "academic", "heldout")
+"""The paper's order; others follow by name."""
+
+
+def _found() -> Mapping[str, Benchmark]:
+    names = [
+        path.stem
+        for path in sorted(FOLDER.glob("*.py"))
+        if re.search(r"^BENCHMARK = ", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    modules = (importlib.import_module(f"harness.evaluate.{name}") for name in names)
+    found = {module.BENCHMARK.name: module.BENCHMARK for module in modules}
+    order = [name for name in FIRST if name in found]
+    return {name: found[name] for name in [*order, *(n for n in found if n not in order)]}
+
+
+BENCHMARKS: Mapping[str, Benchmark] = _found()

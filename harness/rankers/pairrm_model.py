@@ -1,0 +1,253 @@
+"""PairRM: a DeBERTa-v3 that reads the prompt and two answers together and says which is better.
+
+Jiang, Ren and Lin, "LLM-Blender", arXiv 2306.02561; weights llm-blender/PairRM-hf or
+llm-blender/PairRM (0.4 B); behaviour that of their package llm-blender 0.0.2 (``Blender.rank``),
+held by ``tests/golden/pairrm``. The input is
+``<|source|>prompt[SEP]<|candidate1|>answer[SEP]<|candidate2|>answer[SEP]``, each part with its own
+[CLS]; the last hidden states at the three marks s, a, b go through one head: logit = mean over
+tasks of head([s, a]) - head([s, b]). All ordered pairs are compared, and with L_ij the logit of i
+shown first, the score of i is mean_j(L_ij - L_ji) over all candidates, itself included (0): the
+order in which two answers are shown cancels.
+
+Two differences, both so that a score depends on its own prompt only: in the package the room of an
+answer shrinks with the longest prompt of its batch (here, as there with batches of one, with its
+own prompt), and on a GPU it computes in float16 (here float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.rankers.pairrm_files import MARKS, Checkpoint, open_checkpoint, read_weights
+from harness.rankers.ranker import RankContext, Ranked, RankItem
+from harness.records import HarnessError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SEPARATOR = "[SEP]"
+INSTRUCTION = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
+"""What the package writes before a conversation of several turns, letter by letter (the model was
+trained on it).
+"""
+EMBEDDINGS = "pretrained_model.embeddings.word_embeddings.weight"
+PROMPTS_AT_ONCE = 256
+"""Prompts encoded and sorted by length together; bounds the memory that token ids take."""
+TOKENS_PER_BATCH = 8192
+"""Attention takes memory with the square of the length: four of the longest comparisons (2048
+tokens) at once.
+"""
+
+Ids = tuple[int, ...]
+Row = tuple[Ids, Ids, Ids]
+"""One comparison: token ids of the prompt, of the answer shown first and of the one shown second.
+"""
+
+
+class PairRM(nn.Module):
+    """The published network: an encoder without its own head, and a two-layer head over a pair of
+    marks.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        from transformers import DebertaV2Model
+
+        self.pretrained_model = DebertaV2Model(config)
+        width = config.hidden_size
+        drop = float(getattr(config, "drop_out", 0.05))
+        self.head_layer = nn.Sequential(
+            nn.Dropout(drop),
+            nn.Linear(2 * width, width),
+            nn.Tanh(),
+            nn.Dropout(drop),
+            nn.Linear(width, int(getattr(config, "n_tasks", 1))),
+        )
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor, marks_B3: Tensor) -> Tensor:
+        """Logits (B,), above 0 where the first answer is better. ``marks_B3``: places of the three
+        marks in every row.
+        """
+        hidden_BTD = self.pretrained_model(
+            input_ids=ids_BT, attention_mask=mask_BT
+        ).last_hidden_state
+        rows = torch.arange(len(ids_BT), device=ids_BT.device)
+        source_BD, first_BD, second_BD = (hidden_BTD[rows, marks_B3[:, mark]] for mark in range(3))
+        first_BK = self.head_layer(torch.cat([source_BD, first_BD], -1))
+        second_BK = self.head_layer(torch.cat([source_BD, second_BD], -1))
+        logits: Tensor = (first_BK - second_BK).mean(-1)
+        return logits
+
+
+def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
+    """Aggregate score of every text against the other texts of its prompt; a single text scores 0."""
+    if context.folder is None:
+        raise HarnessError(
+            "ranker.kind pairrm needs ranker.model: llm-blender/PairRM-hf or a folder that holds it"
+        )
+    model, files = load(str(context.folder), context.runtime.device)
+    found = []
+    for start in range(0, len(items), PROMPTS_AT_ONCE):
+        duels = [encode_duels(files, item) for item in items[start : start + PROMPTS_AT_ONCE]]
+        rows = list(
+            dict.fromkeys(row for one in duels for row in one.values())
+        )  # answers cut to the same tokens tie exactly
+        context.add_cost("ranker_texts", len(rows))
+        logits = dict(zip(rows, compare(model, rows), strict=True))
+        found += [
+            Ranked(
+                aggregate(
+                    [
+                        [logits[one[a, b]] if a != b else 0.0 for b in range(len(item.texts))]
+                        for a in range(len(item.texts))
+                    ]
+                )
+            )
+            for one, item in zip(duels, items[start : start + PROMPTS_AT_ONCE], strict=True)
+        ]
+    return found
+
+
+def aggregate(logits: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """score_i = mean_j (L_ij - L_ji) over a square matrix whose diagonal is 0."""
+    n = len(logits)
+    return tuple(sum(logits[i][j] - logits[j][i] for j in range(n)) / n for i in range(n))
+
+
+def as_read(messages: Sequence[Mapping[str, str]], answers: Sequence[str]) -> tuple[str, list[str]]:
+    """(prompt, answers) as PairRM reads them: one user turn as it is; several in the package's form
+    of a conversation.
+
+    There every turn of the assistant is a ``<Response i>`` that the answer fills in, the earlier
+    turns included. A system turn stands before the prompt, on a line of its own (the package knows
+    none).
+    """
+    system = "".join(m["content"] + "\n" for m in messages if m["role"] == "system")
+    turns = [m for m in messages if m["role"] != "system"]
+    if len(turns) == 1:
+        return system + turns[0]["content"], list(answers)
+    lines, given = [], 0
+    for turn in [*turns, {"role": "assistant", "content": ""}]:
+        if turn["role"] == "assistant":
+            given += 1
+        lines.append(
+            f"Assistant: <Response {given}>"
+            if turn["role"] == "assistant"
+            else "USER: " + turn["content"]
+        )
+    earlier = [m["content"] for m in turns if m["role"] == "assistant"]
+    filled = [
+        "\n".join(f"<Response {i}>: {text}" for i, text in enumerate([*earlier, answer], 1))
+        for answer in answers
+    ]
+    return system + INSTRUCTION + "\n".join(lines), filled
+
+
+def encode_duels(files: Checkpoint, item: RankItem) -> dict[tuple[int, int], Row]:
+    """Token ids of every ordered pair of an item's texts.
+
+    The prompt is cut to ``source_tokens``; half of what it leaves of ``total_tokens`` is each
+    answer's.
+    """
+    prompt, answers = as_read(item.messages, item.texts)
+    source = _part(files.tokenizer, MARKS[0], prompt, files.source_tokens)
+    room = (files.total_tokens - len(source)) // 2
+    firsts = [_part(files.tokenizer, MARKS[1], text, room) for text in answers]
+    seconds = [(ids[0], files.marks[2], *ids[2:]) for ids in firsts]
+    return {
+        (a, b): (source, firsts[a], seconds[b])
+        for a in range(len(answers))
+        for b in range(len(answers))
+        if a != b
+    }
+
+
+def _part(tokenizer: Tokenizer, mark: str, text: str, limit: int) -> Ids:
+    """[CLS] mark text [SEP], at most ``limit`` ids; a separator in the text itself is read as a
+    space.
+    """
+    ids = tokenizer.encode(mark + text.replace(SEPARATOR, " ")).ids
+    return tuple(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]])
+
+
+@torch.inference_mode()
+def compare(model: PairRM, rows: Sequence[Row]) -> list[float]:
+    """Logit of every encoded comparison, in the order given; batches are cut after sorting by
+    length.
+    """
+    logits = [0.0] * len(rows)
+    for batch in _batches([sum(map(len, row)) for row in rows]):
+        for place, logit in zip(
+            batch, _logits(model, [rows[place] for place in batch]), strict=True
+        ):
+            logits[place] = logit
+    return logits
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places in batches of which rows × longest stays within TOKENS_PER_BATCH."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[place] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _logits(model: PairRM, rows: Sequence[Row]) -> list[float]:
+    device, pad = next(model.parameters()).device, model.pretrained_model.config.pad_token_id
+    whole = [[*source, *first, *second] for source, first, second in rows]
+    longest = max(map(len, whole))
+    ids_BT = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in whole], device=device)
+    mask_BT = torch.tensor(
+        [[1] * len(row) + [0] * (longest - len(row)) for row in whole], device=device
+    )
+    marks_B3 = torch.tensor(
+        [[1, len(source) + 1, len(source) + len(first) + 1] for source, first, _ in rows],
+        device=device,
+    )
+    logits: list[float] = model(ids_BT, mask_BT, marks_B3).double().tolist()
+    return logits
+
+
+@lru_cache(maxsize=1)
+def load(folder: str, device: str) -> tuple[PairRM, Checkpoint]:
+    """PairRM (evaluation mode, float32) from a checkpoint in either published form, with what
+    encodes its texts.
+    """
+    from transformers import DebertaV2Config
+
+    files = open_checkpoint(folder)
+    weights = read_weights(files)
+    embeddings = (
+        len(weights[EMBEDDINGS]) if EMBEDDINGS in weights else 0
+    )  # the package resizes them to its tokens
+    if embeddings <= max(files.marks):
+        raise HarnessError(
+            f"{files.source}: the weights have {embeddings} embeddings, but the marks have the "
+            f"ids {list(files.marks)}"
+        )
+    model = PairRM(DebertaV2Config(**files.config | {"vocab_size": embeddings}))
+    try:
+        unmatched = model.load_state_dict(
+            {name: tensor.float() for name, tensor in weights.items()}, strict=False
+        )
+    except RuntimeError as error:
+        raise HarnessError(
+            f"{files.source}: its weights do not fit its config.json "
+            f"({str(error).splitlines()[-1].strip()[:300]})"
+        ) from error
+    lost = [name for name in unmatched.missing_keys if not name.endswith("position_ids")]
+    if lost:
+        raise HarnessError(
+            f"{files.source}: weights are missing for PairRM: {', '.join(lost[:3])}"
+            + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        )
+    return model.to(device).eval(), files

@@ -1,0 +1,336 @@
+"""The sections of a recipe: every setting with its type, its default, its unit and what is allowed.
+
+A default stands here and nowhere else. Types are strict: text where a number is wanted is an error,
+unknown keys are errors. What only changes speed lives under ``runtime`` and never enters a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+Dtype = Literal["float32", "bfloat16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
+Backend = Literal["transformers", "vllm"]
+Placebo = Literal["none", "negative", "other_prompt"]
+
+
+class Section(BaseModel):
+    """Strict, frozen, no unknown keys; an integer is accepted where a float is wanted, nothing else
+    is converted.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    later: ClassVar[Mapping[str, Any]] = {}
+    """Fields that came after stages had been stored, with the value at which a key leaves them out."""
+
+    flattened: ClassVar[tuple[str, ...]] = ()
+    """Mappings whose entries stand in a key as if they were fields."""
+
+    # Until every room reads attributes: settings can still be read like a mapping.
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in type(self).model_fields
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
+
+    def keys(self) -> list[str]:
+        return list(type(self).model_fields)
+
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.keys()} | dict(other)
+
+
+class Linear(Section):
+    """Linear interpolation from ``start`` (first iteration) to ``end`` (last iteration)."""
+
+    start: float
+    end: float
+
+
+Schedule = float | list[float] | Linear
+"""A value over iterations: one number, one number per iteration, or {start, end}."""
+
+
+class ModelSettings(Section):
+    source: str = "pocket"
+    """``pocket``, a checkpoint folder, or a hub id."""
+    revision: str = ""
+    dtype: Dtype = "float32"
+    attention: Attention = "sdpa"
+    generation_batch: Positive = 128
+    """Rows generated at once. Equal batches repeat exactly, so this is part of the key of every
+    stage that generates.
+    """
+    generation_backend: Backend = "transformers"
+    """What draws every sample and answer. Another backend draws other samples, so this is in the
+    key of every stage that generates.
+    """
+    trust_remote_code: str = ""
+    """Name of the repository whose code may run; must equal ``source``. Empty: none."""
+    chat_template: str = ""
+    """File with a Jinja chat template, for a checkpoint that ships none."""
+    pickle_weights: str = ""
+    """Name of the one checkpoint whose pickle weights may be loaded; must equal its source. Empty:
+    safetensors only.
+    """
+
+
+class PocketBaseSettings(Section):
+    """The pocket world's supervised base (ignored for other models)."""
+
+    steps: Positive = 1500
+    batch_size: Positive = 32
+    learning_rate: float = 3e-3
+    hidden_size: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 8
+    rows: Positive = 20_000
+    best_style_share: Share = 0.02
+    seed: NonNegative = 0
+
+
+class DataSettings(Section):
+    source: Literal["pocket", "files", "hub"] = "pocket"
+    path: str = ""
+    """JSONL(.gz) or Parquet with prompt, chosen, rejected (``files``), or the dataset's hub id
+    (``hub``).
+    """
+    revision: str = ""
+    train_split: str = "train_prefs"
+    heldout_split: str = "test_prefs"
+    heldout_path: str = ""
+    """Held-out rows; empty: the last ``heldout`` rows of ``path``."""
+    prompts: NonNegative = 0
+    """Training prompts used in all; 0 means every one."""
+    heldout: Positive = 64
+    ood: NonNegative = 0
+    """Out-of-distribution prompts (pocket world: held-out compositions)."""
+    ranker_pairs: NonNegative = 0
+    """Pairs set aside to train a reward model on (``files`` and ``hub``): the policy never trains
+    on them.
+    """
+    seed: NonNegative = 0
+    """What is drawn; the order in which a run sees it follows the run's own seed."""
+
+
+class ObjectiveSettings(Section):
+    name: str = "selm"
+    alpha: Schedule = 0.0
+    beta: Schedule = 0.1
+    placebo: Placebo = "none"
+    params: dict[str, float] = {}
+    """Further parameters of the objective by name (gamma, epsilon, lambda, …); unknown names are
+    refused by the plan.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_equations_are_two_entries(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "convention" in data:
+            raise ValueError(
+                "convention is gone: name selm is equation 4.2 (coefficient alpha*beta), name "
+                "selm_algorithm_1 is Algorithm 1 (coefficient alpha); leave this key out"
+            )
+        return data
+
+
+class DecodingSettings(Section):
+    """How y is drawn."""
+
+    decoding: Literal["greedy", "sample"] = "sample"
+    samples: Positive = 1
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Positive = 24
+    overlong_prompts: Literal["drop", "truncate", "refuse"] = "drop"
+    """Prompts over training.max_prompt_length tokens: left out and counted, cut at their beginning,
+    or an error.
+    """
+
+
+class ExplorationSettings(DecodingSettings):
+    """Where y comes from."""
+
+    policy: Literal["start", "base"] = "start"
+    """``start``: the iteration-start model. ``base``: the fixed first policy. For a named
+    checkpoint set ``checkpoint``.
+    """
+    checkpoint: str = ""
+
+
+class RankerSettings(Section):
+    kind: str = "oracle"
+    """Which ranker (`harness.rankers`)."""
+    model: str = ""
+    """Checkpoint of the ranker. Empty with kind reward_model: one is trained in place on
+    ``data.ranker_pairs`` held-aside pairs.
+    """
+    revision: str = ""
+    max_length: Positive = 1024
+
+
+class RankerTrainingSettings(Section):
+    """How a reward model is trained in place (``ranker.kind: reward_model`` without a model)."""
+
+    learning_rate: float = 1e-5
+    batch_size: Positive = 16
+    epochs: Positive = 1
+    max_length: Positive = 1024
+    seed: NonNegative = 0
+
+
+PairRuleName = Literal["best_worst", "replace", "samples_only", "offline"]
+
+
+class PairSettings(Section):
+    rule: PairRuleName = "best_worst"
+    """best_worst of {y, y_w, y_l}; replace: y better than y_w becomes chosen, else rejected;
+    samples_only; offline pairs as given.
+    """
+
+
+class LoraSettings(Section):
+    r: Positive = 16
+    alpha: Positive = 32
+    dropout: Share = 0.0
+    target_modules: list[str] | str = "all-linear"
+
+
+class TrainingSettings(Section):
+    learning_rate: Schedule = 3e-5
+    batch_size: Positive = 64
+    """Global batch in rows; independent of device count and micro-batch."""
+    epochs: Positive = 1
+    warmup_ratio: Share = 0.1
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw_torch", "rmsprop"] = "adamw_torch"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: Positive = 256
+    max_prompt_length: Positive = 128
+    gradient_checkpointing: bool = False
+    lora: LoraSettings | None = None
+    accumulate_data: bool = False
+    """Train on the pairs of every iteration so far (XPO) instead of this iteration's."""
+    threads: Positive = 1
+    """Torch threads: they change float32 sums, so they are part of the key."""
+
+
+class LoopSettings(Section):
+    iterations: NonNegative = 3
+    warmup_dpo: bool = False
+    """One ordinary DPO iteration on the first portion before the counted ones (SELM's Zephyr
+    recipe).
+    """
+    portions: NonNegative = 0
+    """Into how many parts the prompts are cut; 0: as many as iterations (with the warm-up)."""
+    prompts_per_iteration: NonNegative = 0
+    """0: the whole portion."""
+    reference_policy: Literal["previous", "base"] = "previous"
+    mode: Literal["iterative", "offline"] = "iterative"
+
+
+class JudgeSettings(Section):
+    kind: Literal["pocket", "openai"] = "pocket"
+    model: str = "pocket-judge"
+    base_url: str = ""
+    """OpenAI-compatible endpoint (https or loopback). Empty with kind openai: the OPENAI_BASE_URL
+    variable.
+    """
+    allow_insecure_url: str = ""
+    """Name the plain-http host here to allow it."""
+    temperature: float = 0.0
+    max_tokens: Positive = 2048
+    repeats: Positive = 1
+    noise: float = 0.3
+    position_bias: float = 0.05
+    length_bias: float = 0.0
+    seed: NonNegative = 0
+    """noise, position_bias, length_bias, seed: the pocket judge's (log-odds or rating points)."""
+
+    @property
+    def opinion(self) -> dict[str, Any]:
+        """What decides the pocket judge's verdicts."""
+        return {
+            "noise": self.noise,
+            "position_bias": self.position_bias,
+            "length_bias": self.length_bias,
+            "seed": self.seed,
+        }
+
+
+class DiagnosticsSamples(Section):
+    """How much a checkpoint's diagnostics draw."""
+
+    prompts: Positive = 64
+    samples: Annotated[int, Field(ge=4)] = 4
+    max_new_tokens: Positive = 24
+
+
+class DiagnosticsSettings(DiagnosticsSamples):
+    enabled: bool = True
+
+
+class RuntimeSettings(Section):
+    """Speed only; in no key."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch: Positive = 64
+    token_budget: NonNegative = 8192
+    """Tokens in one training micro-batch; 0: ``micro_batch`` rows."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Time between two mid-iteration checkpoints of a training stage."""
+    processes: Positive = 1
+    """Training processes of one stage, one per device (on a CPU: gloo processes of one machine)."""
+    sharding: Literal["none", "fsdp", "deepspeed_zero3"] = "none"
+    """What several processes divide: only the rows (every process holds the whole model), or
+    weights, gradients and optimiser too (FSDP2, or DeepSpeed ZeRO-3 where it is installed,
+    unmeasured).
+    """
+    memory: Literal["fit", "off"] = "fit"
+    """fit: before training, ``token_budget`` is lowered to what the device's free memory holds, or
+    the stage says how much is missing. off: no look.
+    """
+    report_to: str = "none"
+    """Where the trainer logs (transformers' ``report_to``): none, tensorboard, wandb, …"""
+    judge_concurrency: Positive = 8
+    judge_timeout_s: float = 60.0
+    judge_deadline_s: float = 1800.0
+    judge_requests_per_minute: NonNegative = 0
+    judge_backoff_s: Annotated[float, Field(gt=0)] = 0.5
+    """First wait after a failed attempt; doubled (with jitter) up to 30 s. Retry-After goes before
+    it.
+    """
+    price_prompt_usd_per_million: Annotated[float, Field(ge=0)] = 0.0
+    price_completion_usd_per_million: Annotated[float, Field(ge=0)] = 0.0
+    """The judge's prices per million tokens, for ``max_cost_usd`` and the dry run."""
+    max_cost_usd: float = 0.0
+    """0: no limit."""
+
+
+def at_iteration(schedule: Schedule, iteration: int, iterations: int) -> float:
+    """Value of a schedule at ``iteration`` (1-based) of ``iterations``. A list shorter than the run
+    repeats its last value.
+    """
+    if isinstance(schedule, Linear):
+        share = 0.0 if iterations <= 1 else (iteration - 1) / (iterations - 1)
+        return schedule.start + (schedule.end - schedule.start) * share
+    if isinstance(schedule, list):
+        if not schedule:
+            raise ValueError("an empty list is no schedule")
+        return float(schedule[min(iteration, len(schedule)) - 1])
+    return float(schedule)

@@ -1,0 +1,255 @@
+"""What each stage is given: one frozen settings type a stage, filled by the plan.
+
+A field has a default only where its section of the recipe has it, or where it came after stages had
+been stored: such fields are left out of the key at their default (``LATER``), so that old keys stay.
+Fields named ``<name>_fingerprint`` are filled by the plan with the content hash of the file that
+``<name>`` names; a key holds the hash, never the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.study.sections import (
+    Attention,
+    Backend,
+    DataSettings,
+    DecodingSettings,
+    DiagnosticsSamples,
+    Dtype,
+    JudgeSettings,
+    LoraSettings,
+    NonNegative,
+    PairRuleName,
+    Placebo,
+    PocketBaseSettings,
+    Positive,
+    RankerSettings,
+    RankerTrainingSettings,
+    RuntimeSettings,
+    Section,
+)
+
+
+class Runtime(RuntimeSettings):
+    """The recipe's runtime section as a stage sees it, with what an executor adds."""
+
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Resolved before the stage runs: ``cpu`` or ``cuda``."""
+    devices: str = ""
+    """Accelerators lent to a training stage of several processes, as CUDA_VISIBLE_DEVICES."""
+    judge_dry_run: bool = False
+    """Count what a judge would be asked, ask nothing."""
+    pocket_judge_url: str = ""
+    """A running pocket judge; empty: one is started for the stage."""
+
+
+class Threads(Section):
+    """Stages whose float32 sums follow torch's threads."""
+
+    threads: Positive
+
+
+class Computing(Threads):
+    """Stages that run a model."""
+
+    dtype: Dtype
+    attention: Attention
+
+
+class Generating(Computing):
+    """Stages that draw tokens."""
+
+    later: ClassVar[Mapping[str, Any]] = {"backend": "transformers"}
+
+    generation_batch: Positive
+    backend: Backend = "transformers"
+
+
+class Nothing(Section):
+    """Settings of a stage that its inputs alone decide."""
+
+
+# -- what all runs share --------------------------------------------------------
+class PocketDataTask(DataSettings):
+    rows: Positive
+    best_style_share: float
+
+
+class FileDataTask(DataSettings):
+    """``data.files``."""
+
+
+class PocketBaseTask(PocketBaseSettings, Threads):
+    """``base.pocket``."""
+
+
+class CheckpointTask(Section):
+    """``base.checkpoint``. needs_template: False for rankers."""
+
+    source: str
+    revision: str
+    dtype: Dtype
+    attention: Attention
+    trust_remote_code: str
+    chat_template: str
+    pickle_weights: str
+    needs_template: bool
+    source_fingerprint: str = ""
+
+
+class Limit(Section):
+    limit: NonNegative
+
+
+class PocketBenchmarksTask(Section):
+    """``benchmarks.pocket``. limits: items of each benchmark that has files, 0 for all."""
+
+    flattened: ClassVar[tuple[str, ...]] = ("limits",)
+
+    seed: NonNegative
+    limits: dict[str, Limit]
+
+
+class FileBenchmarksTask(Section):
+    """``benchmarks.files``. sections: ``evaluation.<name>`` of each benchmark that has files."""
+
+    flattened: ClassVar[tuple[str, ...]] = ("sections",)
+
+    benchmarks: list[str]
+    sections: dict[str, Any]
+
+
+class RankerTrainTask(RankerTrainingSettings, Threads):
+    """``ranker.train``."""
+
+
+# -- one iteration --------------------------------------------------------------
+class RolloutTask(DecodingSettings, Generating):
+    """``rollout``. portion: from 0; prompts: training prompts in all, 0 for every one."""
+
+    seed: NonNegative
+    iteration: Positive
+    portion: NonNegative
+    portions: Positive
+    prompts: NonNegative
+    prompts_per_iteration: NonNegative
+    max_prompt_length: Positive
+
+
+class RankerTask(RankerSettings):
+    """A ranker as a stage is given it."""
+
+    later: ClassVar[Mapping[str, Any]] = {"version": 1}
+
+    version: Positive = 1
+    model_fingerprint: str = ""
+
+
+class RankTask(RankerTask, Threads):
+    """``rank``. judge: only where the ranker is one."""
+
+    rule: PairRuleName
+    judge: JudgeSettings | None
+    seed: NonNegative
+    iteration: Positive
+    placebo: Literal["none", "other_prompt"]
+
+
+class ReferenceTask(Computing):
+    max_length: Positive
+    max_prompt_length: Positive
+    roles: list[str]
+
+
+class ObjectiveTask(Section):
+    """The objective of one iteration, resolved (`harness.train.objectives.resolve`).
+
+    In keys it is what it was when Algorithm 1 was a parameter of selm: ``KEYED`` with that parameter
+    at its value.
+    """
+
+    name: str
+    alpha: float
+    beta: float
+    placebo: Placebo
+    params: dict[str, float]
+    given: dict[str, float]
+    c: float
+    kappa: float
+    roles: tuple[str, ...]
+    needs_reference: bool
+
+    def keyed(self) -> dict[str, Any]:
+        """What enters a key."""
+        return {
+            "name": self.name,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "convention": "alpha_beta",
+            "placebo": self.placebo,
+            "params": self.given,
+        }
+
+
+class OptimiserTask(Section):
+    """The recipe's training section at one iteration: its learning rate is a number."""
+
+    learning_rate: float
+    batch_size: Positive
+    epochs: Positive
+    warmup_ratio: float
+    scheduler: str
+    optimizer: str
+    weight_decay: float
+    max_grad_norm: float
+    max_length: Positive
+    max_prompt_length: Positive
+    gradient_checkpointing: bool
+    lora: LoraSettings | None
+
+
+class TrainTask(Computing):
+    objective: ObjectiveTask
+    training: OptimiserTask
+    seed: NonNegative
+    iteration: Positive
+
+
+# -- scores ---------------------------------------------------------------------
+class Answers(Section):
+    """How a benchmark's answers are drawn; without a temperature the benchmark has its own."""
+
+    later: ClassVar[Mapping[str, Any]] = {"temperature": None}
+
+    max_new_tokens: Positive
+    temperature: float | None = Field(default=None, ge=0)
+
+
+class AnswerTask(Generating):
+    """``answer``. sets: the benchmarks that are answered; answers: how, by benchmark (held-out
+    prompts have fields of their own).
+    """
+
+    flattened: ClassVar[tuple[str, ...]] = ("answers",)
+
+    seed: NonNegative
+    iteration: NonNegative
+    sets: list[str]
+    answers: dict[str, Answers]
+    heldout_samples: Positive
+    heldout_max_new_tokens: Positive
+    max_prompt_length: Positive
+
+
+class DiagnosticsTask(DiagnosticsSamples, Generating):
+    seed: NonNegative
+    iteration: NonNegative
+    objective: ObjectiveTask
+    ranker: RankerTask
+    max_length: Positive
+    max_prompt_length: Positive
+    pocket: bool

@@ -1,0 +1,111 @@
+"""Stage tasks for tests: what a test does not name stands at the recipe's default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from harness.engine.stages import STAGES
+from harness.records import StageTask
+from harness.study.sections import JudgeSettings, Section
+from harness.study.settings import Recipe
+from harness.study.tasks import Limit, ObjectiveTask, OptimiserTask, RankerTask, Runtime
+from harness.train.objectives import resolve
+
+RECIPE = Recipe()
+
+
+def objective(name: str = "dpo", **settings: Any) -> ObjectiveTask:
+    """A resolved objective as stages are given it."""
+    return ObjectiveTask(**vars(resolve(name, **{"beta": 0.1} | settings)))
+
+
+def optimiser(**changes: Any) -> OptimiserTask:
+    """The recipe's training section with its learning rate as a number."""
+    fields = {name: getattr(RECIPE.training, name) for name in OptimiserTask.model_fields}
+    return OptimiserTask(**fields | changes)
+
+
+REQUIRED: Mapping[str, Any] = {
+    "threads": 1,
+    "dtype": "float32",
+    "attention": "sdpa",
+    "generation_batch": RECIPE.model.generation_batch,
+    "seed": 0,
+    "iteration": 1,
+    "portion": 0,
+    "portions": 1,
+    "prompts": 0,
+    "prompts_per_iteration": 0,
+    "max_prompt_length": RECIPE.training.max_prompt_length,
+    "max_length": RECIPE.training.max_length,
+    "rule": "best_worst",
+    "placebo": "none",
+    "roles": ["chosen", "rejected", "explore"],
+    "rows": RECIPE.pocket.rows,
+    "best_style_share": RECIPE.pocket.best_style_share,
+    "revision": "",
+    "trust_remote_code": "",
+    "chat_template": "",
+    "pickle_weights": "",
+    "needs_template": True,
+    "reference_set": RECIPE.evaluation.mt_bench.reference_set,
+    "annotator": RECIPE.evaluation.alpaca_eval.annotator,
+    "sets": ["mt_bench", "alpaca_eval", "heldout"],
+    "heldout_samples": RECIPE.evaluation.heldout_samples,
+    "heldout_max_new_tokens": RECIPE.evaluation.heldout_max_new_tokens,
+    "benchmarks": ["mt_bench", "alpaca_eval", "academic"],
+    "pocket": False,
+    "max_new_tokens": 24,
+    "temperature": 0.0,
+    "limit": 0,
+}
+
+
+def settings_of(stage: str, given: Mapping[str, Any]) -> Section:
+    """The stage's settings: those given, nested mappings filled in alike."""
+    return _filled(STAGES[stage].settings, given)
+
+
+def _filled(kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
+    if kind is ObjectiveTask:
+        return objective(**given)
+    if kind is OptimiserTask:
+        return optimiser(**given)
+    unknown = sorted(set(given) - set(kind.model_fields))
+    assert not unknown, f"{kind.__name__} has no {unknown}"
+    values: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
+        if name in given:
+            value = given[name]
+            filled = inner is not None and isinstance(value, Mapping)
+            values[name] = _filled(inner, value) if filled else value
+        elif field.is_required() and name == "judge":
+            values[name] = JudgeSettings() if field.annotation is JudgeSettings else None
+        elif field.is_required() and inner is not None:
+            values[name] = _filled(inner, {})
+        elif field.is_required():
+            values[name] = REQUIRED[name]
+    return kind(**values)
+
+
+def stage_task(
+    key: str,
+    stage: str,
+    settings: Mapping[str, Any] | Section,
+    inputs: Mapping[str, Path],
+    out: Path,
+    runtime: Mapping[str, Any] | Runtime | None = None,
+) -> StageTask[Any]:
+    """A task of a stage of the registry."""
+    typed = settings if isinstance(settings, Section) else settings_of(stage, settings)
+    running = runtime if isinstance(runtime, Runtime) else Runtime(**runtime or {})
+    return StageTask(key, stage, typed, inputs, out, running)
+
+
+__all__ = ["Limit", "RankerTask", "objective", "optimiser", "settings_of", "stage_task"]
