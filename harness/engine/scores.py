@@ -1,5 +1,5 @@
-"""What scores a checkpoint: its answers, the judges', academic tasks, held-out prompts, diagnostics;
-and the judged pairs of declared checkpoints.
+"""What scores a checkpoint: its answers, every benchmark's stage, diagnostics; and the judged pairs
+of declared checkpoints.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def add_scores(
         add("answer", _answer_task(builder, cell, iteration, wanted), read)
         inputs["answer"] = stages["answer"]
     for benchmark in wanted:
-        read = {name: inputs[name] for name in benchmark.inputs if name in inputs}
-        if benchmark.name == "heldout" and recipe.evaluation.rank_alpaca_eval:
-            read["benchmarks"] = inputs["benchmarks"]
+        reads = {*benchmark.inputs, *benchmark.more_inputs(recipe.evaluation)}
+        read = {name: key for name, key in inputs.items() if name in reads}
         add(benchmark.stage, benchmark.settle(asked_of(builder, recipe, benchmark)), read)
     if recipe.diagnostics.enabled and history:
         read = {name: key for name, key in inputs.items() if name != "benchmarks"}
@@ -118,11 +117,6 @@ def _diagnostics_task(builder: Builder, cell: Cell, iteration: int) -> tasks.Dia
 
 
 # -- pairs of checkpoints -------------------------------------------------------
-def _pair_task(builder: Builder, recipe: Recipe, name: str) -> Section:
-    benchmark = BENCHMARKS[name]
-    return benchmark.settle(asked_of(builder, recipe, benchmark))
-
-
 def add_pairs(
     builder: Builder, runs: Sequence[RunPlan]
 ) -> tuple[tuple[JudgedPair, ...], tuple[JudgedPair, ...]]:
@@ -146,19 +140,19 @@ def add_pairs(
                 f"run@iteration, for example {next(iter(known))!r}"
             )
 
-    def judged(stage: str, a: str, b: str, settings: Section) -> JudgedPair:
+    def judged(name: str, a: str, b: str) -> JudgedPair:
         recipe, stages = known[a]
         inputs = {
             "answer_a": stages["answer"],
             "answer_b": known[b][1]["answer"],
             "benchmarks": stages["benchmarks"],
         }
-        return JudgedPair(a, b, builder.add(stage, settings, inputs, recipe))
+        benchmark = BENCHMARKS[name]
+        settings = benchmark.settle(asked_of(builder, recipe, benchmark))
+        assert benchmark.pairs is not None
+        return JudgedPair(a, b, builder.add(benchmark.pairs.stage, settings, inputs, recipe))
 
-    ordered = tuple(
-        judged("judge.pairwise", a, b, _pair_task(builder, known[a][0], "alpaca_eval"))
-        for a, b in itertools.permutations(names, 2)
-    )
+    ordered = tuple(judged("alpaca_eval", a, b) for a, b in itertools.permutations(names, 2))
     if not study.declare.pairwise_mt_bench:
         return ordered, ()
     reason = ""
@@ -170,8 +164,5 @@ def add_pairs(
             break
     if reason:
         raise HarnessError(f"{study.file}: declare.pairwise_mt_bench is true, but {reason}")
-    graded = tuple(
-        judged("judge.mt_bench_pairwise", a, b, _pair_task(builder, known[a][0], "mt_bench"))
-        for a, b in itertools.combinations(names, 2)
-    )
+    graded = tuple(judged("mt_bench", a, b) for a, b in itertools.combinations(names, 2))
     return ordered, graded

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.evaluate.alpaca_eval import JudgeTask as AlpacaEvalJudgeTask
-from harness.evaluate.mt_bench import JudgeTask as MTBenchJudgeTask
 from harness.evaluate.registry import BENCHMARKS
 from harness.records import StageOutcome, StageTask
 from harness.study import tasks
@@ -34,10 +32,6 @@ class Stage:
     seconds: float = 1.0
     accelerator: bool = False
     reads_partial: bool = False
-
-
-def _judging(function: str, settings: type[Section]) -> Stage:
-    return Stage(function, settings, seconds=2.0, reads_partial=True)
 
 
 STAGES: Mapping[str, Stage] = {
@@ -71,8 +65,13 @@ STAGES: Mapping[str, Stage] = {
         )
         for one in BENCHMARKS.values()
     },
-    "judge.pairwise": _judging("harness.evaluate.pairwise:run", AlpacaEvalJudgeTask),
-    "judge.mt_bench_pairwise": _judging("harness.evaluate.mt_bench_pairwise:run", MTBenchJudgeTask),
+    **{
+        one.pairs.stage: Stage(
+            one.pairs.run, one.task, seconds=one.pairs.seconds, reads_partial=True
+        )
+        for one in BENCHMARKS.values()
+        if one.pairs
+    },
     "diagnostics": Stage(
         "harness.stages.diagnostics:run", tasks.DiagnosticsTask, seconds=1.5, accelerator=True
     ),

@@ -468,4 +468,5 @@ BENCHMARK = Benchmark(
     accelerator=True,
     other_files=("data",),
     prepare=prepare,
+    pocket="harness.pocket.benchmarks:write_academic",
 )

@@ -20,10 +20,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from harness.evaluate import lc, libraries
 from harness.evaluate.annotator import Annotation, Pair, annotate
-from harness.evaluate.benchmark import Ask, Asked, Benchmark, Counting, Desk, Measure, given_file
+from harness.evaluate.benchmark import (
+    MODEL_ID,
+    Ask,
+    Asked,
+    Benchmark,
+    Counting,
+    Desk,
+    Measure,
+    PairStage,
+    Samples,
+    asked_work,
+    given_file,
+    judged_work,
+)
 from harness.judge import verdicts
 from harness.judge.client import JOURNAL_NAME, JUDGMENTS_NAME, JudgeClient, finalise
 from harness.records import (
@@ -525,12 +539,6 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
 # -- what a policy is asked ------------------------------------------------------------------------
 
 
-MODEL_ID = "model"
-"""Name of the checkpoint in the library's files: the same for all, so that equal answers are equal
-files.
-"""
-
-
 class Instructions:
     """Every instruction, asked once."""
 
@@ -656,22 +664,13 @@ def _items(count: Counting) -> int:
 
 
 def _asked(count: Counting, task: AnswerTask) -> Work:
-    rows = _items(count)
     length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
-    how = f"{rows:,} AlpacaEval instructions × {length}"
-    return Work(rows, generated=rows * length, how=how)
+    return asked_work(_items(count), length, "AlpacaEval instructions")
 
 
 def _work(count: Counting, task: JudgeTask) -> Work:
     calls = _items(count) * task.judge.repeats
-    prompt, reply = count.lengths.verdict_prompt, count.lengths.verdict_reply
-    return Work(
-        calls,
-        judge_calls=calls,
-        judge_prompt=calls * prompt,
-        judge_reply=calls * reply,
-        how=f"{calls:,} verdicts of {prompt:,} + {reply} tokens",
-    )
+    return judged_work(calls, count.lengths.verdict_prompt, count.lengths.verdict_reply, "verdicts")
 
 
 BENCHMARK = Benchmark(
@@ -694,4 +693,9 @@ BENCHMARK = Benchmark(
     files=("instructions",),
     other_files=("gamed_baseline",),
     prepare=prepare,
+    pocket="harness.pocket.benchmarks:write_alpaca_eval",
+    samples=Samples(
+        "alpaca_eval.json", "win_rate", "preferred to the baseline, percent", form="alpaca_eval"
+    ),
+    pairs=PairStage("judge.pairwise", "harness.evaluate.pairwise:run", _work),
 )

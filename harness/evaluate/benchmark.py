@@ -2,8 +2,7 @@
 manifest, tables, figures and samples iterate.
 
 A benchmark is one file of this folder that defines ``BENCHMARK`` (`harness.evaluate.registry` finds
-it). Importing it must not load torch or a benchmark library: planning reads these records. Functions
-that need them are named, "module:function".
+it). Importing it must not load torch or a benchmark library: planning reads these records.
 """
 
 from __future__ import annotations
@@ -103,8 +102,8 @@ class Desk(Protocol):
 
 
 class Questions(Protocol):
-    """What a benchmark asks a policy. Each round sees the answers of those before it; equal rounds of
-    all benchmarks are one batch.
+    """What a benchmark asks a policy. Each round sees the answers of those before it; the first
+    rounds of all benchmarks are one batch, and so on.
     """
 
     def rounds(self, desk: Desk) -> Sequence[Iterable[Ask]]: ...
@@ -183,18 +182,24 @@ class PairStage:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """name: of its section ``evaluation.<name>`` (None: it has no settings) and in
-    ``evaluation.benchmarks``. stage, run, version, seconds, accelerator: of the stage
-    that scores one checkpoint ("module:function", seconds on one core in the pocket world).
-    task: that stage's settings; settle: makes them; inputs: which of policy, answer, benchmarks,
-    data, ranker it reads. judged: a judge is asked. measures: of the recipe's evaluation section.
-    work: counts the stage.
+    """name: in ``evaluation.benchmarks``, and of its section ``evaluation.<name>``. settings: the
+    section's type, None without one.
 
-    questions: what a policy is asked, from the answer stage's task; answers: how its answers are
-    drawn, from its section; asked: counts them. files: keys of its section that name files which
-    must be given outside the pocket world; other_files: may be given. prepare: lays them out in a
-    folder and tells how many items there are ("expected"); pocket: the same for the pocket world,
-    "module:function" of (seed, limit, folder), giving the number of items.
+    stage, run, task, version, seconds, accelerator: the stage that scores one checkpoint, its
+    function ("module:function"), settings type, version, and cost on one core in the pocket world.
+    settle: makes its settings. inputs: which of policy, answer, benchmarks, data, ranker it reads;
+    more_inputs: by the evaluation section. judged: it asks a judge. work: counts it. pairs: the
+    stage that compares two checkpoints.
+
+    questions: what a policy is asked, from the answer stage's task. answers: how its answers are
+    drawn, from its section. asked: counts them.
+
+    files: keys of its section that name files which must be given outside the pocket world;
+    other_files: may be given. prepare: lays them out in a folder and tells how many items there are
+    ("expected"). pocket: "module:function" of (seed, limit, folder) that writes the pocket world's
+    and returns their number.
+
+    measures: of the evaluation section. samples: how the report shows an item.
     """
 
     name: str
@@ -207,6 +212,7 @@ class Benchmark:
     measures: Callable[[Any], Sequence[Measure]]
     work: Callable[[Counting, Any], Work]
     inputs: tuple[str, ...] = ("answer", "benchmarks")
+    more_inputs: Callable[[Any], tuple[str, ...]] = lambda _evaluation: ()
     version: int = 1
     seconds: float = 1.0
     accelerator: bool = False

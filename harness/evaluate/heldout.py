@@ -8,7 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.evaluate.benchmark import Ask, Asked, Benchmark, Counting, Desk, Measure
+from harness.evaluate.benchmark import (
+    Ask,
+    Asked,
+    Benchmark,
+    Counting,
+    Desk,
+    Measure,
+    Samples,
+    asked_work,
+)
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import (
@@ -283,7 +292,7 @@ def _prompts(count: Counting) -> int:
 def _asked(count: Counting, task: AnswerTask) -> Work:
     rows = _prompts(count) * (1 + task.heldout_samples)
     length = min(count.lengths.answer, task.heldout_max_new_tokens)
-    return Work(rows, generated=rows * length, how=f"{rows:,} held-out answers × {length}")
+    return asked_work(rows, length, "held-out answers")
 
 
 def _work(count: Counting, task: HeldoutTask) -> Work:
@@ -302,7 +311,9 @@ BENCHMARK = Benchmark(
     measures=lambda _evaluation: (REWARD, SAMPLED, OOD, OOD_SAMPLED),
     work=_work,
     inputs=("answer", "data", "ranker"),
+    more_inputs=lambda evaluation: ("benchmarks",) if evaluation.rank_alpaca_eval else (),
     accelerator=True,
     questions=Prompts,
     asked=_asked,
+    samples=Samples("heldout.jsonl", "reward", "reward (greedy)", form="heldout", digits=3),
 )

@@ -19,7 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate import libraries
-from harness.evaluate.benchmark import Ask, Asked, Benchmark, Counting, Desk, Measure, given_file
+from harness.evaluate.benchmark import (
+    MODEL_ID,
+    Ask,
+    Asked,
+    Benchmark,
+    Counting,
+    Desk,
+    Measure,
+    PairStage,
+    Samples,
+    asked_work,
+    finish,
+    given_file,
+    judged_work,
+    mean,
+)
 from harness.judge import verdicts
 from harness.judge.client import (
     JOURNAL_NAME,
@@ -36,10 +51,9 @@ from harness.records import (
     StageOutcome,
     StageTask,
     Status,
-    canonical_json,
     content_hash,
     read_jsonl,
-    write_scores,
+    write_jsonl,
 )
 from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
 from harness.study.tasks import Answers, AnswerTask
@@ -397,16 +411,8 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
         for repeat in repeats
         for item in items
     ]
-    write_scores(task.out / "scores.parquet", scores)
     finalise(journal, task.out / JUDGMENTS_NAME, verdict_rows)
-    summary = summarise(scores, items, verdict_rows, bench, judge)
-    (task.out / "summary.json").write_text(canonical_json(summary) + "\n", encoding="utf-8")
-    return StageOutcome(
-        rows=len(scores),
-        errors=sum(score.status == "error" for score in scores),
-        costs=costs,
-        summary=summary,
-    )
+    return finish(task, scores, summarise(scores, items, verdict_rows, bench, judge), costs)
 
 
 # -- rendering -------------------------------------------------------------------------------------
@@ -536,9 +542,9 @@ def summarise(
     )
     differing = {name: digest for name, digest in bench.hashes.items() if digest != OFFICIAL[name]}
     return {
-        "turn_1": _mean(values[1]),
-        "turn_2": _mean(values[2]),
-        "mean": _mean(everything),
+        "turn_1": mean(values[1]),
+        "turn_2": mean(values[2]),
+        "mean": mean(everything),
         "scored": len(everything),
         "expected": len(scores),
         "statuses": dict(Counter(score.status for score in scores)),
@@ -569,19 +575,11 @@ def flags_of(answers: Sequence[Mapping[str, Any]]) -> list[str]:
     )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 # -- what a policy is asked ------------------------------------------------------------------------
 
 
 ANSWER_TEMPERATURE = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 """FastChat's answer temperature by category; every other category is greedy."""
-MODEL_ID = "model"
-"""Name of the checkpoint in FastChat's files: the same for all, so that equal answers are equal
-files.
-"""
 
 
 class Turns:
@@ -711,19 +709,20 @@ def turns_to_judge(count: Counting) -> int:
 def _asked(count: Counting, task: AnswerTask) -> Work:
     turns = turns_to_judge(count)
     length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
-    return Work(turns, generated=turns * length, how=f"{turns:,} MT-Bench turns × {length}")
+    return asked_work(turns, length, "MT-Bench turns")
 
 
 def _work(count: Counting, task: JudgeTask) -> Work:
     calls = turns_to_judge(count) * task.judge.repeats
-    prompt, reply = count.lengths.rating_prompt, count.lengths.rating_reply
-    return Work(
-        calls,
-        judge_calls=calls,
-        judge_prompt=calls * prompt,
-        judge_reply=calls * reply,
-        how=f"{calls:,} ratings of {prompt:,} + {reply} tokens",
-    )
+    lengths = count.lengths
+    return judged_work(calls, lengths.rating_prompt, lengths.rating_reply, "ratings")
+
+
+def _pair_work(count: Counting, _task: JudgeTask) -> Work:
+    """Two games a turn (each answer shown first once); a prompt holds a second answer."""
+    lengths = count.lengths
+    prompt = lengths.rating_prompt + lengths.judged_answer
+    return judged_work(2 * turns_to_judge(count), prompt, lengths.rating_reply, "games")
 
 
 BENCHMARK = Benchmark(
@@ -742,4 +741,9 @@ BENCHMARK = Benchmark(
     asked=_asked,
     files=("questions", "references", "judge_prompts"),
     prepare=prepare,
+    pocket="harness.pocket.benchmarks:write_mt_bench",
+    samples=Samples("mt_bench.jsonl", "rating", "rating", form="mt_bench"),
+    pairs=PairStage(
+        "judge.mt_bench_pairwise", "harness.evaluate.mt_bench_pairwise:run", _pair_work
+    ),
 )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from harness.evaluate.benchmark import Benchmark
 
@@ -31,3 +33,27 @@ def _found() -> Mapping[str, Benchmark]:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = _found()
+
+JUDGED_STAGES = tuple(
+    stage
+    for one in BENCHMARKS.values()
+    for stage in (one.stage, one.pairs.stage if one.pairs else "")
+    if one.judged and stage
+)
+"""Stages that ask a judge about stored answers."""
+
+
+def manifest_of(evaluation: Any) -> list[dict[str, Any]]:
+    """What analysis reads of the benchmarks that a recipe's evaluation section names."""
+    return [
+        {
+            "name": name,
+            "title": one.title,
+            "stage": one.stage,
+            "judged": one.judged,
+            "samples": asdict(one.samples) if one.samples else None,
+            "measures": [asdict(measure) for measure in one.measures(evaluation)],
+        }
+        for name, one in BENCHMARKS.items()
+        if name in evaluation.benchmarks
+    ]
