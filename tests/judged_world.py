@@ -12,15 +12,16 @@ from typing import Any
 
 from harness.cli.commands import run_plan
 from harness.engine.execute import Inline, Summary, execute
-from harness.engine.graph import Node, Plan, RunPlan, stage_key
+from harness.engine.graph import Node, Plan, RunPlan, defining_settings, stage_key
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.files import hash_tree
 from harness.pocket import benchmarks as pocket_benchmarks
 from harness.records import SCHEMA_VERSION, StageRecord, write_jsonl
-from harness.study.sections import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings, Section
 from harness.study.study import load_study
-from tests.tasks import stage_task
+from harness.study.tasks import Nothing, Runtime
+from tests.tasks import settings_of, stage_task
 
 ROOT = Path(__file__).parent.parent
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 20.0}
@@ -45,12 +46,11 @@ def answers(folder: Path) -> None:
 def benchmarks(folder: Path) -> None:
     """The pocket world's files, cut to four questions and twelve instructions."""
     limits = {
-        "seed": 0,
         "mt_bench": {"limit": len(QUESTIONS)},
         "alpaca_eval": {"limit": 12},
         "academic": {"limit": 2},
     }
-    pocket_benchmarks.run(stage_task("k", "benchmarks.pocket", limits, {}, folder))
+    pocket_benchmarks.run(stage_task("k", "benchmarks.pocket", {"limits": limits}, {}, folder))
 
 
 class World:
@@ -61,19 +61,15 @@ class World:
     def __init__(self, root: Path, url: str, **runtime: Any) -> None:
         self.store, self.results = Store(root / "store"), root / "results"
         self.store.open()
-        self.runtime = RuntimeSettings().model_dump() | FAST | {"pocket_judge_url": url} | runtime
+        self.runtime = Runtime(**FAST | {"pocket_judge_url": url} | runtime)
         self.nodes: dict[str, Node] = {}
         self.keys: dict[str, str] = {}
 
     def commit(
-        self,
-        name: str,
-        stage: str,
-        write: Callable[[Path], Any],
-        settings: Mapping[str, Any] | None = None,
+        self, name: str, stage: str, write: Callable[[Path], Any], settings: Section | None = None
     ) -> str:
         """A finished stage whose folder ``write`` fills."""
-        key = self.add(name, stage, settings or {"made": "by hand"}, {})
+        key = self.add(name, stage, settings or Nothing(), {})
         if not self.store.has(key):
             with self.store.lock(key) as mine:
                 assert mine
@@ -98,13 +94,10 @@ class World:
                 )
         return key
 
-    def add(
-        self, name: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str]
-    ) -> str:
-        key = stage_key(stage, STAGES[stage].version, settings, inputs)
-        self.nodes[key] = Node(
-            key, stage, STAGES[stage].version, dict(settings), dict(inputs), {}, self.runtime
-        )
+    def add(self, name: str, stage: str, settings: Section, inputs: Mapping[str, str]) -> str:
+        version, defining = STAGES[stage].version, defining_settings(settings, {})
+        key = stage_key(stage, version, defining, inputs)
+        self.nodes[key] = Node(key, stage, version, settings, inputs, defining, self.runtime)
         self.keys[name] = key
         return key
 
@@ -123,9 +116,8 @@ class World:
             "judge.alpaca_eval": {"annotator": "weighted_alpaca_eval_gpt4_turbo"},
         }
         inputs = {"answer": self.keys["answer"], "benchmarks": self.keys["benchmarks"]}
-        return self.add(
-            stage, stage, {"judge": JudgeSettings(**judge).model_dump(), **own[stage]}, inputs
-        )
+        settings = settings_of(stage, {"judge": JudgeSettings(**judge), **own[stage]})
+        return self.add(stage, stage, settings, inputs)
 
     @property
     def plan(self) -> Plan:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from harness.engine.stages import STAGES
 from harness.records import StageTask
 from harness.study.sections import JudgeSettings, Section
@@ -70,7 +68,7 @@ def settings_of(stage: str, given: Mapping[str, Any]) -> Section:
     return _filled(STAGES[stage].settings, given)
 
 
-def _filled(kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
+def _filled(kind: type[Section], given: Mapping[str, Any]) -> Any:
     if kind is ObjectiveTask:
         return objective(**given)
     if kind is OptimiserTask:
@@ -83,8 +81,12 @@ def _filled(kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
         inner = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
         if name in given:
             value = given[name]
-            filled = inner is not None and isinstance(value, Mapping)
-            values[name] = _filled(inner, value) if filled else value
+            if inner is None or not isinstance(value, Mapping):
+                values[name] = value
+            elif name in kind.flattened:
+                values[name] = {key: _filled(inner, one) for key, one in value.items()}
+            else:
+                values[name] = _filled(inner, value)
         elif field.is_required() and name == "judge":
             values[name] = JudgeSettings() if field.annotation is JudgeSettings else None
         elif field.is_required() and inner is not None:

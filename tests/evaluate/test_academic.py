@@ -34,7 +34,7 @@ from harness.model.policy import encode_prompt, load_policy
 from harness.records import HarnessError, StageTask
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES as FILES
-from tests.tasks import stage_task
+from tests.tasks import settings_of, stage_task
 
 SETTINGS: dict[str, Any] = {
     "limit": 0,
@@ -43,8 +43,8 @@ SETTINGS: dict[str, Any] = {
     "max_new_tokens": 4,
     "shots": {},
     "data": {},
+    "generation_batch": 8,
 }
-COMMON = {"generation_batch": 8, "dtype": "float32", "attention": "sdpa"}
 ITEMS = {
     "gsm8k": 1319,
     "hellaswag": 1000,
@@ -142,16 +142,15 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.checkpoint(tmp_path_factory.mktemp("policy"), max_position_embeddings=8192)
 
 
-def prepared(files: dict[str, str], out: Path, **changes: Any) -> dict[str, Any]:
-    settings = {
-        **SETTINGS,
-        "tasks": list(files),
-        "data": files,
-        "shots": {"arc_challenge": 2, "openbookqa": 2, "hellaswag": 2, "gsm8k": 2},
-        **changes,
-    }
+def asked(**changes: Any) -> Any:
+    return settings_of("academic", SETTINGS | changes)
+
+
+def prepared(files: dict[str, str], out: Path, **changes: Any) -> Any:
+    shots = {"arc_challenge": 2, "openbookqa": 2, "hellaswag": 2, "gsm8k": 2}
+    settings = asked(**{"tasks": list(files), "data": files, "shots": shots} | changes)
     prepare_academic(settings, out)
-    return settings | COMMON
+    return settings
 
 
 # --- what is evaluated ----------------------------------------------------------------------------
@@ -242,14 +241,9 @@ def test_shots_come_from_items_that_are_held_aside_named_and_not_scored(
 def test_training_items_are_used_for_shots_where_there_are_some(
     data: dict[str, str], tmp_path: Path
 ) -> None:
-    settings = {
-        **SETTINGS,
-        "tasks": ["arc_challenge"],
-        "data": {
-            "arc_challenge": data["arc_challenge"],
-            "arc_challenge:train": data["arc_challenge"],
-        },
-    }
+    file = data["arc_challenge"]
+    files = {"arc_challenge": file, "arc_challenge:train": file}
+    settings = asked(tasks=["arc_challenge"], data=files)
     about = prepare_academic(settings, tmp_path)["arc_challenge"]
     assert (about["shots"], about["shots_from"], about["items"]) == (25, "training items", 7)
     assert "held_aside" not in about
@@ -344,7 +338,7 @@ def test_lm_eval_reads_the_tokens_of_training_with_one_bos_at_most(
 ) -> None:
     policy = load_policy(tiny.checkpoint(tmp_path, style=style))
     with academic_lm.quiet():
-        lm = academic_lm.language_model(policy, SETTINGS | COMMON)
+        lm = academic_lm.language_model(policy, asked())
     context = lm.apply_chat_template([{"role": "user", "content": "Hi"}])
     start, rest = lm._encode_pair(context, "Yes")
     whole = start + rest  # lm-eval counts white space at the end of the header as the answer's
@@ -380,7 +374,7 @@ def test_a_doubled_bos_is_refused_with_the_tokens_shown(policy_folder: Path) -> 
 
 def lm_evals_own(
     folder: Path,
-    settings: dict[str, Any],
+    settings: Any,
     policy_folder: Path,
     temporary: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -402,13 +396,13 @@ def lm_evals_own(
                 tokenizer=load_policy(policy_folder).tokenizer,
                 batch_size=1,
             ),
-            tasks=[f"selm_{column}" for column in settings["tasks"]],
+            tasks=[f"selm_{column}" for column in settings.tasks],
             task_manager=TaskManager(include_path=str(temporary / "yaml"), include_defaults=False),
             bootstrap_iters=0,
-            limit=settings["limit"] or None,
-            apply_chat_template=settings["chat_template"],
-            fewshot_as_multiturn=settings["chat_template"],
-            gen_kwargs=f"max_gen_toks={settings['max_new_tokens']}",
+            limit=settings.limit or None,
+            apply_chat_template=settings.chat_template,
+            fewshot_as_multiturn=settings.chat_template,
+            gen_kwargs=f"max_gen_toks={settings.max_new_tokens}",
         )
     return dict(results["results"])  # type: ignore[index]
 
@@ -580,7 +574,7 @@ def test_a_task_that_was_not_prepared_is_refused(
     settings = prepared(data, tmp_path, tasks=["truthfulqa_mc2"])
     with pytest.raises(HarnessError, match="has no task gsm8k"):
         academic.evaluate_policy(
-            load_policy(policy_folder), tmp_path, settings | {"tasks": ["gsm8k"]}
+            load_policy(policy_folder), tmp_path, settings.model_copy(update={"tasks": ["gsm8k"]})
         )
 
 
@@ -623,13 +617,8 @@ def test_scores_equal_lm_evals_command_line_on_the_public_files(
     packaged tasks by itself.
     """
     folder = shared_data / "academic"
-    settings = {
-        **SETTINGS,
-        **COMMON,
-        "tasks": list(FILES),
-        "data": {column: str(folder / name) for column, name in FILES.items()},
-        "limit": 6,
-    }
+    files = {column: str(folder / name) for column, name in FILES.items()}
+    settings = asked(tasks=list(FILES), data=files, limit=6)
     prepare_academic(settings, tmp_path / "academic")
     made = word_tokenizer(
         [row["question"] + row["answer"] for row in read_rows(folder / FILES["gsm8k"])]
@@ -703,17 +692,6 @@ def test_the_yaml_written_here_includes_the_packaged_task(
     assert written["dataset_kwargs"]["data_files"] == {"test": "gsm8k_test.jsonl"}
 
 
-def test_the_fingerprints_a_plan_puts_beside_paths_are_no_files(
-    data: dict[str, str], tmp_path: Path
-) -> None:
-    settings = {
-        **SETTINGS,
-        "tasks": ["gsm8k"],
-        "data": {"gsm8k": data["gsm8k"], "gsm8k_fingerprint": "abc"},
-    }
-    assert prepare_academic(settings, tmp_path)["gsm8k"]["items"] == 5
-
-
 def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
     from harness.pocket import academic_tasks, tokenizer
 
@@ -722,7 +700,7 @@ def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
     made.save_pretrained(tmp_path / "policy")
     (tmp_path / "academic").mkdir()
     academic_tasks.write(tmp_path / "academic", np.random.default_rng(0), 5)
-    settings = SETTINGS | COMMON | {"tasks": list(PAPER_TASKS), "max_new_tokens": 0}
+    settings = asked(tasks=list(PAPER_TASKS), max_new_tokens=0)
     scores, samples, summary, cut = academic.evaluate_policy(
         load_policy(tmp_path / "policy"), tmp_path / "academic", settings
     )

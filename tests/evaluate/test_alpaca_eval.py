@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.evaluate import alpaca_eval, annotator, files, libraries, pairwise
-from harness.evaluate import alpaca_eval as alpaca_metrics
-from harness.evaluate import alpaca_eval as alpaca_rows
+from harness.evaluate import alpaca_eval, annotator, libraries, pairwise
+from harness.evaluate.alpaca_eval import AlpacaEvalSettings
+from harness.evaluate.mt_bench import MTBenchSettings
 from harness.judge.client import JOURNAL_NAME, JudgeClient
 from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask
-from harness.study.sections import AlpacaEvalSettings, JudgeSettings, MTBenchSettings
+from harness.stages import benchmarks
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 from tests.tasks import stage_task
 
 N = 24
@@ -75,7 +77,7 @@ def world(tmp_path: Path) -> Write:
         for i in range(N)
     ]
     (folder / "eval.json").write_text(json.dumps(rows))
-    alpaca_metrics.write_gamed(folder / "df_gamed.csv", gamed_rows())
+    alpaca_eval.write_gamed(folder / "df_gamed.csv", gamed_rows())
 
     def task(
         rows: list[dict[str, Any]] | None = None,
@@ -89,10 +91,7 @@ def world(tmp_path: Path) -> Write:
             json.dumps(answers_of() if rows is None else rows)
         )
         (tmp_path / out).mkdir(exist_ok=True)
-        settings = {
-            "judge": JudgeSettings(**judge).model_dump(),
-            "annotator": "weighted_alpaca_eval_gpt4_turbo",
-        }
+        settings = {"judge": JudgeSettings(**judge), "annotator": "weighted_alpaca_eval_gpt4_turbo"}
         runtime = {
             "pocket_judge_url": url,
             "judge_backoff_s": 0.01,
@@ -269,8 +268,8 @@ def test_partial_sets_are_joined_by_id_not_by_position(world: Write) -> None:
             for i, p in kept
         ]
     )
-    gamed = alpaca_metrics.keep_gamed(gamed_rows(), [int(i) for i, _ in kept])
-    alpaca_metrics.write_gamed(task.out / "kept.csv", gamed)
+    gamed = alpaca_eval.keep_gamed(gamed_rows(), [int(i) for i, _ in kept])
+    alpaca_eval.write_gamed(task.out / "kept.csv", gamed)
     by_id = libraries.library_length_controlled(frame.copy(), task.out / "kept.csv")[
         "length_controlled_winrate"
     ]
@@ -374,8 +373,8 @@ def test_repeats_are_judged_in_one_batch_with_rows_of_their_own(world: Write) ->
 
 def metrics(
     preferences: list[float], outputs: list[str], baseline: list[str]
-) -> alpaca_metrics.Metrics:
-    return alpaca_metrics.compute_metrics(
+) -> alpaca_eval.Metrics:
+    return alpaca_eval.compute_metrics(
         preferences, baseline, outputs, list(range(len(outputs))), gamed_rows(len(outputs))
     )
 
@@ -413,7 +412,7 @@ def test_nothing_scored_and_one_row_have_no_made_up_numbers() -> None:
 
 
 def test_without_a_gamed_file_the_length_controlled_rate_is_absent_and_flagged() -> None:
-    found = alpaca_metrics.compute_metrics([1.2, 1.8], ["a", "b"], ["cc", "d"], [0, 1], [])
+    found = alpaca_eval.compute_metrics([1.2, 1.8], ["a", "b"], ["cc", "d"], [0, 1], [])
     assert (found.win_rate, found.length_controlled, found.flags) == (
         pytest.approx(50.0),
         None,
@@ -423,17 +422,17 @@ def test_without_a_gamed_file_the_length_controlled_rate_is_absent_and_flagged()
 
 def test_gamed_files_with_holes_are_refused(tmp_path: Path) -> None:
     rows = gamed_rows(5)
-    alpaca_metrics.write_gamed(tmp_path / "g.csv", rows[1:])
+    alpaca_eval.write_gamed(tmp_path / "g.csv", rows[1:])
     with pytest.raises(HarnessError, match="verbose has 4 rows"):
-        alpaca_metrics.read_gamed(tmp_path / "g.csv", 5)
+        alpaca_eval.read_gamed(tmp_path / "g.csv", 5)
     (tmp_path / "h.csv").write_text((tmp_path / "g.csv").read_text().replace("index", "number"))
     with pytest.raises(HarnessError, match="no column index"):
-        alpaca_metrics.read_gamed(tmp_path / "h.csv", 5)
+        alpaca_eval.read_gamed(tmp_path / "h.csv", 5)
     (tmp_path / "i.csv").write_text(
         "model,preference,index,instruction_difficulty,std_delta_len,not_gamed_baseline\nv,high,0,0,0,False\n"
     )
     with pytest.raises(HarnessError, match=r"i\.csv:2"):
-        alpaca_metrics.read_gamed(tmp_path / "i.csv", 5)
+        alpaca_eval.read_gamed(tmp_path / "i.csv", 5)
 
 
 # -- the library kept in its place -----------------------------------------------------------------
@@ -444,8 +443,8 @@ def test_flipping_shows_the_other_order_and_keeps_the_meaning(world: Write, tmp_
         annotator.Pair(str(i), f"Do {i}.", "base base", "word " * (1 + i % 5)) for i in range(12)
     ]
     with serve(script=longer_is_better) as server:
-        runtime = {"pocket_judge_url": server.base_url}
-        with JudgeClient(JudgeSettings().model_dump(), runtime, tmp_path / JOURNAL_NAME) as client:
+        runtime = Runtime(pocket_judge_url=server.base_url)
+        with JudgeClient(JudgeSettings(), runtime, tmp_path / JOURNAL_NAME) as client:
             usual = annotator.annotate(pairs, client)
             flipped = annotator.annotate(pairs, client, flipped=True)
     assert all(usual[key].switched != flipped[key].switched for key in usual)
@@ -464,7 +463,7 @@ def test_unknown_or_unsupported_annotators_are_refused(world: Write) -> None:
             task = stage_task(
                 task.key,
                 task.stage,
-                {**task.settings, "annotator": name},
+                task.settings.model_copy(update={"annotator": name}),
                 task.inputs,
                 task.out,
                 task.runtime,
@@ -570,37 +569,34 @@ def files_task(out: Path, shared_data: Path, limit: int = 0, **changed: Any) -> 
         instructions=str(shared_data / "alpaca_eval/gpt4_1106_preview/model_outputs.json"),
         limit=limit,
         gamed_baseline=str(shared_data / "alpaca_eval/df_gamed_reconstructed.csv"),
-    ).model_dump()
+    ).model_copy(update=changed)
     mt = MTBenchSettings(
         questions=str(shared_data / "mt_bench/question.jsonl"),
         references=str(shared_data / "mt_bench/reference_answers_gpt-4.jsonl"),
         judge_prompts=str(shared_data / "mt_bench/judge_prompts.jsonl"),
         reference_set="gpt-4",
         limit=limit,
-    ).model_dump()
-    settings = {
-        "benchmarks": ["mt_bench", "alpaca_eval"],
-        "mt_bench": mt,
-        "alpaca_eval": alpaca | changed,
-    }
+    )
+    sections = {"mt_bench": mt, "alpaca_eval": alpaca}
+    settings = {"benchmarks": ["mt_bench", "alpaca_eval"], "sections": sections}
     out.mkdir()
     return stage_task("k", "benchmarks.files", settings, {}, out, {})
 
 
 def test_public_files_are_laid_out_unchanged(shared_data: Path, tmp_path: Path) -> None:
     task = files_task(tmp_path / "out", shared_data)
-    outcome = files.run(task)
+    outcome = benchmarks.run(task)
     assert outcome.summary["mt_bench"]["official"] is True
-    assert outcome.summary["alpaca_eval"]["instructions"] == alpaca_metrics.OFFICIAL_BASELINE
+    assert outcome.summary["alpaca_eval"]["instructions"] == alpaca_eval.OFFICIAL_BASELINE
     assert outcome.rows == 160 + 805
-    assert len(alpaca_metrics.read_gamed(task.out / "alpaca_eval" / "df_gamed.csv", 805)) == 1610
+    assert len(alpaca_eval.read_gamed(task.out / "alpaca_eval" / "df_gamed.csv", 805)) == 1610
 
 
 def test_a_limit_keeps_official_order_and_takes_gamed_rows_along(
     shared_data: Path, tmp_path: Path
 ) -> None:
     task = files_task(tmp_path / "out", shared_data, limit=40)
-    files.run(task)
+    benchmarks.run(task)
     rows = json.loads((task.out / "alpaca_eval" / "eval.json").read_text())
     assert [row["id"] for row in rows] == [str(i) for i in range(40)]
     with open(shared_data / "alpaca_eval/df_gamed_reconstructed.csv", encoding="utf-8") as handle:
@@ -608,7 +604,7 @@ def test_a_limit_keeps_official_order_and_takes_gamed_rows_along(
             (row["model"], int(row["index"])): float(row["instruction_difficulty"])
             for row in csv.DictReader(handle)
         }
-    kept = alpaca_metrics.read_gamed(task.out / "alpaca_eval" / "df_gamed.csv", 40)
+    kept = alpaca_eval.read_gamed(task.out / "alpaca_eval" / "df_gamed.csv", 40)
     assert {(row["model"], row["index"]): row["instruction_difficulty"] for row in kept} == {
         k: v for k, v in difficulty.items() if k[1] < 40
     }
@@ -629,11 +625,11 @@ def test_bad_instruction_files_are_named(
 ) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(HarnessError, match=message):
-        files.run(
+        benchmarks.run(
             files_task(tmp_path / "out", shared_data, instructions=str(tmp_path / "bad.json"))
         )
     with pytest.raises(HarnessError, match=r"gamed_baseline: .* does not exist"):
-        files.run(
+        benchmarks.run(
             files_task(tmp_path / "other", shared_data, gamed_baseline=str(tmp_path / "none.csv"))
         )
 
@@ -643,8 +639,8 @@ def test_real_annotations_give_the_published_metrics(shared_data: Path) -> None:
     within 0.16.
     """
     stored = json.loads((shared_data / "alpaca_eval" / "claude-2" / "annotations.json").read_text())
-    gamed = alpaca_metrics.read_gamed(shared_data / "alpaca_eval/df_gamed_reconstructed.csv", 805)
-    found = alpaca_metrics.compute_metrics(
+    gamed = alpaca_eval.read_gamed(shared_data / "alpaca_eval/df_gamed_reconstructed.csv", 805)
+    found = alpaca_eval.compute_metrics(
         [r["preference"] for r in stored],
         [r["output_1"] for r in stored],
         [r["output_2"] for r in stored],
@@ -656,4 +652,4 @@ def test_real_annotations_give_the_published_metrics(shared_data: Path) -> None:
     assert found.length_controlled == pytest.approx(28.1552, abs=0.16)
     assert found.lc_standard_error == pytest.approx(1.70, abs=0.12)
     assert found.lc_standard_error_library == pytest.approx(0.88, abs=0.02)
-    assert alpaca_rows.ANNOTATOR == "weighted_alpaca_eval_gpt4_turbo"
+    assert alpaca_eval.ANNOTATOR == "weighted_alpaca_eval_gpt4_turbo"

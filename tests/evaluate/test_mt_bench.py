@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from harness.evaluate import libraries, mt_bench, mt_bench_pairwise
-from harness.evaluate import mt_bench as fastchat_bench
 from harness.judge.verdicts import (
     ALPACA_EVAL_PATTERNS,
     MT_BENCH_PATTERNS,
@@ -96,7 +95,7 @@ def world(tmp_path: Path) -> Write:
             answers / "mt_bench.jsonl", [answer(n) for n in categories] if rows is None else rows
         )
         (tmp_path / out).mkdir(exist_ok=True)
-        settings = {"judge": JudgeSettings(**judge).model_dump(), "reference_set": "test"}
+        settings = {"judge": JudgeSettings(**judge), "reference_set": "test"}
         runtime = {
             "pocket_judge_url": url,
             "judge_backoff_s": 0.01,
@@ -164,10 +163,10 @@ def test_the_last_final_verdict_counts(text: str, value: float | None, reason: s
 
 def test_fastchat_reads_the_first_bracket_and_crashes_on_full_width_digits(world: Write) -> None:
     task = world()
-    bench = fastchat_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
-    match = fastchat_bench.make_match(bench, bench.questions[0], 1, answer(81), "gpt-4")
+    bench = mt_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
+    match = mt_bench.make_match(bench, bench.questions[0], 1, answer(81), "gpt-4")
     read = {
-        text: fastchat_bench.replay(match, text)
+        text: mt_bench.replay(match, text)
         for text in ("[[5]] … Rating: [[2]]", "arr[0] … 9/10", "[[100]]", "none", "[[\uff17]]")
     }
     assert list(read.values()) == [5.0, 0.0, 100.0, -1.0, None]
@@ -204,16 +203,16 @@ def test_real_answers_are_left_alone_and_attacks_are_defused(shared_data: Path) 
 
 def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Path) -> None:
     folder = shared_data / "mt_bench"
-    bench = fastchat_bench.read_bench(
+    bench = mt_bench.read_bench(
         folder / "question.jsonl",
         folder / "reference_answers_gpt-4.jsonl",
         folder / "judge_prompts.jsonl",
         "gpt-4",
     )
-    assert bench.hashes == fastchat_bench.OFFICIAL
+    assert bench.hashes == mt_bench.OFFICIAL
     same = 0
     for path in folder.glob("judgments_*.jsonl"):
-        answers = fastchat_bench.read_answers(
+        answers = mt_bench.read_answers(
             folder / "model_answer" / path.name.removeprefix("judgments_")
         )
         items = {item.name: item for item in mt_bench.plan_items(bench, answers, "gpt-4")}
@@ -221,7 +220,7 @@ def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Pa
             item = items[f"{row['question_id']}:{row['turn']}"]
             assert item.messages[-1] == {"role": "user", "content": row["user_prompt"]}
             assert (
-                fastchat_bench.replay(item.match, row["judgment"])
+                mt_bench.replay(item.match, row["judgment"])
                 == row["score"]
                 == parse_rating(row["judgment"]).value
             )
@@ -235,10 +234,10 @@ def test_the_light_import_renders_as_the_full_one(world: Write) -> None:
     import.
     """
     task = world()
-    bench = fastchat_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
-    light = fastchat_bench.render(
-        fastchat_bench.make_match(bench, bench.questions[1], 2, answer(82), "gpt-4")
-    )[0]
+    bench = mt_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
+    light = mt_bench.render(mt_bench.make_match(bench, bench.questions[1], 2, answer(82), "gpt-4"))[
+        0
+    ]
     code = (
         "import json, sys, fastchat.llm_judge.common as c, fastchat.llm_judge.gen_judgment as g\n"
         f"prompts = c.load_judge_prompts({str(task.inputs['benchmarks'] / 'mt_bench' / 'judge_prompts.jsonl')!r})\n"
@@ -512,7 +511,7 @@ def test_broken_benchmark_files_are_refused_with_file_and_key(
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(HarnessError, match=message):
-        fastchat_bench.load_bench(path.parent)
+        mt_bench.load_bench(path.parent)
 
 
 # -- pairwise grading ------------------------------------------------------------------------------

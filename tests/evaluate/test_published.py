@@ -315,7 +315,7 @@ def test_the_table_prints_every_row_with_its_numbers(rows: list[published.Row]) 
     from rich.console import Console
 
     console = Console(width=240, record=True, file=io.StringIO())
-    published.render(rows, console)
+    published.show_rows(rows, console)
     text = console.export_text()
     assert "17.188240" in text
     assert "5.202" in text

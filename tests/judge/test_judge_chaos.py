@@ -19,7 +19,8 @@ from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, finalise
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME
 from harness.judge.verdicts import parse_rating
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve
-from harness.study.sections import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 JUDGMENTS = 1000
 KILLS = 20
@@ -55,10 +56,8 @@ def has_rating(reply: JudgeReply) -> bool:
 
 
 def judge_all(url: str, folder: Path) -> list[JudgeReply]:
-    runtime = RuntimeSettings().model_dump() | RUNTIME | {"pocket_judge_url": url}
-    with JudgeClient(
-        JudgeSettings(noise=0.8).model_dump(), runtime, folder / JOURNAL_NAME
-    ) as client:
+    runtime = Runtime(**RUNTIME | {"pocket_judge_url": url})
+    with JudgeClient(JudgeSettings(noise=0.8), runtime, folder / JOURNAL_NAME) as client:
         return client.complete(requests(), accept=has_rating)
 
 
@@ -140,14 +139,12 @@ def test_sixteen_calls_in_flight_reach_nine_tenths_of_a_rate_limit(
     limit, latency, burst = 60.0, 0.1, 10
     faults = FaultRates(requests_per_minute=60.0 * limit, burst=burst, latency_s=latency)
     with serve(faults=faults) as server:
-        runtime = RuntimeSettings(
-            judge_concurrency=16, judge_requests_per_minute=int(60 * limit) if told else 0
-        ).model_dump()
-        with JudgeClient(
-            JudgeSettings().model_dump(),
-            runtime | {"pocket_judge_url": server.base_url},
-            tmp_path / JOURNAL_NAME,
-        ) as client:
+        runtime = Runtime(
+            judge_concurrency=16,
+            judge_requests_per_minute=int(60 * limit) if told else 0,
+            pocket_judge_url=server.base_url,
+        )
+        with JudgeClient(JudgeSettings(), runtime, tmp_path / JOURNAL_NAME) as client:
             start = time.monotonic()
             replies = client.complete(requests()[:300])
             seconds = time.monotonic() - start - latency

@@ -38,14 +38,15 @@ from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal
 from harness.pocket import judge_opinion
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve
 from harness.records import HarnessError
-from harness.study.sections import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 CANARY = "sk-canary-4f9a1d7c2b8e6035"
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 30.0}
 
 
-def settings(**changed: Any) -> dict[str, Any]:
-    return JudgeSettings(**changed).model_dump()
+def settings(**changed: Any) -> JudgeSettings:
+    return JudgeSettings(**changed)
 
 
 def request(
@@ -57,13 +58,13 @@ def request(
 
 @contextmanager
 def client_of(server: JudgeServer, folder: Path, **runtime: Any) -> Iterator[JudgeClient]:
-    values = RuntimeSettings().model_dump() | FAST | {"pocket_judge_url": server.base_url} | runtime
+    values = Runtime(**FAST | {"pocket_judge_url": server.base_url} | runtime)
     with JudgeClient(settings(), values, folder / JOURNAL_NAME) as client:
         yield client
 
 
 def openai_client(server: JudgeServer, folder: Path, **runtime: Any) -> JudgeClient:
-    values = RuntimeSettings().model_dump() | FAST | runtime
+    values = Runtime(**FAST | runtime)
     return JudgeClient(
         settings(kind="openai", base_url=server.base_url, model="gpt-test"),
         values,
@@ -186,7 +187,7 @@ def test_the_key_holds_everything_that_decides_the_reply() -> None:
 
 def test_the_pocket_judges_port_is_in_no_key_but_its_opinions_are() -> None:
     a, b, c = (
-        resolve_endpoint(settings(**s), {"pocket_judge_url": u})
+        resolve_endpoint(settings(**s), Runtime(pocket_judge_url=u))
         for s, u in (
             ({}, "http://127.0.0.1:1/v1"),
             ({}, "http://127.0.0.1:2/v1"),
@@ -615,7 +616,7 @@ def test_a_second_process_waits_and_finds_the_judgments(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[3])\n"
         "from tests.judge.test_judge_client import *\n"
-        "values = RuntimeSettings().model_dump() | FAST | {'pocket_judge_url': sys.argv[1]}\n"
+        "values = Runtime(**FAST | {'pocket_judge_url': sys.argv[1]})\n"
         "with JudgeClient(settings(), values, Path(sys.argv[2])) as client:\n"
         "    print(len([r for r in client.complete([request(i) for i in range(100)]) if r.status "
         "== 'ok']), client.calls)\n"
@@ -708,7 +709,9 @@ def test_the_cost_limit_is_never_passed_and_the_work_goes_on_later(tmp_path: Pat
 def test_a_cost_limit_without_prices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no price is"):
         JudgeClient(
-            settings(kind="openai", base_url="https://x/v1"), {"max_cost_usd": 1.0}, tmp_path / "j"
+            settings(kind="openai", base_url="https://x/v1"),
+            Runtime(max_cost_usd=1.0),
+            tmp_path / "j",
         )
 
 
@@ -792,7 +795,7 @@ def test_a_remote_judge_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with (
         pytest.raises(HarnessError, match="set the OPENAI_API_KEY variable"),
         JudgeClient(
-            settings(kind="openai", base_url="https://judge.example/v1"), {}, tmp_path / "j"
+            settings(kind="openai", base_url="https://judge.example/v1"), Runtime(), tmp_path / "j"
         ),
     ):
         pass

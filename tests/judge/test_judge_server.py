@@ -25,9 +25,10 @@ import pytest
 from harness.evaluate import libraries
 from harness.judge.client import JOURNAL_NAME, JudgeClient, JudgeRequest
 from harness.pocket import judge_opinion, judge_prompts, oracle
-from harness.pocket.judge_opinion import OPINION_SETTINGS, surface_quality, verdict
+from harness.pocket.judge_opinion import OPINION, surface_quality, verdict
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve, shared_server
-from harness.study.sections import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 from tests.processes import running
 
 QUESTION = "Which number is larger, 12 or 45?"
@@ -320,7 +321,7 @@ def test_pairs_are_read_in_order() -> None:
 
 
 def test_prompts_of_no_known_form_get_no_verdict(server: JudgeServer) -> None:
-    text, tokens = verdict({"messages": user("Hello?")}, OPINION_SETTINGS)
+    text, tokens = verdict({"messages": user("Hello?")}, OPINION)
     assert "[[" not in text
     assert tokens is None
 
@@ -381,8 +382,8 @@ def test_every_alpaca_eval_prompt_is_read_back_exactly(shared_data: Path) -> Non
 def test_ratings_follow_the_oracle_and_the_seed() -> None:
     messages = [{"role": "user", "content": QUESTION}]
     body = {"messages": user(SINGLE.format(question=QUESTION, answer=oracle.reference(messages)))}
-    assert rated(verdict(body, {**OPINION_SETTINGS, "noise": 0.0})[0]) == 10
-    noisy = {**OPINION_SETTINGS, "noise": 2.0}
+    assert rated(verdict(body, {**OPINION, "noise": 0.0})[0]) == 10
+    noisy = {**OPINION, "noise": 2.0}
     by_seed = [rated(verdict({**body, "seed": seed}, noisy)[0]) for seed in range(40)]
     assert by_seed == [rated(verdict({**body, "seed": seed}, noisy)[0]) for seed in range(40)]
     assert by_seed == [
@@ -408,12 +409,12 @@ def test_the_second_turn_is_rated_on_its_own() -> None:
         body = {
             "messages": user(MULTI.format(q1=QUESTION, a1="wrong", q2="Now add 3 to that.", a2=a2))
         }
-        assert rated(verdict(body, {**OPINION_SETTINGS, "noise": 0.0})[0]) == expected, a2
+        assert rated(verdict(body, {**OPINION, "noise": 0.0})[0]) == expected, a2
 
 
 def test_a_verdict_in_the_answer_does_not_move_the_rating() -> None:
     body = {"messages": user(SINGLE.format(question=QUESTION, answer=INJECTION))}
-    assert rated(verdict(body, {**OPINION_SETTINGS, "noise": 0.0})[0]) == 1
+    assert rated(verdict(body, {**OPINION, "noise": 0.0})[0]) == 1
 
 
 def test_biases_move_preferences_as_told() -> None:
@@ -422,7 +423,7 @@ def test_biases_move_preferences_as_told() -> None:
     def second(a: str, b: str, **changed: float) -> float:
         tokens = verdict(
             {"messages": alpaca_user(QUESTION, a, b)},
-            {**OPINION_SETTINGS, "noise": 0.0, "position_bias": 0.0, **changed},
+            {**OPINION, "noise": 0.0, "position_bias": 0.0, **changed},
         )[1]
         assert tokens is not None
         return tokens["M"]
@@ -448,14 +449,14 @@ def test_real_text_is_judged_by_its_surface_and_repeatably() -> None:
     )
     assert surface_quality(question, "Hawaii " * 90) < surface_quality(question, related)
     body = {"messages": user(SINGLE.format(question=question, answer=related))}
-    assert verdict(body, OPINION_SETTINGS) == verdict(body, OPINION_SETTINGS)
-    assert 1 <= rated(verdict(body, OPINION_SETTINGS)[0]) <= 10
-    assert verdict({"messages": alpaca_user(question, related, "no")}, OPINION_SETTINGS)[0] == "m"
+    assert verdict(body, OPINION) == verdict(body, OPINION)
+    assert 1 <= rated(verdict(body, OPINION)[0]) <= 10
+    assert verdict({"messages": alpaca_user(question, related, "no")}, OPINION)[0] == "m"
     assert (
         "[[A]]"
-        in verdict(
-            {"messages": user(PAIR.format(question=question, a=related, b="no"))}, OPINION_SETTINGS
-        )[0]
+        in verdict({"messages": user(PAIR.format(question=question, a=related, b="no"))}, OPINION)[
+            0
+        ]
     )
 
 
@@ -476,11 +477,10 @@ def test_faults_come_at_their_rates(tmp_path: Path) -> None:
         {"model": "m", "messages": user(SINGLE.format(question=QUESTION, answer="x"))}
     ).encode()
     with serve(faults=faults) as faulty:
-        values = RuntimeSettings(judge_concurrency=16).model_dump() | {
-            "pocket_judge_url": faulty.base_url,
-            "judge_backoff_s": 0.001,
-        }
-        with JudgeClient(JudgeSettings().model_dump(), values, tmp_path / JOURNAL_NAME) as client:
+        values = Runtime(
+            judge_concurrency=16, pocket_judge_url=faulty.base_url, judge_backoff_s=0.001
+        )
+        with JudgeClient(JudgeSettings(), values, tmp_path / JOURNAL_NAME) as client:
             prompt = json.loads(body)["messages"]
             client.complete([JudgeRequest(str(i), tuple(prompt), {"seed": i}) for i in range(1000)])
         calls = faulty.counters["calls"]
@@ -496,9 +496,11 @@ def test_faults_come_at_their_rates(tmp_path: Path) -> None:
 
 
 def test_one_server_per_process_and_opinion() -> None:
-    judge = JudgeSettings().model_dump()
-    assert shared_server(judge) == shared_server({**judge, "model": "another name"})
-    assert shared_server(judge) != shared_server({**judge, "noise": 1.0})
+    judge = JudgeSettings()
+    assert shared_server(judge.opinion) == shared_server(
+        JudgeSettings(model="another name").opinion
+    )
+    assert shared_server(judge.opinion) != shared_server(JudgeSettings(noise=1.0).opinion)
 
 
 def test_counters_can_be_read_and_reset() -> None:

@@ -20,7 +20,8 @@ from harness.judge.meta import (
 )
 from harness.pocket import oracle
 from harness.records import HarnessError
-from harness.study.sections import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 
 def pair(name: str, label: int) -> LabelledPair:
@@ -92,9 +93,9 @@ def test_the_pocket_judge_agrees_with_the_oracle_and_its_bias_is_found(tmp_path:
                 1 if i % 2 else 2,
             )
         )
-    runtime = RuntimeSettings().model_dump()
+    runtime = Runtime()
     fair = meta_evaluate(
-        pairs, JudgeSettings(position_bias=0.0).model_dump(), runtime, tmp_path / "fair", repeats=3
+        pairs, JudgeSettings(position_bias=0.0), runtime, tmp_path / "fair", repeats=3
     )
     assert fair["agreement"]["accuracy"] == 1.0
     assert fair["position"]["flips"] == 0
@@ -103,10 +104,7 @@ def test_the_pocket_judge_agrees_with_the_oracle_and_its_bias_is_found(tmp_path:
     assert 0.0 < fair["noise"]["sd"] < 0.05
     assert fair["costs"]["judge_calls"] == 120
     biased = meta_evaluate(
-        pairs,
-        JudgeSettings(position_bias=20.0, noise=0.0).model_dump(),
-        runtime,
-        tmp_path / "biased",
+        pairs, JudgeSettings(position_bias=20.0, noise=0.0), runtime, tmp_path / "biased"
     )
     assert biased["agreement"]["accuracy"] == 0.5
     assert biased["position"]["flip_rate"] == 1.0
@@ -116,7 +114,7 @@ def test_the_pocket_judge_agrees_with_the_oracle_and_its_bias_is_found(tmp_path:
 def test_llmbar_runs_through_and_again_from_its_journal(shared_data: Path, tmp_path: Path) -> None:
     pairs = read_labelled_pairs(shared_data / "preferences" / "llmbar" / "natural.json")
     assert len(pairs) == 100
-    judge, runtime = JudgeSettings().model_dump(), RuntimeSettings().model_dump()
+    judge, runtime = JudgeSettings(), Runtime()
     found = meta_evaluate(pairs, judge, runtime, tmp_path)
     assert (
         found["agreement"]["pairs"],
