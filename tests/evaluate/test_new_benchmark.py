@@ -1,0 +1,113 @@
+"""The README's new benchmark is one file, and appears wherever benchmarks are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAME = "exact_answer"
+
+
+def code_of_the_readme() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    marked = text.partition("<!-- benchmark:begin -->")[2].partition("<!-- benchmark:end -->")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", marked, re.DOTALL)
+    return str(block)
+
+
+class Tree:
+    """A copy of the sources with the new file, and the commands run in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("harness", "analysis", "ablations"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, root / name, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", root)
+        file = root / "harness" / "evaluate" / f"{NAME}.py"
+        file.write_text(code_of_the_readme(), encoding="utf-8")
+
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=environment | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def selm(self, *arguments: str) -> str:
+        done = self.python("-m", "harness.cli", *arguments)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    return Tree(tmp_path_factory.mktemp("tree"))
+
+
+STUDY = ("ablations/smoke.yaml", "--set", f"evaluation.benchmarks=[{NAME},heldout]")
+SMALL = ("--set", "pocket.steps=20", "--set", "pocket.rows=400", "--set", "diagnostics.enabled=false")
+
+
+def test_it_is_planned_counted_and_documented(tree: Tree) -> None:
+    assert NAME in tree.selm("plan", *STUDY)
+    cost = tree.selm("plan", *STUDY, "--cost")
+    assert NAME in cost
+    pages = tree.python(
+        "-c", "from harness.cli.docs import pages; print(*pages().values(), sep='\\n')"
+    )
+    assert f"evaluation.{NAME}.questions" in pages.stdout, pages.stderr
+
+
+def test_doctor_asks_for_its_file(tree: Tree) -> None:
+    found = tree.python(
+        *("-m", "harness.cli", "doctor", "--recipe", "ablations/recipes/own_data.yaml"),
+        *("--set", f"evaluation.benchmarks=[{NAME}]"),
+    )
+    assert f"evaluation.{NAME}.questions" in found.stdout, found.stdout + found.stderr
+
+
+def test_without_its_file_nothing_is_added_to_a_finished_studys_keys(tree: Tree) -> None:
+    count = (
+        "from pathlib import Path; from harness.engine.runs import build_plan; "
+        "from harness.study.study import load_study; "
+        "print(*sorted(build_plan(load_study(Path('ablations/smoke.yaml'))).nodes))"
+    )
+    with_it = tree.python("-c", count).stdout
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    without = subprocess.run(
+        [sys.executable, "-c", count],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert with_it == without.stdout != ""
+
+
+def test_a_run_scores_it_and_the_report_shows_it(tree: Tree) -> None:
+    tree.selm("run", *STUDY, *SMALL, "--workers", "1")
+    report = tree.root / "results" / "smoke" / "report"
+    manifest = json.loads((report.parent / "manifest.json").read_text())
+    (entry,) = [one for one in manifest["benchmarks"] if one["name"] == NAME]
+    assert entry["measures"][0]["title"] == "right answers"
+    text = (report / "report.md").read_text()
+    assert "Exact answers" in text
+    assert any(NAME in path.name for path in report.rglob("*.csv"))
+    assert any(NAME in path.name for path in report.rglob("*.png"))
+    assert "right answers" in text
+    samples = "".join(path.read_text() for path in report.rglob("*sample*") if path.is_file())
+    assert "Exact answers" in samples
