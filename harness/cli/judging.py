@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.lazy import lazy
 from harness.cli.options import (
     RESULTS,
     STORE,
@@ -20,6 +21,12 @@ from harness.cli.options import (
     Workers,
     worker_count,
 )
+
+commands = lazy("harness.cli.commands")
+published = lazy("harness.evaluate.published")
+chat_http = lazy("harness.judge.chat_http")
+judge_server = lazy("harness.pocket.judge_server")
+sections = lazy("harness.study.sections")
 
 
 def evaluate(
@@ -39,16 +46,15 @@ def evaluate(
     Example: selm evaluate CHECKPOINT --set data.path=pairs.jsonl --set
     evaluation.benchmarks=[mt_bench]
     """
-    from harness.cli.commands import evaluate_model, parse_overrides
 
     raise typer.Exit(
-        evaluate_model(
+        commands.evaluate_model(
             model,
             recipe,
             name,
             store,
             results,
-            parse_overrides(overrides or []),
+            commands.parse_overrides(overrides or []),
             worker_count(workers),
             max_cost,
         )
@@ -71,14 +77,13 @@ def judge(
 
     Example: selm judge ablations/alpha.yaml --set judge.noise=0.6 --dry-run
     """
-    from harness.cli.commands import parse_overrides, rejudge
 
     raise typer.Exit(
-        rejudge(
+        commands.rejudge(
             study,
             store,
             results,
-            parse_overrides(overrides or []),
+            commands.parse_overrides(overrides or []),
             worker_count(workers),
             dry_run,
             max_cost,
@@ -110,10 +115,8 @@ def meta_judge(
     Example: selm meta-judge ../shared/data/preferences/llmbar/natural.json --set judge.noise=0.6
     --repeats 3
     """
-    from harness.cli.commands import meta_judge as judge_the_judge
-    from harness.cli.commands import parse_overrides
 
-    judge_the_judge(pairs, recipe, results, parse_overrides(overrides or []), repeats)
+    commands.meta_judge(pairs, recipe, results, commands.parse_overrides(overrides or []), repeats)
 
 
 def published(
@@ -130,10 +133,9 @@ def published(
 
     Example: selm published ../shared/data
     """
-    from harness.evaluate.published import recompute, show_rows
 
-    rows = recompute(folder)
-    show_rows(rows)
+    rows = published.recompute(folder)
+    published.show_figures(rows)
     raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
 
 
@@ -175,15 +177,11 @@ def judge_server(
 
     Example: selm judge-server --model Qwen/Qwen3-1.7B --name judge
     """
-    from harness.judge.chat_http import check_host
 
-    check_host(host, public)
+    chat_http.check_host(host, public)
     if model:
-        from harness.cli.commands import serve_model
-
-        serve_model(model, revision, name, host, port, device, dtype)
+        commands.serve_model(model, revision, name, host, port, device, dtype)
     else:
-        from harness.pocket.judge_server import run_forever
-        from harness.study.sections import JudgeSettings
-
-        run_forever(host, port, JudgeSettings(noise=noise, seed=seed).model_dump())
+        judge_server.run_forever(
+            host, port, sections.JudgeSettings(noise=noise, seed=seed).model_dump()
+        )

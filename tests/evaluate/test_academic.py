@@ -23,12 +23,12 @@ from harness.evaluate import academic, academic_lm
 from harness.evaluate.academic_files import (
     PAPER_TASKS,
     convert,
-    eq_bench_recorded,
     first_pass_prompt,
     prepare_academic,
     read_rows,
     scoring_items,
 )
+from harness.evaluate.published import eq_bench_recorded
 from harness.model import isolated_rng as fence
 from harness.model.policy import encode_prompt, load_policy
 from harness.records import HarnessError, StageTask

@@ -17,7 +17,7 @@ from harness.records import HarnessError, read_jsonl
 
 
 @pytest.fixture(scope="module")
-def rows(shared_data: Path) -> list[published.Row]:
+def rows(shared_data: Path) -> list[published.Figure]:
     return published.recompute(shared_data)
 
 
@@ -44,12 +44,12 @@ def only(folder: Path, *keep: str) -> None:
             shutil.rmtree(path)
 
 
-def find(rows: list[published.Row], model: str, figure: str) -> published.Row:
+def find(rows: list[published.Figure], model: str, figure: str) -> published.Figure:
     (row,) = [row for row in rows if row.model == model and row.figure == figure]
     return row
 
 
-def test_everything_published_is_reproduced(rows: list[published.Row]) -> None:
+def test_everything_published_is_reproduced(rows: list[published.Figure]) -> None:
     assert [row for row in rows if not row.ok] == []
     assert sum(row.tolerance is not None for row in rows) > 280
 
@@ -68,7 +68,9 @@ def test_everything_published_is_reproduced(rows: list[published.Row]) -> None:
 @pytest.mark.parametrize(
     "figure", ["win_rate", "standard_error", "n_total", "avg_length", "n_wins", "discrete_win_rate"]
 )
-def test_leaderboard_columns_are_exact(rows: list[published.Row], model: str, figure: str) -> None:
+def test_leaderboard_columns_are_exact(
+    rows: list[published.Figure], model: str, figure: str
+) -> None:
     row = find(rows, model, figure)
     assert row.tolerance == 1e-6
     assert row.difference is not None
@@ -85,7 +87,7 @@ def test_leaderboard_columns_are_exact(rows: list[published.Row], model: str, fi
     ],
 )
 def test_length_controlled_win_rate_is_refitted(
-    rows: list[published.Row], model: str, lc: float
+    rows: list[published.Figure], model: str, lc: float
 ) -> None:
     row = find(rows, model, "length_controlled_winrate")
     assert row.published == pytest.approx(lc, abs=1e-4)
@@ -93,7 +95,7 @@ def test_length_controlled_win_rate_is_refitted(
     assert row.tolerance == 0.16
 
 
-def test_the_802_row_model_shows_all_three_values(rows: list[published.Row]) -> None:
+def test_the_802_row_model_shows_all_three_values(rows: list[published.Figure]) -> None:
     position = find(rows, "alpaca-7b_verbose", "length_controlled_winrate (by position)")
     by_id = find(rows, "alpaca-7b_verbose", "length_controlled_winrate (by id)")
     assert (
@@ -106,7 +108,7 @@ def test_the_802_row_model_shows_all_three_values(rows: list[published.Row]) -> 
 
 
 def test_weights_reproduce_most_of_the_leaderboard_and_stale_ones_are_named(
-    rows: list[published.Row],
+    rows: list[published.Figure],
 ) -> None:
     weights = [row for row in rows if row.figure == "length_controlled_winrate (weights)"]
     compared = [row for row in weights if row.tolerance is not None]
@@ -133,7 +135,7 @@ def test_weights_reproduce_most_of_the_leaderboard_and_stale_ones_are_named(
     ],
 )
 def test_mt_bench_scores_prompts_and_ratings_are_exact(
-    rows: list[published.Row], model: str, figures: tuple[float, float, float]
+    rows: list[published.Figure], model: str, figures: tuple[float, float, float]
 ) -> None:
     assert (
         tuple(find(rows, model, name).recomputed for name in ("turn_1", "turn_2", "mean"))
@@ -144,7 +146,7 @@ def test_mt_bench_scores_prompts_and_ratings_are_exact(
     assert find(rows, model, "verdicts studies read otherwise").recomputed == 0
 
 
-def test_eq_bench_is_reproduced(rows: list[published.Row]) -> None:
+def test_eq_bench_is_reproduced(rows: list[published.Figure]) -> None:
     row = find(rows, "huggingfaceh4__zephyr-7b-beta", "eq_bench")
     assert (row.published, row.tolerance) == (58.33, 0.02)
     assert row.recomputed == pytest.approx(58.3358, abs=1e-3)
@@ -311,11 +313,11 @@ def test_a_folder_without_artefacts_is_refused(tmp_path: Path) -> None:
         published.recompute(tmp_path)
 
 
-def test_the_table_prints_every_row_with_its_numbers(rows: list[published.Row]) -> None:
+def test_the_table_prints_every_row_with_its_numbers(rows: list[published.Figure]) -> None:
     from rich.console import Console
 
     console = Console(width=240, record=True, file=io.StringIO())
-    published.show_rows(rows, console)
+    published.show_figures(rows, console)
     text = console.export_text()
     assert "17.188240" in text
     assert "5.202" in text
@@ -324,6 +326,6 @@ def test_the_table_prints_every_row_with_its_numbers(rows: list[published.Row]) 
 
 
 def test_nothing_is_compared_when_a_figure_is_not_a_number() -> None:
-    assert published.compare("x", "m", "f", float("nan"), 1.0, 0.1).tolerance is None
-    assert not published.compare("x", "m", "f", 1.0, None, 0.1).ok
-    assert not published.compare("x", "m", "f", 1.0, float("nan"), 0.1).ok
+    assert published.Sheet("x", "m").compare("f", float("nan"), 1.0, 0.1).tolerance is None
+    assert not published.Sheet("x", "m").compare("f", 1.0, None, 0.1).ok
+    assert not published.Sheet("x", "m").compare("f", 1.0, float("nan"), 0.1).ok
