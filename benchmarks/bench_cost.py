@@ -24,8 +24,8 @@ from typing import Any
 
 from harness.cost.rates import slowness
 
-from harness.cli.commands import prepare
 from harness.cost.budget import Assumptions, Budget, budget, elapsed
+from harness.engine.launch import prepare
 from harness.engine.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

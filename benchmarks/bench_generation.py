@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.cli.commands import prepare
 from harness.engine.execute import Inline, execute
+from harness.engine.launch import prepare
 from harness.engine.store import Store
 from harness.model.policy import Policy, load_policy, render
 from harness.pocket import benchmarks as pocket

@@ -215,6 +215,21 @@ class HarnessError(Exception):
     """
 
 
+FILE_ENDINGS = {".json", ".jsonl", ".gz", ".parquet", ".csv", ".yaml", ".jinja", ".txt", ".gguf"}
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name of the hub and is nothing on this disk."""
+    plain = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return plain and Path(name).suffix not in FILE_ENDINGS and not Path(name).exists()
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:most]
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN and infinity are refused. Equal values give equal
     text.

@@ -1,103 +1,98 @@
-"""The import table of the house: stages do not import one another, data flows one way, analysis
-never touches torch.
-"""
+"""The import table of the house: no circle, data flows one way, analysis never touches torch."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from harness.engine.stages import STAGES
+from tests.imports import MODULES, ROOT, SOURCES, circles, graph, inside_functions, tree_of
 
-ROOT = Path(__file__).parent.parent
-SOURCES = sorted([*(ROOT / "harness").rglob("*.py"), *(ROOT / "analysis").rglob("*.py")])
-
-LIBRARY = {
-    "records",
-    "settings",
-    "models",
-    "generate",
-    "logprobs",
-    "head",
-    "objectives",
-    "batching",
-    "yaml_strict",
-    "step_metrics",
-    "score_files",
+TABLE: dict[str, set[str]] = {
+    "records": set(),
+    "files": {"records"},
+    "study": {"records", "files", "evaluate", "rankers", "train.objectives"},
+    "evaluate": {"records", "files", "study", "judge", "model", "rankers", "pocket"},
+    "rankers": {"records", "files", "study", "judge", "model", "pocket"},
+    "judge": {"records", "files", "study", "evaluate", "model", "pocket"},
+    "pocket": {"records", "files", "study", "judge", "model", "evaluate"},
+    "model": {"records", "files", "study"},
+    "train": {"records", "files", "study", "model"},
+    "engine": {"records", "files", "study", "evaluate", "rankers", "model", "train"},
+    "stages": {
+        "records",
+        "files",
+        "study",
+        "model",
+        "train",
+        "rankers",
+        "judge",
+        "evaluate",
+        "pocket",
+    },
+    "cost": {"records", "files", "study", "engine", "evaluate", "rankers", "model", "train"},
+    "tune": {"records", "files", "study", "engine"},
 }
-"""Modules any stage may import: they hold no stage."""
-STAGE_MODULES = {stage.function.partition(":")[0] for stage in STAGES.values()}
-ORDER = {"execute", "commands", "cli", "ray_executor", "tune"}
-"""The only modules that may know how stages follow one another."""
+"""Room of ``harness`` -> what it may import besides itself. ``cli`` may import everything: it is on
+top, and nothing imports it.
+"""
+INSIDE_FUNCTIONS = 20
+"""Own imports inside functions: torch-heavy modules behind light ones."""
 
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def test_no_circle() -> None:
+    assert circles() == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("harness.")])
+def test_rooms_import_what_the_table_allows(module: str) -> None:
+    mine = room(module)
+    if mine == "cli":
+        return
+    for other in graph()[module]:
+        assert other.startswith("harness."), f"{module} imports {other}"
+        theirs = room(other)
+        inner = ".".join(other.split(".")[1:])
+        allowed = theirs == mine or theirs in TABLE[mine] or inner in TABLE[mine]
+        assert allowed or theirs == "", f"{module} imports {other}"
+
+
+def test_stages_do_not_import_stages() -> None:
+    own = {stage.function.partition(":")[0] for stage in STAGES.values()}
+    for module in MODULES:
+        if not module.startswith("harness.stages."):
+            continue
+        mine = ".".join(module.split(".")[:3])
+        others = {name for name in graph()[module] if name.startswith("harness.stages.")}
+        assert not {o for o in others if not o.startswith(mine)}, module
+    assert own <= set(MODULES)
+
+
+def test_own_imports_inside_functions_are_few() -> None:
+    found = inside_functions()
+    assert len(found) <= INSIDE_FUNCTIONS, "\n".join(found)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("analysis")])
+def test_analysis_reads_records_and_files_only(module: str) -> None:
+    ours = {name for name in graph()[module] if name.startswith("harness")}
+    assert ours <= {"harness.records", "harness.files"}, sorted(ours)
+    heavy = {"torch", "transformers", "trl", "lm_eval", "alpaca_eval", "fastchat"}
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def same_room(a: str, b: str) -> bool:
-    """A stage split over several files of one package or prefix is still one stage."""
-    return a == b or a.startswith(b + ".") or b.startswith(a + ".")
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_stages_do_not_import_stages(path: Path) -> None:
-    me = module_of(path)
-    if me in {"harness.engine.stages"} or me.split(".")[-1] in ORDER:
-        return
-    others = {
-        name for name in imports_of(path) if name in STAGE_MODULES and not same_room(name, me)
-    }
-    assert not others or (me in ALLOWED and others <= ALLOWED[me]), (
-        f"{me} imports the stage {sorted(others)}"
-    )
-
-
-ALLOWED: dict[str, set[str]] = {}
-
-
-@pytest.mark.parametrize(
-    "path", [p for p in SOURCES if "analysis" in p.relative_to(ROOT).parts[0]], ids=module_of
-)
-def test_analysis_reads_records_only(path: Path) -> None:
-    ours = {name for name in imports_of(path) if name.startswith("harness")}
-    assert all(name.startswith(("harness.records", "harness.study.settings")) for name in ours), (
-        sorted(ours)
-    )
-    assert not any(
-        name.split(".")[0] in {"torch", "transformers", "trl", "lm_eval", "alpaca_eval", "fastchat"}
-        for name in imports_of(path)
-    )
-
-
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name == "harness"], ids=module_of)
-def test_the_harness_does_not_know_analysis(path: Path) -> None:
-    if path.stem in {"commands", "cli", "tune"}:
-        return
-    assert not any(name.split(".")[0] == "analysis" for name in imports_of(path))
-
-
-def test_records_and_settings_import_nothing_of_ours() -> None:
-    for name in ("records", "settings"):
-        assert not any(
-            found.startswith(("harness", "analysis"))
-            for found in imports_of(ROOT / "harness" / f"{name}.py")
-        )
+            assert not {alias.name.split(".")[0] for alias in node.names} & heavy
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in heavy
 
 
 @pytest.mark.parametrize(
@@ -105,7 +100,10 @@ def test_records_and_settings_import_nothing_of_ours() -> None:
     [
         "analysis.report",
         "analysis.stats",
-        "harness.engine.plan",
+        "harness.engine.runs",
+        "harness.engine.launch",
+        "harness.evaluate.registry",
+        "harness.rankers.registry",
         "harness.train.objectives",
         "harness.cli",
         "harness.pocket.oracle",
@@ -120,37 +118,80 @@ SEEDING = {"torch.manual_seed", "np.random.seed", "random.seed"}
 FORBIDDEN_CALLS = SEEDING | {"eval", "exec", "pickle.load", "pickle.loads"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_no_eval_no_pickle_no_global_seed(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in FORBIDDEN_CALLS or (name in SEEDING and path.stem == "fence"), (
-                f"{path}:{node.lineno} {name}"
-            )
+            fenced = name in SEEDING and path.stem == "isolated_rng"
+            assert name not in FORBIDDEN_CALLS or fenced, f"{path}:{node.lineno} {name}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_files_and_functions_stay_short(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= 400, f"{path} has {text.count(chr(10))} lines"
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert (node.end_lineno or 0) - node.lineno < 70, f"{path}:{node.lineno} {node.name}"
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_conditional_expression_inside_another(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.IfExp):
+            parts = (node.test, node.body, node.orelse)
+            nested = any(isinstance(part, ast.IfExp) for part in parts)
+            assert not nested, f"{path}:{node.lineno}"
 
 
-def test_every_stage_names_a_function_and_files_that_exist() -> None:
-    for name, stage in STAGES.items():
-        module, _, function = stage.function.partition(":")
-        path = ROOT / (module.replace(".", "/") + ".py")
-        path = path if path.exists() else path.with_suffix("") / "__init__.py"
-        body = ast.parse(path.read_text()).body
-        names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-        names |= {
-            alias.asname or alias.name
-            for node in body
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        assert function in names, f"stage {name}: {stage.function}"
-        assert all((ROOT / file).exists() for file in stage.modules), name
+def sections() -> dict[str, list[tuple[str, ast.AnnAssign]]]:
+    """Class name -> (module, field) of every settings class, found by its base."""
+    found: dict[str, list[tuple[str, ast.AnnAssign]]] = {}
+    bases = {"Section"}
+    for _ in range(4):
+        for module in MODULES:
+            for node in tree_of(module).body:
+                if not isinstance(node, ast.ClassDef):
+                    continue
+                if any(isinstance(base, ast.Name) and base.id in bases for base in node.bases):
+                    bases.add(node.name)
+                    fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+                    found[node.name] = [(module, part) for part in fields]
+    return found
+
+
+def is_class_variable(field: ast.AnnAssign) -> bool:
+    return "ClassVar" in ast.unparse(field.annotation)
+
+
+def test_every_setting_is_read() -> None:
+    read = Counter[str]()
+    for module in MODULES:
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.Attribute):
+                read[node.attr] += 1
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read[node.value] += 1
+    unread = [
+        f"{name}.{ast.unparse(field.target)}"
+        for name, fields in sections().items()
+        for _, field in fields
+        if not is_class_variable(field) and not read[ast.unparse(field.target)]
+    ]
+    assert not unread
+
+
+def test_a_default_stands_in_one_place() -> None:
+    """No settings class repeats a field's default, no reader brings one of its own."""
+    places: dict[str, set[str]] = {}
+    for name, fields in sections().items():
+        for module, field in fields:
+            if field.value is not None and not is_class_variable(field):
+                where = f"{module}.{name}"
+                places.setdefault(ast.unparse(field.target), set()).add(where)
+    stage_settings = {
+        key: sorted(found)
+        for key, found in places.items()
+        if len({where for where in found if ".tasks." in where}) and len(found) > 1
+    }
+    assert set(stage_settings) <= {"device"}, stage_settings  # resolved before a stage sees it
+    readers = ("settings", "runtime", "training", "judge", "ranker")
+    for module in MODULES:
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                holder = ast.unparse(node.func.value).split(".")[-1]
+                brought = node.func.attr == "get" and holder in readers and len(node.args) == 2
+                known = module.startswith(("analysis", "harness.rankers.pairrm_files"))
+                assert not brought or known, f"{module}:{node.lineno} {ast.unparse(node)}"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness.cli.commands import prepare, run_study
+from harness.cli.commands import run_study
 from harness.engine.execute import Inline
-from harness.engine.precheck import CHECKS, check_memory, device_memory, execute_checked
+from harness.engine.launch import CHECKS, check_memory, device_memory, execute_checked, prepare
 from harness.engine.store import Store
 from harness.engine.worker import Result
 from harness.records import HarnessError, write_jsonl

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.cli.commands import prepare
+from harness.engine.launch import prepare
 from harness.engine.store import Store
 from harness.engine.worker import merge, runtime_of
 from tests.tasks import stage_task

@@ -28,9 +28,9 @@ import torch
 from analysis.load import load_study as load_results
 from analysis.table import Table
 from analysis.tables import TABLES
-from harness.cli.commands import fingerprints
 from harness.engine.execute import Inline, execute
 from harness.engine.graph import Plan, stage_key
+from harness.engine.launch import fingerprints
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.judge.journal import JOURNAL_NAME

@@ -13,6 +13,7 @@ import typer
 
 from harness.cli import judging as cli_judging
 from harness.cli import store as cli_store
+from harness.cli.lazy import lazy
 from harness.cli.options import (
     RESULTS,
     STORE,
@@ -26,6 +27,13 @@ from harness.cli.options import (
     worker_count,
 )
 from harness.records import HarnessError
+
+compare_module = lazy("analysis.compare")
+power_report_module = lazy("analysis.power_report")
+commands_module = lazy("harness.cli.commands")
+console_module = lazy("harness.cli.console")
+doctor_module = lazy("harness.cli.doctor")
+store_module = lazy("harness.engine.store")
 
 
 def plan(
@@ -58,23 +66,21 @@ def plan(
 
     Example: selm plan ablations/recipes/zephyr-7b.yaml --cost --devices 8
     """
-    from harness.cli.commands import parse_overrides, plan_study
 
     if cost:
-        from harness.cost.view import show_cost
-        from harness.engine.store import Store
-
-        show_cost(
+        commands_module.show_cost(
             study,
-            Store(store),
-            parse_overrides(overrides or []),
+            store_module.Store(store),
+            commands_module.parse_overrides(overrides or []),
             worker_count(workers),
             devices,
             device,
             gpu_price,
         )
     else:
-        plan_study(study, store, parse_overrides(overrides or []), worker_count(workers))
+        commands_module.show_study(
+            study, store, commands_module.parse_overrides(overrides or []), worker_count(workers)
+        )
 
 
 def run(
@@ -97,10 +103,9 @@ def run(
 
     Example: selm run ablations/smoke.yaml
     """
-    from harness.cli.commands import parse_overrides, run_study
 
-    changes = parse_overrides(overrides or [])
-    status = run_study(
+    changes = commands_module.parse_overrides(overrides or [])
+    status = commands_module.run_study(
         study,
         store,
         results,
@@ -119,12 +124,9 @@ def status(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
 
     Example: selm status alpha
     """
-    from harness.cli.commands import read_manifest
-    from harness.cli.console import show_status
-    from harness.engine.store import Store
 
-    _, manifest = read_manifest(results, study)
-    show_status(manifest, Store(store))
+    _, manifest = commands_module.read_manifest(results, study)
+    console_module.show_status(manifest, store_module.Store(store))
 
 
 def show(
@@ -135,12 +137,9 @@ def show(
 
     Example: selm show 3fa9c1
     """
-    from harness.cli.commands import find_key
-    from harness.cli.console import show_stage
-    from harness.engine.store import Store
 
-    opened = Store(store)
-    show_stage(opened, find_key(opened, key))
+    opened = store_module.Store(store)
+    console_module.show_stage(opened, commands_module.find_key(opened, key))
 
 
 def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
@@ -149,10 +148,9 @@ def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
 
     Example: selm report alpha
     """
-    from harness.cli.commands import read_manifest, report_study
 
-    folder, _ = read_manifest(results, study)
-    report_study(folder, store)
+    folder, _ = commands_module.read_manifest(results, study)
+    commands_module.report_study(folder, store)
 
 
 def tune(
@@ -172,9 +170,10 @@ def tune(
 
     Example: selm tune ablations/tune_alpha_beta.yaml --workers 2
     """
-    from harness.cli.commands import tune_study
 
-    raise typer.Exit(tune_study(search, store, results, storage, worker_count(workers)))
+    raise typer.Exit(
+        commands_module.tune_study(search, store, results, storage, worker_count(workers))
+    )
 
 
 def compare(
@@ -192,11 +191,12 @@ def compare(
 
     Example: selm compare objective.alpha=1 objective.alpha=0 --study alpha --benchmark alpaca_eval
     """
-    from analysis.compare import compare_study
-    from harness.cli.commands import read_manifest
-    from harness.cli.console import show_table
 
-    show_table(compare_study(read_manifest(results, study)[0], store, a, b, benchmark))
+    console_module.show_table(
+        compare_module.compare_study(
+            commands_module.read_manifest(results, study)[0], store, a, b, benchmark
+        )
+    )
 
 
 def power(
@@ -220,14 +220,15 @@ def power(
 
     Example: selm power alpha --delta 1.0
     """
-    from analysis.power_report import power_given, power_study
-    from harness.cli.commands import read_manifest
-    from harness.cli.console import show_table
 
     if sigma is not None:
-        show_table(power_given(sigma, seeds, items, delta))
+        console_module.show_table(power_report_module.power_given(sigma, seeds, items, delta))
     else:
-        show_table(power_study(read_manifest(results, study)[0], store, delta))
+        console_module.show_table(
+            power_report_module.power_study(
+                commands_module.read_manifest(results, study)[0], store, delta
+            )
+        )
 
 
 def doctor(
@@ -246,10 +247,10 @@ def doctor(
 
     Example: selm doctor ablations/recipes/zephyr-7b.yaml
     """
-    from harness.cli.commands import parse_overrides
-    from harness.cli.doctor import examine
 
-    raise typer.Exit(examine(what, store, parse_overrides(overrides or [])))
+    raise typer.Exit(
+        doctor_module.examine(what, store, commands_module.parse_overrides(overrides or []))
+    )
 
 
 app = typer.Typer(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+import analysis
 from harness.cli.console import (
     ProgressDisplay,
     console,
@@ -21,22 +23,47 @@ from harness.cli.console import (
     show_summary,
     show_table,
 )
-from harness.engine.execute import Executor, Inline, Pool, Summary, estimate, retain, terminable
+from harness.cli.lazy import lazy
+from harness.cost.budget import DEVICES, Assumptions, budget, columns, explained, rows
+from harness.engine.execute import Summary, estimate, retain, terminable
 from harness.engine.graph import Node, Plan
+from harness.engine.launch import (
+    check_memory,
+    device_memory,
+    devices,
+    execute_checked,
+    make_executor,
+    plan_study,
+    prepare,
+    prepare_recipe,
+    report_stamp,
+    share_cost,
+)
 from harness.engine.manifest import manifest
-from harness.engine.precheck import check_memory, device_memory, execute_checked
-from harness.engine.runs import build_plan, files_of
 from harness.engine.stages import function_of
 from harness.engine.store import Store
 from harness.engine.worker import runtime_of
 from harness.files import hash_file, write_atomic
 from harness.records import HarnessError, StageTask, canonical_json, content_hash
-from harness.study.study import Study, compose, load_study
+from harness.study.study import compose, load_study
 from harness.study.tasks import Runtime
 from harness.study.yaml import parse_scalar
-from harness.train.distributed import check_ready
 
-FILE_ENDINGS = {".json", ".jsonl", ".gz", ".parquet", ".csv", ".yaml", ".jinja", ".txt"}
+judge_table_module = lazy("analysis.judge_table")
+report_module = lazy("analysis.report")
+analysis_search_module = lazy("analysis.search")
+archive_module = lazy("harness.engine.archive")
+garbage_module = lazy("harness.engine.garbage")
+chat_http_module = lazy("harness.judge.chat_http")
+client_module = lazy("harness.judge.client")
+meta_module = lazy("harness.judge.meta")
+served_module = lazy("harness.judge.served")
+verdicts_module = lazy("harness.judge.verdicts")
+policy_module = lazy("harness.model.policy")
+base_module = lazy("harness.stages.base")
+file_module = lazy("harness.tune.file")
+search_module = lazy("harness.tune.search")
+storage_module = lazy("harness.tune.storage")
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
@@ -52,93 +79,43 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def fingerprints(study: Study) -> dict[str, str]:
-    """Content hash of every file, checkpoint folder or hub name the study's recipes use. A missing
-    file is an error here, before any compute.
-    """
-    names = sorted({name for cell in study.cells for name in files_of(cell.recipe)})
-    found = {}
-    for name in names:
-        path = Path(name)
-        if path.is_file():
-            found[name] = hash_file(path)
-        elif path.is_dir():
-            from harness.stages.base import fingerprint
-
-            found[name] = fingerprint(path)
-        elif (
-            name.count("/") == 1
-            and not name.startswith((".", "/"))
-            and path.suffix not in FILE_ENDINGS
-        ):
-            continue  # a hub id: its revision is part of the settings
-        else:
-            raise HarnessError(
-                f"{study.file}: {name}: no such file or folder (named by the recipe or on the "
-                "command line)"
-            )
-    return found
-
-
-def prepare(path: Path, overrides: Mapping[str, Any]) -> Plan:
-    """Read a study and lay out its graph."""
-    study = load_study(path, overrides)
-    return build_plan(study, fingerprints(study))
-
-
-def plan_study(path: Path, store_root: Path, overrides: Mapping[str, Any], workers: int) -> Plan:
+def show_study(path: Path, store_root: Path, overrides: Mapping[str, Any], workers: int) -> Plan:
     """Print the plan: nothing is written."""
     plan = prepare(path, overrides)
     store = Store(store_root)
     states = store.states(list(plan.nodes))
-    show_plan(plan, states, estimate(plan, store), workers)
+    show_plan(plan, states, _seconds(plan, store), workers)
     return plan
 
 
-def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor:
-    """The executor by name. Pools have one worker per core, or per GPU where there are any."""
-    hub = any(
-        name.count("/") == 1 and not Path(name).exists()
-        for cell in plan.study.cells
-        for name in files_of(cell.recipe)
-    )
-    here = None if kind == "ray" else len(devices())
-    for runtime in [cell.recipe.runtime for cell in plan.study.cells]:
-        check_ready(runtime, 0 if runtime.device == "cpu" else here)
-    if kind == "inline":
-        return Inline(store, hub)
-    if kind == "ray":
-        from harness.engine.ray_executor import RayExecutor
-
-        ray: Executor = RayExecutor(store, workers, hub=hub)
-        return ray
-    if kind != "pool":
-        raise HarnessError(f"--executor {kind!r} is unknown; allowed: inline, pool, ray")
-    return Pool(store, workers, devices(), hub)
+def _seconds(plan: Plan, store: Store) -> dict[str, float]:
+    return {key: expected.seconds for key, expected in estimate(plan, store).items()}
 
 
-def devices() -> list[str]:
-    """Visible GPUs by index, empty on a machine without; asks the driver's tool, so that torch need
-    not be imported here.
-    """
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [
-            name
-            for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-            if name.strip() not in ("", "-1")
-        ]
-    import shutil
-    import subprocess
-
-    if not shutil.which("nvidia-smi"):
-        return []
-    listing = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return listing.stdout.split() if listing.returncode == 0 else []
+def show_cost(
+    path: Path,
+    store: Store,
+    overrides: Mapping[str, Any],
+    workers: int,
+    devices: int,
+    device: str,
+    price: float,
+) -> None:
+    """Count and print the budget of a study's or a recipe's file."""
+    if device not in DEVICES:
+        raise HarnessError(f"--device {device!r} is unknown; allowed: {', '.join(DEVICES)}")
+    assumed = Assumptions(DEVICES[device], devices, usd_per_gpu_hour=price)
+    found = budget(prepare_recipe(path, overrides), store, assumed)
+    name, todo = found.plan.study.name, len(found.lines)
+    table = Table(title=f"Cost of {name}: {todo} stages to do, {found.done} done", box=None)
+    for head in columns(found):
+        left = head in ("stage", "from")
+        table.add_column(head, justify="left" if left else "right", no_wrap=head == "stage")
+    for row in rows(found):
+        table.add_row(*row)
+    console.print(table)
+    for line in explained(found, workers):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def run_study(
@@ -186,7 +163,7 @@ def run_plan(
     """Run what is missing of a plan, write its manifest and its report; returns the exit status."""
     store = open_store(store_root)
     folder = results / plan.study.name
-    write_atomic(folder / "manifest.json", canonical_json(manifest(plan, estimate(plan, store))))
+    write_atomic(folder / "manifest.json", canonical_json(manifest(plan, _seconds(plan, store))))
     states = store.states(list(plan.nodes))
     todo = sum(state != "done" for state in states.values())
     console.print(f"Study {plan.study.name}: {len(plan.nodes)} stages, {todo} to do.", markup=False)
@@ -197,7 +174,8 @@ def run_plan(
     if freed:
         console.print(f"Retention ({plan.study.keep}): {freed / 1e6:.1f} MB of weights deleted.")
     if report:
-        stamp = report_stamp(plan, store)
+        sources = Path(analysis.__file__).parent.rglob("*.py")
+        stamp = report_stamp(plan, store, sources)
         if (
             stamp != _read(folder / "report.stamp")
             or not (folder / "report" / "report.md").is_file()
@@ -209,16 +187,6 @@ def run_plan(
                 f"Report: {relative(folder / 'report' / 'report.md')} is up to date.", markup=False
             )
     return summary.exit_status
-
-
-def report_stamp(plan: Plan, store: Store) -> str:
-    """Hash of what a report shows: the study, the state of every stage, and the code that draws it."""
-    import analysis
-
-    sources = {
-        path.name: hash_file(path) for path in sorted(Path(analysis.__file__).parent.glob("*.py"))
-    }
-    return content_hash(manifest(plan, {}), store.states(list(plan.nodes)), sources)
 
 
 def _read(path: Path) -> str:
@@ -242,11 +210,10 @@ def _walk(
 
 def report_study(folder: Path, store_root: Path) -> Path:
     """Write the report of a study from its manifest and the store."""
-    from analysis.report import write_report
 
     if not (folder / "manifest.json").is_file():
         raise HarnessError(f"{folder}: no manifest.json; run the study first (`selm run`)")
-    path = write_report(folder, store_root)
+    path = report_module.write_report(folder, store_root)
     console.print(f"Report: {relative(Path(path))}", markup=False)
     return Path(path)
 
@@ -277,11 +244,8 @@ def tune_study(path: Path, store_root: Path, results: Path, storage: str, worker
     """Search, then judge the winners on fresh seeds; run again to continue. Returns the exit
     status.
     """
-    from harness.tune import search as tune
-    from harness.tune import storage as tune_open
-    from harness.tune.file import load_tune
 
-    spec = load_tune(path)
+    spec = file_module.load_tune(path)
     folder = results / spec.name
     folder.mkdir(parents=True, exist_ok=True)
     default = f"sqlite:///{(folder / 'optuna.db').resolve()}"
@@ -290,26 +254,20 @@ def tune_study(path: Path, store_root: Path, results: Path, storage: str, worker
         if spec.fork_of
         else ""
     )
-    search = tune_open.Search(path, store_root, storage or default, origin)
+    search = storage_module.Search(path, store_root, storage or default, origin)
     open_store(store_root)
-    study = tune_open.open_study(search)
+    study = storage_module.open_study(search)
     if "fork" in study.user_attrs:
-        console.print(tune.fork_text(study), markup=False, soft_wrap=True)
+        console.print(search_module.fork_text(study), markup=False, soft_wrap=True)
     if workers > 1 or len(devices()) > 1 or spec.trial_timeout_s:
-        tune.run_workers(search, workers, devices())
+        search_module.run_workers(search, workers, devices())
     else:
         with terminable():
-            tune.work(search)
+            search_module.work(search)
     report_search(folder, search, study, {})
-    final = tune.finalists(search, study)
-    status = run_plan(
-        build_plan(final, fingerprints(final)),
-        store_root,
-        results,
-        executor="pool",
-        workers=workers,
-    )
-    report_search(folder, search, study, tune.fresh_values(search, final))
+    final = search_module.finalists(search, study)
+    status = run_plan(plan_study(final), store_root, results, executor="pool", workers=workers)
+    report_search(folder, search, study, search_module.fresh_values(search, final))
     return status
 
 
@@ -317,21 +275,18 @@ def report_search(folder: Path, search: Any, study: Any, fresh: Mapping[str, Any
     """Write what a search found; ``fresh``: label of a finalist → its values on fresh seeds, empty
     before they ran.
     """
-    from analysis.search import Found, write_search
-    from harness.tune import search as tune
-    from harness.tune import storage as tune_open
 
     spec = search.spec
-    base = tune_open.base_study(search, spec).base
-    used = tune.spent(study, Store(search.store), base.runtime)
+    base = storage_module.base_study(search, spec).base
+    used = search_module.spent(study, Store(search.store), base.runtime)
     metrics = [f"{metric.benchmark}/{metric.metric}" for metric in spec.metrics]
     chosen = (
-        {label: trial.number for label, trial in tune.winners(study).items()}
-        if tune.any_complete(study)
+        {label: trial.number for label, trial in search_module.winners(study).items()}
+        if search_module.any_complete(study)
         else {}
     )
-    default = {key: tune_open.value_at(base, key) for key in spec.space}
-    found = Found(
+    default = {key: storage_module.value_at(base, key) for key in spec.space}
+    found = analysis_search_module.Found(
         spec.question,
         metrics,
         spec.seeds,
@@ -344,7 +299,8 @@ def report_search(folder: Path, search: Any, study: Any, fresh: Mapping[str, Any
         used.usd,
     )
     console.print(
-        f"Search: {relative(write_search(study, folder / 'search', found))}", markup=False
+        f"Search: {relative(analysis_search_module.write_search(study, folder / 'search', found))}",
+        markup=False,
     )
 
 
@@ -372,34 +328,11 @@ def evaluate_model(
         study = compose(
             recipe, name, str(recipe.resolve()), changes, {model: {}}, [0], study.question
         )
-    plan = share_cost(build_plan(study, fingerprints(study)), Store(store_root), max_cost)
+    plan = share_cost(plan_study(study), Store(store_root), max_cost)
     return run_plan(plan, store_root, results, executor="pool", workers=workers)
 
 
 JUDGED = ("judge.mt_bench", "judge.alpaca_eval", "judge.pairwise", "judge.mt_bench_pairwise")
-
-
-def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
-    """The plan with ``max_cost`` USD (0: no limit) shared evenly by its stages that ask a judge and
-    are not done, so that all of them together stay within it. What a stage's own journal spent
-    earlier counts against its share.
-    """
-    waiting = [
-        key
-        for key, node in plan.nodes.items()
-        if getattr(node.settings, "judge", None) and not store.has(key)
-    ]
-    if not max_cost or not waiting:
-        return plan
-    share = max_cost / len(waiting)
-    limited = {
-        key: dataclasses.replace(
-            plan.nodes[key],
-            runtime=plan.nodes[key].runtime.model_copy(update={"max_cost_usd": share}),
-        )
-        for key in waiting
-    }
-    return dataclasses.replace(plan, nodes={**plan.nodes, **limited})
 
 
 def rejudge(
@@ -448,7 +381,6 @@ def rejudge(
 
 def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
     """Calls, tokens and price of judging stages, by running each up to the moment it would ask."""
-    from harness.judge.client import DryRunError
 
     total: dict[str, float] = {}
     for node in nodes:
@@ -459,7 +391,7 @@ def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
                 function_of(node.stage)(
                     StageTask(node.key, node.stage, node.settings, inputs, Path(scratch), runtime)
                 )
-            except DryRunError as stopped:
+            except client_module.DryRunError as stopped:
                 for name, value in stopped.costs.items():
                     total[name] = total.get(name, 0.0) + value
     return total
@@ -467,10 +399,9 @@ def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
 
 def export_named(results: Path, study: str, store: Store, file: Path, weights: bool) -> None:
     """Write one study's manifest and stages into an archive."""
-    from harness.engine.archive import export_study
 
     folder, _ = read_manifest(results, study)
-    done = export_study(folder, store, file, weights)
+    done = archive_module.export_study(folder, store, file, weights)
     console.print(
         f"{file}: study {done.study}, {done.stages} stages, {file.stat().st_size / 1e6:.1f} MB; "
         f"{done.missing} are not done.",
@@ -480,9 +411,8 @@ def export_named(results: Path, study: str, store: Store, file: Path, weights: b
 
 def import_file(file: Path, store_root: Path, results: Path) -> None:
     """Check an archive and add its study to the store and the results."""
-    from harness.engine.archive import import_archive
 
-    done = import_archive(file, open_store(store_root), results)
+    done = archive_module.import_archive(file, open_store(store_root), results)
     console.print(
         f"Study {done.study}: {done.stages} stages added, {done.present} were here already, "
         f"{done.missing} are not done.",
@@ -493,15 +423,16 @@ def import_file(file: Path, store_root: Path, results: Path) -> None:
 
 def collect_garbage(store: Store, results: Path, delete: bool, searches: bool) -> None:
     """Show what no study needs; delete it when told to."""
-    from harness.engine.garbage import collect, waste
 
-    found = waste(store, results, searches)
+    found = garbage_module.waste(store, results, searches)
     for item in found:
         console.print(
             f"{item.kind:17s} {item.size / 1e6:10.2f} MB  {item.path}", markup=False, soft_wrap=True
         )
     if delete:
-        console.print(f"{len(found)} things deleted, {collect(store, found) / 1e6:.1f} MB freed.")
+        console.print(
+            f"{len(found)} things deleted, {garbage_module.collect(store, found) / 1e6:.1f} MB freed."
+        )
     else:
         console.print(
             f"{len(found)} things, {sum(item.size for item in found) / 1e6:.1f} MB. Nothing was "
@@ -515,27 +446,35 @@ def meta_judge(
     """Judge labelled pairs in both orders and print what that says about the judge; everything is
     kept below ``results/meta-judge``.
     """
-    from analysis.judge_table import judge_table
-    from harness.judge.meta import meta_evaluate, read_labelled_pairs
-    from harness.judge.verdicts import judge_label
 
     for path in (pairs_file, recipe):
         if not path.is_file():
             raise HarnessError(f"{path}: no such file")
-    pairs = read_labelled_pairs(pairs_file)
+    pairs = meta_module.read_labelled_pairs(pairs_file)
     base = compose(recipe, "meta-judge", str(recipe.resolve()), overrides, {"judge": {}}, [0]).base
-    judge, annotator = base.judge, base.evaluation.alpaca_eval.annotator
+    judge, annotator = base.judge, base.evaluation.of("alpaca_eval").annotator
     asked = hash_file(pairs_file), judge.model_dump(), annotator, repeats
     folder = results / "meta-judge" / f"{pairs_file.stem}-{content_hash(*asked, length=12)}"
     runtime = Runtime(**vars(base.runtime))
-    found = meta_evaluate(pairs, judge, runtime, folder, annotator=annotator, repeats=repeats)
+    found = meta_module.meta_evaluate(
+        pairs, judge, runtime, folder, annotator=annotator, repeats=repeats
+    )
     write_atomic(
         folder / "meta.json",
         canonical_json(
-            {"judge": judge_label(judge), "pairs": pairs_file.name, "repeats": repeats, **found}
+            {
+                "judge": verdicts_module.judge_label(judge),
+                "pairs": pairs_file.name,
+                "repeats": repeats,
+                **found,
+            }
         ),
     )
-    show_table(judge_table(judge_label(judge), pairs_file.name, repeats, found))
+    show_table(
+        judge_table_module.judge_table(
+            verdicts_module.judge_label(judge), pairs_file.name, repeats, found
+        )
+    )
     console.print(
         f"Kept in {relative(folder)}; asked again only for what is missing.", markup=False
     )
@@ -547,19 +486,17 @@ def serve_model(
     """Serve a local chat model through the chat-completions schema until interrupted."""
     import torch
 
-    from harness.judge.chat_http import serve_until_interrupted
-    from harness.judge.served import ServedModel
-    from harness.model.policy import load_policy
-    from harness.stages.base import resolve
-
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise HarnessError(
             f"--dtype {dtype!r} is unknown; allowed: auto, float32, bfloat16, float16"
         )
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     dtype = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
-    served = ServedModel(
-        load_policy(resolve(source, revision), dtype=dtype, device=device), name or source
+    served = served_module.ServedModel(
+        policy_module.load_policy(
+            base_module.resolve(source, revision), dtype=dtype, device=device
+        ),
+        name or source,
     )
     errors.print(
         f"{served.name}: {dtype} on {device}, {served.positions:,} tokens of context, one request "
@@ -571,4 +508,4 @@ def serve_model(
             "Its template has no system turn: that text is put before the first user's.",
             markup=False,
         )
-    serve_until_interrupted(served.handle, host, port)
+    chat_http_module.serve_until_interrupted(served.handle, host, port)

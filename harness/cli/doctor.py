@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.cli.console import console
-from harness.cost.budget import GB, Assumptions, memory
-from harness.cost.work import Shape, shape_of
-from harness.records import HarnessError
+from harness.cli.lazy import lazy
+from harness.cost.budget import USABLE, generating_bytes
+from harness.engine.runs import files_of
+from harness.evaluate.registry import BENCHMARKS
+from harness.model.shape import Shape, shape_of
+from harness.records import HarnessError, first_line, is_hub_id
 from harness.study.settings import Recipe
 from harness.study.tasks import Runtime
+from harness.train.memory import GB, remedies, training_bytes
+
+endpoint_module = lazy("harness.judge.endpoint")
+policy_module = lazy("harness.model.policy")
+study_module = lazy("harness.study.study")
+yaml_module = lazy("harness.study.yaml")
 
 State = Literal["ok", "note", "WRONG"]
 PACKAGE = "selm-harness"
@@ -72,15 +81,13 @@ def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
     """The recipe of a study's or recipe's file; None for a model or nothing."""
     if not what.endswith((".yaml", ".yml")):
         return None
-    from harness.study.study import compose, load_study
-    from harness.study.yaml import load_yaml
 
-    tree, _ = load_yaml(Path(what))
+    tree, _ = yaml_module.load_yaml(Path(what))
     if isinstance(tree, dict) and "recipe" not in tree:
-        return compose(
+        return study_module.compose(
             Path(what), Path(what).stem, str(Path(what).resolve()), overrides, {"recipe": {}}, [0]
         ).base
-    return load_study(Path(what), overrides).base
+    return study_module.load_study(Path(what), overrides).base
 
 
 # -- the machine -----------------------------------------------------------------------------------
@@ -177,51 +184,21 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
                 "built for CUDA",
             )
         return
-    yield from _memory(recipe, shape, 0.9 * min(size.total_memory for size in sizes), count)
+    yield from _memory(recipe, shape, USABLE * min(size.total_memory for size in sizes))
 
 
-def _memory(recipe: Recipe, shape: Shape, room: float, count: int) -> Iterator[Finding]:
-    """Whether training and generating fit into ``room`` bytes of each of ``count`` devices, as the
-    recipe divides them.
-    """
-    runtime, advice = (
-        recipe.runtime,
-        "use training.lora, a smaller runtime.token_budget or model.generation_batch, or more "
-        "devices",
-    )
-    if (
-        runtime.memory == "fit"
-    ):  # the training stage lowers its token budget by itself, down to one row
-        recipe = recipe.model_copy(
-            update={
-                "runtime": runtime.model_copy(update={"token_budget": recipe.training.max_length})
-            }
-        )
-    spread = min(count, runtime.processes) if runtime.sharding != "none" else 1
-    for stage, needs in memory(recipe, shape, Assumptions(devices=count)).items():
-        alone, over_all = (
-            sum(getattr(need, which) for need in needs) for which in ("alone", "shared")
-        )
-        says = f"{alone / GB:.1f} GB on one device"
-        if stage == "generating":
-            if recipe.model.generation_backend == "vllm":  # it keeps what fits and queues the rest
-                alone, says = (
-                    needs[0].alone,
-                    f"{needs[0].alone / GB:.1f} GB of weights on one device",
-                )
-            fits = alone <= room
-        else:
-            divided = sum(
-                need.shared for need in memory(recipe, shape, Assumptions(devices=spread))[stage]
-            )
-            fits = min(alone, divided) <= room if spread > 1 else alone <= room
-            says += f", {divided / GB:.1f} GB each over {spread}" if spread > 1 else ""
-            if not fits and runtime.sharding == "none" and over_all <= room:
-                advice = f"set runtime.sharding: fsdp and runtime.processes: {count} ({over_all / GB:.1f} GB each), or {advice}"
-        says += f"; {room / GB:.1f} GB usable"
-        yield Finding(
-            "ok" if fits else "WRONG", f"memory of {stage}", says if fits else f"{says}; {advice}"
-        )
+def _memory(recipe: Recipe, shape: Shape, room: float) -> Iterator[Finding]:
+    """Whether what is certain of training and generating fits into ``room`` bytes of a device."""
+    weights, cache = generating_bytes(recipe, shape)
+    if recipe.model.generation_backend == "vllm":  # it keeps what fits and queues the rest
+        cache = 0.0
+    needs = (("training", training_bytes(shape, recipe)), ("generating", weights + cache))
+    for what, needed in needs:
+        says = f"{needed / GB:.1f} GB before the first row, {room / GB:.1f} GB usable on a device"
+        if needed > room:
+            advice = remedies(recipe.training, recipe.runtime.sharding != "none")
+            says += f"; try {advice}, or a smaller model.generation_batch"
+        yield Finding("ok" if needed <= room else "WRONG", f"memory of {what}", says)
 
 
 def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
@@ -256,8 +233,6 @@ def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
 
 def files(recipe: Recipe) -> Iterator[Finding]:
     """Files and folders that the recipe names, and benchmark files it should name."""
-    from harness.engine.runs import files_of
-
     named = [name for name in files_of(recipe) if not is_hub_id(name)]
     missing = [name for name in named if not Path(name).exists()]
     for name in missing:
@@ -266,35 +241,13 @@ def files(recipe: Recipe) -> Iterator[Finding]:
         yield Finding("ok", "files", f"{len(named)} named by the recipe, all there")
     if recipe.data.source == "pocket":
         return
-    wanted = {
-        "mt_bench": ("questions", "references", "judge_prompts"),
-        "alpaca_eval": ("instructions",),
-    }
-    for benchmark, keys in wanted.items():
-        empty = [
-            key
-            for key in keys
-            if benchmark in recipe.evaluation.benchmarks
-            and not getattr(getattr(recipe.evaluation, benchmark), key)
-        ]
+    for name in recipe.evaluation.benchmarks:
+        section = recipe.evaluation.of(name)
+        empty = [key for key in BENCHMARKS[name].files if not getattr(section, key)]
         if empty:
-            keys_text = ", ".join(f"evaluation.{benchmark}.{key}" for key in empty)
-            yield Finding(
-                "WRONG",
-                benchmark,
-                f"no file is given in {keys_text}; give it, or leave {benchmark} out of "
-                "evaluation.benchmarks",
-            )
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name and is nothing on this disk."""
-    return (
-        name.count("/") == 1
-        and not name.startswith((".", "/", "~"))
-        and not Path(name).exists()
-        and Path(name).suffix != ".jinja"
-    )
+            keys = ", ".join(f"evaluation.{name}.{key}" for key in empty)
+            says = f"no file is given in {keys}; give it, or leave {name} out of"
+            yield Finding("WRONG", name, f"{says} evaluation.benchmarks")
 
 
 def hub(recipe: Recipe) -> Iterator[Finding]:
@@ -356,28 +309,27 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
     """Template and stop tokens of a model that is on this machine; of one that is not, only its
     tokenizer is fetched.
     """
-    from harness.model.policy import (
-        check_code,
-        check_weights,
-        load_tokenizer,
-        preflight,
-        stop_tokens,
-    )
 
     try:
         folder = _tokenizer_folder(source, recipe.model.revision if recipe else "")
         if (folder / "config.json").is_file():
-            check_code(folder, source, recipe.model.trust_remote_code if recipe else "")
+            policy_module.check_code(
+                folder, source, recipe.model.trust_remote_code if recipe else ""
+            )
         if Path(source).expanduser().is_dir():
-            check_weights(folder, source, recipe.model.pickle_weights if recipe else "")
-        tokenizer = load_tokenizer(folder)
+            policy_module.check_weights(
+                folder, source, recipe.model.pickle_weights if recipe else ""
+            )
+        tokenizer = policy_module.load_tokenizer(folder)
         if recipe and recipe.model.chat_template:
             tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
-        preflight(tokenizer)
+        policy_module.preflight(tokenizer)
     except (HarnessError, OSError) as error:
-        yield Finding("WRONG", f"loading {source}", str(error).splitlines()[0])
+        yield Finding("WRONG", f"loading {source}", first_line(error))
         return
-    stops = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in stop_tokens(tokenizer))
+    stops = ", ".join(
+        repr(tokenizer.convert_ids_to_tokens(i)) for i in policy_module.stop_tokens(tokenizer)
+    )
     yield Finding(
         "ok", f"template of {source}", f"passes the token check; an answer ends with {stops}"
     )
@@ -421,17 +373,9 @@ def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Iterator[Fin
         return
     import httpx
 
-    from harness.judge.endpoint import (
-        KEY_VARIABLE,
-        URL_VARIABLE,
-        auth_headers,
-        redact,
-        resolve_endpoint,
-    )
-
     try:
-        endpoint = resolve_endpoint(recipe.judge, Runtime())
-        headers = auth_headers(recipe.judge, endpoint)
+        endpoint = endpoint_module.resolve_endpoint(recipe.judge, Runtime())
+        headers = endpoint_module.auth_headers(recipe.judge, endpoint)
     except HarnessError as error:
         yield Finding("WRONG", "judge", str(error))
         return
@@ -443,15 +387,17 @@ def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Iterator[Fin
         yield Finding(
             "WRONG",
             "judge",
-            redact(
-                f"{endpoint.url} does not answer ({type(error).__name__}); check {URL_VARIABLE} "
+            endpoint_module.redact(
+                f"{endpoint.url} does not answer ({type(error).__name__}); check {endpoint_module.URL_VARIABLE} "
                 "and the network"
             ),
         )
         return
     if status in (401, 403):
         yield Finding(
-            "WRONG", "judge", f"{endpoint.url} refuses the key in {KEY_VARIABLE} (status {status})"
+            "WRONG",
+            "judge",
+            f"{endpoint.url} refuses the key in {endpoint_module.KEY_VARIABLE} (status {status})",
         )
     elif status >= 500:
         yield Finding(
@@ -461,5 +407,5 @@ def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Iterator[Fin
         yield Finding(
             "ok",
             "judge",
-            f"{endpoint.url} answers; {KEY_VARIABLE} is {'set' if headers else 'not needed'}",
+            f"{endpoint.url} answers; {endpoint_module.KEY_VARIABLE} is {'set' if headers else 'not needed'}",
         )

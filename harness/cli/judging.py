@@ -22,11 +22,11 @@ from harness.cli.options import (
     worker_count,
 )
 
-commands = lazy("harness.cli.commands")
-published = lazy("harness.evaluate.published")
-chat_http = lazy("harness.judge.chat_http")
-judge_server = lazy("harness.pocket.judge_server")
-sections = lazy("harness.study.sections")
+commands_module = lazy("harness.cli.commands")
+published_module = lazy("harness.evaluate.published")
+chat_http_module = lazy("harness.judge.chat_http")
+judge_server_module = lazy("harness.pocket.judge_server")
+sections_module = lazy("harness.study.sections")
 
 
 def evaluate(
@@ -48,13 +48,13 @@ def evaluate(
     """
 
     raise typer.Exit(
-        commands.evaluate_model(
+        commands_module.evaluate_model(
             model,
             recipe,
             name,
             store,
             results,
-            commands.parse_overrides(overrides or []),
+            commands_module.parse_overrides(overrides or []),
             worker_count(workers),
             max_cost,
         )
@@ -79,11 +79,11 @@ def judge(
     """
 
     raise typer.Exit(
-        commands.rejudge(
+        commands_module.rejudge(
             study,
             store,
             results,
-            commands.parse_overrides(overrides or []),
+            commands_module.parse_overrides(overrides or []),
             worker_count(workers),
             dry_run,
             max_cost,
@@ -116,7 +116,9 @@ def meta_judge(
     --repeats 3
     """
 
-    commands.meta_judge(pairs, recipe, results, commands.parse_overrides(overrides or []), repeats)
+    commands_module.meta_judge(
+        pairs, recipe, results, commands_module.parse_overrides(overrides or []), repeats
+    )
 
 
 def published(
@@ -134,8 +136,8 @@ def published(
     Example: selm published ../shared/data
     """
 
-    rows = published.recompute(folder)
-    published.show_figures(rows)
+    rows = published_module.recompute(folder)
+    published_module.show_figures(rows)
     raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
 
 
@@ -178,10 +180,10 @@ def judge_server(
     Example: selm judge-server --model Qwen/Qwen3-1.7B --name judge
     """
 
-    chat_http.check_host(host, public)
+    chat_http_module.check_host(host, public)
     if model:
-        commands.serve_model(model, revision, name, host, port, device, dtype)
+        commands_module.serve_model(model, revision, name, host, port, device, dtype)
     else:
-        judge_server.run_forever(
-            host, port, sections.JudgeSettings(noise=noise, seed=seed).model_dump()
+        judge_server_module.run_forever(
+            host, port, sections_module.JudgeSettings(noise=noise, seed=seed).model_dump()
         )

@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.lazy import lazy
 from harness.cli.options import RESULTS, STORE, Results, StoreRoot, StudyName
+
+commands_module = lazy("harness.cli.commands")
+console_module = lazy("harness.cli.console")
+store_module = lazy("harness.engine.store")
 
 
 def invalidate(
@@ -18,14 +23,11 @@ def invalidate(
 
     Example: selm invalidate 3fa9c1
     """
-    from harness.cli.commands import find_key
-    from harness.cli.console import console
-    from harness.engine.store import Store
 
-    opened = Store(store)
-    whole = find_key(opened, key)
+    opened = store_module.Store(store)
+    whole = commands_module.find_key(opened, key)
     opened.invalidate(whole)
-    console.print(f"Forgotten: {whole}")
+    console_module.console.print(f"Forgotten: {whole}")
 
 
 def verify(store: StoreRoot = STORE) -> None:
@@ -34,13 +36,15 @@ def verify(store: StoreRoot = STORE) -> None:
 
     Example: selm verify
     """
-    from harness.cli.console import console
-    from harness.engine.store import Store
 
-    found = Store(store).verify()
+    found = store_module.Store(store).verify()
     for item in found:
-        console.print(f"{item.path}: {item.what}; {item.action}", markup=False, soft_wrap=True)
-    console.print(f"{len(Store(store).all_keys())} stages checked, {len(found)} findings.")
+        console_module.console.print(
+            f"{item.path}: {item.what}; {item.action}", markup=False, soft_wrap=True
+        )
+    console_module.console.print(
+        f"{len(store_module.Store(store).all_keys())} stages checked, {len(found)} findings."
+    )
     raise typer.Exit(1 if found else 0)
 
 
@@ -57,10 +61,8 @@ def gc(
 
     Example: selm gc --delete
     """
-    from harness.cli.commands import collect_garbage
-    from harness.engine.store import Store
 
-    collect_garbage(Store(store), results, delete, searches)
+    commands_module.collect_garbage(store_module.Store(store), results, delete, searches)
 
 
 def export(
@@ -75,10 +77,8 @@ def export(
 
     Example: selm export alpha alpha.tar --no-weights
     """
-    from harness.cli.commands import export_named
-    from harness.engine.store import Store
 
-    export_named(results, study, Store(store), file, weights)
+    commands_module.export_named(results, study, store_module.Store(store), file, weights)
 
 
 def import_(
@@ -91,6 +91,5 @@ def import_(
 
     Example: selm import alpha.tar
     """
-    from harness.cli.commands import import_file
 
-    import_file(file, store, results)
+    commands_module.import_file(file, store, results)

@@ -21,7 +21,7 @@ from harness.engine.graph import Node
 from harness.engine.pool import devices_needed
 from harness.engine.store import Store
 from harness.engine.worker import Result, prepare_environment, run_stage
-from harness.records import HarnessError
+from harness.records import HarnessError, first_line
 
 LOST_NODE_RETRIES = 3
 """Times a stage is started again after the node or process it ran on was lost."""
@@ -94,7 +94,7 @@ class RayExecutor:
             _knock(address)
             self.ray.init(**options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             raise HarnessError(
                 f"Ray at {address!r} cannot be reached ({first}). Start it with `ray start`, or "
                 f"unset {ADDRESS_VARIABLE} to run on this machine; "
@@ -171,7 +171,7 @@ class RayExecutor:
         try:
             found: Result = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            first = (str(error).strip().splitlines() or [""])[0]
+            first = first_line(error)
             reason = f"its node or process was lost {LOST_NODE_RETRIES + 1} times ({type(error).__name__}: {first[:200]}); out of memory?"
             self.store.fail(node.key, node.stage, reason)
             return Result(node.key, "failed", message=reason)

@@ -8,6 +8,7 @@ bound unless asked.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import threading
 import time
@@ -18,7 +19,6 @@ from typing import Any
 
 from aiohttp import web
 
-from harness.judge.endpoint import is_loopback
 from harness.records import HarnessError
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -112,6 +112,16 @@ def error(
 
 
 # -- serving ---------------------------------------------------------------------------------------
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_host(host: str, public: bool) -> None:

@@ -5,7 +5,6 @@ published chat-completions schema.
 from __future__ import annotations
 
 import email.utils
-import ipaddress
 import json
 import os
 import random
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness.judge.chat_http import is_loopback
 from harness.records import HarnessError, Status, content_hash
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -90,16 +90,6 @@ def check_url(url: str, allowed_host: str = "") -> tuple[str, bool]:
             "in judge.allow_insecure_url"
         )
     return url.rstrip("/"), loopback
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def auth_headers(judge: JudgeSettings, endpoint: Endpoint) -> dict[str, str]:

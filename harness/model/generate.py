@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.model.policy import Policy
-from harness.records import Generation, GenerationRequest
+from harness.records import Generation, GenerationRequest, Status
 
 KEEP_SHARE = 0.75
 """The batch is compacted when fewer than this share of its rows still run: a copy of the cache

@@ -52,6 +52,15 @@ class Policy:
 _CACHE: OrderedDict[tuple[Any, ...], Policy] = OrderedDict()
 
 
+def release_policies() -> None:
+    """Drop the policies this process keeps for the next stage, and give their memory back."""
+    import torch
+
+    _CACHE.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def location(folder: Path) -> dict[str, Any]:
     """What ``location.json`` says (path, source, trust_remote_code, pickle_weights, chat_template);
     empty when there is none.

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.model.policy import check_weights, location, model_folder
-from harness.records import HarnessError
+from harness.records import HarnessError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -127,9 +127,7 @@ def _json(file: Path, source: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise HarnessError(
-            f"{source}: cannot read {file} ({str(error).splitlines()[0][:200]})"
-        ) from error
+        raise HarnessError(f"{source}: cannot read {file} ({first_line(error)})") from error
     if not isinstance(found, dict):
         raise HarnessError(f"{source}: {file} holds no settings")
     return found

@@ -20,7 +20,7 @@ from harness.model.policy import (
     model_folder,
 )
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
-from harness.records import HarnessError
+from harness.records import HarnessError, first_line
 from harness.study.sections import DataSettings, RankerSettings
 from harness.study.work import Lengths, Work
 
@@ -171,7 +171,7 @@ def load(folder: str, device: str) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise HarnessError(
-            f"{source}: cannot load as a reward model ({str(error).splitlines()[0][:300]})"
+            f"{source}: cannot load as a reward model ({first_line(error)})"
         ) from error
     if model.config.num_labels != 1:
         raise HarnessError(

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from harness.model.isolated_rng import fenced_random
-from harness.model.policy import load_policy, load_tokenizer
+from harness.model.policy import load_policy, load_tokenizer, release_policies
 from harness.records import (
     HarnessError,
     Pair,
@@ -35,7 +35,7 @@ from harness.records import (
 )
 from harness.study.sections import LoraSettings
 from harness.study.tasks import ObjectiveTask, TrainTask
-from harness.train import distributed, memory
+from harness.train import distributed
 from harness.train.batching import PreferenceRow, encode_pair, with_reference
 from harness.train.objectives import ResolvedObjective
 
@@ -56,7 +56,7 @@ def run(task: StageTask[TrainTask]) -> StageOutcome:
             told = train_here(task)
         else:
             distributed.check_ready(task.runtime, _devices(task))
-            memory.release_policies()
+            release_policies()
             told = distributed.run_processes("harness.stages.train:train_here", task, processes)
     except HarnessError:
         _forget_attempt(task)
@@ -77,9 +77,7 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
         tokenizer = load_tokenizer(task.inputs["policy"])
         rows = training_rows(task, tokenizer, objective)
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
-        budget = memory.fitted_budget(task, sizes)
-        trainer, clock = _trainer(task, _load(task).model, rows, work, budget)
-        memory.settle_budget(trainer, sizes, task.runtime.memory)
+        trainer, clock = _trainer(task, _load(task).model, rows, work)
         with checkpoint_before_termination(trainer, clock):
             trainer.train(resume_from_checkpoint=last_checkpoint(work))
         model = _whole_model(task, trainer)
@@ -218,7 +216,7 @@ def _stored_reference(
 
 
 def _trainer(
-    task: StageTask[TrainTask], model: Any, rows: list[PreferenceRow], work: Path, budget: int
+    task: StageTask[TrainTask], model: Any, rows: list[PreferenceRow], work: Path
 ) -> tuple[Any, Any]:
     from harness.train.trainer import (
         CHECKPOINTING,
@@ -235,6 +233,7 @@ def _trainer(
     if training.lora:
         model = _with_lora(model, training.lora, seed)
     _forget_mixed_precision()
+    checkpointing: dict[str, Any] = {CHECKPOINTING: training.gradient_checkpointing}
     args = PreferenceConfig(
         output_dir=str(work),
         objective=objective.name,
@@ -244,7 +243,7 @@ def _trainer(
         objective_params=dict(objective.given),
         global_batch_size=training.batch_size,
         per_device_train_batch_size=runtime.micro_batch or training.batch_size,
-        token_budget=budget,
+        token_budget=runtime.token_budget,
         iteration=settings.iteration,
         learning_rate=training.learning_rate,
         num_train_epochs=training.epochs,
@@ -253,7 +252,7 @@ def _trainer(
         optim=training.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        **{CHECKPOINTING: training.gradient_checkpointing},
+        **checkpointing,
         bf16=settings.dtype == "bfloat16",
         use_cpu=runtime.device == "cpu",
         disable_dropout=False,  # done above; the adapters keep the dropout that was asked for
@@ -275,11 +274,15 @@ def _with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:
     """The model with adapters whose first values follow the run's seed."""
     from peft import LoraConfig, get_peft_model
 
-    sizes = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
     with fenced_random(seed):
-        return get_peft_model(
-            model, LoraConfig(target_modules=lora.target_modules, task_type="CAUSAL_LM", **sizes)
-        )
+        return get_peft_model(model, config)
 
 
 def _forget_mixed_precision() -> None:

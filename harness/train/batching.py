@@ -102,12 +102,15 @@ class MicroBatch:
         def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.to(device) for name, tensor in tensors.items()}
 
-        tensors = {
-            name: moved(getattr(self, name)) for name in ("slots", "reference", "tokens", "extras")
-        }
         return replace(
-            self, batch=self.batch.to(device), weights=self.weights.to(device), **tensors
-        )  # type: ignore[arg-type]
+            self,
+            batch=self.batch.to(device),
+            weights=self.weights.to(device),
+            slots=moved(self.slots),
+            reference=moved(self.reference),
+            tokens=moved(self.tokens),
+            extras=moved(self.extras),
+        )
 
 
 def make_micro_batch(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,9 +31,11 @@ from harness.model.logprobs import (
 )
 from harness.records import HarnessError
 from harness.train.batching import GlobalBatchSampler, MicroBatch, PreferenceRow, collate_for_rank
-from harness.train.distributed import shard_on_cpu
+from harness.train.distributed import any_rank, shard_on_cpu
 from harness.train.objectives import ResolvedObjective, Rows, resolve
 from harness.train.step_metrics import StepMetrics
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTING = (
     "activation_checkpointing"
@@ -154,6 +157,7 @@ class PreferenceTrainer(Trainer):
             self.ref_model.to(self.args.device)
         self.parameter_count = sum(p.numel() for p in model.parameters())
         self.step_metrics = StepMetrics()
+        self._tokens = 0
 
     def create_accelerator_and_postprocess(self) -> None:
         """The Trainer's, and FSDP on CPU ranks too."""
@@ -169,45 +173,108 @@ class PreferenceTrainer(Trainer):
             len(rows), self.global_rows, seed, shuffle=args.train_sampling_strategy != "sequential"
         )
 
-        def collate(members: list[PreferenceRow]) -> list[MicroBatch]:
-            return collate_for_rank(
-                members,
-                self.objective.roles,
-                token_budget=args.token_budget,
-                micro_batch=args.per_device_train_batch_size,
-                ranks=args.world_size,
-                rank=args.process_index,
-            )
-
-        return _StepLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+        return _StepLoader(rows, batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
 
     def training_step(
-        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        num_items_in_batch: Any = None,  # noqa: ARG002 - the Trainer passes it
     ) -> Tensor:
-        """Forward and backward of every micro-batch; whole gradients meet across ranks after the
-        last one only.
+        """Forward and backward of this rank's micro-batches of one global batch (its rows).
+
+        Where a device runs out of memory, the token budget is halved on every rank and the batch is
+        computed again: its gradient does not depend on how it is cut.
         """
         model.train()
-        total = torch.zeros((), device=self.args.device)
-        for number, micro in enumerate(inputs):
-            last = number == len(inputs) - 1
-            self.accelerator.gradient_state._set_sync_gradients(last)
-            # Sharded gradients are reduced after every micro-batch: to wait, each rank would hold
-            # the whole model's.
-            with (
-                contextlib.nullcontext()
-                if last or self.is_fsdp_enabled
-                else self.accelerator.no_sync(model)
-            ):
-                loss = self.micro_batch_loss(model, micro.to(self.args.device))
-                # Data-parallel engines average gradients over ranks; the loss is a share of the
-                # global mean.
-                loss = (loss * self.args.world_size).float()
-                extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-                self.accelerator.backward(loss, **extra)
-                total += loss.detach()
+        total: Tensor | None = None
+        while total is None:
+            micro_batches = self._micro_batches(inputs)
+            metrics = copy.deepcopy(self.step_metrics)
+            total = self._accumulate(model, micro_batches)
+            if total is None:
+                self.step_metrics = metrics
+                self._halve_token_budget(model, inputs)
+        self._tokens = sum(micro.batch.tokens for micro in micro_batches)
         self._stop_if_diverged("loss", float(total))
         return total
+
+    def _micro_batches(self, rows: Sequence[PreferenceRow]) -> list[MicroBatch]:
+        args = self.args
+        return collate_for_rank(
+            rows,
+            self.objective.roles,
+            token_budget=args.token_budget,
+            micro_batch=args.per_device_train_batch_size,
+            ranks=args.world_size,
+            rank=args.process_index,
+        )
+
+    def _accumulate(self, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> Tensor | None:
+        """Sum of the losses with their gradients, or None where any rank ran out of memory.
+
+        Ranks agree before the last backward pass, in which their gradients meet. Shards meet in
+        every pass: there a rank without memory ends the run, with advice.
+        """
+        *early, last = micro_batches
+        alone = self.args.world_size == 1
+        total = torch.zeros((), device=self.args.device)
+        loss = total
+        short = False
+        try:
+            for micro in early:
+                self.accelerator.gradient_state._set_sync_gradients(False)
+                # Sharded gradients are reduced after every micro-batch: to wait, each rank would
+                # hold the whole model's.
+                waiting = contextlib.nullcontext()
+                if not self.is_fsdp_enabled:
+                    waiting = self.accelerator.no_sync(model)
+                with waiting:
+                    total += self._backward(self._scaled_loss(model, micro))
+            self.accelerator.gradient_state._set_sync_gradients(True)
+            loss = self._scaled_loss(model, last)
+            if alone:
+                return total + self._backward(loss)
+        except torch.OutOfMemoryError as error:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise HarnessError(self._does_not_fit("a micro-batch")) from error
+            short = True
+        if not alone:
+            (short,) = any_rank(self.args.device, short)
+        return None if short else total + self._backward(loss)
+
+    def _scaled_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
+        """Data-parallel engines average gradients over ranks; the loss is a share of the global
+        mean.
+        """
+        loss = self.micro_batch_loss(model, micro.to(self.args.device))
+        return (loss * self.args.world_size).float()
+
+    def _backward(self, loss: Tensor) -> Tensor:
+        extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **extra)
+        detached: Tensor = loss.detach()
+        return detached
+
+    def _halve_token_budget(self, model: nn.Module, rows: Sequence[PreferenceRow]) -> None:
+        """Raises HarnessError when the longest row alone does not fit."""
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        sizes = [row.packed(self.objective.roles)[0].tokens for row in rows]
+        held = self.args.token_budget or sum(sizes)
+        if held <= max(sizes):
+            raise HarnessError(self._does_not_fit(f"one row of {max(sizes):,} tokens"))
+        self.args.token_budget = max(max(sizes), min(held, sum(sizes)) // 2)
+        logger.warning("out of memory: token budget is now %d tokens", self.args.token_budget)
+
+    def _does_not_fit(self, what: str) -> str:
+        return (
+            f"training does not fit: {what} ran out of the device's memory at iteration "
+            f"{self.args.iteration}, step {self.state.global_step + 1}. Try gradient checkpointing, "
+            "training.lora, runtime.sharding: fsdp over several runtime.processes, or a shorter "
+            "training.max_length"
+        )
 
     def micro_batch_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
         """Sum of the micro-batch's row losses over the rows of the global batch, float64 scalar."""
@@ -270,10 +337,9 @@ class PreferenceTrainer(Trainer):
             )
         super().log(logs, start_time)
 
-    def floating_point_ops(self, inputs: Any) -> int:
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         """6 FLOPs per parameter and token (forward and backward), unique tokens only."""
-        tokens: int = sum(micro.batch.tokens for micro in inputs)
-        return 6 * tokens * self.parameter_count
+        return 6 * self._tokens * self.parameter_count
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:  # noqa: ARG002
         """Rows of the training set."""

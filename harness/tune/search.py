@@ -22,10 +22,10 @@ from typing import Any
 import optuna
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
 
-from harness.cli.commands import fingerprints, make_executor, open_store
-from harness.cli.console import console
 from harness.engine.execute import Inline, terminable
+from harness.engine.launch import fingerprints, make_executor
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.records import HarnessError
@@ -99,7 +99,8 @@ def work(search: Search, seed_offset: int = 0, device: str = "", replaceable: bo
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    store, spec, study = open_store(search.store), search.spec, open_study(search, seed_offset)
+    store, spec, study = Store(search.store), search.spec, open_study(search, seed_offset)
+    store.open()
     base = base_study(search, spec)
     executor = make_executor("inline", store, 1, build_plan(base))
     assert isinstance(executor, Inline)
@@ -153,7 +154,7 @@ def _finish(
         if reason
         else " ".join([ending[0].name.lower(), *(f"{value:.4g}" for value in ending[1] or ())])
     )
-    console.print(
+    Console().print(
         f"trial {trial.number}: {said} ({time.monotonic() - started:.0f} s)",
         markup=False,
         soft_wrap=True,

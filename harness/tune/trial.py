@@ -23,10 +23,10 @@ import optuna
 import pyarrow.parquet as pq
 from optuna.trial import TrialState
 
-from harness.cli.commands import fingerprints
 from harness.engine.execute import Inline, execute
 from harness.engine.garbage import remember
 from harness.engine.graph import Plan
+from harness.engine.launch import fingerprints
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.engine.worker import redact

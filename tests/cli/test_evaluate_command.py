@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.cli.commands import share_cost
+from harness.engine.launch import share_cost
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.study.study import load_study

@@ -8,21 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
-
-from harness.cli import app
-from harness.cli.commands import prepare
-from harness.cost.budget import (
-    DEVICES,
-    Assumptions,
-    Line,
-    Need,
-    budget,
-    elapsed,
-    lora_parameters,
-    memory,
-    wall_seconds,
-)
 from harness.cost.count import RULES
 from harness.cost.rates import (
     POCKET,
@@ -35,8 +20,23 @@ from harness.cost.rates import (
     tiny_step_seconds,
 )
 from harness.cost.view import PAPER_SEED, amount, plan_of, verdict
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.cost.budget import (
+    DEVICES,
+    Assumptions,
+    Line,
+    Need,
+    budget,
+    elapsed,
+    lora_parameters,
+    memory,
+    wall_seconds,
+)
 from harness.cost.work import KNOWN, Work, shape_of
 from harness.engine.graph import Node, Plan
+from harness.engine.launch import prepare
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.files import hash_tree

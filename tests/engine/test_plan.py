@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
 import itertools
 import json
 import time
@@ -13,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from harness.engine.graph import Plan, stage_key
+from harness.engine.graph import Plan, defining_settings
 from harness.engine.manifest import manifest
-from harness.engine.runs import build_plan, resolve_objective
+from harness.engine.graph import resolve_objective
+from harness.engine.runs import build_plan
 from harness.engine.stages import STAGES
+from harness.engine.versions import source_hash
 from harness.records import HarnessError
+from harness.study.sections import Section
 from harness.study.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -112,32 +113,26 @@ def test_every_checkpoint_is_scored_by_every_benchmark() -> None:
             )
 
 
-def test_a_setting_added_later_leaves_old_keys_alone_at_its_default(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import dataclasses
+def test_a_setting_added_later_leaves_old_keys_alone_at_its_default() -> None:
+    class Before(Section):
+        seed: int
 
-    old = stage_key("rollout", 1, {"seed": 1}, {})
-    monkeypatch.setitem(
-        STAGES, "rollout", dataclasses.replace(STAGES["rollout"], added={"min_p": 0.0})
-    )
-    assert stage_key("rollout", 1, {"seed": 1, "min_p": 0.0}, {}) == old
-    assert stage_key("rollout", 1, {"seed": 1, "min_p": 0.1}, {}) != old
+    class Now(Before):
+        later = {"min_p": 0.0}
+        min_p: float = 0.0
+
+    old = defining_settings(Before(seed=1), {})
+    assert defining_settings(Now(seed=1), {}) == old
+    assert defining_settings(Now(seed=1, min_p=0.1), {}) == old | {"min_p": 0.1}
 
 
-def test_the_coefficient_and_kappa_follow_the_convention() -> None:
-    recipe = load_study(ALPHA, {"objective.alpha": 1e-3, "objective.beta": 0.01}).base
-    _, numbers = resolve_objective(recipe, 1)
-    assert numbers["c"] == pytest.approx(1e-5)
-    assert numbers["kappa"] == pytest.approx(0.002)
-    _, numbers = resolve_objective(
-        load_study(
-            ALPHA,
-            {"objective.alpha": 1e-3, "objective.beta": 0.01, "objective.convention": "alpha"},
-        ).base,
-        1,
-    )
-    assert numbers["c"] == pytest.approx(1e-3)
+def test_the_coefficient_and_kappa_follow_the_objective() -> None:
+    numbers = {"objective.alpha": 1e-3, "objective.beta": 0.01}
+    found = resolve_objective(load_study(ALPHA, numbers).base, 1)
+    assert found.c == pytest.approx(1e-5)
+    assert found.kappa == pytest.approx(0.002)
+    numbers["objective.name"] = "selm_algorithm_1"
+    assert resolve_objective(load_study(ALPHA, numbers).base, 1).c == pytest.approx(1e-3)
 
 
 def test_the_warm_up_iteration_is_plain_dpo() -> None:
@@ -166,44 +161,6 @@ def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
 def test_golden_keys() -> None:
     golden = json.loads((GOLDEN / "keys.json").read_text())
     assert {node.stage: key for key, node in reversed(list(plan_of().nodes.items()))} == golden
-
-
-def outline(node: Any) -> Any:
-    """A syntax tree as lists and texts. Empty fields do not count: which of them there are depends
-    on Python's version.
-    """
-    if isinstance(node, ast.AST):
-        return [
-            type(node).__name__,
-            {
-                name: outline(value)
-                for name, value in ast.iter_fields(node)
-                if value not in (None, [])
-            },
-        ]
-    return [outline(part) for part in node] if isinstance(node, list) else repr(node)
-
-
-def source_hash(stage: str) -> str:
-    """Hash of the syntax trees behind a stage: comments and layout do not count, docstrings do not
-    either.
-    """
-    digest = hashlib.sha256()
-    for name in STAGES[stage].modules:
-        path = ROOT / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            tree = ast.parse(file.read_text())
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if (
-                    isinstance(body, list)
-                    and body
-                    and isinstance(body[0], ast.Expr)
-                    and isinstance(getattr(body[0], "value", None), ast.Constant)
-                ):
-                    body[0] = ast.Pass()
-            digest.update(json.dumps(outline(tree)).encode())
-    return digest.hexdigest()
 
 
 @pytest.mark.parametrize("stage", STAGES)

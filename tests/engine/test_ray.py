@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from harness.cli.commands import prepare
 from harness.engine.execute import Inline, execute
 from harness.engine.graph import Plan
+from harness.engine.launch import prepare
 from harness.engine.store import Store, hash_file
 from harness.records import HarnessError
 

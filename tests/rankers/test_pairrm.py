@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers import pairrm, pairrm_files
+from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, read_jsonl, write_jsonl
 from harness.stages import base as checkpoint

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers import judge, reward_model
+from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, StageTask, read_jsonl, write_jsonl
 from harness.stages import rank

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.engine.runs import build_plan, resolve_objective
+from harness.engine.graph import resolve_objective
+from harness.engine.runs import build_plan
 from harness.evaluate.academic_files import PAPER_TASKS
 from harness.model.policy import encode_prompt, encode_response, preflight
 from harness.study.sections import at_iteration
@@ -35,7 +36,7 @@ COMMON: dict[str, Any] = {
     "loop.mode": "iterative",
     "objective.name": "selm",
     "objective.beta": 0.01,  # [P]
-    "objective.convention": "alpha_beta",  # [P] equation 4.2, [C]
+    "objective.name": "selm",  # [P] equation 4.2, [C]
     "objective.placebo": "none",
     "exploration.decoding": "greedy",  # [C] temperature 0
     "exploration.policy": "start",  # [P] Algorithm 1: y from the iteration-start model
@@ -109,10 +110,10 @@ def test_every_iteration_has_the_papers_coefficients(name: str) -> None:
     total = resolved.loop.iterations + resolved.loop.warmup_dpo
     assert total == len(OWN[name]["training.learning_rate"])
     for iteration in range(1, total + 1):
-        objective, numbers = resolve_objective(resolved, iteration)
+        objective = resolve_objective(resolved, iteration)
         first = name == "zephyr-7b" and iteration == 1
-        assert objective["name"] == ("dpo" if first else "selm")
-        assert numbers["c"] == pytest.approx(0.0 if first else OWN[name]["objective.alpha"] * 0.01)
+        assert objective.name == ("dpo" if first else "selm")
+        assert objective.c == pytest.approx(0.0 if first else OWN[name]["objective.alpha"] * 0.01)
         assert (
             at_iteration(resolved.training.learning_rate, iteration, total)
             == OWN[name]["training.learning_rate"][iteration - 1]

@@ -20,7 +20,7 @@ from accelerate.utils.deepspeed import HfDeepSpeedConfig as AccelerateConfig
 from safetensors.torch import load_file
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from harness.cli.commands import prepare
+from harness.engine.launch import prepare
 from harness.records import HarnessError, read_jsonl
 from harness.stages import train
 from harness.study.settings import Recipe

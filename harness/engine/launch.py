@@ -1,0 +1,205 @@
+"""From a study file to a running plan: what it names is there, what it needs fits, and where it runs.
+
+What is refused is refused here, before any compute is spent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.engine.execute import Executor, Inline, Listener, Pool, Summary, execute
+from harness.engine.graph import Plan
+from harness.engine.manifest import manifest
+from harness.engine.ray_executor import RayExecutor
+from harness.engine.runs import build_plan, files_of
+from harness.engine.store import Store
+from harness.files import hash_file
+from harness.model.fingerprint import fingerprint
+from harness.model.shape import shape_of
+from harness.records import HarnessError, content_hash, is_hub_id
+from harness.study.study import Study, compose, load_study
+from harness.study.yaml import load_yaml
+from harness.train.distributed import check_ready
+from harness.train.memory import GB, arithmetic, training_bytes, training_parts
+
+PAPER_SEED = 42
+"""Seed of the one run when a recipe stands in for a study."""
+
+
+def fingerprints(study: Study) -> dict[str, str]:
+    """Content hash of every file and checkpoint folder the study's recipes use; a hub id has none:
+    its revision is part of the settings. A missing file is an error here, before any compute.
+    """
+    found = {}
+    for name in sorted({name for cell in study.cells for name in files_of(cell.recipe)}):
+        path = Path(name)
+        if path.is_file():
+            found[name] = hash_file(path)
+        elif path.is_dir():
+            found[name] = fingerprint(path)
+        elif not is_hub_id(name):
+            raise HarnessError(
+                f"{study.file}: {name}: no such file or folder (named by the recipe or on the "
+                "command line)"
+            )
+    return found
+
+
+def plan_study(study: Study) -> Plan:
+    """The graph of a study whose files are there."""
+    return build_plan(study, fingerprints(study))
+
+
+def prepare(path: Path, overrides: Mapping[str, Any]) -> Plan:
+    """Read a study's file and lay out its graph."""
+    return plan_study(load_study(path, overrides))
+
+
+def prepare_recipe(path: Path, overrides: Mapping[str, Any]) -> Plan:
+    """The plan of a study's file, or of a recipe's: one run of it."""
+    tree, _ = load_yaml(path)
+    if isinstance(tree, dict) and "recipe" not in tree and "model" in tree:
+        whole = str(path.resolve())
+        return plan_study(compose(path, path.stem, whole, overrides, {"recipe": {}}, [PAPER_SEED]))
+    return prepare(path, overrides)
+
+
+def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
+    """The plan with ``max_cost`` USD (0: no limit) shared evenly by its stages that ask a judge and
+    are not done, so that all of them together stay within it. What a stage's own journal spent
+    earlier counts against its share.
+    """
+    waiting = [
+        key
+        for key, node in plan.nodes.items()
+        if getattr(node.settings, "judge", None) and not store.has(key)
+    ]
+    if not max_cost or not waiting:
+        return plan
+    share = max_cost / len(waiting)
+    limited = {
+        key: dataclasses.replace(
+            plan.nodes[key],
+            runtime=plan.nodes[key].runtime.model_copy(update={"max_cost_usd": share}),
+        )
+        for key in waiting
+    }
+    return dataclasses.replace(plan, nodes={**plan.nodes, **limited})
+
+
+# -- where it runs ---------------------------------------------------------------------------------
+def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor:
+    """The executor by name. Pools have one worker per core, or per GPU where there are any."""
+    recipes = {id(cell.recipe): cell.recipe for cell in plan.study.cells}.values()
+    hub = any(is_hub_id(name) for recipe in recipes for name in files_of(recipe))
+    here = None if kind == "ray" else len(devices())
+    for recipe in recipes:
+        check_ready(recipe.runtime, 0 if recipe.runtime.device == "cpu" else here)
+    if kind == "inline":
+        return Inline(store, hub)
+    if kind == "ray":
+        return RayExecutor(store, workers, hub=hub)
+    if kind != "pool":
+        raise HarnessError(f"--executor {kind!r} is unknown; allowed: inline, pool, ray")
+    return Pool(store, workers, devices(), hub)
+
+
+def devices() -> list[str]:
+    """Visible GPUs by index, empty on a machine without; asks the driver's tool, so that torch need
+    not be imported here.
+    """
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [name for name in names if name.strip() not in ("", "-1")]
+    return _driver_says("index")
+
+
+def device_memory() -> list[float]:
+    """Bytes of every visible GPU as the driver's tool tells them; empty where there is none or it
+    cannot be asked.
+    """
+    visible = devices()
+    if not visible:
+        return []
+    chosen = ["-i", ",".join(visible)]
+    told = _driver_says("memory.total", *chosen)
+    return [float(size) * 2**20 for size in told if size.replace(".", "").isdigit()]
+
+
+def _driver_says(what: str, *chosen: str) -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", *chosen, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False)
+    return listing.stdout.split() if listing.returncode == 0 else []
+
+
+# -- before it runs --------------------------------------------------------------------------------
+CHECKS = ("data.files", "base.checkpoint", "benchmarks.files")
+"""Stages that only read and check what the recipe names. They go first, and nothing else starts
+when one of them fails.
+"""
+
+
+def execute_checked(
+    plan: Plan, store: Store, executor: Executor, listener: Listener, only: Sequence[str]
+) -> Summary:
+    """``execute``, but the stages that check come first; where one fails, nothing that computes has
+    been started.
+    """
+    if only or not any(node.stage in CHECKS for node in plan.nodes.values()):
+        return execute(plan, store, executor, listener, only)
+    first = execute(plan, store, executor, listener, CHECKS)
+    if first.failed:
+        states = store.states(list(plan.nodes))
+        first.blocked = sorted(
+            key for key, state in states.items() if state != "done" and key not in first.failed
+        )
+        return first
+    found = execute(plan, store, executor, listener)
+    found.executed, found.reused, found.seconds = (
+        found.executed + first.executed,
+        found.reused - first.executed,
+        found.seconds + first.seconds,
+    )
+    return found
+
+
+def check_memory(plan: Plan, rooms: Sequence[float]) -> None:
+    """Raise HarnessError when the smallest device (``rooms``: bytes of each) cannot hold what
+    training holds without a single row.
+
+    Only what is certain is refused here: rows are fitted by the trainer itself.
+    """
+    for recipe in {id(cell.recipe): cell.recipe for cell in plan.study.cells}.values():
+        runtime = recipe.runtime
+        skipped = recipe.model.source == "pocket" or not recipe.loop.iterations
+        if not rooms or skipped or runtime.memory == "off" or runtime.device == "cpu":
+            continue
+        try:
+            shape = shape_of(recipe)
+        except HarnessError:  # a model whose sizes are not known before it is fetched
+            continue
+        needed, room = training_bytes(shape, recipe), min(rooms)
+        if needed > room:
+            raise HarnessError(
+                f"{plan.study.file}: training {recipe.model.source} does not fit: "
+                f"{needed / GB:.1f} GB before the first row, {room / GB:.1f} GB on a device, "
+                f"{(needed - room) / GB:.1f} GB short ({arithmetic(training_parts(shape, recipe))})."
+                " Set training.lora, or runtime.sharding: fsdp with more runtime.processes; "
+                "runtime.memory: off goes on without this check"
+            )
+
+
+def report_stamp(plan: Plan, store: Store, sources: Iterable[Path]) -> str:
+    """Hash of what a report shows: the study, the state of every stage, and the code that draws it
+    (``sources``).
+    """
+    code = {str(path): hash_file(path) for path in sorted(sources)}
+    return content_hash(manifest(plan, {}), store.states(list(plan.nodes)), code)
