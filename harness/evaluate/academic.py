@@ -1,395 +1,363 @@
-"""Stage ``academic``: lm-eval's own evaluator over the six academic tasks (or any others), one
-score row per item.
+"""Academic tasks: what is asked of lm-eval, and the data and YAML that its packaged tasks read,
+without the hub. `harness.evaluate.academic_run` runs them.
 
-Inputs: policy, benchmarks (its ``academic`` folder: tasks.json and task YAMLs with paths relative
-to the folder). Settings: an AcademicSettings dump with ``dtype``, ``attention``,
-``generation_batch``. Out: scores.parquet, samples.jsonl (the text or log-likelihoods that earned
-each score), summary.json {column: {"value", "stderr", "n", …}}.
+For each column of the paper's Table 2 a small YAML ``include:``s the task that ships with lm-eval
+and changes only where its rows come from and how many shots it has; prompt, parsing and metric stay
+lm-eval's. Paths in the YAML are relative (to the folder, and ``lm_eval/…`` for the packaged task),
+so that the folder's content is the same on every machine; `academic_run.materialise` makes them
+absolute in a temporary copy.
 
-Prompts, few-shot draws, answer parsing and metrics are lm-eval's; here is only what it leaves open:
-batches by length, no cache that forgets the model, no global seeding left behind, tokens checked
-against the ones the policy is trained on. An answer that lm-eval cannot parse scores 0 there by
-definition and here too; a score that could not be computed is a row without a value.
+The paper names shots but neither the lm-eval task nor the metric key. What is set here, and why:
+gsm8k: ``gsm8k_cot`` is the only packaged 8-shot chain-of-thought task (its eight worked examples
+are in its YAML), its first filter is strict-match. hellaswag, arc_challenge: ``acc_norm``, the
+leaderboards' key (the table's 78-86 for HellaSwag cannot be ``acc``). truthfulqa_mc2: the only
+packaged TruthfulQA metric on which the table's Llama-3-8B-Instruct reads 51.7. openbookqa: ``acc``,
+by the table's scale (35-43; ``acc_norm`` of these models is near 10 points higher). An inference,
+so tables name the task and metric.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-import math
 import re
-import statistics
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from harness.evaluate.academic_files import (
-    PAPER_TASKS,
-    AcademicSettings,
-    AcademicTask,
-    item_name,
-    prepare_academic,
-)
-from harness.evaluate.academic_lm import ROWS, compiled_templates, language_model, quiet
-from harness.evaluate.benchmark import Asked, Benchmark, Counting, Measure
-from harness.model.isolated_rng import fenced_random
-from harness.records import (
-    HarnessError,
-    Score,
-    StageOutcome,
-    StageTask,
-    content_hash,
-    write_jsonl,
-    write_scores,
-)
+from harness.evaluate.benchmark import PERCENT, Asked, Benchmark, Counting, Measure
+from harness.files import hash_file
+from harness.records import HarnessError, read_jsonl, write_jsonl
+from harness.study.sections import NonNegative, Section
+from harness.study.tasks import Generating
 from harness.study.work import Work
 
-FEWSHOT_SEED = 1234
-"""lm-eval's default: few-shot draws equal its command line's."""
-
-
-Entry = Mapping[str, Any]
-
-
-def run(task: StageTask[AcademicTask]) -> StageOutcome:
-    """Score one checkpoint. Raises HarnessError for a policy or a task that lm-eval would score on
-    wrong tokens or prompts.
-    """
-    from harness.model.policy import load_policy, preflight
-
-    settings = task.settings
-    device = task.runtime.device
-    policy = load_policy(
-        task.inputs["policy"], dtype=settings.dtype, attention=settings.attention, device=device
-    )
-    if settings.chat_template:
-        preflight(policy.tokenizer)
-    scores, samples, summary, cut = evaluate_policy(
-        policy, task.inputs["benchmarks"] / "academic", settings
-    )
-    write_jsonl(task.out / "samples.jsonl", samples)
-    (task.out / "summary.json").write_text(
-        json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
-    rows = write_scores(task.out / "scores.parquet", scores)
-    errors = sum(score.status == "error" for score in scores)
-    shown = {column: entry["value"] for column, entry in summary.items()} | (
-        {"prompts_cut": cut} if cut else {}
-    )
-    return StageOutcome(rows=rows, errors=errors, summary=shown)
-
-
-def evaluate_policy(
-    policy: Any, folder: Path, settings: AcademicTask
-) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], int]:
-    """Score rows, samples, summary by column, and the number of prompts that lm-eval cut on the
-    left to fit the model.
-    """
-    entries = task_entries(folder, settings.tasks)
-    with (
-        tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary,
-        quiet(),
-        fenced_random(),
-        compiled_templates(),
-    ):
-        lm = language_model(policy, settings)
-        columns = load_tasks(folder, entries, settings, Path(temporary))
-        found = evaluate_all(
-            lm, {name: task for tasks in columns.values() for name, task in tasks.items()}, settings
-        )
-        scores: list[Score] = []
-        samples: list[dict[str, Any]] = []
-        summary: dict[str, Any] = {}
-        for column, tasks in columns.items():
-            rows, texts = score_rows(column, entries[column], tasks, found, settings.limit)
-            scores += rows
-            samples += texts
-            summary[column] = summarise(entries[column], rows)
-    return scores, samples, summary, lm.cut
-
-
-# --- tasks ----------------------------------------------------------------------------------------
-
-
-def task_entries(folder: Path, wanted: list[str]) -> dict[str, Entry]:
-    """The wanted columns of ``folder/tasks.json``. Raises HarnessError naming the ones it lacks."""
-    file = folder / "tasks.json"
-    if not file.is_file():
-        raise HarnessError(f"{file} is missing; the benchmarks stage writes it")
-    entries: dict[str, Entry] = json.loads(file.read_text(encoding="utf-8"))
-    missing = [name for name in wanted if name not in entries]
-    if missing:
-        raise HarnessError(f"{file} has no task {', '.join(missing)}; it has {', '.join(entries)}")
-    return {name: entries[name] for name in wanted}
-
-
-def materialise(folder: Path, target: Path) -> None:
-    """Copy the task YAMLs with absolute paths: data files of ``folder``, and ``lm_eval/…`` for the
-    tasks that ship with lm-eval.
-    """
-    import lm_eval
-
-    packaged = Path(lm_eval.__file__).parent.parent
-
-    def absolute(match: re.Match[str]) -> str:
-        name = match[0]
-        return str((folder / name).resolve()) if (folder / name).is_file() else name
-
-    for file in sorted(folder.glob("*.yaml")):
-        text = re.sub(
-            r"(?m)^(include:\s*)(lm_eval/\S+)",
-            lambda m: f"{m[1]}{packaged / m[2]}",
-            file.read_text(encoding="utf-8"),
-        )
-        text = re.sub(
-            r"(?<![\w/.-])[\w-][\w.-]*\.(?:jsonl\.gz|jsonl|json|parquet|csv)(?![\w.-])",
-            absolute,
-            text,
-        )
-        (target / file.name).write_text(text, encoding="utf-8")
-
-
-def load_tasks(
-    folder: Path, entries: Mapping[str, Entry], settings: AcademicTask, temporary: Path
-) -> dict[str, dict[str, Any]]:
-    """lm-eval's task objects by column (a group such as ``mmlu`` has many), with shots and
-    generation limit set.
-    """
-    import datasets
-    from lm_eval.tasks import TaskManager
-
-    (temporary / "tasks").mkdir()
-    materialise(folder, temporary / "tasks")
-    from_hub = any(
-        not (folder / f"{column}.yaml").is_file() and entry.get("source") == "hub"
-        for column, entry in entries.items()
-    )
-    manager = TaskManager(include_path=str(temporary / "tasks"), include_defaults=from_hub)
-    cache = datasets.config.HF_DATASETS_CACHE
-    if not any(
-        entry.get("source") in ("hub", *(t.hub for t in PAPER_TASKS.values()))
-        for entry in entries.values()
-    ):
-        datasets.config.HF_DATASETS_CACHE = (
-            temporary / "datasets"
-        )  # local rows only: leave nothing behind
-    columns: dict[str, dict[str, Any]] = {}
-    try:
-        for column, entry in entries.items():
-            columns[column] = dict(manager.load([entry["task"]])["tasks"])
-    except (KeyError, ValueError, ConnectionError, FileNotFoundError) as error:
-        hint = "give it a local file under academic.data"
-        raise HarnessError(
-            f"academic task {column} ({entry['task']}): lm-eval cannot load it ({error}); {hint}"
-        ) from error
-    finally:
-        datasets.config.HF_DATASETS_CACHE = cache
-    for column, tasks in columns.items():
-        for task in tasks.values():
-            shots = entries[column].get("shots")
-            if shots is not None:
-                task.set_config("num_fewshot", int(shots))
-            elif task.get_config("num_fewshot") is None:
-                task.set_config("num_fewshot", 0)
-            if settings.max_new_tokens and task.get_config("output_type") == "generate_until":
-                task.set_config(
-                    "generation_kwargs", {"max_gen_toks": settings.max_new_tokens}, update=True
-                )
-    return columns
-
-
-# --- evaluation -----------------------------------------------------------------------------------
-
-
-def evaluate_all(
-    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
-) -> dict[str, list[dict[str, Any]] | None]:
-    """lm-eval's logged samples by task; None for a task that ran out of memory even one row at a
-    time.
-    """
-    try:
-        return dict(_with_smaller_batches(lm, tasks, settings))
-    except MemoryError:
-        lm.shrink = 1
-    found: dict[str, list[dict[str, Any]] | None] = {}
-    for name, task in tasks.items():
-        try:
-            found |= _with_smaller_batches(lm, {name: task}, settings)
-        except MemoryError:
-            found[name] = None
-    return found
-
-
-def _with_smaller_batches(
-    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
-) -> dict[str, list[dict[str, Any]]]:
-    """One evaluation; out of memory halves the batches and starts again. Raises MemoryError when
-    batches of one row do not fit.
-    """
-    while True:
-        try:
-            return _evaluate(lm, tasks, settings)
-        except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
-                raise
-            if lm.shrink >= max(ROWS, settings.generation_batch):
-                raise MemoryError(str(error)) from error
-            lm.shrink *= 2
-            lm.cut = 0
-
-
-def _evaluate(
-    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
-) -> dict[str, list[dict[str, Any]]]:
-    from lm_eval.evaluator import evaluate
-
-    for task in tasks.values():
-        task.set_fewshot_seed(FEWSHOT_SEED)
-    try:
-        results = evaluate(
-            lm,
-            {"tasks": dict(tasks), "groups": {}, "group_map": {}},
-            limit=settings.limit or None,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=settings.chat_template,
-            fewshot_as_multiturn=bool(settings.chat_template and settings.fewshot_as_multiturn),
-        )
-    except AssertionError as error:
-        raise HarnessError(
-            f"lm-eval refuses the academic tasks: {error} (a shorter academic.max_new_tokens or "
-            "fewer shots may help)"
-        ) from error
-    samples: dict[str, list[dict[str, Any]]] = results["samples"]
-    return samples
-
-
-# --- rows -----------------------------------------------------------------------------------------
-
-
-def score_rows(
-    column: str,
-    entry: Entry,
-    tasks: Mapping[str, Any],
-    found: Mapping[str, list[dict[str, Any]] | None],
-    limit: int,
-) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Score rows in percent and sample rows of one column, in lm-eval's order of items."""
-    from importlib.metadata import version
-
-    scores: list[Score] = []
-    samples: list[dict[str, Any]] = []
-    several = len(tasks) > 1
-    for name, task in tasks.items():
-        shown = entry.get("lm_eval_task", entry["task"]) if not several else name
-        benchmark_version = f"lm_eval {version('lm_eval')} {shown} {task.VERSION}"
-        logged = found[name]
-        docs: list[tuple[int, Mapping[str, Any], dict[str, Any] | None]]
-        if logged is None:
-            docs = [
-                (i, doc, None)
-                for i, doc in zip(range(limit or len(task.eval_docs)), task.eval_docs, strict=False)
-            ]
-        else:
-            wanted = entry.get("filter") or logged[0]["filter"]
-            chosen = [sample for sample in logged if sample["filter"] == wanted]
-            if not chosen:
-                raise HarnessError(
-                    f"academic task {column}: lm-eval has no filter {wanted!r}; it has "
-                    f"{sorted({s['filter'] for s in logged})}"
-                )
-            docs = [
-                (sample["doc_id"], sample["doc"], sample)
-                for sample in sorted(chosen, key=lambda sample: sample["doc_id"])
-            ]
-        names = _item_names([(position, doc) for position, doc, _ in docs])
-        for item, (_, _, sample) in zip(names, docs, strict=True):
-            item = f"{name}:{item}" if several else item
-            value = None if sample is None else _value(column, entry, task, sample)
-            source = (
-                ""
-                if sample is None
-                else content_hash(
-                    sample["doc_hash"], sample["prompt_hash"], sample["target_hash"], length=16
-                )
-            )
-            status: Any = "ok" if value is not None else "error"
-            scores.append(
-                Score(column, benchmark_version, item, item, "score", value, status, source=source)
-            )
-            if sample is not None:
-                answer = {
-                    "answer": _plain(sample["filtered_resps"]),
-                    "raw": _plain(sample["resps"]),
-                }
-                samples.append({"benchmark": column, "item": item, "value": value} | answer)
-    return scores, samples
-
-
-def _item_names(docs: list[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    """The items' own ids where they are all different, else positions."""
-    names = [item_name(doc, position) for position, doc in docs]
-    return names if len(set(names)) == len(names) else [str(position) for position, _ in docs]
-
-
-def _value(column: str, entry: Entry, task: Any, sample: Mapping[str, Any]) -> float | None:
-    metric = entry.get("metric") or task.config.metric_list[0]["metric"]
-    if metric not in sample:
-        raise HarnessError(
-            f"academic task {column}: lm-eval reports no metric {metric!r} per item; it reports "
-            f"{', '.join(sample['metrics'])}"
-        )
-    if not isinstance(sample[metric], (int, float)) and not hasattr(sample[metric], "item"):
-        kind = type(sample[metric]).__name__
-        raise HarnessError(
-            f"academic task {column}: metric {metric!r} is no number per item ({kind}); name "
-            "another in tasks.json"
-        )
-    value = float(sample[metric]) * float(entry.get("scale", 1.0 if metric == "eqbench" else 100.0))
-    return value if math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    """JSON form of lm-eval's responses; log-likelihoods to 6 decimals, infinities as text."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else str(value)
-    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
-
-
-def summarise(entry: Entry, rows: list[Score]) -> dict[str, Any]:
-    """Mean and standard error (sd/√n, n − 1) in percent over the scored items; None where nothing
-    was scored.
-    """
-    values = [row.value for row in rows if row.value is not None]
-    about = {
-        key: entry[key]
-        for key in ("metric", "filter", "shots", "shots_from", "paper_shots", "source")
-        if key in entry
-    }
-    return about | {
-        "value": statistics.fmean(values) if values else None,
-        "stderr": statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
-        "n": len(values),
-        "expected": len(rows),
-        "task": entry.get("lm_eval_task", entry["task"]),
-        "version": rows[0].benchmark_version if rows else "",
-    }
-
-
-# -- its record ------------------------------------------------------------------------------------
-
-
 NAME = "academic"
-TITLES = {
-    "gsm8k": "GSM8K",
-    "hellaswag": "HellaSwag",
-    "arc_challenge": "ARC-C",
-    "truthfulqa_mc2": "TruthfulQA",
-    "eq_bench": "EQ-Bench",
-    "openbookqa": "OBQA",
+Item = dict[str, Any]
+"""A row of a task's data."""
+
+
+@dataclass(frozen=True)
+class PaperTask:
+    """One column of the paper's Table 2 and the lm-eval task behind it.
+
+    yaml: below ``lm_eval/tasks``. scale: factor from lm-eval's value to percent. split: the one
+    scored. trains: whether the packaged task draws its shots from a ``train`` split. hub: where the
+    items come from when no local file is given.
+    """
+
+    column: str
+    title: str
+    task: str
+    yaml: str
+    metric: str
+    filter: str
+    shots: int
+    scale: float
+    split: str
+    trains: bool
+    hub: str
+
+
+_PAPER = """
+gsm8k GSM8K gsm8k_cot gsm8k/gsm8k-cot exact_match strict-match 8 test - openai/gsm8k
+hellaswag HellaSwag = hellaswag/hellaswag acc_norm none 10 validation train Rowan/hellaswag
+arc_challenge ARC-C = arc/arc_challenge acc_norm none 25 test train allenai/ai2_arc
+truthfulqa_mc2 TruthfulQA = truthfulqa/truthfulqa_mc2 acc none 0 validation - truthfulqa/truthful_qa
+eq_bench EQ-Bench = eq_bench/default eqbench none 0 validation - pbevan11/EQ-Bench
+openbookqa OBQA = openbookqa/openbookqa acc none 10 test train allenai/openbookqa
+"""
+"""The fields of PaperTask; task "=": named as the column."""
+
+
+def _paper_task(line: str) -> PaperTask:
+    column, title, task, yaml, metric, chosen, shots, split, trains, hub = line.split()
+    name, scale = column if task == "=" else task, scale_of(metric)
+    path, drawn = f"{yaml}.yaml", trains == "train"
+    return PaperTask(
+        column, title, name, path, metric, chosen, int(shots), scale, split, drawn, hub
+    )
+
+
+def scale_of(metric: str) -> float:
+    """From lm-eval's value to percent: EQ-Bench's is one already."""
+    return 1.0 if metric == "eqbench" else 100.0
+
+
+PAPER_TASKS = {
+    task.column: task for task in (_paper_task(line) for line in _PAPER.strip().splitlines())
 }
+
+
+class AcademicSettings(Section):
+    tasks: list[str] = list(PAPER_TASKS)
+    data: dict[str, str] = {}
+    """Task → local data file, in place of the hub."""
+    shots: dict[str, NonNegative] = {}
+    limit: NonNegative = 0
+    chat_template: bool = True
+    fewshot_as_multiturn: bool = True
+    max_new_tokens: NonNegative = 0
+    """0: as the task says."""
+
+
+class AcademicTask(AcademicSettings, Generating):
+    """``academic``. Its keys have always held the backend."""
+
+    later: ClassVar[Mapping[str, Any]] = {}
+
+
+# -- reading ---------------------------------------------------------------------------------------
+def read_rows(path: Path) -> list[Item]:
+    """Rows of a .jsonl, .jsonl.gz, .json (list, or mapping of id to row) or .parquet file. Raises
+    HarnessError naming the file.
+    """
+    if not path.is_file():
+        raise HarnessError(
+            f"academic data file {path} does not exist; give evaluation.academic.data a file"
+        )
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_table(path).to_pylist())
+    if path.suffix == ".json":
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            [{"id": key, **row} for key, row in loaded.items()]
+            if isinstance(loaded, dict)
+            else list(loaded)
+        )
+    if path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8") as handle:
+            return [json.loads(line) for line in handle if line.strip()]
+    return list(read_jsonl(path))
+
+
+def scoring_items(rows: Sequence[Item]) -> list[Item]:
+    """The items behind OLMo-style scoring requests (one row per choice), in file order, each once.
+
+    Every item appears a second time with an unconditional context (the bare ``Answer:``, used for
+    normalising); those do not end in the item's own question and are left out. Raises HarnessError
+    if nothing is left.
+    """
+    items: dict[str, Item] = {}
+    for row in rows:
+        if row["request"]["context"].endswith(row["doc"]["query"]):
+            items.setdefault(str(row["native_id"]), row["doc"])
+    if not items:
+        raise HarnessError(
+            "a file of scoring requests holds no item whose context ends in its question"
+        )
+    return list(items.values())
+
+
+# -- conversion to the columns the packaged tasks read ---------------------------------------------
+
+
+def _question(query: str) -> str:
+    return query.removeprefix("Question: ").removesuffix("\nAnswer:")
+
+
+def _lettered(doc: Item) -> Item:
+    letters = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
+    return {
+        "choices": {"text": doc["choices"], "label": letters},
+        "answerKey": letters[doc["gold"]],
+    }
+
+
+def _arc(doc: Item) -> Item:
+    return {"id": str(doc["id"]), "question": _question(doc["query"]), **_lettered(doc)}
+
+
+def _openbookqa(doc: Item) -> Item:
+    return {"id": str(doc["id"]), "question_stem": _question(doc["query"]), **_lettered(doc)}
+
+
+def _hellaswag(doc: Item) -> Item:
+    """The requests hold processed text; lm-eval processes again. A leading space is what
+    ``[title]`` left behind and would be stripped.
+    """
+    activity, _, context = doc["query"].partition(": ")
+    endings = ["[title]" + text if text.startswith(" ") else text for text in doc["choices"]]
+    return {
+        "ind": doc["ind"],
+        "activity_label": activity,
+        "ctx_a": context,
+        "ctx_b": "",
+        "endings": endings,
+        "label": str(doc["gold"]),
+    }
+
+
+def _truthfulqa(row: Item) -> Item:
+    def targets(answers: Mapping[str, int]) -> Item:
+        return {"choices": list(answers), "labels": list(answers.values())}
+
+    return {
+        "question": row["question"],
+        "mc1_targets": targets(row["mc1_targets"]),
+        "mc2_targets": targets(row["mc2_targets"]),
+    }
+
+
+def _eq_bench(row: Item) -> Item:
+    return {
+        "id": str(row["id"]),
+        "prompt": first_pass_prompt(row["prompt"]),
+        "reference_answer_fullscale": str(row["reference_answer_fullscale"]),
+    }
+
+
+def first_pass_prompt(prompt: str) -> str:
+    """An EQ-Bench v2 prompt without its critique-and-revise part, which lm-eval's version of the
+    task leaves out.
+    """
+    prompt = prompt.replace(
+        " Then critique your answer by thinking it through step by step. Finally, give your "
+        "revised scores.",
+        "",
+    )
+    prompt = prompt.replace("First pass scores:\n", "")
+    return re.sub(r"\nCritique: .*?(?=\n\[End of answer\])", "", prompt, flags=re.DOTALL)
+
+
+def _is_scoring_request(rows: Sequence[Item]) -> bool:
+    return {"request", "doc", "native_id"} <= set(rows[0])
+
+
+CONVERT: dict[str, tuple[frozenset[str], Callable[[Item], Item]]] = {
+    "gsm8k": (
+        frozenset({"question", "answer"}),
+        lambda row: {"question": row["question"], "answer": row["answer"]},
+    ),
+    "hellaswag": (frozenset({"activity_label", "ctx_a", "ctx_b", "endings", "label"}), _hellaswag),
+    "arc_challenge": (frozenset({"question", "choices", "answerKey"}), _arc),
+    "truthfulqa_mc2": (frozenset({"question", "mc2_targets"}), _truthfulqa),
+    "eq_bench": (frozenset({"prompt", "reference_answer_fullscale"}), _eq_bench),
+    "openbookqa": (frozenset({"question_stem", "choices", "answerKey"}), _openbookqa),
+}
+"""Column → (the fields of the hub's own rows, conversion from the public files' form)."""
+
+
+def _in_hub_form(column: str, row: Item) -> bool:
+    if column == "truthfulqa_mc2":
+        return isinstance(row.get("mc2_targets"), dict) and "labels" in row["mc2_targets"]
+    if column == "eq_bench":
+        return isinstance(row.get("reference_answer_fullscale"), str)
+    return CONVERT[column][0] <= set(row)
+
+
+def convert(column: str, path: Path) -> list[Item]:
+    """Rows of ``path`` in the columns lm-eval's packaged task reads. Raises HarnessError naming
+    file and missing fields.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise HarnessError(f"{path}: no rows for academic task {column}")
+    if _is_scoring_request(rows):
+        rows = scoring_items(rows)
+    elif _in_hub_form(column, rows[0]):
+        return rows
+    try:
+        return [CONVERT[column][1](row) for row in rows]
+    except (KeyError, AttributeError, TypeError) as error:
+        fields = ", ".join(sorted(CONVERT[column][0]))
+        raise HarnessError(
+            f"{path}: rows are not {column} items ({type(error).__name__}: {error}); wanted the "
+            f"fields {fields}"
+        ) from error
+
+
+# -- writing ---------------------------------------------------------------------------------------
+def prepare_academic(settings: AcademicSettings, out: Path) -> dict[str, Item]:
+    """Write ``tasks.json``, ``<column>.yaml`` and ``<column>_<split>.jsonl`` into ``out`` (the
+    ``academic`` folder) and return tasks.json.
+
+    ``data`` maps a task to its local file; ``<task>:train`` to a file of training items for its
+    shots. Without training items a task that needs shots holds aside its last items (shots + 1,
+    named in tasks.json) and does not score them. A paper task without a file reads the hub; any
+    other name is taken as an lm-eval task of that name.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    unknown = {name.removesuffix(":train") for name in settings.data} - set(PAPER_TASKS)
+    if unknown:
+        raise HarnessError(
+            f"academic.data names {', '.join(sorted(unknown))}; local files are read for "
+            f"{', '.join(PAPER_TASKS)}"
+        )
+    tasks = {name: _prepare_one(name, settings, out) for name in settings.tasks}
+    text = json.dumps(tasks, indent=1, sort_keys=True) + "\n"
+    (out / "tasks.json").write_text(text, encoding="utf-8")
+    return tasks
+
+
+def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
+    asked = settings.shots.get(column)
+    paper = PAPER_TASKS.get(column)
+    if paper is None:
+        return {"task": column, "lm_eval_task": column, "shots": asked, "source": "hub"}
+    shots = paper.shots if asked is None else asked
+    shots_from = "training items" if paper.trains else "the task's own examples"
+    entry: Item = {
+        "metric": paper.metric,
+        "filter": paper.filter,
+        "scale": paper.scale,
+        "task": f"selm_{column}",
+        "lm_eval_task": paper.task,
+        "shots": shots,
+        "paper_shots": paper.shots,
+        "source": paper.hub,
+        "shots_from": shots_from if shots else "none",
+    }
+    lines = [f"include: lm_eval/tasks/{paper.yaml}", f"task: selm_{column}"]
+    lines.append(f"num_fewshot: {shots}")
+    if column in settings.data:
+        lines += ["dataset_path: json", "dataset_name: null", "dataset_kwargs:", "  data_files:"]
+        splits, about = _splits(paper, shots, settings.data)
+        entry |= about
+        for split, items in splits.items():
+            write_jsonl(out / f"{column}_{split}.jsonl", items)
+            lines.append(f"    {split}: {column}_{split}.jsonl")
+    (out / f"{column}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return entry
+
+
+def _splits(
+    paper: PaperTask, shots: int, data: Mapping[str, str]
+) -> tuple[dict[str, list[Item]], Item]:
+    """The task's items by split, and what tasks.json says about them."""
+    column = paper.column
+    path = Path(data[column])
+    items = convert(column, path)
+    about: Item = {"source": path.name, "sha256": hash_file(path)}
+    splits = {paper.split: items}
+    train = data.get(f"{column}:train")
+    if paper.trains and train is not None:
+        splits["train"] = convert(column, Path(train))
+    elif paper.trains:
+        first = len(items) - shots - 1
+        splits = {paper.split: items[: -(shots + 1)], "train": items[-(shots + 1) :]}
+        about["shots_from"] = "held aside" if shots else "none"
+        about["held_aside"] = [item_name(one, first + i) for i, one in enumerate(splits["train"])]
+    if not splits[paper.split]:
+        raise HarnessError(
+            f"{path}: {len(items)} items cannot spare {shots + 1} for shots; give "
+            f"{column}:train a file or lower its shots"
+        )
+    return splits, about | {"items": len(splits[paper.split])}
+
+
+def item_name(doc: Mapping[str, Any], position: int) -> str:
+    """A stable name of an item: its own id where the data have one, else its position."""
+    for key in ("id", "ind", "question_id"):
+        if doc.get(key) not in (None, ""):
+            return str(doc[key])
+    return str(position)
+
+
+# -- the record ------------------------------------------------------------------------------------
 SIZES: Mapping[str, tuple[int, int, int, int, int]] = {
     "gsm8k": (1319, 1, 100, 150, 8),
     "hellaswag": (10_042, 4, 100, 0, 10),
@@ -405,39 +373,19 @@ OTHER_SIZE = (1000, 4, 100, 0, 0)
 POCKET_ITEMS = 60
 
 
-def prepare(settings: AcademicSettings, out: Path) -> dict[str, Any]:
-    """Task files of the recipe's tasks."""
-    return {"tasks": len(prepare_academic(settings, out))}
-
-
 def measures(evaluation: Any) -> Sequence[Measure]:
     """One column per task, in the recipe's order, then their mean."""
     tasks = evaluation.academic.tasks
-    columns = [
-        Measure(
-            task, "score", TITLES.get(task, task), "percent", 1, scale=(0.0, 100.0), table="table_2"
-        )
-        for task in tasks
-    ]
+    titles = {name: PAPER_TASKS[name].title if name in PAPER_TASKS else name for name in tasks}
+
+    def column(name: str, title: str, **more: Any) -> Measure:
+        return Measure(name, "score", title, "percent", 1, scale=PERCENT, table="table_2", **more)
+
+    columns = [column(name, title) for name, title in titles.items()]
     if len(columns) < 2:
         return columns
-    mean = Measure(
-        NAME,
-        "score",
-        "mean",
-        "percent",
-        1,
-        scale=(0.0, 100.0),
-        strata=tuple(tasks),
-        table="table_2",
-        long="mean of academic benchmarks",
-    )
-    return (*columns, mean)
-
-
-def settle(asked: Asked) -> AcademicTask:
-    """Settings of the scoring stage."""
-    return AcademicTask(**vars(asked.settings), **asked.generating)
+    whole = "mean of academic benchmarks"
+    return [*columns, column(NAME, "mean", strata=tuple(tasks), long=whole)]
 
 
 def _work(count: Counting, task: AcademicTask) -> Work:
@@ -453,12 +401,17 @@ def _work(count: Counting, task: AcademicTask) -> Work:
     return Work(rows, read, generated, how=f"{how}: {each:,.0f} tokens an item")
 
 
+def settle(asked: Asked) -> AcademicTask:
+    """Settings of the scoring stage."""
+    return AcademicTask(**vars(asked.settings), **asked.generating)
+
+
 BENCHMARK = Benchmark(
     NAME,
     "Academic tasks",
     settings=AcademicSettings,
     stage="academic",
-    run="harness.evaluate.academic:run",
+    run="harness.evaluate.academic_run:run",
     task=AcademicTask,
     settle=settle,
     measures=measures,
@@ -467,6 +420,6 @@ BENCHMARK = Benchmark(
     seconds=4.0,
     accelerator=True,
     other_files=("data",),
-    prepare=prepare,
+    prepare=lambda settings, out: {"tasks": len(prepare_academic(settings, out))},
     pocket="harness.pocket.benchmarks:write_academic",
 )

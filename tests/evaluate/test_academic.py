@@ -19,8 +19,8 @@ import pytest
 import torch
 import yaml
 
-from harness.evaluate import academic, academic_lm
-from harness.evaluate.academic_files import (
+from harness.evaluate import academic_run
+from harness.evaluate.academic import (
     PAPER_TASKS,
     convert,
     first_pass_prompt,
@@ -337,8 +337,8 @@ def test_lm_eval_reads_the_tokens_of_training_with_one_bos_at_most(
     style: str, tmp_path: Path
 ) -> None:
     policy = load_policy(tiny.checkpoint(tmp_path, style=style))
-    with academic_lm.quiet():
-        lm = academic_lm.language_model(policy, asked())
+    with academic_run.quiet():
+        lm = academic_run.language_model(policy, asked())
     context = lm.apply_chat_template([{"role": "user", "content": "Hi"}])
     start, rest = lm._encode_pair(context, "Yes")
     whole = start + rest  # lm-eval counts white space at the end of the header as the answer's
@@ -366,7 +366,7 @@ def test_a_doubled_bos_is_refused_with_the_tokens_shown(policy_folder: Path) -> 
             return list(policy.tokenizer(string)["input_ids"])
 
     with pytest.raises(HarnessError, match=r"other tokens.*begin_of_text\|>' '<\|begin_of_text"):
-        academic_lm.check_tokens(Doubling(), policy.tokenizer)
+        academic_run.check_tokens(Doubling(), policy.tokenizer)
 
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -387,9 +387,9 @@ def lm_evals_own(
     from lm_eval.tasks import TaskManager
 
     (temporary / "yaml").mkdir(parents=True)
-    academic.materialise(folder, temporary / "yaml")
+    academic_run.materialise(folder, temporary / "yaml")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", temporary / "cache")
-    with academic_lm.quiet(), fence.fenced_random():
+    with academic_run.quiet(), fence.fenced_random():
         results = simple_evaluate(
             model=HFLM(
                 pretrained=load_policy(policy_folder).model,
@@ -417,7 +417,7 @@ def test_scores_equal_lm_evals_own(
 ) -> None:
     settings = prepared(data, tmp_path / "academic", chat_template=chat_template)
     policy = load_policy(policy_folder)
-    scores, _, summary, cut = academic.evaluate_policy(policy, tmp_path / "academic", settings)
+    scores, _, summary, cut = academic_run.evaluate_policy(policy, tmp_path / "academic", settings)
     theirs = lm_evals_own(
         tmp_path / "academic", settings, policy_folder, tmp_path / "theirs", monkeypatch
     )
@@ -453,7 +453,7 @@ def test_the_stage_writes_one_row_per_item_and_repeats_byte_for_byte(
     import pyarrow.parquet as pq
 
     task = stage(data, policy_folder, tmp_path, limit=3)
-    outcome = academic.run(task)
+    outcome = academic_run.run(task)
     first = {f.name: f.read_bytes() for f in task.out.iterdir()}
     rows = pq.read_table(task.out / "scores.parquet").to_pylist()
     assert (outcome.rows, outcome.errors) == (len(rows), 0) == (18, 0)
@@ -462,7 +462,7 @@ def test_the_stage_writes_one_row_per_item_and_repeats_byte_for_byte(
         "lm_eval 0.4.13 gsm8k_cot 3.0"
     }
     assert len([json.loads(line) for line in first["samples.jsonl"].splitlines()]) == 18
-    academic.run(task)
+    academic_run.run(task)
     assert first == {f.name: f.read_bytes() for f in task.out.iterdir()}
 
 
@@ -480,7 +480,7 @@ def test_nothing_global_is_left_changed(
         policy.tokenizer.padding_side,
         policy.model.config.to_dict(),
     )
-    academic.evaluate_policy(policy, tmp_path, settings)
+    academic_run.evaluate_policy(policy, tmp_path, settings)
     assert state == (
         random.getstate(),
         str(np.random.get_state()),
@@ -497,7 +497,7 @@ def test_nothing_global_is_left_changed(
 def test_prompts_that_lm_eval_cuts_are_counted(data: dict[str, str], tmp_path: Path) -> None:
     short = load_policy(tiny.checkpoint(tmp_path / "policy", max_position_embeddings=160))
     settings = prepared(data, tmp_path / "academic", tasks=["arc_challenge", "truthfulqa_mc2"])
-    *_, cut = academic.evaluate_policy(short, tmp_path / "academic", settings)
+    *_, cut = academic_run.evaluate_policy(short, tmp_path / "academic", settings)
     assert cut > 0
 
 
@@ -511,7 +511,9 @@ def test_out_of_memory_shrinks_the_batches(
 
     settings = prepared(data, tmp_path, tasks=["truthfulqa_mc2"])
     policy = load_policy(policy_folder)
-    expected = [score.value for score in academic.evaluate_policy(policy, tmp_path, settings)[0]]
+    expected = [
+        score.value for score in academic_run.evaluate_policy(policy, tmp_path, settings)[0]
+    ]
     sizes: list[int] = []
     original = HFLM._model_call
 
@@ -522,7 +524,7 @@ def test_out_of_memory_shrinks_the_batches(
         return original(self, inps, *args, **kwargs)
 
     monkeypatch.setattr(HFLM, "_model_call", limited)
-    scores, *_ = academic.evaluate_policy(policy, tmp_path, settings)
+    scores, *_ = academic_run.evaluate_policy(policy, tmp_path, settings)
     assert [score.value for score in scores] == pytest.approx(expected, abs=1e-4)
     assert max(sizes) > 2 >= sizes[-1]
 
@@ -537,7 +539,7 @@ def test_a_task_that_never_fits_is_error_rows_and_the_others_are_scored(
 
     monkeypatch.setattr(HFLM, "_model_generate", full)
     task = stage(data, policy_folder, tmp_path, tasks=["gsm8k", "truthfulqa_mc2"])
-    outcome = academic.run(task)
+    outcome = academic_run.run(task)
     assert (outcome.rows, outcome.errors) == (9, 5)
     summary = json.loads((task.out / "summary.json").read_text())
     assert (summary["gsm8k"]["value"], summary["gsm8k"]["n"], summary["gsm8k"]["expected"]) == (
@@ -565,7 +567,7 @@ def test_wrong_entries_are_refused_with_what_there_is(
         json.dumps({"truthfulqa_mc2": json.loads(file.read_text())["truthfulqa_mc2"] | entry})
     )
     with pytest.raises(HarnessError, match=message):
-        academic.evaluate_policy(load_policy(policy_folder), tmp_path, settings)
+        academic_run.evaluate_policy(load_policy(policy_folder), tmp_path, settings)
 
 
 def test_a_task_that_was_not_prepared_is_refused(
@@ -573,7 +575,7 @@ def test_a_task_that_was_not_prepared_is_refused(
 ) -> None:
     settings = prepared(data, tmp_path, tasks=["truthfulqa_mc2"])
     with pytest.raises(HarnessError, match="has no task gsm8k"):
-        academic.evaluate_policy(
+        academic_run.evaluate_policy(
             load_policy(policy_folder), tmp_path, settings.model_copy(update={"tasks": ["gsm8k"]})
         )
 
@@ -626,7 +628,7 @@ def test_scores_equal_lm_evals_command_line_on_the_public_files(
     checkpoint = tmp_path / "policy"
     tiny.model("llama", made, max_position_embeddings=8192).save_pretrained(checkpoint)
     made.save_pretrained(checkpoint)
-    _, _, summary, cut = academic.evaluate_policy(
+    _, _, summary, cut = academic_run.evaluate_policy(
         load_policy(checkpoint), tmp_path / "academic", settings
     )
     assert cut == 0
@@ -635,7 +637,7 @@ def test_scores_equal_lm_evals_command_line_on_the_public_files(
     }
 
     (tmp_path / "yaml").mkdir()
-    academic.materialise(tmp_path / "academic", tmp_path / "yaml")
+    academic_run.materialise(tmp_path / "academic", tmp_path / "yaml")
     command = [
         sys.executable,
         "-m",
@@ -701,7 +703,7 @@ def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
     (tmp_path / "academic").mkdir()
     academic_tasks.write(tmp_path / "academic", np.random.default_rng(0), 5)
     settings = asked(tasks=list(PAPER_TASKS), max_new_tokens=0)
-    scores, samples, summary, cut = academic.evaluate_policy(
+    scores, samples, summary, cut = academic_run.evaluate_policy(
         load_policy(tmp_path / "policy"), tmp_path / "academic", settings
     )
     assert (len(scores), len(samples), cut) == (30, 30, 0)

@@ -58,7 +58,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 
 STUDY = ("ablations/smoke.yaml", "--set", f"evaluation.benchmarks=[{NAME},heldout]")
-SMALL = ("--set", "pocket.steps=20", "--set", "pocket.rows=400", "--set", "diagnostics.enabled=false")
+SMALL = (
+    "--set",
+    "pocket.steps=20",
+    "--set",
+    "pocket.rows=400",
+    "--set",
+    "diagnostics.enabled=false",
+)
 
 
 def test_it_is_planned_counted_and_documented(tree: Tree) -> None:

@@ -220,7 +220,7 @@ def test_lm_eval_scores_a_model_that_is_always_right_at_100(
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
-    from harness.evaluate.academic import materialise
+    from harness.evaluate.academic_run import materialise
 
     oracle_model = _Oracle(right)
 

@@ -1,0 +1,503 @@
+"""Stage ``academic``: lm-eval's own evaluator over the six academic tasks (or any others), one
+score row per item.
+
+Inputs: policy, benchmarks (its ``academic`` folder: tasks.json and task YAMLs with paths relative
+to the folder). Out: scores.parquet, samples.jsonl (the text or log-likelihoods that earned each
+score), summary.json {column: {"value", "stderr", "n", …}}.
+
+Prompts, few-shot draws, answer parsing and metrics are lm-eval's; here is only what it leaves open:
+batches by length, no cache that forgets the model, no global seeding left behind, tokens checked
+against the ones the policy is trained on. An answer that lm-eval cannot parse scores 0 there by
+definition and here too; a score that could not be computed is a row without a value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import itertools
+import json
+import logging
+import math
+import re
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from harness.evaluate.academic import PAPER_TASKS, AcademicTask, item_name, scale_of
+from harness.model.isolated_rng import fenced_random
+from harness.model.policy import encode_prompt, load_policy, preflight
+from harness.records import (
+    HarnessError,
+    Score,
+    StageOutcome,
+    StageTask,
+    Status,
+    content_hash,
+    write_jsonl,
+    write_scores,
+)
+
+FEWSHOT_SEED = 1234
+"""lm-eval's default: few-shot draws equal its command line's."""
+
+
+Entry = Mapping[str, Any]
+
+
+def run(task: StageTask[AcademicTask]) -> StageOutcome:
+    """Score one checkpoint. Raises HarnessError for a policy or a task that lm-eval would score on
+    wrong tokens or prompts.
+    """
+    settings = task.settings
+    device = task.runtime.device
+    policy = load_policy(
+        task.inputs["policy"], dtype=settings.dtype, attention=settings.attention, device=device
+    )
+    if settings.chat_template:
+        preflight(policy.tokenizer)
+    scores, samples, summary, cut = evaluate_policy(
+        policy, task.inputs["benchmarks"] / "academic", settings
+    )
+    write_jsonl(task.out / "samples.jsonl", samples)
+    (task.out / "summary.json").write_text(
+        json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    rows = write_scores(task.out / "scores.parquet", scores)
+    errors = sum(score.status == "error" for score in scores)
+    shown = {column: entry["value"] for column, entry in summary.items()}
+    if cut:
+        shown["prompts_cut"] = cut
+    return StageOutcome(rows=rows, errors=errors, summary=shown)
+
+
+def evaluate_policy(
+    policy: Any, folder: Path, settings: AcademicTask
+) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], int]:
+    """Score rows, samples, summary by column, and the number of prompts that lm-eval cut on the
+    left to fit the model.
+    """
+    entries = task_entries(folder, settings.tasks)
+    with (
+        tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary,
+        quiet(),
+        fenced_random(),
+        compiled_templates(),
+    ):
+        lm = language_model(policy, settings)
+        columns = load_tasks(folder, entries, settings, Path(temporary))
+        every: dict[str, Any] = {}
+        for tasks in columns.values():
+            every |= tasks
+        found = evaluate_all(lm, every, settings)
+        scores: list[Score] = []
+        samples: list[dict[str, Any]] = []
+        summary: dict[str, Any] = {}
+        for column, tasks in columns.items():
+            rows, texts = score_rows(column, entries[column], tasks, found, settings.limit)
+            scores += rows
+            samples += texts
+            summary[column] = summarise(entries[column], rows)
+    return scores, samples, summary, lm.cut
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def task_entries(folder: Path, wanted: list[str]) -> dict[str, Entry]:
+    """The wanted columns of ``folder/tasks.json``. Raises HarnessError naming the ones it lacks."""
+    file = folder / "tasks.json"
+    if not file.is_file():
+        raise HarnessError(f"{file} is missing; the benchmarks stage writes it")
+    entries: dict[str, Entry] = json.loads(file.read_text(encoding="utf-8"))
+    missing = [name for name in wanted if name not in entries]
+    if missing:
+        raise HarnessError(f"{file} has no task {', '.join(missing)}; it has {', '.join(entries)}")
+    return {name: entries[name] for name in wanted}
+
+
+def materialise(folder: Path, target: Path) -> None:
+    """Copy the task YAMLs with absolute paths: data files of ``folder``, and ``lm_eval/…`` for the
+    tasks that ship with lm-eval.
+    """
+    import lm_eval
+
+    packaged = Path(lm_eval.__file__).parent.parent
+
+    def absolute(match: re.Match[str]) -> str:
+        name = match[0]
+        return str((folder / name).resolve()) if (folder / name).is_file() else name
+
+    for file in sorted(folder.glob("*.yaml")):
+        text = re.sub(
+            r"(?m)^(include:\s*)(lm_eval/\S+)",
+            lambda m: f"{m[1]}{packaged / m[2]}",
+            file.read_text(encoding="utf-8"),
+        )
+        text = re.sub(
+            r"(?<![\w/.-])[\w-][\w.-]*\.(?:jsonl\.gz|jsonl|json|parquet|csv)(?![\w.-])",
+            absolute,
+            text,
+        )
+        (target / file.name).write_text(text, encoding="utf-8")
+
+
+def load_tasks(
+    folder: Path, entries: Mapping[str, Entry], settings: AcademicTask, temporary: Path
+) -> dict[str, dict[str, Any]]:
+    """lm-eval's task objects by column (a group such as ``mmlu`` has many), with shots and
+    generation limit set.
+    """
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    (temporary / "tasks").mkdir()
+    materialise(folder, temporary / "tasks")
+    named = [
+        column
+        for column, entry in entries.items()
+        if entry.get("source") == "hub" and not (folder / f"{column}.yaml").is_file()
+    ]
+    # lm-eval reads all its ten thousand task files unless told not to: half a minute.
+    manager = TaskManager(include_path=str(temporary / "tasks"), include_defaults=bool(named))
+    cache = datasets.config.HF_DATASETS_CACHE
+    hubs = {"hub", *(paper.hub for paper in PAPER_TASKS.values())}
+    if hubs.isdisjoint(str(entry.get("source")) for entry in entries.values()):
+        # Local rows only: the datasets library would leave a copy of them in the user's cache.
+        datasets.config.HF_DATASETS_CACHE = temporary / "datasets"
+    columns: dict[str, dict[str, Any]] = {}
+    try:
+        for column, entry in entries.items():
+            columns[column] = dict(manager.load([entry["task"]])["tasks"])
+    except (KeyError, ValueError, ConnectionError, FileNotFoundError) as error:
+        hint = "give it a local file under academic.data"
+        raise HarnessError(
+            f"academic task {column} ({entry['task']}): lm-eval cannot load it ({error}); {hint}"
+        ) from error
+    finally:
+        datasets.config.HF_DATASETS_CACHE = cache
+    for column, tasks in columns.items():
+        for task in tasks.values():
+            shots = entries[column].get("shots")
+            if shots is not None:
+                task.set_config("num_fewshot", int(shots))
+            elif task.get_config("num_fewshot") is None:
+                task.set_config("num_fewshot", 0)
+            if settings.max_new_tokens and task.get_config("output_type") == "generate_until":
+                task.set_config(
+                    "generation_kwargs", {"max_gen_toks": settings.max_new_tokens}, update=True
+                )
+    return columns
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def evaluate_all(
+    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
+) -> dict[str, list[dict[str, Any]] | None]:
+    """lm-eval's logged samples by task; None for a task that ran out of memory even one row at a
+    time.
+    """
+    try:
+        return dict(_with_smaller_batches(lm, tasks, settings))
+    except MemoryError:
+        lm.shrink = 1
+    found: dict[str, list[dict[str, Any]] | None] = {}
+    for name, task in tasks.items():
+        try:
+            found |= _with_smaller_batches(lm, {name: task}, settings)
+        except MemoryError:
+            found[name] = None
+    return found
+
+
+def _with_smaller_batches(
+    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
+) -> dict[str, list[dict[str, Any]]]:
+    """One evaluation; out of memory halves the batches and starts again. Raises MemoryError when
+    batches of one row do not fit.
+    """
+    while True:
+        try:
+            return _evaluate(lm, tasks, settings)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+                raise
+            if lm.shrink >= max(ROWS, settings.generation_batch):
+                raise MemoryError(str(error)) from error
+            lm.shrink *= 2
+            lm.cut = 0
+
+
+def _evaluate(
+    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
+) -> dict[str, list[dict[str, Any]]]:
+    from lm_eval.evaluator import evaluate
+
+    for task in tasks.values():
+        task.set_fewshot_seed(FEWSHOT_SEED)
+    try:
+        results = evaluate(
+            lm,
+            {"tasks": dict(tasks), "groups": {}, "group_map": {}},
+            limit=settings.limit or None,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=settings.chat_template,
+            fewshot_as_multiturn=bool(settings.chat_template and settings.fewshot_as_multiturn),
+        )
+    except AssertionError as error:
+        raise HarnessError(
+            f"lm-eval refuses the academic tasks: {error} (a shorter academic.max_new_tokens or "
+            "fewer shots may help)"
+        ) from error
+    samples: dict[str, list[dict[str, Any]]] = results["samples"]
+    return samples
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def score_rows(
+    column: str,
+    entry: Entry,
+    tasks: Mapping[str, Any],
+    found: Mapping[str, list[dict[str, Any]] | None],
+    limit: int,
+) -> tuple[list[Score], list[dict[str, Any]]]:
+    """Score rows in percent and sample rows of one column, in lm-eval's order of items."""
+    scores: list[Score] = []
+    samples: list[dict[str, Any]] = []
+    several = len(tasks) > 1
+    for name, task in tasks.items():
+        shown = name if several else entry.get("lm_eval_task", entry["task"])
+        benchmark_version = f"lm_eval {version('lm_eval')} {shown} {task.VERSION}"
+        logged = found[name]
+        docs: list[tuple[int, Any, dict[str, Any] | None]]
+        if logged is None:
+            wanted = itertools.islice(task.eval_docs, limit or None)
+            docs = [(position, doc, None) for position, doc in enumerate(wanted)]
+        else:
+            docs = [(one["doc_id"], one["doc"], one) for one in _filtered(column, entry, logged)]
+        names = _item_names([(position, doc) for position, doc, _ in docs])
+        for item, (_, _, sample) in zip(names, docs, strict=True):
+            item = f"{name}:{item}" if several else item
+            value, source = None, ""
+            if sample is not None:
+                value = _value(column, entry, task, sample)
+                hashes = [sample[f"{part}_hash"] for part in ("doc", "prompt", "target")]
+                source = content_hash(*hashes, length=16)
+                said = {"answer": sample["filtered_resps"], "raw": sample["resps"]}
+                plain = {key: _plain(text) for key, text in said.items()}
+                samples.append({"benchmark": column, "item": item, "value": value} | plain)
+            status: Status = "error" if value is None else "ok"
+            row = (column, benchmark_version, item, item, "score", value, status)
+            scores.append(Score(*row, source=source))
+    return scores, samples
+
+
+def _filtered(column: str, entry: Entry, logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The samples of the filter that counts, in the order of the items."""
+    wanted = entry.get("filter") or logged[0]["filter"]
+    chosen = [sample for sample in logged if sample["filter"] == wanted]
+    if not chosen:
+        raise HarnessError(
+            f"academic task {column}: lm-eval has no filter {wanted!r}; it has "
+            f"{sorted({s['filter'] for s in logged})}"
+        )
+    return sorted(chosen, key=lambda sample: int(sample["doc_id"]))
+
+
+def _item_names(docs: list[tuple[int, Mapping[str, Any]]]) -> list[str]:
+    """The items' own ids where they are all different, else positions."""
+    names = [item_name(doc, position) for position, doc in docs]
+    return names if len(set(names)) == len(names) else [str(position) for position, _ in docs]
+
+
+def _value(column: str, entry: Entry, task: Any, sample: Mapping[str, Any]) -> float | None:
+    metric = entry.get("metric") or task.config.metric_list[0]["metric"]
+    if metric not in sample:
+        raise HarnessError(
+            f"academic task {column}: lm-eval reports no metric {metric!r} per item; it reports "
+            f"{', '.join(sample['metrics'])}"
+        )
+    if not isinstance(sample[metric], (int, float)) and not hasattr(sample[metric], "item"):
+        kind = type(sample[metric]).__name__
+        raise HarnessError(
+            f"academic task {column}: metric {metric!r} is no number per item ({kind}); name "
+            "another in tasks.json"
+        )
+    value = float(sample[metric]) * float(entry.get("scale", scale_of(metric)))
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of lm-eval's responses; log-likelihoods to 6 decimals, infinities as text."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else str(value)
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def summarise(entry: Entry, rows: list[Score]) -> dict[str, Any]:
+    """Mean and standard error (sd/√n, n − 1) in percent over the scored items; None where nothing
+    was scored.
+    """
+    values = [row.value for row in rows if row.value is not None]
+    kept = ("metric", "filter", "shots", "shots_from", "paper_shots", "source")
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {key: entry[key] for key in kept if key in entry} | {
+        "value": statistics.fmean(values) if values else None,
+        "stderr": error,
+        "n": len(values),
+        "expected": len(rows),
+        "task": entry.get("lm_eval_task", entry["task"]),
+        "version": rows[0].benchmark_version if rows else "",
+    }
+
+
+# -- lm-eval's model around ours -------------------------------------------------------------------
+LOGIT_BUDGET = {"cpu": 2**26, "cuda": 2**29}
+"""Logits (rows × tokens × vocabulary) of one scoring batch; 4 bytes each, held twice."""
+ROWS = 256
+"""Most rows of one scoring batch."""
+
+
+def language_model(policy: Any, settings: AcademicTask) -> Any:
+    """lm-eval's HFLM around a loaded policy, with batches sized by length. Raises HarnessError if
+    it would see other tokens.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    budget = LOGIT_BUDGET["cuda" if policy.device.startswith("cuda") else "cpu"]
+
+    class LengthBatchedLM(HFLM):  # type: ignore[misc]
+        """HFLM whose batches follow the requests' lengths; it repeats no encoding of a context and
+        counts the ones cut to fit.
+        """
+
+        shrink = 1
+        cut = 0
+        _last: tuple[str, list[int]] = ("", [])
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **kwargs: Any,
+        ) -> list[int]:
+            if add_special_tokens is not None or left_truncate_len:
+                return list(
+                    super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+                )
+            if string != self._last[0]:
+                self._last = (string, list(super().tok_encode(string)))
+            return list(self._last[1])
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            spaces = len(context) - len(context.rstrip())
+            if spaces:
+                context, continuation = context[:-spaces], context[-spaces:] + continuation
+            start = self.tok_encode(context)
+            whole = list(super().tok_encode(context + continuation))
+            return start, whole[len(start) :]
+
+        def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:  # noqa: ARG002
+            return max(1, settings.generation_batch // self.shrink)
+
+        def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
+            _, context, continuation = n_reordered_requests[pos]
+            logits = (len(context) + len(continuation)) * self.model.config.vocab_size
+            return int(max(1, min(ROWS, budget // logits) // self.shrink))
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            self.cut += sum(
+                len(context) + len(continuation) > self.max_length + 1
+                for _, context, continuation in requests
+            )
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+        def tok_batch_encode(
+            self, strings: Any, *args: Any, left_truncate_len: int | None = None, **kwargs: Any
+        ) -> Any:
+            if left_truncate_len:
+                _, mask = super().tok_batch_encode(strings, *args, **kwargs)
+                self.cut += int((mask.sum(1) > left_truncate_len).sum())
+            return super().tok_batch_encode(
+                strings, *args, left_truncate_len=left_truncate_len, **kwargs
+            )
+
+    lm = LengthBatchedLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size="auto")
+    if settings.chat_template:
+        check_tokens(lm, policy.tokenizer)
+    return lm
+
+
+def check_tokens(lm: Any, tokenizer: Any) -> None:
+    """lm-eval must feed the tokens that training and sampling use: same special tokens, one BOS at
+    most, in both of its encoders.
+    """
+    for turns in (1, 3):
+        messages = [
+            {"role": role, "content": "Hello there"}
+            for role in ("user", "assistant", "user")[:turns]
+        ]
+        text = lm.apply_chat_template(messages)
+        expected = encode_prompt(tokenizer, messages)
+        batched, _ = lm.tok_batch_encode([text])
+        for found in (lm.tok_encode(text), batched[0].tolist()):
+            if found != expected:
+                shown = " ".join(map(repr, tokenizer.convert_ids_to_tokens(found)))
+                wanted = " ".join(map(repr, tokenizer.convert_ids_to_tokens(expected)))
+                raise HarnessError(
+                    "lm-eval would read other tokens than the policy was trained on. lm-eval: "
+                    f"{shown}. Training: {wanted}"
+                )
+
+
+@contextlib.contextmanager
+def compiled_templates() -> Iterator[None]:
+    """Compile each prompt template once: lm-eval compiles it again for every document, which costs
+    more than a small model.
+    """
+    from lm_eval import utils
+
+    environment = utils.env
+    original = environment.from_string
+    environment.from_string = functools.lru_cache(maxsize=256)(original)
+    try:
+        yield
+    finally:
+        environment.from_string = original
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, prints or warnings of the libraries; errors still show."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    undo: list[Callable[[], object]] = []
+    for name in ("lm_eval", "datasets"):
+        logger = logging.getLogger(name)
+        undo.append(functools.partial(logger.setLevel, logger.level))
+        logger.setLevel(logging.ERROR)
+    verbosity = transformers_logging.get_verbosity()
+    undo.append(functools.partial(transformers_logging.set_verbosity, verbosity))
+    transformers_logging.set_verbosity_error()
+    if datasets.is_progress_bar_enabled():
+        datasets.disable_progress_bars()
+        undo.append(datasets.enable_progress_bars)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for step in undo:
+            step()
