@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.engine.graph import Plan
+from harness.evaluate.benchmark import load
+
+DIAGNOSTICS = "harness.stages.diagnostics.measures:manifest_of"
 
 
 def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What analysis reads: every run's stages by iteration, the resolved recipe, what was declared."""
+    """What analysis reads: each run's stages by iteration, the resolved recipe, what was declared."""
     study = plan.study
     runs = [
         {
@@ -49,4 +52,5 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
         "pairwise": [vars(pair) for pair in plan.pairwise],
         "pairwise_mt_bench": [vars(pair) for pair in plan.pairwise_mt_bench],
         "stages": stages,
+        "diagnostics": load(DIAGNOSTICS)(),
     }

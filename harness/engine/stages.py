@@ -73,7 +73,7 @@ STAGES: Mapping[str, Stage] = {
         if one.pairs
     },
     "diagnostics": Stage(
-        "harness.stages.diagnostics:run", tasks.DiagnosticsTask, seconds=1.5, accelerator=True
+        "harness.stages.diagnostics.stage:run", tasks.DiagnosticsTask, seconds=1.5, accelerator=True
     ),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,14 @@ from scipy.stats import spearmanr
 
 from harness.model.policy import load_policy
 from harness.records import Pair, Prompt, StageTask, write_jsonl
-from harness.stages import diagnostics
-from harness.stages.diagnostics import gradient, measures, text
-from harness.stages.diagnostics.evidence import Answer, Evidence
+from harness.stages.diagnostics import gradient, measures, stage
+from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, score_sheets
 from harness.train.batching import encode_pair
 from tests import tiny
 from tests.tasks import stage_task
 
-OBJECTIVE = {
-    "name": "selm",
-    "alpha": 0.5,
-    "beta": 0.1,
-    "convention": "alpha_beta",
-    "placebo": "none",
-    "params": {},
-}
+OBJECTIVE = {"name": "selm", "alpha": 0.5, "beta": 0.1}
 
 
 def answer(theta: float, reference: float, base: float = 0.0, **changes: Any) -> Answer:
@@ -43,15 +36,21 @@ def answer(theta: float, reference: float, base: float = 0.0, **changes: Any) ->
 # --- text -----------------------------------------------------------------------------------------
 
 
+def sampled(*texts: str, ids: Any = (), previous: tuple[str, ...] = ()) -> Evidence:
+    """A prompt with sampled answers: their texts, or their token ids."""
+    own = [Answer(text, (1,)) for text in texts] + [Answer("", tuple(one)) for one in ids]
+    return Evidence("p", 0.1, own=own, previous=previous)
+
+
 def test_distinct_n_counts_different_ngrams() -> None:
-    # unigrams a b a | a b: 5, of which 2 differ; bigrams ab ba | ab: 3, of which 2 differ
-    assert text.distinct_n([list("aba"), list("ab")], 1) == 2 / 5
-    assert text.distinct_n([list("aba"), list("ab")], 2) == 2 / 3
-    assert text.distinct_n([["a"]], 2) is None
+    # unigrams 1 2 1 | 1 2: 5, of which 2 differ; bigrams 12 21 | 12: 3, of which 2 differ
+    e = sampled(ids=[(1, 2, 1), (1, 2)])
+    assert (measures.distinct_1(e), measures.distinct_2(e)) == (2 / 5, 2 / 3)
+    assert measures.distinct_2(sampled(ids=[(1,)])) is None
 
 
 def test_distinct_n_looks_at_the_first_128_tokens() -> None:
-    assert text.distinct_n([[*range(128), *([0] * 1000)]], 1) == 1.0
+    assert measures.distinct_1(sampled(ids=[[*range(128), *([0] * 1000)]])) == 1.0
 
 
 def test_longest_common_subsequence_equals_the_table_method() -> None:
@@ -64,7 +63,7 @@ def test_longest_common_subsequence_equals_the_table_method() -> None:
                 table[i + 1][j + 1] = (
                     table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
                 )
-        assert text.longest_common_subsequence(a, b) == table[-1][-1]
+        assert measures.longest_common_subsequence(a, b) == table[-1][-1]
 
 
 def test_rouge_l_equals_the_rouge_score_library() -> None:
@@ -74,16 +73,15 @@ def test_rouge_l_equals_the_rouge_score_library() -> None:
         ("yes", "no"),
         ("a b c d", "d c b a"),
     ):
-        assert text.rouge_l(text.words(one), text.words(two)) == pytest.approx(
-            scorer.score(one, two)["rougeL"].fmeasure
-        )
+        expected = scorer.score(one, two)["rougeL"].fmeasure
+        assert measures.self_rouge(sampled(one, two)) == pytest.approx(expected)
 
 
 def test_newness_is_the_share_far_from_every_previous_answer() -> None:
     # "a b c d" is known; "a b c e" shares 3 of 4 words (0.75 < 0.9)
-    assert text.newness(["a b c d", "a b c e"], ["x", "a b c d"]) == 0.5
-    assert text.newness(["a"], []) is None
-    assert text.self_rouge(["a b", "a b", "c d"]) == pytest.approx(1 / 3)
+    assert measures.newness(sampled("a b c d", "a b c e", previous=("x", "a b c d"))) == 0.5
+    assert measures.newness(sampled("a")) is None
+    assert measures.self_rouge(sampled("a b", "a b", "c d")) == pytest.approx(1 / 3)
 
 
 # --- measurements ---------------------------------------------------------------------------------
@@ -220,7 +218,7 @@ def test_lengths_and_endings() -> None:
 
 def test_undefined_values_give_no_row_and_refused_prompts_a_row_without_value() -> None:
     fine = Evidence("p", 0.1, chosen=answer(-1.0, -2.0), rejected=answer(-3.0, -2.0))
-    rows = diagnostics.score_rows({"heldout": [fine, Evidence("q", 0.1, refused=True)]})
+    rows = stage.score_rows({"heldout": [fine, Evidence("q", 0.1, refused=True)]})
     by_metric = {(row.metric, row.item): row for row in rows}
     assert by_metric["rhat_heldout_chosen", "p"].value == 1.0
     assert by_metric["rhat_heldout_chosen", "q"].status == "refused"
@@ -234,7 +232,7 @@ def test_undefined_values_give_no_row_and_refused_prompts_a_row_without_value() 
 
 
 def test_rows_of_a_repeated_training_prompt_share_a_cluster() -> None:
-    rows = diagnostics.score_rows(
+    rows = stage.score_rows(
         {"train": [Evidence(name, 0.1, chosen=answer(0, 0)) for name in ("p", "p#2")]}
     )
     assert {(row.item, row.cluster) for row in rows} == {("p", "p"), ("p#2", "p")}
@@ -375,7 +373,7 @@ def user(content: str) -> tuple[dict[str, str], ...]:
 
 
 @pytest.fixture
-def task(tmp_path: Path, folders: dict[str, Path]) -> StageTask:
+def task(tmp_path: Path, folders: dict[str, Path]) -> StageTask[Any]:
     data, pairs = tmp_path / "data", tmp_path / "pairs"
     data.mkdir()
     pairs.mkdir()
@@ -431,22 +429,22 @@ def task(tmp_path: Path, folders: dict[str, Path]) -> StageTask:
     )
 
 
-def rows_of(task: StageTask) -> list[dict[str, Any]]:
+def rows_of(task: StageTask[Any]) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     task.out.mkdir(exist_ok=True)
-    diagnostics.run(task)
+    stage.run(task)
     rows: list[dict[str, Any]] = pq.read_table(task.out / "scores.parquet").to_pylist()
     return rows
 
 
-def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTask) -> None:
+def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTask[Any]) -> None:
     rows = rows_of(task)
     values = {(row["metric"], row["item"]): row for row in rows}
     expected = {
         name
-        for name, d in diagnostics.DIAGNOSTICS.items()
-        if not d.needs and not name.startswith(("rhat_y_winner", "rhat_y_loser"))
+        for name, d in measures.DIAGNOSTICS.items()
+        if d.function and not d.needs and not name.startswith(("rhat_y_winner", "rhat_y_loser"))
     }
     assert {row["metric"] for row in rows} == expected | {
         "grad_ratio",
@@ -467,16 +465,17 @@ def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTa
     assert set(first) == {"scores.parquet", "summary.json", "arrays.json"}
 
 
-def test_another_seed_draws_other_reference_samples(task: StageTask) -> None:
-    def sampled(seed: int) -> list[Any]:
-        task.settings["seed"] = seed  # type: ignore[index]
-        return [row["value"] for row in rows_of(task) if row["metric"] == "rhat_reference_samples"]
+def test_another_seed_draws_other_reference_samples(task: StageTask[Any]) -> None:
+    def drawn(seed: int) -> list[Any]:
+        seeded = replace(task, settings=task.settings.model_copy(update={"seed": seed}))
+        rows = rows_of(seeded)
+        return [row["value"] for row in rows if row["metric"] == "rhat_reference_samples"]
 
-    assert sampled(0) != sampled(1)
+    assert drawn(0) != drawn(1)
 
 
 def test_sampled_answers_of_the_answer_stage_are_used_and_the_greedy_one_is_not(
-    task: StageTask, tmp_path: Path
+    task: StageTask[Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "answer"
     folder.mkdir()
@@ -511,7 +510,9 @@ def test_sampled_answers_of_the_answer_stage_are_used_and_the_greedy_one_is_not(
     assert set(json.loads((task.out / "arrays.json").read_text())["tokens"]) == {3, 4}
 
 
-def test_the_pocket_world_adds_rewards_regret_and_coverage(task: StageTask, tmp_path: Path) -> None:
+def test_the_pocket_world_adds_rewards_regret_and_coverage(
+    task: StageTask[Any], tmp_path: Path
+) -> None:
     import numpy as np
 
     from harness.pocket import language, oracle, tokenizer
@@ -553,7 +554,8 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(task: StageTask, tmp_
     ]
     write_jsonl(answers / "heldout.jsonl", rows)
     policies = dict.fromkeys(("policy", "previous", "reference_policy", "base"), folder)
-    settings = {**task.settings, "pocket": True, "ranker": {"kind": "oracle"}}
+    oracle_ranker = task.settings.ranker.model_copy(update={"kind": "oracle"})
+    settings = task.settings.model_copy(update={"pocket": True, "ranker": oracle_ranker})
     pocket = stage_task(
         "k",
         "diagnostics",

@@ -18,10 +18,11 @@ from harness.model.policy import (
     load_policy,
     model_folder,
 )
+from harness.pocket import oracle
 from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import rewards
 from harness.records import GenerationRequest, Pair, Prompt, StageTask, read_jsonl, request_seed
-from harness.stages.diagnostics.evidence import Answer, Evidence
+from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, TokenIds, score_sheets
 from harness.study.tasks import DiagnosticsTask
 
@@ -207,7 +208,7 @@ def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, li
 def draw(
     policy: Policy, drafts: Sequence[Draft], settings: DiagnosticsTask, role: str
 ) -> dict[str, list[Sample]]:
-    """Fresh temperature-1, top-p-1 samples, seeded by run seed, iteration, role, prompt and sample."""
+    """Fresh samples at temperature 1, seeded by run seed, iteration, role, prompt and sample."""
     keys = [(draft, sample) for draft in drafts for sample in range(settings.samples)]
     requests = [
         GenerationRequest(
@@ -236,8 +237,6 @@ def add_modes(drafts: Sequence[Draft], theta: Policy, token_budget: int) -> None
     """The answers that have a reward (pocket world) with log π_θ; no other policy is asked for
     them.
     """
-    from harness.pocket import oracle
-
     modes = [
         [(text, reward) for text, reward in oracle.modes(draft.messages) if reward > 0]
         for draft in drafts

@@ -69,7 +69,7 @@ def with_reference(rows: Sequence[PreferenceRow], model: Any) -> list[Preference
 
 
 def coefficient(objective: ObjectiveTask) -> tuple[float, float]:
-    """(c, β) of the stage's objective, c without the sign that the ``negative`` placebo gives it."""
+    """(c, β) of the stage's objective, c without the ``negative`` placebo's sign."""
     sign = -1.0 if objective.placebo == "negative" else 1.0
     return sign * objective.c, objective.beta
 

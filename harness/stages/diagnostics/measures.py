@@ -5,32 +5,93 @@ A function takes the ``Evidence`` of one prompt and returns its value, or None w
 there (never 0, never NaN): a prompt whose samples all have one reward has no rank correlation, a
 pair whose y became the winner no r̂ of a losing y. Nats per response unless said otherwise. θ is
 the checkpoint, ref the iteration's reference policy, π_0 the base, r̂ = log π_θ/π_ref. To add one:
-write a function, list it with the prompts it is for.
+write a function, list it. This file loads no model code: the plan's manifest reads it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from harness.stages.diagnostics import text
-from harness.stages.diagnostics.evidence import Answer, Evidence
+WINDOW = 128
+"""Tokens (words) of an answer that are looked at: longer answers repeat themselves, so distinct-n
+falls with length alone.
+"""
+NEW_BELOW = 0.9
+"""ROUGE-L with every earlier answer below which an answer counts as new."""
 
-Split = Literal["train", "heldout", "ood"]
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. logps: log π(answer | prompt) by policy name (theta, reference, base, previous),
+    nats, summed over tokens.
+
+    kl: exact Σ_t KL(π_θ(·|t) ‖ π_name(·|t)) along the answer, by policy name; entropy: Σ_t of
+    π_θ's; both only for samples of π_θ. reward: the external reward, None where there is no scorer.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    status: str = "ok"
+    ended: bool = True
+    logps: Mapping[str, float] = field(default_factory=dict)
+    kl: Mapping[str, float] = field(default_factory=dict)
+    entropy: float = 0.0
+    reward: float | None = None
+
+    def rhat(self, against: str = "reference") -> float:
+        """r̂ = log π_θ − log π_against, nats."""
+        return self.logps["theta"] - self.logps[against]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One prompt. own: temperature-1 samples of π_θ; reference: of the iteration's reference
+    policy; previous: texts sampled by the previous iteration's policy. modes: (text, reward, log
+    π_θ) of the answers with a reward above 0 (pocket world). y_role, margin (the ranker's score of
+    chosen minus rejected): training pairs only. beta: of the objective. refused: the prompt is over
+    the length limit, nothing was measured.
+    """
+
+    id: str
+    beta: float
+    chosen: Answer | None = None
+    rejected: Answer | None = None
+    explore: Answer | None = None
+    own: Sequence[Answer] = ()
+    reference: Sequence[Answer] = ()
+    previous: Sequence[str] = ()
+    modes: Sequence[tuple[str, float, float]] = ()
+    best: float | None = None
+    y_role: str = "absent"
+    margin: float | None = None
+    refused: bool = False
+
+
 Measure = Callable[[Evidence], float | None]
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """split: which prompts it is measured on. needs: "" or what must exist: "reward" (an external
-    scorer), "pocket", "previous" (answers).
+    """How a measurement is made and how it is shown.
+
+    split: the prompts it is measured on; "batches" are measured by `harness.stages.diagnostics.
+    gradient` and have no function of a prompt. needs: "" or what must exist: "reward" (an external
+    scorer), "pocket", "previous" (answers). core: shown where a study has too many arms for a
+    column each. same_as: the diagnostic with the same definition, beside which it is not shown.
     """
 
-    function: Measure
-    split: Split
+    title: str
+    function: Measure | None
+    split: Literal["train", "heldout", "ood", "batches"]
     needs: Literal["", "reward", "pocket", "previous"] = ""
+    unit: str = "nats"
+    digits: int = 3
+    core: bool = False
+    same_as: str = ""
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -195,26 +256,69 @@ def pair_margin(e: Evidence) -> float | None:
 # --- diversity, length ----------------------------------------------------------------------------
 
 
+def _words(text: str) -> list[str]:
+    """Lower-case words of the first ``WINDOW``."""
+    return re.findall(r"\w+", text.lower())[:WINDOW]
+
+
+def _distinct(e: Evidence, n: int) -> float | None:
+    grams: list[tuple[int, ...]] = []
+    for answer in e.own:
+        ids = answer.token_ids[:WINDOW]
+        grams += [ids[i : i + n] for i in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
 def distinct_1(e: Evidence) -> float | None:
-    """Share of different tokens among all tokens of the K samples (first 128 tokens of each)."""
-    return text.distinct_n([answer.token_ids for answer in e.own], 1)
+    """Share of different tokens among all tokens of the K samples (first 128 tokens of each). Li et
+    al. 2016.
+    """
+    return _distinct(e, 1)
 
 
 def distinct_2(e: Evidence) -> float | None:
     """Share of different token pairs among all of the K samples (first 128 tokens of each)."""
-    return text.distinct_n([answer.token_ids for answer in e.own], 2)
+    return _distinct(e, 2)
+
+
+def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """Length of the longest common subsequence, by bit-parallel rows (Hyyrö 2004): one pass over
+    ``b`` with integers of len(a) bits.
+    """
+    places: dict[Hashable, int] = {}
+    for i, token in enumerate(a):
+        places[token] = places.get(token, 0) | (1 << i)
+    full = (1 << len(a)) - 1
+    row = full
+    for token in b:
+        match = row & places.get(token, 0)
+        row = ((row + match) | (row - match)) & full
+    return len(a) - row.bit_count()
+
+
+def rouge_l(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
+    """ROUGE-L F1 (Lin 2004): 2·LCS / (len(a) + len(b)); two empty answers are equal (1)."""
+    total = len(a) + len(b)
+    return 2 * longest_common_subsequence(a, b) / total if total else 1.0
 
 
 def self_rouge(e: Evidence) -> float | None:
-    """Mean pairwise ROUGE-L of the K samples: 1 when they are all equal."""
-    return text.self_rouge([answer.text for answer in e.own])
+    """Mean ROUGE-L over pairs of the K samples: 1 when they are all equal. None below two."""
+    listed = [_words(answer.text) for answer in e.own]
+    pairs = [rouge_l(listed[i], listed[j]) for i in range(len(listed)) for j in range(i)]
+    return sum(pairs) / len(pairs) if pairs else None
 
 
 def newness(e: Evidence) -> float | None:
     """Share of samples with ROUGE-L below 0.9 to every answer the previous iteration's policy gave
-    to this prompt.
+    to this prompt. None where either set is empty.
     """
-    return text.newness([answer.text for answer in e.own], e.previous)
+    if not e.own or not e.previous:
+        return None
+    known = [_words(text) for text in e.previous]
+    samples = [_words(answer.text) for answer in e.own]
+    new = [all(rouge_l(sample, old) < NEW_BELOW for old in known) for sample in samples]
+    return sum(new) / len(new)
 
 
 def length_tokens(e: Evidence) -> float | None:
@@ -259,11 +363,10 @@ def reward_samples(e: Evidence) -> float | None:
 
 def mode_coverage(e: Evidence) -> float | None:
     """Share of the prompt's right answer modes that at least one of the K samples is."""
-    return (
-        sum(any(answer.text == mode for answer in e.own) for mode, _, _ in e.modes) / len(e.modes)
-        if e.modes
-        else None
-    )
+    if not e.modes:
+        return None
+    texts = {answer.text for answer in e.own}
+    return sum(mode in texts for mode, _, _ in e.modes) / len(e.modes)
 
 
 def regret(e: Evidence) -> float | None:
@@ -286,48 +389,121 @@ def unseen_mass(e: Evidence) -> float | None:
 
 
 DIAGNOSTICS: Mapping[str, Diagnostic] = {
-    "rhat_reference_samples": Diagnostic(rhat_reference_samples, "heldout"),
-    "kl_base": Diagnostic(kl_base, "heldout"),
-    "kl_previous": Diagnostic(kl_previous, "heldout"),
-    "kl_base_per_token": Diagnostic(kl_base_per_token, "heldout"),
-    "kl_previous_per_token": Diagnostic(kl_previous_per_token, "heldout"),
-    "entropy": Diagnostic(entropy, "heldout"),
-    "entropy_per_token": Diagnostic(entropy_per_token, "heldout"),
-    "spearman_reward": Diagnostic(spearman_reward, "heldout", "reward"),
-    "brier_samples": Diagnostic(brier_samples, "heldout", "reward"),
-    "brier_pairs_train": Diagnostic(brier_pairs, "train"),
-    "brier_pairs_heldout": Diagnostic(brier_pairs, "heldout"),
-    "brier_pairs_ood": Diagnostic(brier_pairs, "ood"),
-    "accuracy_pairs_train": Diagnostic(accuracy_pairs, "train"),
-    "accuracy_pairs_heldout": Diagnostic(accuracy_pairs, "heldout"),
-    "accuracy_pairs_ood": Diagnostic(accuracy_pairs, "ood"),
-    "displacement_chosen_train": Diagnostic(displacement_chosen, "train"),
-    "displacement_chosen_heldout": Diagnostic(displacement_chosen, "heldout"),
-    "displaced_share_train": Diagnostic(displaced_share, "train"),
-    "displaced_share_heldout": Diagnostic(displaced_share, "heldout"),
-    "rhat_heldout_chosen": Diagnostic(displacement_chosen, "heldout"),
-    "rhat_heldout_rejected": Diagnostic(rhat_rejected, "heldout"),
-    "rhat_y_winner": Diagnostic(_rhat_y("winner"), "train"),
-    "rhat_y_loser": Diagnostic(_rhat_y("loser"), "train"),
-    "rhat_y_middle": Diagnostic(_rhat_y("middle"), "train"),
-    "share_y_winner": Diagnostic(_share_y("winner"), "train"),
-    "share_y_loser": Diagnostic(_share_y("loser"), "train"),
-    "share_y_middle": Diagnostic(_share_y("middle"), "train"),
-    "pair_margin": Diagnostic(pair_margin, "train"),
-    "distinct_1": Diagnostic(distinct_1, "heldout"),
-    "distinct_2": Diagnostic(distinct_2, "heldout"),
-    "self_rouge": Diagnostic(self_rouge, "heldout"),
-    "newness": Diagnostic(newness, "heldout", "previous"),
-    "length_tokens": Diagnostic(length_tokens, "heldout"),
-    "truncated_share": Diagnostic(truncated_share, "heldout"),
-    "missing_eos_share": Diagnostic(missing_eos_share, "heldout"),
-    "implicit_reward_samples": Diagnostic(implicit_reward_samples, "heldout"),
-    "implicit_reward_reference_samples": Diagnostic(implicit_reward_reference_samples, "heldout"),
-    "reward_samples": Diagnostic(reward_samples, "heldout", "reward"),
-    "mode_coverage": Diagnostic(mode_coverage, "heldout", "pocket"),
-    "regret": Diagnostic(regret, "heldout", "pocket"),
-    "unseen_mass": Diagnostic(unseen_mass, "train", "pocket"),
+    "rhat_reference_samples": Diagnostic(
+        "mean r̂ on samples of π_ref", rhat_reference_samples, "heldout", core=True
+    ),
+    "kl_base": Diagnostic("KL(π_θ‖π_0)", kl_base, "heldout", core=True),
+    "kl_previous": Diagnostic("KL(π_θ‖π_prev)", kl_previous, "heldout"),
+    "kl_base_per_token": Diagnostic(
+        "KL(π_θ‖π_0) per token", kl_base_per_token, "heldout", unit="nats/token"
+    ),
+    "kl_previous_per_token": Diagnostic(
+        "KL(π_θ‖π_prev) per token", kl_previous_per_token, "heldout", unit="nats/token"
+    ),
+    "entropy": Diagnostic("entropy", entropy, "heldout", core=True),
+    "entropy_per_token": Diagnostic(
+        "entropy per token", entropy_per_token, "heldout", unit="nats/token"
+    ),
+    "spearman_reward": Diagnostic(
+        "Spearman, implicit and external reward",
+        spearman_reward,
+        "heldout",
+        "reward",
+        unit="correlation",
+        core=True,
+    ),
+    "brier_samples": Diagnostic(
+        "Brier score, own samples", brier_samples, "heldout", "reward", unit=""
+    ),
+    "brier_pairs_train": Diagnostic("Brier score, training pairs", brier_pairs, "train", unit=""),
+    "brier_pairs_heldout": Diagnostic(
+        "Brier score, held-out pairs", brier_pairs, "heldout", unit=""
+    ),
+    "brier_pairs_ood": Diagnostic(
+        "Brier score, out-of-distribution pairs", brier_pairs, "ood", unit=""
+    ),
+    "accuracy_pairs_train": Diagnostic(
+        "pairs ranked right, training", accuracy_pairs, "train", unit="share"
+    ),
+    "accuracy_pairs_heldout": Diagnostic(
+        "pairs ranked right, held-out", accuracy_pairs, "heldout", unit="share"
+    ),
+    "accuracy_pairs_ood": Diagnostic(
+        "pairs ranked right, out of distribution", accuracy_pairs, "ood", unit="share"
+    ),
+    "displacement_chosen_train": Diagnostic(
+        "displacement of y_w, training", displacement_chosen, "train"
+    ),
+    "displacement_chosen_heldout": Diagnostic(
+        "displacement of y_w, held-out", displacement_chosen, "heldout", core=True
+    ),
+    "displaced_share_train": Diagnostic(
+        "share of y_w below reference, training", displaced_share, "train", unit="share"
+    ),
+    "displaced_share_heldout": Diagnostic(
+        "share of y_w below reference, held-out", displaced_share, "heldout", unit="share"
+    ),
+    "rhat_heldout_chosen": Diagnostic(
+        "r̂ of y_w, held-out", displacement_chosen, "heldout", same_as="displacement_chosen_heldout"
+    ),
+    "rhat_heldout_rejected": Diagnostic("r̂ of y_l, held-out", rhat_rejected, "heldout"),
+    "rhat_y_winner": Diagnostic("r̂ of y that won", _rhat_y("winner"), "train"),
+    "rhat_y_middle": Diagnostic("r̂ of y in the middle", _rhat_y("middle"), "train"),
+    "rhat_y_loser": Diagnostic("r̂ of y that lost", _rhat_y("loser"), "train"),
+    "share_y_winner": Diagnostic("y won", _share_y("winner"), "train", unit="share"),
+    "share_y_middle": Diagnostic("y in the middle", _share_y("middle"), "train", unit="share"),
+    "share_y_loser": Diagnostic("y lost", _share_y("loser"), "train", unit="share"),
+    "pair_margin": Diagnostic("margin of the pair", pair_margin, "train", unit="reward"),
+    "distinct_1": Diagnostic("distinct-1", distinct_1, "heldout", unit="share"),
+    "distinct_2": Diagnostic("distinct-2", distinct_2, "heldout", unit="share"),
+    "self_rouge": Diagnostic("similarity among samples", self_rouge, "heldout", unit="ROUGE-L"),
+    "newness": Diagnostic(
+        "share of new answers", newness, "heldout", "previous", unit="share", core=True
+    ),
+    "length_tokens": Diagnostic(
+        "answer length", length_tokens, "heldout", unit="tokens", digits=1, core=True
+    ),
+    "truncated_share": Diagnostic("truncated answers", truncated_share, "heldout", unit="share"),
+    "missing_eos_share": Diagnostic(
+        "answers without end of turn", missing_eos_share, "heldout", unit="share"
+    ),
+    "grad_ratio": Diagnostic(
+        "‖g_explore‖/‖g_DPO‖ at the start", None, "batches", unit="ratio", core=True
+    ),
+    "grad_ratio_end": Diagnostic("‖g_explore‖/‖g_DPO‖ at the end", None, "batches", unit="ratio"),
+    "grad_cosine": Diagnostic(
+        "cosine of both gradients at the start", None, "batches", unit="cosine"
+    ),
+    "grad_cosine_end": Diagnostic(
+        "cosine of both gradients at the end", None, "batches", unit="cosine"
+    ),
+    "reward_samples": Diagnostic(
+        "external reward of own samples", reward_samples, "heldout", "reward", unit="reward"
+    ),
+    "implicit_reward_samples": Diagnostic(
+        "implicit reward of own samples", implicit_reward_samples, "heldout", unit="reward"
+    ),
+    "implicit_reward_reference_samples": Diagnostic(
+        "implicit reward of samples of π_ref",
+        implicit_reward_reference_samples,
+        "heldout",
+        unit="reward",
+    ),
+    "mode_coverage": Diagnostic(
+        "coverage of answer modes", mode_coverage, "heldout", "pocket", unit="share"
+    ),
+    "unseen_mass": Diagnostic(
+        "probability moved to unseen answers", unseen_mass, "train", "pocket", unit="probability"
+    ),
+    "regret": Diagnostic("regret", regret, "heldout", "pocket", unit="reward"),
 }
-"""Metric name → how it is measured. ``grad_*`` belong to batches, not prompts:
-`harness.stages.diagnostics.gradient`.
-"""
+"""Metric name → how it is measured and shown, in reading order."""
+
+
+def manifest_of() -> list[dict[str, Any]]:
+    """What readers of a study are told: metric, title, unit, digits, core, same_as of each."""
+    shown = ("title", "unit", "digits", "core", "same_as")
+    return [
+        {"metric": metric} | {name: getattr(diagnostic, name) for name in shown}
+        for metric, diagnostic in DIAGNOSTICS.items()
+    ]

@@ -1,0 +1,146 @@
+"""Stage ``diagnostics``: what training did to the policy, beyond scores. Definitions:
+`harness.stages.diagnostics.measures`.
+
+Inputs: policy (the checkpoint), reference_policy, previous (where the iteration started), base,
+pairs, data; optional answer and answer_previous (their sampled held-out answers are used), ranker.
+Out: scores.parquet (benchmark "diagnostics", one row per metric and prompt, clustered by prompt),
+summary.json (means), arrays.json (per-sample columns for scatter plots).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.records import Score, StageOutcome, StageTask, Status, content_hash, write_scores
+from harness.stages.diagnostics import gradient
+from harness.stages.diagnostics.collect import Policies, collect
+from harness.stages.diagnostics.measures import DIAGNOSTICS, Evidence
+from harness.study.tasks import DiagnosticsTask
+
+VERSION = "1"
+"""Version of the definitions, written into every row."""
+HEADLINE = ("rhat_reference_samples", "kl_base", "entropy")
+"""Means that the stage's record repeats."""
+
+
+def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
+    """Measure one checkpoint. Where a measurement is undefined for a prompt (constant reward,
+    another role of y) there is no row.
+    """
+    c, beta = gradient.coefficient(task.settings.objective)
+    found = collect(task, beta)
+    scores = score_rows(found) + gradient_rows(task, c, beta)
+    _write_json(task.out / "arrays.json", arrays(found["heldout"]))
+    summary = summarise(scores)
+    _write_json(task.out / "summary.json", summary, indent=1, sort_keys=True)
+    rows = write_scores(task.out / "scores.parquet", scores)
+    drawn = sum(len(answer.token_ids) for e in found["heldout"] for answer in e.reference)
+    shown: dict[str, Any] = {name: summary[name]["mean"] for name in HEADLINE if name in summary}
+    return StageOutcome(rows=rows, costs={"tokens_generated": drawn}, summary=shown)
+
+
+def _write_json(path: Path, value: Any, **options: Any) -> None:
+    path.write_text(json.dumps(value, **options) + "\n", encoding="utf-8")
+
+
+def score_rows(found: Mapping[str, Sequence[Evidence]]) -> list[Score]:
+    """One row per diagnostic and prompt of its split where it is defined; prompts over the length
+    limit are rows with status "refused".
+
+    Diagnostics whose need is met nowhere (no scorer, no earlier answers) give no rows.
+    """
+    heldout = found.get("heldout", [])
+    met = {
+        "": True,
+        "reward": any(answer.reward is not None for e in heldout for answer in e.own),
+        "pocket": any(e.modes for e in heldout),
+        "previous": any(e.previous for e in heldout),
+    }
+    scores = []
+    for metric, diagnostic in DIAGNOSTICS.items():
+        if diagnostic.function is None or not met[diagnostic.needs]:
+            continue
+        for e in found.get(diagnostic.split, []):
+            cluster = e.id.partition("#")[0]
+            if e.refused:
+                scores.append(_score(e.id, cluster, metric, None, "refused", _source(e)))
+                continue
+            value = diagnostic.function(e)
+            if value is not None and math.isfinite(value):
+                scores.append(_score(e.id, cluster, metric, value, "ok", _source(e)))
+            elif value is not None:
+                scores.append(_score(e.id, cluster, metric, None, "no_answer", _source(e)))
+    return scores
+
+
+def _score(
+    item: str, cluster: str, metric: str, value: float | None, status: Status, source: str
+) -> Score:
+    return Score("diagnostics", VERSION, item, cluster, metric, value, status, source=source)
+
+
+def _source(e: Evidence) -> str:
+    """A hash of what was measured: the prompt and all its answers."""
+    given = [answer for answer in (e.chosen, e.rejected, e.explore) if answer is not None]
+    answers = [answer.token_ids for answer in (*given, *e.own, *e.reference)]
+    return content_hash(e.id, answers, length=16)
+
+
+def gradient_rows(task: StageTask[DiagnosticsTask], c: float, beta: float) -> list[Score]:
+    """grad_ratio and grad_cosine at the start of the iteration, and at the checkpoint (``_end``),
+    one row per small batch.
+    """
+    policies = Policies(task)
+    rows = gradient.read_rows(task, policies.load("theta").tokenizer)
+    if len(rows) < gradient.ROWS:
+        return []
+    rows = gradient.with_reference(rows, policies.load("reference").model)
+    scores = []
+    for suffix, role in (("", "previous"), ("_end", "theta")):
+        model = policies.load(role).model
+        for number in range(len(rows) // gradient.ROWS):
+            batch = rows[number * gradient.ROWS : (number + 1) * gradient.ROWS]
+            measured = gradient.measure(model, batch, c=c, beta=beta)
+            source, name = (
+                content_hash([row.prompt_id for row in batch], length=16),
+                f"batch{number}",
+            )
+            for metric, value in (("grad_ratio", measured.ratio), ("grad_cosine", measured.cosine)):
+                status: Status = "no_answer" if value is None else "ok"
+                scores.append(_score(name, name, metric + suffix, value, status, source))
+    return scores
+
+
+def arrays(heldout: Sequence[Evidence]) -> dict[str, list[Any]]:
+    """Own samples, one entry each: r̂ and log π_θ/π_0 (nats), KL to the base, tokens, external
+    reward (null where unknown).
+    """
+    samples = [(e.id, answer) for e in heldout for answer in e.own]
+    return {
+        "prompt": [name for name, _ in samples],
+        "rhat": [round(answer.rhat(), 6) for _, answer in samples],
+        "rhat_base": [round(answer.rhat("base"), 6) for _, answer in samples],
+        "kl_base": [round(answer.kl["base"], 6) for _, answer in samples],
+        "tokens": [len(answer.token_ids) for _, answer in samples],
+        "reward": [answer.reward for _, answer in samples],
+    }
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
+    """Mean over the rows that have a value, with how many there are; no interval here (the analysis
+    makes them).
+    """
+    by_metric: dict[str, list[Score]] = {}
+    for score in scores:
+        by_metric.setdefault(score.metric, []).append(score)
+    summary = {}
+    for metric, rows in by_metric.items():
+        values = [row.value for row in rows if row.value is not None]
+        mean = statistics.fmean(values) if values else None
+        summary[metric] = {"mean": mean, "n": len(values), "expected": len(rows)}
+    return summary
