@@ -25,7 +25,7 @@ from rich.table import Table
 
 from harness.evaluate import libraries
 from harness.evaluate.alpaca_eval import read_json_rows
-from harness.evaluate.mt_bench import (
+from harness.evaluate.fastchat import (
     PROMPT_NAMES,
     Bench,
     make_match,

@@ -34,7 +34,7 @@ from harness.judge.endpoint import (
     resolve_endpoint,
 )
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
-from harness.records import FINAL_STATUSES, HarnessError, Status, content_hash
+from harness.records import FINAL_STATUSES, HarnessError, StageTask, Status, content_hash
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -486,6 +486,17 @@ class JudgeClient:
                     else 0.0
                 )
                 self._released.notify_all()
+
+
+def ask(
+    judge: JudgeSettings,
+    task: StageTask[Any],
+    requests: Sequence[JudgeRequest],
+    accept: Callable[[JudgeReply], bool] | None = None,
+) -> tuple[list[JudgeReply], dict[str, float]]:
+    """(replies, costs) of a stage's judgments, journalled in its folder."""
+    with JudgeClient(judge, task.runtime, task.out / JOURNAL_NAME) as client:
+        return client.complete(requests, accept=accept), client.costs
 
 
 async def _first_reply(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.evaluate import libraries, mt_bench, mt_bench_pairwise
+from harness.evaluate import fastchat, libraries, mt_bench
 from harness.judge.verdicts import (
     ALPACA_EVAL_PATTERNS,
     MT_BENCH_PATTERNS,
@@ -163,10 +163,10 @@ def test_the_last_final_verdict_counts(text: str, value: float | None, reason: s
 
 def test_fastchat_reads_the_first_bracket_and_crashes_on_full_width_digits(world: Write) -> None:
     task = world()
-    bench = mt_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
-    match = mt_bench.make_match(bench, bench.questions[0], 1, answer(81), "gpt-4")
+    bench = fastchat.load_bench(task.inputs["benchmarks"] / "mt_bench")
+    match = fastchat.make_match(bench, bench.questions[0], 1, answer(81), "gpt-4")
     read = {
-        text: mt_bench.replay(match, text)
+        text: fastchat.replay(match, text)
         for text in ("[[5]] … Rating: [[2]]", "arr[0] … 9/10", "[[100]]", "none", "[[\uff17]]")
     }
     assert list(read.values()) == [5.0, 0.0, 100.0, -1.0, None]
@@ -203,7 +203,7 @@ def test_real_answers_are_left_alone_and_attacks_are_defused(shared_data: Path) 
 
 def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Path) -> None:
     folder = shared_data / "mt_bench"
-    bench = mt_bench.read_bench(
+    bench = fastchat.read_bench(
         folder / "question.jsonl",
         folder / "reference_answers_gpt-4.jsonl",
         folder / "judge_prompts.jsonl",
@@ -212,7 +212,7 @@ def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Pa
     assert bench.hashes == mt_bench.OFFICIAL
     same = 0
     for path in folder.glob("judgments_*.jsonl"):
-        answers = mt_bench.read_answers(
+        answers = fastchat.read_answers(
             folder / "model_answer" / path.name.removeprefix("judgments_")
         )
         items = {item.name: item for item in mt_bench.plan_items(bench, answers, "gpt-4")}
@@ -220,7 +220,7 @@ def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Pa
             item = items[f"{row['question_id']}:{row['turn']}"]
             assert item.messages[-1] == {"role": "user", "content": row["user_prompt"]}
             assert (
-                mt_bench.replay(item.match, row["judgment"])
+                fastchat.replay(item.match, row["judgment"])
                 == row["score"]
                 == parse_rating(row["judgment"]).value
             )
@@ -234,8 +234,8 @@ def test_the_light_import_renders_as_the_full_one(world: Write) -> None:
     import.
     """
     task = world()
-    bench = mt_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
-    light = mt_bench.render(mt_bench.make_match(bench, bench.questions[1], 2, answer(82), "gpt-4"))[
+    bench = fastchat.load_bench(task.inputs["benchmarks"] / "mt_bench")
+    light = fastchat.render(fastchat.make_match(bench, bench.questions[1], 2, answer(82), "gpt-4"))[
         0
     ]
     code = (
@@ -511,7 +511,7 @@ def test_broken_benchmark_files_are_refused_with_file_and_key(
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(HarnessError, match=message):
-        mt_bench.load_bench(path.parent)
+        fastchat.load_bench(path.parent)
 
 
 # -- pairwise grading ------------------------------------------------------------------------------
@@ -563,9 +563,9 @@ def test_two_games_decide_and_contradictions_are_ties(
             "k", "judge.mt_bench_pairwise", task.settings, inputs, task.out, task.runtime
         )
         with pytest.raises(HarnessError, match="pair-v2"):
-            mt_bench_pairwise.run(task)
+            mt_bench.run_pair(task)
         prompts.write_text((shared_data / "mt_bench" / "judge_prompts.jsonl").read_text())
-        outcome = mt_bench_pairwise.run(task)
+        outcome = mt_bench.run_pair(task)
         assert server.counters["calls"] == 8
     values = {item: row["value"] for (item, _), row in scores_of(task).items()}
     assert (values["81:1"], values["81:2"], values["82:1"], values["82:2"], values["83:1"]) == (

@@ -266,7 +266,7 @@ def test_two_checkpoints_are_graded_in_pairs_and_the_better_answers_win(
     """The pocket prompts serve FastChat's two games: right answers against wrong ones, both orders,
     both turns, with and without references.
     """
-    from harness.evaluate import mt_bench_pairwise
+    from harness.evaluate import mt_bench
 
     questions = list(read_jsonl(folder / "mt_bench" / "question.jsonl"))[:8]
     for name in ("a", "b"):
@@ -294,7 +294,7 @@ def test_two_checkpoints_are_graded_in_pairs_and_the_better_answers_win(
     (tmp_path / "out").mkdir()
     inputs = {"answer_a": tmp_path / "a", "answer_b": tmp_path / "b", "benchmarks": folder}
     settings = {"judge": JudgeSettings().model_dump(), "reference_set": "pocket"}
-    found = mt_bench_pairwise.run(
+    found = mt_bench.run_pair(
         stage_task("k", "judge.mt_bench_pairwise", settings, inputs, tmp_path / "out")
     ).summary
     assert found["scored"] == 16

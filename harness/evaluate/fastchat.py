@@ -1,0 +1,274 @@
+"""FastChat's side of MT-Bench: its questions, references and judge prompts, checked; its matches,
+rendered and scored by its own code. Only its network call is ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.evaluate import libraries
+from harness.judge import verdicts
+from harness.records import HarnessError, Status, content_hash, read_jsonl
+
+NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
+"""FastChat's NEED_REF_CATS: these categories are judged with the ``-math-`` prompts and a reference
+answer.
+"""
+PROMPT_NAMES = {
+    "default": "single-v1",
+    "math": "single-math-v1",
+    "default-mt": "single-v1-multi-turn",
+    "math-mt": "single-math-v1-multi-turn",
+}
+PAIR_PROMPT_NAMES = ("pair-v2", "pair-math-v1", "pair-v2-multi-turn", "pair-math-v1-multi-turn")
+QUESTION_KEYS = {"question_id": int, "category": str, "turns": list}
+PROMPT_KEYS = {"name": str, "system_prompt": str, "prompt_template": str, "output_format": str}
+Messages = list[dict[str, str]]
+
+
+# -- the bench -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Bench:
+    """Questions in file order, references by question id, judge prompts by name, and what the set
+    of references is called.
+    """
+
+    questions: tuple[Mapping[str, Any], ...]
+    references: Mapping[int, Mapping[str, Any]]
+    prompts: Mapping[str, Mapping[str, Any]]
+    reference_set: str = ""
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """Content hashes (12 hex digits) of questions, references and prompts, independent of file
+        layout.
+        """
+        questions = [(q["question_id"], q["category"], q["turns"]) for q in self.questions]
+        references = sorted(
+            (number, row["choices"][0]["turns"]) for number, row in self.references.items()
+        )
+        prompts = [
+            (name, self.prompts[name]["system_prompt"], self.prompts[name]["prompt_template"])
+            for name in sorted(PROMPT_NAMES.values())
+        ]
+        parts = {"questions": questions, "references": references, "judge_prompts": prompts}
+        return {name: content_hash(part, length=12) for name, part in parts.items()}
+
+    @property
+    def references_hash(self) -> str:
+        """The named and hashed set of references."""
+        return f"references:{self.reference_set or 'unnamed'}@{self.hashes['references']}"
+
+    def reference_turns(self, question: Mapping[str, Any]) -> list[str] | None:
+        """The reference answers a question is judged with, if its category wants any."""
+        if question["category"] not in NEED_REFERENCE:
+            return None
+        return list(self.references[question["question_id"]]["choices"][0]["turns"])
+
+
+def load_bench(folder: Path, reference_set: str = "") -> Bench:
+    """The bench of a benchmark folder."""
+    names = ("question.jsonl", "reference_answer.jsonl", "judge_prompts.jsonl")
+    questions, references, prompts = (folder / name for name in names)
+    return read_bench(questions, references, prompts, reference_set)
+
+
+def read_bench(questions: Path, references: Path, prompts: Path, reference_set: str = "") -> Bench:
+    """Questions, references and judge prompts in FastChat's formats, checked; HarnessError names
+    file, line and what is wrong.
+    """
+    asked = tuple(_rows(questions, QUESTION_KEYS))
+    if not asked:
+        raise HarnessError(f"{questions}: holds no question")
+    counts = Counter(question["question_id"] for question in asked)
+    doubled = sorted(number for number, count in counts.items() if count > 1)
+    if doubled:
+        raise HarnessError(f"{questions}: question {_listed(doubled)} occurs more than once")
+    rows = _rows(references, {"question_id": int, "choices": list}) if references.exists() else []
+    answered = {row["question_id"]: row for row in rows}
+    named = {row["name"]: row for row in _rows(prompts, PROMPT_KEYS)}
+    missing = [name for name in PROMPT_NAMES.values() if name not in named]
+    if missing:
+        raise HarnessError(f"{prompts}: no judge prompt named {', '.join(missing)}")
+    without = []
+    for question in asked:
+        row = answered.get(question["question_id"], {"choices": [{"turns": []}]})
+        short = len(row["choices"][0]["turns"]) < len(question["turns"])
+        if short and question["category"] in NEED_REFERENCE:
+            without.append(question["question_id"])
+    if without:
+        raise HarnessError(
+            f"{references}: no reference for every turn of question {_listed(without)}; "
+            f"{', '.join(NEED_REFERENCE[:3])} are judged with one"
+        )
+    return Bench(asked, answered, named, reference_set)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:10]))
+
+
+def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise HarnessError(f"{path} does not exist")
+    rows = list(read_jsonl(path))
+    for number, row in enumerate(rows, 1):
+        for key, kind in keys.items():
+            found = row.get(key) if isinstance(row, dict) else row
+            if not isinstance(row, dict) or not isinstance(found, kind):
+                wrong = f"should be {kind.__name__}, found {type(found).__name__}"
+                raise HarnessError(f"{path}: row {number}: key {key!r} {wrong}")
+    return rows
+
+
+# -- answers ---------------------------------------------------------------------------------------
+def read_answers(path: Path) -> dict[int, dict[str, Any]]:
+    """Answers by question id. A doubled question is an error: FastChat would silently use the
+    last.
+    """
+    answers: dict[int, dict[str, Any]] = {}
+    for row in read_jsonl(path):
+        if row["question_id"] in answers:
+            raise HarnessError(f"{path}: question {row['question_id']} is answered twice")
+        answers[row["question_id"]] = row
+    return answers
+
+
+def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:
+    """Text and status of one turn of an answer row; rows without ``status`` (FastChat's own) are
+    judged by their text.
+    """
+    turns = answer["choices"][0]["turns"]
+    text = turns[turn - 1] if turn <= len(turns) else ""
+    statuses = answer.get("status") or []
+    status: Status = statuses[turn - 1] if turn <= len(statuses) else "ok"
+    if status in ("ok", "truncated") and str(text).strip() in verdicts.FAILED_ANSWERS:
+        return "", "error"
+    if status in ("ok", "truncated") and not str(text).strip():
+        return "", "no_answer"
+    return text, status
+
+
+def turn_status(answer: Mapping[str, Any] | None, turn: int) -> Status:
+    """``ok`` when this turn and the ones before it have an answer to judge (cut-off ones count);
+    else the worst of their statuses.
+    """
+    if answer is None:
+        return "no_answer"
+    found = [turn_of(answer, t)[1] for t in range(1, turn + 1)]
+    worst: tuple[Status, ...] = ("error", "refused", "no_answer", "unparsed")
+    return next((status for status in worst if status in found), "ok")
+
+
+def texts_of(answer: Mapping[str, Any] | None, turn: int) -> list[str]:
+    """The answers up to a turn."""
+    return [turn_of(answer, t)[0] for t in range(1, turn + 1)] if answer else []
+
+
+def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, list[str]]]:
+    """The answer row with verdict syntax and prompt delimiters defused, and what was found by
+    turn.
+    """
+    turns, found = [], {}
+    for turn, text in enumerate(answer["choices"][0]["turns"], 1):
+        defused, matches = verdicts.neutralise(str(text), verdicts.MT_BENCH_PATTERNS)
+        turns.append(defused)
+        if matches:
+            found[turn] = matches
+    return {**answer, "choices": [{"index": 0, "turns": turns}]}, found
+
+
+# -- matches ---------------------------------------------------------------------------------------
+# FastChat's makers of matches are called for one question at a time, with the prompt and references
+# its main program would take: its own loop over a folder drops what it cannot find.
+def make_match(
+    bench: Bench, question: Mapping[str, Any], turn: int, answer: Mapping[str, Any], judge: str
+) -> Any:
+    """FastChat's MatchSingle of one question and turn."""
+    fastchat = libraries.fastchat()
+    prompt, references = _prompt(bench, question, turn, judge, fastchat.make_judge_single)
+    given = {"answer": {question["question_id"]: answer}}
+    make = fastchat.make_match_single
+    return make([question], ["answer"], given, prompt, None, references, turn == 2)[0]
+
+
+def make_pair(
+    bench: Bench,
+    question: Mapping[str, Any],
+    turn: int,
+    answers: Sequence[Mapping[str, Any]],
+    judge: str,
+) -> Any:
+    """FastChat's MatchPair of two models' answers to one question and turn; HarnessError when the
+    bench has no pairwise prompts.
+    """
+    missing = [name for name in PAIR_PROMPT_NAMES if name not in bench.prompts]
+    if missing:
+        raise HarnessError(
+            f"judge_prompts.jsonl: no judge prompt named {', '.join(missing)}; pairwise grading "
+            "needs them"
+        )
+    fastchat = libraries.fastchat()
+    prompt, references = _prompt(bench, question, turn, judge, fastchat.make_judge_pairwise)
+    number = question["question_id"]
+    given = {name: {number: answer} for name, answer in zip("ab", answers, strict=True)}
+    return fastchat.make_match([question], ["a"], given, prompt, "b", references, turn == 2)[0]
+
+
+def _prompt(
+    bench: Bench, question: Mapping[str, Any], turn: int, judge: str, make_judges: Any
+) -> tuple[Any, dict[str, dict[int, Any]] | None]:
+    needs = question["category"] in NEED_REFERENCE
+    kind = ("math" if needs else "default") + ("-mt" if turn == 2 else "")
+    references = {judge: dict(bench.references)} if needs else None
+    return make_judges(judge, dict(bench.prompts))[kind], references
+
+
+def play_pair(
+    match: Any, judgments: Sequence[str] = ("[[C]]", "[[C]]")
+) -> tuple[list[Messages], dict[str, Any]]:
+    """FastChat's two games of a pair (a first, then b first) with these judgments: (messages of
+    each game, FastChat's result row).
+    """
+    sent: list[Messages] = []
+
+    def answer(messages: Messages) -> str:
+        sent.append(messages)
+        return judgments[len(sent) - 1]
+
+    with libraries.fastchat_completions(answer, match.judge.model_name) as fastchat:
+        row: dict[str, Any] = fastchat.play_a_match_pair(match, output_file=None)
+    return sent, row
+
+
+def render(match: Any) -> tuple[Messages, str]:
+    """(messages, user prompt) FastChat would send for a match."""
+    sent: list[Messages] = []
+
+    def record(messages: Messages) -> str:
+        sent.append(messages)
+        return "[[1]]"
+
+    with libraries.fastchat_completions(record, match.judge.model_name) as fastchat:
+        row = fastchat.play_a_match_single(match, output_file=None)
+    return sent[0], row["user_prompt"]
+
+
+def replay(match: Any, judgment: str) -> float | None:
+    """FastChat's score of a judgment: -1 when it finds none, None when its parser crashes
+    (full-width digits).
+    """
+
+    def answer(_messages: Messages) -> str:
+        return judgment
+
+    with libraries.fastchat_completions(answer, match.judge.model_name) as fastchat:
+        try:
+            return float(fastchat.play_a_match_single(match, output_file=None)["score"])
+        except (SyntaxError, ValueError):
+            return None
