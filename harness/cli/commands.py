@@ -490,8 +490,10 @@ def serve_model(
         raise HarnessError(
             f"--dtype {dtype!r} is unknown; allowed: auto, float32, bfloat16, float16"
         )
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
     served = served_module.ServedModel(
         policy_module.load_policy(
             base_module.resolve(source, revision), dtype=dtype, device=device

@@ -145,13 +145,11 @@ def _section(model: type[BaseModel], prefix: str) -> list[str]:
             lines += _section(inner, f"{prefix}{name}.")[2:]
             continue
         kind = _type(field.annotation)
-        default = (
-            "required"
-            if field.is_required()
-            else ""
-            if isinstance(field.default, BaseModel)
-            else f"`{field.default!r}`"
-        )
+        default = f"`{field.default!r}`"
+        if field.is_required():
+            default = "required"
+        elif isinstance(field.default, BaseModel):
+            default = ""
         lines.append(f"| `{prefix}{name}` | {kind} | {default} | {notes.get(name, '')} |")
     return lines
 

@@ -84,10 +84,12 @@ def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
 
     tree, _ = yaml_module.load_yaml(Path(what))
     if isinstance(tree, dict) and "recipe" not in tree:
-        return study_module.compose(
+        recipe: Recipe = study_module.compose(
             Path(what), Path(what).stem, str(Path(what).resolve()), overrides, {"recipe": {}}, [0]
         ).base
-    return study_module.load_study(Path(what), overrides).base
+        return recipe
+    recipe = study_module.load_study(Path(what), overrides).base
+    return recipe
 
 
 # -- the machine -----------------------------------------------------------------------------------
