@@ -30,7 +30,8 @@ import torch
 from harness.engine.execute import Inline, execute
 from harness.engine.launch import prepare
 from harness.engine.store import Store
-from harness.model.policy import Policy, load_policy, render
+from harness.model.chat import render
+from harness.model.policy import Policy, load_policy
 from harness.pocket import benchmarks as pocket
 from harness.records import StageTask, read_jsonl, write_jsonl
 from harness.stages import answer

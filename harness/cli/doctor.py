@@ -19,6 +19,7 @@ from harness.cli.lazy import lazy
 from harness.cost.budget import USABLE, generating_bytes
 from harness.engine.runs import files_of
 from harness.evaluate.registry import BENCHMARKS
+from harness.model.chat import preflight, stop_tokens
 from harness.model.shape import Shape, shape_of
 from harness.records import HarnessError, first_line, is_hub_id
 from harness.study.settings import Recipe
@@ -325,12 +326,12 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
         tokenizer = policy_module.load_tokenizer(folder)
         if recipe and recipe.model.chat_template:
             tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
-        policy_module.preflight(tokenizer)
+        preflight(tokenizer)
     except (HarnessError, OSError) as error:
         yield Finding("WRONG", f"loading {source}", first_line(error))
         return
     stops = ", ".join(
-        repr(tokenizer.convert_ids_to_tokens(i)) for i in policy_module.stop_tokens(tokenizer)
+        repr(tokenizer.convert_ids_to_tokens(i)) for i in stop_tokens(tokenizer)
     )
     yield Finding(
         "ok", f"template of {source}", f"passes the token check; an answer ends with {stops}"

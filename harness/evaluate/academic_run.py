@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate.academic import PAPER_TASKS, AcademicTask, item_name, scale_of
-from harness.model.isolated_rng import fenced_random
-from harness.model.policy import encode_prompt, load_policy, preflight
+from harness.model.chat import encode_prompt, preflight
+from harness.model.isolated_rng import isolated_rng
+from harness.model.policy import load_policy
 from harness.records import (
     HarnessError,
     Score,
@@ -85,7 +86,7 @@ def evaluate_policy(
     with (
         tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary,
         quiet(),
-        fenced_random(),
+        isolated_rng(),
         compiled_templates(),
     ):
         lm = language_model(policy, settings)

@@ -17,8 +17,9 @@ import torch
 from aiohttp import web
 
 from harness.judge import chat_http
+from harness.model.chat import encode_prompt, render
 from harness.model.generate import generate
-from harness.model.policy import Policy, encode_prompt, render
+from harness.model.policy import Policy
 from harness.records import Generation, GenerationRequest, HarnessError, request_seed
 
 MOST_CHOICES, MOST_TOP, MOST_STOPS = 16, 20, 4

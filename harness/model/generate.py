@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.model.policy import Policy
-from harness.records import Generation, GenerationRequest, Status
+from harness.records import Generation, GenerationRequest, HarnessError, Status
 
 KEEP_SHARE = 0.75
 """The batch is compacted when fewer than this share of its rows still run: a copy of the cache
@@ -42,8 +44,6 @@ def generate(
     backend "vllm" hands the requests to ``generate_vllm``, which chooses its batches itself.
     """
     if backend == "vllm":
-        from harness.model.generate_vllm import generate_vllm
-
         return generate_vllm(policy, requests)
     order = sorted(
         range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids, i)
@@ -140,7 +140,7 @@ class _Rows:
         device = policy.device
         count = len(requests)
         self.seeds_B = torch.tensor([r.seed for r in requests], dtype=torch.int64, device=device)
-        self.heat_B = torch.tensor(
+        self.temperature_B = torch.tensor(
             [r.temperature for r in requests], dtype=torch.float64, device=device
         )
         self.top_p_B = torch.tensor([r.top_p for r in requests], dtype=torch.float64, device=device)
@@ -197,7 +197,9 @@ class _Rows:
         """Draw one token for every row, retire the finished ones, and read the tokens of the
         others.
         """
-        token_B = draw(self.logits_BV, self.seeds_B, self.heat_B, self.top_p_B, self.position)
+        token_B = draw(
+            self.logits_BV, self.seeds_B, self.temperature_B, self.top_p_B, self.position
+        )
         broken_B = ~torch.isfinite(self.logits_BV.amax(-1))
         stopped_B = torch.isin(token_B, self.stops) & ~broken_B
         full_B = self.room_B <= self.position + 1
@@ -231,9 +233,9 @@ class _Rows:
             rows = torch.tensor(kept, device=token_B.device)
             self._take(rows)
             token_B = token_B[rows]
-            self.seeds_B, self.heat_B, self.top_p_B, self.room_B = (
+            self.seeds_B, self.temperature_B, self.top_p_B, self.room_B = (
                 self.seeds_B[rows],
-                self.heat_B[rows],
+                self.temperature_B[rows],
                 self.top_p_B[rows],
                 self.room_B[rows],
             )
@@ -253,21 +255,21 @@ class _Rows:
 
 
 def draw(
-    logits_BV: Tensor, seeds_B: Tensor, heat_B: Tensor, top_p_B: Tensor, position: int
+    logits_BV: Tensor, seeds_B: Tensor, temperature_B: Tensor, top_p_B: Tensor, position: int
 ) -> Tensor:
     """Next tokens (B,): argmax(logits + T·Gumbel), within the smallest set of tokens whose
     probability at T reaches top_p.
     """
-    if not bool((heat_B > 0).any()):
+    if not bool((temperature_B > 0).any()):
         return logits_BV.argmax(-1)
     if bool((top_p_B < 1).any()):
-        logits_BV = _nucleus(logits_BV, heat_B, top_p_B)
+        logits_BV = _nucleus(logits_BV, temperature_B, top_p_B)
     noise_BV = gumbel(seeds_B, position, logits_BV.shape[-1])
-    return (logits_BV + heat_B[:, None] * noise_BV).argmax(-1)
+    return (logits_BV + temperature_B[:, None] * noise_BV).argmax(-1)
 
 
-def _nucleus(logits_BV: Tensor, heat_B: Tensor, top_p_B: Tensor) -> Tensor:
-    sorted_BV, order_BV = (logits_BV.double() / heat_B.clamp(min=1e-6)[:, None]).sort(
+def _nucleus(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor) -> Tensor:
+    sorted_BV, order_BV = (logits_BV.double() / temperature_B.clamp(min=1e-6)[:, None]).sort(
         dim=-1, descending=True, stable=True
     )
     p_BV = sorted_BV.softmax(-1)
@@ -301,3 +303,79 @@ def gumbel(seeds_B: Tensor, position: int, vocabulary: int) -> Tensor:
     bits_BV = (_mix(state_B[:, None] + counter_V) >> 11) & (2**53 - 1)
     u_BV = (bits_BV.double() + 0.5) * 2.0**-53
     return -torch.log(-torch.log(u_BV))
+
+
+# --- vLLM -----------------------------------------------------------------------------------------
+# Written to vLLM's documented interface; NOT YET MEASURED. Its samples are not the ones above:
+# another sampler makes another use of the seed. Every request still carries its own, so that an
+# answer does not depend on its neighbours (up to the floating-point effects of vLLM's batching).
+
+
+def generate_vllm(
+    policy: Policy, requests: Sequence[GenerationRequest], *, memory_share: float = 0.9
+) -> list[Generation]:
+    """Draw every request, in the order given. ``policy`` gives the checkpoint's folder, tokenizer
+    and stop tokens; its model is not used.
+    """
+    try:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+    except ImportError as error:
+        raise HarnessError(
+            'model.generation_backend vllm needs the package vllm: pip install -e ".[gpu]" on a '
+            "machine with a CUDA GPU"
+        ) from error
+    engine = _engine(
+        str(policy.folder), str(policy.model.dtype).removeprefix("torch."), memory_share
+    )
+    prompts = [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in requests]
+    parameters = [
+        SamplingParams(
+            n=1,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed % 2**63,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=list(policy.stop_token_ids),
+            ignore_eos=False,
+            detokenize=False,
+        )
+        for request in requests
+    ]
+    outputs = engine.generate(prompts, parameters, use_tqdm=False)
+    return [_generation(policy, output.outputs[0]) for output in outputs]
+
+
+def _generation(policy: Policy, output: Any) -> Generation:
+    """vLLM's finish_reason: "stop" (a stop token, which is the last of token_ids or its
+    stop_reason), "length", or anything else: an error.
+    """
+    ids = [int(token) for token in output.token_ids]
+    if output.finish_reason not in ("stop", "length"):
+        return Generation((), "", "error", f"vLLM ended the request with {output.finish_reason!r}")
+    if output.finish_reason == "length":
+        return Generation(
+            tuple(ids), policy.tokenizer.decode(ids, skip_special_tokens=True), "truncated"
+        )
+    if not ids or ids[-1] not in policy.stop_token_ids:
+        ids.append(
+            int(
+                output.stop_reason
+                if output.stop_reason is not None
+                else policy.tokenizer.eos_token_id
+            )
+        )
+    return Generation(tuple(ids), policy.tokenizer.decode(ids[:-1], skip_special_tokens=True), "ok")
+
+
+@lru_cache(maxsize=1)
+def _engine(folder: str, dtype: str, memory_share: float) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        model=folder,
+        dtype=dtype,
+        gpu_memory_utilization=memory_share,
+        trust_remote_code=False,
+        enable_prefix_caching=True,
+    )

@@ -12,7 +12,7 @@ import numpy as np
 
 
 @contextlib.contextmanager
-def fenced_random(seed: int | None = None) -> Iterator[None]:
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Save the states of Python's, NumPy's and torch's global generators, seed them when asked, put
     them back at the end.
     """

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.model.isolated_rng import fenced_random
+from harness.model.isolated_rng import isolated_rng
 from harness.pocket import language
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
 from harness.study.tasks import PocketBaseTask
@@ -155,7 +155,7 @@ def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
         )
     ]
     tokenizer = pocket_tokenizer.build()
-    with fenced_random(settings.seed), _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with isolated_rng(settings.seed), _quiet(), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
         result = _fit(model, tokenizer, conversations, settings, Path(scratch))
     folder = task.out / "model"

@@ -11,14 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.model.policy import (
-    check_code,
-    check_weights,
-    encode_conversation,
-    load_tokenizer,
-    location,
-    model_folder,
-)
+from harness.model.chat import encode_conversation
+from harness.model.policy import check_code, check_weights, load_tokenizer, location, model_folder
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 from harness.records import HarnessError, first_line
 from harness.study.sections import DataSettings, RankerSettings

@@ -15,8 +15,9 @@ from typing import Any
 
 from harness.evaluate.benchmark import Ask
 from harness.evaluate.registry import BENCHMARKS
+from harness.model.chat import PromptTooLongError, encode_prompt
 from harness.model.generate import generate
-from harness.model.policy import Policy, PromptTooLongError, encode_prompt, load_policy
+from harness.model.policy import Policy, load_policy
 from harness.records import Generation, GenerationRequest, StageOutcome, StageTask, request_seed
 from harness.study.tasks import AnswerTask
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from harness.model.chat import preflight
 from harness.model.fingerprint import fingerprint
-from harness.model.policy import check_code, check_weights, load_tokenizer, preflight
+from harness.model.policy import check_code, check_weights, load_tokenizer
 from harness.rankers.pairrm_files import is_pairrm, open_checkpoint
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, first_line
 from harness.study.tasks import CheckpointTask

@@ -13,15 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.model.isolated_rng import fenced_random
-from harness.model.policy import (
-    check_code,
-    check_weights,
-    encode_conversation,
-    load_tokenizer,
-    location,
-    model_folder,
-)
+from harness.model.chat import encode_conversation
+from harness.model.isolated_rng import isolated_rng
+from harness.model.policy import check_code, check_weights, load_tokenizer, location, model_folder
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, read_jsonl
 from harness.study.tasks import RankerTrainTask
 
@@ -69,7 +63,7 @@ def train_reward_model(
         raise HarnessError(
             f"reward model: all {len(prompts)} pairs are over max_length = {limit} tokens"
         )
-    with fenced_random(), tempfile.TemporaryDirectory() as scratch:
+    with isolated_rng(), tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(start, tokenizer, rows, settings, Path(scratch), device)
         result = trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model)

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.model.chat import PromptTooLongError, encode_prompt
 from harness.model.generate import generate
-from harness.model.policy import Policy, PromptTooLongError, encode_prompt, load_policy
+from harness.model.policy import Policy, load_policy
 from harness.records import (
     GenerationRequest,
     HarnessError,

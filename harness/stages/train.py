@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harness.model.isolated_rng import fenced_random
+from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy, load_tokenizer, release_policies
 from harness.records import (
     HarnessError,
@@ -73,7 +73,7 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     """
     settings, work = task.settings, _checkpoints(task)
     objective = resolved(settings.objective)
-    with fenced_random():
+    with isolated_rng():
         tokenizer = load_tokenizer(task.inputs["policy"])
         rows = training_rows(task, tokenizer, objective)
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
@@ -281,7 +281,7 @@ def _with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with fenced_random(seed):
+    with isolated_rng(seed):
         return get_peft_model(model, config)
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.model.chat import encode_prompt, encode_response
 from harness.model.logprobs import PackedBatch, PackedPrompt, chunk_by_tokens, pack
-from harness.model.policy import encode_prompt, encode_response
 from harness.records import HarnessError, Pair, content_hash
 
 ROLES = ("chosen", "rejected", "explore")

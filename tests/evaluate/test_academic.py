@@ -30,7 +30,8 @@ from harness.evaluate.academic import (
 )
 from harness.evaluate.published import eq_bench_recorded
 from harness.model import isolated_rng as fence
-from harness.model.policy import encode_prompt, load_policy
+from harness.model.chat import encode_prompt
+from harness.model.policy import load_policy
 from harness.records import HarnessError, StageTask
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES as FILES
@@ -389,7 +390,7 @@ def lm_evals_own(
     (temporary / "yaml").mkdir(parents=True)
     academic_run.materialise(folder, temporary / "yaml")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", temporary / "cache")
-    with academic_run.quiet(), fence.fenced_random():
+    with academic_run.quiet(), fence.isolated_rng():
         results = simple_evaluate(
             model=HFLM(
                 pretrained=load_policy(policy_folder).model,

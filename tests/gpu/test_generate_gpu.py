@@ -10,19 +10,21 @@ import pytest
 import torch
 
 from harness.model import generate as g
-from harness.model.policy import encode_prompt, load_policy
+from harness.model.chat import encode_prompt
+from harness.model.policy import load_policy
+from harness.records import GenerationRequest, request_seed
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def _requests(policy, count: int = 48, temperature: float = 1.0) -> list[g.GenerationRequest]:
+def _requests(policy, count: int = 48, temperature: float = 1.0) -> list[GenerationRequest]:
     ids = [
         tuple(encode_prompt(policy.tokenizer, [{"role": "user", "content": "word " * (i % 7)}]))
         for i in range(count)
     ]
     return [
-        g.GenerationRequest(prompt, 16, temperature, seed=g.request_seed(0, i))
+        GenerationRequest(prompt, 16, temperature, seed=request_seed(0, i))
         for i, prompt in enumerate(ids)
     ]
 
@@ -49,17 +51,15 @@ def test_samples_are_the_cpus_and_repeat(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 def test_vllm_greedy_is_ours_and_seeds_decide(tmp_path):
-    from harness.model.generate_vllm import generate_vllm
-
     policy = load_policy(
         tiny.checkpoint(tmp_path, hidden_size=128, num_attention_heads=2, num_key_value_heads=2)
     )
     greedy = _requests(policy, 8, temperature=0.0)
-    ours, theirs = g.generate(policy, greedy), generate_vllm(policy, greedy, memory_share=0.3)
+    ours, theirs = g.generate(policy, greedy), g.generate_vllm(policy, greedy, memory_share=0.3)
     assert [a.token_ids[:4] for a in ours] == [a.token_ids[:4] for a in theirs]
     sampled = _requests(policy, 8)
-    first = generate_vllm(policy, sampled, memory_share=0.3)
+    first = g.generate_vllm(policy, sampled, memory_share=0.3)
     assert [a.token_ids for a in first] == [
-        a.token_ids for a in generate_vllm(policy, sampled, memory_share=0.3)
+        a.token_ids for a in g.generate_vllm(policy, sampled, memory_share=0.3)
     ]
     assert all((a.status == "ok") == (a.token_ids[-1] in policy.stop_token_ids) for a in first)

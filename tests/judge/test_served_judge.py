@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.judge import chat_http
 from harness.judge.served import ServedModel
-from harness.model.policy import encode_prompt, load_policy
+from harness.model.chat import encode_prompt
+from harness.model.policy import load_policy
 from harness.pocket import judge_server
 from harness.records import HarnessError, write_jsonl
 from tests import tiny

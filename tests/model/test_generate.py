@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from harness.model import generate as g
-from harness.model import generate_vllm
-from harness.model.policy import Policy, encode_prompt, load_policy, stop_tokens
+from harness.model.chat import encode_prompt, stop_tokens
+from harness.model.policy import Policy, load_policy
+from harness.records import Generation, GenerationRequest, request_seed
 from tests import tiny
 
 STYLES = ("llama3", "zephyr", "phi3")
@@ -27,7 +28,7 @@ def _policy(style: str = "llama3", architecture: str = "llama", **changes) -> Po
 
 def _requests(
     policy: Policy, count: int = 24, *, temperature: float = 1.0, new: int = 12, **extra
-) -> list[g.GenerationRequest]:
+) -> list[GenerationRequest]:
     texts = [
         "Hi",
         "How are you today",
@@ -41,7 +42,7 @@ def _requests(
         for text in texts
     ]
     return [
-        g.GenerationRequest(ids[i % len(ids)], new, temperature, seed=g.request_seed(0, i), **extra)
+        GenerationRequest(ids[i % len(ids)], new, temperature, seed=request_seed(0, i), **extra)
         for i in range(count)
     ]
 
@@ -52,9 +53,9 @@ def policy() -> Policy:
 
 
 def test_request_seed_is_stable_and_63_bits():
-    assert g.request_seed(0, 1, "rollout", "p", 0) == g.request_seed(0, 1, "rollout", "p", 0)
+    assert request_seed(0, 1, "rollout", "p", 0) == request_seed(0, 1, "rollout", "p", 0)
     parts = itertools.product(range(3), range(3), ["rollout"], "ab", range(3))
-    seeds = {g.request_seed(*identity) for identity in parts}
+    seeds = {request_seed(*identity) for identity in parts}
     assert len(seeds) == 54
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -111,7 +112,7 @@ def test_samples_do_not_depend_on_the_batch(policy):
 def test_seed_and_temperature_decide(policy):
     first, second = (
         _requests(policy, 1)[0],
-        g.GenerationRequest(_requests(policy, 1)[0].prompt_ids, 12, 1.0, seed=99),
+        GenerationRequest(_requests(policy, 1)[0].prompt_ids, 12, 1.0, seed=99),
     )
     a, b, again = g.generate(policy, [first, second, first])
     assert a == again
@@ -196,7 +197,7 @@ def test_stop_tokens_of_the_template_end_the_answer(style, monkeypatch):
         policy.model.lm_head.weight.zero_()
     monkeypatch.setattr(g, "draw", lambda logits, *_: torch.full((len(logits),), end))
     (answer,) = g.generate(policy, _requests(policy, 1))
-    assert answer == g.Generation((end,), "", "ok")
+    assert answer == Generation((end,), "", "ok")
 
 
 def test_truncated_answers_keep_all_their_tokens(policy):
@@ -211,7 +212,7 @@ def test_truncated_answers_keep_all_their_tokens(policy):
 
 def test_rows_of_different_limits_share_a_batch(policy):
     ids = _requests(policy, 1)[0].prompt_ids
-    requests = [g.GenerationRequest(ids, new, 1.0, seed=5) for new in (1, 4, 9)]
+    requests = [GenerationRequest(ids, new, 1.0, seed=5) for new in (1, 4, 9)]
     short, middle, long = g.generate(policy, requests)
     assert middle.token_ids[:1] == short.token_ids
     assert long.token_ids[: len(middle.token_ids)] == middle.token_ids
@@ -228,7 +229,7 @@ def test_out_of_memory_halves_the_batch_and_ends_as_error(policy, monkeypatch):
         return real(given, requests)
 
     monkeypatch.setattr(g, "_decode", limited)
-    requests = [*_requests(policy, 8), g.GenerationRequest(tuple(range(65, 65 + 61)), 4, 1.0)]
+    requests = [*_requests(policy, 8), GenerationRequest(tuple(range(65, 65 + 61)), 4, 1.0)]
     answers = g.generate(policy, requests)
     assert sizes[0] == 9
     assert max(sizes[1:]) < 9
@@ -258,7 +259,7 @@ def test_a_broken_model_gives_error_rows_not_text():
 
 def test_a_prompt_that_fills_the_model_has_no_answer():
     policy = _policy(max_position_embeddings=64)
-    fits, full = (g.GenerationRequest(tuple([65] * n), 12, 1.0) for n in (60, 64))
+    fits, full = (GenerationRequest(tuple([65] * n), 12, 1.0) for n in (60, 64))
     a, b = g.generate(policy, [fits, full])
     assert len(a.token_ids) <= 4
     assert (b.status, b.text) == ("no_answer", "")
@@ -321,11 +322,11 @@ def test_vllm_requests_carry_their_seeds_and_replies_their_reason(tmp_path, monk
     )
     for name, module in fake.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("harness.model.generate_vllm._engine", generate_vllm._engine.__wrapped__)
+    monkeypatch.setattr("harness.model.generate._engine", g._engine.__wrapped__)
     requests = _requests(policy, 4)
     answers = g.generate(policy, requests, backend="vllm")
     text = policy.tokenizer.decode([65])
-    assert answers[0] == answers[1] == g.Generation((65, stop), text, "ok")
+    assert answers[0] == answers[1] == Generation((65, stop), text, "ok")
     assert (answers[2].status, answers[2].token_ids) == ("truncated", (65, 66))
     assert (answers[3].status, answers[3].token_ids) == ("error", ())
     assert fake.options["model"] == str(tmp_path)

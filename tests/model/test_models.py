@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from harness.model import chat, fingerprint
 from harness.model import policy as models
 from harness.records import HarnessError, StageTask
 from harness.stages import base as checkpoint
@@ -24,8 +26,8 @@ def _tokens(tokenizer, ids):
 @pytest.mark.parametrize("style", ["llama3", "zephyr", "phi3", "chatml"])
 def test_known_templates_pass_and_have_at_most_one_bos(style):
     tokenizer = tiny.tokenizer(style)
-    models.preflight(tokenizer)
-    ids = models.encode_prompt(tokenizer, HELLO)
+    chat.preflight(tokenizer)
+    ids = chat.encode_prompt(tokenizer, HELLO)
     bos = tokenizer.bos_token_id
     assert [i for i, token in enumerate(ids) if token == bos and bos is not None] == (
         [0] if tiny.STYLES[style]["adds_bos"] else []
@@ -37,18 +39,16 @@ def test_prompt_and_response_are_the_rendered_conversation(style):
     tokenizer = tiny.tokenizer(style)
     end = tiny.STYLES[style]["end_of_turn"]
     whole = tokenizer.decode(
-        models.encode_prompt(tokenizer, HELLO) + models.encode_response(tokenizer, HELLO, "yes <b>")
+        chat.encode_prompt(tokenizer, HELLO) + chat.encode_response(tokenizer, HELLO, "yes <b>")
     )
-    rendered = models.render(
+    rendered = chat.render(
         tokenizer, [*HELLO, {"role": "assistant", "content": "yes <b>"}], generation=False
     )
     expected = rendered[: rendered.rfind(end) + len(end)]
     assert whole == (
         tokenizer.bos_token + expected if style == "zephyr" else expected
     )  # zephyr's template writes no bos, its tokenizer does
-    assert models.encode_response(tokenizer, HELLO, "yes")[-1] == tokenizer.convert_tokens_to_ids(
-        end
-    )
+    assert chat.encode_response(tokenizer, HELLO, "yes")[-1] == tokenizer.convert_tokens_to_ids(end)
 
 
 STOPS = [
@@ -61,30 +61,30 @@ STOPS = [
 @pytest.mark.parametrize(("style", "expected"), STOPS)
 def test_stop_tokens_hold_the_templates_end_of_turn(style, expected):
     tokenizer = tiny.tokenizer(style)
-    assert set(_tokens(tokenizer, list(models.stop_tokens(tokenizer)))) == expected
+    assert set(_tokens(tokenizer, list(chat.stop_tokens(tokenizer)))) == expected
 
 
 def test_response_is_cut_at_the_limit():
     tokenizer = tiny.tokenizer("zephyr")
     assert (
-        models.encode_response(tokenizer, HELLO, "abcdef", 3)
+        chat.encode_response(tokenizer, HELLO, "abcdef", 3)
         == tokenizer("abc", add_special_tokens=False)["input_ids"]
     )
 
 
 def test_a_long_prompt_is_refused_never_cut():
     tokenizer = tiny.tokenizer("zephyr")
-    length = len(models.encode_prompt(tokenizer, HELLO))
-    assert len(models.encode_prompt(tokenizer, HELLO, length)) == length
+    length = len(chat.encode_prompt(tokenizer, HELLO))
+    assert len(chat.encode_prompt(tokenizer, HELLO, length)) == length
     with pytest.raises(
-        models.PromptTooLongError, match=f"{length} tokens, the limit is {length - 1}"
+        chat.PromptTooLongError, match=f"{length} tokens, the limit is {length - 1}"
     ):
-        models.encode_prompt(tokenizer, HELLO, length - 1)
+        chat.encode_prompt(tokenizer, HELLO, length - 1)
 
 
 def test_an_answer_that_contains_the_end_of_turn_still_ends_at_the_last_one():
     tokenizer = tiny.tokenizer("phi3")
-    ids = models.encode_response(tokenizer, HELLO, "a<|end|>b")
+    ids = chat.encode_response(tokenizer, HELLO, "a<|end|>b")
     assert tokenizer.decode(ids) == "a<|end|>b<|end|>"
 
 
@@ -133,7 +133,7 @@ BROKEN = {
 def test_broken_templates_are_refused_and_the_tokens_shown(case):
     style, template, message = BROKEN[case]
     with pytest.raises(HarnessError, match=message) as caught:
-        models.preflight(tiny.tokenizer(style, template=template))
+        chat.preflight(tiny.tokenizer(style, template=template))
     assert "Tokens: '" in str(caught.value)
 
 
@@ -144,21 +144,21 @@ def test_a_header_that_merges_with_the_answer_is_refused():
     tokenizer = tiny.tokenizer("zephyr")
     tokenizer.add_tokens(["\nFine"])
     with pytest.raises(HarnessError, match="prompt's tokens change when the answer is added"):
-        models.preflight(tokenizer)
+        chat.preflight(tokenizer)
 
 
 def test_no_template_is_said_so():
     tokenizer = tiny.tokenizer("zephyr", template="")
     tokenizer.chat_template = None
     with pytest.raises(HarnessError, match=r"no chat template.*model.chat_template"):
-        models.preflight(tokenizer)
+        chat.preflight(tokenizer)
 
 
 def test_a_template_set_later_is_seen():
     tokenizer = tiny.tokenizer("phi3")
-    assert models.end_of_turn(tokenizer) == "<|end|>"
+    assert chat.end_of_turn(tokenizer) == "<|end|>"
     tokenizer.chat_template = tiny.ZEPHYR
-    assert models.end_of_turn(tokenizer) == "<|endoftext|>"
+    assert chat.end_of_turn(tokenizer) == "<|endoftext|>"
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -259,7 +259,7 @@ def test_broken_weights_are_a_clear_error(tmp_path):
 # ----------------------------------------------------------------------------------
 
 
-def _stage(out: Path, source: str, **settings) -> StageTask:
+def _stage(out: Path, source: str, **settings) -> StageTask[Any]:
     out.mkdir(exist_ok=True)
     return stage_task("k", "base.checkpoint", {"source": source, **settings}, {}, out)
 
@@ -271,7 +271,7 @@ def test_checkpoint_stage_points_and_loads(tmp_path):
     assert models.load_policy(tmp_path / "out").folder == folder
     assert json.loads((tmp_path / "out" / "location.json").read_text())[
         "fingerprint"
-    ] == checkpoint.fingerprint(folder)
+    ] == fingerprint.fingerprint(folder)
 
 
 def test_checkpoint_stage_takes_a_template_from_a_file(tmp_path):
@@ -326,7 +326,7 @@ def test_a_gated_model_says_what_to_do(tmp_path, monkeypatch):
 
 def test_checkpoint_changed_since_planning_is_refused(tmp_path):
     folder = tiny.checkpoint(tmp_path / "real")
-    planned = checkpoint.fingerprint(folder)
+    planned = fingerprint.fingerprint(folder)
     checkpoint.run(_stage(tmp_path / "out", str(folder), source_fingerprint=planned))
     tiny.checkpoint(folder, seed=1)
     with pytest.raises(HarnessError, match="changed since the study was planned"):
@@ -336,9 +336,11 @@ def test_checkpoint_changed_since_planning_is_refused(tmp_path):
 def test_fingerprint_follows_content_and_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tiny.checkpoint(tmp_path / "a", seed=0)
-    first = checkpoint.fingerprint(folder)
-    assert checkpoint.fingerprint(tiny.checkpoint(tmp_path / "b", seed=0)) == first
-    assert checkpoint.fingerprint(tiny.checkpoint(tmp_path / "c", seed=1)) != first
+    first = fingerprint.fingerprint(folder)
+    assert fingerprint.fingerprint(tiny.checkpoint(tmp_path / "b", seed=0)) == first
+    assert fingerprint.fingerprint(tiny.checkpoint(tmp_path / "c", seed=1)) != first
     (folder / "README.md").write_text("says nothing about the model")
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: pytest.fail(f"{path} was read again"))
-    assert checkpoint.fingerprint(folder) == first
+    monkeypatch.setattr(
+        fingerprint, "hash_file", lambda path: pytest.fail(f"{path} was read again")
+    )
+    assert fingerprint.fingerprint(folder) == first

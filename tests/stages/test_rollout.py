@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.model import generate as g
-from harness.model.policy import encode_prompt
+from harness.model.chat import encode_prompt
 from harness.records import HarnessError, Prompt, StageTask, read_jsonl, write_jsonl
 from harness.stages import rollout
 from tests import tiny

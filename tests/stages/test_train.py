@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from harness.model.policy import encode_prompt, encode_response, load_policy, load_tokenizer
+from harness.model.chat import encode_prompt, encode_response
+from harness.model.policy import load_policy, load_tokenizer
 from harness.records import HarnessError, read_jsonl
 from harness.stages import train
 from harness.train.trainer import PreferenceTrainer

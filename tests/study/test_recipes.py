@@ -12,7 +12,7 @@ import pytest
 from harness.engine.graph import resolve_objective
 from harness.engine.runs import build_plan
 from harness.evaluate.academic import PAPER_TASKS
-from harness.model.policy import encode_prompt, encode_response, preflight
+from harness.model.chat import encode_prompt, encode_response, preflight
 from harness.study.sections import at_iteration
 from harness.study.settings import Recipe
 from harness.study.study import compose

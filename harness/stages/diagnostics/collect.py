@@ -8,16 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.model.chat import PromptTooLongError, encode_prompt, encode_response
 from harness.model.generate import generate
 from harness.model.logprobs import PackedPrompt, response_logps
-from harness.model.policy import (
-    Policy,
-    PromptTooLongError,
-    encode_prompt,
-    encode_response,
-    load_policy,
-    model_folder,
-)
+from harness.model.policy import Policy, load_policy, model_folder
 from harness.pocket import oracle
 from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import rewards

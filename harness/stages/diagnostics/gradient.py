@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
+from harness.model.chat import PromptTooLongError
 from harness.model.logprobs import base_model_of, packed_attention, response_logps, sequence_logps
-from harness.model.policy import PromptTooLongError
 from harness.records import Pair, StageTask, read_jsonl
 from harness.study.tasks import DiagnosticsTask, ObjectiveTask
 from harness.train.batching import PreferenceRow, encode_pair, make_micro_batch
