@@ -1,17 +1,16 @@
 """AlpacaEval 2.0: alpaca_eval's annotator builds the prompts, draws the order and reads the
-log-probs; its metrics make the scores.
+log-probs; its metrics make the scores. And two checkpoints against each other, one's answers in the
+place of the baseline's.
 
-Only its completion function is ours: every prompt of a checkpoint goes to the judge in one
-concurrent batch. Rows are aligned by id, never by position; a failed row has a status and no
+Only the annotator's completion function is ours: every prompt of a checkpoint goes to the judge in
+one concurrent batch. Rows are aligned by id, never by position; a failed row has a status and no
 preference (never -1); the length-controlled point is the library's own GLM, its interval comes from
 `lc` (jackknife over instructions).
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,13 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
-from harness.evaluate import lc, libraries
-from harness.evaluate.annotator import Annotation, Pair, annotate
+from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation, Pair, annotate
 from harness.evaluate.benchmark import (
     MODEL_ID,
+    PERCENT,
     Ask,
     Asked,
     Benchmark,
@@ -35,11 +33,14 @@ from harness.evaluate.benchmark import (
     PairStage,
     Samples,
     asked_work,
+    finish,
     given_file,
     judged_work,
 )
+from harness.evaluate.lc import Metrics, compute_metrics, read_gamed, write_gamed
 from harness.judge import verdicts
-from harness.judge.client import JOURNAL_NAME, JUDGMENTS_NAME, JudgeClient, finalise
+from harness.judge.client import JudgeClient
+from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
 from harness.records import (
     HarnessError,
     Score,
@@ -48,11 +49,15 @@ from harness.records import (
     Status,
     canonical_json,
     content_hash,
-    write_scores,
 )
 from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
 from harness.study.tasks import Answers, AnswerTask
 from harness.study.work import Work
+
+NAME = "alpaca_eval"
+OFFICIAL_BASELINE = "4ebba41e7401"
+"""Content hash of the 805 instructions with the gpt4_1106_preview outputs, in official order."""
+OFFICIAL_JUDGE = "gpt-4-1106-preview"
 
 
 class AlpacaEvalSettings(Section):
@@ -60,7 +65,7 @@ class AlpacaEvalSettings(Section):
     """JSON list with instruction, output (the baseline's), dataset; empty: the pocket world's."""
     gamed_baseline: str = ""
     """CSV in the library's df_gamed form."""
-    annotator: str = "weighted_alpaca_eval_gpt4_turbo"
+    annotator: str = OFFICIAL_ANNOTATOR
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of the policy's answers; 0: greedy."""
     limit: NonNegative = 0
@@ -74,17 +79,9 @@ class JudgeTask(Section):
     annotator: str
 
 
-OFFICIAL_BASELINE = "4ebba41e7401"
-"""Content hash of the 805 instructions with the gpt4_1106_preview outputs, in official order."""
-OFFICIAL_JUDGE = "gpt-4-1106-preview"
-GAMED_COLUMNS = (
-    "model",
-    "preference",
-    "index",
-    "instruction_difficulty",
-    "std_delta_len",
-    "not_gamed_baseline",
-)
+# -- its files -------------------------------------------------------------------------------------
+COLUMNS = {"instruction": "", "output": "", "generator": "baseline", "dataset": ""}
+"""Columns of eval.json besides the id, with what stands for a missing one."""
 
 
 @dataclass(frozen=True)
@@ -95,25 +92,6 @@ class Instruction:
     instruction: str
     output: str
     generator: str = "baseline"
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Scores of one model against the baseline over the rows that have a preference. Percent; None
-    where undefined.
-
-    pseudo: jackknife pseudo-value of the length-controlled win rate by row, in the order of the
-    rows given; their mean is the point.
-    """
-
-    win_rate: float | None
-    standard_error: float | None
-    length_controlled: float | None
-    lc_standard_error: float | None
-    lc_standard_error_library: float | None
-    scored: int
-    pseudo: tuple[float, ...] = ()
-    flags: tuple[str, ...] = ()
 
 
 def read_json_rows(path: Path) -> list[dict[str, Any]]:
@@ -131,12 +109,10 @@ def read_json_rows(path: Path) -> list[dict[str, Any]]:
 
 def load_instructions(path: Path) -> list[Instruction]:
     """The benchmark's rows in official order; doubled ids are an error."""
-    rows = [
-        Instruction(
-            str(row["id"]), row["instruction"], row["output"], row.get("generator", "baseline")
-        )
-        for row in read_json_rows(path)
-    ]
+    rows = []
+    for row in read_json_rows(path):
+        generator = row.get("generator", "baseline")
+        rows.append(Instruction(str(row["id"]), row["instruction"], row["output"], generator))
     doubled = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if doubled:
         raise HarnessError(f"{path}: id {', '.join(doubled[:10])} occurs more than once")
@@ -148,418 +124,57 @@ def baseline_hash(instructions: Sequence[Instruction]) -> str:
     return content_hash([(item.instruction, item.output) for item in instructions], length=12)
 
 
-def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
-    """Rows of df_gamed.csv, checked: every gamed baseline covers index 0..count-1 once. Empty when
-    there is no such file.
+def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
+    """eval.json with ids "0", "1", … in the file's order, and df_gamed.csv for exactly these
+    instructions.
     """
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        missing = [name for name in GAMED_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise HarnessError(
-                f"{path}: no column {', '.join(missing)}; wants {', '.join(GAMED_COLUMNS)}"
-            )
-        rows: list[dict[str, Any]] = []
-        for line, raw in enumerate(reader, 2):
-            try:
-                rows.append(
-                    {
-                        "model": raw["model"],
-                        "preference": float(raw["preference"]),
-                        "index": int(raw["index"]),
-                        "instruction_difficulty": float(raw["instruction_difficulty"]),
-                        "std_delta_len": float(raw["std_delta_len"]),
-                        "not_gamed_baseline": raw["not_gamed_baseline"].strip() == "True",
-                    }
-                )
-            except (ValueError, AttributeError, TypeError) as error:
-                raise HarnessError(f"{path}:{line}: {error}") from error
-    for model in dict.fromkeys(row["model"] for row in rows):
-        index = sorted(row["index"] for row in rows if row["model"] == model)
-        if index != list(range(count)):
-            raise HarnessError(
-                f"{path}: gamed baseline {model} has {len(index)} rows; wants one for each index "
-                f"0..{count - 1}"
-            )
-    return rows
-
-
-def write_gamed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write df_gamed.csv in the library's columns; floats in full."""
-    with open(path, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(GAMED_COLUMNS)
-        writer.writerows(
-            [row[name] if isinstance(row[name], str) else repr(row[name]) for name in GAMED_COLUMNS]
-            for row in rows
-        )
-
-
-def keep_gamed(rows: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> list[dict[str, Any]]:
-    """The gamed rows of the instructions at ``positions``, renumbered 0..n-1: the library's join by
-    position is then the join by id.
-    """
-    renumbered = {old: new for new, old in enumerate(positions)}
-    order = {
-        model: number for number, model in enumerate(dict.fromkeys(row["model"] for row in rows))
-    }
-    kept = [
-        {**row, "index": renumbered[row["index"]]} for row in rows if row["index"] in renumbered
-    ]
-    return sorted(kept, key=lambda row: (order[row["model"]], row["index"]))
-
-
-def compute_metrics(
-    preferences: Sequence[float],
-    baseline: Sequence[str],
-    outputs: Sequence[str],
-    positions: Sequence[int],
-    gamed: Sequence[Mapping[str, Any]],
-) -> Metrics:
-    """Win rate and length-controlled win rate of n rows with preferences in 1..2 (2: the model's
-    output is better).
-
-    positions: index of each row in df_gamed. Gamed rows of absent instructions are left out. Where
-    the GLM is undefined (all length differences equal, constant preference, fewer than ten rows)
-    the length-controlled win rate is the win rate, and flagged.
-    """
-    if not preferences:
-        return Metrics(None, None, None, None, None, 0, flags=("no_scored_rows",))
-    library = libraries.alpaca_eval()
-    plain = library.metrics.get_winrate([{"preference": p} for p in preferences])
-    win_rate, error = (
-        float(plain["win_rate"]),
-        float(plain["standard_error"]) if len(preferences) > 1 else None,
-    )
-    if not gamed:
-        return Metrics(
-            win_rate, error, None, None, None, len(preferences), flags=("no_gamed_baseline",)
-        )
-    kept = keep_gamed(gamed, positions)
-    chance = np.asarray(preferences, dtype=float) - 1.0
-    difficulty = {row["index"]: row["instruction_difficulty"] for row in reversed(kept)}
-    own = lc.OwnRows(
-        chance,
-        np.array([len(a) - len(b) for a, b in zip(baseline, outputs, strict=True)], dtype=float),
-        np.array([difficulty[i] for i in range(len(chance))]),
-    )
-    reason = lc.degenerate(own)
-    if reason:
-        return Metrics(
-            win_rate, error, win_rate, error, None, len(chance), tuple(100.0 * chance), (reason,)
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        write_gamed(Path(folder) / "df_gamed.csv", kept)
-        found = libraries.library_length_controlled(
-            _frame(preferences, baseline, outputs), Path(folder) / "df_gamed.csv"
-        )
-    column = {
-        name: np.array([row[name] for row in kept], dtype=float)
-        for name in ("preference", "std_delta_len", "instruction_difficulty")
-    }
-    rows = lc.GamedRows(
-        np.array([row["index"] for row in kept]),
-        column["preference"],
-        column["std_delta_len"],
-        column["instruction_difficulty"],
-    )
-    point = float(found["length_controlled_winrate"])
-    pseudo = lc.pseudo_values(point, lc.leave_one_out(own, rows))
-    return Metrics(
-        win_rate,
-        error,
-        point,
-        lc.standard_error(pseudo),
-        float(found["lc_standard_error"]),
-        len(chance),
-        tuple(pseudo.tolist()),
-    )
-
-
-def _frame(preferences: Sequence[float], baseline: Sequence[str], outputs: Sequence[str]) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame(
-        {
-            "preference": list(preferences),
-            "output_1": list(baseline),
-            "output_2": list(outputs),
-            "generator_1": "baseline",
-            "generator_2": "model",
-        }
-    )
-
-
-ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
-
-
-@dataclass
-class Row:
-    """An instruction with the model's answer: what is judged, and why it is not."""
-
-    item: Instruction
-    position: int
-    output: str
-    status: Status
-    flags: list[str] = field(default_factory=list)
-
-
-def align(
-    instructions: Sequence[Instruction], answers: Sequence[Mapping[str, Any]], path: Path
-) -> list[Row]:
-    """Every instruction with its answer, by id. Reordered answers are put right; doubled, unknown
-    or mismatched ones are an error naming them.
-
-    An instruction without an answer row gets status ``no_answer``; so does an empty answer. Cut-off
-    answers are judged and flagged.
-    """
-    by_id: dict[str, Mapping[str, Any]] = {}
-    wrong: list[str] = []
-    known = {item.id: item for item in instructions}
-    for answer in answers:
-        name = str(answer["id"])
-        if name in by_id:
-            wrong.append(f"{name} (answered twice)")
-        elif name not in known:
-            wrong.append(f"{name} (not in the benchmark)")
-        elif answer.get("instruction", known[name].instruction) != known[name].instruction:
-            wrong.append(f"{name} (another instruction than the benchmark's)")
-        by_id[name] = answer
-    if wrong:
+    path = given_file(settings, NAME, "instructions")
+    rows = read_json_rows(path)
+    for number, row in enumerate(rows):
+        for key in ("instruction", "output"):
+            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+                raise HarnessError(f"{path}: row {number}: key {key!r} should be text")
+    if any(str(row.get("id", number)) != str(number) for number, row in enumerate(rows)):
         raise HarnessError(
-            f"{path}: answers do not fit the benchmark: id "
-            f"{', '.join(wrong[:10])}{' …' if len(wrong) > 10 else ''}"
+            f"{path}: ids should be 0 to {len(rows) - 1} in order (or be left out); difficulty is "
+            "looked up by this number"
         )
-    rows = []
-    for position, item in enumerate(instructions):
-        answer = by_id.get(item.id, {"output": "", "status": "no_answer"})
-        output, status, flags = str(answer.get("output") or ""), answer.get("status", "ok"), []
-        if status == "truncated":
-            status, flags = "ok", ["truncated"]
-        if status == "ok" and output.strip() in verdicts.FAILED_ANSWERS:
-            status = "error"
-        if status == "ok" and not output.strip():
-            status = "no_answer"
-        rows.append(Row(item, position, output, status, flags))
-    return rows
-
-
-def safe_pair(row: Row) -> Pair:
-    """What the judge is shown: both outputs with judge delimiters defused (noted in the row's
-    flags); equal outputs stay as they are.
-    """
-    baseline, output = row.item.output, row.output
-    if baseline != output:
-        baseline, in_baseline = verdicts.neutralise(baseline, verdicts.ALPACA_EVAL_PATTERNS)
-        output, in_output = verdicts.neutralise(output, verdicts.ALPACA_EVAL_PATTERNS)
-        row.flags += [f"neutralised in the baseline: {match}" for match in in_baseline] + [
-            f"neutralised: {match}" for match in in_output
-        ]
-    return Pair(row.item.id, row.item.instruction, baseline, output)
-
-
-def judge_rows(
-    task: StageTask[JudgeTask], rows: Sequence[Row], judge: JudgeSettings
-) -> tuple[dict[tuple[str, int], Annotation], dict[str, float]]:
-    """Annotate every row that has an answer, for every repeat; journal and judgments.jsonl are left
-    in ``task.out``.
-    """
-    pairs = [safe_pair(row) for row in rows if row.status == "ok"]
-    journal = task.out / JOURNAL_NAME
-    with JudgeClient(judge, task.runtime, journal) as client:
-        found = annotate(pairs, client, annotator=task.settings.annotator, repeats=judge.repeats)
-        costs = dict(client.costs)
-    flags = {row.item.id: row.flags for row in rows}
-    finalise(
-        journal,
-        task.out / JUDGMENTS_NAME,
-        {key: note.fields() | {"flags": flags[key[0]]} for key, note in found.items()},
-    )
-    return found, costs
-
-
-def score_rows(
-    rows: Sequence[Row],
-    found: Mapping[tuple[str, int], Annotation],
-    gamed: Sequence[Mapping[str, Any]],
-    judge: JudgeSettings,
-    benchmark_version: str,
-    benchmark: str,
-) -> tuple[list[Score], Metrics]:
-    """Score rows of every repeat (win_rate, length_controlled_win_rate, length) and the first
-    repeat's metrics.
-    """
-    scores: list[Score] = []
-    first: Metrics | None = None
-    for repeat in range(judge.repeats):
-        judged = [
-            row
-            for row in rows
-            if (note := found.get((row.item.id, repeat))) is not None
-            and note.preference is not None
-        ]
-        preferences = [float(found[row.item.id, repeat].preference or 0.0) for row in judged]
-        metrics = compute_metrics(
-            preferences,
-            [r.item.output for r in judged],
-            [r.output for r in judged],
-            [r.position for r in judged],
-            gamed,
-        )
-        first = first or metrics
-        pseudo = dict(zip([row.item.id for row in judged], metrics.pseudo, strict=False))
-        for row in rows:
-            note = found.get((row.item.id, repeat))
-            status: Status = row.status if note is None else note.status
-            shared: dict[str, Any] = {
-                "benchmark": benchmark,
-                "benchmark_version": benchmark_version,
-                "item": row.item.id,
-                "cluster": row.item.id,
-                "judge": verdicts.judge_label(judge),
-                "repeat": repeat,
-                "source": content_hash(
-                    row.item.instruction, row.item.output, row.output, length=16
-                ),
-            }
-            value = (
-                None if note is None or note.preference is None else 100.0 * (note.preference - 1.0)
-            )
-            scores.append(Score(metric="win_rate", value=value, status=status, **shared))
-            if gamed:
-                scores.append(
-                    Score(
-                        metric="length_controlled_win_rate",
-                        value=pseudo.get(row.item.id),
-                        status=status,
-                        **shared,
-                    )
-                )
-            if repeat == 0:
-                answered = row.status == "ok"
-                scores.append(
-                    Score(
-                        metric="length",
-                        value=float(len(row.output)) if answered else None,
-                        status=row.status,
-                        **shared | {"judge": ""},
-                    )
-                )
-    assert first is not None
-    return scores, first
-
-
-def version(instructions: Sequence[Instruction], settings: JudgeTask) -> str:
-    """Library version, annotator and the hashed instruction set."""
-    annotator = settings.annotator
-    return f"alpaca-eval-{metadata.version('alpaca-eval')} {annotator} instructions:{baseline_hash(instructions)}"
-
-
-def summarise(
-    rows: Sequence[Row],
-    found: Mapping[tuple[str, int], Annotation],
-    metrics: Metrics,
-    judge: JudgeSettings,
-    benchmark_version: str,
-    baseline: str,
-) -> dict[str, Any]:
-    """The first repeat's metrics, counts by status, everything flagged, and whether the published
-    leaderboard may be compared.
-    """
-    flags = list(metrics.flags)
-    texts = Counter(row.output for row in rows if row.status == "ok")
-    if sum(texts.values()) >= 10 and max(texts.values()) > sum(texts.values()) / 2:
-        flags.append("constant_answers")
-    lengths = [len(row.output) for row in rows if row.status == "ok"]
-    statuses = [
-        row.status if (note := found.get((row.item.id, 0))) is None else note.status for row in rows
-    ]
-    return {
-        "win_rate": metrics.win_rate,
-        "standard_error": metrics.standard_error,
-        "length_controlled_win_rate": metrics.length_controlled,
-        "lc_standard_error": metrics.lc_standard_error,
-        "lc_standard_error_library": metrics.lc_standard_error_library,
-        "n_total": metrics.scored,
-        "expected": len(rows),
-        "avg_length": int(np.mean(lengths)) if lengths else None,
-        "flags": sorted(flags),
-        "statuses": dict(Counter(statuses)),
-        "truncated": [row.item.id for row in rows if "truncated" in row.flags],
-        "neutralised": [
-            row.item.id for row in rows if any(flag.startswith("neutralised") for flag in row.flags)
-        ],
-        "judge": judge.model,
-        "benchmark_version": benchmark_version,
-        "comparable": baseline == OFFICIAL_BASELINE and judge.model == OFFICIAL_JUDGE,
+    kept = []
+    for number, row in enumerate(rows[: settings.limit or None]):
+        texts = {key: str(row.get(key, default)) for key, default in COLUMNS.items()}
+        kept.append({"id": str(number)} | texts)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(kept, ensure_ascii=True, indent=0) + "\n"
+    (out / "eval.json").write_text(text, encoding="utf-8")
+    summary: dict[str, Any] = {
+        "expected": len(kept),
+        "instructions": baseline_hash(load_instructions(out / "eval.json")),
+        "left_out": len(rows) - len(kept),
     }
-
-
-NAME = "alpaca_eval"
-
-
-def run(task: StageTask[JudgeTask]) -> StageOutcome:
-    """Stage ``judge.alpaca_eval``: answer, benchmarks → scores.parquet, judgments.jsonl,
-    summary.json.
-    """
-    judge = task.settings.judge
-    folder = task.inputs["benchmarks"] / "alpaca_eval"
-    instructions = load_instructions(folder / "eval.json")
-    rows = align(
-        instructions,
-        read_json_rows(task.inputs["answer"] / "alpaca_eval.json"),
-        task.inputs["answer"] / "alpaca_eval.json",
-    )
-    annotations, costs = judge_rows(task, rows, judge)
-    gamed = read_gamed(folder / "df_gamed.csv", len(instructions))
-    scores, metrics = score_rows(
-        rows, annotations, gamed, judge, version(instructions, task.settings), NAME
-    )
-    write_scores(task.out / "scores.parquet", scores)
-    summary = summarise(
-        rows,
-        annotations,
-        metrics,
-        judge,
-        version(instructions, task.settings),
-        baseline_hash(instructions),
-    )
-    (task.out / "summary.json").write_text(canonical_json(summary) + "\n", encoding="utf-8")
-    primary = [score for score in scores if score.metric == "win_rate"]
-    return StageOutcome(
-        rows=len(primary),
-        errors=sum(score.status == "error" for score in primary),
-        costs=costs,
-        summary=summary,
-    )
+    if settings.gamed_baseline:
+        gamed = read_gamed(given_file(settings, NAME, "gamed_baseline"), len(rows))
+        write_gamed(out / "df_gamed.csv", [row for row in gamed if row["index"] < len(kept)])
+    else:
+        summary["flags"] = ["no_gamed_baseline"]
+    return summary
 
 
 # -- what a policy is asked ------------------------------------------------------------------------
-
-
 class Instructions:
     """Every instruction, asked once."""
 
     def __init__(self, task: StageTask[AnswerTask]) -> None:
-        path = task.inputs["benchmarks"] / NAME / "eval.json"
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json_rows(task.inputs["benchmarks"] / NAME / "eval.json")
         self.rows = [{**row, "id": str(row.get("id", place))} for place, row in enumerate(rows)]
         self.drawn = task.settings.answers[NAME]
 
     def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
         """One round."""
-        limit, temperature = self.drawn.max_new_tokens, self.drawn.temperature or 0.0
-        asks = [
-            Ask(
-                (NAME, row["id"]),
-                ({"role": "user", "content": row["instruction"]},),
-                limit,
-                temperature,
-            )
-            for row in self.rows
-        ]
+        drawn = (self.drawn.max_new_tokens, self.drawn.temperature or 0.0)
+        asks = []
+        for row in self.rows:
+            messages = ({"role": "user", "content": row["instruction"]},)
+            asks.append(Ask((NAME, row["id"]), messages, *drawn))
         return (asks,)
 
     def write(self, desk: Desk, out: Path) -> None:
@@ -579,55 +194,226 @@ class Instructions:
         }
 
 
-# -- its files -------------------------------------------------------------------------------------
+# -- judging ---------------------------------------------------------------------------------------
+@dataclass
+class Answered:
+    """An instruction with the model's answer: what is judged, and why it is not."""
+
+    item: Instruction
+    position: int
+    output: str
+    status: Status
+    flags: list[str] = field(default_factory=list)
 
 
-COLUMNS = {"instruction": "", "output": "", "generator": "baseline", "dataset": ""}
-"""Columns of eval.json besides the id, with what stands for a missing one."""
+def align(instructions: Sequence[Instruction], path: Path) -> list[Answered]:
+    """Every instruction with its answer, by id. Reordered answers are put right; doubled, unknown
+    or mismatched ones are an error naming them.
 
-
-def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
-    """eval.json with ids "0", "1", … in the file's order, and df_gamed.csv for exactly these
-    instructions.
+    An instruction without an answer row gets status ``no_answer``; so does an empty answer. Cut-off
+    answers are judged and flagged.
     """
-    path = given_file(settings, "alpaca_eval", "instructions")
-    rows = read_json_rows(path)
-    for number, row in enumerate(rows):
-        for key in ("instruction", "output"):
-            if not isinstance(row, dict) or not isinstance(row.get(key), str):
-                raise HarnessError(f"{path}: row {number}: key {key!r} should be text")
-    ids = [str(row.get("id", number)) for number, row in enumerate(rows)]
-    if ids != [str(number) for number in range(len(rows))]:
-        raise HarnessError(
-            f"{path}: ids should be 0 to {len(rows) - 1} in order (or be left out); difficulty is "
-            "looked up by this number"
-        )
-    limit = settings.limit or len(rows)
-    kept = [
-        {"id": name, **{key: str(row.get(key, default)) for key, default in COLUMNS.items()}}
-        for name, row in zip(ids[:limit], rows, strict=False)
-    ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "eval.json").write_text(
-        json.dumps(kept, ensure_ascii=True, indent=0) + "\n", encoding="utf-8"
+    by_id: dict[str, Mapping[str, Any]] = {}
+    wrong: list[str] = []
+    known = {item.id: item for item in instructions}
+    for given in read_json_rows(path):
+        name = str(given["id"])
+        if name in by_id:
+            wrong.append(f"{name} (answered twice)")
+        elif name not in known:
+            wrong.append(f"{name} (not in the benchmark)")
+        elif given.get("instruction", known[name].instruction) != known[name].instruction:
+            wrong.append(f"{name} (another instruction than the benchmark's)")
+        by_id[name] = given
+    if wrong:
+        listed = ", ".join(wrong[:10]) + (" …" if len(wrong) > 10 else "")
+        raise HarnessError(f"{path}: answers do not fit the benchmark: id {listed}")
+    rows = []
+    for position, item in enumerate(instructions):
+        answer = by_id.get(item.id) or {"output": "", "status": "no_answer"}
+        row = Answered(item, position, str(answer.get("output") or ""), answer.get("status", "ok"))
+        if row.status == "truncated":
+            row.status, row.flags = "ok", ["truncated"]
+        if row.status == "ok" and row.output.strip() in verdicts.FAILED_ANSWERS:
+            row.status = "error"
+        if row.status == "ok" and not row.output.strip():
+            row.status = "no_answer"
+        rows.append(row)
+    return rows
+
+
+def safe_pair(row: Answered) -> Pair:
+    """What the judge is shown: both outputs with judge delimiters defused (noted in the row's
+    flags); equal outputs stay as they are.
+    """
+    baseline, output = row.item.output, row.output
+    if baseline != output:
+        baseline, in_baseline = verdicts.neutralise(baseline, verdicts.ALPACA_EVAL_PATTERNS)
+        output, in_output = verdicts.neutralise(output, verdicts.ALPACA_EVAL_PATTERNS)
+        row.flags += [f"neutralised in the baseline: {match}" for match in in_baseline]
+        row.flags += [f"neutralised: {match}" for match in in_output]
+    return Pair(row.item.id, row.item.instruction, baseline, output)
+
+
+def run(task: StageTask[JudgeTask]) -> StageOutcome:
+    """Stage ``judge.alpaca_eval``: answer, benchmarks → scores.parquet, judgments.jsonl,
+    summary.json.
+    """
+    instructions = load_instructions(task.inputs["benchmarks"] / NAME / "eval.json")
+    rows = align(instructions, task.inputs["answer"] / "alpaca_eval.json")
+    return _judge(task, NAME, instructions, rows)
+
+
+def run_pair(task: StageTask[JudgeTask]) -> StageOutcome:
+    """Stage ``judge.pairwise``: answer_a, answer_b, benchmarks → the same files: b's win rates
+    against a, in percent.
+    """
+    instructions = load_instructions(task.inputs["benchmarks"] / NAME / "eval.json")
+    a, b = (
+        align(instructions, task.inputs[name] / "alpaca_eval.json")
+        for name in ("answer_a", "answer_b")
     )
-    digest = baseline_hash(load_instructions(out / "eval.json"))
-    summary: dict[str, Any] = {
-        "expected": len(kept),
-        "instructions": digest,
-        "left_out": len(rows) - len(kept),
+    return _judge(task, "alpaca_eval_pairwise", instructions, opposed(a, b))
+
+
+def opposed(baseline: Sequence[Answered], rows: Sequence[Answered]) -> list[Answered]:
+    """b's rows with a's answers as the baseline; a row is judged when both answered, else it
+    carries the failure of b, or of a.
+    """
+    result = []
+    for a, b in zip(baseline, rows, strict=True):
+        item = replace(b.item, output=a.output, generator="checkpoint_a")
+        status = b.status if b.status != "ok" else a.status
+        flags = [*b.flags, *(f"baseline {flag}" for flag in a.flags)]
+        result.append(Answered(item, b.position, b.output, status, flags))
+    return result
+
+
+def _judge(
+    task: StageTask[JudgeTask],
+    benchmark: str,
+    instructions: Sequence[Instruction],
+    rows: Sequence[Answered],
+) -> StageOutcome:
+    """Annotate every row that has an answer, for every repeat, and score it."""
+    judge, annotator = task.settings.judge, task.settings.annotator
+    pairs = [safe_pair(row) for row in rows if row.status == "ok"]
+    with JudgeClient(judge, task.runtime, task.out / JOURNAL_NAME) as client:
+        found = annotate(pairs, client, annotator=annotator, repeats=judge.repeats)
+        costs = client.costs
+    flags = {row.item.id: row.flags for row in rows}
+    notes = {key: note.fields() | {"flags": flags[key[0]]} for key, note in found.items()}
+    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, notes)
+    gamed_file = task.inputs["benchmarks"] / NAME / "df_gamed.csv"
+    gamed = read_gamed(gamed_file, len(instructions))
+    library = f"alpaca-eval-{metadata.version('alpaca-eval')}"
+    version = f"{library} {annotator} instructions:{baseline_hash(instructions)}"
+    scores: list[Score] = []
+    metrics = []
+    for repeat in range(judge.repeats):
+        judged = {name: note for (name, number), note in found.items() if number == repeat}
+        metrics.append(measure(rows, judged, gamed))
+        shared = (benchmark, version, verdicts.judge_label(judge), repeat)
+        scores += score_rows(rows, judged, metrics[-1], shared, bool(gamed))
+    first = {name: note for (name, number), note in found.items() if number == 0}
+    summary = summarise(rows, first, metrics[0]) | {
+        "judge": judge.model,
+        "benchmark_version": version,
+        "comparable": baseline_hash([row.item for row in rows]) == OFFICIAL_BASELINE
+        and judge.model == OFFICIAL_JUDGE,
     }
-    if settings.gamed_baseline:
-        gamed = read_gamed(given_file(settings, "alpaca_eval", "gamed_baseline"), len(rows))
-        write_gamed(out / "df_gamed.csv", [row for row in gamed if row["index"] < len(kept)])
-    else:
-        summary["flags"] = ["no_gamed_baseline"]
-    return summary
+    return finish(task, scores, summary, costs, primary="win_rate")
 
 
-# -- its record ------------------------------------------------------------------------------------
+def measure(
+    rows: Sequence[Answered], judged: Mapping[str, Annotation], gamed: Sequence[Mapping[str, Any]]
+) -> Metrics:
+    """The library's metrics of the rows that have a preference."""
+    kept, preferences = _preferred(rows, judged)
+    return compute_metrics(
+        preferences,
+        [row.item.output for row in kept],
+        [row.output for row in kept],
+        [row.position for row in kept],
+        gamed,
+    )
 
 
+def _preferred(
+    rows: Sequence[Answered], judged: Mapping[str, Annotation]
+) -> tuple[list[Answered], list[float]]:
+    kept, preferences = [], []
+    for row in rows:
+        note = judged.get(row.item.id)
+        if note is not None and note.preference is not None:
+            kept.append(row)
+            preferences.append(note.preference)
+    return kept, preferences
+
+
+def score_rows(
+    rows: Sequence[Answered],
+    judged: Mapping[str, Annotation],
+    metrics: Metrics,
+    shared: tuple[str, str, str, int],
+    length_controlled: bool,
+) -> list[Score]:
+    """Score rows of one repeat: win_rate, length_controlled_win_rate, and in the first repeat
+    length. shared: benchmark, its version, judge, repeat.
+    """
+    benchmark, version, judge, repeat = shared
+    kept, preferences = _preferred(rows, judged)
+    names = [row.item.id for row in kept]
+    wins = {name: 100.0 * (p - 1.0) for name, p in zip(names, preferences, strict=True)}
+    pseudo = dict(zip(names, metrics.pseudo, strict=False))
+    scores = []
+    for row in rows:
+        name, texts = row.item.id, (row.item.instruction, row.item.output, row.output)
+        source = content_hash(*texts, length=16)
+        status = judged[name].status if name in judged else row.status
+
+        values: list[tuple[str, float | None, Status, str]]
+        values = [("win_rate", wins.get(name), status, judge)]
+        if length_controlled:
+            values.append(("length_controlled_win_rate", pseudo.get(name), status, judge))
+        if repeat == 0:
+            length = float(len(row.output)) if row.status == "ok" else None
+            values.append(("length", length, row.status, ""))
+        for value in values:
+            scores.append(Score(benchmark, version, name, name, *value, repeat, source))
+    return scores
+
+
+def summarise(
+    rows: Sequence[Answered], judged: Mapping[str, Annotation], metrics: Metrics
+) -> dict[str, Any]:
+    """The first repeat's metrics, counts by status, and everything flagged."""
+    answered = [row for row in rows if row.status == "ok"]
+    flags = list(metrics.flags)
+    texts = Counter(row.output for row in answered)
+    if len(answered) >= 10 and max(texts.values()) > len(answered) / 2:
+        flags.append("constant_answers")
+    lengths = [len(row.output) for row in answered]
+    statuses = [judged[row.item.id].status if row.item.id in judged else row.status for row in rows]
+    return {
+        "win_rate": metrics.win_rate,
+        "standard_error": metrics.standard_error,
+        "length_controlled_win_rate": metrics.length_controlled,
+        "lc_standard_error": metrics.lc_standard_error,
+        "lc_standard_error_library": metrics.lc_standard_error_library,
+        "n_total": metrics.scored,
+        "expected": len(rows),
+        "avg_length": sum(lengths) // len(lengths) if lengths else None,
+        "flags": sorted(flags),
+        "statuses": dict(Counter(statuses)),
+        "truncated": [row.item.id for row in rows if "truncated" in row.flags],
+        "neutralised": [
+            row.item.id for row in rows if any(flag.startswith("neutralised") for flag in row.flags)
+        ],
+    }
+
+
+# -- the record ------------------------------------------------------------------------------------
 INSTRUCTIONS, POCKET_INSTRUCTIONS = 805, 128
 LC = Measure(
     NAME,
@@ -638,19 +424,17 @@ LC = Measure(
     items="instructions",
     table="table_1",
 )
-MEASURES = (
-    LC,
-    replace(LC, metric="win_rate", title="AlpacaEval WR", point="", scale=(0.0, 100.0)),
-    replace(
-        LC,
-        metric="length",
-        title="length",
-        unit="characters",
-        digits=1,
-        better=0,
-        point="",
-        long="answer length (AlpacaEval)",
-    ),
+WIN_RATE = replace(LC, metric="win_rate", title="AlpacaEval WR", point="", scale=PERCENT)
+LENGTH = Measure(
+    NAME,
+    "length",
+    "length",
+    "characters",
+    digits=1,
+    better=0,
+    items="instructions",
+    table="table_1",
+    long="answer length (AlpacaEval)",
 )
 
 
@@ -669,8 +453,8 @@ def _asked(count: Counting, task: AnswerTask) -> Work:
 
 
 def _work(count: Counting, task: JudgeTask) -> Work:
-    calls = _items(count) * task.judge.repeats
-    return judged_work(calls, count.lengths.verdict_prompt, count.lengths.verdict_reply, "verdicts")
+    calls, lengths = _items(count) * task.judge.repeats, count.lengths
+    return judged_work(calls, lengths.verdict_prompt, lengths.verdict_reply, "verdicts")
 
 
 BENCHMARK = Benchmark(
@@ -681,7 +465,7 @@ BENCHMARK = Benchmark(
     run="harness.evaluate.alpaca_eval:run",
     task=JudgeTask,
     settle=settle,
-    measures=lambda _evaluation: MEASURES,
+    measures=lambda _evaluation: (LC, WIN_RATE, LENGTH),
     work=_work,
     seconds=2.0,
     judged=True,
@@ -697,5 +481,5 @@ BENCHMARK = Benchmark(
     samples=Samples(
         "alpaca_eval.json", "win_rate", "preferred to the baseline, percent", form="alpaca_eval"
     ),
-    pairs=PairStage("judge.pairwise", "harness.evaluate.pairwise:run", _work),
+    pairs=PairStage("judge.pairwise", "harness.evaluate.alpaca_eval:run_pair", _work),
 )

@@ -12,6 +12,7 @@ from harness.evaluate import libraries
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
 from harness.records import HarnessError, Status
 
+OFFICIAL_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 ORDER_SEED = 0
 """The library's default: the published annotations were ordered with it."""
 SENT = ("max_tokens", "temperature", "top_p", "logprobs", "top_logprobs")
@@ -52,7 +53,7 @@ def annotate(
     pairs: Sequence[Pair],
     client: JudgeClient,
     *,
-    annotator: str = "weighted_alpaca_eval_gpt4_turbo",
+    annotator: str = OFFICIAL_ANNOTATOR,
     repeats: int = 1,
     flipped: bool = False,
 ) -> dict[tuple[str, int], Annotation]:

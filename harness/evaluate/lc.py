@@ -1,5 +1,5 @@
-"""Length-controlled win rate without the library: an unpenalised fit fast enough to be repeated
-once per instruction.
+"""AlpacaEval's win rates: the library's, and the length-controlled one's interval by an unpenalised
+fit fast enough to be repeated once per instruction.
 
 Model (alpaca_eval's ``length_controlled_v1``): P(model wins on x) = sigma(a tanh((len_baseline -
 len_model) / sd) + b difficulty(x) + c), no intercept, c only on the model's own rows; two gamed
@@ -11,12 +11,35 @@ Arrays: n own rows, m gamed rows, B fits side by side, parameters (a, b, c).
 
 from __future__ import annotations
 
+import csv
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.evaluate import libraries
+from harness.records import HarnessError
+
 Floats = NDArray[np.float64]
+
+
+def _is_true(text: str) -> bool:
+    return text.strip() == "True"
+
+
+GAMED_COLUMNS: Mapping[str, Callable[[str], Any]] = {
+    "model": str,
+    "preference": float,
+    "index": int,
+    "instruction_difficulty": float,
+    "std_delta_len": float,
+    "not_gamed_baseline": _is_true,
+}
+"""Columns of the library's df_gamed.csv, and how each is read."""
 
 GAMED_WEIGHT = 0.1
 """lambda 0.2 over two gamed baselines (GLM_INFO of alpaca_eval 0.6.6)."""
@@ -168,3 +191,143 @@ def _fit(
         if np.abs(step).max() < 1e-9:
             break
     return theta
+
+
+# -- the library's metrics -------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Metrics:
+    """Scores of one model against the baseline over the rows that have a preference. Percent; None
+    where undefined.
+
+    pseudo: jackknife pseudo-value of the length-controlled win rate by row, in the order of the
+    rows given; their mean is the point.
+    """
+
+    win_rate: float | None = None
+    standard_error: float | None = None
+    length_controlled: float | None = None
+    lc_standard_error: float | None = None
+    lc_standard_error_library: float | None = None
+    scored: int = 0
+    pseudo: tuple[float, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+def compute_metrics(
+    preferences: Sequence[float],
+    baseline: Sequence[str],
+    outputs: Sequence[str],
+    positions: Sequence[int],
+    gamed: Sequence[Mapping[str, Any]],
+) -> Metrics:
+    """Win rate and length-controlled win rate of n rows with preferences in 1..2 (2: the model's
+    output is better).
+
+    positions: index of each row in df_gamed. Gamed rows of absent instructions are left out. Where
+    the GLM is undefined (all length differences equal, constant preference, fewer than ten rows)
+    the length-controlled win rate is the win rate, and flagged.
+    """
+    if not preferences:
+        return Metrics(flags=("no_scored_rows",))
+    plain = libraries.alpaca_eval().metrics.get_winrate([{"preference": p} for p in preferences])
+    rate = float(plain["win_rate"])
+    error = float(plain["standard_error"]) if len(preferences) > 1 else None
+    scored = len(preferences)
+    if not gamed:
+        return Metrics(rate, error, scored=scored, flags=("no_gamed_baseline",))
+    kept = keep_gamed(gamed, positions)
+    chance = np.asarray(preferences, dtype=float) - 1.0
+    deltas = [len(a) - len(b) for a, b in zip(baseline, outputs, strict=True)]
+    difficulty = {row["index"]: row["instruction_difficulty"] for row in reversed(kept)}
+    ordered = np.array([difficulty[i] for i in range(scored)])
+    own = OwnRows(chance, np.array(deltas, dtype=float), ordered)
+    reason = degenerate(own)
+    if reason:
+        pseudo = tuple(100.0 * chance)
+        return Metrics(rate, error, rate, error, None, scored, pseudo, (reason,))
+    found = _library(preferences, baseline, outputs, kept)
+    names = ("preference", "std_delta_len", "instruction_difficulty")
+    columns = [np.array([row[name] for row in kept], dtype=float) for name in names]
+    rows = GamedRows(np.array([row["index"] for row in kept]), *columns)
+    point = float(found["length_controlled_winrate"])
+    jackknife = pseudo_values(point, leave_one_out(own, rows))
+    return Metrics(
+        rate,
+        error,
+        point,
+        standard_error(jackknife),
+        float(found["lc_standard_error"]),
+        scored,
+        tuple(jackknife.tolist()),
+    )
+
+
+def _library(
+    preferences: Sequence[float],
+    baseline: Sequence[str],
+    outputs: Sequence[str],
+    gamed: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    import pandas as pd
+
+    columns = {
+        "preference": list(preferences),
+        "output_1": list(baseline),
+        "output_2": list(outputs),
+        "generator_1": "baseline",
+        "generator_2": "model",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "df_gamed.csv"
+        write_gamed(path, gamed)
+        return libraries.library_length_controlled(pd.DataFrame(columns), path)
+
+
+# -- the gamed baselines' rows ---------------------------------------------------------------------
+def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
+    """Rows of df_gamed.csv, checked: every gamed baseline covers index 0..count-1 once. Empty when
+    there is no such file.
+    """
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    with open(path, encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle)
+        missing = [name for name in GAMED_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            wanted = ", ".join(GAMED_COLUMNS)
+            raise HarnessError(f"{path}: no column {', '.join(missing)}; wants {wanted}")
+        for line, raw in enumerate(reader, 2):
+            try:
+                rows.append({name: read(raw[name]) for name, read in GAMED_COLUMNS.items()})
+            except (ValueError, AttributeError, TypeError) as error:
+                raise HarnessError(f"{path}:{line}: {error}") from error
+    for model in dict.fromkeys(row["model"] for row in rows):
+        index = sorted(row["index"] for row in rows if row["model"] == model)
+        if index != list(range(count)):
+            raise HarnessError(
+                f"{path}: gamed baseline {model} has {len(index)} rows; wants one for each index "
+                f"0..{count - 1}"
+            )
+    return rows
+
+
+def write_gamed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write df_gamed.csv in the library's columns; floats in full."""
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(GAMED_COLUMNS)
+        for row in rows:
+            values = [row[name] for name in GAMED_COLUMNS]
+            writer.writerow([value if isinstance(value, str) else repr(value) for value in values])
+
+
+def keep_gamed(rows: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> list[dict[str, Any]]:
+    """The gamed rows of the instructions at ``positions``, renumbered 0..n-1: the library's join by
+    position is then the join by id.
+    """
+    renumbered = {old: new for new, old in enumerate(positions)}
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    present = [row for row in rows if row["index"] in renumbered]
+    kept = [{**row, "index": renumbered[row["index"]]} for row in present]
+    return sorted(kept, key=lambda row: (models.index(row["model"]), row["index"]))
