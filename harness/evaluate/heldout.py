@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from harness.evaluate.alpaca_eval import read_json_rows
 from harness.evaluate.benchmark import (
     Ask,
     Asked,
@@ -36,8 +36,11 @@ from harness.study.sections import JudgeSettings
 from harness.study.tasks import AnswerTask, RankerTask, Threads
 from harness.study.work import Work
 
-SETS = (("heldout", "heldout.jsonl"), ("heldout_ood", "ood.jsonl"))
+NAME = "heldout"
+SETS = {NAME: "heldout.jsonl", "heldout_ood": "ood.jsonl"}
 """Benchmark name and the data file that lists its prompts."""
+READ = ("ok", "truncated")
+"""Statuses of answers that a ranker reads."""
 
 
 class HeldoutTask(Threads):
@@ -59,49 +62,41 @@ def run(task: StageTask[HeldoutTask]) -> StageOutcome:
     reward minus the baseline answer's. One row per prompt and metric whatever happened; an answer
     that is missing or not scored gives the row its status and no value.
     """
-    ranker = task.settings.ranker
+    settings = task.settings
     answers: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in read_jsonl(task.inputs["answer"] / "heldout.jsonl"):
         answers.setdefault(row["prompt_id"], {})[row["sample"]] = row
-    prompts = [(name, Prompt(**row)) for name, file in SETS for row in _rows(task, file)]
-    texts = {
-        p.id: tuple(
-            dict.fromkeys(
-                a["text"]
-                for a in answers.get(p.id, {}).values()
-                if a["status"] in ("ok", "truncated")
-            )
-        )
-        for _, p in prompts
-    }
-    scored = [prompt for _, prompt in prompts if texts[prompt.id]]
+    prompts = [(name, Prompt(**row)) for name, file in SETS.items() for row in _rows(task, file)]
+    items: dict[str, RankItem] = {}
+    chosen = []
+    for _, prompt in prompts:
+        rows = answers.get(prompt.id, {}).values()
+        texts = tuple(dict.fromkeys(row["text"] for row in rows if row["status"] in READ))
+        if texts:
+            items[prompt.id] = RankItem(prompt.id, prompt.messages, texts)
+            chosen.append(prompt.chosen)
     context = RankContext(
-        ranker, task.runtime, task.out, task.inputs.get("ranker"), task.settings.judge
+        settings.ranker, task.runtime, task.out, task.inputs.get("ranker"), settings.judge
     )
-    found = rewards(
-        [RankItem(p.id, p.messages, texts[p.id]) for p in scored],
-        [p.chosen for p in scored],
-        context,
-    )
-    by_prompt = {prompt.id: ranked for prompt, ranked in zip(scored, found, strict=True)}
-    judge = _identity(ranker)
-    rows = [
-        score
-        for name, prompt in prompts
-        for score in _scores(
-            name,
-            prompt,
-            answers.get(prompt.id, {}),
-            texts[prompt.id],
-            by_prompt.get(prompt.id),
-            judge,
-        )
-    ]
-    if task.settings.rank_alpaca_eval:
-        rows += _against_baseline(task, context, judge)
-    write_scores(task.out / "scores.parquet", rows)
-    errors = sum(row.status == "error" for row in rows)
-    return StageOutcome(len(rows), errors, dict(context.costs), _means(rows))
+    found = rewards(list(items.values()), chosen, context)
+    ranked = dict(zip(items, found, strict=True))
+    judge = _identity(settings.ranker)
+    scores: list[Score] = []
+    for name, prompt in prompts:
+        said = answers.get(prompt.id, {})
+        texts = items[prompt.id].texts if prompt.id in items else ()
+        known = _Known(said, texts, ranked.get(prompt.id))
+        for metric, samples in (("reward", [0]), ("reward_sampled", sorted(s for s in said if s))):
+            value, status = known.mean(samples)
+            spoken = [said[s]["text"] for s in samples if s in said]
+            source = content_hash(prompt.messages, spoken, length=12)
+            fields = (name, "1", prompt.id, prompt.id, metric, value, status, judge)
+            scores.append(Score(*fields, source=source))
+    if settings.rank_alpaca_eval:
+        scores += _against_baseline(task, context, judge)
+    write_scores(task.out / "scores.parquet", scores)
+    errors = sum(score.status == "error" for score in scores)
+    return StageOutcome(len(scores), errors, dict(context.costs), _means(scores))
 
 
 def _identity(ranker: RankerTask) -> str:
@@ -117,54 +112,31 @@ def _rows(task: StageTask[Any], file: str) -> list[dict[str, Any]]:
     return list(read_jsonl(path)) if path.exists() else []
 
 
-def _scores(
-    benchmark: str,
-    prompt: Prompt,
-    answers: Mapping[int, Mapping[str, Any]],
-    texts: Sequence[str],
-    ranked: Ranked | None,
-    judge: str,
-) -> list[Score]:
-    reward = dict(zip(texts, ranked.scores, strict=False)) if ranked else {}
-    unscored: Status = ranked.status if ranked else "no_answer"
+class _Known:
+    """What the ranker said of one prompt's answers."""
 
-    def row(metric: str, samples: Sequence[int]) -> Score:
-        statuses = [str(answers[s]["status"]) if s in answers else "no_answer" for s in samples]
-        values = [
-            reward.get(answers[s]["text"]) if status in ("ok", "truncated") else None
-            for s, status in zip(samples, statuses, strict=True)
-        ]
-        known = [value for value in values if value is not None]
-        source = content_hash(
-            prompt.messages, [answers[s]["text"] for s in samples if s in answers], length=12
-        )
-        if samples and len(known) == len(samples):
-            return Score(
-                benchmark,
-                "1",
-                prompt.id,
-                prompt.id,
-                metric,
-                sum(known) / len(known),
-                "ok",
-                judge,
-                source=source,
-            )
-        bad = [status for status in statuses if status not in ("ok", "truncated")] or [unscored]
-        status: Status = "error" if "error" in bad else bad[0]  # type: ignore[assignment]
-        return Score(
-            benchmark,
-            "1",
-            prompt.id,
-            prompt.id,
-            metric,
-            None,
-            status if status != "ok" else "no_answer",
-            judge,
-            source=source,
-        )
+    def __init__(
+        self, answers: Mapping[int, Mapping[str, Any]], texts: Sequence[str], ranked: Ranked | None
+    ) -> None:
+        self.answers = answers
+        self.reward = dict(zip(texts, ranked.scores, strict=False)) if ranked else {}
+        self.unscored: Status = ranked.status if ranked else "no_answer"
 
-    return [row("reward", [0]), row("reward_sampled", sorted(s for s in answers if s > 0))]
+    def mean(self, samples: Sequence[int]) -> tuple[float | None, Status]:
+        """Mean reward of some samples, or the worst status where one has none."""
+        bad: list[Status] = []
+        values = []
+        for sample in samples:
+            answer = self.answers.get(sample, {"status": "no_answer", "text": ""})
+            if answer["status"] not in READ:
+                bad.append(answer["status"])
+            elif answer["text"] in self.reward:
+                values.append(self.reward[answer["text"]])
+        if samples and len(values) == len(samples):
+            return sum(values) / len(values), "ok"
+        bad = bad or [self.unscored]
+        worst = "error" if "error" in bad else bad[0]
+        return None, "no_answer" if worst == "ok" else worst
 
 
 def _against_baseline(
@@ -173,58 +145,39 @@ def _against_baseline(
     """Benchmark ``ranker_alpaca_eval``: 0 where both answers are the same text; a missing or failed
     one gives its status.
     """
-    instructions = json.loads(
-        (task.inputs["benchmarks"] / "alpaca_eval" / "eval.json").read_text(encoding="utf-8")
-    )
-    answers = {
-        str(row["id"]): row
-        for row in json.loads(
-            (task.inputs["answer"] / "alpaca_eval.json").read_text(encoding="utf-8")
-        )
-    }
-    items, different = [], {}
-    for row in instructions:
-        answer = answers.get(str(row["id"]), {"output": "", "status": "no_answer"})
+    given = read_json_rows(task.inputs["answer"] / "alpaca_eval.json")
+    answers = {str(row["id"]): row for row in given}
+    pairs: list[tuple[str, Status, str, str, str]] = []
+    different = {}
+    for row in read_json_rows(task.inputs["benchmarks"] / "alpaca_eval" / "eval.json"):
+        name, theirs, asked = str(row["id"]), row["output"], row["instruction"]
+        answer = answers.get(name, {"output": "", "status": "no_answer"})
+        ours = answer["output"]
         status: Status = "ok" if answer["status"] == "truncated" else answer["status"]
-        items.append((str(row["id"]), status, answer["output"], row["output"], row["instruction"]))
-        if status == "ok" and answer["output"] != row["output"]:
-            message = {"role": "user", "content": row["instruction"]}
-            different[str(row["id"])] = RankItem(
-                f"alpaca_eval:{row['id']}", (message,), (answer["output"], row["output"])
-            )
+        pairs.append((name, status, ours, theirs, asked))
+        if status == "ok" and ours != theirs:
+            message = {"role": "user", "content": asked}
+            different[name] = RankItem(f"alpaca_eval:{name}", (message,), (ours, theirs))
     found = dict(zip(different, rank_texts(list(different.values()), context), strict=True))
-    rows = []
-    for name, status, ours, theirs, instruction in items:
+    scores = []
+    for name, status, ours, theirs, asked in pairs:
         ranked = found.get(name) or Ranked((0.0, 0.0), status)
         value = ranked.scores[0] - ranked.scores[1] if ranked.status == "ok" else None
-        source = content_hash(instruction, ours, theirs, length=12)
-        rows.append(
-            Score(
-                "ranker_alpaca_eval",
-                "1",
-                name,
-                name,
-                "reward_difference",
-                value,
-                ranked.status,
-                judge,
-                source=source,
-            )
-        )
-    return rows
+        source = content_hash(asked, ours, theirs, length=12)
+        fields = ("ranker_alpaca_eval", "1", name, name, "reward_difference", value, ranked.status)
+        scores.append(Score(*fields, judge, source=source))
+    return scores
 
 
-def _means(rows: Sequence[Score]) -> dict[str, float]:
+def _means(scores: Sequence[Score]) -> dict[str, float]:
     kept: dict[str, list[float]] = {}
-    for row in rows:
-        if row.value is not None:
-            kept.setdefault(f"{row.benchmark}_{row.metric}", []).append(row.value)
+    for score in scores:
+        if score.value is not None:
+            kept.setdefault(f"{score.benchmark}_{score.metric}", []).append(score.value)
     return {name: sum(values) / len(values) for name, values in sorted(kept.items())}
 
 
 # -- what a policy is asked ------------------------------------------------------------------------
-
-
 class Prompts:
     """The greedy answer (sample 0) and ``heldout_samples`` at temperature 1 of every held-out
     prompt. Prompts over ``max_prompt_length`` tokens are "no_answer".
@@ -232,19 +185,14 @@ class Prompts:
 
     def __init__(self, task: StageTask[AnswerTask]) -> None:
         settings = task.settings
-        samples = range(1 + settings.heldout_samples)
-        self.asks = [
-            Ask(
-                (NAME, row["id"], sample),
-                tuple(row["messages"]),
-                settings.heldout_max_new_tokens,
-                1.0 if sample else 0.0,
-                settings.max_prompt_length,
-            )
-            for _, file in SETS
-            for row in _rows(task, file)
-            for sample in samples
-        ]
+        limit, longest = settings.heldout_max_new_tokens, settings.max_prompt_length
+        self.asks = []
+        for file in SETS.values():
+            for row in _rows(task, file):
+                for sample in range(1 + settings.heldout_samples):
+                    key, messages = (NAME, row["id"], sample), tuple(row["messages"])
+                    temperature = 1.0 if sample else 0.0
+                    self.asks.append(Ask(key, messages, limit, temperature, longest))
 
     def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
         """One round."""
@@ -260,10 +208,7 @@ class Prompts:
         return Response(prompt, sample, answer.text, answer.token_ids, answer.status, seed)
 
 
-# -- its record ------------------------------------------------------------------------------------
-
-
-NAME = "heldout"
+# -- the record ------------------------------------------------------------------------------------
 REWARD = Measure(
     NAME, "reward", "held-out reward (greedy)", "reward", 3, items="prompts", table="heldout"
 )

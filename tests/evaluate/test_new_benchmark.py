@@ -47,7 +47,7 @@ class Tree:
         )
 
     def selm(self, *arguments: str) -> str:
-        done = self.python("-m", "harness.cli", *arguments)
+        done = self.python("-c", "from harness.cli import main; main()", *arguments)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
@@ -80,7 +80,7 @@ def test_it_is_planned_counted_and_documented(tree: Tree) -> None:
 
 def test_doctor_asks_for_its_file(tree: Tree) -> None:
     found = tree.python(
-        *("-m", "harness.cli", "doctor", "--recipe", "ablations/recipes/own_data.yaml"),
+        *("-c", "from harness.cli import main; main()", "doctor", "--recipe", "ablations/recipes/own_data.yaml"),
         *("--set", f"evaluation.benchmarks=[{NAME}]"),
     )
     assert f"evaluation.{NAME}.questions" in found.stdout, found.stdout + found.stderr
