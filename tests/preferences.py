@@ -151,16 +151,10 @@ def train_task(
     *,
     runtime: Mapping[str, Any] | None = None,
     **changes: Any,
-) -> StageTask:
+) -> StageTask[Any]:
     """A train task; ``changes`` go to objective, training, or the settings themselves, by name."""
-    objective = {
-        "name": "selm",
-        "alpha": 0.5,
-        "beta": 0.1,
-        "convention": "alpha_beta",
-        "placebo": "none",
-        "params": {},
-    }
+    objective: dict[str, Any] = {"name": "selm", "alpha": 0.5, "beta": 0.1}
+    objective |= {"placebo": "none", "params": {}}
     settings: dict[str, Any] = {"seed": 0, "iteration": 1, **COMMON}
     training = dict(TRAINING)
     for name, value in changes.items():

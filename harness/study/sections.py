@@ -302,8 +302,9 @@ class RuntimeSettings(Section):
     unmeasured).
     """
     memory: Literal["fit", "off"] = "fit"
-    """fit: before training, ``token_budget`` is lowered to what the device's free memory holds, or
-    the stage says how much is missing. off: no look.
+    """fit: a run whose weights, gradients and optimiser do not fit the smallest device is refused
+    before it starts. off: no look. (Rows are fitted while training: ``token_budget`` is halved
+    whenever a device runs out of memory.)
     """
     report_to: str = "none"
     """Where the trainer logs (transformers' ``report_to``): none, tensorboard, wandb, …"""

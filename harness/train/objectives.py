@@ -111,7 +111,9 @@ def ipo(rows: Rows, *, beta: float) -> Tensor:
 
 
 def ipo_mean(rows: Rows, *, beta: float) -> Tensor:
-    """(r(y_w)/|y_w| - r(y_l)/|y_l| - 1 / (2 beta))^2: IPO on means over tokens, as TRL computes it."""
+    """(r(y_w)/|y_w| - r(y_l)/|y_l| - 1 / (2 beta))^2: IPO on means over tokens, as TRL does. Azar et
+    al. 2023, arXiv 2310.12036.
+    """
     gap = rows.ratio("chosen") / rows.tokens["chosen"]
     gap = gap - rows.ratio("rejected") / rows.tokens["rejected"]
     return (gap - 1 / (2 * beta)) ** 2
@@ -265,6 +267,10 @@ def resolve(
         known = ", ".join(objective.parameters) or "none"
         message = f"objective {name}: unknown parameter {unknown[0]!r}; its parameters: {known}"
         raise HarnessError(message)
+    for parameter, value in given.items():
+        if not isinstance(value, (int, float)):
+            message = f"objective {name}: {parameter} is {value!r}; it must be a number"
+            raise HarnessError(message)
     if placebo not in PLACEBOS:
         allowed = ", ".join(PLACEBOS)
         raise HarnessError(f"objective {name}: placebo {placebo!r}; allowed: {allowed}")

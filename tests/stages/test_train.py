@@ -180,7 +180,7 @@ def test_resume_gives_the_same_bits(
 
     monkeypatch.setattr(PreferenceTrainer, "training_step", dying)
     with pytest.raises(Killed):
-        train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 0}))
+        train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 1e-9}))
     torn = tmp_path / "cut" / "checkpoints" / "checkpoint-99"
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_step": 9')
@@ -188,11 +188,11 @@ def test_resume_gives_the_same_bits(
     def counting(
         self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
     ) -> torch.Tensor:
-        seen.append([micro.y_roles for micro in batches])  # type: ignore[misc]
+        seen.append([row.y_role for row in batches])
         return original(self, model, batches, items)
 
     monkeypatch.setattr(PreferenceTrainer, "training_step", counting)
-    train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 0}))
+    train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 1e-9}))
     assert len(seen) == 6 - at, "no step is done twice, none is skipped"
     assert same_files(tmp_path / "whole", tmp_path / "cut")
 
@@ -241,7 +241,7 @@ def test_sigkill_then_resume_gives_the_same_bits(inputs: dict[str, Path], tmp_pa
     )
 
     def command(out: Path) -> list[str]:
-        task = train_task(inputs, out, runtime={"checkpoint_seconds": 0}, epochs=40)
+        task = train_task(inputs, out, runtime={"checkpoint_seconds": 1e-9}, epochs=40)
         told = {
             "settings": dict(task.settings),
             "inputs": {name: str(path) for name, path in task.inputs.items()},
@@ -393,8 +393,11 @@ config = preferences.config(folder, token_budget=40, precompute_ref_log_probs=Tr
 trainer = PreferenceTrainer(preferences.model(dtype=torch.float64), config, preferences.rows(16))
 trainer.train()
 if trainer.is_world_process_zero():
-    torch.save({name: value for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()}, folder / "final.pt")
-    (folder / "history.txt").write_text(repr([(e["loss"], e["grad_norm"], e["margin"]) for e in trainer.state.log_history if "grad_norm" in e]))
+    whole = trainer.accelerator.unwrap_model(trainer.model)
+    torch.save(dict(whole.state_dict()), folder / "final.pt")
+    steps = [e for e in trainer.state.log_history if "grad_norm" in e]
+    names = ("loss", "grad_norm", "margin")
+    (folder / "history.txt").write_text(repr([tuple(e[name] for name in names) for e in steps]))
 """
 
 

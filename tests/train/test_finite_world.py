@@ -153,7 +153,7 @@ def test_at_convergence_more_alpha_need_not_lower_them() -> None:
 
 
 def test_there_may_be_no_minimiser() -> None:
-    """Soft labels over every pair that matters, and still at alpha 0.35 the loss falls without end."""
+    """Soft labels over every pair that matters; still at alpha 0.35 the loss falls without end."""
     at = exact.TWO_BASINS
     path = exact.descend(at, 0.35, steps=6000, rate=4.0)
     losses = [exact.selm_loss(path[k], at, 0.35) for k in (0, 2000, 4000, 6000)]

@@ -47,6 +47,7 @@ def _gap(p: Numbers, q: Numbers) -> Tensor:
 PLAIN: dict[str, Callable[[Numbers, Numbers, dict[str, int]], Tensor]] = {
     "dpo": _dpo,
     "selm": lambda p, q, n: _dpo(p, q, n) + ALPHA * BETA * (p["explore"] - q["explore"]),
+    "selm_algorithm_1": lambda p, q, n: _dpo(p, q, n) + ALPHA * (p["explore"] - q["explore"]),
     "xpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * (p["explore"] - q["explore"]),
     "vpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * BETA * (p["explore"] - q["explore"]),
     "se_popo": lambda p, q, n: (
@@ -54,6 +55,14 @@ PLAIN: dict[str, Callable[[Numbers, Numbers, dict[str, int]], Tensor]] = {
         + ALPHA * (1 / (1 + torch.exp(-BETA * (p["explore"] - q["explore"]))) - 0.5) / BETA
     ),
     "ipo": lambda p, q, n: (_gap(p, q) - 1 / (2 * BETA)) ** 2,
+    "ipo_mean": lambda p, q, n: (
+        (
+            (p["chosen"] - q["chosen"]) / n["chosen"]
+            - (p["rejected"] - q["rejected"]) / n["rejected"]
+            - 1 / (2 * BETA)
+        )
+        ** 2
+    ),
     "cdpo": lambda p, q, n: (
         -0.9 * _log_sigma(BETA * _gap(p, q)) - 0.1 * _log_sigma(-BETA * _gap(p, q))
     ),
@@ -96,9 +105,9 @@ def step(
     trainer: PreferenceTrainer, batch: list[PreferenceRow], budget: int = 60
 ) -> tuple[float, Tensor]:
     """Loss and gradient of one global batch through the trainer's own step."""
-    micro = collate_for_rank(batch, trainer.objective.roles, token_budget=budget, micro_batch=0)
-    assert len(micro) > 1
-    loss = trainer.training_step(trainer.model, micro)
+    trainer.args.token_budget = budget
+    assert len(trainer._micro_batches(batch)) > 1
+    loss = trainer.training_step(trainer.model, batch)
     return float(loss), plain.gradient(trainer.model)
 
 
@@ -328,12 +337,8 @@ def test_shares_of_ranks_add_up_to_the_whole_gradient(tmp_path: Path) -> None:
     whole, gradient = step(trainer, data)
     total, parts = 0.0, torch.zeros_like(gradient)
     for rank in range(3):
-        total += float(
-            trainer.training_step(
-                trainer.model,
-                collate_for_rank(data, ROLES, token_budget=30, micro_batch=0, ranks=3, rank=rank),
-            )
-        )
+        share = collate_for_rank(data, ROLES, token_budget=30, micro_batch=0, ranks=3, rank=rank)
+        total += float(trainer._accumulate(trainer.model, share))
         parts += plain.gradient(trainer.model)
     assert total == pytest.approx(whole, rel=1e-6)
     assert plain.relative_error(parts, gradient) < 1e-9
@@ -352,7 +357,7 @@ def test_every_row_once_an_epoch_in_an_order_of_its_own() -> None:
 
 
 def test_metrics_of_the_first_step_by_hand(tmp_path: Path) -> None:
-    """Where the policy is the reference every log-ratio is 0, DPO's loss is ln 2 and nobody wins."""
+    """Where policy and reference agree every log-ratio is 0, DPO's loss is ln 2, nobody wins."""
     args = config(tmp_path, max_steps=1, precompute_ref_log_probs=True, global_batch_size=12)
     trainer = PreferenceTrainer(model(dtype=torch.float64), args, rows(12))
     trainer.train()
