@@ -6,7 +6,8 @@ the key (endpoint, model, full prompt, sampling, repeat); what is answered goes 
 is never asked again. 429, 5xx, time-outs and broken replies are retried with jittered back-off; a
 late reply to an attempt given up still counts, first valid one wins; a reply that ``accept``
 rejects is asked again with another ``seed``; a refused key or an exhausted quota stops everything
-at once.
+at once. Retrying libraries (openai's client, tenacity) end an attempt before the next begins: with
+them a reply that is paid for but late would be lost and paid for twice.
 
 The API key is read from the environment and lives only in the connection's headers.
 """
@@ -14,9 +15,10 @@ The API key is read from the environment and lives only in the connection's head
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from typing import Any
 import aiohttp
 
 from harness.judge.endpoint import (
-    Endpoint,
     Reply,
     Trouble,
     auth_headers,
@@ -44,6 +45,7 @@ __all__ = [
     "JudgeClient",
     "JudgeReply",
     "JudgeRequest",
+    "ask",
     "finalise",
     "plan_cost",
     "request_key",
@@ -56,6 +58,10 @@ re-ask asks for the same opinion again.
 MAX_ATTEMPTS = 8
 """Failed attempts (429 with a waiting time not counted) before an item becomes ``error``."""
 BACKOFF_CAP_S = 30.0
+REPLY_FIELDS = (
+    *("status", "text", "logprobs", "prompt_tokens", "completion_tokens", "error", "model"),
+)
+Accept = Callable[["JudgeReply"], bool]
 
 
 @dataclass(frozen=True)
@@ -116,35 +122,106 @@ class DryRunError(HarnessError):
         self.costs = dict(costs)
 
 
+class Budget:
+    """What judging has cost and may cost, in USD: a call is sent only when, at its dearest, it fits
+    under the limit with those in flight.
+    """
+
+    def __init__(self, judge: JudgeSettings, runtime: Runtime) -> None:
+        prompt, completion = (
+            runtime.price_prompt_usd_per_million,
+            runtime.price_completion_usd_per_million,
+        )
+        self.prices, self.limit = (prompt, completion), runtime.max_cost_usd
+        if self.limit and judge.kind != "pocket" and not any(self.prices):
+            raise HarnessError(
+                "max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million "
+                "and price_completion_usd_per_million"
+            )
+        self.reserved: dict[object, float] = {}
+
+    def start(self, journal: Journal) -> None:
+        """Begin counting, on the loop's thread."""
+        self.journal, self.released = journal, asyncio.Condition()
+
+    def spent(self) -> float:
+        """Price of every journalled reply."""
+        spent = self.journal.spent
+        tokens = spent["judge_prompt_tokens"], spent["judge_completion_tokens"]
+        return (tokens[0] * self.prices[0] + tokens[1] * self.prices[1]) / 1e6
+
+    @contextlib.asynccontextmanager
+    async def call(self, body: Mapping[str, Any]) -> AsyncIterator[None]:
+        """Room for one call; HarnessError when the limit leaves none any more."""
+        if not self.limit:
+            yield
+            return
+        prompt = estimate_tokens(body["messages"]) * self.prices[0]
+        worst = (prompt + int(body["max_tokens"]) * self.prices[1]) / 1e6
+        mine = object()
+        async with self.released:
+            while self.spent() + sum(self.reserved.values()) + worst > self.limit:
+                if not self.reserved:
+                    raise HarnessError(
+                        f"max_cost_usd {self.limit:g} reached: {self.spent():.4f} USD spent on "
+                        f"{len(self.journal.final)} judgments, the next may cost {worst:.4f}; the "
+                        "journal keeps them, raise the limit and run again"
+                    )
+                await self.released.wait()
+            self.reserved[mine] = worst
+        try:
+            yield
+        finally:
+            async with self.released:
+                del self.reserved[mine]
+                self.released.notify_all()
+
+
+class Pace:
+    """Spaces calls under ``judge_requests_per_minute``."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.interval_s = 60.0 / per_minute if per_minute else 0.0
+        self.next_slot = 0.0
+        self.no_slack = False
+
+    def start(self) -> None:
+        """Begin, on the loop's thread."""
+        self.turn = asyncio.Lock()
+
+    async def wait(self) -> None:
+        """Wait for this call's turn."""
+        if not self.interval_s:
+            return
+        async with self.turn:
+            slot = max(self.next_slot, time.monotonic())
+            await asyncio.sleep(slot - time.monotonic())
+            # an endpoint without slack counts from the call itself, which is a little late:
+            # then the next must not be early
+            self.next_slot = (time.monotonic() if self.no_slack else slot) + self.interval_s
+
+    def yield_to_limit(self, retry_after_s: float | None) -> None:
+        """After a 429 the paced calls fall into step with the endpoint's own count; at most a
+        second, so that others go on.
+        """
+        if self.interval_s and retry_after_s is not None:
+            self.no_slack = True
+            self.next_slot = max(self.next_slot, time.monotonic() + min(1.0, retry_after_s))
+
+
 class JudgeClient:
     """``with JudgeClient(judge, runtime, journal) as client: client.complete(requests)``.
 
-    judge: a JudgeSettings dump. runtime: a RuntimeSettings dump (judge_* and price_* entries are
-    read). journal: working file, by convention ``JOURNAL_NAME`` in the stage's folder; replies in a
+    journal: working file, by convention ``JOURNAL_NAME`` in the stage's folder; replies in a
     ``JUDGMENTS_NAME`` beside it count as journalled. ``complete`` may be called from several
     threads.
     """
 
     def __init__(self, judge: JudgeSettings, runtime: Runtime, journal: Path) -> None:
-        self.judge = judge
-        self.concurrency = runtime.judge_concurrency
-        self.timeout_s = runtime.judge_timeout_s
-        self.deadline_s = runtime.judge_deadline_s
-        self.backoff_s = runtime.judge_backoff_s
-        self.prices = _prices(runtime)
-        self.max_cost_usd = runtime.max_cost_usd
-        if self.max_cost_usd and judge.kind != "pocket" and not any(self.prices):
-            raise HarnessError(
-                "max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million "
-                "and price_completion_usd_per_million"
-            )
-        rate = runtime.judge_requests_per_minute
-        self.dry_run = runtime.judge_dry_run
-        self._interval_s = 60.0 / rate if rate else 0.0
-        self._next_slot = 0.0
-        self._no_slack = False
-        self._reserved_usd = 0.0
-        self.endpoint: Endpoint = resolve_endpoint(judge, runtime)
+        self.judge, self.runtime = judge, runtime
+        self.budget = Budget(judge, runtime)
+        self.pace = Pace(runtime.judge_requests_per_minute)
+        self.endpoint = resolve_endpoint(judge, runtime)
         self._journal_path = journal
         self.calls = 0
         """Calls sent by this client (the journal's count in ``costs`` holds earlier runs too)."""
@@ -152,9 +229,8 @@ class JudgeClient:
     def __enter__(self) -> JudgeClient:
         self._journal = Journal(self._journal_path)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="judge-client", daemon=True
-        )
+        forever = self._loop.run_forever
+        self._thread = threading.Thread(target=forever, name="judge-client", daemon=True)
         self._thread.start()
         try:
             self._run(self._connect())
@@ -175,15 +251,10 @@ class JudgeClient:
         """What this journal's judgments took so far, interrupted runs included: calls, tokens and
         price (USD, 0 without prices).
         """
-        return {**self._journal.spent, "judge_usd": self._spent_usd()}
+        return {**self._journal.spent, "judge_usd": self.budget.spent()}
 
     def complete(
-        self,
-        requests: Sequence[JudgeRequest],
-        *,
-        accept: Callable[[JudgeReply], bool] | None = None,
-        reasks: int = 2,
-        progress: Callable[[int, int], None] | None = None,
+        self, requests: Sequence[JudgeRequest], *, accept: Accept | None = None, reasks: int = 2
     ) -> list[JudgeReply]:
         """Replies in the order of ``requests``. Rejected by ``accept`` after ``reasks`` more tries:
         status ``unparsed``.
@@ -193,23 +264,18 @@ class JudgeClient:
         disk, judge changed); replies so far are in the journal. A dry run raises DryRunError with
         the cost instead.
         """
-        if self.dry_run:
+        if self.runtime.judge_dry_run:
             raise DryRunError(self.plan_cost(requests))
         try:
-            replies: list[JudgeReply] = self._run(
-                self._complete(list(requests), accept, reasks, progress)
-            )
+            replies: list[JudgeReply] = self._run(self._complete(requests, accept, reasks))
             return replies
         finally:
             self._journal.sync()
 
     def plan_cost(self, requests: Sequence[JudgeRequest]) -> dict[str, float]:
         """What ``complete`` would ask for, before anything is spent; see ``plan_cost``."""
-        return plan_cost(
-            [r for r in requests if self._key(r) not in self._journal.final],
-            self.judge,
-            self.prices,
-        )
+        left = [one for one in requests if self._key(one) not in self._journal.final]
+        return plan_cost(left, self.judge, self.budget.prices)
 
     # -- everything below runs on the loop's thread ------------------------------------------------
 
@@ -222,17 +288,15 @@ class JudgeClient:
             raise
 
     async def _connect(self) -> None:
-        self._slots = asyncio.Semaphore(self.concurrency)
-        self._turn = asyncio.Lock()
+        self._slots = asyncio.Semaphore(self.runtime.judge_concurrency)
         self._asking: dict[str, asyncio.Lock] = {}
-        self._released = asyncio.Condition()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout_s)
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
-        headers = auth_headers(self.judge, self.endpoint)
+        self.budget.start(self._journal)
+        self.pace.start()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.runtime.judge_timeout_s)
         self._session = aiohttp.ClientSession(
-            headers=headers,
+            headers=auth_headers(self.judge, self.endpoint),
             timeout=timeout,
-            connector=connector,
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             trust_env=not self.endpoint.loopback,
         )
 
@@ -244,33 +308,21 @@ class JudgeClient:
         return request_key(request, self.judge, self.endpoint.identity)
 
     async def _complete(
-        self,
-        requests: list[JudgeRequest],
-        accept: Callable[[JudgeReply], bool] | None,
-        reasks: int,
-        progress: Callable[[int, int], None] | None,
+        self, requests: Sequence[JudgeRequest], accept: Accept | None, reasks: int
     ) -> list[JudgeReply]:
-        deadline = time.monotonic() + self.deadline_s
+        deadline = time.monotonic() + self.runtime.judge_deadline_s
         keys = [self._key(request) for request in requests]
         first: dict[str, JudgeRequest] = {}
         for key, request in zip(keys, requests, strict=True):
             first.setdefault(key, request)
         errors: dict[str, JudgeReply] = {}
-        done = 0
 
         async def judge_one(key: str, request: JudgeRequest) -> None:
-            nonlocal done
             async with self._asking.setdefault(key, asyncio.Lock()), self._slots:
-                reply = (
-                    None
-                    if key in self._journal.final
-                    else await self._judge(key, request, accept, reasks, deadline)
-                )
-            if reply is not None and reply.status == "error":
-                errors[key] = reply
-            done += 1
-            if progress:
-                progress(done, len(first))
+                if key not in self._journal.final:
+                    reply = await self._judge(key, request, accept, reasks, deadline)
+                    if reply.status == "error":
+                        errors[key] = reply
 
         try:
             async with asyncio.TaskGroup() as group:  # the first HarnessError cancels the others
@@ -293,52 +345,24 @@ class JudgeClient:
         row = self._journal.final[key]
         if (request.id, request.repeat, key) not in self._journal.ids:
             self._journal.append({**row, "id": request.id, "repeat": request.repeat, "attempts": 0})
-        fields = {
-            name: row[name]
-            for name in (
-                "status",
-                "text",
-                "logprobs",
-                "prompt_tokens",
-                "completion_tokens",
-                "error",
-                "model",
-            )
-        }
-        return JudgeReply(
-            id=request.id, repeat=request.repeat, attempts=row.get("attempts", 0), **fields
-        )
+        fields = {name: row[name] for name in REPLY_FIELDS}
+        return JudgeReply(request.id, request.repeat, attempts=row.get("attempts", 0), **fields)
 
     async def _judge(
-        self,
-        key: str,
-        request: JudgeRequest,
-        accept: Callable[[JudgeReply], bool] | None,
-        reasks: int,
-        deadline: float,
+        self, key: str, request: JudgeRequest, accept: Accept | None, reasks: int, deadline: float
     ) -> JudgeReply:
         """Ask, and ask again while ``accept`` rejects; every paid reply is journalled."""
         asked = self._journal.asked.get(key, 0)
         for ask in range(min(asked, reasks), reasks + 1):
-            worst = self._worst_usd(_body(request, self.judge, ask))
-            await self._reserve(worst)
-            try:
-                reply = self._record(
-                    await self._ask(request, ask, deadline), key, ask, accept, ask == reasks
-                )
-            finally:
-                await self._release(worst)
+            async with self.budget.call(_body(request, self.judge, ask)):
+                reply = await self._ask(request, ask, deadline)
+                reply = self._record(reply, key, ask, accept, ask == reasks)
             if reply.status != "unparsed" or ask == reasks:
                 return reply
         raise AssertionError("unreachable")
 
     def _record(
-        self,
-        reply: JudgeReply,
-        key: str,
-        ask: int,
-        accept: Callable[[JudgeReply], bool] | None,
-        last: bool,
+        self, reply: JudgeReply, key: str, ask: int, accept: Accept | None, last: bool
     ) -> JudgeReply:
         """Judge the reply's form, refuse a changed judge, write the journal row."""
         if reply.status == "ok" and (not reply.text or (accept is not None and not accept(reply))):
@@ -351,66 +375,52 @@ class JudgeClient:
                 "judges are not mixed: start anew or restore the earlier one"
             )
         final = reply.status in FINAL_STATUSES and (reply.status != "unparsed" or last)
-        self._journal.append({**reply.__dict__, "key": key, "ask": ask, "final": final})
+        self._journal.append({**vars(reply), "key": key, "ask": ask, "final": final})
         return reply
 
     async def _ask(self, request: JudgeRequest, ask: int, deadline: float) -> JudgeReply:
-        """One reply, through as many attempts as it takes; ``error`` when they or the time run out."""
-        body = _body(request, self.judge, ask)
+        """One reply, through as many attempts as it takes; ``error`` when they or the time run
+        out.
+        """
+        body, timeout_s = _body(request, self.judge, ask), self.runtime.judge_timeout_s
         pending: set[asyncio.Task[Reply | Trouble]] = set()
         attempts = failures = 0
+
+        def failed(reason: str) -> JudgeReply:
+            identity = (request.id, request.repeat)
+            return JudgeReply(*identity, "error", error=reason, attempts=attempts)
+
         try:
             while True:
-                await self._pace()
+                await self.pace.wait()
                 if time.monotonic() >= deadline:
-                    return JudgeReply(
-                        request.id,
-                        request.repeat,
-                        "error",
-                        error=f"deadline of {self.deadline_s:g} s reached",
-                        attempts=attempts,
-                    )
+                    return failed(f"deadline of {self.runtime.judge_deadline_s:g} s reached")
                 newest = asyncio.create_task(self._post(body))
                 pending.add(newest)
                 attempts += 1
-                found = await _first_reply(
-                    pending, newest, min(time.monotonic() + self.timeout_s, deadline)
-                )
-                trouble = (
-                    newest.result()
-                    if newest.done()
-                    else Trouble(f"no reply within {self.timeout_s:g} s")
-                )
+                until = min(time.monotonic() + timeout_s, deadline)
+                found = await _first_reply(pending, newest, until)
+                trouble: Reply | Trouble = Trouble(f"no reply within {timeout_s:g} s")
+                if newest.done():
+                    trouble = newest.result()
                 if found is None and isinstance(trouble, Trouble):
                     failures += trouble.counts
-                    self._yield_to_limit(trouble.retry_after_s)
-                    delay = trouble.delay(failures, self.backoff_s, BACKOFF_CAP_S)
+                    self.pace.yield_to_limit(trouble.retry_after_s)
+                    delay = trouble.delay(failures, self.runtime.judge_backoff_s, BACKOFF_CAP_S)
                     left = deadline - time.monotonic()
-                    if trouble.permanent or failures >= MAX_ATTEMPTS or delay >= left:
-                        why = (
-                            ""
-                            if trouble.permanent
-                            else f" ({attempts} attempts)"
-                            if delay < left
-                            else f" ({attempts} attempts; deadline reached)"
-                        )
-                        return JudgeReply(
-                            request.id,
-                            request.repeat,
-                            "error",
-                            error=trouble.reason + why,
-                            attempts=attempts,
-                        )
-                    for older in pending - {
-                        newest
-                    }:  # one late attempt at most stays open beside the next
-                        older.cancel()
+                    if trouble.permanent:
+                        return failed(trouble.reason)
+                    if delay >= left:
+                        return failed(f"{trouble.reason} ({attempts} attempts; deadline reached)")
+                    if failures >= MAX_ATTEMPTS:
+                        return failed(f"{trouble.reason} ({attempts} attempts)")
+                    for older in pending - {newest}:
+                        older.cancel()  # one late attempt at most stays open beside the next
                     pending &= {newest}
                     found = await _first_reply(pending, None, time.monotonic() + delay)
                 if found is not None:
-                    return JudgeReply(
-                        request.id, request.repeat, attempts=attempts, **found.fields()
-                    )
+                    fields = found.fields()
+                    return JudgeReply(request.id, request.repeat, attempts=attempts, **fields)
         finally:
             for task in pending:
                 task.cancel()
@@ -428,71 +438,12 @@ class JudgeClient:
         except (aiohttp.ClientError, OSError) as error:
             return Trouble(redact(f"{type(error).__name__}: {error}"))
 
-    async def _pace(self) -> None:
-        """Wait for this call's turn under ``judge_requests_per_minute``."""
-        if self._interval_s:
-            async with self._turn:
-                slot = max(self._next_slot, time.monotonic())
-                await asyncio.sleep(slot - time.monotonic())
-                # an endpoint without slack counts from the call itself, which is a little late:
-                # then the next must not be early
-                self._next_slot = (time.monotonic() if self._no_slack else slot) + self._interval_s
-
-    def _yield_to_limit(self, retry_after_s: float | None) -> None:
-        """After a 429 the paced calls fall into step with the endpoint's own count; at most a
-        second, so that others go on.
-        """
-        if self._interval_s and retry_after_s is not None:
-            self._no_slack = True
-            self._next_slot = max(self._next_slot, time.monotonic() + min(1.0, retry_after_s))
-
-    def _spent_usd(self) -> float:
-        spent = self._journal.spent
-        return (
-            spent["judge_prompt_tokens"] * self.prices[0]
-            + spent["judge_completion_tokens"] * self.prices[1]
-        ) / 1e6
-
-    def _worst_usd(self, body: Mapping[str, Any]) -> float:
-        return (
-            estimate_tokens(body["messages"]) * self.prices[0]
-            + int(body["max_tokens"]) * self.prices[1]
-        ) / 1e6
-
-    async def _reserve(self, worst: float) -> None:
-        """Wait until this call, at its dearest, fits under the limit with those in flight; stop
-        when it cannot any more.
-        """
-        if not self.max_cost_usd:
-            return
-        async with self._released:
-            while self._spent_usd() + self._reserved_usd + worst > self.max_cost_usd:
-                if not self._reserved_usd:
-                    raise HarnessError(
-                        f"max_cost_usd {self.max_cost_usd:g} reached: {self._spent_usd():.4f} USD "
-                        f"spent on {len(self._journal.final)} judgments, "
-                        f"the next may cost {worst:.4f}; the journal keeps them, raise the limit "
-                        "and run again"
-                    )
-                await self._released.wait()
-            self._reserved_usd += worst
-
-    async def _release(self, worst: float) -> None:
-        if self.max_cost_usd:
-            async with self._released:
-                self._reserved_usd = (
-                    max(0.0, self._reserved_usd - worst)
-                    if self._reserved_usd - worst > 1e-12
-                    else 0.0
-                )
-                self._released.notify_all()
-
 
 def ask(
     judge: JudgeSettings,
     task: StageTask[Any],
     requests: Sequence[JudgeRequest],
-    accept: Callable[[JudgeReply], bool] | None = None,
+    accept: Accept | None = None,
 ) -> tuple[list[JudgeReply], dict[str, float]]:
     """(replies, costs) of a stage's judgments, journalled in its folder."""
     with JudgeClient(judge, task.runtime, task.out / JOURNAL_NAME) as client:
@@ -540,7 +491,3 @@ def plan_cost(
         "judge_completion_tokens_at_most": completion,
         "judge_usd_at_most": usd,
     }
-
-
-def _prices(runtime: Runtime) -> tuple[float, float]:
-    return runtime.price_prompt_usd_per_million, runtime.price_completion_usd_per_million

@@ -731,15 +731,6 @@ def test_calls_in_flight_are_bounded(tmp_path: Path) -> None:
         assert server.counters["max_in_flight"] == 3
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    with serve() as server, client_of(server, tmp_path) as client:
-        client.complete(
-            [request(i) for i in range(3)], progress=lambda done, total: seen.append((done, total))
-        )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
 # -- secrets and addresses -------------------------------------------------------------------------
 
 
