@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.cli.commands import run_plan
+from harness.cli.run import run_plan
 from harness.engine.execute import Inline, Summary, execute
 from harness.engine.graph import Node, Plan, RunPlan, defining_settings, stage_key
 from harness.engine.stages import STAGES

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli.commands import run_study
+from harness.cli.run import run_plan
 from harness.engine.execute import Inline
 from harness.engine.launch import CHECKS, check_memory, device_memory, execute_checked, prepare
 from harness.engine.store import Store
@@ -61,11 +61,10 @@ def told(
     """
     folder, planned = study.parent, True
     try:
-        status = run_study(
-            study,
+        status = run_plan(
+            prepare(study, changes or {}),
             folder / "store",
             folder / "results",
-            changes or {},
             executor="inline",
             workers=1,
             report=False,
@@ -252,7 +251,7 @@ def test_a_gpu_that_cannot_hold_the_model_is_refused_by_how_much(
 def test_the_run_asks_the_driver_first(
     study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.cli.commands.device_memory", lambda: [1e6])
+    monkeypatch.setattr("harness.engine.launch.device_memory", lambda: [1e6])
     assert "on a device" in told(study, capsys)
 
 

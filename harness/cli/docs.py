@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from harness.engine.stages import STAGES
 from harness.study import sections, settings, study
 from harness.train.objectives import OBJECTIVES
-from harness.tune import file as tune_file
+from harness.tune import search as tune_file
 
 FOLDER = Path(__file__).parents[2] / "docs"
 

@@ -1,5 +1,6 @@
-"""``selm doctor``: is everything there that a run will need? Every finding says what to do. Nothing
-is changed, no key is ever shown.
+"""``selm doctor``: is everything there that a run will need? Every finding says what to do.
+
+Nothing is changed, no key is ever shown.
 """
 
 from __future__ import annotations
@@ -12,27 +13,53 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from harness.cli.console import console
-from harness.cli.lazy import lazy
-from harness.cost.budget import USABLE, generating_bytes
-from harness.engine.runs import files_of
-from harness.evaluate.registry import BENCHMARKS
-from harness.model.chat import preflight, stop_tokens
-from harness.model.shape import Shape, shape_of
+import typer
+
+from harness.cli.options import STORE, Overrides, StoreRoot, lazy, parse_overrides
 from harness.records import HarnessError, first_line, is_hub_id
-from harness.study.settings import Recipe
-from harness.study.tasks import Runtime
-from harness.train.memory import GB, remedies, training_bytes
 
-endpoint_module = lazy("harness.judge.endpoint")
-policy_module = lazy("harness.model.policy")
-study_module = lazy("harness.study.study")
-yaml_module = lazy("harness.study.yaml")
+if TYPE_CHECKING:
+    import httpx
+    import huggingface_hub as hub_client
+    import torch
 
-State = Literal["ok", "note", "WRONG"]
+    from harness.cli import console as shown
+    from harness.cost import budget as costs
+    from harness.engine import runs
+    from harness.evaluate import registry as benchmarks
+    from harness.judge import endpoint as endpoints
+    from harness.model import chat, policy
+    from harness.model import shape as shapes
+    from harness.model.shape import Shape
+    from harness.rankers import registry as rankers
+    from harness.study import study as studies
+    from harness.study import tasks, yaml
+    from harness.study.settings import Recipe
+    from harness.train import memory as memories
+else:
+    httpx, hub_client, torch = lazy("httpx", "huggingface_hub", "torch")
+    shown, costs, runs, benchmarks, rankers = lazy(
+        "harness.cli.console",
+        "harness.cost.budget",
+        "harness.engine.runs",
+        "harness.evaluate.registry",
+        "harness.rankers.registry",
+    )
+    endpoints, chat, policy, shapes, studies, tasks, yaml, memories = lazy(
+        "harness.judge.endpoint",
+        "harness.model.chat",
+        "harness.model.policy",
+        "harness.model.shape",
+        "harness.study.study",
+        "harness.study.tasks",
+        "harness.study.yaml",
+        "harness.train.memory",
+    )
+
 PACKAGE = "selm-harness"
+GB = 1e9
 FREE_SPACE = 2 * GB
 HUB = "https://huggingface.co"
 TIMEOUT_S = 10.0
@@ -42,22 +69,45 @@ TIMEOUT_S = 10.0
 class Finding:
     """One thing looked at. ``note``: only worth knowing; ``WRONG``: a run would fail."""
 
-    state: State
+    state: Literal["ok", "note", "WRONG"]
     what: str
     says: str
 
 
-def examine(what: str, store: Path, overrides: Mapping[str, Any]) -> int:
-    """Look at everything ``what`` needs, print it, and return the exit status."""
-    found: list[Finding] = []
-    for finding in findings(what, store, overrides):
-        console.print(
-            f"{finding.state:6s} {finding.what}: {finding.says}", markup=False, soft_wrap=True
-        )
-        found.append(finding)
-    wrong = sum(finding.state == "WRONG" for finding in found)
-    console.print(f"{len(found)} things looked at, {wrong} wrong.")
-    return 1 if wrong else 0
+def ok(what: str, says: str) -> Finding:
+    return Finding("ok", what, says)
+
+
+def note(what: str, says: str) -> Finding:
+    return Finding("note", what, says)
+
+
+def wrong(what: str, says: str) -> Finding:
+    return Finding("WRONG", what, says)
+
+
+def doctor(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A study, recipe, checkpoint folder or hub id; empty: the installation alone."
+        ),
+    ] = "",
+    store: StoreRoot = STORE,
+    overrides: Overrides = None,
+) -> None:
+    """Check versions, devices, disk, hub, judge and the model's template, and say what to fix.
+
+    Exit status 1 if something needed is wrong.
+
+    Example: selm doctor ablations/recipes/zephyr-7b.yaml
+    """
+    count = bad = 0
+    for finding in findings(what, store, parse_overrides(overrides)):
+        shown.say(f"{finding.state:6s} {finding.what}: {finding.says}")
+        count, bad = count + 1, bad + (finding.state == "WRONG")
+    shown.say(f"{count} things looked at, {bad} wrong.")
+    raise typer.Exit(1 if bad else 0)
 
 
 def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[Finding]:
@@ -67,30 +117,28 @@ def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[F
     yield from accelerators(recipe)
     yield from disk(store, recipe)
     if recipe is None:
-        if what and is_hub_id(what):
+        if is_hub_id(what) and not Path(what).exists():
             yield _hub_entry(what, "model", "")
         yield from model(what) if what else ()
         return
     yield from files(recipe)
+    yield ranker(recipe)
     if recipe.model.source != "pocket":
         yield from hub(recipe)
         yield from model(recipe.model.source, recipe)
-    yield from judge(recipe)
+    yield judge(recipe)
 
 
 def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
     """The recipe of a study's or recipe's file; None for a model or nothing."""
     if not what.endswith((".yaml", ".yml")):
         return None
-
-    tree, _ = yaml_module.load_yaml(Path(what))
+    path = Path(what)
+    tree, _ = yaml.load_yaml(path)
     if isinstance(tree, dict) and "recipe" not in tree:
-        recipe: Recipe = study_module.compose(
-            Path(what), Path(what).stem, str(Path(what).resolve()), overrides, {"recipe": {}}, [0]
-        ).base
-        return recipe
-    recipe = study_module.load_study(Path(what), overrides).base
-    return recipe
+        whole = str(path.resolve())
+        return studies.compose(path, path.stem, whole, overrides, {"recipe": {}}, [0]).base
+    return studies.load_study(path, overrides).base
 
 
 # -- the machine -----------------------------------------------------------------------------------
@@ -101,134 +149,111 @@ def versions() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
-        yield Finding("WRONG", "python", f"{platform.python_version()}; install 3.11 or 3.12")
+        yield wrong("python", f"{platform.python_version()}; install 3.11 or 3.12")
     try:
         wanted = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
     except metadata.PackageNotFoundError:
-        yield Finding(
-            "WRONG",
-            PACKAGE,
-            "is not installed; run `make setup`, or `pip install -e .` in the repository",
-        )
+        how = "run `make setup`, or `pip install -e .` in the repository"
+        yield wrong(PACKAGE, f"is not installed; {how}")
         return
     good = 0
     for requirement in wanted:
+        name, span = requirement.name, requirement.specifier
         extra = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            if not extra:
-                yield Finding(
-                    "WRONG",
-                    requirement.name,
-                    f"is missing; `pip install '{requirement.name}{requirement.specifier}'`",
-                )
-            continue
-        if requirement.specifier.contains(version, prereleases=True):
+        found = _version(name)
+        if found and span.contains(found, prereleases=True):
             good += 1
-        else:
-            yield Finding(
-                "note" if extra else "WRONG",
-                requirement.name,
-                f"{version}, wanted {requirement.specifier}; `make setup` installs it",
-            )
-    yield Finding(
-        "ok",
-        "versions",
-        f"Python {platform.python_version()}, {good} packages within the ranges wanted, torch "
-        f"{_version('torch')}",
-    )
+        elif found:
+            says = f"{found}, wanted {span}; `make setup` installs it"
+            yield note(name, says) if extra else wrong(name, says)
+        elif not extra:
+            yield wrong(name, f"is missing; `pip install '{name}{span}'`")
+    python, torch_version = platform.python_version(), _version("torch") or "missing"
+    says = f"Python {python}, {good} packages within the ranges wanted, torch {torch_version}"
+    yield ok("versions", says)
 
 
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "missing"
+        return ""
 
 
 def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
     """GPUs as torch sees them, and whether the recipe's model can train and sample there."""
-    import torch
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     sizes = [torch.cuda.get_device_properties(i) for i in range(count)]
-    shown = ", ".join(f"{size.name} {size.total_memory / GB:.0f} GB" for size in sizes)
-    yield Finding(
-        "ok" if count else "note", "devices", shown or f"no CUDA device; {os.cpu_count()} CPU cores"
-    )
+    if sizes:
+        names = (f"{size.name} {size.total_memory / GB:.0f} GB" for size in sizes)
+        yield ok("devices", ", ".join(names))
+    else:
+        yield note("devices", f"no CUDA device; {os.cpu_count()} CPU cores")
     if recipe is None or recipe.model.source == "pocket":
         return
-    if recipe.model.generation_backend == "vllm" and _version("vllm") == "missing":
-        yield Finding(
-            "WRONG",
-            "vllm",
-            'is missing; `pip install -e ".[gpu]"` on a CUDA machine, or set '
-            "model.generation_backend: transformers",
-        )
-    if recipe.model.attention == "flash_attention_2" and _version("flash-attn") == "missing":
-        yield Finding(
-            "WRONG",
-            "flash-attn",
-            "is missing; `pip install flash-attn` on a CUDA machine, or set model.attention: sdpa",
-        )
+    backend, attention = recipe.model.generation_backend, recipe.model.attention
+    for package, needed, install, instead in (
+        ("vllm", backend == "vllm", '-e ".[gpu]"', "model.generation_backend: transformers"),
+        ("flash-attn", attention == "flash_attention_2", "flash-attn", "model.attention: sdpa"),
+    ):
+        if needed and not _version(package):
+            how = f"`pip install {install}` on a CUDA machine, or set {instead}"
+            yield wrong(package, f"is missing; {how}")
     try:
-        shape = shape_of(recipe)
+        shape = shapes.shape_of(recipe)
     except HarnessError as error:
-        yield Finding("note", "memory", f"not estimated: {error}")
+        yield note("memory", f"not estimated: {error}")
         return
-    if not count:
-        if shape.parameters > 1e9:
-            says = f"{shape.name} with {shape.parameters / 1e9:.1f} B parameters needs a GPU; none is visible"
-            yield Finding(
-                "WRONG",
-                "devices",
-                f"{says}: look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, and whether torch is "
-                "built for CUDA",
-            )
-        return
-    yield from _memory(recipe, shape, USABLE * min(size.total_memory for size in sizes))
+    if sizes:
+        room = costs.USABLE * min(size.total_memory for size in sizes)
+        yield from _memory(recipe, shape, room)
+    elif shape.parameters > 1e9:
+        needs = f"{shape.name} with {shape.parameters / 1e9:.1f} B parameters needs a GPU"
+        look = "look at `nvidia-smi` and CUDA_VISIBLE_DEVICES, and whether torch is built for CUDA"
+        yield wrong("devices", f"{needs}; none is visible: {look}")
 
 
 def _memory(recipe: Recipe, shape: Shape, room: float) -> Iterator[Finding]:
     """Whether what is certain of training and generating fits into ``room`` bytes of a device."""
-    weights, cache = generating_bytes(recipe, shape)
+    weights, cache = costs.generating_bytes(recipe, shape)
     if recipe.model.generation_backend == "vllm":  # it keeps what fits and queues the rest
         cache = 0.0
-    needs = (("training", training_bytes(shape, recipe)), ("generating", weights + cache))
-    for what, needed in needs:
+    needs = {"training": memories.training_bytes(shape, recipe), "generating": weights + cache}
+    for what, needed in needs.items():
         says = f"{needed / GB:.1f} GB before the first row, {room / GB:.1f} GB usable on a device"
-        if needed > room:
-            advice = remedies(recipe.training, recipe.runtime.sharding != "none")
+        if needed <= room:
+            yield ok(f"memory of {what}", says)
+        else:
+            advice = memories.remedies(recipe.training, recipe.runtime.sharding != "none")
             says += f"; try {advice}, or a smaller model.generation_batch"
-        yield Finding("ok" if needed <= room else "WRONG", f"memory of {what}", says)
+            yield wrong(f"memory of {what}", says)
 
 
 def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
     """Room for the checkpoints a run keeps, and a store that can be written."""
     folder = next(path for path in (store.resolve(), *store.resolve().parents) if path.exists())
     if not os.access(folder, os.W_OK):
-        yield Finding(
-            "WRONG", "store", f"{store} cannot be written; give another folder with --store"
-        )
+        yield wrong("store", f"{store} cannot be written; give another folder with --store")
         return
-    needed = FREE_SPACE
-    if recipe is not None:
-        try:
-            parameters = shape_of(recipe).parameters
-        except HarnessError:
-            parameters = 0.0
-        wide = 2 if recipe.model.dtype == "bfloat16" else 4
-        needed += (
-            2 * wide + (16 if recipe.training.lora is None else 0)
-        ) * parameters  # two checkpoints, one of them with its optimiser
-    free = shutil.disk_usage(folder).free
+    free, needed = shutil.disk_usage(folder).free, FREE_SPACE + _checkpoints(recipe)
     says = f"{free / GB:.0f} GB free, about {needed / GB:.0f} GB needed at once (keep: last)"
-    yield Finding(
-        "ok" if free >= needed else "WRONG",
-        "disk",
-        says if free >= needed else f"{says}; free some or give another folder with --store",
-    )
+    if free >= needed:
+        yield ok("disk", says)
+    else:
+        yield wrong("disk", f"{says}; free some or give another folder with --store")
+
+
+def _checkpoints(recipe: Recipe | None) -> float:
+    """Bytes of two checkpoints, one of them with its optimiser; 0 where sizes are not known."""
+    if recipe is None:
+        return 0.0
+    try:
+        parameters = shapes.shape_of(recipe).parameters
+    except HarnessError:
+        return 0.0
+    weights = 2 if recipe.model.dtype == "bfloat16" else 4
+    optimiser = 16 if recipe.training.lora is None else 0
+    return (2 * weights + optimiser) * parameters
 
 
 # -- what the recipe names -------------------------------------------------------------------------
@@ -236,106 +261,98 @@ def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
 
 def files(recipe: Recipe) -> Iterator[Finding]:
     """Files and folders that the recipe names, and benchmark files it should name."""
-    named = [name for name in files_of(recipe) if not is_hub_id(name)]
+    named = [name for name in runs.files_of(recipe) if not is_hub_id(name)]
     missing = [name for name in named if not Path(name).exists()]
     for name in missing:
-        yield Finding("WRONG", "file", f"{name} does not exist")
+        yield wrong("file", f"{name} does not exist")
     if named and not missing:
-        yield Finding("ok", "files", f"{len(named)} named by the recipe, all there")
-    if recipe.data.source == "pocket":
-        return
+        yield ok("files", f"{len(named)} named by the recipe, all there")
     for name in recipe.evaluation.benchmarks:
-        section = recipe.evaluation.of(name)
-        empty = [key for key in BENCHMARKS[name].files if not getattr(section, key)]
+        one, section = benchmarks.BENCHMARKS[name], recipe.evaluation.of(name)
+        if recipe.data.source == "pocket" and one.pocket:
+            yield ok(name, f"{one.title} of the pocket world")
+            continue
+        empty = [key for key in one.files if not getattr(section, key)]
         if empty:
             keys = ", ".join(f"evaluation.{name}.{key}" for key in empty)
-            says = f"no file is given in {keys}; give it, or leave {name} out of"
-            yield Finding("WRONG", name, f"{says} evaluation.benchmarks")
+            instead = f"give it, or leave {name} out of evaluation.benchmarks"
+            yield wrong(name, f"no file is given in {keys}; {instead}")
+        else:
+            yield ok(name, f"{one.title} has every file that it needs")
+
+
+def ranker(recipe: Recipe) -> Finding:
+    """What ranks, and with which checkpoint (its files are among the recipe's, its settings were
+    checked with the recipe).
+    """
+    one = rankers.RANKERS[recipe.ranker.kind]
+    says = recipe.ranker.model or "no checkpoint needed"
+    if one.checkpoint == "given or trained" and not recipe.ranker.model:
+        says = "trained in place"
+    if one.asks_judge:
+        says += "; it asks the judge"
+    return ok(f"ranker {one.kind}", says)
 
 
 def hub(recipe: Recipe) -> Iterator[Finding]:
-    """Whether what the recipe takes from the hub can be had: cached, or the hub answers and lets us
-    in.
-    """
-    models = [recipe.model.source, *([recipe.ranker.model] if recipe.ranker.model else [])]
-    wanted = [(name, "model") for name in models if is_hub_id(name)] + (
-        [(recipe.data.path, "dataset")] if recipe.data.source == "hub" else []
-    )
-    for name, kind in wanted:
-        yield _hub_entry(name, kind, recipe.model.revision if name == recipe.model.source else "")
+    """Whether what the recipe takes from the hub can be had: cached, or the hub lets us in."""
+    source, revision = recipe.model.source, recipe.model.revision
+    for name in (source, recipe.ranker.model):
+        if is_hub_id(name) and not Path(name).exists():
+            yield _hub_entry(name, "model", revision if name == source else "")
+    if recipe.data.source == "hub":
+        yield _hub_entry(recipe.data.path, "dataset", recipe.data.revision)
 
 
 def _hub_entry(name: str, kind: str, revision: str) -> Finding:
-    from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound, GatedRepoError, RepositoryNotFoundError
-
-    def cached() -> bool:
-        try:
-            return any(
-                repo.repo_id == name and repo.repo_type == kind for repo in scan_cache_dir().repos
-            )
-        except CacheNotFound:
-            return False
-
+    errors = hub_client.errors
     try:
-        HfApi().auth_check(name, repo_type=kind)
-    except GatedRepoError:
-        return Finding(
-            "WRONG",
-            name,
-            f"is gated; accept its terms on {HUB}/{name} and log in with `hf auth login`",
-        )
-    except RepositoryNotFoundError:
-        return Finding(
-            "WRONG",
-            name,
-            f"the hub has no such {kind}, or it is private and you are not logged in (`hf auth "
-            "login`)",
-        )
-    except Exception as error:  # noqa: BLE001 - no network, a proxy, offline mode: all the same to a reader
-        if cached():
-            return Finding(
-                "note",
-                name,
-                f"the hub cannot be reached ({type(error).__name__}), but its cache holds this "
-                f"{kind}",
-            )
+        hub_client.HfApi().auth_check(name, repo_type=kind)
+    except errors.GatedRepoError:
+        how = f"accept its terms on {HUB}/{name} and log in with `hf auth login`"
+        return wrong(name, f"is gated; {how}")
+    except errors.RepositoryNotFoundError:
+        private = "or it is private and you are not logged in (`hf auth login`)"
+        return wrong(name, f"the hub has no such {kind}, {private}")
+    except Exception as error:  # noqa: BLE001 - no network, a proxy, offline mode: all the same
+        says = f"the hub cannot be reached ({type(error).__name__})"
+        if _cached(name, kind):
+            return note(name, f"{says}, but its cache holds this {kind}")
         fetch = f"hf download {name}" + (" --repo-type dataset" if kind == "dataset" else "")
-        says = f"is not in the hub's cache and the hub cannot be reached ({type(error).__name__}); run `{fetch}` where there is a network"
-        return Finding("WRONG", name, f"{says}, or give a local copy")
-    return Finding(
-        "ok", name, f"the hub gives this {kind}" + (f" (revision {revision})" if revision else "")
-    )
+        return wrong(name, f"{says}; run `{fetch}` where it can, or give a local copy")
+    return ok(name, f"the hub gives this {kind}" + (f" (revision {revision})" if revision else ""))
+
+
+def _cached(name: str, kind: str) -> bool:
+    try:
+        repos = hub_client.scan_cache_dir().repos
+    except hub_client.errors.CacheNotFound:
+        return False
+    return any(repo.repo_id == name and repo.repo_type == kind for repo in repos)
 
 
 def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
-    """Template and stop tokens of a model that is on this machine; of one that is not, only its
-    tokenizer is fetched.
-    """
-
+    """Template and stop tokens of a model; of one not here, only its tokenizer is fetched."""
+    revision = code = pickled = template = ""
+    if recipe:
+        revision, code = recipe.model.revision, recipe.model.trust_remote_code
+        pickled, template = recipe.model.pickle_weights, recipe.model.chat_template
     try:
-        folder = _tokenizer_folder(source, recipe.model.revision if recipe else "")
+        folder = _tokenizer_folder(source, revision)
         if (folder / "config.json").is_file():
-            policy_module.check_code(
-                folder, source, recipe.model.trust_remote_code if recipe else ""
-            )
+            policy.check_code(folder, source, code)
         if Path(source).expanduser().is_dir():
-            policy_module.check_weights(
-                folder, source, recipe.model.pickle_weights if recipe else ""
-            )
-        tokenizer = policy_module.load_tokenizer(folder)
-        if recipe and recipe.model.chat_template:
-            tokenizer.chat_template = Path(recipe.model.chat_template).read_text(encoding="utf-8")
-        preflight(tokenizer)
+            policy.check_weights(folder, source, pickled)
+        tokenizer = policy.load_tokenizer(folder)
+        if template:
+            tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+        chat.preflight(tokenizer)
     except (HarnessError, OSError) as error:
-        yield Finding("WRONG", f"loading {source}", first_line(error))
+        yield wrong(f"loading {source}", first_line(error))
         return
-    stops = ", ".join(
-        repr(tokenizer.convert_ids_to_tokens(i)) for i in stop_tokens(tokenizer)
-    )
-    yield Finding(
-        "ok", f"template of {source}", f"passes the token check; an answer ends with {stops}"
-    )
+    stops = (repr(tokenizer.convert_ids_to_tokens(i)) for i in chat.stop_tokens(tokenizer))
+    says = f"passes the token check; an answer ends with {', '.join(stops)}"
+    yield ok(f"template of {source}", says)
 
 
 def _tokenizer_folder(source: str, revision: str) -> Path:
@@ -343,72 +360,40 @@ def _tokenizer_folder(source: str, revision: str) -> Path:
     if folder.is_dir():
         return folder
     if not is_hub_id(source):
-        raise HarnessError(
-            f"{source}: no such checkpoint folder (a hub id has the form owner/name)"
-        )
-    from huggingface_hub import snapshot_download
-
+        where = "a hub id has the form owner/name"
+        raise HarnessError(f"{source}: no such checkpoint folder ({where})")
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja"]
     try:
         return Path(
-            snapshot_download(
-                source,
-                revision=revision or None,
-                allow_patterns=["*.json", "*.model", "*.txt", "*.jinja"],
-            )
+            hub_client.snapshot_download(source, revision=revision or None, allow_patterns=patterns)
         )
     except Exception as error:
-        raise HarnessError(
-            f"its tokenizer cannot be fetched ({type(error).__name__}); see the line on the hub"
-        ) from error
+        says = f"its tokenizer cannot be fetched ({type(error).__name__})"
+        raise HarnessError(f"{says}; see the line on the hub") from error
 
 
-def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Iterator[Finding]:
-    """Whether the judge's key is there and its endpoint answers. ``get``: what asks (httpx.get),
-    replaced by tests.
-    """
+def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Finding:
+    """Whether the judge's key is there and its endpoint answers. get: what asks (httpx.get)."""
     if recipe.judge.kind == "pocket":
-        plain = (
-            ""
-            if recipe.data.source == "pocket"
-            else "; it reads real text by a plain heuristic and measures nothing"
-        )
-        yield Finding("note" if plain else "ok", "judge", f"the local one{plain}")
-        return
-    import httpx
-
+        if recipe.data.source == "pocket":
+            return ok("judge", "the local one")
+        heuristic = "it reads real text by a plain heuristic and measures nothing"
+        return note("judge", f"the local one; {heuristic}")
+    key, url = endpoints.KEY_VARIABLE, endpoints.URL_VARIABLE
     try:
-        endpoint = endpoint_module.resolve_endpoint(recipe.judge, Runtime())
-        headers = endpoint_module.auth_headers(recipe.judge, endpoint)
+        endpoint = endpoints.resolve_endpoint(recipe.judge, tasks.Runtime())
+        headers = endpoints.auth_headers(recipe.judge, endpoint)
     except HarnessError as error:
-        yield Finding("WRONG", "judge", str(error))
-        return
+        return wrong("judge", str(error))
     try:
-        status = (get or httpx.get)(
-            f"{endpoint.url}/models", headers=headers, timeout=TIMEOUT_S
-        ).status_code
+        ask = get or httpx.get
+        status = ask(f"{endpoint.url}/models", headers=headers, timeout=TIMEOUT_S).status_code
     except httpx.HTTPError as error:
-        yield Finding(
-            "WRONG",
-            "judge",
-            endpoint_module.redact(
-                f"{endpoint.url} does not answer ({type(error).__name__}); check {endpoint_module.URL_VARIABLE} "
-                "and the network"
-            ),
-        )
-        return
+        says = f"{endpoint.url} does not answer ({type(error).__name__})"
+        return wrong("judge", endpoints.redact(f"{says}; check {url} and the network"))
     if status in (401, 403):
-        yield Finding(
-            "WRONG",
-            "judge",
-            f"{endpoint.url} refuses the key in {endpoint_module.KEY_VARIABLE} (status {status})",
-        )
-    elif status >= 500:
-        yield Finding(
-            "WRONG", "judge", f"{endpoint.url} answers with status {status}; try again later"
-        )
-    else:
-        yield Finding(
-            "ok",
-            "judge",
-            f"{endpoint.url} answers; {endpoint_module.KEY_VARIABLE} is {'set' if headers else 'not needed'}",
-        )
+        return wrong("judge", f"{endpoint.url} refuses the key in {key} (status {status})")
+    if status >= 500:
+        return wrong("judge", f"{endpoint.url} answers with status {status}; try again later")
+    given = "set" if headers else "not needed"
+    return ok("judge", f"{endpoint.url} answers; {key} is {given}")

@@ -1,50 +1,118 @@
-"""``selm`` commands for what is stored: forget, check, clean, carry elsewhere."""
+"""``selm`` commands for what is stored: look, forget, check, clean, carry elsewhere."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.lazy import lazy
-from harness.cli.options import RESULTS, STORE, Results, StoreRoot, StudyName
+from harness.cli.options import RESULTS, STORE, Key, Results, StoreRoot, StudyName, lazy
+from harness.cli.run import open_store, read_manifest
+from harness.records import HarnessError
 
-commands_module = lazy("harness.cli.commands")
-console_module = lazy("harness.cli.console")
-store_module = lazy("harness.engine.store")
+if TYPE_CHECKING:
+    from harness.cli import console as shown
+    from harness.engine import archive, garbage
+    from harness.engine import store as stores
+    from harness.engine.store import Store
+else:
+    shown, archive, garbage, stores = lazy(
+        "harness.cli.console",
+        "harness.engine.archive",
+        "harness.engine.garbage",
+        "harness.engine.store",
+    )
+
+STATES = ("done", "running", "partial", "failed", "missing")
 
 
-def invalidate(
-    key: Annotated[str, typer.Argument(help="The first characters of a stage's key.")],
-    store: StoreRoot = STORE,
-) -> None:
+def status(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
+    """Show running, done, failed and missing stages of a study, also while it runs elsewhere.
+
+    Example: selm status alpha
+    """
+    _, manifest = read_manifest(results, study)
+    opened, stages = stores.Store(store), manifest["stages"]
+    states = opened.states(list(stages))
+    counts = Counter(states.values())
+    told = ", ".join(f"{counts[state]} {state}" for state in STATES)
+    shown.say(f"Study {manifest['study']['name']}: {len(stages)} stages: {told}")
+    rows = []
+    for run in manifest["runs"][:200]:
+        keys = {key for part in run["iterations"] for key in part["stages"].values()}
+        mine = Counter(states[key] for key in keys)
+        rows.append([run["run"], *(mine[state] for state in STATES)])
+    shown.table("", ("run", *STATES), rows)
+    for key, state in states.items():
+        name = f"{stages[key]['stage']}  [{key[:12]}]"
+        if state == "running":
+            owner = opened.owner(key)
+            by = ""
+            if owner:
+                since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
+                by = f" on {owner['host']}, process {owner['pid']}, since {since}"
+            shown.say(f"running  {name}{by}")
+        elif state == "failed":
+            shown.say(f"FAILED   {name}: {opened.failure(key).get('reason', '')}")
+
+
+def show(key: Key, store: StoreRoot = STORE) -> None:
+    """Show one finished stage: settings, inputs, files, costs.
+
+    Example: selm show 3fa9c1
+    """
+    opened = stores.Store(store)
+    whole = find_key(opened, key)
+    record = opened.record(whole)
+    shown.say(f"stage {record.stage} v{record.version}  {whole}\nfolder {opened.folder(whole)}")
+    for title, mapping in (
+        ("settings", record.settings),
+        ("inputs", record.inputs),
+        ("costs", record.costs),
+        ("summary", record.summary),
+        ("files (SHA-256)", record.files),
+        ("environment", record.environment),
+    ):
+        shown.say(f"{title}:")
+        for name, value in mapping.items():
+            shown.say(f"  {name}: {value}")
+
+
+def find_key(store: Store, prefix: str) -> str:
+    """The one committed stage whose key starts with ``prefix``."""
+    matches = [key for key in store.all_keys() if key.startswith(prefix)]
+    if len(matches) != 1:
+        says = f"{prefix!r} names {len(matches)} stages in {store.root}"
+        raise HarnessError(f"{says}; give more of the key")
+    return matches[0]
+
+
+def invalidate(key: Key, store: StoreRoot = STORE) -> None:
     """Forget one finished stage, so that the next run does it again.
 
     Example: selm invalidate 3fa9c1
     """
-
-    opened = store_module.Store(store)
-    whole = commands_module.find_key(opened, key)
+    opened = stores.Store(store)
+    whole = find_key(opened, key)
     opened.invalidate(whole)
-    console_module.console.print(f"Forgotten: {whole}")
+    shown.say(f"Forgotten: {whole}")
 
 
 def verify(store: StoreRoot = STORE) -> None:
-    """Re-hash every finished stage; name what is missing or altered and what depends on it. Exit
-    status 1 if anything is.
+    """Re-hash every finished stage; name what is missing or altered and what depends on it.
+
+    Exit status 1 if anything is.
 
     Example: selm verify
     """
-
-    found = store_module.Store(store).verify()
+    opened = stores.Store(store)
+    found = opened.verify()
     for item in found:
-        console_module.console.print(
-            f"{item.path}: {item.what}; {item.action}", markup=False, soft_wrap=True
-        )
-    console_module.console.print(
-        f"{len(store_module.Store(store).all_keys())} stages checked, {len(found)} findings."
-    )
+        shown.say(f"{item.path}: {item.what}; {item.action}")
+    shown.say(f"{len(opened.all_keys())} stages checked, {len(found)} findings.")
     raise typer.Exit(1 if found else 0)
 
 
@@ -56,13 +124,23 @@ def gc(
     ] = False,
     searches: Annotated[bool, typer.Option(help="Keep what only a search's trials used.")] = True,
 ) -> None:
-    """List stages that no study below --results needs, journals and failures of such stages, and
-    what dead attempts left.
+    """List stages that no study below --results needs, and what dead attempts left.
+
+    With them the journals and failures of such stages.
 
     Example: selm gc --delete
     """
-
-    commands_module.collect_garbage(store_module.Store(store), results, delete, searches)
+    opened = stores.Store(store)
+    found = garbage.waste(opened, results, searches)
+    for item in found:
+        shown.say(f"{item.kind:17s} {item.size / 1e6:10.2f} MB  {item.path}")
+    if delete:
+        freed = garbage.collect(opened, found) / 1e6
+        shown.say(f"{len(found)} things deleted, {freed:.1f} MB freed.")
+        return
+    size = sum(item.size for item in found) / 1e6
+    says = "Nothing was deleted; `selm gc --delete` does it."
+    shown.say(f"{len(found)} things, {size:.1f} MB. {says}")
 
 
 def export(
@@ -72,13 +150,16 @@ def export(
     results: Results = RESULTS,
     weights: Annotated[bool, typer.Option(help="With the checkpoints' weights.")] = True,
 ) -> None:
-    """Write a study and its finished stages into one archive with the checksum of every file. Equal
-    studies give equal archives.
+    """Write a study and its finished stages into one archive with the checksum of every file.
+
+    Equal studies give equal archives.
 
     Example: selm export alpha alpha.tar --no-weights
     """
-
-    commands_module.export_named(results, study, store_module.Store(store), file, weights)
+    folder, _ = read_manifest(results, study)
+    done = archive.export_study(folder, stores.Store(store), file, weights)
+    size = f"{done.stages} stages, {file.stat().st_size / 1e6:.1f} MB"
+    shown.say(f"{file}: study {done.study}, {size}; {done.missing} are not done.")
 
 
 def import_(
@@ -86,10 +167,13 @@ def import_(
     store: StoreRoot = STORE,
     results: Results = RESULTS,
 ) -> None:
-    """Check an archive's every file, then add its study. An archive that is not whole, or
-    contradicts the store, changes nothing.
+    """Check an archive's every file, then add its study.
+
+    An archive that is not whole, or contradicts the store, changes nothing.
 
     Example: selm import alpha.tar
     """
-
-    commands_module.import_file(file, store, results)
+    done = archive.import_archive(file, open_store(store), results)
+    there = f"{done.present} were here already, {done.missing} are not done"
+    shown.say(f"Study {done.study}: {done.stages} stages added, {there}.")
+    shown.say(f"Every checksum agrees. Next: selm report {done.study}")

@@ -7,8 +7,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from harness.cli.commands import collect_garbage
+from harness.cli import app
 from harness.engine.archive import export_study, import_archive
 from harness.engine.garbage import collect, remember, waste
 from harness.engine.store import Store
@@ -123,9 +124,7 @@ def test_an_altered_stage_is_not_exported(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "s.tar").exists()
 
 
-def test_waste_is_what_no_study_needs(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_waste_is_what_no_study_needs(store: Store, tmp_path: Path) -> None:
     manifest(tmp_path / "results", OTHER)
     store.fail("bb" * 32, "train", "old")
     store.begin("cc" * 32)
@@ -135,8 +134,8 @@ def test_waste_is_what_no_study_needs(
         ("old failure", "bb"),
         ("unneeded stage", "ef"),
     ]
-    collect_garbage(store, tmp_path / "results", delete=False, searches=True)
-    assert "Nothing was deleted" in capsys.readouterr().out
+    where = ["--store", str(store.root), "--results", str(tmp_path / "results")]
+    assert "Nothing was deleted" in CliRunner().invoke(app, ["gc", *where]).output
     assert store.has(THIRD)
     with store.lock(THIRD):  # being worked on
         assert {item.key[:2] for item in waste(store, tmp_path / "results")} == {"bb", "cc"}

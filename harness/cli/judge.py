@@ -1,0 +1,284 @@
+"""``selm`` commands that score and judge: single models, stored answers, judges themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.options import (
+    RESULTS,
+    STORE,
+    MaxCost,
+    Overrides,
+    Results,
+    StoreRoot,
+    StudyFile,
+    Workers,
+    lazy,
+    parse_overrides,
+    worker_count,
+)
+from harness.cli.run import run_plan
+from harness.files import hash_file, write_atomic
+from harness.records import HarnessError, StageTask, canonical_json, content_hash
+
+if TYPE_CHECKING:
+    import torch
+
+    from analysis import judge_table
+    from harness.cli import console as shown
+    from harness.engine import launch, stages, worker
+    from harness.engine import store as stores
+    from harness.engine.graph import Node
+    from harness.engine.store import Store
+    from harness.evaluate import published as figures
+    from harness.evaluate import registry
+    from harness.judge import chat_http, client, meta, served, verdicts
+    from harness.model import policy
+    from harness.pocket import judge_server as pocket_judge
+    from harness.stages import base as bases
+    from harness.study import sections, tasks
+    from harness.study import study as studies
+else:
+    torch, judge_table, shown, launch, stages, worker, stores = lazy(
+        "torch",
+        "analysis.judge_table",
+        "harness.cli.console",
+        "harness.engine.launch",
+        "harness.engine.stages",
+        "harness.engine.worker",
+        "harness.engine.store",
+    )
+    figures, registry, chat_http, client, meta, served, verdicts = lazy(
+        "harness.evaluate.published",
+        "harness.evaluate.registry",
+        "harness.judge.chat_http",
+        "harness.judge.client",
+        "harness.judge.meta",
+        "harness.judge.served",
+        "harness.judge.verdicts",
+    )
+    policy, pocket_judge, bases, sections, tasks, studies = lazy(
+        "harness.model.policy",
+        "harness.pocket.judge_server",
+        "harness.stages.base",
+        "harness.study.sections",
+        "harness.study.tasks",
+        "harness.study.study",
+    )
+
+OWN_DATA = Path("ablations/recipes/own_data.yaml")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
+    recipe: Annotated[
+        Path, typer.Option(help="Recipe that names benchmarks, judge and data.")
+    ] = OWN_DATA,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    name: Annotated[str, typer.Option(help="Name of the result folder.")] = "evaluate",
+    max_cost: MaxCost = 0.0,
+) -> None:
+    """Score one model on a recipe's benchmarks, outside any study: no training.
+
+    Example: selm evaluate CHECKPOINT --set data.path=pairs.jsonl
+    --set evaluation.benchmarks=[academic]
+    """
+    if not recipe.is_file():
+        raise HarnessError(f"{recipe}: no such recipe; give one with --recipe")
+    changes = {"loop.iterations": 0, "loop.warmup_dpo": False, "model.source": model}
+    changes |= parse_overrides(overrides)
+    whole, question = str(recipe.resolve()), f"How does {model} score?"
+    study = studies.compose(recipe, name, whole, changes, {model: {}}, [0], question)
+    scored = [registry.BENCHMARKS[one] for one in study.base.evaluation.benchmarks]
+    if not any("ranker" in one.inputs for one in scored):
+        # Nothing is ranked: a ranker that the recipe names need not be there.
+        changes |= {"ranker.kind": "oracle", "ranker.model": ""}
+        study = studies.compose(recipe, name, whole, changes, {model: {}}, [0], question)
+    plan = launch.share_cost(launch.plan_study(study), stores.Store(store), max_cost)
+    raise typer.Exit(run_plan(plan, store, results, workers=worker_count(workers)))
+
+
+def judge(
+    study: StudyFile,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print calls, tokens and price; ask nothing.")
+    ] = False,
+    max_cost: MaxCost = 0.0,
+) -> None:
+    """Judge a study's stored answers again, for example by another judge.
+
+    Trains and generates nothing, needs no GPU.
+
+    Example: selm judge ablations/alpha.yaml --set judge.noise=0.6 --dry-run
+    """
+    plan, opened = launch.prepare(study, parse_overrides(overrides)), stores.Store(store)
+    judged = registry.JUDGED_STAGES
+    nodes = plan.nodes.values()
+    waiting = [node for node in nodes if node.stage in judged and not opened.has(node.key)]
+    missing = set()
+    for node in waiting:
+        answers = [key for name, key in node.inputs.items() if name.startswith("answer")]
+        missing |= {key for key in answers if not opened.has(key)}
+    if missing:
+        says = f"{len(missing)} sets of answers are not in {store}"
+        raise HarnessError(f"{study}: {says}; `selm run` makes them")
+    if dry_run:
+        costs = judging_cost(waiting, opened)
+        told = ", ".join(f"{value:,.2f} {name}" for name, value in costs.items())
+        shown.say(f"Nothing was asked. This would take: {told}")
+        return
+    label = content_hash(plan.study.base.judge.model_dump(), length=8)
+    limited = launch.share_cost(plan, opened, max_cost)
+    renamed = dataclasses.replace(plan.study, name=f"{plan.study.name}-judged-by-{label}")
+    asked = dataclasses.replace(limited, study=renamed)
+    count = worker_count(workers)
+    raise typer.Exit(run_plan(asked, store, results, workers=count, only=judged))
+
+
+def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
+    """Calls, tokens and price of judging stages, by running each up to the moment it would ask."""
+    total: dict[str, float] = {}
+    for node in nodes:
+        inputs = {name: store.folder(key) for name, key in node.inputs.items()}
+        runtime = worker.runtime_of(node.runtime).model_copy(update={"judge_dry_run": True})
+        with tempfile.TemporaryDirectory() as scratch:
+            task = StageTask(node.key, node.stage, node.settings, inputs, Path(scratch), runtime)
+            try:
+                stages.function_of(node.stage)(task)
+            except client.DryRunError as stopped:
+                for name, value in stopped.costs.items():
+                    total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def meta_judge(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled pairs: a JSON list with input, output_1, output_2, label (LLMBar)."
+        ),
+    ],
+    recipe: Annotated[Path, typer.Option(help="Recipe that names the judge.")] = OWN_DATA,
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    repeats: Annotated[
+        int,
+        typer.Option(min=1, help="Verdicts per pair and order; two or more give the noise floor."),
+    ] = 2,
+) -> None:
+    """How far a judge can be trusted: agreement with labels, position-flip rate, noise floor.
+
+    Judges every pair in both orders. Everything is kept below ``meta-judge`` in --results; run it
+    again to continue.
+
+    Example: selm meta-judge pairs.json --set judge.noise=0.6 --repeats 3
+    """
+    for path in (pairs, recipe):
+        if not path.is_file():
+            raise HarnessError(f"{path}: no such file")
+    labelled = meta.read_labelled_pairs(pairs)
+    whole, changes = str(recipe.resolve()), parse_overrides(overrides)
+    base = studies.compose(recipe, "meta-judge", whole, changes, {"judge": {}}, [0]).base
+    asked, annotator = base.judge, base.evaluation.of("alpaca_eval").annotator
+    key = content_hash(hash_file(pairs), asked.model_dump(), annotator, repeats, length=12)
+    folder = results / "meta-judge" / f"{pairs.stem}-{key}"
+    runtime = tasks.Runtime(**vars(base.runtime))
+    found = meta.meta_evaluate(
+        labelled, asked, runtime, folder, annotator=annotator, repeats=repeats
+    )
+    label = verdicts.judge_label(asked)
+    about = {"judge": label, "pairs": pairs.name, "repeats": repeats}
+    write_atomic(folder / "meta.json", canonical_json(about | found))
+    shown.analysis_table(judge_table.judge_table(label, pairs.name, repeats, found))
+    shown.say(f"Kept in {shown.relative(folder)}; asked again only for what is missing.")
+
+
+def published(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Public artefacts with their published figures: alpaca_eval/, mt_bench/, academic/"
+        ),
+    ],
+) -> None:
+    """Recompute published figures from public artefacts, with difference and tolerance.
+
+    Exit status 1 if one is outside.
+
+    Example: selm published artefacts/
+    """
+    rows = figures.recompute(folder)
+    figures.show_figures(rows)
+    raise typer.Exit(0 if rows and all(row.ok for row in rows) else 1)
+
+
+def judge_server(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, help="Port; 0 takes a free one and prints it.")
+    ] = 8765,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public", help="Allow an address that other machines reach: no key is asked for."
+        ),
+    ] = False,
+    noise: Annotated[float, typer.Option(help="Spread of the pocket judge's verdicts.")] = 0.3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of that noise.")] = 0,
+    model: Annotated[
+        str, typer.Option(help="Serve this chat model instead: a checkpoint folder or hub id.")
+    ] = "",
+    revision: Annotated[str, typer.Option(help="With --model: the hub's revision.")] = "",
+    name: Annotated[
+        str, typer.Option(help="With --model: what judge.model calls it; empty: as given.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="With --model: auto | cpu | cuda | cuda:N")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="With --model: auto (bfloat16 on a GPU) | float32 | bfloat16")
+    ] = "auto",
+) -> None:
+    """Serve a judge as an OpenAI-compatible endpoint: the pocket judge, or a local chat model.
+
+    The pocket judge rates pocket answers exactly and other text by a plain heuristic. A chat model
+    (--model) answers by its own template, one request at a time, the same text for the same seed,
+    with log-probabilities. A study asks it by judge.kind: openai, judge.base_url: the address
+    printed, judge.model: its name. For many judgments serve it by vLLM instead, which has the same
+    interface.
+
+    Example: selm judge-server --port 8765
+
+    Example: selm judge-server --model Qwen/Qwen3-1.7B --name judge
+    """
+    chat_http.check_host(host, public)
+    if not model:
+        opinions = sections.JudgeSettings(noise=noise, seed=seed)
+        pocket_judge.run_forever(host, port, opinions.model_dump())
+        return
+    if dtype not in DTYPES:
+        raise HarnessError(f"--dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    loaded = policy.load_policy(bases.resolve(model, revision), dtype=dtype, device=device)
+    serving = served.ServedModel(loaded, name or model)
+    room = f"{serving.positions:,} tokens of context, one request at a time"
+    shown.say(f"{serving.name}: {dtype} on {device}, {room}.", wrong=True)
+    if not serving.system_turn:
+        turn = "Its template has no system turn: that text is put before the first user's."
+        shown.say(turn, wrong=True)
+    chat_http.serve_until_interrupted(serving.handle, host, port)

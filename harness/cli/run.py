@@ -1,0 +1,399 @@
+"""``selm`` commands that ask: plan, run, search, and the report and tables of what was found."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.options import (
+    RESULTS,
+    STORE,
+    MaxCost,
+    Overrides,
+    Results,
+    StoreRoot,
+    StudyFile,
+    StudyName,
+    Workers,
+    lazy,
+    parse_overrides,
+    worker_count,
+)
+from harness.files import write_atomic
+from harness.records import HarnessError, canonical_json
+
+if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
+
+    import analysis.compare as comparing
+    import analysis.power_report as power_report
+    import analysis.report as reporting
+    import analysis.search as found_search
+    from harness.cli import console as shown
+    from harness.cost import budget as costs
+    from harness.engine import execute, launch, manifest
+    from harness.engine import store as stores
+    from harness.engine.execute import Summary
+    from harness.engine.graph import Plan
+    from harness.engine.store import Store
+    from harness.study import study as studies
+    from harness.tune import search as searches
+    from harness.tune import workers as searching
+    from harness.tune.search import Search
+else:
+    comparing, power_report, reporting, found_search = lazy(
+        "analysis.compare", "analysis.power_report", "analysis.report", "analysis.search"
+    )
+    shown, costs, execute, launch, manifest, stores, studies = lazy(
+        "harness.cli.console",
+        "harness.cost.budget",
+        "harness.engine.execute",
+        "harness.engine.launch",
+        "harness.engine.manifest",
+        "harness.engine.store",
+        "harness.study.study",
+    )
+    searches, searching = lazy("harness.tune.search", "harness.tune.workers")
+
+
+# -- plan ------------------------------------------------------------------------------------------
+
+
+def plan(
+    study: StudyFile,
+    store: StoreRoot = STORE,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="Tokens, operations, GPU-hours, memory, judge calls, price."),
+    ] = False,
+    devices: Annotated[
+        int, typer.Option(min=1, help="With --cost: accelerators there will be.")
+    ] = 8,
+    device: Annotated[str, typer.Option(help="With --cost: h100 | h200 | a100 | rtx4090")] = "h100",
+    gpu_price: Annotated[
+        float, typer.Option(min=0, help="With --cost: USD for one GPU-hour.")
+    ] = 0.0,
+) -> None:
+    """Print cells, stages (shared, done, to do) and the estimated time. Runs nothing.
+
+    With --cost a recipe's file may stand in for the study: one run of it.
+
+    Example: selm plan ablations/alpha.yaml
+
+    Example: selm plan ablations/recipes/zephyr-7b.yaml --cost --devices 8
+    """
+    changes, opened = parse_overrides(overrides), stores.Store(store)
+    if not cost:
+        show_plan(launch.prepare(study, changes), opened, worker_count(workers))
+        return
+    if device not in costs.DEVICES:
+        raise HarnessError(f"--device {device!r} is unknown; allowed: {', '.join(costs.DEVICES)}")
+    assumed = costs.Assumptions(costs.DEVICES[device], devices, usd_per_gpu_hour=gpu_price)
+    found = costs.budget(launch.prepare_recipe(study, changes), opened, assumed)
+    title = f"Cost of {found.plan.study.name}: {len(found.lines)} stages to do, {found.done} done"
+    heads = costs.columns(found)
+    left = [index for index, head in enumerate(heads) if head in ("stage", "from")]
+    shown.table(title, heads, costs.rows(found), left)
+    for line in costs.explained(found, worker_count(workers)):
+        shown.say(line)
+
+
+def show_plan(plan: Plan, store: Store, workers: int) -> None:
+    """Stages by name, shared, done and to do, and the estimated time with and without sharing."""
+    states, uses = store.states(list(plan.nodes)), plan.uses
+    seconds = _seconds(plan, store)
+
+    def line(name: str, keys: Sequence[str]) -> list[object]:
+        todo = [key for key in keys if states[key] != "done"]
+        shared = sum(uses.get(key, 0) > 1 for key in keys)
+        left = f"{sum(seconds[key] for key in todo):.0f}"
+        return [name, len(keys), shared, len(keys) - len(todo), len(todo), left]
+
+    by_stage: dict[str, list[str]] = {}
+    for key, node in plan.nodes.items():
+        by_stage.setdefault(node.stage, []).append(key)
+    cells, seeds = len(plan.study.cells), len(plan.study.seeds)
+    title = f"Study {plan.study.name}: {cells} cells ({cells // seeds} arms × {seeds} seeds)"
+    heads = ("stage", "in all", "shared", "done", "to do", "seconds to do")
+    rows = [line(name, keys) for name, keys in by_stage.items()]
+    shown.table(title, heads, [*rows, line("all", list(plan.nodes))])
+    whole = sum(seconds.values())
+    unshared = sum(seconds[key] * uses.get(key, 1) for key in plan.nodes)
+    shown.say(
+        f"Stage-seconds of the whole study: {whole:.0f} with sharing, {unshared:.0f} without "
+        f"({unshared / max(whole, 1e-9):.2f}×)."
+    )
+    left = sum(seconds[key] for key in plan.nodes if states[key] != "done")
+    shown.say(
+        f"Left to do: {left:.0f} stage-seconds, about {left / max(1, workers) / 60:.1f} minutes "
+        f"on {workers} worker{'s' if workers != 1 else ''}."
+    )
+
+
+def _seconds(plan: Plan, store: Store) -> dict[str, float]:
+    return {key: expected.seconds for key, expected in execute.estimate(plan, store).items()}
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+
+def run(
+    study: StudyFile,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    overrides: Overrides = None,
+    workers: Workers = 0,
+    executor: Annotated[str, typer.Option(help="inline | pool | ray")] = "pool",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run only stages of this name. May be repeated.")
+    ] = None,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    max_cost: MaxCost = 0.0,
+) -> None:
+    """Run every stage of a study that is not done, then write its report.
+
+    Run it again to continue. Exit status: 0 all there; 1 something failed; 2 the study or the
+    command is wrong; 3 rows are still missing.
+
+    Example: selm run ablations/smoke.yaml
+    """
+    laid_out = launch.prepare(study, parse_overrides(overrides))
+    limited = launch.share_cost(laid_out, stores.Store(store), max_cost)
+    raise typer.Exit(
+        run_plan(
+            limited,
+            store,
+            results,
+            executor=executor,
+            workers=worker_count(workers),
+            only=only or (),
+            report=report,
+        )
+    )
+
+
+def open_store(root: Path) -> Store:
+    """Open a store for writing and report what had to be mended."""
+    store = stores.Store(root)
+    for repair in store.open():
+        shown.say(f"repaired: {repair.path}: {repair.what}; {repair.action}", wrong=True)
+    return store
+
+
+def run_plan(
+    plan: Plan,
+    store_root: Path,
+    results: Path,
+    *,
+    executor: str = "pool",
+    workers: int,
+    only: Sequence[str] = (),
+    report: bool = True,
+) -> int:
+    """Run what is missing of a plan, write its manifest and its report; returns the exit status."""
+    store = open_store(store_root)
+    folder = results / plan.study.name
+    told = manifest.manifest(plan, _seconds(plan, store))
+    write_atomic(folder / "manifest.json", canonical_json(told))
+    states = store.states(list(plan.nodes))
+    todo = sum(state != "done" for state in states.values())
+    shown.say(f"Study {plan.study.name}: {len(plan.nodes)} stages, {todo} to do.")
+    started = time.time()
+    summary = _walk(plan, store, executor, workers, only, todo)
+    freed = execute.retain(plan, store)
+    _show_summary(summary, time.time() - started, shown.describe(plan))
+    if freed:
+        shown.say(f"Retention ({plan.study.keep}): {freed / 1e6:.1f} MB of weights deleted.")
+    if report:
+        _report_if_changed(plan, store, folder)
+    return summary.exit_status
+
+
+def _walk(
+    plan: Plan, store: Store, kind: str, workers: int, only: Sequence[str], todo: int
+) -> Summary:
+    if not todo:
+        return execute.Summary(reused=len(plan.nodes))
+    if kind != "ray":
+        launch.check_memory(plan, launch.device_memory())
+    pool = launch.make_executor(kind, store, workers, plan)
+    try:
+        with execute.terminable(), shown.ProgressDisplay(plan, todo) as display:
+            return launch.execute_checked(plan, store, pool, display, only)
+    finally:
+        pool.close()
+
+
+def _show_summary(summary: Summary, elapsed: float, names: Mapping[str, str]) -> None:
+    shown.say(
+        f"{summary.executed} stages executed, {summary.reused} reused, {len(summary.failed)} "
+        f"failed, {len(summary.partial)} partial, {len(summary.blocked)} not reached; "
+        f"{elapsed:.1f} s ({summary.seconds:.0f} stage-seconds)."
+    )
+    for title, reasons in (("FAILED", summary.failed), ("PARTIAL", summary.partial)):
+        for key, reason in reasons.items():
+            shown.say(f"{title} {names.get(key, key[:12])} [{key[:12]}]: {reason}", wrong=True)
+
+
+def _report_if_changed(plan: Plan, store: Store, folder: Path) -> None:
+    sources = Path(reporting.__file__).parent.rglob("*.py")
+    stamp, kept = launch.report_stamp(plan, store, sources), folder / "report.stamp"
+    path = folder / "report" / "report.md"
+    if path.is_file() and kept.is_file() and kept.read_text(encoding="utf-8") == stamp:
+        shown.say(f"Report: {shown.relative(path)} is up to date.")
+        return
+    write_report(folder, store.root)
+    write_atomic(kept, stamp)
+
+
+# -- what was found --------------------------------------------------------------------------------
+
+
+def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
+    """Write a study's tables, figures and report from what is stored.
+
+    Works on unfinished studies and says so.
+
+    Example: selm report alpha
+    """
+    write_report(read_manifest(results, study)[0], store)
+
+
+def write_report(folder: Path, store_root: Path) -> None:
+    """Write the report of a study from its manifest and the store."""
+    path = reporting.write_report(folder, store_root)
+    shown.say(f"Report: {shown.relative(path)}")
+
+
+def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and manifest of a study given by name or by its YAML file."""
+    name = study
+    if study.endswith((".yaml", ".yml")):
+        name = studies.load_study(Path(study)).name
+    path = results / name / "manifest.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.parent.name for p in results.glob("*/manifest.json")))
+        raise HarnessError(f"{path}: no such study has run here; known: {known or 'none'}")
+    return path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(help="A run, an arm or base, with @iteration behind it; without: the last."),
+    ],
+    b: Annotated[str, typer.Argument(help="What A is compared with.")],
+    study: Annotated[str, typer.Option(help="The study's name or YAML file.")] = "alpha",
+    benchmark: Annotated[str, typer.Option(help="One benchmark or measure; empty: all.")] = "",
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+) -> None:
+    """Compare two cells or checkpoints of a study, paired by item and seed.
+
+    Example: selm compare objective.alpha=1 objective.alpha=0 --study alpha --benchmark alpaca_eval
+    """
+    folder, _ = read_manifest(results, study)
+    shown.analysis_table(comparing.compare_study(folder, store, a, b, benchmark))
+
+
+def power(
+    study: Annotated[
+        str, typer.Argument(help="A study's name or YAML file; empty with given components.")
+    ] = "",
+    delta: Annotated[
+        float, typer.Option(help="The difference to detect, in the score's units.")
+    ] = 1.0,
+    sigma: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="Given components: over seeds, over items, residual."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds, with given components.")] = 3,
+    items: Annotated[int, typer.Option(help="Items, with given components.")] = 805,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+) -> None:
+    """Seeds and items needed to detect a difference.
+
+    From a study's variance components, or from given ones.
+
+    Example: selm power alpha --delta 1.0
+    """
+    if sigma is not None:
+        shown.analysis_table(power_report.power_given(sigma, seeds, items, delta))
+        return
+    folder, _ = read_manifest(results, study)
+    shown.analysis_table(power_report.power_study(folder, store, delta))
+
+
+# -- search ----------------------------------------------------------------------------------------
+
+
+def tune(
+    search: Annotated[
+        Path,
+        typer.Argument(help="The search's YAML file, for example ablations/tune_alpha_beta.yaml."),
+    ],
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    storage: Annotated[
+        str, typer.Option(help="Optuna storage address; empty: SQLite in the search's folder.")
+    ] = "",
+    workers: Workers = 0,
+) -> None:
+    """Search settings with Optuna, then compare the winner with the default on fresh seeds.
+
+    No trial saw the fresh seeds. Run it again to continue.
+
+    Example: selm tune ablations/tune_alpha_beta.yaml --workers 2
+    """
+    count, devices = worker_count(workers), launch.devices()
+    spec = searches.load_tune(search)
+    folder = results / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    default = f"sqlite:///{(folder / 'optuna.db').resolve()}"
+    asked = searches.Search(search, store, storage or default)
+    open_store(store)
+    study = searches.open_study(asked)
+    if count > 1 or len(devices) > 1 or spec.trial_timeout_s:
+        searching.run_workers(asked, count, devices)
+    else:
+        with execute.terminable():
+            searching.work(asked)
+    _report_search(folder, asked, study, {})
+    final = searching.finalists(asked, study)
+    status = run_plan(launch.plan_study(final), store, results, workers=count)
+    _report_search(folder, asked, study, searching.fresh_values(asked, final))
+    raise typer.Exit(status)
+
+
+def _report_search(
+    folder: Path, search: Search, study: OptunaStudy, fresh: Mapping[str, Any]
+) -> None:
+    """Write what a search found. fresh: label of a finalist -> its values on fresh seeds, empty
+    before they ran.
+    """
+    spec = search.spec
+    base = searches.base_study(search, spec).base
+    used = searching.spent(study, stores.Store(search.store), base.runtime)
+    winners = searching.winners(study) if searching.any_complete(study) else {}
+    found = found_search.Found(
+        spec.question,
+        [f"{metric.benchmark}/{metric.metric}" for metric in spec.metrics],
+        spec.seeds,
+        spec.fresh_seeds,
+        {label: trial.number for label, trial in winners.items()},
+        fresh,
+        {key: searches.value_at(base, key) for key in spec.space},
+        used.over(spec),
+        used.hours,
+        used.usd,
+    )
+    path = found_search.write_search(study, folder / "search", found)
+    shown.say(f"Search: {shown.relative(path)}")
