@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from harness.cli.options import STORE, Overrides, StoreRoot, lazy, parse_overrides
-from harness.records import HarnessError, first_line, is_hub_id
+from harness.records import HarnessError, is_hub_id
 
 if TYPE_CHECKING:
     import httpx
@@ -348,7 +348,7 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
             tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
         chat.preflight(tokenizer)
     except (HarnessError, OSError) as error:
-        yield wrong(f"loading {source}", first_line(error))
+        yield wrong(f"loading {source}", " ".join(str(error).split()))
         return
     stops = (repr(tokenizer.convert_ids_to_tokens(i)) for i in chat.stop_tokens(tokenizer))
     says = f"passes the token check; an answer ends with {', '.join(stops)}"

@@ -130,10 +130,10 @@ def test_the_cost_limit_of_a_command_is_shared_by_its_judging_stages(tmp_path: P
     store = Store(tmp_path)
     limited = share_cost(plan, store, 6.0)
     judged = [node for node in limited.nodes.values() if node.stage.startswith("judge.")]
-    assert sum(node.runtime["max_cost_usd"] for node in judged) == pytest.approx(6.0)
-    assert len({node.runtime["max_cost_usd"] for node in judged}) == 1
+    assert sum(node.runtime.max_cost_usd for node in judged) == pytest.approx(6.0)
+    assert len({node.runtime.max_cost_usd for node in judged}) == 1
     assert all(
-        node.runtime["max_cost_usd"] == 0
+        node.runtime.max_cost_usd == 0
         for node in limited.nodes.values()
         if not node.stage.startswith("judge.")
     )

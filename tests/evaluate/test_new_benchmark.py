@@ -80,7 +80,7 @@ def test_it_is_planned_counted_and_documented(tree: Tree) -> None:
 
 def test_doctor_asks_for_its_file(tree: Tree) -> None:
     found = tree.python(
-        *("-c", "from harness.cli import main; main()", "doctor", "--recipe", "ablations/recipes/own_data.yaml"),
+        *("-c", "from harness.cli import main; main()", "doctor", "ablations/recipes/own_data.yaml"),
         *("--set", f"evaluation.benchmarks=[{NAME}]"),
     )
     assert f"evaluation.{NAME}.questions" in found.stdout, found.stdout + found.stderr
