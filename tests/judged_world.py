@@ -65,6 +65,12 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.keys: dict[str, str] = {}
 
+    def use(self, url: str) -> None:
+        """Another judge's address, for the stages that are there too."""
+        self.runtime = self.runtime.model_copy(update={"pocket_judge_url": url})
+        for key, node in self.nodes.items():
+            self.nodes[key] = dataclasses.replace(node, runtime=self.runtime)
+
     def commit(
         self, name: str, stage: str, write: Callable[[Path], Any], settings: Section | None = None
     ) -> str:
@@ -104,7 +110,9 @@ class World:
     def judged(
         self, stage: str = "judge.mt_bench", reference_set: str = "test", **judge: Any
     ) -> str:
-        """The inputs (made by hand unless they are there) and one judging stage; returns its key."""
+        """The inputs (made by hand where they are missing) and one judging stage; returns its
+        key.
+        """
         for name, made_by, write in (
             ("benchmarks", "benchmarks.files", benchmarks),
             ("answer", "data.files", answers),

@@ -1,12 +1,10 @@
-"""The 25 faults and bad inputs a trusted harness survives: each has tests, named in
-``fault_cases``; those of the whole chain are here.
+"""Faults and bad inputs that the whole chain survives; those of one part are tested with it.
 
 Real libraries, the real executor and store, the local judge server with its fault switches.
 """
 
 from __future__ import annotations
 
-import ast
 import multiprocessing
 import os
 import resource
@@ -39,26 +37,13 @@ from harness.pocket import judge_server
 from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, write_jsonl
 from harness.study.study import compose
-from harness.tune import search as tune
-from harness.tune import storage as tune_open
-from tests.fault_cases import CASES
+from harness.tune import search as tune_open
+from harness.tune import workers as tune
+from tests import tiny
 from tests.judged_world import ROOT, World, refusing
-from tests.tune import test_tune, tiny
+from tests.tasks import settings_of
+from tests.tune import test_tune
 from tests.tune_world import SEARCH, make_search
-
-
-def test_every_case_has_tests_that_exist() -> None:
-    assert list(CASES) == list(range(1, 26))
-    known: set[str] = set()
-    for path in (ROOT / "tests").glob("test_*.py"):
-        known |= {
-            f"{path.stem}::{node.name}"
-            for node in ast.parse(path.read_text()).body
-            if isinstance(node, ast.FunctionDef)
-        }
-    assert {name for _, names in CASES.values() for name in names} <= known
-    assert all(names for _, names in CASES.values())
-
 
 # -- generation ------------------------------------------------------------------------------------
 
@@ -98,10 +83,9 @@ def answering_world(tmp_path: Path, url: str) -> World:
         "seed": 0,
         "iteration": 0,
         "sets": ["mt_bench", "alpaca_eval"],
-        "mt_bench": {"max_new_tokens": 4},
-        "alpaca_eval": {"max_new_tokens": 4},
+        "answers": {"mt_bench": {"max_new_tokens": 4}, "alpaca_eval": {"max_new_tokens": 4}},
     }
-    world.add("answer", "answer", settings, inputs)
+    world.add("answer", "answer", settings_of("answer", settings), inputs)
     for stage in ("judge.mt_bench", "judge.alpaca_eval"):
         world.judged(stage)
     return world
@@ -162,7 +146,7 @@ def test_a_partly_judged_set_is_incomplete_with_bounds_and_the_next_run_complete
     )  # seven times 7, and the missing one at 1 or at 10
     assert "INCOMPLETE (7 of 8)" in world.report()
     with serve(script=refusing()) as server:
-        world.runtime["pocket_judge_url"] = server.base_url
+        world.use(server.base_url)
         assert world.run() == 0
         assert server.counters["calls"] == 1, "what was judged is not asked again, what failed is"
         assert "INCOMPLETE (" not in world.report()
@@ -208,7 +192,7 @@ def test_a_refused_key_or_quota_fails_the_stage_at_once_and_the_next_run_goes_on
         answered = server.counters["answered"]
     assert not list(world.store.root.rglob("scores.parquet"))
     with serve(script=refusing()) as server:
-        world.runtime["pocket_judge_url"] = server.base_url
+        world.use(server.base_url)
         assert world.walk().exit_status == 0
         assert server.counters["calls"] == 8 - answered, "verdicts that were paid for are kept"
 
