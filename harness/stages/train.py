@@ -13,13 +13,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from harness.model.isolated_rng import isolated_rng
@@ -78,8 +76,10 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
         rows = training_rows(task, tokenizer, objective)
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
         trainer, clock = _trainer(task, _load(task).model, rows, work)
-        with checkpoint_before_termination(trainer, clock):
+        with distributed.termination_noted(clock.terminate):
             trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        if clock.terminated and trainer.state.global_step < trainer.state.max_steps:
+            raise SystemExit(128 + signal.SIGTERM)
         model = _whole_model(task, trainer)
         if trainer.is_world_process_zero():
             _save(model, tokenizer, task.out / "model", settings.dtype)
@@ -366,6 +366,10 @@ def _checkpoint_clock(seconds: float, out: Path, ranks: int) -> Any:
             self.last = time.monotonic()
             self.terminated = False
 
+        def terminate(self) -> None:
+            """End after the step under way and its checkpoint."""
+            self.terminated = True
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             if state.global_step >= state.max_steps:
                 return
@@ -387,27 +391,3 @@ def _checkpoint_clock(seconds: float, out: Path, ranks: int) -> Any:
                 )
 
     return CheckpointClock()
-
-
-@contextlib.contextmanager
-def checkpoint_before_termination(trainer: Any, clock: Any) -> Iterator[None]:
-    """Hold back a SIGTERM until the step under way has ended and its checkpoint is written, then
-    deliver it again.
-    """
-
-    def note(_number: int, _frame: FrameType | None) -> None:
-        clock.terminated = True
-
-    try:
-        before = signal.signal(signal.SIGTERM, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-    if clock.terminated:
-        os.kill(os.getpid(), signal.SIGTERM)
-        if trainer.state.global_step < trainer.state.max_steps:
-            raise SystemExit(128 + signal.SIGTERM)

@@ -1,8 +1,9 @@
 """One stage over several processes of this machine: started under torch's elastic launcher, ended
 with one answer or one error.
 
-``run_processes`` is what a stage calls. It starts this module as a launcher, which starts one rank
-per process; every rank runs the same function on the same task. Ranks meet on the loopback
+``run_processes`` is what a stage calls. It starts this module as a launcher (workers of a pool may
+have no children of multiprocessing's, and torch's agent takes signals over), which lets torch start
+one rank per process; every rank runs the same function on the same task. Ranks meet on the loopback
 interface at a port that torch chooses.
 """
 
@@ -12,7 +13,6 @@ import contextlib
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from harness.study.tasks import Runtime, TrainTask
 FOLDER = "processes"
 """Below a stage's folder while its processes run: the task, their log, their errors, their answer.
 """
-STOP, ANSWER, LOG = "stop", "answer.json", "log.txt"
+STOP, ANSWER, KILLED, LOG = "stop", "answer.json", "killed", "log.txt"
+SHUTDOWN_SECONDS = 3
+"""What the other ranks have to end once one has failed."""
 DEEPSPEED = Path(__file__).parent / "deepspeed_zero3.json"
 """DeepSpeed's configuration; ``auto`` entries follow the training arguments. Unmeasured: no machine
 with DeepSpeed ran it.
@@ -60,9 +62,9 @@ def check_ready(runtime: RuntimeSettings, devices: int | None) -> None:
         )
     if devices and processes > devices:
         raise HarnessError(
-            f"a training stage asks for {processes} devices (runtime.processes), but only "
-            f"{devices} {'is' if devices == 1 else 'are'} visible here; "
-            "ask for less, make more visible (CUDA_VISIBLE_DEVICES), or run on a bigger node"
+            f"a training stage asks for {processes} devices (runtime.processes), but visible here "
+            f"are only {devices}; ask for less, make more visible (CUDA_VISIBLE_DEVICES), or run "
+            "on a bigger node"
         )
 
 
@@ -78,7 +80,7 @@ def run_processes(function: str, task: StageTask[Any], processes: int) -> Any:
     folder.mkdir(parents=True)
     told = canonical_json({"function": function, "task": _told(task)})
     (folder / "task.json").write_text(told, encoding="utf-8")
-    with _termination_as_file(folder / STOP):
+    with termination_noted((folder / STOP).touch):
         _launch(folder, processes, _environment(task))
     answer = folder / ANSWER
     if not answer.is_file():
@@ -106,15 +108,11 @@ def _environment(task: StageTask[TrainTask]) -> dict[str, str]:
     found["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[2]), found.get("PYTHONPATH", "")])
     )
-    found["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = (
-        "3"  # seconds that the others have once one has failed
-    )
     if task.runtime.devices:
         found["CUDA_VISIBLE_DEVICES"] = task.runtime.devices
     if sys.platform == "linux":
-        found.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo"
-        )  # else gloo looks the host's name up, which not every container can
+        # Else gloo looks the host's name up, which not every container can.
+        found.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return found
 
 
@@ -141,16 +139,16 @@ def _launch(folder: Path, processes: int, environment: Mapping[str, str]) -> Non
 
 
 @contextlib.contextmanager
-def _termination_as_file(stop: Path) -> Iterator[None]:
-    """Within it a SIGTERM makes the file ``stop``; afterwards the signal is delivered again."""
+def termination_noted(note: Callable[[], None]) -> Iterator[None]:
+    """Hold a SIGTERM back: the signal calls ``note``, and is delivered again afterwards."""
     asked = []
 
-    def note(_number: int, _frame: Any) -> None:
+    def hold(_number: int, _frame: Any) -> None:
         asked.append(True)
-        stop.touch()
+        note()
 
     try:
-        before = signal.signal(signal.SIGTERM, note)
+        before = signal.signal(signal.SIGTERM, hold)
     except ValueError:  # not the main thread: signals are somebody else's
         yield
         return
@@ -166,22 +164,19 @@ def _reason(folder: Path, processes: int) -> str:
     """What went wrong, from the ranks' own words: the harness's errors first, then whoever failed
     first, then the log.
     """
-    found = sorted(
-        (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error-*.json")),
-        key=lambda e: (not e["known"], e["time"]),
-    )
-    log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
-    if found and found[0]["known"]:
-        return str(found[0]["message"])
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error-*.json")]
+    first = min(found, key=lambda error: (not error["known"], error["time"]), default=None)
     where = f"training over {processes} processes failed"
-    if re.search(
-        r"failed \(exitcode: -9\)", log
-    ):  # as the launcher reports the rank that ended first
-        return f"{where}: a process was killed by the system (out of memory?); lower runtime.token_budget, or see runtime.sharding and training.lora"
-    if found:
+    if first and first["known"]:
+        return str(first["message"])
+    if (folder / KILLED).exists():
         return (
-            f"{where}: process {found[0]['rank']}: {found[0]['message']}\n{found[0]['traceback']}"
+            f"{where}: a process was killed by the system (out of memory?); lower "
+            "runtime.token_budget, or see runtime.sharding and training.lora"
         )
+    if first:
+        return f"{where}: process {first['rank']}: {first['message']}\n{first['traceback']}"
+    log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     return f"{where} without a word; the end of its log:\n" + "\n".join(log.splitlines()[-15:])
 
 
@@ -332,32 +327,34 @@ def follow_parent() -> None:
 
 
 def launcher_main(folder: Path, processes: int) -> None:
-    """torchrun on this machine only, one attempt (the store retries stages). SIGTERM is left to the
-    ranks, who finish their step first.
+    """Start the ranks, one attempt (the store retries stages). SIGTERM is left to them: they finish
+    their step first.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from torch.distributed.run import main
-
-    where = [
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-        "--nproc-per-node",
-        str(processes),
-        "--max-restarts",
-        "0",
-    ]
-    main(
-        [
-            *where,
-            "--signals-to-handle",
-            "SIGINT,SIGHUP,SIGQUIT",
-            "-m",
-            "harness.train.distributed",
-            str(folder),
-        ]
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="selm",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
+    try:
+        elastic_launch(config, rank_main)(folder)
+    except ChildFailedError as error:
+        if error.get_first_failure()[1].exitcode == -signal.SIGKILL:
+            (folder / KILLED).touch()
+        raise
 
 
 def rank_main(folder: Path) -> None:

@@ -188,7 +188,8 @@ def test_a_broken_and_a_killed_rank_end_all_with_a_reason(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_ranks_end_when_the_stage_that_started_them_is_killed(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from tests.ranks import *; run_toy(toy(Path({str(tmp_path)!r}), 'sleep'))"
+    task = f"toy(Path({str(tmp_path)!r}), 'sleep')"
+    code = f"from pathlib import Path; from tests.ranks import *; run_toy({task})"
     stage = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 60
     files = [tmp_path / f"pid-{rank}" for rank in range(2)]
@@ -208,8 +209,7 @@ def test_ranks_end_when_the_stage_that_started_them_is_killed(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("runtime", "devices", "says"),
     [
-        ({"processes": 8}, 2, "asks for 8 devices .*, but only 2 are visible"),
-        ({"processes": 2}, 1, "only 1 is visible"),
+        ({"processes": 8}, 2, "asks for 8 devices .*, but visible here are only 2"),
         (
             {"processes": 2, "sharding": "deepspeed_zero3"},
             2,
