@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.engine.graph import Plan
 from harness.evaluate.benchmark import load
+from harness.evaluate.registry import manifest_of
 
 DIAGNOSTICS = "harness.stages.diagnostics.measures:manifest_of"
 
@@ -52,5 +53,6 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
         "pairwise": [vars(pair) for pair in plan.pairwise],
         "pairwise_mt_bench": [vars(pair) for pair in plan.pairwise_mt_bench],
         "stages": stages,
+        "benchmarks": manifest_of(study.base.evaluation),
         "diagnostics": load(DIAGNOSTICS)(),
     }
