@@ -15,7 +15,6 @@ PARTS = {
     "lc": ["-m", "benchmarks.bench_lc"],
     "coverage": ["-m", "benchmarks.bench_coverage"],
     "store": ["-m", "benchmarks.bench_store"],
-    "cost": ["-m", "benchmarks.bench_cost"],
 }
 
 

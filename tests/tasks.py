@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.stages import STAGES
+from harness.rankers.ranker import RankContext
 from harness.records import StageTask
 from harness.study.sections import JudgeSettings, Section
 from harness.study.settings import Recipe
@@ -108,6 +109,12 @@ def stage_task(
     typed = settings if isinstance(settings, Section) else settings_of(stage, settings)
     running = runtime if isinstance(runtime, Runtime) else Runtime(**runtime or {})
     return StageTask(key, stage, typed, inputs, out, running)
+
+
+def rank_context(kind: str, out: Path = Path("unused"), **extra: Any) -> RankContext:
+    """What a ranker of this kind is given on a CPU; settings beside ``kind`` by name."""
+    settings = {name: extra.pop(name) for name in list(extra) if name in RankerTask.model_fields}
+    return RankContext(RankerTask(kind=kind, **settings), Runtime(), out, **extra)
 
 
 __all__ = ["Limit", "RankerTask", "objective", "optimiser", "settings_of", "stage_task"]

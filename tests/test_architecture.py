@@ -186,7 +186,8 @@ def test_a_default_stands_in_one_place() -> None:
         for key, found in places.items()
         if len({where for where in found if ".tasks." in where}) and len(found) > 1
     }
-    assert set(stage_settings) <= {"device"}, stage_settings  # resolved before a stage sees it
+    # A stage sees a resolved device, and answers without a temperature have the benchmark's own.
+    assert set(stage_settings) <= {"device", "temperature"}, stage_settings
     readers = ("settings", "runtime", "training", "judge", "ranker")
     for module in MODULES:
         for node in ast.walk(tree_of(module)):

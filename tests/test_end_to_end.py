@@ -16,7 +16,9 @@ import pytest
 
 from harness.engine.launch import prepare
 from harness.engine.store import Store
-from harness.engine.worker import merge, runtime_of
+from harness.engine.worker import runtime_of
+from harness.study.tasks import ObjectiveTask
+from harness.train.objectives import resolve
 from tests.tasks import stage_task
 
 ROOT = Path(__file__).parent.parent
@@ -194,10 +196,10 @@ def test_alpha_zero_is_dpo_bit_for_bit_when_both_are_trained(
     )
     inputs = {name: store.folder(key) for name, key in node.inputs.items()}
     digests = {}
-    for name, objective in {"dpo": {"name": "dpo"}, "selm": {"name": "selm"}}.items():
-        settings = merge(
-            node.settings, {"objective": {**node.settings["objective"], **objective, "alpha": 0.0}}
-        )
+    dpo = node.settings.objective
+    zero = ObjectiveTask(**vars(resolve("selm", alpha=0.0, beta=dpo.beta)))
+    for name, objective in {"dpo": dpo, "selm": zero}.items():
+        settings = node.settings.model_copy(update={"objective": objective})
         out = tmp_path / name
         out.mkdir()
         train(stage_task("k" * 64, "train", settings, inputs, out, runtime_of(node.runtime)))
@@ -226,7 +228,7 @@ def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_t
             stage_task(
                 "k" * 64,
                 "rollout",
-                {**node.settings, "seed": seed},
+                node.settings.model_copy(update={"seed": seed}),
                 inputs,
                 out,
                 runtime_of(node.runtime),

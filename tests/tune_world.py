@@ -20,9 +20,9 @@ from pathlib import Path
 
 from harness.engine import worker
 from harness.records import Score, StageOutcome, StageTask, write_jsonl, write_scores
-from harness.tune import search as tune
-from harness.tune import storage as tune_open
-from harness.tune.storage import Search
+from harness.tune import search as tune_open
+from harness.tune import workers as tune
+from harness.tune.search import Search
 
 ROOT = Path(__file__).parent.parent
 SEARCH = """\

@@ -1,157 +1,165 @@
-"""Reference pages written from the code itself: ``docs/cli.md`` from the commands, ``docs/keys.md``
-from the settings.
+"""Reference pages written from the code itself.
 
+``docs/cli.md`` from the commands, ``docs/keys.md`` from the settings and every registry.
 ``python -m harness.cli.docs`` writes both; a test fails when they are stale.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
-import itertools
 import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer
 from pydantic import BaseModel
 
+from harness.cli import app
 from harness.engine.stages import STAGES
+from harness.evaluate.registry import BENCHMARKS
+from harness.rankers.pair_rules import PAIR_RULES
+from harness.rankers.registry import RANKERS
+from harness.stages.diagnostics.measures import DIAGNOSTICS
 from harness.study import sections, settings, study
 from harness.train.objectives import OBJECTIVES
-from harness.tune import search as tune_file
+from harness.tune import search
 
 FOLDER = Path(__file__).parents[2] / "docs"
+WRITTEN = "Written by `python -m harness.cli.docs` from the code"
 
 
 def cli_page() -> str:
     """Every command with its arguments, options, defaults and example, in Markdown."""
-    import typer
-
-    from harness.cli import app
-
     group: Any = typer.main.get_command(app)
-    lines = [
-        "# Commands",
-        "",
-        "Written by `python -m harness.cli.docs` from the code; `selm COMMAND --help` shows the "
-        "same.",
-        "",
-    ]
+    lines = ["# Commands", "", f"{WRITTEN}; `selm COMMAND --help` shows the same.", ""]
     for name, command in group.commands.items():
-        lines += [
-            f"## `selm {name}`",
-            "",
-            inspect.cleandoc(command.help or ""),
-            "",
-            "| argument or option | default | meaning |",
-            "|---|---|---|",
-        ]
-        for parameter in command.params:
-            if parameter.name == "help":
-                continue
-            shown = (
-                "/".join(parameter.opts)
-                if parameter.param_type_name == "option"
-                else parameter.name.upper()
-            )
-            default = (
-                ""
-                if parameter.default in (None, ()) or parameter.required
-                else f"`{parameter.default}`"
-            )
-            lines.append(
-                f"| `{shown}` | {default} | {getattr(parameter, 'help', '') or ''} |".replace(
-                    "  ", " "
-                )
-            )
-        lines.append("")
+        lines += [f"## `selm {name}`", "", inspect.cleandoc(command.help or ""), ""]
+        rows = [_option(option) for option in command.params if option.name != "help"]
+        lines += [*_table(("argument or option", "default", "meaning"), rows), ""]
     return "\n".join(lines)
 
 
+def _option(option: Any) -> tuple[str, str, str]:
+    shown = option.name.upper()
+    if option.param_type_name == "option":
+        shown = "/".join(option.opts)
+    known = option.default not in (None, ()) and not option.required
+    return f"`{shown}`", f"`{option.default}`" if known else "", getattr(option, "help", "") or ""
+
+
 def keys_page() -> str:
-    """Every key of a study and of a recipe with type, default and meaning; every objective and
-    stage by name.
+    """Every key of a study, a recipe and a search with type, default and meaning; then everything
+    that a key can name: objectives, benchmarks, rankers, pair rules, diagnostics, stages.
     """
-    lines = [
-        "# Keys",
-        "",
-        "Written by `python -m harness.cli.docs` from the code. Unknown keys and wrong types are "
-        "errors.",
-        "",
-        "## Study",
-        "",
-    ]
-    lines += [
-        *_section(study.StudyFile, ""),
-        "",
-        "### `declare`",
-        "",
-        *_section(study.Declaration, "declare."),
-    ]
-    lines += [
-        "",
-        "## Recipe",
-        "",
-        "Any of these can be set (`set`), varied (`axes`, `arms`) or given as `--set key=value`.",
-    ]
+    set_by = (
+        "Any of these can be set (`set`), varied (`axes`, `arms`) or given as `--set key=value`."
+    )
+    lines = ["# Keys", "", f"{WRITTEN}. Unknown keys and wrong types are errors.", ""]
+    lines += ["## Study", "", *_section(study.StudyFile, ""), ""]
+    lines += ["### `declare`", "", *_section(study.Declaration, "declare."), ""]
+    lines += ["## Recipe", "", set_by]
     for name, field in settings.Recipe.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             lines += ["", f"### `{name}`", "", *_section(section, f"{name}.")]
-    lines += [
-        "",
-        "## Search (`selm tune`)",
-        "",
-        *_section(tune_file.TuneFile, ""),
-        "",
-        "### `metrics`",
-        "",
-        *_section(tune_file.Metric, "metrics."),
-    ]
-    lines += ["", "### `space`", "", *_section(tune_file.Range, "space.KEY.")]
-    lines += [
-        "",
-        "## Objectives",
-        "",
-        "| name | reads | parameters | definition |",
-        "|---|---|---|---|",
-    ]
-    for name, objective in OBJECTIVES.items():
-        parameters = (
-            ", ".join(f"`{key}` {value}" for key, value in objective.parameters.items()) or "none"
-        )
-        first = (
-            inspect.cleandoc(objective.function.__doc__ or "").splitlines()[0].replace("|", "\\|")
-        )
-        lines.append(f"| `{name}` | {', '.join(objective.reads)} | {parameters} | {first} |")
-    lines += ["", "## Stages", "", "| stage | version | function |", "|---|---|---|"]
-    lines += [
-        f"| `{name}` | {stage.version} | `{stage.function}` |" for name, stage in STAGES.items()
-    ]
+    lines += ["", "## Search (`selm tune`)", "", *_section(search.TuneFile, ""), ""]
+    lines += ["### `metrics`", "", *_section(search.Metric, "metrics."), ""]
+    lines += ["### `space`", "", *_section(search.Range, "space.KEY.")]
+    for title, heads, rows in _registries():
+        lines += ["", f"## {title}", "", *_table(heads, rows)]
     return "\n".join(lines) + "\n"
 
 
+def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object]]]]:
+    """Title, heads and rows of everything that is listed."""
+    yield (
+        "Objectives",
+        ("name", "reads", "parameters", "definition"),
+        (
+            (f"`{name}`", ", ".join(one.reads), _pairs(one.parameters), _first(one.function))
+            for name, one in OBJECTIVES.items()
+        ),
+    )
+    yield (
+        "Benchmarks",
+        ("name", "title", "stage", "asks a judge", "files outside the pocket world"),
+        (
+            (
+                f"`{name}`",
+                one.title,
+                f"`{one.stage}`",
+                "yes" if one.judged else "no",
+                ", ".join(f"`evaluation.{name}.{key}`" for key in one.files),
+            )
+            for name, one in BENCHMARKS.items()
+        ),
+    )
+    yield (
+        "Rankers",
+        ("kind", "compares texts", "checkpoint", "asks a judge", "definition"),
+        (
+            (
+                f"`{kind}`",
+                "with each other" if one.pairwise else "one by one",
+                one.checkpoint,
+                "yes" if one.asks_judge else "no",
+                _first(one.rank),
+            )
+            for kind, one in RANKERS.items()
+        ),
+    )
+    yield (
+        "Pair rules",
+        ("name", "scores", "definition"),
+        ((f"`{name}`", one.looks_at, _first(one.choose)) for name, one in PAIR_RULES.items()),
+    )
+    yield (
+        "Diagnostics",
+        ("name", "measured on", "unit", "title"),
+        ((f"`{name}`", one.split, one.unit, one.title) for name, one in DIAGNOSTICS.items()),
+    )
+    yield (
+        "Stages",
+        ("stage", "version", "function"),
+        ((f"`{name}`", one.version, f"`{one.function}`") for name, one in STAGES.items()),
+    )
+
+
+def _pairs(values: Any) -> str:
+    return ", ".join(f"`{key}` {value}" for key, value in values.items()) or "none"
+
+
+def _first(function: Callable[..., Any]) -> str:
+    """First sentence of a docstring, up to its first empty line."""
+    return " ".join(inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].split())
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        cells = (" ".join(str(cell).split()).replace("|", "\\|") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _section(model: type[BaseModel], prefix: str) -> list[str]:
-    notes = _notes(model)
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return _table(("key", "type", "default", "meaning"), _fields(model, prefix))
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
         inner = field.annotation
-        if (
-            isinstance(inner, type)
-            and issubclass(inner, BaseModel)
-            and prefix
-            and inner is not sections.LoraSettings
-        ):
-            lines += _section(inner, f"{prefix}{name}.")[2:]
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        if nested and prefix and inner is not sections.LoraSettings:
+            yield from _fields(inner, f"{prefix}{name}.")
             continue
-        kind = _type(field.annotation)
         default = f"`{field.default!r}`"
         if field.is_required():
             default = "required"
         elif isinstance(field.default, BaseModel):
             default = ""
-        lines.append(f"| `{prefix}{name}` | {kind} | {default} | {notes.get(name, '')} |")
-    return lines
+        yield f"`{prefix}{name}`", _type(field.annotation), default, field.description or ""
 
 
 def _type(annotation: Any) -> str:
@@ -162,9 +170,8 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(value) for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(
-            "nothing" if option is type(None) else _type(option) for option in arguments
-        )
+        names = ("nothing" if option is type(None) else _type(option) for option in arguments)
+        return " or ".join(names)
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is dict:
@@ -172,22 +179,6 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "{" + ", ".join(annotation.model_fields) + "}"
     return getattr(annotation, "__name__", str(annotation)).replace("str", "text")
-
-
-def _notes(model: type[BaseModel]) -> dict[str, str]:
-    """The string that follows a field in the source is its meaning."""
-    tree = ast.parse(inspect.getsource(model))
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    notes = {}
-    for before, after in itertools.pairwise(body):
-        if (
-            isinstance(before, ast.AnnAssign)
-            and isinstance(before.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        ):
-            notes[before.target.id] = " ".join(str(after.value.value).split()).replace("|", "\\|")
-    return notes
 
 
 def pages() -> dict[Path, str]:

@@ -47,7 +47,9 @@ class Summary:
     @property
     def exit_status(self) -> int:
         """0: all there; 1: something failed; 3: nothing failed, but rows are still missing."""
-        return 1 if self.failed or self.blocked else 3 if self.partial else 0
+        if self.failed or self.blocked:
+            return 1
+        return 3 if self.partial else 0
 
 
 class Executor(Protocol):

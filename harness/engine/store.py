@@ -129,10 +129,10 @@ class Store:
                 result[key] = "done"
             elif key in locked and self.is_locked(key):
                 result[key] = "running"
+            elif key in failed:
+                result[key] = "failed"
             else:
-                result[key] = (
-                    "failed" if key in failed else "partial" if key in partial else "missing"
-                )
+                result[key] = "partial" if key in partial else "missing"
         return result
 
     def failure(self, key: str) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
 
 ROOT = Path(__file__).parents[2]
-STOP = frozenset({"BENCHMARKS", "RANKERS", "STAGES"})
-"""Registries."""
+STOP = frozenset({"BENCHMARK", "BENCHMARKS", "RANKER", "RANKERS", "STAGES"})
+"""Registries, and the records in them."""
 PLUMBING = ("harness.engine", "harness.records", "harness.study", "harness.files")
 """Rows, settings and the store: what a number depends on there is in keys and inputs, and an error's
 words decide no number.

@@ -97,9 +97,9 @@ def run(task: StageTask[PocketDataTask]) -> StageOutcome:
 
 
 def _prompts(name: str, size: int, rng: np.random.Generator, share: float) -> Iterator[Prompt]:
-    split: language.Split = (
-        "train" if name == "train" else "heldout" if name == "heldout" else "ood"
-    )
+    split: language.Split = "ood"
+    if name in ("train", "heldout"):
+        split = name  # type: ignore[assignment]
     for prompt in language.sample_prompts(
         size, rng, split, two_turn_share=0.0 if split == "ood" else 0.2
     ):

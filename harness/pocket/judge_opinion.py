@@ -43,7 +43,9 @@ def verdict(
     if judgment.form == "token":
         return ("M" if second > 0.5 else "m"), {"m": 1.0 - second, "M": second}
     log_odds = math.log(second / (1.0 - second))
-    winner = "C" if abs(log_odds) < TIE_LOG_ODDS else "B" if log_odds > 0 else "A"
+    winner = "B" if log_odds > 0 else "A"
+    if abs(log_odds) < TIE_LOG_ODDS:
+        winner = "C"
     return f"I compared the two answers. My final verdict: [[{winner}]]", None
 
 
@@ -97,7 +99,7 @@ def _preference(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> f
         gap = surface_quality(question_b, b, judgment.reference) - surface_quality(
             question_a, a, judgment.reference
         )
-    sign = 1.0 if a < b else -1.0 if b < a else 0.0
+    sign = float(a < b) - float(b < a)
     logit = (
         oracle.PREFERENCE_SHARPNESS * gap
         - position

@@ -186,9 +186,7 @@ def _wrong_candidates(task: Task, right: tuple[str, ...]) -> Iterator[tuple[str,
         yield right[1:]
         yield right[:-1]
         return
-    pool = CLASSES if right[0] in CLASSES else NAMES if right[0] in NAMES else task.args
-    for word in (
-        *[w for w in task.args if w in pool],
-        *(CLASSES if right[0] in CLASSES else NAMES if right[0] in NAMES else WORDS),
-    ):
+    kind = next((words for words in (CLASSES, NAMES) if right[0] in words), None)
+    pool, others = (task.args, WORDS) if kind is None else (kind, kind)
+    for word in (*[word for word in task.args if word in pool], *others):
         yield (word,)

@@ -9,12 +9,14 @@ then later samples, then y, then chosen.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+from harness.rankers.pair_rules import PAIR_RULES, Candidates, PairRule
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts
 from harness.records import (
@@ -31,96 +33,6 @@ from harness.study.tasks import RankTask
 Role = Literal["winner", "loser", "middle", "absent"]
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """A prompt's answers by name (insertion order: chosen, rejected, y, y1, …), without failed
-    samples.
-
-    A sample may be empty: a policy that ends its turn at once has answered. An empty offline answer
-    is a missing one.
-    """
-
-    prompt: Prompt
-    texts: Mapping[str, str]
-
-    @property
-    def samples(self) -> dict[str, str]:
-        return {
-            name: text for name, text in self.texts.items() if name not in ("chosen", "rejected")
-        }
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Names of the winner and the loser, or None with the reason there is no pair."""
-
-    chosen: str = ""
-    rejected: str = ""
-    reason: str = ""
-
-
-def best_worst(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
-    """Best and worst of everything: {y_w, y_l} and every sample."""
-    return _extremes(candidates.texts, scores)
-
-
-def samples_only(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
-    """Best and worst of the policy's own samples; no pair where they all score the same."""
-    choice = _extremes(candidates.samples, scores)
-    if choice.chosen and scores[choice.chosen] == scores[choice.rejected]:
-        return Choice(reason="tied")
-    return choice
-
-
-def replace_offline(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
-    """y against y_w: better y becomes chosen, worse y becomes rejected, the other answer stays as
-    given; even, the pair stays as given.
-    """
-    texts = candidates.texts
-    if "chosen" not in texts or "rejected" not in texts:
-        return Choice(reason="no offline pair")
-    if "y" not in texts or scores["y"] == scores["chosen"]:
-        choice = Choice("chosen", "rejected")
-    else:
-        choice = (
-            Choice("y", "rejected") if scores["y"] > scores["chosen"] else Choice("chosen", "y")
-        )
-    return Choice(reason="identical") if texts[choice.chosen] == texts[choice.rejected] else choice
-
-
-def offline(candidates: Candidates, _scores: Mapping[str, float]) -> Choice:
-    """The pair as the data give it; nothing is scored."""
-    texts = candidates.texts
-    if "chosen" not in texts or "rejected" not in texts:
-        return Choice(reason="no offline pair")
-    return (
-        Choice(reason="identical")
-        if texts["chosen"] == texts["rejected"]
-        else Choice("chosen", "rejected")
-    )
-
-
-RULES = {
-    "best_worst": best_worst,
-    "replace": replace_offline,
-    "samples_only": samples_only,
-    "offline": offline,
-}
-
-
-def _extremes(texts: Mapping[str, str], scores: Mapping[str, float]) -> Choice:
-    names = sorted(texts, key=_preference)
-    if len(set(texts.values())) < 2:
-        return Choice(reason="identical" if len(texts) > 1 else "one answer")
-    best = max(names, key=lambda name: scores[name])  # the first of equals
-    others = [name for name in reversed(names) if texts[name] != texts[best]]
-    return Choice(best, min(others, key=lambda name: scores[name]))
-
-
-def _preference(name: str) -> tuple[int, int]:
-    return (0, 0) if name == "chosen" else (2, 0) if name == "rejected" else (1, int(name[1:] or 0))
-
-
 def run(task: StageTask[RankTask]) -> StageOutcome:
     """Write ``pairs.jsonl`` (records.Pair) in the rollout's prompt order; a judge's replies are
     kept beside it.
@@ -128,14 +40,13 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     Settings: kind, rule, placebo, and the ranker's own. Prompts without a pair (identical answers,
     all tied) are counted in the summary. Rows whose ranker failed keep the stage partial.
     """
-    rule = task.settings.rule
-    if rule not in RULES:
-        raise HarnessError(f"pairs.rule is {rule!r}; allowed: {', '.join(RULES)}")
+    name = task.settings.rule
+    rule = PAIR_RULES[name]
     rows = [_candidates(prompt, samples) for prompt, samples in _read(task)]
-    if rule == "samples_only" and max((len(row.samples) for row in rows), default=0) < 2:
+    if max((len(row.samples) for row in rows), default=0) < rule.samples:
         raise HarnessError(
-            "pairs.rule samples_only needs at least two samples per prompt: set "
-            "exploration.samples to 2 or more and decoding to sample"
+            f"pairs.rule {name} needs at least {rule.samples} samples per prompt: set "
+            f"exploration.samples to {rule.samples} or more and decoding to sample"
         )
     context = RankContext(
         task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.judge
@@ -187,13 +98,13 @@ def _candidates(prompt: Prompt, samples: Sequence[tuple[int, str]]) -> Candidate
     )
 
 
-def _score(rows: Sequence[Candidates], rule: str, context: RankContext) -> list[Ranked]:
+def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> list[Ranked]:
     """One Ranked per row, its scores in the order of ``row.texts``; equal texts of a row are scored
     once.
     """
-    if rule == "offline":
+    if rule.looks_at == "none":
         return [Ranked((0.0,) * len(row.texts)) for row in rows]
-    wanted = [row.samples if rule == "samples_only" else row.texts for row in rows]
+    wanted = [row.samples if rule.looks_at == "samples" else row.texts for row in rows]
     items = [
         RankItem(row.prompt.id, row.prompt.messages, tuple(dict.fromkeys(texts.values())))
         for row, texts in zip(rows, wanted, strict=True)
@@ -213,7 +124,7 @@ def _score(rows: Sequence[Candidates], rule: str, context: RankContext) -> list[
 
 
 def _pairs(
-    rows: Sequence[Candidates], ranked: Sequence[Ranked], rule: str
+    rows: Sequence[Candidates], ranked: Sequence[Ranked], rule: PairRule
 ) -> tuple[list[Pair], Counter[str]]:
     pairs, counts = [], Counter[str]()
     for row, found in zip(rows, ranked, strict=True):
@@ -221,7 +132,7 @@ def _pairs(
             counts[found.status] += 1
             continue
         scores = dict(zip(row.texts, found.scores, strict=True))
-        choice = RULES[rule](row, scores)
+        choice = rule.choose(row, scores)
         if choice.reason:
             counts[choice.reason] += 1
             continue
@@ -230,11 +141,9 @@ def _pairs(
             row.texts[choice.rejected],
             row.texts.get("y"),
         )
-        kept = (
-            {}
-            if rule == "offline"
-            else {name: score for name, score in scores.items() if score == score}
-        )
+        kept = {name: score for name, score in scores.items() if not math.isnan(score)}
+        if rule.looks_at == "none":
+            kept = {}
         pairs.append(
             Pair(
                 prompt_id=row.prompt.id,
@@ -257,7 +166,9 @@ def role_of(explore: str | None, chosen: str, rejected: str) -> Role:
     """
     if explore is None:
         return "absent"
-    return "winner" if explore == chosen else "loser" if explore == rejected else "middle"
+    if explore == chosen:
+        return "winner"
+    return "loser" if explore == rejected else "middle"
 
 
 def _other_prompt(pairs: Sequence[Pair]) -> list[Pair]:

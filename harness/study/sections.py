@@ -193,11 +193,8 @@ class RankerTrainingSettings(Section):
     seed: NonNegative = 0
 
 
-PairRuleName = Literal["best_worst", "replace", "samples_only", "offline"]
-
-
 class PairSettings(Section):
-    rule: PairRuleName = "best_worst"
+    rule: str = "best_worst"
     """best_worst of {y, y_w, y_l}; replace: y better than y_w becomes chosen, else rejected;
     samples_only; offline pairs as given.
     """

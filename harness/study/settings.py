@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import create_model, model_validator
 
 from harness.evaluate.registry import BENCHMARKS
+from harness.rankers.pair_rules import PAIR_RULES
 from harness.rankers.registry import RANKERS
 from harness.study.sections import (
     DataSettings,
@@ -94,6 +95,9 @@ class Recipe(Section):
             )
         if self.data.source != "pocket" and not self.data.path:
             raise ValueError(f"data.path is empty; data.source {self.data.source!r} needs one")
+        if self.pairs.rule not in PAIR_RULES:
+            known = ", ".join(PAIR_RULES)
+            raise ValueError(f"pairs.rule is {self.pairs.rule!r}; known: {known}")
         if self.ranker.kind not in RANKERS:
             known = ", ".join(RANKERS)
             raise ValueError(f"ranker.kind is {self.ranker.kind!r}; known: {known}")

@@ -23,7 +23,6 @@ from harness.study.sections import (
     JudgeSettings,
     LoraSettings,
     NonNegative,
-    PairRuleName,
     Placebo,
     PocketBaseSettings,
     Positive,
@@ -152,7 +151,7 @@ class RankerTask(RankerSettings):
 class RankTask(RankerTask, Threads):
     """``rank``. judge: only where the ranker is one."""
 
-    rule: PairRuleName
+    rule: str
     judge: JudgeSettings | None
     seed: NonNegative
     iteration: Positive

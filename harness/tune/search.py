@@ -1,329 +1,328 @@
-"""Optuna searches over plans. A trial is a plan in the same store as any ablation, so trials share
-work with both.
+"""A search: its YAML, its Optuna study, and what was asked of it.
 
-Workers share one storage and take turns to begin a trial, so that none is lost, doubled or begun
-beyond the budget. The winner is run again on seeds no trial saw: the search's own estimate is
-optimistic. Opening and forking: ``tune_open``; one trial: ``tune_trial``.
+What decides a trial's values is kept with the study when it begins: settings, space, metrics,
+seeds, pruner. A search that asks something else is refused, showing the difference; stages are in
+the store, so that the same trials under another name cost nothing again. Budgets are no part of it:
+they may grow.
 """
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-import os
-import socket
+import json
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import optuna
-from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
-from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
+from pydantic import Field, model_validator
 
-from harness.engine.execute import Inline, terminable
-from harness.engine.launch import fingerprints, make_executor
-from harness.engine.runs import build_plan
 from harness.engine.store import Store
-from harness.records import HarnessError
-from harness.study.sections import RuntimeSettings
-from harness.study.study import Study, compose
-from harness.tune.file import TuneFile
-from harness.tune.storage import Search, base_study, open_study, turn
-from harness.tune.trial import Ending, TrialFailedError, judge_price, measured, run_trial
+from harness.records import HarnessError, canonical_json, content_hash
+from harness.study.sections import Section
+from harness.study.settings import Recipe
+from harness.study.study import Study, compose, validate
+from harness.study.yaml import load_yaml
 
-RETRIES = 2
-"""How often a trial whose worker died is queued again."""
-REPLACE = 75
-"""Exit status of a worker that wants to be replaced by a fresh process."""
+
+class Range(Section):
+    """One searched key: exactly one of ``log_uniform`` or ``uniform`` (two numbers, low to high) or
+    ``choice`` (a list).
+    """
+
+    log_uniform: list[float] = []
+    """[low, high], even on a log scale."""
+    uniform: list[float] = []
+    """[low, high]."""
+    choice: list[Any] = []
+    """The values themselves."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        given = [values for values in (self.log_uniform, self.uniform, self.choice) if values]
+        if len(given) != 1:
+            raise ValueError("give exactly one of log_uniform, uniform, choice")
+        bounds = self.log_uniform or self.uniform
+        if bounds and (len(bounds) != 2 or bounds[0] >= bounds[1]):
+            raise ValueError(f"a range is [low, high] with low below high, not {bounds}")
+        if self.log_uniform and bounds[0] <= 0:
+            raise ValueError("a log-uniform range starts above 0")
+        return self
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value lies inside, bounds included."""
+        if self.choice:
+            return any(
+                value == option and isinstance(value, bool) == isinstance(option, bool)
+                for option in self.choice
+            )
+        low, high = self.log_uniform or self.uniform
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+        )
+
+
+class Metric(Section):
+    """A stored metric, averaged over items, at the last iteration."""
+
+    benchmark: str = "heldout"
+    metric: str = "reward"
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+
+class TuneFile(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Names the folder below ``results/`` and the Optuna study."""
+    question: str = ""
+    recipe: str
+    """A file, or the name of one in ``recipes/`` beside the search."""
+    set: dict[str, Any] = {}
+    """Recipe keys changed for the search's trials and the finalists."""
+    finalists: dict[str, Any] = {}
+    """Recipe keys changed for the finalists only, for example the full list of benchmarks."""
+    space: dict[str, Range]
+    """Recipe key → what is searched: exactly one of log_uniform, uniform, choice."""
+    metrics: Annotated[list[Metric], Field(min_length=1, max_length=3)] = [Metric()]
+    """One: its best trial wins. Several: the Pareto front."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """A trial runs these one after another; a pruner may stop it between two."""
+    fresh_seeds: list[Annotated[int, Field(ge=0)]]
+    """Seeds no trial saw: the best settings and the default are compared on them."""
+    trials: Annotated[int, Field(gt=0)] = 20
+    """Finished trials in all, pruned and failed ones included."""
+    hours: Annotated[float, Field(ge=0)] = 0.0
+    """Start no trial once trials ran for this long (wall-clock, all invocations together); 0: no
+    limit.
+    """
+    max_cost_usd: Annotated[float, Field(ge=0)] = 0.0
+    """Start no trial once judging for the trials cost this much (the finalists come on top); 0: no
+    limit.
+    """
+    trial_timeout_s: Annotated[float, Field(ge=0)] = 0.0
+    """A trial that runs longer fails; 0: no limit."""
+    pruner: Literal["wilcoxon", "median", "halving", "none"] = "wilcoxon"
+    """wilcoxon pairs a trial with the best one on the same seeds and items, after each seed. median
+    and halving compare the mean over seeds after each iteration (with one iteration: after each
+    seed).
+    """
+    sampler_seed: Annotated[int, Field(ge=0)] = 0
+    """Of Optuna's sampler; with one worker the trials follow from it."""
+
+    @model_validator(mode="after")
+    def _fresh(self) -> TuneFile:
+        if set(self.seeds) & set(self.fresh_seeds):
+            raise ValueError(
+                "fresh_seeds must be seeds that no trial saw; both lists hold "
+                f"{sorted(set(self.seeds) & set(self.fresh_seeds))}"
+            )
+        if not self.space:
+            raise ValueError("space is empty; give at least one key to search")
+        return self
+
+
+def load_tune(path: Path) -> TuneFile:
+    """Read and check a search. Raises HarnessError with file, line and key."""
+    data, lines = load_yaml(path)
+    if not isinstance(data, dict):
+        raise HarnessError(f"{path}:1: a search is a mapping with name, recipe, space and seeds")
+    return validate(TuneFile, data, path, lines)
+
+
+HEARTBEAT_S, GRACE_S = 5, 20
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a search used of its budget. trials: finished here. hours: wall-clock time in which
-    trials ran. usd: price of their judging.
-    """
+class Search:
+    """Where one search lives: its file, the store, the address of Optuna's storage."""
 
-    trials: int
-    running: int
-    hours: float
-    usd: float
+    path: Path
+    store: Path
+    storage: str
 
-    def over(self, spec: TuneFile) -> str:
-        """The budget that is used up, or nothing."""
-        if spec.hours and self.hours >= spec.hours:
-            return f"{self.hours:.3g} of {spec.hours:g} hours"
-        if spec.max_cost_usd and self.usd >= spec.max_cost_usd:
-            return f"{self.usd:.4g} of {spec.max_cost_usd:g} USD for judging"
-        return f"{self.trials} of {spec.trials} trials" if self.trials >= spec.trials else ""
+    @property
+    def spec(self) -> TuneFile:
+        return load_tune(self.path)
 
 
-def spent(study: optuna.Study, store: Store, runtime: RuntimeSettings) -> Spent:
-    """Counted from what the storage and the store hold, so that it is the same for every worker and
-    after a restart.
-    """
-    trials = [
-        trial for trial in study.get_trials(deepcopy=False) if "taken_over" not in trial.user_attrs
-    ]
-    finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
-    running = sum(t.state == TrialState.RUNNING for t in trials)
-    return Spent(finished, running, _hours(trials), judge_price(study, store, runtime))
-
-
-def _hours(trials: Sequence[FrozenTrial]) -> float:
-    """Length of the union of the trials' times; those that lost their worker are left out (nobody
-    knows when they ended).
-    """
-    spans = sorted(
-        (trial.datetime_start, trial.datetime_complete or datetime.now())
-        for trial in trials
-        if trial.datetime_start and trial.state != TrialState.FAIL
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """SQLite or any SQLAlchemy address, with heartbeats, so that a worker's death is noticed."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings(
+        "ignore", message="Heartbeat of storage"
+    )  # told to those who ask for trials: ours do send one
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(
+        url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
     )
-    seconds, reached = 0.0, datetime.min
-    for start, end in spans:
-        seconds += max(0.0, (end - max(start, reached)).total_seconds())
-        reached = max(reached, end)
-    return seconds / 3600
 
 
-def work(search: Search, seed_offset: int = 0, device: str = "", replaceable: bool = False) -> bool:
-    """Run trials until a budget is spent: one worker of the search. Waits for trials that others
-    run: if one dies, it is tried again.
-
-    A replaceable worker returns False after a trial that timed out: what was interrupted (an import
-    of torch, say) may have left the process unfit for another trial.
-    """
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    store, spec, study = Store(search.store), search.spec, open_study(search, seed_offset)
-    store.open()
-    base = base_study(search, spec)
-    executor = make_executor("inline", store, 1, build_plan(base))
-    assert isinstance(executor, Inline)
+@contextmanager
+def turn(store: Store, name: str) -> Iterator[None]:
+    """One process at a time: counts trials, starts one, or opens the search. Waits for its turn."""
     while True:
-        trial = None
-        with turn(store, spec.name):
-            bury(study)
-            used = spent(study, store, base.base.runtime)
-            if not used.over(spec) and used.trials + used.running < spec.trials:
-                trial = _begin(study)
-        if trial is not None:
-            with get_heartbeat_thread(trial._trial_id, trial.storage):
-                _finish(study, trial, search, spec, store, executor)
-            if replaceable and trial.user_attrs.get("timed_out"):
-                return False
-        elif not used.running:
-            return True
-        else:
-            time.sleep(0.5)
+        with store.lock(f"search-{name}") as mine:
+            if mine:
+                yield
+                return
+        time.sleep(0.05)
 
 
-def _begin(study: optuna.Study) -> optuna.Trial:
-    """A trial with its first heartbeat and then its worker's name: in a later turn, one without a
-    name is known to be dead.
+def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
+    """Create or continue the search. Refuses, showing the difference, when what it asks has changed
+    since it began.
     """
-    trial = study.ask()
-    assert isinstance(trial.storage, BaseHeartbeat)
-    trial.storage.record_heartbeat(trial._trial_id)
-    trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
-    return trial
-
-
-def _finish(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    search: Search,
-    spec: TuneFile,
-    store: Store,
-    executor: Inline,
-) -> None:
-    started = time.monotonic()
-    ending: Ending = (TrialState.FAIL, None)
-    try:
-        ending = run_trial(trial, search, spec, store, executor)
-    finally:  # also when it is interrupted: FAIL means lost, and the next worker queues it again
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            study.tell(trial, ending[1], state=ending[0], skip_if_finished=True)
-    reason = trial.user_attrs.get("reason", "")
-    said = (
-        f"failed: {reason}"
-        if reason
-        else " ".join([ending[0].name.lower(), *(f"{value:.4g}" for value in ending[1] or ())])
-    )
-    Console().print(
-        f"trial {trial.number}: {said} ({time.monotonic() - started:.0f} s)",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def bury(study: optuna.Study) -> None:
-    """In turn: fail the trials whose worker died and queue each again, at most ``RETRIES`` times.
-    The study's attribute ``lost`` says which.
-
-    Every step may be done twice: a worker killed here leaves nothing undone.
-    """
-    optuna.storages.fail_stale_trials(study)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "worker" not in trial.user_attrs:
-            study.tell(trial.number, state=TrialState.FAIL)
-    known = study.user_attrs.get("lost", {})
-    history_of = optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history
-    trials = study.get_trials(deepcopy=False)
-    again = {history_of(trial)[-1]: trial.number for trial in trials if history_of(trial)}
-    lost = {}
-    for trial in trials:
-        if trial.state != TrialState.FAIL or str(trial.number) in known:
-            continue
-        history = [*history_of(trial), trial.number]
-        if len(history) <= RETRIES and trial.number not in again:
-            fixed = {
-                key: value for key, value in trial.system_attrs.items() if key == "fixed_params"
-            }
-            attrs = {"failed_trial": history[0], "retry_history": history, **fixed}
-            study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.WAITING,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    system_attrs=attrs,
-                )
-            )
-        what = (
-            "queued again"
-            if len(history) <= RETRIES
-            else f"not again: that was attempt {len(history)}"
-        )
-        lost[str(trial.number)] = (
-            f"its worker {trial.user_attrs.get('worker', '')} died or was stopped; {what}".replace(
-                "  ", " "
-            )
-        )
-    if lost:
-        study.set_user_attr("lost", {**known, **lost})
-
-
-# -- several workers -------------------------------------------------------------------------------
-def run_workers(search: Search, workers: int, devices: Sequence[str] = ()) -> None:
-    """Search with several processes on one storage, one a device where devices are named; one that
-    dies is replaced while trials are left.
-    """
-    open_study(search)
-    names = list(devices) or [""] * workers
-    context = multiprocessing.get_context("spawn")
-    running = {index: _start(context, search, index, name) for index, name in enumerate(names)}
-    deaths = lost = replaced = 0
-    with terminable():
-        try:
-            while running:
-                time.sleep(0.5)
-                for index, process in list(running.items()):
-                    if process.is_alive():
-                        continue
-                    del running[index]
-                    died = process.exitcode not in (0, REPLACE)
-                    if process.exitcode == REPLACE or (died and deaths < 5 * len(names)):
-                        deaths, replaced = deaths + died, replaced + 1
-                        running[index] = _start(
-                            context, search, index + 100 * replaced, names[index]
-                        )
-                    elif process.exitcode != 0:
-                        lost = process.exitcode
-        finally:
-            for process in running.values():
-                process.terminate()
-            for process in running.values():
-                process.join()
-    if lost:
-        raise HarnessError(
-            f"{search.path}: the search's workers died {deaths} times and more (last exit code "
-            f"{lost}); out of memory? "
-            "The same command continues"
-        )
-
-
-def _start(context: Any, search: Search, offset: int, device: str) -> Any:
-    process = context.Process(target=_worker, args=(search, offset, device))
-    process.start()
-    return process
-
-
-def _worker(search: Search, offset: int, device: str) -> None:
-    with terminable():
-        done = work(search, offset, device, replaceable=True)
-    if not done:
-        raise SystemExit(REPLACE)
-
-
-# -- what came of it -------------------------------------------------------------------------------
-def winners(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """Label → best trial (one metric), or up to three trials of the Pareto front: the best by each
-    metric in turn.
-    """
-    done = (
-        [t for t in study.best_trials if t.values and all(math.isfinite(v) for v in t.values)]
-        if any_complete(study)
-        else []
-    )
-    if not done:
-        raise HarnessError(
-            f"search {study.study_name}: no trial ended with a finite value; look at the reasons "
-            "in trials.csv"
-        )
-    if len(study.directions) == 1:
-        return {"best": done[0]}
-    chosen: dict[int, FrozenTrial] = {}
-    for index, direction in enumerate(study.directions):
-        sign = -1 if direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        first = min(done, key=lambda t: (sign * t.values[index], t.number))
-        chosen.setdefault(first.number, first)
-    return {f"Pareto {index}": trial for index, trial in enumerate(chosen.values(), 1)}
-
-
-def any_complete(study: optuna.Study) -> bool:
-    """Whether a trial has ended with a value."""
-    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-
-
-def fork_text(study: optuna.Study) -> str:
-    """How many trials a fork took over, and why not the others."""
-    fork = study.user_attrs["fork"]
-    left = "".join(f"; {count} not: {why}" for why, count in fork["left"].items())
-    return f"Fork of {fork['of']}: {fork['taken']} trials taken over{left}."
-
-
-def finalists(search: Search, study: optuna.Study) -> Study:
-    """The default and the winners on fresh seeds, as a study like any other."""
     spec = search.spec
-    arms: dict[str, dict[str, Any]] = {"default": {}} | {
-        label: dict(trial.params) for label, trial in winners(study).items()
+    checked = base_study(search, spec)
+    asked = what_is_asked(spec, checked.base)
+    _check(search, spec, checked.base)
+    (search.store / "locks").mkdir(parents=True, exist_ok=True)
+    with turn(Store(search.store), spec.name):
+        study = optuna.create_study(
+            storage=open_storage(search.storage),
+            study_name=spec.name,
+            load_if_exists=True,
+            directions=[metric.direction for metric in spec.metrics],
+            pruner=make_pruner(spec),
+        )
+        begun = len(
+            study.get_trials(deepcopy=False)
+        )  # in the seed, so that a continued search does not draw its first points again
+        seed = int(content_hash("sampler", spec.sampler_seed, seed_offset, begun, length=8), 16)
+        study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        before = study.user_attrs.get("asked")
+        if before is None:  # new, or killed while it was made: every step here may be done twice
+            enqueue_default(study, spec, checked.base)
+            study.set_user_attr("asked", asked)
+            return study
+    changed = differences(before, asked)
+    if changed:
+        raise HarnessError(
+            f"{search.path}: the search {spec.name!r} began with other settings "
+            f"({'; '.join(changed.values())}). Change them back, or give it another name: stages "
+            "that both need are not run again"
+        )
+    return study
+
+
+def base_study(search: Search, spec: TuneFile) -> Study:
+    """The recipe as every trial begins with it, and one corner of the space: composing that checks
+    the searched keys.
+    """
+    corner = {
+        key: (span.choice or span.log_uniform or span.uniform)[0]
+        for key, span in spec.space.items()
     }
     return compose(
         search.path,
         spec.name,
         spec.recipe,
-        {**spec.set, **spec.finalists},
-        arms,
-        spec.fresh_seeds,
-        spec.question,
-        "default",
+        spec.set,
+        {"default": {}, "space": corner},
+        spec.seeds[:1],
     )
 
 
-def fresh_values(search: Search, final: Study) -> dict[str, list[dict[int, float]]]:
-    """Label of a finalist → for every metric of the search: fresh seed → mean over items. Seeds
-    that are not scored whole are left out.
+def _check(search: Search, spec: TuneFile, recipe: Recipe) -> None:
+    prices = (
+        recipe.runtime.price_prompt_usd_per_million,
+        recipe.runtime.price_completion_usd_per_million,
+    )
+    if spec.max_cost_usd and recipe.judge.kind != "pocket" and not any(prices):
+        raise HarnessError(
+            f"{search.path}: max_cost_usd is set but no price is: give "
+            "runtime.price_prompt_usd_per_million and "
+            "runtime.price_completion_usd_per_million under set"
+        )
+    if (
+        spec.pruner in ("median", "halving")
+        and recipe.loop.iterations > 1
+        and recipe.evaluation.iterations == "last"
+    ):
+        raise HarnessError(
+            f"{search.path}: pruner {spec.pruner} looks at every iteration, but "
+            "evaluation.iterations is 'last'; set it to all or take another pruner"
+        )
+
+
+def make_pruner(spec: TuneFile) -> optuna.pruners.BasePruner:
+    """The pruner by name; searches with several metrics cannot prune. halving keeps the better half
+    after 1, 2, 4, … steps.
     """
-    store, spec = Store(search.store), search.spec
-    found: dict[str, list[dict[int, float]]] = {}
-    for run in build_plan(final, fingerprints(final)).runs:
-        values = found.setdefault(run.cell.label, [{} for _ in spec.metrics])
-        for place, metric in enumerate(spec.metrics):
-            with suppress(TrialFailedError):
-                items = measured(store, run.iterations[-1], metric)
-                values[place][run.cell.seed] = sum(items) / len(items)
+    if len(spec.metrics) > 1 or spec.pruner == "none":
+        return optuna.pruners.NopPruner()
+    if spec.pruner == "wilcoxon":
+        return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    if spec.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4)
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+
+
+def enqueue_default(study: optuna.Study, spec: TuneFile, recipe: Recipe) -> None:
+    """The recipe's own values go first, where they lie in the searched range."""
+    inside = {
+        key: value_at(recipe, key)
+        for key, span in spec.space.items()
+        if span.holds(value_at(recipe, key))
+    }
+    if inside:
+        study.enqueue_trial(inside, skip_if_exists=True)
+
+
+def value_at(recipe: Recipe, dotted: str) -> Any:
+    """A recipe's value by dotted key."""
+    value: Any = recipe
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+    return value
+
+
+# -- what was asked --------------------------------------------------------------------------------
+def what_is_asked(spec: TuneFile, recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides a trial's value, as plain JSON. Settings at their default are left
+    out, so that later ones may be added.
+    """
+    settings = recipe.model_dump(exclude_defaults=True, exclude={"runtime", "title"})
+    space = {key: span.model_dump(exclude_defaults=True) for key, span in spec.space.items()}
+    asked = {
+        "settings": settings,
+        "space": space,
+        "metrics": spec.metrics,
+        "seeds": spec.seeds,
+        "pruner": spec.pruner,
+    }
+    plain: dict[str, Any] = json.loads(
+        canonical_json({**asked, "metrics": [metric.model_dump() for metric in spec.metrics]})
+    )
+    return plain
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Key → "key: was …, now …". What a searched key is set to in the recipe does not count: trials
+    replace it.
+    """
+    searched = {f"settings.{key}" for asked in (before, now) for key in asked.get("space", {})}
+    old, new = _flat(before), _flat(now)
+    found = {}
+    for key in sorted(old.keys() | new.keys()):
+        inside = any(key == name or key.startswith(f"{name}.") for name in searched)
+        if not inside and old.get(key) != new.get(key):
+            missing = "the default" if key.startswith("settings.") else "absent"
+            found[key] = (
+                f"{key.removeprefix('settings.')}: was {old.get(key, missing)}, now "
+                f"{new.get(key, missing)}"
+            )
     return found
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping) and value
+            else {f"{prefix}{key}": value}
+        )
+    return leaves

@@ -26,15 +26,13 @@ from optuna.trial import TrialState
 from harness.engine.execute import Inline, execute
 from harness.engine.garbage import remember
 from harness.engine.graph import Plan
-from harness.engine.launch import fingerprints
-from harness.engine.runs import build_plan
+from harness.engine.launch import plan_study
 from harness.engine.store import Store
 from harness.engine.worker import redact
 from harness.records import HarnessError
 from harness.study.sections import RuntimeSettings
 from harness.study.study import compose
-from harness.tune.file import Metric, Range, TuneFile
-from harness.tune.storage import Search
+from harness.tune.search import Metric, Range, Search, TuneFile
 
 ITEMS_PER_SEED = 1_000_000
 """Pruner's steps reserved for the items of one seed, so that (seed, item) has a step of its own."""
@@ -89,7 +87,7 @@ def _run_steps(
     point = suggest(trial, spec.space)
     deadline = time.monotonic() + spec.trial_timeout_s if spec.trial_timeout_s else math.inf
     study = compose(search.path, spec.name, spec.recipe, spec.set, {"trial": point}, spec.seeds)
-    plan = build_plan(study, fingerprints(study))
+    plan = plan_study(study)
     latest: dict[int, list[float]] = {}
     steps = steps_of(spec, len(plan.runs[0].iterations) - 1)
     for number, (iteration, seeds) in enumerate(steps, 1):
@@ -240,7 +238,9 @@ def _note(trial: optuna.Trial, part: Plan, spec: TuneFile, store: Store) -> None
     """
     remember(store, spec.name, part.nodes)
     asking = {
-        key for key, node in part.nodes.items() if node.settings.get("judge") and not store.has(key)
+        key
+        for key, node in part.nodes.items()
+        if getattr(node.settings, "judge", None) and not store.has(key)
     }
     if asking:
         trial.set_user_attr("judging", sorted(asking.union(trial.user_attrs.get("judging", ()))))

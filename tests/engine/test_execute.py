@@ -43,7 +43,7 @@ class Toy:
         if task.stage in ("train", "base.pocket"):
             (task.out / "model").mkdir(exist_ok=True)
             (task.out / "model" / "model.safetensors").write_bytes(
-                str(sorted(task.settings.items())).encode()
+                task.settings.model_dump_json().encode()
             )
         return StageOutcome(10, self.errors.get(task.stage, 0), {"judge_calls": 2})
 

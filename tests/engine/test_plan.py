@@ -7,13 +7,11 @@ import itertools
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.engine.graph import Plan, defining_settings
+from harness.engine.graph import Plan, defining_settings, resolve_objective
 from harness.engine.manifest import manifest
-from harness.engine.graph import resolve_objective
 from harness.engine.runs import build_plan
 from harness.engine.stages import STAGES
 from harness.engine.versions import source_hash
@@ -190,15 +188,16 @@ def test_mt_bench_pairs_are_graded_once_per_unordered_pair_and_only_when_asked()
     without, plan = pairs_plan(), pairs_plan(pairwise_mt_bench=True)
     assert (len(without.pairwise), len(without.pairwise_mt_bench)) == (6, 0)
     assert plan.pairwise == without.pairwise
-    assert [(a, b) for a, b, _ in plan.pairwise_mt_bench] == list(
-        itertools.combinations(dict.fromkeys(a for a, _, _ in plan.pairwise), 2)
+    assert [(pair.a, pair.b) for pair in plan.pairwise_mt_bench] == list(
+        itertools.combinations(dict.fromkeys(pair.a for pair in plan.pairwise), 2)
     )
     assert (
         set(plan.nodes) - set(without.nodes)
         == keys(plan, "judge.mt_bench_pairwise")
-        == {key for _, _, key in plan.pairwise_mt_bench}
+        == {pair.key for pair in plan.pairwise_mt_bench}
     )
-    a, b, key = plan.pairwise_mt_bench[0]
+    first = plan.pairwise_mt_bench[0]
+    a, b, key = first.a, first.b, first.key
     answers = {
         f"{run.cell.run}@{i}": stages["answer"]
         for run in plan.runs
@@ -210,7 +209,7 @@ def test_mt_bench_pairs_are_graded_once_per_unordered_pair_and_only_when_asked()
         answers[b],
     )
     assert [row["key"] for row in manifest(plan, {})["pairwise_mt_bench"]] == [
-        key for _, _, key in plan.pairwise_mt_bench
+        pair.key for pair in plan.pairwise_mt_bench
     ]
 
 

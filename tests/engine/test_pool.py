@@ -15,6 +15,7 @@ from harness.engine.pool import NO_DEVICE, Pool, devices_needed
 from harness.engine.ray_executor import RayExecutor
 from harness.engine.store import Store
 from harness.engine.worker import Result
+from harness.study.tasks import Nothing, Runtime
 
 
 class Process:
@@ -70,7 +71,7 @@ class Fake(Pool):
 
 
 def node(key: str, stage: str, **runtime: Any) -> Node:
-    return Node(key, stage, 1, {}, {}, {}, {"device": "auto", **runtime})
+    return Node(key, stage, 1, Nothing(), {}, {}, Runtime(**{"device": "auto", **runtime}))
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_training_over_three_devices_waits_for_them_and_gives_them_back(store: S
     pool.submit(node("c", "judge.mt_bench"), False)
     pool.finish("a")
     assert pool.running() == {"wide": "4", "c": NO_DEVICE}
-    assert pool.sent("wide").runtime["devices"] == "4,5,6"
+    assert pool.sent("wide").runtime.devices == "4,5,6"
     lent = [slot for slot in pool._slots if slot.lent]
     assert [slot.device for slot in lent] == ["5", "6"]
     assert not any(slot.process.is_alive() for slot in lent), "their memory is free for the ranks"
@@ -141,7 +142,7 @@ def test_two_of_four_devices_leave_two(store: Store) -> None:
     pool = Fake(store, 1, ["0", "1", "2", "3"])
     for key in ("a", "b"):
         pool.submit(node(key, "train", processes=2), False)
-    assert {key: pool.sent(key).runtime["devices"] for key in ("a", "b")} == {
+    assert {key: pool.sent(key).runtime.devices for key in ("a", "b")} == {
         "a": "0,1",
         "b": "2,3",
     }
@@ -163,7 +164,7 @@ def test_without_devices_processes_take_one_worker(store: Store) -> None:
     pool.submit(node("a", "train", processes=2), False)
     assert pool.running() == {"a": ""}
     assert pool.free() == 1
-    assert "devices" not in pool.sent("a").runtime
+    assert not pool.sent("a").runtime.devices
 
 
 def test_ray_asks_for_a_gpu_and_a_core_per_training_process() -> None:

@@ -13,7 +13,6 @@ from harness.engine.stages import STAGES
 from harness.engine.versions import ROOT, definitions, source_hash
 
 ASK_A_JUDGE = {
-    "benchmarks.pocket",
     "diagnostics",
     "heldout",
     "judge.alpaca_eval",
@@ -22,8 +21,8 @@ ASK_A_JUDGE = {
     "judge.pairwise",
     "rank",
 }
-"""Stages whose numbers follow the pocket judge's opinions: the judges', those that a judge may rank
-in, and the gamed baselines it has judged.
+"""Stages whose numbers follow the pocket judge's opinions: the judges', and those that a judge may rank
+in.
 """
 
 

@@ -172,7 +172,7 @@ def test_base_repeats_bit_for_bit_follows_its_seed_and_leaves_the_global_seeds_a
 def test_base_is_small_enough() -> None:
     from harness.study.sections import PocketBaseSettings
 
-    model = base.build_model(PocketBaseSettings().model_dump(), pocket_tokenizer.build())
+    model = base.build_model(PocketBaseSettings(), pocket_tokenizer.build())
     assert model.num_parameters() < 1_000_000
 
 

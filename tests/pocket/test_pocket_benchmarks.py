@@ -22,10 +22,13 @@ from tests.tasks import stage_task
 JUDGE = {"noise": 0.0, "position_bias": 0.4, "length_bias": 0.0, "seed": 0}
 
 
+ALL = {name: {"limit": 0} for name in ("mt_bench", "alpaca_eval", "academic")}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmarks")
-    benchmarks.run(stage_task("k", "benchmarks.pocket", {"seed": 0}, {}, out))
+    benchmarks.run(stage_task("k", "benchmarks.pocket", {"limits": ALL}, {}, out))
     return out
 
 
@@ -162,12 +165,8 @@ def test_difficulty_is_higher_where_the_baseline_is_better() -> None:
 
 
 def test_limits_cut_the_sets(tmp_path: Path) -> None:
-    settings = {
-        "seed": 0,
-        "mt_bench": {"limit": 8},
-        "alpaca_eval": {"limit": 16},
-        "academic": {"limit": 5},
-    }
+    limits = {"mt_bench": 8, "alpaca_eval": 16, "academic": 5}
+    settings = {"limits": {name: {"limit": limit} for name, limit in limits.items()}}
     benchmarks.run(stage_task("k", "benchmarks.pocket", settings, {}, tmp_path))
     assert len(list(read_jsonl(tmp_path / "mt_bench" / "question.jsonl"))) == 8
     assert len(json.loads((tmp_path / "alpaca_eval" / "eval.json").read_text())) == 16

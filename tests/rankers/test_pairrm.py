@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.rankers import pairrm, pairrm_files
+from harness.rankers import pairrm_files
+from harness.rankers import pairrm_model as pairrm
 from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, read_jsonl, write_jsonl
 from harness.stages import base as checkpoint
 from harness.stages import rank
 from tests import tiny
-from tests.tasks import stage_task
+from tests.tasks import rank_context, stage_task
 
 FOLDER = Path(__file__).parents[1] / "golden" / "pairrm"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
@@ -51,7 +52,7 @@ def folder(request, tmp_path) -> Path:
 
 
 def _context(folder: Path | None) -> RankContext:
-    return RankContext({"kind": "pairrm"}, {"device": "cpu"}, Path("unused"), folder)
+    return rank_context("pairrm", folder=folder)
 
 
 def _copy(form: str, tmp_path: Path) -> Path:

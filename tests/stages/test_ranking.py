@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,26 +10,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from harness.rankers import judge, reward_model
+from harness.rankers.pair_rules import PAIR_RULES, Candidates
 from harness.rankers.ranker import RankContext, Ranked, RankItem
-from harness.rankers.registry import rank_texts, rewards
+from harness.rankers.registry import RANKERS, rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, StageTask, read_jsonl, write_jsonl
 from harness.stages import rank
 from harness.stages import reward as reward_train
+from harness.study.settings import Recipe
 from tests import tiny
-from tests.tasks import stage_task
+from tests.tasks import rank_context, settings_of, stage_task
 
 USER = ({"role": "user", "content": "Q"},)
 
 
-def _candidates(**texts: str) -> rank.Candidates:
-    return rank.Candidates(Prompt("p", USER), {name: text for name, text in texts.items() if text})
+def _candidates(**texts: str) -> Candidates:
+    return Candidates(Prompt("p", USER), {name: text for name, text in texts.items() if text})
 
 
 def _choice(rule: str, scores: dict[str, float], **texts: str) -> tuple[str, str] | str:
     candidates = _candidates(**(texts or {name: name for name in scores}))
-    choice = rank.RULES[rule](candidates, scores)
+    choice = PAIR_RULES[rule].choose(candidates, scores)
     return choice.reason or (choice.chosen, choice.rejected)
 
 
@@ -237,20 +241,15 @@ def test_placebo_gives_every_pair_another_prompts_y(tmp_path, monkeypatch):
 
 def test_samples_only_needs_two_samples(tmp_path, monkeypatch):
     _by_length(monkeypatch)
-    with pytest.raises(HarnessError, match=r"needs at least two samples.*exploration\.samples"):
+    with pytest.raises(HarnessError, match=r"needs at least 2 samples.*exploration\.samples"):
         rank.run(_task(tmp_path, rule="samples_only"))
 
 
-def test_unknown_rule_and_kind_say_what_is_allowed(tmp_path):
-    with pytest.raises(
-        HarnessError,
-        match=r"pairs.rule is 'best'; allowed: best_worst, replace, samples_only, offline",
-    ):
-        rank.run(_task(tmp_path, rule="best"))
-    with pytest.raises(
-        HarnessError, match=r"ranker.kind is 'gpt'; allowed: judge, oracle, pairrm, reward_model"
-    ):
-        rank.run(_task(tmp_path, kind="gpt"))
+def test_unknown_rule_and_kind_say_what_is_allowed():
+    with pytest.raises(ValidationError, match=r"'best'; known: best_worst, replace, samples_only"):
+        Recipe(pairs={"rule": "best"})
+    with pytest.raises(ValidationError, match=r"'gpt'; known: judge, oracle, pairrm, reward_model"):
+        Recipe(ranker={"kind": "gpt"})
 
 
 def test_failed_rankings_keep_the_stage_partial_and_final_ones_are_counted(tmp_path, monkeypatch):
@@ -264,7 +263,8 @@ def test_failed_rankings_keep_the_stage_partial_and_final_ones_are_counted(tmp_p
             for item in items
         ]
 
-    monkeypatch.setattr("harness.rankers.oracle.rank", some)
+    oracle = dataclasses.replace(RANKERS["oracle"], rank=some)
+    monkeypatch.setitem(RANKERS, "oracle", oracle)
     task = _task(tmp_path)
     outcome = rank.run(task)
     assert (outcome.rows, outcome.errors) == (2, 1)
@@ -295,7 +295,7 @@ def test_merge_keeps_order_and_renames_repeats(tmp_path):
 
 
 def _context(tmp_path: Path, kind: str, **extra) -> RankContext:
-    return RankContext({"kind": kind, "max_length": 64}, {"device": "cpu"}, tmp_path, **extra)
+    return rank_context(kind, tmp_path, max_length=64, **extra)
 
 
 ITEMS = [
@@ -466,7 +466,10 @@ def test_reward_model_trained_in_place_ranks_its_pairs(tmp_path):
         )
         for i in range(48)
     ]
-    settings = {"seed": 0, "learning_rate": 5e-3, "batch_size": 8, "epochs": 10, "max_length": 128}
+    settings = settings_of(
+        "ranker.train",
+        {"learning_rate": 5e-3, "batch_size": 8, "epochs": 10, "max_length": 128},
+    )
     state = torch.get_rng_state()
     facts = reward_train.train_reward_model(base, prompts, tmp_path / "rm", settings)
     assert torch.equal(torch.get_rng_state(), state)

@@ -11,7 +11,7 @@ from harness.model.chat import encode_prompt
 from harness.records import HarnessError, Prompt, StageTask, read_jsonl, write_jsonl
 from harness.stages import rollout
 from tests import tiny
-from tests.tasks import stage_task
+from tests.tasks import settings_of, stage_task
 
 SETTINGS = {
     "seed": 0,
@@ -25,7 +25,7 @@ SETTINGS = {
     "temperature": 1.0,
     "top_p": 1.0,
     "max_new_tokens": 6,
-    "max_prompt_length": 0,
+    "max_prompt_length": 1000,
     "generation_batch": 16,
     "dtype": "float32",
     "attention": "sdpa",
@@ -65,31 +65,35 @@ def task(tmp_path, policy_folder):
     return make
 
 
+def settings(changes=None):
+    return settings_of("rollout", SETTINGS | (changes or {}))
+
+
 def _ids(portion):
     return [prompt.id for prompt in portion]
 
 
 def test_portions_are_equal_disjoint_and_shuffled_by_the_runs_seed():
     """20 prompts in 3 portions: 6 each, 2 left out."""
-    parts = [_ids(rollout.portion(PROMPTS, SETTINGS | {"portion": i})) for i in range(3)]
+    parts = [_ids(rollout.portion(PROMPTS, settings({"portion": i}))) for i in range(3)]
     assert [len(part) for part in parts] == [6, 6, 6]
     assert len({name for part in parts for name in part}) == 18
     assert parts[0] != sorted(parts[0])
-    assert _ids(rollout.portion(PROMPTS, SETTINGS)) == parts[0]
-    assert _ids(rollout.portion(PROMPTS, SETTINGS | {"seed": 1})) != parts[0]
+    assert _ids(rollout.portion(PROMPTS, settings())) == parts[0]
+    assert _ids(rollout.portion(PROMPTS, settings({"seed": 1}))) != parts[0]
 
 
 def test_more_iterations_than_portions_meet_the_prompts_in_another_order():
     first, again = (
-        _ids(rollout.portion(PROMPTS, SETTINGS | {"portion": i, "portions": 1})) for i in (0, 1)
+        _ids(rollout.portion(PROMPTS, settings({"portion": i, "portions": 1}))) for i in (0, 1)
     )
     assert sorted(first) == sorted(again)
     assert first != again
 
 
 def test_prompts_per_iteration_takes_the_first_of_the_portion():
-    whole = _ids(rollout.portion(PROMPTS, SETTINGS))
-    assert _ids(rollout.portion(PROMPTS, SETTINGS | {"prompts_per_iteration": 4})) == whole[:4]
+    whole = _ids(rollout.portion(PROMPTS, settings()))
+    assert _ids(rollout.portion(PROMPTS, settings({"prompts_per_iteration": 4}))) == whole[:4]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,7 @@ def test_prompts_per_iteration_takes_the_first_of_the_portion():
 )
 def test_fewer_prompts_than_asked_is_an_error(changes, message):
     with pytest.raises(HarnessError, match=message):
-        rollout.portion(PROMPTS, SETTINGS | changes)
+        rollout.portion(PROMPTS, settings(changes))
 
 
 def test_stage_writes_responses_in_prompt_and_sample_order(task):
@@ -110,7 +114,7 @@ def test_stage_writes_responses_in_prompt_and_sample_order(task):
     outcome = rollout.run(made)
     prompts = [row["id"] for row in read_jsonl(made.out / "prompts.jsonl")]
     rows = list(read_jsonl(made.out / "responses.jsonl"))
-    assert prompts == _ids(rollout.portion(PROMPTS, SETTINGS))
+    assert prompts == _ids(rollout.portion(PROMPTS, settings()))
     assert [(row["prompt_id"], row["sample"]) for row in rows] == [
         (name, sample) for name in prompts for sample in (0, 1)
     ]
@@ -151,7 +155,7 @@ def test_long_prompts_are_dropped_and_counted(task, policy_folder):
     made = task(max_prompt_length=_limit(policy_folder))
     outcome = rollout.run(made)
     kept = {row["id"] for row in read_jsonl(made.out / "prompts.jsonl")}
-    expected = {name for name in _ids(rollout.portion(PROMPTS, SETTINGS)) if name < "p10"}
+    expected = {name for name in _ids(rollout.portion(PROMPTS, settings())) if name < "p10"}
     assert kept == expected
     assert outcome.summary["overlong"] == 6 - len(expected) > 0
 
@@ -227,9 +231,8 @@ def test_vllm_without_the_package_is_a_clear_error(task):
             stage_task(
                 made.key,
                 made.stage,
-                made.settings,
+                made.settings.model_copy(update={"backend": "vllm"}),
                 made.inputs,
                 made.out,
-                {"device": "cpu", "generation_backend": "vllm"},
             )
         )

@@ -127,7 +127,7 @@ def test_a_bad_recipe_names_its_own_file_and_line(tmp_path: Path) -> None:
 
 
 def test_unknown_objective_parameters_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match="allowed: convention"):
+    with pytest.raises(HarnessError, match="allowed: none"):
         load_study(study(tmp_path, GOOD + "set: {objective.params: {gamma: 1.0}}\n"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ import torch  # noqa: F401 - not in the middle of a trial that is timed
 from optuna.trial import TrialState
 
 from analysis.search import state_of, trials_table
-from harness.cli import commands
+from harness.cli import run as commands
 from harness.engine.execute import Inline
 from harness.engine.garbage import needed
 from harness.engine.store import Store
 from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
 from harness.study.sections import RuntimeSettings
-from harness.tune import search as tune
-from harness.tune.file import TuneFile, load_tune
-from harness.tune.storage import Search, open_storage, open_study
+from harness.tune import workers as tune
+from harness.tune.search import Search, TuneFile, load_tune, open_storage, open_study
 from harness.tune.trial import Ending, judge_price, suggest
 from tests.tune_world import SEARCH, make_search, toy
 
@@ -253,7 +251,7 @@ def test_a_changed_space_is_refused_with_the_difference(tmp_path: Path, world: W
     with pytest.raises(
         HarnessError,
         match=r"space.objective.alpha.log_uniform: was \[0.01, 10.0\], now \[0.01, 5.0\].*another "
-        r"name.*fork_of: t",
+        r"name",
     ):
         open_study(make_search(tmp_path, SEARCH.replace("[0.01, 10]", "[0.01, 5]")))
     with pytest.raises(HarnessError, match=r"training.batch_size: was the default, now 32\)"):
@@ -265,117 +263,6 @@ def test_a_changed_space_is_refused_with_the_difference(tmp_path: Path, world: W
     )  # searched: every trial has its own
 
 
-def forked(tmp_path: Path, text: str) -> Search:
-    addresses = [f"sqlite:///{tmp_path / name}.db" for name in ("forked", "optuna")]
-    return make_search(tmp_path, changed(text, name="forked", fork_of="t"), *addresses)
-
-
-def fork(tmp_path: Path, text: str) -> optuna.Study:
-    return open_study(forked(tmp_path, text))
-
-
-def test_a_fork_takes_over_the_trials_inside_its_space_and_says_why_not_the_others(
-    tmp_path: Path, world: World
-) -> None:
-    old = open_study(make_search(tmp_path, changed(pruner="none")))
-    for alpha, rule in (
-        (0.02, "replace"),
-        (0.5, "replace"),
-        (0.5, "best_worst"),
-        (3.0, "best_worst"),
-    ):
-        old.enqueue_trial({"objective.alpha": alpha, "pairs.rule": rule})
-    tune.work(make_search(tmp_path, changed(pruner="none", trials="5")))
-    tried = {(t.params["objective.alpha"], t.params["pairs.rule"]) for t in old.trials}
-    inside = {point for point in tried if 0.1 <= point[0] <= 1}
-    narrow = changed(SEARCH.replace("[0.01, 10]", "[0.1, 1]"), pruner="none", trials="2")
-    study = fork(tmp_path, narrow)
-    assert {
-        (t.params["objective.alpha"], t.params["pairs.rule"])
-        for t in study.trials
-        if t.state == TrialState.COMPLETE
-    } == inside
-    assert study.user_attrs["fork"] == {
-        "of": "t",
-        "taken": len(inside),
-        "left": {"outside the range of objective.alpha": 5 - len(inside)},
-    }
-    assert str(len(inside)) in tune.fork_text(study)
-    same = {(t.params["objective.alpha"], t.params["pairs.rule"]): t.values for t in old.trials}
-    assert all(
-        t.values == same[t.params["objective.alpha"], t.params["pairs.rule"]]
-        for t in study.trials
-        if t.state == TrialState.COMPLETE
-    )
-    before = len(study.get_trials(states=(TrialState.COMPLETE,)))
-    tune.work(forked(tmp_path, narrow))
-    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == before + 2, (
-        "the budget is for trials of its own"
-    )
-
-
-def test_a_key_that_is_new_to_the_space_stands_where_it_was_fixed(
-    tmp_path: Path, world: World
-) -> None:
-    only_alpha = changed(
-        SEARCH.replace("  pairs.rule: {choice: [best_worst, replace]}\n", ""),
-        pruner="none",
-        trials="2",
-    )
-    tune.work(make_search(tmp_path, only_alpha))
-    study = fork(tmp_path, changed(pruner="none"))
-    assert [
-        trial.params["pairs.rule"] for trial in study.get_trials(states=(TrialState.COMPLETE,))
-    ] == ["best_worst"] * 2
-
-
-def test_a_key_that_left_the_space_must_have_had_todays_value(tmp_path: Path, world: World) -> None:
-    tune.work(make_search(tmp_path, changed(pruner="none")))
-    rules = Counter(
-        trial.params["pairs.rule"]
-        for trial in open_study(make_search(tmp_path, changed(pruner="none"))).trials
-    )
-    only_alpha = SEARCH.replace("  pairs.rule: {choice: [best_worst, replace]}\n", "").replace(
-        "set: {", "set: {pairs.rule: replace, "
-    )
-    taken = fork(tmp_path, changed(only_alpha, pruner="none")).user_attrs["fork"]
-    assert taken["taken"] == rules["replace"]
-    assert taken["left"] == {
-        "pairs.rule is no longer searched and had another value than replace": rules["best_worst"]
-    }
-
-
-def test_failed_trials_are_not_taken_over(tmp_path: Path, world: World) -> None:
-    world.broken = ValueError("no")
-    tune.work(make_search(tmp_path))
-    assert fork(tmp_path, SEARCH).user_attrs["fork"] == {
-        "of": "t",
-        "taken": 0,
-        "left": {"failed": 4},
-    }
-
-
-def test_a_fork_that_was_killed_while_it_copied_goes_on_without_doubling(
-    tmp_path: Path, world: World
-) -> None:
-    tune.work(make_search(tmp_path, changed(pruner="none")))
-    study = fork(tmp_path, changed(pruner="none"))
-    count = len(study.trials)
-    study.set_user_attr("asked", None)  # as if the last step had not been reached
-    assert len(fork(tmp_path, changed(pruner="none")).trials) == count
-
-
-def test_a_fork_of_nothing_or_of_another_question_is_refused(tmp_path: Path, world: World) -> None:
-    with pytest.raises(HarnessError, match=r"fork_of: no search 't' in .*optuna\.db"):
-        fork(tmp_path, SEARCH)
-    tune.work(make_search(tmp_path))
-    with pytest.raises(HarnessError, match=r"may change the space.*seeds: was \[0, 1\], now \[0\]"):
-        fork(tmp_path, changed(seeds="[0]"))
-    with pytest.raises(HarnessError, match="fork_of names the search itself"):
-        load_tune(make_search(tmp_path, changed(fork_of="t")).path)
-
-
-# -- pruning over iterations -----------------------------------------------------------------------
 @pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_a_pruned_trial_ran_no_later_iteration(tmp_path: Path, world: World, pruner: str) -> None:
     """The best α first, then far ones: worse at every iteration."""
@@ -449,8 +336,8 @@ def test_a_trial_whose_worker_died_is_queued_again_with_its_settings_twice_and_t
             "the dead worker's name would pass for a living one's"
         )
         trial.suggest_float("objective.alpha", 0.01, 10, log=True)
-        tune.bury(study)  # nobody has put a name to it in this turn: dead
-        tune.bury(study)
+        tune.fail_stale_trials(study)  # nobody has put a name to it in this turn: dead
+        tune.fail_stale_trials(study)
         assert study.trials[trial.number].state == TrialState.FAIL
         assert len(study.get_trials(states=(TrialState.WAITING,))) == (1 if attempt < 3 else 0)
     alphas = {trial.params["objective.alpha"] for trial in study.trials}
@@ -474,14 +361,14 @@ def test_a_named_trial_has_had_a_heartbeat_so_that_its_death_is_noticed(
     """A worker killed between the name and Optuna's first beat would otherwise be waited for
     without end.
     """
-    monkeypatch.setattr("harness.tune.storage.GRACE_S", 1)
+    monkeypatch.setattr("harness.tune.search.GRACE_S", 1)
     study = open_study(make_search(tmp_path))
     assert tune._begin(study).number == 0
-    tune.bury(study)
+    tune.fail_stale_trials(study)
     assert states(study) == ["running"]
     while states(study) == ["running"]:
         time.sleep(0.2)
-        tune.bury(study)
+        tune.fail_stale_trials(study)
     assert states(study) == ["lost", "waiting"]
 
 

@@ -29,8 +29,8 @@ import optuna
 import pytest
 
 from harness.engine.store import Store
-from harness.tune import search as tune
-from harness.tune.storage import open_study
+from harness.tune import workers as tune
+from harness.tune.search import open_study
 from tests.tune_world import SEARCH, make_search
 
 pytestmark = pytest.mark.slow
