@@ -32,7 +32,9 @@ FAILED_ANSWERS = ("$ERROR$", "ERROR")
 
 @dataclass(frozen=True)
 class Rating:
-    """value in 1..10, or None with the reason: no_verdict, ambiguous, not_a_number, out_of_range."""
+    """value in 1..10, or None with the reason: no_verdict, ambiguous, not_a_number,
+    out_of_range.
+    """
 
     value: float | None
     reason: str = ""

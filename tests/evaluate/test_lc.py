@@ -1,4 +1,4 @@
-"""The fast length-controlled fit: hand-worked values, brute force, the library, and its jackknife."""
+"""The fast length-controlled fit: hand-worked values, brute force, the library, its jackknife."""
 
 from __future__ import annotations
 

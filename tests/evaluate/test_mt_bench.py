@@ -26,9 +26,18 @@ from harness.study.sections import JudgeSettings
 from tests.tasks import stage_task
 
 RATED = "Explanation. Rating: [[7]]"
-TEMPLATE = "[Question]\n{question}\n\n[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
-MATH = "[Question]\n{question}\n\n[The Start of Reference Answer]\n{ref_answer_1}\n[The End of Reference Answer]\n\n[Answer]\n{answer}"
-MULTI = "<|The Start of Assistant A's Conversation with User|>\n\n{question_1}\n{answer_1}\n{question_2}\n{answer_2}"
+TEMPLATE = (
+    "[Question]\n{question}\n\n"
+    "[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
+)
+MATH = (
+    "[Question]\n{question}\n\n[The Start of Reference Answer]\n{ref_answer_1}\n"
+    "[The End of Reference Answer]\n\n[Answer]\n{answer}"
+)
+MULTI = (
+    "<|The Start of Assistant A's Conversation with User|>\n\n"
+    "{question_1}\n{answer_1}\n{question_2}\n{answer_2}"
+)
 MULTI_MATH = MULTI + "\n{ref_answer_1}\n{ref_answer_2}"
 PROMPTS = {
     "single-v1": TEMPLATE,
@@ -238,9 +247,10 @@ def test_the_light_import_renders_as_the_full_one(world: Write) -> None:
     light = fastchat.render(fastchat.make_match(bench, bench.questions[1], 2, answer(82), "gpt-4"))[
         0
     ]
+    prompts = task.inputs["benchmarks"] / "mt_bench" / "judge_prompts.jsonl"
     code = (
         "import json, sys, fastchat.llm_judge.common as c, fastchat.llm_judge.gen_judgment as g\n"
-        f"prompts = c.load_judge_prompts({str(task.inputs['benchmarks'] / 'mt_bench' / 'judge_prompts.jsonl')!r})\n"
+        f"prompts = c.load_judge_prompts({str(prompts)!r})\n"
         f"q, a, r = json.loads(sys.argv[1])\nsent = []\n"
         "c.chat_completion_openai = lambda m, conv, **k: "
         "sent.append(conv.to_openai_api_messages()) or '[[1]]'\n"

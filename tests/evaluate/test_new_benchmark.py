@@ -58,14 +58,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 
 STUDY = ("ablations/smoke.yaml", "--set", f"evaluation.benchmarks=[{NAME},heldout]")
-SMALL = (
-    "--set",
-    "pocket.steps=20",
-    "--set",
-    "pocket.rows=400",
-    "--set",
-    "diagnostics.enabled=false",
-)
+SMALL = ("pocket.steps=20", "pocket.rows=400", "diagnostics.enabled=false")
 
 
 def test_it_is_planned_counted_and_documented(tree: Tree) -> None:
@@ -80,7 +73,12 @@ def test_it_is_planned_counted_and_documented(tree: Tree) -> None:
 
 def test_doctor_asks_for_its_file(tree: Tree) -> None:
     found = tree.python(
-        *("-c", "from harness.cli import main; main()", "doctor", "ablations/recipes/own_data.yaml"),
+        *(
+            "-c",
+            "from harness.cli import main; main()",
+            "doctor",
+            "ablations/recipes/own_data.yaml",
+        ),
         *("--set", f"evaluation.benchmarks=[{NAME}]"),
     )
     assert f"evaluation.{NAME}.questions" in found.stdout, found.stdout + found.stderr
@@ -106,7 +104,8 @@ def test_without_its_file_nothing_is_added_to_a_finished_studys_keys(tree: Tree)
 
 
 def test_a_run_scores_it_and_the_report_shows_it(tree: Tree) -> None:
-    tree.selm("run", *STUDY, *SMALL, "--workers", "1")
+    small = [part for setting in SMALL for part in ("--set", setting)]
+    tree.selm("run", *STUDY, *small, "--workers", "1")
     report = tree.root / "results" / "smoke" / "report"
     manifest = json.loads((report.parent / "manifest.json").read_text())
     (entry,) = [one for one in manifest["benchmarks"] if one["name"] == NAME]

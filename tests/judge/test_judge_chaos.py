@@ -43,7 +43,10 @@ RUNTIME = {
 
 
 def requests() -> list[JudgeRequest]:
-    form = "[Question]\nWhat is {a} plus {b}?\n\n[The Start of Assistant's Answer]\nThe answer is {c}.\n[The End of Assistant's Answer]"
+    form = (
+        "[Question]\nWhat is {a} plus {b}?\n\n[The Start of Assistant's Answer]\n"
+        "The answer is {c}.\n[The End of Assistant's Answer]"
+    )
     texts = [form.format(a=i % 30, b=i // 30, c=i % 30 + i // 30 + i % 2) for i in range(JUDGMENTS)]
     return [
         JudgeRequest(f"{i:04d}", ({"role": "user", "content": text},), {})
@@ -65,7 +68,10 @@ def killed_runs(server: JudgeServer, folder: Path, rng: random.Random) -> int:
     """Run the client in a process of its own, killed at random moments; then to its end. Returns
     the calls in flight at the kills.
     """
-    code = "import sys; from pathlib import Path; from tests.judge.test_judge_chaos import judge_all; judge_all(sys.argv[1], Path(sys.argv[2]))"
+    code = (
+        "import sys; from pathlib import Path; from tests.judge.test_judge_chaos import judge_all; "
+        "judge_all(sys.argv[1], Path(sys.argv[2]))"
+    )
     in_flight = 0
     for kill in range(KILLS + 1):
         before = server.counters["calls"]

@@ -52,7 +52,8 @@ def settings(**changed: Any) -> JudgeSettings:
 def request(
     item: int | str, *, answer: str = "The answer is 7.", repeat: int = 0, **params: Any
 ) -> JudgeRequest:
-    prompt = f"[Question]\nWhat is {item}?\n\n[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
+    shown = f"[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
+    prompt = f"[Question]\nWhat is {item}?\n\n{shown}"
     return JudgeRequest(str(item), ({"role": "user", "content": prompt},), params, repeat)
 
 
@@ -473,7 +474,10 @@ def test_no_reply_body_breaks_the_client(status: int, raw: str) -> None:
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_log_probs_that_are_no_numbers_are_a_broken_reply(number: str) -> None:
-    raw = f'{{"choices": [{{"message": {{"content": "m"}}, "logprobs": {{"content": [{{"token": "m", "logprob": {number}}}]}}}}]}}'
+    token = f'{{"token": "m", "logprob": {number}}}'
+    raw = (
+        f'{{"choices": [{{"message": {{"content": "m"}}, "logprobs": {{"content": [{token}]}}}}]}}'
+    )
     assert read_reply(200, {}, raw, {"messages": [], "max_tokens": 1}) == Trouble(
         "reply is not of the published schema (ValueError)"
     )

@@ -435,7 +435,10 @@ def test_biases_move_preferences_as_told() -> None:
 
 
 def test_real_text_is_judged_by_its_surface_and_repeatably() -> None:
-    question = "Compose an engaging travel blog post about a recent trip to Hawaii, highlighting cultural experiences and must-see attractions."
+    question = (
+        "Compose an engaging travel blog post about a recent trip to Hawaii, highlighting cultural "
+        "experiences and must-see attractions."
+    )
     related = " ".join(
         f"Hawaii travel number {i}: cultural experiences, attractions, highlights of the trip."
         for i in range(10)
