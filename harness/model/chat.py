@@ -43,9 +43,8 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generation:
     except Exception as error:
         if type(error).__module__.startswith("jinja2"):
             roles = [m.get("role") for m in messages]
-            raise HarnessError(
-                f"the chat template refuses a conversation with roles {roles}: {first_line(error, 300)}"
-            ) from error
+            message = f"the chat template refuses a conversation with roles {roles}: "
+            raise HarnessError(message + first_line(error, 300)) from error
         raise
     return str(text)
 

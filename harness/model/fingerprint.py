@@ -49,7 +49,7 @@ def fingerprint(path: Path) -> str:
 
 
 class _Memory:
-    """File hashes by (real path, size, mtime in ns). A lost or broken memory file only costs time."""
+    """File hashes by (real path, size, mtime in ns). A lost memory file only costs time."""
 
     def __init__(self) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -288,7 +288,7 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Finaliser of splitmix64 on signed 64-bit integers, whose products wrap as unsigned ones do."""
+    """Finaliser of splitmix64 on signed integers, whose products wrap as unsigned ones do."""
     x = (x ^ ((x >> 30) & (2**34 - 1))) * _MIX_1
     x = (x ^ ((x >> 27) & (2**37 - 1))) * _MIX_2
     return x ^ ((x >> 31) & (2**33 - 1))

@@ -102,7 +102,7 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 
 def plain_head(head: Any) -> bool:
-    """Whether the head is one whole matrix here: not adapted by LoRA, not sharded across devices."""
+    """Whether the head is one whole matrix here: not adapted by LoRA, not sharded."""
     weight = getattr(head, "weight", None)
     return (
         type(head) is nn.Linear

@@ -213,7 +213,7 @@ def probe(model: PreTrainedModel) -> bool:
 
 
 def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
-    """log pi(response | prompt), shape (R,), float64, the plain way: a forward pass per response."""
+    """log pi(response | prompt), shape (R,), float64, by a plain forward pass per response."""
     values = []
     for row in rows:
         for response in row.responses:

@@ -88,8 +88,8 @@ def shape_of(recipe: Recipe) -> Shape:
             file = try_to_load_from_cache(source, "config.json", revision=revision)
     if not isinstance(file, (str, Path)):
         raise HarnessError(
-            f"{source}: its sizes are not known here; give a folder, or fetch its config.json first "
-            f"(`hf download {source} config.json`)"
+            f"{source}: its sizes are not known here; give a folder, or fetch its config.json "
+            f"first (`hf download {source} config.json`)"
         )
     return shape_from_config(source, json.loads(Path(file).read_text(encoding="utf-8")))
 
@@ -111,5 +111,5 @@ def shape_from_config(source: str, config: Mapping[str, Any]) -> Shape:
         )
     except KeyError as missing:
         raise HarnessError(
-            f"{source}: config.json has no {missing}; only decoders of the usual form can be counted"
+            f"{source}: config.json has no {missing}; only usual decoders can be counted"
         ) from None

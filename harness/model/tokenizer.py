@@ -122,7 +122,7 @@ def _read(file: Path) -> Tokenizer:
 
 
 def _texts(stored: Tokenizer, named: Any) -> tuple[str, ...]:
-    """Probe texts, and probes around the special tokens that file and loaded tokenizer both have."""
+    """Probe texts, and probes around the special tokens that file and tokenizer both have."""
     known = {
         token.content: number
         for number, token in stored.get_added_tokens_decoder().items()

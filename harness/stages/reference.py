@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from harness.model.logprobs import response_logps
 from harness.model.policy import load_policy
-from harness.records import HarnessError, Pair, StageOutcome, StageTask, read_jsonl
+from harness.records import StageOutcome, StageTask
 from harness.study.tasks import ReferenceTask
-from harness.train.batching import PreferenceRow, encode_pair
+from harness.train.batching import PreferenceRow, encode_pairs, with_reference
 
 FILE = "reference.parquet"
 
@@ -31,51 +29,24 @@ def run(task: StageTask[ReferenceTask]) -> StageOutcome:
         attention=settings.attention,
         device=task.runtime.device,
     )
-    rows = read_rows(task.inputs["pairs"], policy.tokenizer, settings)
-    roles = list(settings.roles)
-    scored = reference_logps(policy.model, rows, roles, int(task.runtime.token_budget or 8192))
-    written = write_reference(task.out / FILE, rows, scored)
-    tokens = sum(
-        row.packed([role for role in roles if role in row.responses])[0].tokens for row in rows
-    )
+    limits = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
+    rows = encode_pairs(policy.tokenizer, task.inputs["pairs"], **limits)
+    budget = task.runtime.token_budget or 8192
+    rows = with_reference(policy.model, rows, settings.roles, budget)
+    written = write_reference(task.out / FILE, rows)
+    tokens = sum(row.packed(list(row.reference))[0].tokens for row in rows)
     return StageOutcome(rows=written, costs={"tokens_scored": tokens})
 
 
-def read_rows(pairs: Path, tokenizer: Any, settings: ReferenceTask) -> list[PreferenceRow]:
-    """Token rows of a pairs folder, in file order."""
-    limits = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
-    found = [
-        encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(pairs / "pairs.jsonl")
-    ]
-    if not found:
-        raise HarnessError(f"{pairs / 'pairs.jsonl'}: no pairs to train on")
-    return found
-
-
-def reference_logps(
-    model: Any, rows: Sequence[PreferenceRow], roles: Sequence[str], token_budget: int
-) -> list[dict[str, float]]:
-    """For every row, role → log pi of that response; responses that are equal are scored once."""
-    packed = [row.packed([role for role in roles if role in row.responses]) for row in rows]
-    values = response_logps(model, [prompt for prompt, _ in packed], token_budget=token_budget)
-    return [
-        {role: own[slot] for role, slot in slots.items()}
-        for own, (_, slots) in zip(values, packed, strict=True)
-    ]
-
-
-def write_reference(
-    path: Path, rows: Sequence[PreferenceRow], scored: Sequence[dict[str, float]]
-) -> int:
-    """Write the rows sorted by place and role; returns how many."""
+def write_reference(path: Path, rows: Sequence[PreferenceRow]) -> int:
+    """Write the log-probabilities by place and role; returns how many."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbered = enumerate(zip(rows, scored, strict=True))
     flat = [
-        (i, row.prompt_id, role, own[role], len(row.responses[role]))
-        for i, (row, own) in numbered
-        for role in own
+        (i, row.prompt_id, role, logp, len(row.responses[role]))
+        for i, row in enumerate(rows)
+        for role, logp in row.reference.items()
     ]
     types = {
         "row": pa.int64(),

@@ -16,30 +16,34 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+import torch
+from accelerate.state import AcceleratorState
+from transformers import TrainerCallback
+from transformers.utils import logging
+
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy, load_tokenizer, release_policies
-from harness.records import (
-    HarnessError,
-    Pair,
-    StageOutcome,
-    StageTask,
-    content_hash,
-    read_jsonl,
-    write_jsonl,
-)
+from harness.records import HarnessError, StageOutcome, StageTask, content_hash, write_jsonl
 from harness.study.sections import LoraSettings
-from harness.study.tasks import ObjectiveTask, TrainTask
-from harness.train import distributed
-from harness.train.batching import PreferenceRow, encode_pair, with_reference
+from harness.study.tasks import TrainTask
+from harness.train import distributed, sharding
+from harness.train.batching import PreferenceRow, encode_pairs
 from harness.train.objectives import ResolvedObjective
+from harness.train.trainer import (
+    CHECKPOINTING,
+    METRICS,
+    PreferenceConfig,
+    PreferenceTrainer,
+    without_dropout,
+)
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate")
-CHECKPOINT_SECONDS = 600.0
-DEFAULT_BUDGET = 8192
 JOURNAL = "train.journal.jsonl"
 """Its presence tells the store that a killed attempt left something to go on from."""
 
@@ -70,12 +74,12 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     trained and the summary.
     """
     settings, work = task.settings, _checkpoints(task)
-    objective = resolved(settings.objective)
+    objective = ResolvedObjective(**vars(settings.objective))
     with isolated_rng():
         tokenizer = load_tokenizer(task.inputs["policy"])
         rows = training_rows(task, tokenizer, objective)
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
-        trainer, clock = _trainer(task, _load(task).model, rows, work)
+        trainer, clock = _trainer(task, _load(task), rows, work)
         with distributed.termination_noted(clock.terminate):
             trainer.train(resume_from_checkpoint=last_checkpoint(work))
         if clock.terminated and trainer.state.global_step < trainer.state.max_steps:
@@ -86,9 +90,8 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     steps = [step_row(entry) for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
         write_jsonl(task.out / "steps.jsonl", steps)
-    summary = {"steps": len(steps)} | {
-        name: steps[-1][name] for name in ("loss", "margin", "accuracy")
-    }
+    last = {name: steps[-1][name] for name in ("loss", "margin", "accuracy")}
+    summary = {"steps": len(steps), **last}
     if trainer.args.token_budget != task.runtime.token_budget:
         summary["token_budget"] = trainer.args.token_budget
     return {"rows": len(rows), "tokens": sum(sizes) * settings.training.epochs, "summary": summary}
@@ -110,17 +113,10 @@ def _forget_attempt(task: StageTask[TrainTask]) -> None:
 
 def _devices(task: StageTask[TrainTask]) -> int:
     """Accelerators that the ranks may use; 0 when they train on the CPU."""
-    import torch
-
     if task.runtime.device == "cpu":
         return 0
     named = task.runtime.devices
     return len(named.split(",")) if named else torch.cuda.device_count()
-
-
-def resolved(settings: ObjectiveTask) -> ResolvedObjective:
-    """The objective of a stage's settings, as the plan resolved it."""
-    return ResolvedObjective(**vars(settings))
 
 
 def _load(task: StageTask[TrainTask]) -> Any:
@@ -128,18 +124,15 @@ def _load(task: StageTask[TrainTask]) -> Any:
     (mixed precision).
     """
     lora, dtype = task.settings.training.lora, task.settings.dtype
-    weights = dtype if lora else "float32"
     alone = task.runtime.processes == 1
-    device = (
-        task.runtime.device if alone else "cpu"
-    )  # of several, the trainer places each where it belongs
     return load_policy(
         task.inputs["policy"],
-        dtype=weights,
+        dtype=dtype if lora else "float32",
         attention=task.settings.attention,
-        device=device,
+        # Of several ranks, the trainer places each where it belongs.
+        device=task.runtime.device if alone else "cpu",
         cached=False,
-    )
+    ).model
 
 
 def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
@@ -148,10 +141,10 @@ def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
     """
     if task.runtime.sharding == "none":
         return trainer.model
-    state = distributed.whole_state(trainer)
+    state = sharding.whole_state(trainer)
     if not trainer.is_world_process_zero():
         return None
-    model, lora = _load(task).model, task.settings.training.lora
+    model, lora = _load(task), task.settings.training.lora
     if lora:
         model = _with_lora(model, lora, seed=0)
     model.load_state_dict(state)
@@ -164,67 +157,45 @@ def training_rows(
     """Rows of the pairs with their stored reference log-probabilities. Raises HarnessError when any
     is missing or of another tokenisation.
     """
-    training = task.settings.training
+    training, pairs = task.settings.training, task.inputs["pairs"]
     limits = {"max_length": training.max_length, "max_prompt_length": training.max_prompt_length}
-    path = task.inputs["pairs"] / "pairs.jsonl"
-    rows = [encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(path)]
-    if not rows:
-        raise HarnessError(f"{path}: no pairs to train on")
+    rows = encode_pairs(tokenizer, pairs, **limits)
     for row in rows:
-        absent = next((role for role in objective.roles if role not in row.responses), None)
+        absent = sorted(set(objective.roles) - set(row.responses))
         if absent:
             raise HarnessError(
-                f"{path}: prompt {row.prompt_id} has no {absent!r} response, which objective "
-                f"{objective.name} reads"
+                f"{pairs / 'pairs.jsonl'}: prompt {row.prompt_id} has no {absent[0]!r} response, "
+                f"which objective {objective.name} reads"
             )
     if not objective.needs_reference:
         return rows
-    return with_reference(
-        rows,
-        _stored_reference(task.inputs["reference"] / "reference.parquet", rows, objective.roles),
-    )
-
-
-def _stored_reference(
-    path: Path, rows: Sequence[PreferenceRow], roles: Sequence[str]
-) -> dict[tuple[int, str], float]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path).to_pydict()
-    keys = zip(table["row"], table["role"], strict=True)
-    stored = dict(
-        zip(keys, zip(table["prompt_id"], table["logp"], table["tokens"], strict=True), strict=True)
-    )
-    found: dict[tuple[int, str], float] = {}
+    path = task.inputs["reference"] / "reference.parquet"
+    stored = {(one["row"], one["role"]): one for one in pq.read_table(path).to_pylist()}
+    filled = []
     for number, row in enumerate(rows):
-        for role in roles:
-            if (number, role) not in stored:
+        reference = {}
+        for role in objective.roles:
+            one = stored.get((number, role))
+            if one is None:
                 raise HarnessError(
                     f"{path}: no reference log-probability for prompt {row.prompt_id}, {role}; "
                     "run the reference stage again"
                 )
-            prompt_id, logp, tokens = stored[number, role]
-            if prompt_id != row.prompt_id or tokens != len(row.responses[role]):
+            tokens = len(row.responses[role])
+            if one["prompt_id"] != row.prompt_id or one["tokens"] != tokens:
                 raise HarnessError(
-                    f"{path}: row {number} holds prompt {prompt_id} with {tokens} tokens of "
-                    f"{role}, but training reads prompt {row.prompt_id} with "
-                    f"{len(row.responses[role])}; pairs, tokenizer or max_length differ from the "
-                    "reference stage's"
+                    f"{path}: row {number} holds prompt {one['prompt_id']} with {one['tokens']} "
+                    f"tokens of {role}, but training reads prompt {row.prompt_id} with {tokens}; "
+                    "pairs, tokenizer or max_length differ from the reference stage's"
                 )
-            found[number, role] = logp
-    return found
+            reference[role] = one["logp"]
+        filled.append(replace(row, reference=reference))
+    return filled
 
 
 def _trainer(
     task: StageTask[TrainTask], model: Any, rows: list[PreferenceRow], work: Path
-) -> tuple[Any, Any]:
-    from harness.train.trainer import (
-        CHECKPOINTING,
-        PreferenceConfig,
-        PreferenceTrainer,
-        without_dropout,
-    )
-
+) -> tuple[PreferenceTrainer, CheckpointClock]:
     settings, runtime = task.settings, task.runtime
     training, objective = settings.training, settings.objective
     seed = int(content_hash("train", settings.seed, settings.iteration, length=7), 16)
@@ -232,7 +203,8 @@ def _trainer(
     without_dropout(model)
     if training.lora:
         model = _with_lora(model, training.lora, seed)
-    _forget_mixed_precision()
+    # Accelerate keeps the first precision of a process; a worker runs stages of several.
+    AcceleratorState._reset_state()
     checkpointing: dict[str, Any] = {CHECKPOINTING: training.gradient_checkpointing}
     args = PreferenceConfig(
         output_dir=str(work),
@@ -263,10 +235,10 @@ def _trainer(
         disable_tqdm=True,
         dataloader_pin_memory=False,
         report_to=runtime.report_to,
-        **distributed.sharding_arguments(model, runtime.sharding),
+        **sharding.sharding_arguments(model, runtime.sharding),
     )
-    distributed.keep_precision(args)
-    clock = _checkpoint_clock(runtime.checkpoint_seconds, task.out, args.world_size)
+    sharding.keep_precision(args)
+    clock = CheckpointClock(runtime.checkpoint_seconds, task.out, args.world_size)
     return PreferenceTrainer(model, args, rows, callbacks=[clock]), clock
 
 
@@ -285,22 +257,12 @@ def _with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
-def _forget_mixed_precision() -> None:
-    """Accelerate keeps the first precision of a process; a worker runs stages of several."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
-
-
 def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     """Write the whole model (adapters merged) in the run's precision, with its tokenizer."""
-    import torch
-
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    model.config.use_cache = (
-        True  # the Trainer switches it off, and the config is saved with the model
-    )
+    # The Trainer switches it off, and the config is saved with the model.
+    model.config.use_cache = True
     with _without_progress_bar():
         model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -308,8 +270,6 @@ def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
 
 @contextlib.contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -321,12 +281,11 @@ def _without_progress_bar() -> Iterator[None]:
 
 def step_row(entry: Mapping[str, Any]) -> dict[str, Any]:
     """One line of steps.jsonl: nine significant digits, null where nothing was measured."""
-    from harness.train.step_metrics import NAMES
 
     def short(value: Any) -> Any:
         return float(f"{value:.9g}") if isinstance(value, float) else value
 
-    return {name: short(entry.get(name)) for name in (*STEP_COLUMNS, *NAMES)}
+    return {name: short(entry.get(name)) for name in (*STEP_COLUMNS, *METRICS)}
 
 
 def last_checkpoint(work: Path) -> str | None:
@@ -336,58 +295,44 @@ def last_checkpoint(work: Path) -> str | None:
     The Trainer writes trainer_state.json last, so a checkpoint with a readable one is whole.
     """
     complete = []
-    for folder in sorted(work.glob("checkpoint-*")) if work.is_dir() else []:
+    for folder in work.glob("checkpoint-*"):
         try:
-            complete.append(
-                (
-                    int(
-                        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))[
-                            "global_step"
-                        ]
-                    ),
-                    str(folder),
-                )
-            )
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append((int(state["global_step"]), str(folder)))
         except (OSError, ValueError, KeyError):
             shutil.rmtree(folder, ignore_errors=True)
     return max(complete)[1] if complete else None
 
 
-def _checkpoint_clock(seconds: float, out: Path, ranks: int) -> Any:
-    """Callback: a checkpoint every ``seconds``; once ``terminated`` is set, one after the step
-    under way, and no further step.
-
-    Ranks do what any of them was told, all after the same step.
+class CheckpointClock(TrainerCallback):  # type: ignore[misc]
+    """A checkpoint every ``seconds``; once told to terminate, one after the step under way, and no
+    further step. Ranks do what any of them was told, all after the same step.
     """
-    from transformers import TrainerCallback
 
-    class CheckpointClock(TrainerCallback):
-        def __init__(self) -> None:
+    def __init__(self, seconds: float, out: Path, ranks: int) -> None:
+        self.seconds, self.out, self.ranks = seconds, out, ranks
+        self.last = time.monotonic()
+        self.terminated = False
+
+    def terminate(self) -> None:
+        """End after the step under way and its checkpoint."""
+        self.terminated = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Ask for a checkpoint, and for the end, where they are due."""
+        if state.global_step >= state.max_steps:
+            return
+        due = time.monotonic() - self.last >= self.seconds
+        if self.ranks > 1:
+            told = self.terminated or distributed.stop_asked(self.out)
+            self.terminated, due = sharding.any_rank(args.device, told, due)
+        if self.terminated or due:
+            control.should_save = True
+            control.should_training_stop = self.terminated
             self.last = time.monotonic()
-            self.terminated = False
 
-        def terminate(self) -> None:
-            """End after the step under way and its checkpoint."""
-            self.terminated = True
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            if state.global_step >= state.max_steps:
-                return
-            due = time.monotonic() - self.last >= seconds
-            if ranks > 1:
-                self.terminated, due = distributed.any_rank(
-                    args.device, self.terminated or distributed.stop_asked(out), due
-                )
-            if self.terminated or due:
-                control.should_save = True
-                control.should_training_stop = self.terminated
-                self.last = time.monotonic()
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-            if state.is_world_process_zero:
-                write_jsonl(
-                    out / JOURNAL,
-                    [{"checkpoint": f"checkpoint-{state.global_step}", "step": state.global_step}],
-                )
-
-    return CheckpointClock()
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Leave word for the store that there is something to go on from."""
+        if state.is_world_process_zero:
+            row = {"checkpoint": f"checkpoint-{state.global_step}", "step": state.global_step}
+            write_jsonl(self.out / JOURNAL, [row])

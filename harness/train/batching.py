@@ -9,16 +9,17 @@ gradient is the same however the batch is cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.model.chat import encode_prompt, encode_response
-from harness.model.logprobs import PackedBatch, PackedPrompt, chunk_by_tokens, pack
-from harness.records import HarnessError, Pair, content_hash
+from harness.model.logprobs import PackedBatch, PackedPrompt, chunk_by_tokens, pack, response_logps
+from harness.records import HarnessError, Pair, content_hash, read_jsonl
 
 ROLES = ("chosen", "rejected", "explore")
 
@@ -77,6 +78,32 @@ def encode_pair(
         {role: ids[text] for role, text in texts.items()},
         y_role=pair.y_role,
     )
+
+
+def encode_pairs(
+    tokenizer: Any, folder: Path, *, max_length: int, max_prompt_length: int
+) -> list[PreferenceRow]:
+    """Token rows of a folder of pairs, in file order. Raises HarnessError where there are none."""
+    limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+    file = folder / "pairs.jsonl"
+    rows = [encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(file)]
+    if not rows:
+        raise HarnessError(f"{file}: no pairs to train on")
+    return rows
+
+
+def with_reference(
+    model: Any, rows: Sequence[PreferenceRow], roles: Sequence[str], token_budget: int = 8192
+) -> list[PreferenceRow]:
+    """The rows with log pi (nats, under ``model``) of those of ``roles`` that they have. Responses
+    that are equal are scored once.
+    """
+    packed = [row.packed([role for role in roles if role in row.responses]) for row in rows]
+    values = response_logps(model, [prompt for prompt, _ in packed], token_budget=token_budget)
+    return [
+        replace(row, reference={role: own[slot] for role, slot in slots.items()})
+        for row, own, (_, slots) in zip(rows, values, packed, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -235,18 +262,3 @@ def collate_for_rank(
         )
         for group in plan
     ]
-
-
-def with_reference(
-    rows: Iterable[PreferenceRow], reference: Mapping[tuple[int, str], float]
-) -> list[PreferenceRow]:
-    """Rows with reference log-probabilities by (row number, role) filled in."""
-    filled = []
-    for number, row in enumerate(rows):
-        own = {
-            role: reference[number, role] for role in row.responses if (number, role) in reference
-        }
-        filled.append(
-            PreferenceRow(row.prompt_id, row.prompt_ids, row.responses, own, row.y_role, row.extras)
-        )
-    return filled

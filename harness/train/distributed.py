@@ -35,10 +35,6 @@ FOLDER = "processes"
 STOP, ANSWER, KILLED, LOG = "stop", "answer.json", "killed", "log.txt"
 SHUTDOWN_SECONDS = 3
 """What the other ranks have to end once one has failed."""
-DEEPSPEED = Path(__file__).parent / "deepspeed_zero3.json"
-"""DeepSpeed's configuration; ``auto`` entries follow the training arguments. Unmeasured: no machine
-with DeepSpeed ran it.
-"""
 
 
 def check_ready(runtime: RuntimeSettings, devices: int | None) -> None:
@@ -178,106 +174,6 @@ def _reason(folder: Path, processes: int) -> str:
         return f"{where}: process {first['rank']}: {first['message']}\n{first['traceback']}"
     log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     return f"{where} without a word; the end of its log:\n" + "\n".join(log.splitlines()[-15:])
-
-
-# -- what a rank's trainer needs -------------------------------------------------------------------
-
-
-def sharding_arguments(model: Any, sharding: str) -> dict[str, Any]:
-    """Training arguments for a way of sharding; none for whole models (then data-parallel when
-    there are several ranks).
-    """
-    if sharding == "none":
-        return {}
-    from harness.model.head import output_head, plain_head
-    from harness.model.logprobs import base_model_of
-
-    base = base_model_of(model)
-    name = f"runtime.sharding {sharding}: {type(base).__name__}"
-    if not plain_head(
-        output_head(base)
-    ):  # called a chunk at a time, it would be gathered more often on one rank than on another
-        raise HarnessError(
-            f"{name} has a head that is scaled, capped or adapted by LoRA, which cannot be "
-            "sharded here; set runtime.sharding: none"
-        )
-    if sharding == "deepspeed_zero3":
-        return {"deepspeed": str(DEEPSPEED)}
-    layers = sorted(base._no_split_modules or [])
-    if not layers:
-        raise HarnessError(
-            f"{name} does not say which of its layers stay whole (_no_split_modules); set "
-            "runtime.sharding: none"
-        )
-    how = {
-        "version": 2,
-        "transformer_layer_cls_to_wrap": layers,
-        "state_dict_type": "SHARDED_STATE_DICT",
-        "reshard_after_forward": True,
-    }
-    return {"fsdp": True, "fsdp_config": how}
-
-
-def keep_precision(args: Any) -> None:
-    """Let FSDP gather weights and reduce gradients as they are: accelerate would round
-    log-probabilities (the output) to bfloat16.
-    """
-    if getattr(args, "fsdp_plugin_args", None):
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        args.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
-            cast_forward_inputs=False
-        )
-
-
-def shard_on_cpu(trainer: Any) -> None:
-    """Switch FSDP on for CPU ranks: accelerate knows it for accelerators only and would silently
-    keep whole models.
-    """
-    if trainer.args.fsdp_plugin_args is None or trainer.args.device.type != "cpu":
-        return
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
-    state = trainer.accelerator.state
-    state.distributed_type = DistributedType.FSDP
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
-    trainer.is_fsdp_enabled = True
-
-
-def whole_state(trainer: Any) -> dict[str, Any]:
-    """The divided model's weights by name, whole, on the first rank's CPU; empty on the others. All
-    ranks call it.
-
-    Raises HarnessError when the trainer did not divide the model: what was asked for is never
-    silently left out.
-    """
-    if trainer.is_deepspeed_enabled:
-        gathered: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        return gathered
-    from torch.distributed.tensor import DTensor
-
-    if not all(isinstance(p, DTensor) for p in trainer.model.parameters()):
-        raise HarnessError(
-            "runtime.sharding was set, but the installed accelerate and transformers did not "
-            "shard the model; set it to none"
-        )
-    found = {}
-    for name, value in trainer.model.state_dict().items():
-        whole = (
-            value.full_tensor() if isinstance(value, DTensor) else value
-        )  # one weight at a time: no device holds the whole model
-        if trainer.is_world_process_zero():
-            found[name] = whole.cpu()
-    return found
-
-
-def any_rank(device: Any, *flags: bool) -> list[bool]:
-    """Each flag, true on every rank when it is true on any."""
-    import torch
-
-    told = torch.tensor(flags, dtype=torch.int32, device=device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    return [bool(flag) for flag in told.tolist()]
 
 
 # -- inside the launcher and its ranks -------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What training holds in a device's memory before the first row, and what to try when it runs out.
 
-Weights, gradients and optimiser are certain and counted; activations are not: the trainer halves its
-token budget when the device runs out of memory (`harness.train.trainer`).
+Weights, gradients and optimiser are certain and counted; activations are not: the trainer halves
+its token budget when the device runs out of memory (`harness.train.trainer`).
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def selm(rows: Rows, *, alpha: float, beta: float) -> Tensor:
 
 
 def selm_algorithm_1(rows: Rows, *, alpha: float, beta: float) -> Tensor:
-    """dpo + alpha r(y): the coefficient as Algorithm 1 of arXiv 2405.19332 writes it, without beta."""
+    """dpo + alpha r(y): the coefficient as Algorithm 1 of arXiv 2405.19332 has it, without beta."""
     return dpo(rows, beta=beta) + alpha * rows.ratio("explore")
 
 
@@ -111,8 +111,9 @@ def ipo(rows: Rows, *, beta: float) -> Tensor:
 
 
 def ipo_mean(rows: Rows, *, beta: float) -> Tensor:
-    """(r(y_w)/|y_w| - r(y_l)/|y_l| - 1 / (2 beta))^2: IPO on means over tokens, as TRL does. Azar et
-    al. 2023, arXiv 2310.12036.
+    """(r(y_w)/|y_w| - r(y_l)/|y_l| - 1 / (2 beta))^2: IPO on means over tokens, as TRL does.
+
+    Azar et al. 2023, arXiv 2310.12036.
     """
     gap = rows.ratio("chosen") / rows.tokens["chosen"]
     gap = gap - rows.ratio("rejected") / rows.tokens["rejected"]

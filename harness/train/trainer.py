@@ -23,17 +23,18 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 from trl.trainer.dpo_config import DPOConfig
 
-from harness.model.logprobs import (
-    base_model_of,
-    enable_packed_forward,
-    response_logps,
-    sequence_logps,
+from harness.model.logprobs import base_model_of, enable_packed_forward, sequence_logps
+from harness.records import HarnessError, Pair
+from harness.train.batching import (
+    GlobalBatchSampler,
+    MicroBatch,
+    PreferenceRow,
+    collate_for_rank,
+    encode_pair,
+    with_reference,
 )
-from harness.records import HarnessError
-from harness.train.batching import GlobalBatchSampler, MicroBatch, PreferenceRow, collate_for_rank
-from harness.train.distributed import any_rank, shard_on_cpu
 from harness.train.objectives import ResolvedObjective, Rows, resolve
-from harness.train.step_metrics import StepMetrics
+from harness.train.sharding import any_rank, shard_on_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,18 @@ CHECKPOINTING = (
 """What TrainingArguments calls recomputing activations: the second name until transformers 5.17 at
 least.
 """
+
+
+Y_ROLES = ("winner", "loser", "middle")
+_ROLE_OF_Y = {"winner": "chosen", "loser": "rejected", "middle": "explore"}
+METRICS = (
+    "margin",
+    "accuracy",
+    "rhat_chosen",
+    "rhat_rejected",
+    "rhat_explore",
+    *(f"rhat_y_{role}" for role in Y_ROLES),
+)
 
 
 @dataclass
@@ -134,9 +147,8 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         self.objective = args.resolved()
         self.global_rows = args.rows_per_step()
-        args.gradient_accumulation_steps = (
-            1  # a step's micro-batches are planned and accumulated in ``training_step``
-        )
+        # A step's micro-batches are planned and accumulated in ``training_step``.
+        args.gradient_accumulation_steps = 1
         if args.disable_dropout:
             without_dropout(model)
         rows = _as_rows(train_dataset, processing_class, args)
@@ -248,7 +260,8 @@ class PreferenceTrainer(Trainer):
         mean.
         """
         loss = self.micro_batch_loss(model, micro.to(self.args.device))
-        return (loss * self.args.world_size).float()
+        scaled: Tensor = loss * self.args.world_size
+        return scaled.float()
 
     def _backward(self, loss: Tensor) -> Tensor:
         extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
@@ -271,9 +284,9 @@ class PreferenceTrainer(Trainer):
     def _does_not_fit(self, what: str) -> str:
         return (
             f"training does not fit: {what} ran out of the device's memory at iteration "
-            f"{self.args.iteration}, step {self.state.global_step + 1}. Try gradient checkpointing, "
-            "training.lora, runtime.sharding: fsdp over several runtime.processes, or a shorter "
-            "training.max_length"
+            f"{self.args.iteration}, step {self.state.global_step + 1}. Try gradient "
+            "checkpointing, training.lora, runtime.sharding: fsdp over several "
+            "runtime.processes, or a shorter training.max_length"
         )
 
     def micro_batch_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
@@ -328,13 +341,8 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's preference metrics to the Trainer's own."""
         if "loss" in logs:
-            logs.update(
-                {
-                    name: value
-                    for name, value in self.step_metrics.drain(self.accelerator).items()
-                    if value is not None
-                }
-            )
+            found = self.step_metrics.drain(self.accelerator)
+            logs.update({name: value for name, value in found.items() if value is not None})
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
@@ -350,6 +358,70 @@ class PreferenceTrainer(Trainer):
         return self.global_rows
 
 
+class StepMetrics:
+    """What a step reports: sums and counts over micro-batches, drained once per logged step.
+
+    All log-ratios r = log pi_theta - log pi_ref are in nats, summed over the response's tokens. A
+    mean over no rows is None.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums = dict.fromkeys(METRICS, 0.0)
+        self.counts = dict.fromkeys(METRICS, 0.0)
+        self.absolute = 0.0
+        self.tokens = 0.0
+
+    def add(self, rows: Rows, micro: MicroBatch) -> None:
+        """Count one micro-batch. Without a reference, r is the log-probability itself."""
+        weights = micro.weights
+        if not bool(weights.any()):
+            return
+        with torch.no_grad():
+            names = list(rows.logps)
+            ratios = torch.stack(
+                [rows.ratio(role) if role in rows.reference else rows.logps[role] for role in names]
+            ).detach()
+            table = dict(zip(names, ratios.tolist(), strict=True))
+            if rows.reference:
+                lengths = torch.stack([rows.tokens[role] for role in names])
+                self.absolute += float(ratios.abs().sum())
+                self.tokens += float(lengths.sum())
+        chosen, rejected = table["chosen"], table["rejected"]
+        self._count("margin", [c - r for c, r in zip(chosen, rejected, strict=True)])
+        self._count("accuracy", [float(c > r) for c, r in zip(chosen, rejected, strict=True)])
+        for role, values in table.items():
+            self._count(f"rhat_{role}", values)
+        for role, source in _ROLE_OF_Y.items():
+            if source in table:
+                pairs = zip(table[source], micro.y_roles, strict=True)
+                self._count(f"rhat_y_{role}", [value for value, own in pairs if own == role])
+
+    def _count(self, name: str, values: list[float]) -> None:
+        self.sums[name] += sum(values)
+        self.counts[name] += len(values)
+
+    def drift(self) -> float:
+        """Mean |r| in nats per token since the last drain (0 without a reference)."""
+        return self.absolute / self.tokens if self.tokens else 0.0
+
+    def drain(self, accelerator: Any = None) -> dict[str, Any]:
+        """Means since the last drain over all ranks, then start again."""
+        flat = [*self.sums.values(), *self.counts.values()]
+        if accelerator is not None and accelerator.num_processes > 1:
+            flat = accelerator.reduce(
+                torch.tensor(flat, dtype=torch.float64, device=accelerator.device), "sum"
+            ).tolist()
+        self._reset()
+        sums, counts = flat[: len(METRICS)], flat[len(METRICS) :]
+        return {
+            name: total / count if count else None
+            for name, total, count in zip(METRICS, sums, counts, strict=True)
+        }
+
+
 class _StepLoader(DataLoader[Any]):
     """A plain DataLoader whose sampler draws a new order each epoch."""
 
@@ -358,7 +430,7 @@ class _StepLoader(DataLoader[Any]):
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Switch off every dropout of the model: policy and reference then compute the same function."""
+    """Switch off every dropout: policy and reference then compute the same function."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -368,9 +440,6 @@ def without_dropout(model: nn.Module) -> None:
 
 def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:
     """Rows of tokens from rows of text or tokens."""
-    from harness.records import Pair
-    from harness.train.batching import encode_pair
-
     rows = []
     for number, item in enumerate(dataset):
         if isinstance(item, PreferenceRow):
@@ -394,20 +463,13 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
             y_role=role,
         )
         rows.append(encode_pair(tokenizer, pair, max_length=args.max_length or 0))
-    missing = next(
-        (
-            row.prompt_id
-            for row in rows
-            for role in args.resolved().roles
-            if role not in row.responses
-        ),
-        None,
-    )
-    if missing is not None:
-        raise HarnessError(
-            f"row {missing}: objective {args.objective} with alpha {args.alpha} reads y, but the "
-            "row has no 'explore' response"
-        )
+    needed = set(args.resolved().roles)
+    for row in rows:
+        if needed - set(row.responses):
+            raise HarnessError(
+                f"row {row.prompt_id}: objective {args.objective} with alpha {args.alpha} reads y, "
+                "but the row has no 'explore' response"
+            )
     return rows
 
 
@@ -422,21 +484,7 @@ def _references(
     if all(role in row.reference for row in rows for role in roles):
         return rows, None
     if args.precompute_ref_log_probs:
-        packed = [row.packed(roles) for row in rows]
-        values = response_logps(
-            ref_model or model,
-            [prompt for prompt, _ in packed],
-            token_budget=args.token_budget or 8192,
-        )
-        filled = []
-        for row, own, (_, slots) in zip(rows, values, packed, strict=True):
-            logps = {role: own[slot] for role, slot in slots.items()}
-            filled.append(
-                PreferenceRow(
-                    row.prompt_id, row.prompt_ids, row.responses, logps, row.y_role, row.extras
-                )
-            )
-        return filled, None
+        return with_reference(ref_model or model, rows, roles, args.token_budget or 8192), None
     frozen = ref_model or copy.deepcopy(base_model_of(model))
     frozen.requires_grad_(False)
     enable_packed_forward(frozen)

@@ -21,7 +21,7 @@ from harness.records import Pair, Prompt, StageTask, write_jsonl
 from harness.stages.diagnostics import gradient, measures, stage
 from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, score_sheets
-from harness.train.batching import encode_pair
+from harness.train.batching import ROLES, encode_pair, with_reference
 from tests import tiny
 from tests.tasks import stage_task
 
@@ -330,7 +330,7 @@ def test_gradients_equal_those_of_a_plain_loss(folders: dict[str, Path]) -> None
         for i, q in enumerate(("Is it?", "Why then?"))
     ]
     rows = [encode_pair(policy.tokenizer, pair) for pair in pairs]
-    rows = gradient.with_reference(rows, load_policy(folders["other"]).model)
+    rows = with_reference(load_policy(folders["other"]).model, rows, ROLES)
     found = gradient.measure(policy.model, rows, c=0.05, beta=0.1)
     assert all(p.grad is None for p in policy.model.parameters())
     assert not policy.model.training

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 
 from harness.model.chat import PromptTooLongError
-from harness.model.logprobs import base_model_of, packed_attention, response_logps, sequence_logps
+from harness.model.logprobs import base_model_of, packed_attention, sequence_logps
 from harness.records import Pair, StageTask, read_jsonl
 from harness.study.tasks import DiagnosticsTask, ObjectiveTask
 from harness.train.batching import PreferenceRow, encode_pair, make_micro_batch
@@ -56,16 +56,6 @@ def read_rows(task: StageTask[DiagnosticsTask], tokenizer: Any) -> list[Preferen
         if len(rows) == ROWS * BATCHES:
             break
     return rows
-
-
-def with_reference(rows: Sequence[PreferenceRow], model: Any) -> list[PreferenceRow]:
-    """The rows with log π_ref of every response."""
-    packed = [row.packed(list(row.responses)) for row in rows]
-    scored = response_logps(model, [prompt for prompt, _ in packed])
-    return [
-        replace(row, reference={role: own[slot] for role, slot in slots.items()})
-        for row, own, (_, slots) in zip(rows, scored, packed, strict=True)
-    ]
 
 
 def coefficient(objective: ObjectiveTask) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from harness.stages.diagnostics import gradient
 from harness.stages.diagnostics.collect import Policies, collect
 from harness.stages.diagnostics.measures import DIAGNOSTICS, Evidence
 from harness.study.tasks import DiagnosticsTask
+from harness.train.batching import ROLES, with_reference
 
 VERSION = "1"
 """Version of the definitions, written into every row."""
@@ -99,7 +100,7 @@ def gradient_rows(task: StageTask[DiagnosticsTask], c: float, beta: float) -> li
     rows = gradient.read_rows(task, policies.load("theta").tokenizer)
     if len(rows) < gradient.ROWS:
         return []
-    rows = gradient.with_reference(rows, policies.load("reference").model)
+    rows = with_reference(policies.load("reference").model, rows, ROLES)
     scores = []
     for suffix, role in (("", "previous"), ("_end", "theta")):
         model = policies.load(role).model
