@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 
-from analysis import comparable, findings, measures, text
-from analysis.content import flat
-from analysis.load import Checkpoint, Run, Stage, StudyData, stage_of
+from analysis import cells as comparable
+from analysis import findings, measures, text
+from analysis.load import Checkpoint, Run, Stage, StudyData, read_json, stage_of
 from analysis.measures import Measure
+from analysis.page import flat
 from analysis.stats import Estimate
-from analysis.stored import read_json
 from analysis.table import write_text
 from harness.records import content_hash
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis import findings, measures
+from analysis.cells import POPULATIONS_NOTE, cell_text, interval_text
 from analysis.load import Checkpoint, StudyData, load_study
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference
 from analysis.table import Row, Table
-from analysis.table_cells import POPULATIONS_NOTE, cell_text, interval_text
 from analysis.text import number, p_value
 from harness.records import HarnessError
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import figures_diagnostics, figures_exact, figures_scores
+from analysis import figures_diagnostics, figures_scores
+from analysis import figures_diagnostics as figures_exact
 from analysis.figure import Drawn, paper_style
 from analysis.load import StudyData
 from analysis.table import Unavailable

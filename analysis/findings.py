@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from analysis import measures, power, rank
-from analysis.family import Family, Member, Selection, family, holm, reestimate_best
+from analysis.family import Family, Member, Selection, Trend, family, holm, reestimate_best, trend
 from analysis.load import Checkpoint, StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference, mean_over_seeds, one_checkpoint
-from analysis.trend import Trend, trend
 
-POPULATIONS = ("A", "B")
+POPULATIONS: tuple[power.Population, ...] = ("A", "B")
 
 
 @dataclass(frozen=True)
@@ -185,10 +184,8 @@ def _comparison(
             else power.from_estimate(value)
         )
         arms = (found.df or 0) // max(value.seeds - 1, 1) + 1 if pooled else 2
-        detectable = {
-            p: power.detectable(spread, value.seeds, value.clusters, p, arms=arms)
-            for p in POPULATIONS
-        }  # type: ignore[arg-type]
+        sizes = value.seeds, value.clusters
+        detectable = {p: power.detectable(spread, *sizes, p, arms=arms) for p in POPULATIONS}
         flip = rank.sign_flip(np.array(value.points), np.random.default_rng(0))
         ours, theirs = (data.at(arm, iteration) for arm in (member.arm, data.baseline_arm))
         if ours and theirs:

@@ -75,14 +75,15 @@ class Layout:
         """The clusters where ``columns`` (n,) is true."""
         names = tuple(c for c, k in zip(self.clusters, columns.tolist(), strict=True) if k)
         low, high = (None if part is None else part[:, columns] for part in (self.low, self.high))
-        cells = {
-            "values": self.values[:, columns],
-            "missing": self.missing[:, columns],
-            "rows": self.rows[:, columns],
-        }
-        return Layout(
-            seeds=self.seeds, clusters=names, scale=self.scale, low=low, high=high, **cells
-        )  # type: ignore[arg-type]
+        return replace(
+            self,
+            values=self.values[:, columns],
+            clusters=names,
+            missing=self.missing[:, columns],
+            rows=self.rows[:, columns],
+            low=low,
+            high=high,
+        )
 
     def spread(self, clusters: tuple[str, ...]) -> Layout:
         """The same over a larger set of clusters; those that were not there are missing, of the

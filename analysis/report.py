@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis import cards, text
-from analysis.content import FIRST_TABLES, flat, is_volatile, settings, summary, versions
 from analysis.figure import Drawn, write_figure
 from analysis.figures import FIGURES, draw
-from analysis.html import page
 from analysis.load import StudyData, load_study
+from analysis.page import FIRST_TABLES, flat, is_volatile, page, settings, summary, versions
 from analysis.table import Table, Unavailable, as_markdown, write_table, write_text
 from analysis.tables import TABLES
 

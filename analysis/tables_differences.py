@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis import findings, measures, prose
+from analysis.cells import POPULATIONS_NOTE, interval_text
 from analysis.findings import Comparison
 from analysis.load import StudyData
 from analysis.table import Row, Table, Unavailable, unique
-from analysis.table_cells import POPULATIONS_NOTE, interval_text
 from analysis.text import number, p_value
 
 DATA = (

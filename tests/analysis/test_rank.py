@@ -13,6 +13,7 @@ import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import proportion_confint
 
+from analysis.family import page_trend, trend
 from analysis.layout import from_array
 from analysis.rank import (
     interquartile_mean,
@@ -22,7 +23,6 @@ from analysis.rank import (
     proportion,
     sign_flip,
 )
-from analysis.trend import page_trend, trend
 
 
 def test_sign_flip_floor_by_number_of_seeds() -> None:

@@ -18,9 +18,8 @@ import pytest
 
 from analysis import prose, samples
 from analysis.figures import FIGURES
-from analysis.html import page, policy
 from analysis.load import StudyData, load_study
-from analysis.page_assets import CSS, JS
+from analysis.page import CSS, JS, page, policy
 from analysis.report import write_report
 from analysis.tables import TABLES
 from harness.records import Score, write_scores

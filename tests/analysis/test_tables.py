@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from analysis import findings, measures, paper, text
+from analysis.cells import cell_text
 from analysis.compare import compare
 from analysis.load import StudyData, load_study
 from analysis.table import (
@@ -25,10 +26,8 @@ from analysis.table import (
     as_markdown,
     sort_value,
 )
-from analysis.table_cells import cell_text
 from analysis.tables import TABLES
-from analysis.tables_agreement import disagreement, flips_of
-from analysis.tables_judge import FLAGS
+from analysis.tables_judge import FLAGS, disagreement, flips_of
 from harness.records import HarnessError
 from tests import synthetic
 
