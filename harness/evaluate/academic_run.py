@@ -48,6 +48,8 @@ FEWSHOT_SEED = 1234
 
 
 Entry = Mapping[str, Any]
+Logged = list[dict[str, Any]] | None
+"""lm-eval's samples of one task; None where it ran out of memory."""
 
 
 def run(task: StageTask[AcademicTask]) -> StageOutcome:
@@ -106,9 +108,7 @@ def evaluate_policy(
     return scores, samples, summary, lm.cut
 
 
-# --- tasks ----------------------------------------------------------------------------------------
-
-
+# -- tasks -----------------------------------------------------------------------------------------
 def task_entries(folder: Path, wanted: list[str]) -> dict[str, Entry]:
     """The wanted columns of ``folder/tasks.json``. Raises HarnessError naming the ones it lacks."""
     file = folder / "tasks.json"
@@ -133,18 +133,12 @@ def materialise(folder: Path, target: Path) -> None:
         name = match[0]
         return str((folder / name).resolve()) if (folder / name).is_file() else name
 
+    included = re.compile(r"(?m)^(include:\s*)(lm_eval/\S+)")
+    data_file = r"(?<![\w/.-])[\w-][\w.-]*\.(?:jsonl\.gz|jsonl|json|parquet|csv)(?![\w.-])"
     for file in sorted(folder.glob("*.yaml")):
-        text = re.sub(
-            r"(?m)^(include:\s*)(lm_eval/\S+)",
-            lambda m: f"{m[1]}{packaged / m[2]}",
-            file.read_text(encoding="utf-8"),
-        )
-        text = re.sub(
-            r"(?<![\w/.-])[\w-][\w.-]*\.(?:jsonl\.gz|jsonl|json|parquet|csv)(?![\w.-])",
-            absolute,
-            text,
-        )
-        (target / file.name).write_text(text, encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        text = included.sub(lambda m: f"{m[1]}{packaged / m[2]}", text)
+        (target / file.name).write_text(re.sub(data_file, absolute, text), encoding="utf-8")
 
 
 def load_tasks(
@@ -163,7 +157,7 @@ def load_tasks(
         for column, entry in entries.items()
         if entry.get("source") == "hub" and not (folder / f"{column}.yaml").is_file()
     ]
-    # lm-eval reads all its ten thousand task files unless told not to: half a minute.
+    # Defaults only where a task is named by lm-eval: it would read thousands of task files for them.
     manager = TaskManager(include_path=str(temporary / "tasks"), include_defaults=bool(named))
     cache = datasets.config.HF_DATASETS_CACHE
     hubs = {"hub", *(paper.hub for paper in PAPER_TASKS.values())}
@@ -195,12 +189,8 @@ def load_tasks(
     return columns
 
 
-# --- evaluation -----------------------------------------------------------------------------------
-
-
-def evaluate_all(
-    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
-) -> dict[str, list[dict[str, Any]] | None]:
+# -- evaluation ------------------------------------------------------------------------------------
+def evaluate_all(lm: Any, tasks: Mapping[str, Any], settings: AcademicTask) -> dict[str, Logged]:
     """lm-eval's logged samples by task; None for a task that ran out of memory even one row at a
     time.
     """
@@ -208,7 +198,7 @@ def evaluate_all(
         return dict(_with_smaller_batches(lm, tasks, settings))
     except MemoryError:
         lm.shrink = 1
-    found: dict[str, list[dict[str, Any]] | None] = {}
+    found: dict[str, Logged] = {}
     for name, task in tasks.items():
         try:
             found |= _with_smaller_batches(lm, {name: task}, settings)
@@ -219,7 +209,7 @@ def evaluate_all(
 
 def _with_smaller_batches(
     lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, Logged]:
     """One evaluation; out of memory halves the batches and starts again. Raises MemoryError when
     batches of one row do not fit.
     """
@@ -235,9 +225,7 @@ def _with_smaller_batches(
             lm.cut = 0
 
 
-def _evaluate(
-    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
-) -> dict[str, list[dict[str, Any]]]:
+def _evaluate(lm: Any, tasks: Mapping[str, Any], settings: AcademicTask) -> dict[str, Logged]:
     from lm_eval.evaluator import evaluate
 
     for task in tasks.values():
@@ -257,19 +245,13 @@ def _evaluate(
             f"lm-eval refuses the academic tasks: {error} (a shorter academic.max_new_tokens or "
             "fewer shots may help)"
         ) from error
-    samples: dict[str, list[dict[str, Any]]] = results["samples"]
+    samples: dict[str, Logged] = results["samples"]
     return samples
 
 
-# --- rows -----------------------------------------------------------------------------------------
-
-
+# -- rows ------------------------------------------------------------------------------------------
 def score_rows(
-    column: str,
-    entry: Entry,
-    tasks: Mapping[str, Any],
-    found: Mapping[str, list[dict[str, Any]] | None],
-    limit: int,
+    column: str, entry: Entry, tasks: Mapping[str, Any], found: Mapping[str, Logged], limit: int
 ) -> tuple[list[Score], list[dict[str, Any]]]:
     """Score rows in percent and sample rows of one column, in lm-eval's order of items."""
     scores: list[Score] = []
@@ -387,21 +369,15 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
         cut = 0
         _last: tuple[str, list[int]] = ("", [])
 
-        def tok_encode(
-            self,
-            string: str,
-            add_special_tokens: bool | None = None,
-            left_truncate_len: int | None = None,
-            **kwargs: Any,
-        ) -> list[int]:
-            if add_special_tokens is not None or left_truncate_len:
-                return list(
-                    super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
-                )
+        # lm-eval encodes a context of 25 shots once for every choice: four times the work.
+        def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+            if any(value is not None for value in (*args, *kwargs.values())):
+                return list(super().tok_encode(string, *args, **kwargs))
             if string != self._last[0]:
                 self._last = (string, list(super().tok_encode(string)))
             return list(self._last[1])
 
+        # lm-eval's own encodes the context twice; this is the same split with the one above.
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             spaces = len(context) - len(context.rstrip())
             if spaces:
@@ -410,6 +386,7 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
             whole = list(super().tok_encode(context + continuation))
             return start, whole[len(start) :]
 
+        # "auto" batches are found by trying until memory runs out, and differ between machines.
         def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:  # noqa: ARG002
             return max(1, settings.generation_batch // self.shrink)
 
@@ -418,6 +395,7 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
             logits = (len(context) + len(continuation)) * self.model.config.vocab_size
             return int(max(1, min(ROWS, budget // logits) // self.shrink))
 
+        # What does not fit is cut on the left in silence; here it is counted.
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
             self.cut += sum(
                 len(context) + len(continuation) > self.max_length + 1
@@ -446,10 +424,8 @@ def check_tokens(lm: Any, tokenizer: Any) -> None:
     most, in both of its encoders.
     """
     for turns in (1, 3):
-        messages = [
-            {"role": role, "content": "Hello there"}
-            for role in ("user", "assistant", "user")[:turns]
-        ]
+        roles = ("user", "assistant", "user")[:turns]
+        messages = [{"role": role, "content": "Hello there"} for role in roles]
         text = lm.apply_chat_template(messages)
         expected = encode_prompt(tokenizer, messages)
         batched, _ = lm.tok_batch_encode([text])

@@ -5,7 +5,7 @@ the judge in one batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.evaluate import libraries
@@ -19,6 +19,11 @@ SENT = ("max_tokens", "temperature", "top_p", "logprobs", "top_logprobs")
 """Sampling settings of an annotator that are passed on; others are refused rather than dropped."""
 
 
+READ = ("ok", "truncated")
+Shown = tuple[str, str, str]
+"""(instruction, output_1, output_2): what names a pair where the library drops ids."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """output_1 is the baseline's text, output_2 the model's."""
@@ -27,6 +32,10 @@ class Pair:
     instruction: str
     output_1: str
     output_2: str
+
+    @property
+    def shown(self) -> Shown:
+        return (self.instruction, self.output_1, self.output_2)
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,8 @@ class Annotation:
     reason: str = ""
 
     def fields(self) -> dict[str, Any]:
-        return {
-            "preference": self.preference,
-            "score_status": self.status,
-            "switched": self.switched,
-            "reason": self.reason,
-        }
+        fields = asdict(self)
+        return {"score_status": fields.pop("status")} | fields
 
 
 def annotate(
@@ -63,50 +68,37 @@ def annotate(
     Pairs with equal outputs are 1.5 without a call (the library's rule). HarnessError when the
     annotator asks for what is not supported.
     """
+    if not pairs:
+        return {}
     if flipped:
-        pairs = [Pair(pair.id, pair.instruction, pair.output_2, pair.output_1) for pair in pairs]
-    rows = [
-        {"id": p.id, "instruction": p.instruction, "output_1": p.output_1, "output_2": p.output_2}
-        for p in pairs
-    ]
-    exchange = _Exchange(
-        client, {(p.instruction, p.output_1, p.output_2): p.id for p in reversed(pairs)}, repeats
-    )
+        pairs = [replace(one, output_1=one.output_2, output_2=one.output_1) for one in pairs]
+    exchange = _Exchange(client, {pair.shown: pair.id for pair in reversed(pairs)}, repeats)
     found: dict[tuple[str, int], Annotation] = {}
     for repeat in range(repeats):
         exchange.repeat = repeat
-        annotated = (
-            _library_annotator(annotator, exchange).annotate_pairs(rows, chunksize=None)
-            if rows
-            else []
-        )
-        for row in annotated:
+        library = _library_annotator(annotator, exchange)
+        for row in library.annotate_pairs([asdict(pair) for pair in pairs], chunksize=None):
             note = exchange.annotation(row)
             if flipped and note.preference is not None:
-                note = Annotation(
-                    3.0 - note.preference, note.status, not note.switched, note.reason
-                )
+                other = 3.0 - note.preference
+                note = replace(note, preference=other, switched=not note.switched)
             found[row["id"], repeat] = note
     return found
 
 
 def _library_annotator(name: str, exchange: _Exchange) -> Any:
-    library = libraries.alpaca_eval()
+    key = "evaluation.alpaca_eval.annotator"
+    make = libraries.alpaca_eval().annotators.PairwiseAnnotator
     try:
-        pool = library.annotators.PairwiseAnnotator(
-            annotators_config=name, seed=ORDER_SEED, caching_path=None
-        )
+        # No cache: the library's holds failed rows as -1 and knows neither prompt nor judge.
+        pool = make(annotators_config=name, seed=ORDER_SEED, caching_path=None)
     except FileNotFoundError:
-        raise HarnessError(
-            f"evaluation.alpaca_eval.annotator: alpaca_eval knows no annotator {name!r}"
-        ) from None
+        raise HarnessError(f"{key}: alpaca_eval knows no annotator {name!r}") from None
     for single in pool.annotators.values():
         unknown = sorted(set(single.completions_kwargs) - {"model_name", *SENT})
         if unknown or single.batch_size != 1:
-            raise HarnessError(
-                f"evaluation.alpaca_eval.annotator {name!r} wants "
-                f"{', '.join(unknown) or 'several examples in a prompt'}, which is not supported"
-            )
+            wanted = ", ".join(unknown) or "several examples in a prompt"
+            raise HarnessError(f"{key} {name!r} wants {wanted}, which is not supported")
         exchange.watch(single)
     return pool
 
@@ -114,16 +106,12 @@ def _library_annotator(name: str, exchange: _Exchange) -> Any:
 class _Exchange:
     """Stands in for the annotator's completion function; the first repeat asks for all of them."""
 
-    def __init__(
-        self, client: JudgeClient, names: Mapping[tuple[str, str, str], str], repeats: int
-    ) -> None:
-        self.client = client
-        self.names = names
-        self.repeats = repeats
+    def __init__(self, client: JudgeClient, names: Mapping[Shown, str], repeats: int) -> None:
+        self.client, self.names, self.repeats = client, names, repeats
         self.repeat = 0
-        self.shown: list[tuple[tuple[str, str, str], bool]] = []
-        self.replies: dict[tuple[tuple[str, str, str], int], JudgeReply] = {}
-        self.switched: dict[tuple[str, str, str], bool] = {}
+        self.shown: list[Shown] = []
+        self.switched: dict[Shown, bool] = {}
+        self.replies: dict[tuple[Shown, int], JudgeReply] = {}
 
     def watch(self, single: Any) -> None:
         """Learn which pair each prompt belongs to (the library shuffles them) and take its
@@ -135,19 +123,18 @@ class _Exchange:
             prompts, frame = make_prompts(frame, *args, **kwargs)
             self.shown = []
             for row in frame.to_dict(orient="records"):
+                outputs = [row["output_1"], row["output_2"]]
                 switched = bool(row.get("is_switched_outputs", False))
-                first, second = (
-                    (row["output_2"], row["output_1"])
-                    if switched
-                    else (row["output_1"], row["output_2"])
-                )
-                self.shown.append(((row["instruction"], first, second), switched))
+                if switched:
+                    outputs.reverse()
+                self.shown.append((row["instruction"], outputs[0], outputs[1]))
+                if self.repeat == 0:
+                    self.switched[self.shown[-1]] = switched
             return prompts, frame
 
         def complete(prompts: Sequence[str], **kwargs: Any) -> dict[str, list[Any]]:
-            return self.complete(
-                prompts, {name: kwargs[name] for name in SENT if name in kwargs}, parse
-            )
+            params = {name: kwargs[name] for name in SENT if name in kwargs}
+            return self.complete(prompts, params, parse)
 
         single._make_prompts = recorded
         single.fn_completions = complete
@@ -160,55 +147,45 @@ class _Exchange:
         """
         if not self.replies:
             chatml = libraries.alpaca_eval().utils.prompt_to_chatml
-            self.switched = dict(self.shown)
-            keys = [key for key, _ in self.shown]
-            requests = [
-                JudgeRequest(self.names[key], tuple(chatml(prompt.strip())), params, repeat)
-                for repeat in range(self.repeats)
-                for key, prompt in zip(keys, prompts, strict=True)
-            ]
+            messages = [tuple(chatml(prompt.strip())) for prompt in prompts]
+            asked = list(zip(self.shown, messages, strict=True))
+            requests = []
+            for repeat in range(self.repeats):
+                requests += [JudgeRequest(self.names[k], m, params, repeat) for k, m in asked]
             replies = self.client.complete(requests, accept=lambda reply: _readable(reply, parse))
-            self.replies = {
-                (key, reply.repeat): reply
-                for key, reply in zip(keys * self.repeats, replies, strict=True)
-            }
+            keys = self.shown * self.repeats
+            for key, reply in zip(keys, replies, strict=True):
+                self.replies[key, reply.repeat] = reply
+        mine = [self.replies[key, self.repeat] for key in self.shown]
         return {
-            "completions": [self.replies[key, self.repeat].text for key, _ in self.shown],
-            "completions_all": [_choice(self.replies[key, self.repeat]) for key, _ in self.shown],
+            "completions": [reply.text for reply in mine],
+            "completions_all": [_choice(reply) for reply in mine],
         }
 
     def annotation(self, row: Mapping[str, Any]) -> Annotation:
+        """The library's row as an annotation; what it could not read has no preference."""
         key = (row["instruction"], row["output_1"], row["output_2"])
         value = row.get("preference")
-        preference = (
-            None
-            if value is None or value != value or not 1.0 <= float(value) <= 2.0
-            else float(value)
-        )
+        preference = None
+        if value is not None and 1.0 <= float(value) <= 2.0:
+            preference = float(value)
         reply = self.replies.get((key, self.repeat))
         if reply is None:
-            return Annotation(
-                preference,
-                "ok" if preference is not None else "unparsed",
-                reason="identical outputs",
-            )
-        if preference is not None and reply.status in ("ok", "truncated"):
+            status: Status = "unparsed" if preference is None else "ok"
+            return Annotation(preference, status, reason="identical outputs")
+        if preference is not None and reply.status in READ:
             return Annotation(preference, "ok", self.switched[key])
-        status: Status = "unparsed" if reply.status in ("ok", "truncated") else reply.status
+        status = "unparsed" if reply.status in READ else reply.status
         return Annotation(None, status, self.switched[key], reply.error)
 
 
 def _choice(reply: JudgeReply) -> dict[str, Any]:
-    usable = reply.status in ("ok", "truncated")
-    content = (
-        reply.logprobs
-        if usable and reply.logprobs
-        else [{"token": "", "logprob": 0.0, "top_logprobs": []}]
-    )
+    text = reply.text if reply.status in READ else ""
+    content = reply.logprobs if reply.status in READ else None
     return {
-        "text": reply.text if usable else "",
-        "message": {"role": "assistant", "content": reply.text if usable else ""},
-        "logprobs": {"content": content},
+        "text": text,
+        "message": {"role": "assistant", "content": text},
+        "logprobs": {"content": content or [{"token": "", "logprob": 0.0, "top_logprobs": []}]},
         "total_tokens": reply.prompt_tokens + reply.completion_tokens,
     }
 

@@ -1,4 +1,4 @@
-"""The benchmark libraries, imported late and fenced: nothing they read, write or set at import
+"""The benchmark libraries, imported late and apart: nothing they read, write or set at import
 reaches beyond them.
 
 alpaca_eval reads keys and endpoints from the environment when imported, loads any ``.env`` above
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_FENCED_PREFIXES = (
+_HIDDEN_PREFIXES = (
     "OPENAI_",
     "ANTHROPIC_",
     "GOOGLE_",
@@ -36,7 +36,7 @@ _LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
-def _fence() -> Iterator[None]:
+def _isolated() -> Iterator[None]:
     """Environment, root logger and dotenv as they were, whatever an import does to them."""
     import dotenv
 
@@ -44,7 +44,7 @@ def _fence() -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
     load_dotenv = dotenv.load_dotenv
-    for name in [name for name in os.environ if name.startswith(_FENCED_PREFIXES)]:
+    for name in [name for name in os.environ if name.startswith(_HIDDEN_PREFIXES)]:
         del os.environ[name]
     os.environ.setdefault("LOGNAME", "selm")  # getpass.getuser() fails for a user id without a name
     dotenv.load_dotenv = lambda *_args, **_kwargs: False
@@ -60,14 +60,10 @@ def _fence() -> Iterator[None]:
         os.environ.update(kept)
 
 
-class _NotOurs(logging.Filter):
+def _not_alpaca_evals(record: logging.LogRecord) -> bool:
     """Drops what alpaca_eval logs straight on the root logger (it prints whole answers there)."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return (
-            f"{os.sep}alpaca_eval{os.sep}" not in record.pathname
-            or f"{os.sep}harness{os.sep}" in record.pathname
-        )
+    theirs = f"{os.sep}alpaca_eval{os.sep}" in record.pathname
+    return not theirs or f"{os.sep}harness{os.sep}" in record.pathname
 
 
 @functools.cache
@@ -75,11 +71,12 @@ def alpaca_eval() -> Any:
     """The alpaca_eval package, imported without credentials. Its root-logger messages and progress
     bars are silenced.
     """
-    with _LOCK, _fence():
+    with _LOCK, _isolated():
         module = importlib.import_module("alpaca_eval")
         importlib.import_module("alpaca_eval.annotators")
         importlib.import_module("alpaca_eval.metrics.glm_winrate")
-    logging.getLogger().addFilter(_NotOurs())
+    logging.getLogger().addFilter(_not_alpaca_evals)
+    # Its progress bars have no switch: one a chunk would fill the terminal of a study.
     quiet: Any = types.SimpleNamespace(tqdm=lambda iterable, **_kwargs: iterable)
     vars(sys.modules["alpaca_eval.utils"])["tqdm"] = quiet
     return module
@@ -102,7 +99,7 @@ def fastchat() -> Any:
     modules are replaced while the import lasts. Ours is a private copy; ``import
     fastchat.llm_judge.common`` elsewhere still gives the full one.
     """
-    with _LOCK, _fence():
+    with _LOCK, _isolated():
         conversation = importlib.import_module("fastchat.conversation")
 
         def template(_judge: str) -> Any:
