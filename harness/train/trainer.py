@@ -177,7 +177,7 @@ class PreferenceTrainer(Trainer):
         shard_on_cpu(self)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One item per optimiser step: this rank's micro-batches of the global batch."""
+        """One item per optimiser step: the rows of its global batch, the same on every rank."""
         args = self.args
         rows: list[PreferenceRow] = self.train_dataset
         seed = args.seed if args.data_seed is None else args.data_seed

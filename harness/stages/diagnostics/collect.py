@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from harness.study.tasks import DiagnosticsTask
 
 EXTERNAL = ("oracle", "reward_model", "pairrm")
 """Rankers that score samples here; a judge is paid per call and left to its own stages."""
+ROLES = {"theta": "policy", "reference": "reference_policy", "base": "base", "previous": "previous"}
+"""Role of a policy → the stage's input that holds it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,13 @@ class Draft:
     id: str
     messages: Sequence[Mapping[str, str]]
     sheet: Sheet | None
-    texts: dict[str, str] = dataclasses.field(default_factory=dict)
-    given: dict[str, TokenIds] = dataclasses.field(default_factory=dict)
-    own: list[Sample] = dataclasses.field(default_factory=list)
-    reference: list[Sample] = dataclasses.field(default_factory=list)
-    previous: list[str] = dataclasses.field(default_factory=list)
-    modes: list[tuple[TokenIds, float, float]] = dataclasses.field(default_factory=list)
-    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    given: dict[str, TokenIds] = field(default_factory=dict)
+    own: list[Sample] = field(default_factory=list)
+    reference: list[Sample] = field(default_factory=list)
+    previous: list[str] = field(default_factory=list)
+    modes: list[tuple[TokenIds, float, float]] = field(default_factory=list)
+    rewards: dict[str, float] = field(default_factory=dict)
     y_role: str = "absent"
     margin: float | None = None
 
@@ -57,32 +60,22 @@ class Policies:
     """The stage's policies by role, distinct checkpoints once."""
 
     def __init__(self, task: StageTask[DiagnosticsTask]) -> None:
-        folders = {
-            "theta": "policy",
-            "reference": "reference_policy",
-            "base": "base",
-            "previous": "previous",
-        }
-        options = {
-            "dtype": task.settings.dtype,
-            "attention": task.settings.attention,
-            "device": task.runtime.device,
-        }
-        self.names = {
-            role: str(model_folder(task.inputs[name]).resolve()) for role, name in folders.items()
-        }
-        inputs = {
-            str(model_folder(task.inputs[name]).resolve()): task.inputs[name]
-            for name in folders.values()
-        }
-        self.loaders = {
-            name: lambda folder=folder: load_policy(folder, **options)
-            for name, folder in inputs.items()
-        }
+        self.names: dict[str, str] = {}
+        self.loaders: dict[str, Callable[[], Policy]] = {}
+        for role, name in ROLES.items():
+            checkpoint = str(model_folder(task.inputs[name]).resolve())
+            self.names[role] = checkpoint
+            self.loaders[checkpoint] = partial(
+                load_policy,
+                task.inputs[name],
+                dtype=task.settings.dtype,
+                attention=task.settings.attention,
+                device=task.runtime.device,
+            )
 
     def load(self, role: str) -> Policy:
-        policy: Policy = self.loaders[self.names[role]]()
-        return policy
+        """The policy of a role (theta, reference, base, previous)."""
+        return self.loaders[self.names[role]]()
 
 
 def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evidence]]:
@@ -93,27 +86,25 @@ def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evi
     theta = policies.load("theta")
     drafts = read_drafts(task, theta.tokenizer)
     heldout = [draft for draft in drafts["heldout"] if draft.sheet is not None]
-    own = stored_samples(task.inputs.get("answer"), heldout) or draw(
-        theta, heldout, settings, "theta"
-    )
+    own = stored_samples(task.inputs.get("answer"), heldout)
+    if not own:
+        own = draw(theta, heldout, settings, "theta")
     previous = stored_samples(task.inputs.get("answer_previous"), heldout)
     reference = draw(policies.load("reference"), heldout, settings, "reference")
     for draft in heldout:
         draft.own, draft.reference = own.get(draft.id, []), reference.get(draft.id, [])
         draft.previous = [sample.text for sample in previous.get(draft.id, [])]
-        for sample in (*draft.own, *draft.reference):
-            draft.sheet.add(sample.ids, own=any(sample is mine for mine in draft.own))  # type: ignore[union-attr]
-    budget = int(task.runtime.token_budget or 8192)
+        assert draft.sheet is not None
+        for sample in draft.own:
+            draft.sheet.add(sample.ids, own=True)
+        for sample in draft.reference:
+            draft.sheet.add(sample.ids)
+    budget = task.runtime.token_budget or 8192
     if settings.pocket:
         add_modes(heldout, theta, budget)
     add_rewards(task, heldout)
-    everything = [draft for rows in drafts.values() for draft in rows]
-    score_sheets(
-        [draft.sheet for draft in everything if draft.sheet is not None],
-        policies.loaders,
-        policies.names,
-        token_budget=budget,
-    )
+    sheets = [draft.sheet for draft in chain(*drafts.values()) if draft.sheet is not None]
+    score_sheets(sheets, policies.loaders, policies.names, token_budget=budget)
     return {
         split: [evidence(draft, theta, beta) for draft in rows] for split, rows in drafts.items()
     }
@@ -130,26 +121,19 @@ def read_drafts(task: StageTask[DiagnosticsTask], tokenizer: Any) -> dict[str, l
     drafts: dict[str, list[Draft]] = {"train": []}
     for row in list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))[-count:]:
         pair = Pair(**row)
-        draft = new_draft(
-            pair.prompt_id,
-            pair.messages,
-            {"chosen": pair.chosen, "rejected": pair.rejected, "explore": pair.explore},
-            task,
-            tokenizer,
-        )
+        texts = {"chosen": pair.chosen, "rejected": pair.rejected, "explore": pair.explore}
+        draft = new_draft(pair.prompt_id, pair.messages, texts, task, tokenizer)
         draft.y_role = pair.y_role
         if pair.chosen_from in pair.scores and pair.rejected_from in pair.scores:
             draft.margin = pair.scores[pair.chosen_from] - pair.scores[pair.rejected_from]
         drafts["train"].append(draft)
     for split in ("heldout", "ood"):
         file = task.inputs["data"] / f"{split}.jsonl"
-        prompts = [Prompt(**row) for row in read_jsonl(file)][:count] if file.is_file() else []
-        drafts[split] = [
-            new_draft(
-                p.id, p.messages, {"chosen": p.chosen, "rejected": p.rejected}, task, tokenizer
-            )
-            for p in prompts
-        ]
+        drafts[split] = []
+        for row in islice(read_jsonl(file), count) if file.is_file() else ():
+            prompt = Prompt(**row)
+            texts = {"chosen": prompt.chosen, "rejected": prompt.rejected}
+            drafts[split].append(new_draft(prompt.id, prompt.messages, texts, task, tokenizer))
     return drafts
 
 
@@ -166,12 +150,12 @@ def new_draft(
         prompt_ids = encode_prompt(tokenizer, messages, settings.max_prompt_length)
     except PromptTooLongError:
         return Draft(name, messages, None, dict(texts))
-    draft = Draft(name, messages, Sheet(tuple(prompt_ids)), dict(texts))
-    limit = settings.max_length
-    room = max(1, limit - len(prompt_ids)) if limit else 0
+    sheet = Sheet(tuple(prompt_ids))
+    draft = Draft(name, messages, sheet, dict(texts))
+    room = max(1, settings.max_length - len(prompt_ids))
     for role, text in texts.items():
-        if text and draft.sheet is not None:
-            draft.given[role] = draft.sheet.add(encode_response(tokenizer, messages, text, room))
+        if text:
+            draft.given[role] = sheet.add(encode_response(tokenizer, messages, text, room))
     return draft
 
 
@@ -186,16 +170,12 @@ def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, li
     found: dict[str, list[Sample]] = {}
     if folder is None or not (folder / "heldout.jsonl").is_file():
         return found
-    rows = [
-        row
-        for row in read_jsonl(folder / "heldout.jsonl")
-        if row["sample"] > 0 and row["prompt_id"] in wanted
-    ]
+    rows = [row for row in read_jsonl(folder / "heldout.jsonl") if row["sample"] > 0]
     for row in sorted(rows, key=lambda row: (row["prompt_id"], row["sample"])):
-        if row["token_ids"] and row["status"] in ("ok", "truncated"):
-            found.setdefault(row["prompt_id"], []).append(
-                Sample(tuple(row["token_ids"]), row["text"], row["status"])
-            )
+        usable = row["token_ids"] and row["status"] in ("ok", "truncated")
+        if usable and row["prompt_id"] in wanted:
+            sample = Sample(tuple(row["token_ids"]), row["text"], row["status"])
+            found.setdefault(row["prompt_id"], []).append(sample)
     return found
 
 
@@ -203,27 +183,21 @@ def draw(
     policy: Policy, drafts: Sequence[Draft], settings: DiagnosticsTask, role: str
 ) -> dict[str, list[Sample]]:
     """Fresh samples at temperature 1, seeded by run seed, iteration, role, prompt and sample."""
-    keys = [(draft, sample) for draft in drafts for sample in range(settings.samples)]
-    requests = [
-        GenerationRequest(
-            draft.sheet.prompt_ids if draft.sheet else (),
-            settings.max_new_tokens,
-            temperature=1.0,
-            seed=request_seed(
-                settings.seed, settings.iteration, f"diagnostics.{role}", draft.id, sample
-            ),
-        )
-        for draft, sample in keys
-    ]
+    names, requests = [], []
+    for draft, sample in product(drafts, range(settings.samples)):
+        assert draft.sheet is not None
+        identity = (settings.iteration, f"diagnostics.{role}", draft.id, sample)
+        seed = request_seed(settings.seed, *identity)
+        ids, most = draft.sheet.prompt_ids, settings.max_new_tokens
+        requests.append(GenerationRequest(ids, most, temperature=1.0, seed=seed))
+        names.append(draft.id)
     found: dict[str, list[Sample]] = {}
-    drawn = generate(
-        policy, requests, batch_size=settings.generation_batch, backend=settings.backend
-    )
-    for (draft, _), answer in zip(keys, drawn, strict=True):
+    batch, backend = settings.generation_batch, settings.backend
+    drawn = generate(policy, requests, batch_size=batch, backend=backend)
+    for name, answer in zip(names, drawn, strict=True):
         if answer.status != "error" and answer.token_ids:
-            found.setdefault(draft.id, []).append(
-                Sample(tuple(answer.token_ids), answer.text, answer.status)
-            )
+            kept = Sample(tuple(answer.token_ids), answer.text, answer.status)
+            found.setdefault(name, []).append(kept)
     return found
 
 
@@ -231,30 +205,16 @@ def add_modes(drafts: Sequence[Draft], theta: Policy, token_budget: int) -> None
     """The answers that have a reward (pocket world) with log π_θ; no other policy is asked for
     them.
     """
-    modes = [
-        [(text, reward) for text, reward in oracle.modes(draft.messages) if reward > 0]
-        for draft in drafts
-    ]
-    rows = [
-        PackedPrompt(
-            draft.sheet.prompt_ids if draft.sheet else (),
-            tuple(
-                tuple(encode_response(theta.tokenizer, draft.messages, text)) for text, _ in listed
-            ),
-        )
-        for draft, listed in zip(drafts, modes, strict=True)
-    ]
-    for draft, listed, row, logps in zip(
-        drafts,
-        modes,
-        rows,
-        response_logps(theta.model, rows, token_budget=token_budget),
-        strict=True,
-    ):
-        draft.modes = [
-            (ids, reward, logp)
-            for (_, reward), ids, logp in zip(listed, row.responses, logps, strict=True)
-        ]
+    listed_rewards, rows = [], []
+    for draft in drafts:
+        assert draft.sheet is not None
+        right = [(text, reward) for text, reward in oracle.modes(draft.messages) if reward > 0]
+        responses = [encode_response(theta.tokenizer, draft.messages, text) for text, _ in right]
+        rows.append(PackedPrompt(draft.sheet.prompt_ids, tuple(map(tuple, responses))))
+        listed_rewards.append([reward for _, reward in right])
+    scored = response_logps(theta.model, rows, token_budget=token_budget)
+    for draft, listed, row, logps in zip(drafts, listed_rewards, rows, scored, strict=True):
+        draft.modes = list(zip(row.responses, listed, logps, strict=True))
 
 
 def add_rewards(task: StageTask[DiagnosticsTask], drafts: Sequence[Draft]) -> None:
@@ -262,23 +222,14 @@ def add_rewards(task: StageTask[DiagnosticsTask], drafts: Sequence[Draft]) -> No
     settings = task.settings.ranker
     if settings.kind not in EXTERNAL:
         return
-    items = [
-        RankItem(
-            draft.id,
-            tuple(draft.messages),
-            tuple(dict.fromkeys(s.text for s in (*draft.own, *draft.reference))),
-        )
-        for draft in drafts
-    ]
-    context = RankContext(
-        settings, task.runtime, task.out / "ranker.jsonl", task.inputs.get("ranker")
-    )
-    for draft, item, ranked in zip(
-        drafts,
-        items,
-        rewards(items, [d.texts.get("chosen", "") for d in drafts], context),
-        strict=True,
-    ):
+    items = []
+    for draft in drafts:
+        texts = dict.fromkeys(sample.text for sample in (*draft.own, *draft.reference))
+        items.append(RankItem(draft.id, tuple(draft.messages), tuple(texts)))
+    journal, checkpoint = task.out / "ranker.jsonl", task.inputs.get("ranker")
+    context = RankContext(settings, task.runtime, journal, checkpoint)
+    found = rewards(items, [draft.texts.get("chosen", "") for draft in drafts], context)
+    for draft, item, ranked in zip(drafts, items, found, strict=True):
         if ranked.status == "ok":
             draft.rewards = dict(zip(item.texts, ranked.scores, strict=True))
 
@@ -293,17 +244,15 @@ def evidence(draft: Draft, policy: Policy, beta: float) -> Evidence:
         return Evidence(draft.id, beta, y_role=draft.y_role, margin=draft.margin, refused=True)
 
     def answer(ids: TokenIds, text: str, status: str = "ok") -> Answer:
-        logps = {role: values[ids] for role, values in sheet.logps.items()}
-        kl = {role: values[ids] for role, values in sheet.kl.items() if ids in values}
         return Answer(
             text,
             ids,
             status,
-            ids[-1] in policy.stop_token_ids,
-            logps,
-            kl,
-            sheet.entropy.get(ids, 0.0),
-            draft.rewards.get(text),
+            ended=ids[-1] in policy.stop_token_ids,
+            logps={role: values[ids] for role, values in sheet.logps.items()},
+            kl={role: values[ids] for role, values in sheet.kl.items() if ids in values},
+            entropy=sheet.entropy.get(ids, 0.0),
+            reward=draft.rewards.get(text),
         )
 
     given = {role: answer(ids, draft.texts[role]) for role, ids in draft.given.items()}
