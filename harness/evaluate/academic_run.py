@@ -157,7 +157,7 @@ def load_tasks(
         for column, entry in entries.items()
         if entry.get("source") == "hub" and not (folder / f"{column}.yaml").is_file()
     ]
-    # Defaults only where a task is named by lm-eval: it would read thousands of task files for them.
+    # Defaults only where a task is named by lm-eval: for them it reads thousands of files.
     manager = TaskManager(include_path=str(temporary / "tasks"), include_defaults=bool(named))
     cache = datasets.config.HF_DATASETS_CACHE
     hubs = {"hub", *(paper.hub for paper in PAPER_TASKS.values())}

@@ -36,23 +36,19 @@ def read_labelled_pairs(path: Path) -> list[LabelledPair]:
     """Pairs of a JSON list with ``input``, ``output_1``, ``output_2``, ``label`` (LLMBar's form);
     ids are positions.
     """
-    rows = json.loads(path.read_text(encoding="utf-8"))
     pairs = []
-    for position, row in enumerate(rows):
-        if (
-            not isinstance(row, dict)
-            or not {"input", "output_1", "output_2", "label"} <= row.keys()
-            or row["label"] not in (1, 2)
-        ):
+    for position, row in enumerate(json.loads(path.read_text(encoding="utf-8"))):
+        try:
+            texts = (row["input"], row["output_1"], row["output_2"])
+            wrong = row["label"] not in (1, 2)
+        except (KeyError, TypeError):
+            wrong = True
+        if wrong:
             raise HarnessError(
                 f"{path}: item {position} is no labelled pair; it needs input, output_1, output_2 "
                 "and label (1 or 2)"
             )
-        pairs.append(
-            LabelledPair(
-                str(position), row["input"], row["output_1"], row["output_2"], row["label"]
-            )
-        )
+        pairs.append(LabelledPair(str(position), *texts, row["label"]))
     return pairs
 
 
@@ -66,23 +62,13 @@ def noise_floor(repeats: Mapping[str, Sequence[float | None]]) -> dict[str, floa
     kept = [[value for value in values if value is not None] for values in repeats.values()]
     kept = [values for values in kept if len(values) >= 2]
     left_out = len(repeats) - len(kept)
+    counts: dict[str, float | int | None] = {"items": len(kept), "left_out": left_out}
     if not kept:
-        return {
-            "items": 0,
-            "left_out": left_out,
-            "sd": None,
-            "sd_of_mean": None,
-            "unanimous_share": None,
-        }
+        return counts | dict.fromkeys(("sd", "sd_of_mean", "unanimous_share"))
     sd = math.sqrt(statistics.fmean(statistics.variance(values) for values in kept))
     unanimous = sum(1 for values in kept if len(set(values)) == 1) / len(kept)
-    return {
-        "items": len(kept),
-        "left_out": left_out,
-        "sd": sd,
-        "sd_of_mean": sd / math.sqrt(len(kept)),
-        "unanimous_share": unanimous,
-    }
+    spread = {"sd": sd, "sd_of_mean": sd / math.sqrt(len(kept)), "unanimous_share": unanimous}
+    return counts | spread
 
 
 def position_flips(
@@ -98,28 +84,19 @@ def position_flips(
     verdicts differ (a tie, exactly 1.5, agrees with nothing but a tie). ``second_place_advantage``:
     mean preference for what stands second, minus one half (0: no position bias).
     """
-    both = [
-        (a, b, switched[i])
-        for i, a, b in ((i, usual[i], flipped.get(i)) for i in usual)
-        if a is not None and b is not None
-    ]
-    missing = len(usual) - len(both)
-    if not both:
-        return {
-            "pairs": 0,
-            "missing": missing,
-            "flips": 0,
-            "flip_rate": None,
-            "second_place_advantage": None,
-        }
-    flips = sum(1 for a, b, _ in both if _better(a) != _better(b))
-    advantage = statistics.fmean((b - a if first else a - b) / 2.0 for a, b, first in both)
+    flips, advantages = 0, []
+    for name, a in usual.items():
+        b = flipped.get(name)
+        if a is not None and b is not None:
+            flips += _better(a) != _better(b)
+            advantages.append((b - a if switched[name] else a - b) / 2.0)
+    both = len(advantages)
     return {
-        "pairs": len(both),
-        "missing": missing,
+        "pairs": both,
+        "missing": len(usual) - both,
         "flips": flips,
-        "flip_rate": flips / len(both),
-        "second_place_advantage": advantage,
+        "flip_rate": flips / both if both else None,
+        "second_place_advantage": statistics.fmean(advantages) if both else None,
     }
 
 
@@ -175,22 +152,17 @@ def meta_evaluate(
             for flip in (False, True)
         }
         costs = client.costs
-    first = {
-        flip: {pair.id: notes[pair.id, 0].preference for pair in pairs}
-        for flip, notes in found.items()
-    }
-    spread = {
-        f"{pair.id}/{flip}": [notes[pair.id, repeat].preference for repeat in range(repeats)]
-        for flip, notes in found.items()
-        for pair in pairs
-    }
+    first: dict[bool, dict[str, float | None]] = {False: {}, True: {}}
+    spread: dict[str, list[float | None]] = {}
+    for flip, notes in found.items():
+        for pair in pairs:
+            said = [notes[pair.id, repeat].preference for repeat in range(repeats)]
+            spread[f"{pair.id}/{flip}"] = said
+            first[flip][pair.id] = said[0]
+    switched = {pair.id: found[False][pair.id, 0].switched for pair in pairs}
     return {
         "agreement": agreement(pairs, first[False], first[True]),
-        "position": position_flips(
-            first[False],
-            first[True],
-            {pair.id: found[False][pair.id, 0].switched for pair in pairs},
-        ),
+        "position": position_flips(first[False], first[True], switched),
         "noise": noise_floor(spread),
         "costs": costs,
     }

@@ -26,15 +26,10 @@ MOST_CHOICES, MOST_TOP, MOST_STOPS = 16, 20, 4
 DEFAULT_POSITIONS = 4096
 """Tokens of prompt and answer together, for a model whose configuration states no limit."""
 NOT_SUPPORTED = (
-    "stream",
-    "tools",
-    "functions",
-    "logit_bias",
-    "presence_penalty",
-    "frequency_penalty",
-    "response_format",
-    "audio",
+    *("stream", "tools", "functions", "logit_bias", "presence_penalty", "frequency_penalty"),
+    *("response_format", "audio"),
 )
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 class ServedModel:
@@ -102,12 +97,9 @@ class ServedModel:
         logits that are not finite).
         """
         limit = min(asked.max_tokens or self.positions, self.positions - len(ids))
-        requests = [
-            GenerationRequest(
-                ids, limit, asked.temperature, asked.top_p, request_seed("judge", asked.seed, index)
-            )
-            for index in range(asked.n)
-        ]
+        seeds = [request_seed("judge", asked.seed, index) for index in range(asked.n)]
+        drawing = (ids, limit, asked.temperature, asked.top_p)
+        requests = [GenerationRequest(*drawing, seed) for seed in seeds]
         drawn = generate(self.policy, requests, batch_size=asked.n)
         failed = next((one.error for one in drawn if one.status not in ("ok", "truncated")), "")
         if failed:
@@ -116,17 +108,14 @@ class ServedModel:
 
     def _choice(self, ids: tuple[int, ...], drawn: Generation, asked: Asked) -> chat_http.Choice:
         stops = self.policy.stop_token_ids
-        written = (
-            drawn.token_ids[:-1]
-            if drawn.token_ids and drawn.token_ids[-1] in stops
-            else drawn.token_ids
-        )
+        written = drawn.token_ids
+        if written and written[-1] in stops:
+            written = written[:-1]
         text, reason = drawn.text, "stop" if drawn.status == "ok" else "length"
-        cut = min(
-            (place for place in (text.find(stop) for stop in asked.stop) if place >= 0), default=-1
-        )
-        if cut >= 0:
-            written, text, reason = self._until(written, text[:cut], asked.stop), text[:cut], "stop"
+        places = [text.find(stop) for stop in asked.stop if stop in text]
+        if places:
+            text, reason = text[: min(places)], "stop"
+            written = self._until(written, text, asked.stop)
         logprobs = self._logprobs(ids, written, asked.top) if asked.logprobs else None
         return chat_http.Choice(text, reason, len(written), logprobs)
 
@@ -146,22 +135,16 @@ class ServedModel:
         if not written:
             return []
         inputs_BT = torch.tensor([[*ids, *written]], device=self.policy.device)
-        logits_TV = (
-            self.policy.model(input_ids=inputs_BT, logits_to_keep=len(written) + 1, use_cache=False)
-            .logits[0, :-1]
-            .float()
-        )
-        logprobs_TV = logits_TV.log_softmax(-1)
+        kept = len(written) + 1
+        output = self.policy.model(input_ids=inputs_BT, logits_to_keep=kept, use_cache=False)
+        logprobs_TV = output.logits[0, :-1].float().log_softmax(-1)
         values_TK, tokens_TK = logprobs_TV.topk(min(top, logprobs_TV.shape[-1]))
         entries = []
         for row, token in enumerate(written):
-            most = [
-                (self._token(t), v)
-                for t, v in zip(tokens_TK[row].tolist(), values_TK[row].tolist(), strict=True)
-            ]
-            entries.append(
-                chat_http.token_entry((self._token(token), float(logprobs_TV[row, token])), most)
-            )
+            best = zip(tokens_TK[row].tolist(), values_TK[row].tolist(), strict=True)
+            most = [(self._token(other), value) for other, value in best]
+            own = self._token(token), float(logprobs_TV[row, token])
+            entries.append(chat_http.token_entry(own, most))
         return entries
 
     def _token(self, token: int) -> str:
@@ -176,9 +159,8 @@ class Asked:
     """
 
     def __init__(self, body: Mapping[str, Any]) -> None:
-        unsupported = [
-            name for name in NOT_SUPPORTED if body.get(name) and body[name] != {"type": "text"}
-        ]
+        given = {name: body.get(name) for name in NOT_SUPPORTED}
+        unsupported = [name for name, it in given.items() if it and it != {"type": "text"}]
         if unsupported:
             raise ValueError(f"not supported here: {', '.join(unsupported)}")
         self.messages = _messages(body.get("messages"))
@@ -186,19 +168,13 @@ class Asked:
         self.top_p = _number(body, "top_p", 1.0, 1e-6, 1.0)
         self.n = int(_number(body, "n", 1, 1, MOST_CHOICES))
         self.seed = int(_number(body, "seed", 0, -(2**63), 2**63))
-        given = (
-            "max_completion_tokens"
-            if body.get("max_completion_tokens") is not None
-            else "max_tokens"
-        )
-        self.max_tokens = (
-            int(_number(body, given, 1, 1, 2**31)) if body.get(given) is not None else 0
-        )
+        names = ("max_completion_tokens", "max_tokens")
+        limit = next((name for name in names if body.get(name) is not None), "")
+        self.max_tokens = int(_number(body, limit, 1, 1, 2**31)) if limit else 0
         stop = body.get("stop") or []
         self.stop = [stop] if isinstance(stop, str) else list(stop)
-        if len(self.stop) > MOST_STOPS or not all(
-            isinstance(one, str) and one for one in self.stop
-        ):
+        texts = [one for one in self.stop if isinstance(one, str) and one]
+        if len(self.stop) > MOST_STOPS or len(texts) != len(self.stop):
             raise ValueError(f"stop: up to {MOST_STOPS} texts")
         self.logprobs = bool(body.get("logprobs"))
         self.top = int(_number(body, "top_logprobs", 0, 0, MOST_TOP))
@@ -217,21 +193,10 @@ def _messages(given: Any) -> list[dict[str, str]]:
             if any(part.get("type") != "text" for part in content):
                 raise ValueError("messages: only text can be read here")
             content = "".join(part["text"] for part in content)
-        if not isinstance(content, str) or turn["role"] not in (
-            "system",
-            "developer",
-            "user",
-            "assistant",
-        ):
-            raise ValueError(
-                "messages: every turn has a role (system, user or assistant) and a text"
-            )
-        turns.append(
-            {
-                "role": "system" if turn["role"] == "developer" else str(turn["role"]),
-                "content": content,
-            }
-        )
+        if not isinstance(content, str) or turn["role"] not in ROLES:
+            wanted = "every turn has a role (system, user or assistant) and a text"
+            raise ValueError(f"messages: {wanted}")
+        turns.append({"role": ROLES[turn["role"]], "content": content})
     return turns
 
 

@@ -50,20 +50,12 @@ def parse_rating(text: str) -> Rating:
     """
     attempts = [match for match in _DOUBLE.finditer(text) if _is_attempt(match, text)]
     if not attempts:
-        single = [
-            match.group(1) for match in _SINGLE.finditer(text) if _ATTEMPT.fullmatch(match.group(1))
-        ]
-        return (
-            _value(single[-1])
-            if single and len(set(single)) == 1
-            else Rating(None, "ambiguous" if single else "no_verdict")
-        )
-    last = attempts[-1]
-    if len({match.group(1) for match in attempts}) > 1 and not (
-        _labelled(attempts, text) or _alone(last, text)
-    ):
-        return Rating(None, "ambiguous")
-    return _value(last.group(1))
+        written = [match.group(1) for match in _SINGLE.finditer(text)]
+        single = {one for one in written if _ATTEMPT.fullmatch(one)}
+        if len(single) == 1:
+            return _value(single.pop())
+        return Rating(None, "ambiguous" if single else "no_verdict")
+    return _value(attempts[-1].group(1)) if _is_final(attempts, text) else Rating(None, "ambiguous")
 
 
 def _is_attempt(match: re.Match[str], text: str) -> bool:
@@ -73,15 +65,18 @@ def _is_attempt(match: re.Match[str], text: str) -> bool:
     )
 
 
-def _labelled(attempts: Sequence[re.Match[str]], text: str) -> bool:
-    """Whether a label stands between the last verdict and the one before it."""
-    return _LABEL.search(text[attempts[-2].end() : attempts[-1].start()]) is not None
-
-
-def _alone(match: re.Match[str], text: str) -> bool:
-    start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
+def _is_final(found: Sequence[re.Match[str]], text: str) -> bool:
+    """Whether the last of several verdicts counts: all agree, a label stands between it and the one
+    before, or it stands alone on its line.
+    """
+    last = found[-1]
+    if len({match.group(1) for match in found}) == 1:
+        return True
+    if _LABEL.search(text[found[-2].end() : last.start()]) is not None:
+        return True
+    start, end = text.rfind("\n", 0, last.start()) + 1, text.find("\n", last.end())
     line = text[start : end if end >= 0 else len(text)]
-    return line.replace(match.group(0), "", 1).strip(_ALONE) == ""
+    return line.replace(last.group(0), "", 1).strip(_ALONE) == ""
 
 
 def _value(written: str) -> Rating:
@@ -98,13 +93,7 @@ def parse_choice(text: str) -> str:
     FastChat looks for ``[[A]]`` anywhere before it looks for the others.
     """
     found = list(_CHOICE.finditer(text))
-    if not found:
-        return ""
-    if len({match.group(1) for match in found}) > 1 and not (
-        _labelled(found, text) or _alone(found[-1], text)
-    ):
-        return ""
-    return found[-1].group(1)
+    return found[-1].group(1) if found and _is_final(found, text) else ""
 
 
 MT_BENCH_PATTERNS: tuple[re.Pattern[str], ...] = (
@@ -144,9 +133,5 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
 
 def judge_label(judge: JudgeSettings) -> str:
     """The judge's name and a hash of what else decides its verdicts (not its address)."""
-    defining = {
-        name: value
-        for name, value in judge.model_dump().items()
-        if name not in ("base_url", "allow_insecure_url", "repeats")
-    }
+    defining = judge.model_dump(exclude={"base_url", "allow_insecure_url", "repeats"})
     return f"{judge.model}@{content_hash(defining, length=8)}"
