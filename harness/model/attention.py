@@ -99,15 +99,8 @@ def shared_prefix_attention(
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     form = _attend_padded if layout.padded is not None else _attend_blocks
-    output = form(
-        layout,
-        query,
-        key,
-        value,
-        scale=kwargs.get("scaling"),
-        dropout_p=kwargs.get("dropout", 0.0),
-        window=kwargs.get("sliding_window"),
-    )
+    options = {"scale": kwargs.get("scaling"), "dropout_p": kwargs.get("dropout", 0.0)}
+    output = form(layout, query, key, value, window=kwargs.get("sliding_window"), **options)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -139,15 +132,10 @@ def _padded_mask(layout: Layout, window: int | None, like: Tensor) -> Tensor:
     cache_key = ("padded", window, like.dtype)
     if cache_key not in layout.masks:
         shape = (-1, layout.longest)
-        real = (
-            torch.zeros(len(layout.padded), dtype=torch.bool, device=like.device)
-            .index_fill_(0, layout.place, True)
-            .view(shape)
-        )
-        owner, position = (
-            layout.owner[layout.padded].view(shape),
-            layout.positions[layout.padded].view(shape),
-        )
+        real = torch.zeros(len(layout.padded), dtype=torch.bool, device=like.device)
+        real = real.index_fill_(0, layout.place, True).view(shape)
+        owner = layout.owner[layout.padded].view(shape)
+        position = layout.positions[layout.padded].view(shape)
         mine, theirs = owner[:, :, None], owner[:, None, :]
         distance = position[:, :, None] - position[:, None, :]
         seen = (distance >= 0) & ((theirs < 0) | (mine == theirs)) & real[:, None, :]
@@ -180,21 +168,15 @@ def _attend_blocks(
         for number in range(len(responses)):
             queries, keys, values = next(blocks)
             if number == 0:
-                prompt_keys, prompt_values = (
-                    keys[:, :, : prompt_end - start],
-                    values[:, :, : prompt_end - start],
-                )
+                size = prompt_end - start
+                prompt_keys, prompt_values = keys[:, :, :size], values[:, :, :size]
             else:
-                keys, values = (
-                    torch.cat([prompt_keys, keys], 2),
-                    torch.cat([prompt_values, values], 2),
-                )
+                keys = torch.cat([prompt_keys, keys], 2)
+                values = torch.cat([prompt_values, values], 2)
             plain = number == 0 and (window is None or keys.shape[2] <= window)
-            mask = (
-                None
-                if plain
-                else _block_mask(layout, queries.shape[2], keys.shape[2], window, query)
-            )
+            mask = None
+            if not plain:
+                mask = _block_mask(layout, queries.shape[2], keys.shape[2], window, query)
             pieces.append(sdpa(queries, keys, values, attn_mask=mask, is_causal=plain, **options))
     return torch.cat(pieces, 2)
 
@@ -217,9 +199,8 @@ def _block_mask(
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
-        ~seen, torch.finfo(dtype).min
-    )
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)

@@ -25,6 +25,8 @@ from torch import Tensor
 from harness.model.policy import Policy
 from harness.records import Generation, GenerationRequest, HarnessError, Status
 
+Drawn = tuple[list[int], Status, str]
+"""Token ids, status and error of one request."""
 KEEP_SHARE = 0.75
 """The batch is compacted when fewer than this share of its rows still run: a copy of the cache
 against idle rows.
@@ -45,31 +47,24 @@ def generate(
     """
     if backend == "vllm":
         return generate_vllm(policy, requests)
-    order = sorted(
-        range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids, i)
-    )
-    drawn: dict[int, tuple[list[int], Status, str]] = {}
+    prompts = [request.prompt_ids for request in requests]
+    order = sorted(range(len(requests)), key=lambda i: (len(prompts[i]), prompts[i], i))
+    drawn: dict[int, Drawn] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        for index, result in zip(
-            batch, _attempt(policy, [requests[i] for i in batch]), strict=True
-        ):
-            drawn[index] = result
+        results = _attempt(policy, [requests[i] for i in batch])
+        drawn.update(zip(batch, results, strict=True))
+    found = [drawn[i] for i in range(len(requests))]
     stops = set(policy.stop_token_ids)
-    bodies = [
-        ids[:-1] if ids and ids[-1] in stops else ids
-        for ids, _, _ in (drawn[i] for i in range(len(requests)))
-    ]
+    bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids, _, _ in found]
     texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=True) if bodies else []
     return [
-        Generation(tuple(drawn[i][0]), texts[i], drawn[i][1], drawn[i][2])
-        for i in range(len(requests))
+        Generation(tuple(ids), text, status, error)
+        for text, (ids, status, error) in zip(texts, found, strict=True)
     ]
 
 
-def _attempt(
-    policy: Policy, requests: list[GenerationRequest]
-) -> list[tuple[list[int], Status, str]]:
+def _attempt(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
     try:
         return _decode(policy, requests)
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -78,15 +73,9 @@ def _attempt(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(requests) == 1:
-        tokens = len(requests[0].prompt_ids)
-        return [
-            (
-                [],
-                "error",
-                f"out of memory with a single prompt of {tokens} tokens and "
-                f"{requests[0].max_new_tokens} new ones",
-            )
-        ]
+        tokens, new = len(requests[0].prompt_ids), requests[0].max_new_tokens
+        message = f"out of memory with a single prompt of {tokens} tokens and {new} new ones"
+        return [([], "error", message)]
     half = len(requests) // 2
     return _attempt(policy, requests[:half]) + _attempt(policy, requests[half:])
 
@@ -107,19 +96,14 @@ def _room(policy: Policy, request: GenerationRequest) -> int:
 
 
 @torch.inference_mode()
-def _decode(
-    policy: Policy, requests: list[GenerationRequest]
-) -> list[tuple[list[int], Status, str]]:
-    results: list[tuple[list[int], Status, str]] = [([], "error", "") for _ in requests]
+def _decode(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
+    results: list[Drawn] = [([], "error", "") for _ in requests]
     rooms = [_room(policy, request) for request in requests]
     rows = [i for i, room in enumerate(rooms) if room > 0]
     for i, room in enumerate(rooms):
         if room == 0:
-            results[i] = (
-                [],
-                "no_answer",
-                f"no room to answer: the prompt has {len(requests[i].prompt_ids)} tokens",
-            )
+            tokens = len(requests[i].prompt_ids)
+            results[i] = ([], "no_answer", f"no room to answer: the prompt has {tokens} tokens")
     if not rows:
         return results
     state = _Rows(policy, [requests[i] for i in rows], [rooms[i] for i in rows])
@@ -187,11 +171,8 @@ class _Rows:
     def _take(self, rows: Tensor) -> None:
         """Keep (or repeat) these rows of what depends on the prompt."""
         self.cache.batch_select_indices(rows)
-        self.mask_BT, self.next_B, self.logits_BV = (
-            self.mask_BT[rows],
-            self.next_B[rows],
-            self.logits_BV[rows],
-        )
+        self.mask_BT, self.next_B = self.mask_BT[rows], self.next_B[rows]
+        self.logits_BV = self.logits_BV[rows]
 
     def step(self) -> None:
         """Draw one token for every row, retire the finished ones, and read the tokens of the
@@ -233,19 +214,15 @@ class _Rows:
             rows = torch.tensor(kept, device=token_B.device)
             self._take(rows)
             token_B = token_B[rows]
-            self.seeds_B, self.temperature_B, self.top_p_B, self.room_B = (
-                self.seeds_B[rows],
-                self.temperature_B[rows],
-                self.top_p_B[rows],
-                self.room_B[rows],
-            )
+            self.seeds_B, self.temperature_B = self.seeds_B[rows], self.temperature_B[rows]
+            self.top_p_B, self.room_B = self.top_p_B[rows], self.room_B[rows]
             self.alive = [self.alive[place] for place in kept]
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.alive), 1)], 1)
         self.logits_BV = self._forward(token_B[:, None], self.next_B[:, None])
         self.next_B = self.next_B + 1
 
-    def finished(self) -> list[tuple[list[int], Status, str]]:
-        """(token ids, status, error) of every row of the batch; an error row keeps no tokens."""
+    def finished(self) -> list[Drawn]:
+        """Every row of the batch; an error row keeps no tokens."""
         return [
             ([], status, error)
             if status == "error"
@@ -358,13 +335,8 @@ def _generation(policy: Policy, output: Any) -> Generation:
             tuple(ids), policy.tokenizer.decode(ids, skip_special_tokens=True), "truncated"
         )
     if not ids or ids[-1] not in policy.stop_token_ids:
-        ids.append(
-            int(
-                output.stop_reason
-                if output.stop_reason is not None
-                else policy.tokenizer.eos_token_id
-            )
-        )
+        stop = output.stop_reason
+        ids.append(int(policy.tokenizer.eos_token_id if stop is None else stop))
     return Generation(tuple(ids), policy.tokenizer.decode(ids[:-1], skip_special_tokens=True), "ok")
 
 

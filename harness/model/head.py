@@ -51,16 +51,9 @@ class _FusedHead(torch.autograd.Function):
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = (
-            torch.zeros(weight.shape, dtype=_wide(weight.dtype), device=weight.device)
-            if wants_weight
-            else None
-        )
-        grad_bias = (
-            torch.zeros(weight.shape[0], dtype=_wide(weight.dtype), device=weight.device)
-            if wants_bias
-            else None
-        )
+        wide = {"dtype": _wide(weight.dtype), "device": weight.device}
+        grad_weight = torch.zeros(weight.shape, **wide) if wants_weight else None
+        grad_bias = torch.zeros(weight.shape[0], **wide) if wants_bias else None
         for rows in _chunks(hidden, weight):
             # d logp / d logits = onehot(target) - softmax, scaled by the incoming gradient.
             logits = _logits(hidden[rows], weight, bias)
@@ -77,12 +70,8 @@ class _FusedHead(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += slopes.sum(0)
         cast_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return (
-            grad_hidden,
-            cast_weight,
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-            None,
-        )
+        cast_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, cast_weight, cast_bias, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -124,12 +113,10 @@ def enable_fused_head(head: nn.Module) -> None:
         return
 
     def forward(self: Any, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        found: Tensor = (
-            before(self, hidden)
-            if targets is None
-            else _fused(self.weight, self.bias, hidden, targets)
-        )
-        return found
+        if targets is not None:
+            return _fused(self.weight, self.bias, hidden, targets)
+        logits: Tensor = before(self, hidden)
+        return logits
 
     forward.fused = True  # type: ignore[attr-defined]
     head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
@@ -139,11 +126,8 @@ def _fused(weight: Tensor, bias: Tensor | None, hidden: Tensor, targets: Tensor)
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        hidden, weight, bias = (
-            hidden.to(dtype),
-            weight.to(dtype),
-            None if bias is None else bias.to(dtype),
-        )
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     with torch.autocast(kind, enabled=False):
         logps: Tensor = _FusedHead.apply(hidden, weight, bias, targets)
     return logps
@@ -168,9 +152,8 @@ def output_head(model: Any) -> Any:
     and scale of its config if it has any.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    scale = 1.0 / (
-        getattr(config, "logits_scaling", None) or 1.0
-    )  # Granite divides, Cohere and Falcon-H1 multiply
+    # Granite divides, Cohere and Falcon-H1 multiply.
+    scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     for name in ("logit_scale", "lm_head_multiplier"):
         factor = getattr(config, name, None)
         scale *= 1.0 if factor is None else factor

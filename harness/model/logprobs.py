@@ -127,9 +127,8 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
             lengths.append(count)
             spans.append((first, first + count))
         response_spans.append(tuple(spans))
-    layout = Layout(
-        tuple(prompt_spans), tuple(response_spans), torch.tensor(positions), torch.tensor(owner)
-    )
+    spans_of = (tuple(prompt_spans), tuple(response_spans))
+    layout = Layout(*spans_of, torch.tensor(positions), torch.tensor(owner))
     if len(ids) <= shared_prefix.SHORT_PROMPT_TOKENS * len(rows):
         shared_prefix.add_padded_form(layout)
     return PackedBatch(
@@ -197,18 +196,15 @@ def probe(model: PreTrainedModel) -> bool:
                 ) from error
     finally:
         model.train(trained)
+    name = type(model).__name__
     if not torch.allclose(found, own, rtol=0.0, atol=tolerance):
         raise HarnessError(
-            f"{type(model).__name__}: log-probabilities from its hidden states and head "
-            f"({found.tolist()}) are not those of its logits "
-            f"({own.tolist()}); its forward pass does something between the two that is not known "
-            "here"
+            f"{name}: log-probabilities from its hidden states and head ({found.tolist()}) are not "
+            f"those of its logits ({own.tolist()}); its forward pass does something between the "
+            "two that is not known here"
         )
-    logger.warning(
-        "%s does not compute packed batches; its responses are computed one by one, several times "
-        "slower",
-        type(model).__name__,
-    )
+    slower = "its responses are computed one by one, several times slower"
+    logger.warning("%s does not compute packed batches; %s", name, slower)
     return False
 
 
@@ -217,16 +213,11 @@ def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
     values = []
     for row in rows:
         for response in row.responses:
-            tokens = torch.tensor(
-                [row.prompt_ids + response], device=next(model.parameters()).device
-            )
-            logps = (
-                model(input_ids=tokens, use_cache=False)
-                .logits[0, len(row.prompt_ids) - 1 : -1]
-                .double()
-                .log_softmax(-1)
-            )
-            values.append(logps.gather(1, tokens[0, len(row.prompt_ids) :, None]).sum())
+            size, device = len(row.prompt_ids), next(model.parameters()).device
+            tokens = torch.tensor([row.prompt_ids + response], device=device)
+            logits = model(input_ids=tokens, use_cache=False).logits[0, size - 1 : -1]
+            logps = logits.double().log_softmax(-1)
+            values.append(logps.gather(1, tokens[0, size:, None]).sum())
     return torch.stack(values)
 
 
@@ -288,9 +279,8 @@ def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
         batch.layout.prompt_spans, batch.layout.response_spans, strict=True
     ):
         for first, last in responses:
-            places.append(
-                torch.arange(end - start - 1, end - start + last - first - 1, device=device)
-            )
+            size = end - start
+            places.append(torch.arange(size - 1, size + last - first - 1, device=device))
             sequences.append(torch.cat([tokens[start:end], tokens[first:last]]))
     ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
@@ -359,18 +349,17 @@ def enable_packed_forward(model: nn.Module) -> PreTrainedModel:
     if packs(base):
         base.config._attn_implementation = ATTENTION
     enable_fused_head(base.get_output_embeddings())
-    before: Any = base.forward.__func__  # type: ignore[attr-defined]  # a bound method, so that a copy of the model gets a forward of its own
+    # A bound method, so that a copy of the model gets a forward of its own.
+    before: Any = base.forward.__func__  # type: ignore[attr-defined]
     if getattr(before, "packed", False):
         return base
 
     def forward(
         self: PreTrainedModel, *args: Any, packed_batch: PackedBatch | None = None, **kwargs: Any
     ) -> Any:
-        return (
-            before(self, *args, **kwargs)
-            if packed_batch is None
-            else sequence_logps(self, packed_batch)
-        )
+        if packed_batch is not None:
+            return sequence_logps(self, packed_batch)
+        return before(self, *args, **kwargs)
 
     forward.packed = True  # type: ignore[attr-defined]
     base.forward = types.MethodType(forward, base)  # type: ignore[method-assign]

@@ -46,18 +46,14 @@ CHECKPOINTING = (
 """What TrainingArguments calls recomputing activations: the second name until transformers 5.17 at
 least.
 """
+ROLE_OF_Y = {"winner": "chosen", "loser": "rejected", "middle": "explore"}
+"""What y became in its pair → the response that it then is."""
+RATIOS = ("rhat_chosen", "rhat_rejected", "rhat_explore")
+METRICS = ("margin", "accuracy", *RATIOS, *(f"rhat_y_{role}" for role in ROLE_OF_Y))
 
 
-Y_ROLES = ("winner", "loser", "middle")
-_ROLE_OF_Y = {"winner": "chosen", "loser": "rejected", "middle": "explore"}
-METRICS = (
-    "margin",
-    "accuracy",
-    "rhat_chosen",
-    "rhat_rejected",
-    "rhat_explore",
-    *(f"rhat_y_{role}" for role in Y_ROLES),
-)
+def _option(default: Any, help: str) -> Any:  # noqa: A002 - transformers' name
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -72,30 +68,19 @@ class PreferenceConfig(DPOConfig):
     before the run is stopped as diverged.
     """
 
-    objective: str = field(
-        default="selm", metadata={"help": "Name in harness.train.objectives.OBJECTIVES."}
-    )
-    alpha: float = field(
-        default=0.0, metadata={"help": "Exploration coefficient; 0 is DPO bit for bit."}
-    )
-    placebo: str = field(default="none", metadata={"help": "none, negative or other_prompt."})
-    objective_params: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further parameters of the objective."}
-    )
-    global_batch_size: int = field(
-        default=0, metadata={"help": "Rows per optimiser step over all devices."}
-    )
-    token_budget: int = field(default=0, metadata={"help": "Most tokens of one forward pass."})
-    max_log_ratio: float = field(
-        default=20.0, metadata={"help": "Nats per token at which a run counts as diverged."}
-    )
-    iteration: int = field(default=0, metadata={"help": "Named in messages of diverging runs."})
-    bf16: bool | None = field(default=False, metadata={"help": "bfloat16 mixed precision."})  # type: ignore[assignment]
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Recompute activations (older name)."}
-    )  # type: ignore[assignment]
-    report_to: Any = field(default="none", metadata={"help": "Trackers of transformers."})
-    logging_steps: float = field(default=1, metadata={"help": "Steps between two logs."})
+    objective: str = _option("selm", "Name in harness.train.objectives.OBJECTIVES.")
+    alpha: float = _option(0.0, "Exploration coefficient; 0 is DPO bit for bit.")
+    placebo: str = _option("none", "none, negative or other_prompt.")
+    objective_params: dict[str, Any] | str | None = _option(None, "The objective's parameters.")
+    global_batch_size: int = _option(0, "Rows per optimiser step over all devices.")
+    token_budget: int = _option(0, "Most tokens of one forward pass.")
+    max_log_ratio: float = _option(20.0, "Nats per token at which a run counts as diverged.")
+    iteration: int = _option(0, "Named in messages of diverging runs.")
+    # Defaults of transformers that are not ours: mixed precision is asked for, trackers too.
+    bf16: bool = _option(False, "bfloat16 mixed precision.")
+    gradient_checkpointing: bool = _option(None, "Recompute activations (older name).")
+    report_to: Any = _option("none", "Trackers of transformers.")
+    logging_steps: float = _option(1, "Steps between two logs.")
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "objective_params"]
 
@@ -114,10 +99,8 @@ class PreferenceConfig(DPOConfig):
 
     def rows_per_step(self) -> int:
         """Rows of one global batch."""
-        return (
-            self.global_batch_size
-            or self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
-        )
+        per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return self.global_batch_size or per_device * self.world_size
 
 
 class PreferenceTrainer(Trainer):
@@ -394,7 +377,7 @@ class StepMetrics:
         self._count("accuracy", [float(c > r) for c, r in zip(chosen, rejected, strict=True)])
         for role, values in table.items():
             self._count(f"rhat_{role}", values)
-        for role, source in _ROLE_OF_Y.items():
+        for role, source in ROLE_OF_Y.items():
             if source in table:
                 pairs = zip(table[source], micro.y_roles, strict=True)
                 self._count(f"rhat_y_{role}", [value for value, own in pairs if own == role])
@@ -454,14 +437,8 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
             messages = [{"role": "user", "content": messages}]
         explore = item.get("explore")
         role: Any = "absent" if explore is None else "middle"
-        pair = Pair(
-            str(item.get("id", number)),
-            tuple(messages),
-            item["chosen"],
-            item["rejected"],
-            explore or "",
-            y_role=role,
-        )
+        name, texts = str(item.get("id", number)), (item["chosen"], item["rejected"], explore or "")
+        pair = Pair(name, tuple(messages), *texts, y_role=role)
         rows.append(encode_pair(tokenizer, pair, max_length=args.max_length or 0))
     needed = set(args.resolved().roles)
     for row in rows:
