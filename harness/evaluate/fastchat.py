@@ -170,6 +170,11 @@ def texts_of(answer: Mapping[str, Any] | None, turn: int) -> list[str]:
     return [turn_of(answer, t)[0] for t in range(1, turn + 1)] if answer else []
 
 
+def is_truncated(answer: Mapping[str, Any], turn: int) -> bool:
+    """Whether one of the answers up to a turn was cut off."""
+    return any(turn_of(answer, t)[1] == "truncated" for t in range(1, turn + 1))
+
+
 def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, list[str]]]:
     """The answer row with verdict syntax and prompt delimiters defused, and what was found by
     turn.

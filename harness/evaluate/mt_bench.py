@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.evaluate import fastchat
 from harness.evaluate.benchmark import (
     MODEL_ID,
     Ask,
@@ -34,22 +35,7 @@ from harness.evaluate.benchmark import (
     judged_work,
     mean,
 )
-from harness.evaluate.fastchat import (
-    NEED_REFERENCE,
-    Bench,
-    load_bench,
-    make_match,
-    make_pair,
-    neutral_answer,
-    play_pair,
-    read_answers,
-    read_bench,
-    render,
-    replay,
-    texts_of,
-    turn_of,
-    turn_status,
-)
+from harness.evaluate.fastchat import Bench
 from harness.judge import verdicts
 from harness.judge.client import JudgeReply, JudgeRequest, ask
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
@@ -164,19 +150,19 @@ def prepare(settings: MTBenchSettings, out: Path) -> dict[str, Any]:
     FastChat's own.
     """
     questions, references, prompts = (given_file(settings, NAME, key) for key in BENCHMARK.files)
-    bench = read_bench(questions, references, prompts, settings.reference_set)
+    bench = fastchat.read_bench(questions, references, prompts, settings.reference_set)
     kept = bench.questions[: settings.limit or None]
     for row in kept:
         texts = [turn for turn in row["turns"] if isinstance(turn, str) and turn]
         if len(texts) != len(row["turns"]) or len(texts) not in (1, 2):
             where = f"{questions}: question {row['question_id']}"
             raise HarnessError(f"{where}: key 'turns' wants one or two texts")
-    needed = {row["question_id"] for row in kept if row["category"] in NEED_REFERENCE}
+    needed = {row["question_id"] for row in kept if row["category"] in fastchat.NEED_REFERENCE}
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "question.jsonl", kept)
     write_jsonl(out / "reference_answer.jsonl", [bench.references[one] for one in sorted(needed)])
     write_jsonl(out / "judge_prompts.jsonl", [bench.prompts[one] for one in sorted(bench.prompts)])
-    hashes = load_bench(out, bench.reference_set).hashes
+    hashes = fastchat.load_bench(out, bench.reference_set).hashes
     return {
         "expected": sum(len(row["turns"]) for row in kept),
         "reference_set": bench.reference_set,
@@ -210,8 +196,9 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     summary.json.
     """
     judge = task.settings.judge
-    bench = load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
-    items = plan_items(bench, read_answers(task.inputs["answer"] / "mt_bench.jsonl"), judge.model)
+    bench = fastchat.load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
+    answers = fastchat.read_answers(task.inputs["answer"] / "mt_bench.jsonl")
+    items = plan_items(bench, answers, judge.model)
     judged = [item for item in items if item.match is not None]
     requests = []
     for repeat in range(judge.repeats):
@@ -243,20 +230,20 @@ def plan_items(
     items: list[Item] = []
     for question in bench.questions:
         answer = answers.get(question["question_id"])
-        safe, found = neutral_answer(answer) if answer else ({}, {})
+        safe, found = fastchat.neutral_answer(answer) if answer else ({}, {})
         hashed = (bench.reference_turns(question), bench.hashes["judge_prompts"])
         flags: list[str] = []
         for turn in range(1, len(question["turns"]) + 1):
-            texts = texts_of(answer, turn)
+            texts = fastchat.texts_of(answer, turn)
             source = content_hash(question["turns"][:turn], texts, *hashed, length=16)
-            item = Item(question, turn, turn_status(answer, turn), source)
+            item = Item(question, turn, fastchat.turn_status(answer, turn), source)
             flags += [f"neutralised: {text}" for text in found.get(turn, ())]
             item.flags = list(flags)
-            if answer and "truncated" in [turn_of(answer, t)[1] for t in range(1, turn + 1)]:
+            if answer and fastchat.is_truncated(answer, turn):
                 item.flags.append("truncated")
             if item.status == "ok":
-                item.match = make_match(bench, question, turn, safe, judge_model)
-                item.messages = tuple(render(item.match)[0])
+                item.match = fastchat.make_match(bench, question, turn, safe, judge_model)
+                item.messages = tuple(fastchat.render(item.match)[0])
             items.append(item)
     return items
 
@@ -286,7 +273,7 @@ def verdict(item: Item, reply: JudgeReply, judge_model: str) -> dict[str, Any]:
         "rating": rating.value,
         "score_status": "ok" if rating.value is not None else "unparsed",
         "reason": rating.reason,
-        "fastchat_score": replay(item.match, reply.text),
+        "fastchat_score": fastchat.replay(item.match, reply.text),
     }
 
 
@@ -375,9 +362,10 @@ def run_pair(task: StageTask[JudgeTask]) -> StageOutcome:
     Inputs answer_a, answer_b, benchmarks → scores.parquet, judgments.jsonl, summary.json.
     """
     judge = task.settings.judge
-    bench = load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
+    bench = fastchat.load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
     files = [task.inputs[name] / "mt_bench.jsonl" for name in ("answer_a", "answer_b")]
-    items, requests = plan_pairs(bench, [read_answers(file) for file in files], judge.model)
+    answers = [fastchat.read_answers(file) for file in files]
+    items, requests = plan_pairs(bench, answers, judge.model)
     replies, costs = ask(
         judge, task, requests, accept=lambda reply: bool(verdicts.parse_choice(reply.text))
     )
@@ -419,17 +407,18 @@ def plan_pairs(
         rows = [side.get(question["question_id"]) for side in answers]
         for turn in range(1, len(question["turns"]) + 1):
             item = f"{question['question_id']}:{turn}"
-            failed = [one for row in rows if (one := turn_status(row, turn)) != "ok"]
+            failed = [one for row in rows if (one := fastchat.turn_status(row, turn)) != "ok"]
             status: Status = "ok"
             if failed:
                 status = "error" if "error" in failed else failed[0]
-            texts = [texts_of(row, turn) for row in rows]
+            texts = [fastchat.texts_of(row, turn) for row in rows]
             source = content_hash(question["turns"][:turn], texts, bench.hashes, length=16)
             items[item] = status, source
             if failed:
                 continue
-            safe = [neutral_answer(row)[0] for row in rows if row is not None]
-            sent, _ = play_pair(make_pair(bench, question, turn, safe, judge_model))
+            safe = [fastchat.neutral_answer(row)[0] for row in rows if row is not None]
+            match = fastchat.make_pair(bench, question, turn, safe, judge_model)
+            sent, _ = fastchat.play_pair(match)
             games = enumerate(sent, 1)
             requests += [JudgeRequest(f"{item}:{n}", tuple(said), {}) for n, said in games]
     return items, requests
