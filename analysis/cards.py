@@ -156,7 +156,7 @@ def scores(data: StudyData, item: Kept) -> list[Scored]:
     checkpoint = Checkpoint(
         item.run.arm_name if item.iteration else "", item.run.label, item.iteration, (item.run,)
     )
-    wanted = [*measures.TABLE_1, *measures.academic(data)]
+    wanted = [*measures.columns(data, "table_1"), *measures.academic(data)]
     wanted += [
         measures.heldout(data, sampled=s, ood=o) for o in (False, True) for s in (False, True)
     ]

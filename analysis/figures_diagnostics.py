@@ -27,7 +27,7 @@ from analysis.figure import (
 from analysis.figures_scores import CURVE_DATA, axis_label, curve
 from analysis.layout import Layout, paired
 from analysis.load import StudyData
-from analysis.measures import Diagnostic, Measure, diagnostic
+from analysis.measures import Measure, diagnostic
 from analysis.table import Unavailable
 from analysis.text import number, p_value
 
@@ -362,13 +362,7 @@ def figure_4(data: StudyData) -> Drawn | Unavailable:
     beta, fixed = _beta(data), "objective.beta" not in data.axes
     unit, factor = ("reward, β·nats", beta) if fixed else ("nats", 1.0)
     panels = [
-        (
-            f"{name} (held-out), iteration 1",
-            diagnostic(Diagnostic(metric, f"r̂ of {name}")),
-            1,
-            unit,
-            factor,
-        )
+        (f"{name} (held-out), iteration 1", diagnostic(metric, f"r̂ of {name}"), 1, unit, factor)
         for name, metric in (("y_w", "rhat_heldout_chosen"), ("y_l", "rhat_heldout_rejected"))
     ]
     caption = (
@@ -393,7 +387,7 @@ def figure_5(data: StudyData) -> Drawn | Unavailable:
         "implicit_reward_reference_samples": "π_ref's samples, own implicit reward",
     }
     panels = [
-        (heading, diagnostic(Diagnostic(m, heading)), at, "reward", 1.0)
+        (heading, diagnostic(m, heading), at, "reward", 1.0)
         for m, heading in names.items()
         if m in present
     ]
@@ -475,7 +469,7 @@ def figure_extrapolation(data: StudyData) -> Drawn | Unavailable:
 
 def figure_matched_kl(data: StudyData) -> Drawn | Unavailable:
     """Held-out reward of samples against KL from π_0: what a unit of drift buys."""
-    title, kl = "Reward at matched KL", diagnostic(Diagnostic("kl_base", "KL(π_θ‖π_0)"))
+    title, kl = "Reward at matched KL", diagnostic("kl_base", "KL(π_θ‖π_0)")
     reward = measures.heldout(data, sampled=True)
     present = set(data.metrics())
     if not {(kl.benchmark, kl.metric), (reward.benchmark, reward.metric)} <= present:

@@ -325,6 +325,7 @@ def figure_curves(data: StudyData) -> Drawn | Unavailable:
         measures.MT,
         *measures.academic(data)[-1:],
         measures.heldout(data, sampled=True),
+        *measures.others(data),
     ]
     chosen = [
         m for m in wanted if any((b, m.metric) in present for b in (m.strata or (m.benchmark,)))

@@ -292,6 +292,14 @@ class StudyData:
         self.axes: Mapping[str, Sequence[Any]] = manifest.get("axes") or {}
         self.declare: Mapping[str, Any] = manifest.get("declare") or {}
         self.baseline: Mapping[str, Any] = manifest.get("baseline") or {}
+        for part in ("benchmarks", "diagnostics"):
+            if part not in manifest:
+                raise HarnessError(
+                    f"the manifest of {self.name} was written by an earlier version (no {part!r}); "
+                    "`selm run` or `selm report` with the study's YAML file writes it again"
+                )
+        self.benchmarks: Sequence[Mapping[str, Any]] = manifest["benchmarks"]
+        self.shown_diagnostics: Sequence[Mapping[str, Any]] = manifest["diagnostics"]
         self.runs = tuple(runs)
         self.seeds = tuple(sorted({run.seed for run in runs}))
         self.stages = stages

@@ -38,6 +38,7 @@ class Measure:
     strata: tuple[str, ...] = ()
     unit_of_items: str = "items"
     long: str = ""
+    table: str = ""
 
     @property
     def name(self) -> str:
@@ -80,46 +81,71 @@ LENGTH = Measure(
 MT = Measure(
     "MT-Bench mean", "mt_bench", "rating", "rating 1–10", scale=RATING, unit_of_items="questions"
 )
-MT_1 = replace(MT, title="turn 1", part=":1", long="MT-Bench turn 1")
-MT_2 = replace(MT, title="turn 2", part=":2", long="MT-Bench turn 2")
-TABLE_1 = (LC, WR, LENGTH, MT, MT_1, MT_2)
 
-TASK_TITLES = {
-    "gsm8k": "GSM8K",
-    "hellaswag": "HellaSwag",
-    "arc_challenge": "ARC-C",
-    "truthfulqa_mc2": "TruthfulQA",
-    "eq_bench": "EQ-Bench",
-    "openbookqa": "OBQA",
-}
+
+def of_manifest(data: StudyData) -> tuple[Measure, ...]:
+    """What the study's benchmarks show, as their records say it in the manifest."""
+    found = []
+    for benchmark in data.benchmarks:
+        for told in benchmark["measures"]:
+            point = (str(benchmark["stage"]), str(told["point"])) if told["point"] else None
+            scale = tuple(told["scale"]) if told["scale"] else None
+            found.append(
+                Measure(
+                    told["title"],
+                    told["benchmark"],
+                    told["metric"],
+                    told["unit"],
+                    told["digits"],
+                    told["better"],
+                    scale,  # type: ignore[arg-type]
+                    told["part"],
+                    point,
+                    tuple(told["strata"]),
+                    told["items"],
+                    told["long"],
+                    told["table"],
+                )
+            )
+    return tuple(found)
+
+
+def columns(data: StudyData, table: str) -> tuple[Measure, ...]:
+    """The measures that are columns of a table, benchmarks by name."""
+    found = [measure for measure in of_manifest(data) if measure.table == table]
+    if table == "table_1":  # the paper's order: AlpacaEval before MT-Bench
+        found.sort(key=lambda measure: measure.benchmark)
+    return tuple(found)
+
+
+PAPERS = ("table_1", "table_2", "heldout")
+"""Tables with a form of their own; other benchmarks have one table each."""
+
+
+def other_tables(data: StudyData) -> tuple[str, ...]:
+    """Names of the benchmarks that have a table of their own."""
+    names = (measure.table for measure in of_manifest(data) if measure.table not in PAPERS)
+    return tuple(dict.fromkeys(names))
+
+
+def others(data: StudyData) -> tuple[Measure, ...]:
+    """The measures of those benchmarks."""
+    return tuple(measure for measure in of_manifest(data) if measure.table not in PAPERS)
 
 
 def academic(data: StudyData) -> tuple[Measure, ...]:
-    """One column per academic task of the recipe, in its order, then their mean."""
-    tasks = _tasks(data)
-    columns = [
-        Measure(TASK_TITLES.get(task, task), task, "score", "percent", 1, scale=PERCENT)
-        for task in tasks
-    ]
-    mean = Measure(
-        "mean",
-        "academic",
-        "score",
-        "percent",
-        1,
-        scale=PERCENT,
-        strata=tuple(tasks),
-        long="mean of academic benchmarks",
-    )
-    return (*columns, mean) if len(columns) > 1 else tuple(columns)
-
-
-def _tasks(data: StudyData) -> list[str]:
-    named = ((data.recipe.get("evaluation") or {}).get("academic") or {}).get("tasks") or []
-    found = [benchmark for benchmark, metric in data.metrics() if metric == "score"]
-    if not found:
-        return list(named)
-    return [task for task in named if task in found] + [task for task in found if task not in named]
+    """One column per academic task that has scores (all of them before there are any), then their
+    mean.
+    """
+    asked = columns(data, "table_2")
+    present = {benchmark for benchmark, metric in data.metrics() if metric == "score"}
+    tasks = [measure for measure in asked if not measure.strata]
+    tasks = [measure for measure in tasks if measure.benchmark in present] or tasks
+    if len(tasks) < 2:
+        return tuple(tasks)
+    strata = tuple(measure.benchmark for measure in tasks)
+    means = (replace(measure, strata=strata) for measure in asked if measure.strata)
+    return (*tasks, *means)
 
 
 def heldout(data: StudyData, *, sampled: bool = False, ood: bool = False) -> Measure:
@@ -141,93 +167,9 @@ def heldout(data: StudyData, *, sampled: bool = False, ood: bool = False) -> Mea
     )
 
 
-@dataclass(frozen=True)
-class Diagnostic:
-    """How a diagnostic is named and read; its definition is in the documentation of the
-    measurements.
-    """
-
-    metric: str
-    title: str
-    unit: str = "nats"
-    digits: int = 3
-
-
-DIAGNOSTICS = (
-    Diagnostic("rhat_reference_samples", "mean r̂ on samples of π_ref"),
-    Diagnostic("kl_base", "KL(π_θ‖π_0)"),
-    Diagnostic("kl_previous", "KL(π_θ‖π_prev)"),
-    Diagnostic("kl_base_per_token", "KL(π_θ‖π_0) per token", "nats/token"),
-    Diagnostic("kl_previous_per_token", "KL(π_θ‖π_prev) per token", "nats/token"),
-    Diagnostic("entropy", "entropy"),
-    Diagnostic("entropy_per_token", "entropy per token", "nats/token"),
-    Diagnostic("spearman_reward", "Spearman, implicit and external reward", "correlation"),
-    Diagnostic("brier_samples", "Brier score, own samples", ""),
-    Diagnostic("brier_pairs_train", "Brier score, training pairs", ""),
-    Diagnostic("brier_pairs_heldout", "Brier score, held-out pairs", ""),
-    Diagnostic("brier_pairs_ood", "Brier score, out-of-distribution pairs", ""),
-    Diagnostic("accuracy_pairs_train", "pairs ranked right, training", "share"),
-    Diagnostic("accuracy_pairs_heldout", "pairs ranked right, held-out", "share"),
-    Diagnostic("accuracy_pairs_ood", "pairs ranked right, out of distribution", "share"),
-    Diagnostic("displacement_chosen_train", "displacement of y_w, training"),
-    Diagnostic("displacement_chosen_heldout", "displacement of y_w, held-out"),
-    Diagnostic("displaced_share_train", "share of y_w below reference, training", "share"),
-    Diagnostic("displaced_share_heldout", "share of y_w below reference, held-out", "share"),
-    Diagnostic("rhat_heldout_chosen", "r̂ of y_w, held-out"),
-    Diagnostic("rhat_heldout_rejected", "r̂ of y_l, held-out"),
-    Diagnostic("rhat_y_winner", "r̂ of y that won"),
-    Diagnostic("rhat_y_middle", "r̂ of y in the middle"),
-    Diagnostic("rhat_y_loser", "r̂ of y that lost"),
-    Diagnostic("share_y_winner", "y won", "share"),
-    Diagnostic("share_y_middle", "y in the middle", "share"),
-    Diagnostic("share_y_loser", "y lost", "share"),
-    Diagnostic("pair_margin", "margin of the pair", "reward"),
-    Diagnostic("distinct_1", "distinct-1", "share"),
-    Diagnostic("distinct_2", "distinct-2", "share"),
-    Diagnostic("self_rouge", "similarity among samples", "ROUGE-L"),
-    Diagnostic("newness", "share of new answers", "share"),
-    Diagnostic("length_tokens", "answer length", "tokens", 1),
-    Diagnostic("truncated_share", "truncated answers", "share"),
-    Diagnostic("missing_eos_share", "answers without end of turn", "share"),
-    Diagnostic("grad_ratio", "‖g_explore‖/‖g_DPO‖ at the start", "ratio"),
-    Diagnostic("grad_ratio_end", "‖g_explore‖/‖g_DPO‖ at the end", "ratio"),
-    Diagnostic("grad_cosine", "cosine of both gradients at the start", "cosine"),
-    Diagnostic("grad_cosine_end", "cosine of both gradients at the end", "cosine"),
-    Diagnostic("reward_samples", "external reward of own samples", "reward"),
-    Diagnostic("implicit_reward_samples", "implicit reward of own samples", "reward"),
-    Diagnostic(
-        "implicit_reward_reference_samples", "implicit reward of samples of π_ref", "reward"
-    ),
-    Diagnostic("mode_coverage", "coverage of answer modes", "share"),
-    Diagnostic("unseen_mass", "probability moved to unseen answers", "probability"),
-    Diagnostic("regret", "regret", "reward"),
-)
-CORE = (
-    "rhat_reference_samples",
-    "kl_base",
-    "entropy",
-    "spearman_reward",
-    "displacement_chosen_heldout",
-    "newness",
-    "length_tokens",
-    "grad_ratio",
-)
-"""Shown where a study has too many arms for a column each."""
-SAME_AS = {"rhat_heldout_chosen": "displacement_chosen_heldout"}
-"""Diagnostic → the one with the same definition, beside which it is not shown."""
-
-
-def diagnostic(entry: Diagnostic) -> Measure:
+def diagnostic(metric: str, title: str, unit: str = "nats", digits: int = 3) -> Measure:
     """A diagnostic as a measure (clusters are prompts)."""
-    return Measure(
-        entry.title,
-        "diagnostics",
-        entry.metric,
-        entry.unit,
-        entry.digits,
-        better=0,
-        unit_of_items="prompts",
-    )
+    return Measure(title, "diagnostics", metric, unit, digits, better=0, unit_of_items="prompts")
 
 
 def diagnostics(data: StudyData) -> tuple[Measure, ...]:
@@ -235,24 +177,22 @@ def diagnostics(data: StudyData) -> tuple[Measure, ...]:
     name.
     """
     present = [metric for _, metric in data.metrics("diagnostics")]
-    known = [entry for entry in DIAGNOSTICS if entry.metric in present]
-    rest = [
-        Diagnostic(metric, metric.replace("_", " "), "")
-        for metric in present
-        if metric not in {entry.metric for entry in DIAGNOSTICS}
+    told = {one["metric"]: one for one in data.shown_diagnostics}
+    known = [
+        diagnostic(metric, one["title"], one["unit"], one["digits"])
+        for metric, one in told.items()
+        if metric in present
     ]
-    return tuple(diagnostic(entry) for entry in [*known, *rest])
+    rest = [metric for metric in present if metric not in told]
+    return (*known, *(diagnostic(metric, metric.replace("_", " "), "") for metric in rest))
 
 
 def all_measures(data: StudyData) -> dict[str, Measure]:
     """Every measure the study can show, by key ("alpaca_eval.win_rate")."""
     found = [
-        *TABLE_1,
+        *of_manifest(data),
         *academic(data),
-        heldout(data),
-        heldout(data, sampled=True),
-        heldout(data, ood=True),
-        heldout(data, sampled=True, ood=True),
+        *(heldout(data, sampled=s, ood=o) for o in (False, True) for s in (False, True)),
     ]
     return {measure.key: measure for measure in [*found, *diagnostics(data)]}
 

@@ -18,7 +18,7 @@ from analysis.figures import FIGURES, draw
 from analysis.load import StudyData, load_study
 from analysis.page import FIRST_TABLES, flat, is_volatile, page, settings, summary, versions
 from analysis.table import Table, Unavailable, as_markdown, write_table, write_text
-from analysis.tables import TABLES
+from analysis.tables import tables_of
 
 SEARCH = "search/search.md"
 """What a search wrote beside the report of its finalists."""
@@ -32,7 +32,7 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
     """
     data = load_study(Path(study_dir), Path(store_dir))
     folder = Path(study_dir) / "report"
-    tables = {key: build(data) for key, build in TABLES.items()}
+    tables = tables_of(data)
     figures = {key: draw(key, data) for key in FIGURES}
     _remove_stale(folder, tables, figures)
     for table in tables.values():

@@ -14,9 +14,7 @@ import numpy as np
 
 from analysis import cells as comparable
 from analysis import findings, measures, paper, prose, rank
-from analysis import tables as more
 from analysis import tables_differences as differences
-from analysis import tables_judge as agreement
 from analysis import tables_judge as judge
 from analysis.cells import POPULATIONS_NOTE, SCORE_DATA, c_of, cell_text, kappa_of, score_data
 from analysis.load import Cell, Checkpoint, StudyData, iterate
@@ -124,7 +122,9 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
         return Unavailable("diagnostics", title, "no diagnostics are stored yet")
     present = {measure.metric for measure in all_of}
     shown = [c for arm in data.arms if (c := data.at(arm, data.last_iteration)) and c.iteration]
-    listed = [m for m in all_of if measures.SAME_AS.get(m.metric) not in present]
+    told = {one["metric"]: one for one in data.shown_diagnostics}
+    doubled = {metric for metric, one in told.items() if one["same_as"] in present}
+    listed = [m for m in all_of if m.metric not in doubled]
     numbers = [
         score_data(data, checkpoint, measure, estimate)
         for measure in all_of
@@ -132,7 +132,8 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
         if (estimate := findings.estimate(data, checkpoint, measure)).expected
     ]
     if len(shown) > MANY_ARMS:
-        listed = [m for m in listed if m.metric in measures.CORE] or listed[: len(measures.CORE)]
+        core = [metric for metric, one in told.items() if one["core"]]
+        listed = [m for m in listed if m.metric in core] or listed[: len(core)]
         heads: tuple[str, ...] = ("arm", *(_with_unit(m) for m in listed))
         rows = [
             Row((c.label, *(cell_text(findings.estimate(data, c, m), m) for m in listed)))
@@ -146,7 +147,7 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
         ]
     more = (
         "every iteration is"
-        if len(listed) + len(measures.SAME_AS) >= len(all_of)
+        if len(listed) + len(doubled) >= len(all_of)
         else "the other diagnostics and every iteration are"
     )
     when = prose.after(data, data.last_iteration)
@@ -506,7 +507,7 @@ def table_1(data: StudyData) -> Table | Unavailable:
         data,
         "table_1",
         "Table 1. AlpacaEval 2.0 and MT-Bench",
-        measures.TABLE_1,
+        measures.columns(data, "table_1"),
         "Length-controlled win rate: the library's point, intervals from the "
         "delete-one-instruction jackknife.",
     )
@@ -544,17 +545,27 @@ TABLES: dict[str, Callable[[StudyData], Table | Unavailable]] = {
     "table_1": table_1,
     "table_2": table_2,
     "heldout": table_heldout,
-    "iqm": more.table_iqm,
+    "iqm": table_iqm,
     "selection": differences.table_selection,
-    "diagnostics": more.table_diagnostics,
+    "diagnostics": table_diagnostics,
     "judge": judge.table_judge,
     "alpaca_eval": judge.table_alpaca_eval,
-    "position_flips": agreement.table_position_flips,
-    "ranker_judge": agreement.table_ranker_judge,
-    "completeness": more.table_completeness,
-    "unfinished": more.table_unfinished,
-    "published_1": more.table_published_1,
-    "published_2": more.table_published_2,
-    "costs": more.table_costs,
+    "position_flips": judge.table_position_flips,
+    "ranker_judge": judge.table_ranker_judge,
+    "completeness": table_completeness,
+    "unfinished": table_unfinished,
+    "published_1": table_published_1,
+    "published_2": table_published_2,
+    "costs": table_costs,
 }
 """Every table, in the report's order."""
+
+
+def tables_of(data: StudyData) -> dict[str, Table | Unavailable]:
+    """Every table of a study: those of ``TABLES``, and one for each benchmark that has its own."""
+    built = {key: build(data) for key, build in TABLES.items()}
+    for name in measures.other_tables(data):
+        key = f"scores_{name}"
+        title = next(one["title"] for one in data.benchmarks if one["name"] == name)
+        built[key] = score_table(data, key, title, measures.columns(data, name))
+    return built

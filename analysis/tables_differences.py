@@ -81,7 +81,7 @@ CHECKS = (
     "pairs won",
     "Mann–Whitney p",
 )
-NOT_SHOWN = {measures.MT_1.key, measures.MT_2.key}
+NOT_SHOWN = {f"{measures.MT.key}.turn_1", f"{measures.MT.key}.turn_2"}
 """Exploratory measures whose rows are in the CSV alone: parts of another one."""
 
 
@@ -275,10 +275,11 @@ def _last(data: StudyData) -> list[Comparison]:
     found = findings.find(data)
     declared = {(c.measure.key, c.iteration) for c in found.declared}
     others = [
-        *measures.TABLE_1,
+        *measures.columns(data, "table_1"),
         *measures.academic(data)[-1:],
         measures.heldout(data),
         measures.heldout(data, sampled=True),
+        *measures.others(data),
     ]
     rows = list(found.declared)
     for measure in others:

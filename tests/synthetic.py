@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.evaluate.registry import manifest_of as benchmarks_manifest
+from harness.stages.diagnostics.measures import manifest_of as diagnostics_manifest
 from harness.records import Response, Score, content_hash, write_jsonl, write_scores
 from harness.study.settings import Recipe
 
@@ -143,6 +145,8 @@ def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
         "runs": runs,
         **(writer.both_orders(runs[0]) if spec.both_orders else {}),
         "stages": dict(sorted(writer.stages.items())),
+        "benchmarks": benchmarks_manifest(Recipe().evaluation),
+        "diagnostics": diagnostics_manifest(),
     }
     study = root / spec.name
     study.mkdir(parents=True, exist_ok=True)
