@@ -126,10 +126,10 @@ def test_the_readmes_new_objective_works_as_written(tmp_path: Path) -> None:
     for name in ("harness", "tests", "ablations"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     function, entry, worked = code(marked("walkthrough"))
-    source = tmp_path / "harness" / "objectives.py"
+    source = tmp_path / "harness" / "train" / "objectives.py"
     start = "OBJECTIVES: dict[str, Objective] = {\n"
     source.write_text(source.read_text().replace(start, function + "\n\n" + start + entry))
-    test = tmp_path / "tests" / "test_objectives.py"
+    test = tmp_path / "tests" / "train" / "test_objectives.py"
     start = "WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {\n"
     test.write_text(test.read_text().replace(start, start + worked))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

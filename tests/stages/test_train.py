@@ -233,20 +233,22 @@ def test_sigterm_waits_for_a_checkpoint(
 def test_sigkill_then_resume_gives_the_same_bits(inputs: dict[str, Path], tmp_path: Path) -> None:
     code = (
         "import json, sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
-        "from harness import train; from harness.records import StageTask\n"
+        "from harness.stages import train; from harness.records import StageTask\n"
+        "from harness.study.tasks import Runtime, TrainTask\n"
         "told = json.loads(sys.argv[1])\n"
+        "settings = TrainTask.model_validate_json(told['settings'])\n"
+        "runtime = Runtime.model_validate_json(told['runtime'])\n"
         "inputs = {k: Path(v) for k, v in told['inputs'].items()}\n"
-        "train.run(stage_task('t', 'train', told['settings'], inputs, Path(told['out']), "
-        "told['runtime']))\n"
+        "train.run(StageTask('t', 'train', settings, inputs, Path(told['out']), runtime))\n"
     )
 
     def command(out: Path) -> list[str]:
         task = train_task(inputs, out, runtime={"checkpoint_seconds": 1e-9}, epochs=40)
         told = {
-            "settings": dict(task.settings),
+            "settings": task.settings.model_dump_json(),
             "inputs": {name: str(path) for name, path in task.inputs.items()},
             "out": str(out),
-            "runtime": dict(task.runtime),
+            "runtime": task.runtime.model_dump_json(),
         }
         return [sys.executable, "-c", code, json.dumps(told)]
 
