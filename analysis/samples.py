@@ -1,14 +1,15 @@
 """Prompts, answers and judgments of every checkpoint for the sample browser, within a size.
 
-A page opened from a file cannot fetch others, so all of it travels in the page: prompts are taken
-in turn from every set until the size is reached, long texts are cut, and both are said. Every text
-passes ``text.visible``.
+What is shown of a benchmark stands in the manifest (``samples``); its ``form`` says how questions
+and answers lie in the store. A page opened from a file cannot fetch others, so all of it travels in
+the page: prompts are taken in turn from every set until the size is reached, long texts are cut,
+and both are said. Every text passes ``text.visible``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from analysis.load import Run, StudyData, iterate
 from analysis.text import number, one_line, visible
 from harness.records import HarnessError, read_jsonl
 
-SETS = {"mt_bench": "MT-Bench", "alpaca_eval": "AlpacaEval", "heldout": "held-out prompts"}
 MOST_PROMPTS = 120
 """Prompts of one set that are considered at all."""
+JUDGMENT_LIMIT = 1500
+"""Characters shown of a judgment."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,16 @@ class Samples:
         """Compact JSON that is safe inside a script element."""
         content = {
             "checkpoints": self.checkpoints,
-            "prompts": [{"set": SETS.get(s, s), "id": i, "turns": t} for s, i, t in self.prompts],
-            "answers": [
-                [
-                    None
-                    if turns is None
-                    else [[a.text, a.status, a.score, a.judgment] for a in turns]
-                    for turns in row
-                ]
-                for row in self.answers
-            ],
+            "prompts": [{"set": s, "id": i, "turns": t} for s, i, t in self.prompts],
+            "answers": [[_packed(turns) for turns in row] for row in self.answers],
         }
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _packed(turns: tuple[Answer, ...] | None) -> list[list[str]] | None:
+    if turns is None:
+        return None
+    return [[a.text, a.status, a.score, a.judgment] for a in turns]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class _Cut:
 
     def __call__(self, value: object, limit: int = 0) -> str:
         limit = limit or self.limit
-        raw = value if isinstance(value, str) else "" if value is None else str(value)
+        raw = "" if value is None else str(value)
         self.longest = max(self.longest, len(raw))
         if len(raw) <= limit:
             return visible(raw)
@@ -81,7 +81,7 @@ class _Cut:
 
 @dataclass
 class _Book:
-    """Prompts in order, and answers by (set, id) and checkpoint."""
+    """Prompts in order by set, and answers by (set, id) and checkpoint."""
 
     prompts: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
@@ -92,20 +92,22 @@ def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) 
     """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON.
     The shared base is listed once per seed.
     """
-    cut, book, names, seen = _Cut(text_limit), _Book(), [], set()  # type: _Cut, _Book, list[str], set[str]
+    cut, book = _Cut(text_limit), _Book()
+    names: list[str] = []
+    seen: set[str] = set()
+    shown = [one for one in data.benchmarks if one["samples"]]
     for run, iteration in iterate(data):
         stage = data.stage(run, iteration, "answer")
         if stage is None or stage.state not in ("done", "partial") or stage.key in seen:
             continue
         seen.add(stage.key)
-        _read_prompts(data, run, iteration, book, cut)
-        found = dict(_answers(data, run, iteration, stage.folder, book, cut))
+        found: dict[tuple[str, str], tuple[Answer, ...]] = {}
+        for benchmark in shown:
+            _read_prompts(data, stage, benchmark, book, cut)
+            found |= _answers(data, run, iteration, stage.folder, benchmark, book, cut)
         if found:
-            names.append(
-                f"base, seed {run.seed}"
-                if iteration == 0
-                else f"{run.label}, seed {run.seed}, iter {iteration}"
-            )
+            name = f"{run.label}, seed {run.seed}, iter {iteration}"
+            names.append(name if iteration else f"base, seed {run.seed}")
             for key, turns in found.items():
                 book.answers.setdefault(key, {})[len(names) - 1] = turns
     return _fit(names, book, size, cut)
@@ -122,19 +124,10 @@ def _fit(names: list[str], book: _Book, size: int, cut: _Cut) -> Samples:
         for queue in queues.values():
             if queue and used < size:
                 prompt = queue.pop(0)
-                row = book.answers[prompt[:2]]
-                cost = len(
-                    json.dumps(
-                        [
-                            prompt,
-                            [
-                                [a.text, a.score, a.judgment]
-                                for turns in row.values()
-                                for a in turns
-                            ],
-                        ]
-                    )
-                ) + 12 * len(names)
+                texts = []
+                for turns in book.answers[prompt[:2]].values():
+                    texts += [[a.text, a.score, a.judgment] for a in turns]
+                cost = len(json.dumps([prompt, texts])) + 12 * len(names)
                 if used + cost > size and chosen:
                     used = size
                     break
@@ -160,124 +153,141 @@ def _fit(names: list[str], book: _Book, size: int, cut: _Cut) -> Samples:
     )
 
 
-# -- prompts ---------------------------------------------------------------------------------------
-def _read_prompts(data: StudyData, run: Run, iteration: int, book: _Book, cut: _Cut) -> None:
-    if book.prompts:
-        return
-    answer = data.stage(run, iteration, "answer")
-    benchmarks, source = (data.input_folder(answer, name) for name in ("benchmarks", "data"))
-    if benchmarks is not None:
-        rows = [
-            (str(r["question_id"]), tuple(cut(t) for t in r["turns"]))
-            for r in _jsonl(benchmarks / "mt_bench" / "question.jsonl")
-        ]
-        _keep(book, "mt_bench", rows)
-        rows = [
-            (str(r.get("id", i)), (cut(r["instruction"]),))
-            for i, r in enumerate(_json_list(benchmarks / "alpaca_eval" / "eval.json"))
-        ]
-        _keep(book, "alpaca_eval", rows)
-    if source is not None:
-        rows = []
-        for name in ("heldout", "ood"):
-            for r in _jsonl(source / f"{name}.jsonl"):
-                said = "\n\n".join(
-                    f"{m['role']}: {m['content']}" if len(r["messages"]) > 1 else str(m["content"])
-                    for m in r["messages"]
-                )
-                rows.append((str(r["id"]), (cut(said),)))
-        _keep(book, "heldout", rows)
+# -- forms: how questions and answers lie in the store ---------------------------------------------
+Folders = Mapping[str, Path]
+"""Of the answer stage ("answer") and of its inputs ("benchmarks", "data")."""
+Prompt = tuple[str, tuple[str, ...]]
+"""Id and the user's turns."""
+Said = tuple[str, list[tuple[str, Any, str]]]
+"""Id of a prompt, and (item, text, status) of every turn's answer."""
 
 
-def _keep(book: _Book, name: str, rows: list[tuple[str, tuple[str, ...]]]) -> None:
-    if rows:
-        book.totals[name] = len(rows)
-        book.prompts[name] = dict(rows[:MOST_PROMPTS])
+def _mt_bench_prompts(folders: Folders, _file: str) -> Iterator[Prompt]:
+    for row in _jsonl(folders["benchmarks"] / "mt_bench" / "question.jsonl"):
+        yield str(row["question_id"]), tuple(row["turns"])
 
 
-# -- answers ---------------------------------------------------------------------------------------
-def _answers(
-    data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut
-) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
-    ratings, verdicts = (
-        _scores(data, run, iteration, "mt_bench", "rating"),
-        _judgments(data, run, iteration, "judge.mt_bench"),
-    )
-    wanted = book.prompts.get("mt_bench", {})
-    for row in _jsonl(folder / "mt_bench.jsonl"):
-        name = str(row["question_id"])
-        if name in wanted:
-            turns, statuses = row["choices"][0]["turns"], row.get("status") or []
-            answers = []
-            for turn, said in enumerate(turns, 1):
-                item = f"{name}:{turn}"
-                status = str(statuses[turn - 1]) if turn <= len(statuses) else "ok"
-                answers.append(
-                    Answer(
-                        cut(said),
-                        status,
-                        _words("rating", ratings.get(item), 1),
-                        cut(verdicts.get(item, {}).get("text"), 1500),
-                    )
-                )
-            yield ("mt_bench", name), tuple(answers)
-    wins, verdicts = (
-        _scores(data, run, iteration, "alpaca_eval", "win_rate"),
-        _judgments(data, run, iteration, "judge.alpaca_eval"),
-    )
-    wanted = book.prompts.get("alpaca_eval", {})
-    for row in _json_list(folder / "alpaca_eval.json"):
+def _mt_bench_answers(file: Path) -> Iterator[Said]:
+    for row in _jsonl(file):
+        name, statuses = str(row["question_id"]), row.get("status") or []
+        turns = []
+        for turn, text in enumerate(row["choices"][0]["turns"], 1):
+            status = str(statuses[turn - 1]) if turn <= len(statuses) else "ok"
+            turns.append((f"{name}:{turn}", text, status))
+        yield name, turns
+
+
+def _alpaca_eval_prompts(folders: Folders, _file: str) -> Iterator[Prompt]:
+    rows = _json_list(folders["benchmarks"] / "alpaca_eval" / "eval.json")
+    for place, row in enumerate(rows):
+        yield str(row.get("id", place)), (row["instruction"],)
+
+
+def _alpaca_eval_answers(file: Path) -> Iterator[Said]:
+    for row in _json_list(file):
         name = str(row.get("id", ""))
-        if name in wanted:
-            verdict = verdicts.get(name, {})
-            shown = "the judge saw this answer first" if verdict.get("switched") else ""
-            answer = Answer(
-                cut(row.get("output")),
-                str(row.get("status", "ok")),
-                _words("preferred to the baseline, percent", wins.get(name), 1),
-                shown,
-            )
-            yield ("alpaca_eval", name), (answer,)
-    yield from _heldout(data, run, iteration, folder, book, cut)
+        yield name, [(name, row.get("output"), str(row.get("status", "ok")))]
 
 
-def _heldout(
-    data: StudyData, run: Run, iteration: int, folder: Path, book: _Book, cut: _Cut
-) -> Iterator[tuple[tuple[str, str], tuple[Answer, ...]]]:
-    wanted = book.prompts.get("heldout", {})
-    rewards = {
-        **_scores(data, run, iteration, "heldout", "reward"),
-        **_scores(data, run, iteration, "heldout_ood", "reward"),
-    }
-    left = set(wanted)
-    for row in _jsonl(
-        folder / "heldout.jsonl"
-    ):  # sorted by prompt: stop when the last wanted one is read
-        name = str(row["prompt_id"])
-        if name in left and int(row.get("sample", 0)) == 0:
-            left.discard(name)
-            yield (
-                ("heldout", name),
-                (
-                    Answer(
-                        cut(row.get("text")),
-                        str(row.get("status", "ok")),
-                        _words("reward (greedy)", rewards.get(name), 3),
-                    ),
-                ),
-            )
-            if not left:
-                return
+def _heldout_prompts(folders: Folders, _file: str) -> Iterator[Prompt]:
+    for name in ("heldout", "ood"):
+        for row in _jsonl(folders["data"] / f"{name}.jsonl"):
+            turns = [f"{m['role']}: {m['content']}" for m in row["messages"]]
+            said = turns if len(turns) > 1 else [str(m["content"]) for m in row["messages"]]
+            yield str(row["id"]), ("\n\n".join(said),)
+
+
+def _heldout_answers(file: Path) -> Iterator[Said]:
+    for row in _jsonl(file):
+        if int(row.get("sample", 0)) == 0:
+            name = str(row["prompt_id"])
+            yield name, [(name, row.get("text"), str(row.get("status", "ok")))]
+
+
+def _row_prompts(folders: Folders, file: str) -> Iterator[Prompt]:
+    for row in _jsonl(folders["answer"] / file):
+        yield str(row["id"]), (row["question"],)
+
+
+def _row_answers(file: Path) -> Iterator[Said]:
+    for row in _jsonl(file):
+        name = str(row["id"])
+        yield name, [(name, row["output"], str(row["status"]))]
+
+
+Reader = tuple[Callable[[Folders, str], Iterator[Prompt]], Callable[[Path], Iterator[Said]]]
+FORMS: Mapping[str, Reader] = {
+    "mt_bench": (_mt_bench_prompts, _mt_bench_answers),
+    "alpaca_eval": (_alpaca_eval_prompts, _alpaca_eval_answers),
+    "heldout": (_heldout_prompts, _heldout_answers),
+    "rows": (_row_prompts, _row_answers),
+}
+
+
+def _read_prompts(
+    data: StudyData, answer: Any, benchmark: Mapping[str, Any], book: _Book, cut: _Cut
+) -> None:
+    title, shown = benchmark["title"], benchmark["samples"]
+    if title in book.prompts:
+        return
+    folders = {"answer": answer.folder}
+    for name in ("benchmarks", "data"):
+        folder = data.input_folder(answer, name)
+        if folder is None:
+            return
+        folders[name] = folder
+    prompts, _ = FORMS[shown["form"]]
+    rows = list(prompts(folders, shown["file"]))
+    if rows:
+        book.totals[title] = len(rows)
+        book.prompts[title] = {
+            name: tuple(cut(turn) for turn in turns) for name, turns in rows[:MOST_PROMPTS]
+        }
+
+
+def _answers(
+    data: StudyData,
+    run: Run,
+    iteration: int,
+    folder: Path,
+    benchmark: Mapping[str, Any],
+    book: _Book,
+    cut: _Cut,
+) -> dict[tuple[str, str], tuple[Answer, ...]]:
+    title, shown = benchmark["title"], benchmark["samples"]
+    wanted = set(book.prompts.get(title, {}))
+    names = {one["benchmark"] for one in benchmark["measures"] if one["metric"] == shown["metric"]}
+    scores: dict[str, tuple[float | None, str]] = {}
+    for name in sorted(names):
+        scores |= _scores(data, run, iteration, name, shown["metric"])
+    judgments = _judgments(data, run, iteration, benchmark["stage"]) if benchmark["judged"] else {}
+    _, answers = FORMS[shown["form"]]
+    found: dict[tuple[str, str], tuple[Answer, ...]] = {}
+    for name, turns in answers(folder / shown["file"]):
+        if name not in wanted:
+            continue
+        said = []
+        for item, text, status in turns:
+            score = _words(shown["words"], scores.get(item), shown["digits"])
+            said.append(Answer(cut(text), status, score, _judged(judgments.get(item, {}), cut)))
+        found[title, name] = tuple(said)
+        if len(found) == len(wanted):  # sorted by prompt: stop when the last wanted one is read
+            break
+    return found
+
+
+def _judged(row: Mapping[str, Any], cut: _Cut) -> str:
+    """The judge's words; of a comparison, whose text is one token, what was shown first."""
+    if "switched" in row:
+        return "the judge saw this answer first" if row["switched"] else ""
+    return cut(row.get("text"), JUDGMENT_LIMIT)
 
 
 def _words(name: str, value: tuple[float | None, str] | None, digits: int) -> str:
     if value is None:
         return ""
-    return (
-        f"{name}: {number(value[0], digits)}"
-        if value[0] is not None
-        else f"{name}: none ({value[1]})"
-    )
+    known = value[0] is not None
+    return f"{name}: {number(value[0], digits)}" if known else f"{name}: none ({value[1]})"
 
 
 def _scores(
