@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from harness.engine import worker
 from harness.records import Score, StageOutcome, StageTask, write_jsonl, write_scores
@@ -38,19 +39,19 @@ trials: 4
 """
 
 
-def make_search(folder: Path, text: str = SEARCH, storage: str = "", origin: str = "") -> Search:
+def make_search(folder: Path, text: str = SEARCH, storage: str = "") -> Search:
     """A search below ``folder``; ``text`` names its recipe RECIPE."""
     path = folder / "t.yaml"
     path.write_text(text.replace("RECIPE", str(ROOT / "ablations" / "recipes" / "pocket.yaml")))
-    return Search(path, folder / "store", storage or f"sqlite:///{folder / 'optuna.db'}", origin)
+    return Search(path, folder / "store", storage or f"sqlite:///{folder / 'optuna.db'}")
 
 
-def toy(task: StageTask, status: str = "ok") -> StageOutcome:
+def toy(task: StageTask[Any], status: str = "ok") -> StageOutcome:
     """Any stage. A held-out item scores −|log10 α| and a little more than the item before; a judge
     asks for 0.25 USD.
     """
     if task.stage == "train":
-        (task.out / "alpha.jsonl").write_text(str(task.settings["objective"]["alpha"]))
+        (task.out / "alpha.jsonl").write_text(str(task.settings.objective.alpha))
     if task.stage == "answer":
         source = task.inputs["policy"] / "alpha.jsonl"
         (task.out / "alpha.jsonl").write_text(source.read_text() if source.exists() else "1")
@@ -78,7 +79,7 @@ def toy(task: StageTask, status: str = "ok") -> StageOutcome:
     return StageOutcome(1, costs={"judge_usd": 0.25} if task.stage.startswith("judge.") else {})
 
 
-def noted_toy(task: StageTask) -> StageOutcome:
+def noted_toy(task: StageTask[Any]) -> StageOutcome:
     """The toy in a worker process: notes its start and its end, and does what the environment says."""
     started = note(f"start {task.key} {task.stage} {os.getpid()}")
     if str(started) in os.environ.get("TUNE_WORLD_KILLS", "").split(","):
@@ -91,7 +92,7 @@ def noted_toy(task: StageTask) -> StageOutcome:
             and time.monotonic() < give_up
         ):
             time.sleep(0.05)
-        while task.settings["objective"]["name"] == os.environ.get("TUNE_WORLD_STUCK"):
+        while task.settings.objective.name == os.environ.get("TUNE_WORLD_STUCK"):
             time.sleep(0.05)
     time.sleep(0.1 if task.stage in ("train", "data.pocket", "base.pocket") else 0.02)
     note(f"end {task.key} {task.stage} {os.getpid()}")

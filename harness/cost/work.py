@@ -34,8 +34,9 @@ class Counting:
         if node.stage in RULES:
             return RULES[node.stage](self, node)
         for benchmark in BENCHMARKS.values():
-            if node.stage == benchmark.stage:
-                return benchmark.work(Inputs(self, node), node.settings)
+            for scoring in (benchmark, benchmark.pairs):
+                if scoring and node.stage == scoring.stage:
+                    return scoring.work(Inputs(self, node), node.settings)
         return Work(rows=1)
 
     def source(self, node: Node, name: str) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.cost.budget import (
     generating_bytes,
     verdict,
 )
-from harness.engine.launch import PAPER_SEED, prepare, prepare_recipe
+from harness.engine.launch import PAPER_SEED, plan_study, prepare, prepare_recipe
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.files import hash_tree
@@ -120,7 +121,7 @@ def test_elapsed_time_is_shared_work_but_never_less_than_the_longest_chain(tmp_p
     per_iteration = sum(STAGES[name].seconds for name in ("rollout", "rank", "reference", "train"))
     start = STAGES["data.pocket"].seconds + STAGES["base.pocket"].seconds
     assert chain >= start + 3 * per_iteration
-    assert chain < total / 10
+    assert chain < total / 5
 
 
 def test_a_recipe_stands_in_for_a_study() -> None:
@@ -164,17 +165,11 @@ def test_games_of_mt_bench_pairs_by_hand(tmp_path: Path) -> None:
     names = [f"{run.cell.run}@3" for run in plan.runs[:3]]
     study = plan.study
     declare = study.declare.model_copy(update={"pairwise": names, "pairwise_mt_bench": True})
-    from dataclasses import replace
-
-    from harness.engine.launch import plan_study
-
     found = budget(plan_study(replace(study, declare=declare)), Store(tmp_path), Assumptions())
     lines = found.of("judge.mt_bench_pairwise")
     assert len(lines) == 3
-    games = 2 * 2 * 12
-    assert {line.work.judge_calls for line in lines} == {float(games)} or {
-        line.work.judge_calls for line in lines
-    } == {float(2 * 2 * 24)}
+    games, turns, questions = 2, 2, 24
+    assert {line.work.judge_calls for line in lines} == {games * turns * questions}
 
 
 def test_measured_seconds_come_before_priors(tmp_path: Path) -> None:

@@ -37,15 +37,15 @@ class World:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, float]] = []
         self.broken: Any = None
-        self.before: Callable[[StageTask], None] = lambda task: None
+        self.before: Callable[[StageTask[Any]], None] = lambda task: None
 
-    def __call__(self, task: StageTask) -> StageOutcome:
+    def __call__(self, task: StageTask[Any]) -> StageOutcome:
         self.before(task)
         self.calls.append(
             (
                 task.stage,
-                task.settings.get("iteration", 0),
-                task.settings.get("objective", {}).get("alpha", 0.0),
+                getattr(task.settings, "iteration", 0),
+                task.settings.objective.alpha if task.stage == "train" else 0.0,
             )
         )
         if self.broken == "stuck" and task.stage == "train":
@@ -391,7 +391,7 @@ def test_a_trial_taken_for_dead_while_it_ran_ends_once(tmp_path: Path, world: Wo
     asked = make_search(tmp_path, changed(pruner="none", trials="1"))
     open_study(asked)
 
-    def declare(task: StageTask) -> None:
+    def declare(task: StageTask[Any]) -> None:
         other = optuna.load_study(study_name="t", storage=open_storage(asked.storage))
         if task.stage == "train" and other.trials[0].state == TrialState.RUNNING:
             other.tell(0, state=TrialState.FAIL)
