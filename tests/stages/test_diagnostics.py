@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from harness.model.policy import load_policy
 from harness.records import Pair, Prompt, StageTask, write_jsonl
-from harness.stages.diagnostics import gradient, measures, stage
+from harness.stages.diagnostics import measures, passes, stage
 from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, score_sheets
 from harness.train.batching import ROLES, encode_pair, with_reference
@@ -317,10 +317,10 @@ def test_the_divergence_from_itself_is_exactly_zero(folders: dict[str, Path]) ->
 def test_gradient_numbers_from_products_by_hand() -> None:
     # ‖g_DPO‖ = 2, ‖g_y‖ = 3, dot 3: ratio 0.125·3/2, cosine 3/6; a negative coefficient turns the
     # direction
-    assert gradient.compare(3.0, 4.0, 9.0, 0.125) == gradient.GradientPair(0.1875, 0.5)
-    assert gradient.compare(3.0, 4.0, 9.0, -0.125) == gradient.GradientPair(0.1875, -0.5)
-    assert gradient.compare(3.0, 4.0, 9.0, 0.0) == gradient.GradientPair(0.0, 0.5)
-    assert gradient.compare(0.0, 0.0, 9.0, 0.1) == gradient.GradientPair(None, None)
+    assert passes.compare(3.0, 4.0, 9.0, 0.125) == passes.GradientPair(0.1875, 0.5)
+    assert passes.compare(3.0, 4.0, 9.0, -0.125) == passes.GradientPair(0.1875, -0.5)
+    assert passes.compare(3.0, 4.0, 9.0, 0.0) == passes.GradientPair(0.0, 0.5)
+    assert passes.compare(0.0, 0.0, 9.0, 0.1) == passes.GradientPair(None, None)
 
 
 def test_gradients_equal_those_of_a_plain_loss(folders: dict[str, Path]) -> None:
@@ -331,7 +331,7 @@ def test_gradients_equal_those_of_a_plain_loss(folders: dict[str, Path]) -> None
     ]
     rows = [encode_pair(policy.tokenizer, pair) for pair in pairs]
     rows = with_reference(load_policy(folders["other"]).model, rows, ROLES)
-    found = gradient.measure(policy.model, rows, c=0.05, beta=0.1)
+    found = passes.gradient_pair(policy.model, rows, c=0.05, beta=0.1)
     assert all(p.grad is None for p in policy.model.parameters())
     assert not policy.model.training
 

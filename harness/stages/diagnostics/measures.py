@@ -78,8 +78,8 @@ Measure = Callable[[Evidence], float | None]
 class Diagnostic:
     """How a measurement is made and how it is shown.
 
-    split: the prompts it is measured on; "batches" are measured by `harness.stages.diagnostics.
-    gradient` and have no function of a prompt. needs: "" or what must exist: "reward" (an external
+    split: the prompts it is measured on; "batches" are measured in `passes` and have no function of
+    a prompt. needs: "" or what must exist: "reward" (an external
     scorer), "pocket", "previous" (answers). core: shown where a study has too many arms for a
     column each. same_as: the diagnostic with the same definition, beside which it is not shown.
     """

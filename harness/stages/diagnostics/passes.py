@@ -9,13 +9,16 @@ a time. Legend: M predicted tokens, H hidden width, V vocabulary, R responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
+from harness.model.chat import PromptTooLongError
 from harness.model.head import chunk_rows, head_logps, output_head
 from harness.model.logprobs import (
     PackedBatch,
@@ -25,8 +28,11 @@ from harness.model.logprobs import (
     pack,
     packed_attention,
     predicting_states,
+    sequence_logps,
 )
-from harness.records import HarnessError
+from harness.records import Pair, StageTask, read_jsonl
+from harness.study.tasks import DiagnosticsTask, ObjectiveTask
+from harness.train.batching import PreferenceRow, encode_pair, make_micro_batch
 
 TokenIds = tuple[int, ...]
 
@@ -56,19 +62,24 @@ class Sheet:
 
 @dataclass
 class _Chunk:
-    """Sheets of one packed batch. own_tokens: (M',) which of the M predicted tokens belong to own
-    samples; hidden: π_θ's states there.
+    """Sheets of one packed batch. answers: the sheet and tokens of each response. own_tokens: (M',)
+    which of the M predicted tokens belong to own samples; hidden: π_θ's states there.
     """
 
-    sheets: list[Sheet]
+    answers: list[tuple[Sheet, TokenIds]]
     batch: PackedBatch
     own_tokens: Tensor
     hidden: Tensor | None = None
 
-    def answers(self) -> Iterator[tuple[Sheet, TokenIds]]:
-        for sheet in self.sheets:
-            for answer in sheet.responses:
-                yield sheet, answer
+    def sums(self, values: Tensor, responses: Tensor) -> list[float]:
+        """Sums of token values by response, float64."""
+        zeros = torch.zeros(self.batch.responses, dtype=torch.float64)
+        found: list[float] = zeros.index_add(0, responses, values).tolist()
+        return found
+
+    def own_sums(self, values: Tensor) -> list[float]:
+        """The same of values at ``own_tokens``."""
+        return self.sums(values, self.batch.response_of[self.own_tokens])
 
 
 def score_sheets(
@@ -85,28 +96,37 @@ def score_sheets(
     ``base`` and ``previous``. No gradient; numbers are float64 sums of float32 terms.
     """
     chunks = _chunks([sheet for sheet in sheets if sheet.responses], token_budget)
-    theta = names["theta"]
-    head: Any = None
+    theta, theta_head = names["theta"], None
     for checkpoint in [theta, *(c for c in policies if c != theta)]:
         roles = [role for role, name in names.items() if name == checkpoint]
+        compared = [role for role in roles if role in ("base", "previous")]
         model = base_model_of(policies[checkpoint]().model)
+        head, device = output_head(model), next(model.parameters()).device
         with torch.no_grad(), packed_attention(model):
             for chunk in chunks:
-                hidden = predicting_states(model, chunk.batch.to(next(model.parameters()).device))
-                _note_logps(chunk, roles, _token_logps(output_head(model), hidden, chunk.batch))
-                own_hidden = hidden.index_select(0, chunk.own_tokens.to(hidden.device))
+                batch = chunk.batch.to(device)
+                hidden = predicting_states(model, batch)
+                logps = head_logps(head, hidden, batch.targets).double().cpu()
+                own_hidden = hidden.index_select(0, chunk.own_tokens.to(device))
+                # From itself the checkpoint diverges by exactly 0.
+                divergences = [0.0] * chunk.batch.responses
+                entropies = None
                 if checkpoint == theta:
-                    chunk.hidden = own_hidden
-                    head = output_head(model)
-                    _note_entropy(chunk, _step_sums(chunk, own_hidden, head, None, None))
-                compared = [role for role in roles if role in ("base", "previous")]
-                if compared:
-                    values = (
-                        _step_sums(chunk, chunk.hidden, head, own_hidden, output_head(model))
-                        if checkpoint != theta
-                        else None
-                    )
-                    _note_kl(chunk, compared, values)
+                    chunk.hidden, theta_head = own_hidden, head
+                    entropies = chunk.own_sums(_entropies(head, own_hidden))
+                elif compared:
+                    steps = _divergences(theta_head, chunk.hidden, head, own_hidden)
+                    divergences = chunk.own_sums(steps)
+                sums = chunk.sums(logps, chunk.batch.response_of)
+                for place, (sheet, answer) in enumerate(chunk.answers):
+                    for role in roles:
+                        sheet.logps.setdefault(role, {})[answer] = sums[place]
+                    if answer not in sheet.own:
+                        continue
+                    if entropies is not None:
+                        sheet.entropy[answer] = entropies[place]
+                    for role in compared:
+                        sheet.kl.setdefault(role, {})[answer] = divergences[place]
 
 
 def _chunks(sheets: Sequence[Sheet], token_budget: int) -> list[_Chunk]:
@@ -114,62 +134,109 @@ def _chunks(sheets: Sequence[Sheet], token_budget: int) -> list[_Chunk]:
     chunks = []
     for members in chunk_by_tokens([row.tokens for row in rows], token_budget):
         batch = pack([rows[i] for i in members])
-        chunk = _Chunk([sheets[i] for i in members], batch, torch.empty(0))
-        own = torch.tensor([answer in sheet.own for sheet, answer in chunk.answers()])
-        chunk.own_tokens = own[batch.response_of].nonzero()[:, 0]
-        chunks.append(chunk)
+        answers = [(sheets[i], answer) for i in members for answer in sheets[i].responses]
+        own = torch.tensor([answer in sheet.own for sheet, answer in answers])
+        chunks.append(_Chunk(answers, batch, own[batch.response_of].nonzero()[:, 0]))
     return chunks
 
 
-def _token_logps(head: Any, hidden: Tensor, batch: PackedBatch) -> Tensor:
-    return head_logps(head, hidden, batch.targets.to(hidden.device)).double().cpu()
+def _entropies(head: Any, hidden: Tensor) -> Tensor:
+    """Entropy of π_θ at every row of hidden states, (M',) float64, a chunk of logits at a time."""
+    parts = [torch.zeros(0)]
+    for rows in hidden.split(chunk_rows(head.weight.shape[0], hidden.device)):
+        logp = head(rows).float().log_softmax(-1)
+        parts.append(-(logp.exp() * logp).sum(-1).cpu())
+    return torch.cat(parts).double()
 
 
-def _note_logps(chunk: _Chunk, roles: Sequence[str], token_logps: Tensor) -> None:
-    sums = (
-        torch.zeros(chunk.batch.responses, dtype=torch.float64)
-        .index_add(0, chunk.batch.response_of, token_logps)
-        .tolist()
-    )
-    for (sheet, answer), value in zip(chunk.answers(), sums, strict=True):
-        for role in roles:
-            sheet.logps.setdefault(role, {})[answer] = value
-
-
-def _step_sums(
-    chunk: _Chunk, hidden: Tensor | None, head: Any, other: Tensor | None, other_head: Any
-) -> list[float]:
-    """Per response the sum over its own-sample tokens of KL(π_θ‖π_other), or of the entropy of π_θ
-    when there is no other.
-    """
-    if hidden is None:
-        raise HarnessError(
-            "diagnostics: the checkpoint itself must be scored before the policies it is compared "
-            "with"
-        )
-    parts = []
+def _divergences(head: Any, hidden: Any, other_head: Any, other: Tensor) -> Tensor:
+    """KL(π_θ‖π_other) at every row, (M',) float64."""
+    parts = [torch.zeros(0)]
     size = chunk_rows(head.weight.shape[0], hidden.device)
-    for start in range(0, len(hidden), size):
-        logp = head(hidden[start : start + size]).float().log_softmax(-1)
-        if other is None:
-            parts.append(-(logp.exp() * logp).sum(-1))
-        else:
-            logq = other_head(other[start : start + size]).float().log_softmax(-1)
-            parts.append((logp.exp() * (logp - logq)).sum(-1))
-    steps = torch.cat(parts).double().cpu() if parts else torch.zeros(0, dtype=torch.float64)
-    sums = torch.zeros(chunk.batch.responses, dtype=torch.float64)
-    return sums.index_add(0, chunk.batch.response_of[chunk.own_tokens], steps).tolist()  # type: ignore[no-any-return]
+    for rows, other_rows in zip(hidden.split(size), other.split(size), strict=True):
+        logp = head(rows).float().log_softmax(-1)
+        logq = other_head(other_rows).float().log_softmax(-1)
+        parts.append((logp.exp() * (logp - logq)).sum(-1).cpu())
+    return torch.cat(parts).double()
 
 
-def _note_entropy(chunk: _Chunk, values: Sequence[float]) -> None:
-    for (sheet, answer), value in zip(chunk.answers(), values, strict=True):
-        if answer in sheet.own:
-            sheet.entropy[answer] = value
+# --- gradients ------------------------------------------------------------------------------------
+# Size and direction of the exploration term's gradient against DPO's, on small batches of the
+# iteration's training pairs: grad_ratio = |c|·‖g_y‖ / ‖g_DPO‖ and grad_cosine = cos(sign(c)·g_y,
+# g_DPO), with g_y the gradient of the batch mean of log π_θ(y), g_DPO that of −log σ(βΔ), c the
+# objective's coefficient (sign +1 where c is 0). Measured where the iteration's training starts
+# (``grad_*``) and at the checkpoint (``grad_*_end``).
+
+ROWS = 8
+"""Pairs of one batch."""
+BATCHES = 2
 
 
-def _note_kl(chunk: _Chunk, roles: Sequence[str], values: Sequence[float] | None) -> None:
-    """``values`` None: the policy is the checkpoint itself, and the divergence 0."""
-    for place, (sheet, answer) in enumerate(chunk.answers()):
-        if answer in sheet.own:
-            for role in roles:
-                sheet.kl.setdefault(role, {})[answer] = 0.0 if values is None else values[place]
+@dataclass(frozen=True)
+class GradientPair:
+    """ratio is None where g_DPO is 0; cosine is None where either gradient is 0."""
+
+    ratio: float | None
+    cosine: float | None
+
+
+def read_rows(task: StageTask[DiagnosticsTask], tokenizer: Any) -> list[PreferenceRow]:
+    """The last pairs that have an exploration response (with accumulated data: the iteration's
+    own), encoded as in training.
+    """
+    rows: list[PreferenceRow] = []
+    settings = task.settings
+    lengths = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
+    for raw in reversed(list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))):
+        pair = Pair(**raw)
+        if not pair.explore:
+            continue
+        try:
+            rows.append(encode_pair(tokenizer, pair, **lengths))
+        except PromptTooLongError:
+            continue
+        if len(rows) == ROWS * BATCHES:
+            break
+    return rows
+
+
+def coefficient(objective: ObjectiveTask) -> tuple[float, float]:
+    """(c, β) of the stage's objective, c without the ``negative`` placebo's sign."""
+    sign = -1.0 if objective.placebo == "negative" else 1.0
+    return sign * objective.c, objective.beta
+
+
+def gradient_pair(
+    model: Any, rows: Sequence[PreferenceRow], *, c: float, beta: float
+) -> GradientPair:
+    """Gradients of one batch at the model's present parameters; the model's own ``.grad`` stays as
+    it is.
+    """
+    base = base_model_of(model)
+    parameters = [p for p in base.parameters() if p.requires_grad]
+    roles = ("chosen", "rejected", "explore")
+    batch = make_micro_batch(rows, roles).to(parameters[0].device)
+    with torch.enable_grad(), packed_attention(base):
+        logps = sequence_logps(base, batch.batch)
+        by_role = {role: logps[batch.slots[role]] for role in roles}
+        gap = by_role["chosen"] - batch.reference["chosen"]
+        gap = gap - by_role["rejected"] + batch.reference["rejected"]
+        loss = -logsigmoid(beta * gap).mean()
+        dpo = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        explore = torch.autograd.grad(by_role["explore"].mean(), parameters, allow_unused=True)
+    dot = dpo_square = explore_square = 0.0
+    for g, h in zip(dpo, explore, strict=True):
+        if g is not None and h is not None:
+            dot += float((g.double() * h.double()).sum())
+        dpo_square += 0.0 if g is None else float(g.double().square().sum())
+        explore_square += 0.0 if h is None else float(h.double().square().sum())
+    return compare(dot, dpo_square, explore_square, c)
+
+
+def compare(dot: float, dpo_square: float, explore_square: float, c: float) -> GradientPair:
+    """The pair of numbers from g_y·g_DPO, ‖g_DPO‖² and ‖g_y‖²."""
+    ratio = abs(c) * math.sqrt(explore_square / dpo_square) if dpo_square > 0 else None
+    product = math.sqrt(dpo_square * explore_square)
+    return GradientPair(
+        ratio, math.copysign(1.0, c or 1.0) * dot / product if product > 0 else None
+    )

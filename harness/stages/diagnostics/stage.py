@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records import Score, StageOutcome, StageTask, Status, content_hash, write_scores
-from harness.stages.diagnostics import gradient
+from harness.stages.diagnostics import passes
 from harness.stages.diagnostics.collect import Policies, collect
 from harness.stages.diagnostics.measures import DIAGNOSTICS, Evidence
 from harness.study.tasks import DiagnosticsTask
@@ -33,7 +33,7 @@ def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     """Measure one checkpoint. Where a measurement is undefined for a prompt (constant reward,
     another role of y) there is no row.
     """
-    c, beta = gradient.coefficient(task.settings.objective)
+    c, beta = passes.coefficient(task.settings.objective)
     found = collect(task, beta)
     scores = score_rows(found) + gradient_rows(task, c, beta)
     _write_json(task.out / "arrays.json", arrays(found["heldout"]))
@@ -97,16 +97,16 @@ def gradient_rows(task: StageTask[DiagnosticsTask], c: float, beta: float) -> li
     one row per small batch.
     """
     policies = Policies(task)
-    rows = gradient.read_rows(task, policies.load("theta").tokenizer)
-    if len(rows) < gradient.ROWS:
+    rows = passes.read_rows(task, policies.load("theta").tokenizer)
+    if len(rows) < passes.ROWS:
         return []
     rows = with_reference(policies.load("reference").model, rows, ROLES)
     scores = []
     for suffix, role in (("", "previous"), ("_end", "theta")):
         model = policies.load(role).model
-        for number in range(len(rows) // gradient.ROWS):
-            batch = rows[number * gradient.ROWS : (number + 1) * gradient.ROWS]
-            measured = gradient.measure(model, batch, c=c, beta=beta)
+        for number in range(len(rows) // passes.ROWS):
+            batch = rows[number * passes.ROWS : (number + 1) * passes.ROWS]
+            measured = passes.gradient_pair(model, batch, c=c, beta=beta)
             source, name = (
                 content_hash([row.prompt_id for row in batch], length=16),
                 f"batch{number}",
