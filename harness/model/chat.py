@@ -7,6 +7,7 @@ write it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from harness.records import HarnessError, first_line
 
 _PROBE_ANSWER = "Fine thanks"
+_PROBE_ANSWERED = {"role": "assistant", "content": _PROBE_ANSWER}
 _PROBE = ({"role": "user", "content": "How are you"},)
 _PROBE_LONG = (
     {"role": "user", "content": "Hello"},
@@ -106,9 +108,9 @@ def encode_response(
     ids = _encode(tokenizer, whole[: cut + len(end)])
     if ids[: len(prompt_ids)] == prompt_ids:
         ids = ids[len(prompt_ids) :]
-    # a token would span header and answer: the model, which continues the header's tokens, sees the
-    # answer's own
     else:
+        # A token would span header and answer: the model, which continues the header's tokens, sees
+        # the answer's own.
         ids = tokenizer(whole[len(header) : cut + len(end)], add_special_tokens=False)["input_ids"]
     return list(ids[:max_tokens] if max_tokens else ids)
 
@@ -122,18 +124,12 @@ def end_of_turn(tokenizer: Any) -> str:
 
 @lru_cache(maxsize=16)
 def _end_of_turn(tokenizer: Any, template: str) -> str:
-    del (
-        template
-    )  # only a part of the cache's key: a template may be set on a tokenizer already seen
-    header = render(tokenizer, _PROBE, generation=True)
-    whole = render(
-        tokenizer, [*_PROBE, {"role": "assistant", "content": _PROBE_ANSWER}], generation=False
-    )
-    tail = (
-        whole[whole.rfind(_PROBE_ANSWER) + len(_PROBE_ANSWER) :]
-        if _PROBE_ANSWER in whole
-        else whole[len(header) :]
-    )
+    # Only a part of the cache's key: a template may be set on a tokenizer already seen.
+    del template
+    whole = render(tokenizer, [*_PROBE, _PROBE_ANSWERED], generation=False)
+    _, found, tail = whole.rpartition(_PROBE_ANSWER)
+    if not found:
+        tail = whole[len(render(tokenizer, _PROBE, generation=True)) :]
     known = sorted(_special_tokens(tokenizer), key=len, reverse=True)
     for token in known:
         if tail.lstrip().startswith(token):
@@ -172,11 +168,7 @@ def preflight(tokenizer: Any) -> None:
     for messages in (_PROBE, _PROBE_LONG):
         prompt_ids = _encode(tokenizer, render(tokenizer, messages, generation=True))
         header = render(tokenizer, messages, generation=True)
-        whole = render(
-            tokenizer,
-            [*messages, {"role": "assistant", "content": _PROBE_ANSWER}],
-            generation=False,
-        )
+        whole = render(tokenizer, [*messages, _PROBE_ANSWERED], generation=False)
         ids = _encode(tokenizer, whole)
         shown = _shown(tokenizer, ids)
         _check_bos(tokenizer, ids, shown)
@@ -188,25 +180,20 @@ def preflight(tokenizer: Any) -> None:
         if not whole[len(header) :].lstrip().startswith(_PROBE_ANSWER):
             raise HarnessError(
                 "the chat template ignores add_generation_prompt: the model would have to write "
-                "the assistant's header itself "
-                f"({whole[len(header) :][:40]!r}). Tokens: {shown}"
+                f"the assistant's header itself ({whole[len(header) :][:40]!r}). Tokens: {shown}"
             )
         end_of_turn(tokenizer)
         if ids[: len(prompt_ids)] != prompt_ids:
             raise HarnessError(
                 "the prompt's tokens change when the answer is added. Alone: "
-                f"{_shown(tokenizer, prompt_ids)}. With the answer: {shown}. "
-                "The header should end in a special token or a line break that never merges with "
-                "text"
+                f"{_shown(tokenizer, prompt_ids)}. With the answer: {shown}. The header should "
+                "end in a special token or a line break that never merges with text"
             )
 
 
 def _check_bos(tokenizer: Any, ids: Sequence[int], shown: str) -> None:
-    bos = tokenizer.bos_token_id
-    if bos is None or bos in (
-        tokenizer.eos_token_id,
-        tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer)),
-    ):
+    bos, end = tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
+    if bos is None or bos in (tokenizer.eos_token_id, end):
         return
     places = [i for i, token in enumerate(ids) if token == bos]
     if places[:2] == [0, 1]:
@@ -216,8 +203,8 @@ def _check_bos(tokenizer: Any, ids: Sequence[int], shown: str) -> None:
         )
     if any(place > 0 for place in places):
         raise HarnessError(
-            f"the beginning-of-text token stands in mid-sequence (place {max(places)}). Tokens: "
-            f"{shown}"
+            f"the beginning-of-text token stands in mid-sequence (place {max(places)}). "
+            f"Tokens: {shown}"
         )
 
 
@@ -226,10 +213,6 @@ def _shown(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _difference(prompt: str, whole: str) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-        min(len(prompt), len(whole)),
-    )
-    return (
-        f"prompt {prompt[max(0, at - 20) : at + 20]!r} becomes {whole[max(0, at - 20) : at + 20]!r}"
-    )
+    at = len(os.path.commonprefix([prompt, whole]))
+    around = slice(max(0, at - 20), at + 20)
+    return f"prompt {prompt[around]!r} becomes {whole[around]!r}"

@@ -100,25 +100,16 @@ def load_policy(
     path = model_folder(folder)
     where = location(folder)
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
-    key = (
-        str(path.resolve()),
-        dtype,
-        attention,
-        device,
-        trust,
-        str(where.get("chat_template", "")),
-        weights,
-        _stamp(path),
-    )
+    asked = (dtype, attention, device, trust, str(where.get("chat_template", "")), weights)
+    key = (str(path.resolve()), *asked, _stamp(path))
     if cached and key in _CACHE:
         _CACHE.move_to_end(key)
         return _CACHE[key]
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-    model = (
-        _load_model(path, dtype, attention, device, trust, where)
-        if weights
-        else _empty_model(path, dtype, trust, where)
-    )
+    if weights:
+        model = _load_model(path, dtype, attention, device, trust, where)
+    else:
+        model = _empty_model(path, dtype, trust, where)
     policy = Policy(model, tokenizer, path, stop_tokens(tokenizer, model), device)
     if cached:
         _CACHE[key] = policy
@@ -131,11 +122,8 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of a checkpoint's files: a folder written again is not served from the
     cache.
     """
-    return tuple(
-        (f.name, f.stat().st_size, f.stat().st_mtime_ns)
-        for f in sorted(path.iterdir())
-        if f.is_file()
-    )
+    files = [f for f in sorted(path.iterdir()) if f.is_file()]
+    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
 
 def _load_model(
@@ -146,10 +134,9 @@ def _load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    pickled = check_weights(
-        path, str(where.get("source", path)), str(where.get("pickle_weights", ""))
-    )
-    may_run_code = check_code(path, str(where.get("source", path)), trust)
+    source = str(where.get("source", path))
+    pickled = check_weights(path, source, str(where.get("pickle_weights", "")))
+    may_run_code = check_code(path, source, trust)
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -162,14 +149,10 @@ def _load_model(
             local_files_only=True,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        advice = (
-            "; set model.attention: eager"
-            if attention != "eager" and "attention implementation" in str(error)
-            else ""
-        )
-        raise HarnessError(
-            f"{path}: cannot load the model ({first_line(error, 300)}){advice}"
-        ) from error
+        message = f"{path}: cannot load the model ({first_line(error, 300)})"
+        if attention != "eager" and "attention implementation" in str(error):
+            message += "; set model.attention: eager"
+        raise HarnessError(message) from error
     finally:
         if bar:
             logging.enable_progress_bar()
@@ -201,14 +184,12 @@ def load_tokenizer(folder: Path, *, trust_remote_code: str = "") -> Any:
     path = model_folder(folder)
     where = location(folder)
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
+    may_run_code = bool(trust) and trust == where.get("source", str(path))
     try:
-        tokenizer = stored_tokenizer.load(
-            path, trust_remote_code=bool(trust) and trust == where.get("source", str(path))
-        )
+        tokenizer = stored_tokenizer.load(path, trust_remote_code=may_run_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise HarnessError(
-            f"{path}: cannot load the tokenizer ({first_line(error, 300)})"
-        ) from error
+        message = f"{path}: cannot load the tokenizer ({first_line(error, 300)})"
+        raise HarnessError(message) from error
     if where.get("chat_template"):
         tokenizer.chat_template = where["chat_template"]
     if tokenizer.pad_token_id is None:
@@ -227,21 +208,17 @@ def check_weights(path: Path, source: str, pickle_weights: str = "") -> bool:
     """
     if any(path.glob("*.safetensors")):
         return False
-    pickled = sorted(
-        f.name
-        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt")
-        for f in path.glob(pattern)
-        if f.name != "training_args.bin"
-    )
+    endings, names = {".bin", ".pt", ".pth", ".ckpt"}, {f.name for f in path.glob("*.*")}
+    pickled = sorted(name for name in names if Path(name).suffix in endings)
+    pickled = [name for name in pickled if name != "training_args.bin"]
     if not pickled:
         raise HarnessError(f"{path}: no weights here (no *.safetensors)")
     if pickle_weights and pickle_weights == source:
         return True
     raise HarnessError(
         f"{path}: the weights are pickle files ({', '.join(pickled[:3])}), which can run code "
-        "when loaded. Convert them to safetensors "
-        "(save_pretrained of a copy you trust), or allow this one by name: model.pickle_weights: "
-        f"{source}"
+        "when loaded. Convert them to safetensors (save_pretrained of a copy you trust), or allow "
+        f"this one by name: model.pickle_weights: {source}"
     )
 
 
@@ -264,6 +241,5 @@ def check_code(path: Path, source: str, trust_remote_code: str = "") -> bool:
         return True
     raise HarnessError(
         f"{source}: model_type {kind!r} needs code from the repository itself. Read that code, "
-        "then allow it by name: "
-        f"model.trust_remote_code: {source}"
+        f"then allow it by name: model.trust_remote_code: {source}"
     )
