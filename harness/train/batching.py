@@ -148,7 +148,8 @@ def make_micro_batch(
     weight: float = 1.0,
 ) -> MicroBatch:
     """Pack rows for ``roles``. ``global_rows``: rows of the whole global batch (default: these)."""
-    prompts, slots = [], {role: [] for role in roles}  # type: ignore[var-annotated]
+    prompts: list[PackedPrompt] = []
+    slots: dict[str, list[int]] = {role: [] for role in roles}
     first = 0
     for row in rows:
         packed, own = row.packed(roles)
@@ -158,24 +159,23 @@ def make_micro_batch(
         first += len(packed.responses)
     batch = pack(prompts)
     lengths = torch.tensor(batch.lengths, dtype=torch.float64)
-    names = {role: torch.tensor(index) for role, index in slots.items()}
-    known = [role for role in roles if all(role in row.reference for row in rows)]
-    extras = sorted(set.intersection(*(set(row.extras) for row in rows)))
+    indices = {role: torch.tensor(index) for role, index in slots.items()}
+
+    def shared(tables: Sequence[Mapping[str, float]]) -> dict[str, Tensor]:
+        """Columns (B,) of the names that every row has."""
+        names = sorted(set.intersection(*(set(table) for table in tables)))
+        columns = {name: [table[name] for table in tables] for name in names}
+        return {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
+
     return MicroBatch(
         batch,
-        names,
-        torch.full((len(rows),), weight, dtype=torch.float64),
-        {
-            role: torch.tensor([row.reference[role] for row in rows], dtype=torch.float64)
-            for role in known
-        },
-        {role: lengths[index] for role, index in names.items()},
-        {
-            name: torch.tensor([row.extras[name] for row in rows], dtype=torch.float64)
-            for name in extras
-        },
-        tuple(row.y_role for row in rows),
-        global_rows or len(rows),
+        indices,
+        weights=torch.full((len(rows),), weight, dtype=torch.float64),
+        reference=shared([row.reference for row in rows]),
+        tokens={role: lengths[index] for role, index in indices.items()},
+        extras=shared([row.extras for row in rows]),
+        y_roles=tuple(row.y_role for row in rows),
+        global_rows=global_rows or len(rows),
     )
 
 
@@ -195,13 +195,10 @@ def plan_global_batch(
         rank = min(range(ranks), key=lambda r: (load[r], r))
         shares[rank].append(i)
         load[rank] += sizes[i]
-    plan = [
-        [
-            [share[k] for k in group]
-            for group in chunk_by_tokens([sizes[i] for i in share], token_budget, micro_batch)
-        ]
-        for share in shares
-    ]
+    plan = []
+    for share in shares:
+        groups = chunk_by_tokens([sizes[i] for i in share], token_budget, micro_batch)
+        plan.append([[share[k] for k in group] for group in groups])
     rounds = max(len(groups) for groups in plan)
     return [groups + [[] for _ in range(rounds - len(groups))] for groups in plan]
 
@@ -228,9 +225,8 @@ class GlobalBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.rows))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(
-                int(content_hash("row order", self.seed, self.epoch, length=15), 16)
-            )
+            seed = int(content_hash("row order", self.seed, self.epoch, length=15), 16)
+            generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(self.rows, generator=generator).tolist()
         for start in range(0, self.rows, self.batch_size):
             yield order[start : start + self.batch_size]
@@ -249,16 +245,11 @@ def collate_for_rank(
     weight 0.
     """
     sizes = [row.packed(roles)[0].tokens for row in rows]
-    plan = plan_global_batch(
-        sizes, token_budget=token_budget, micro_batch=micro_batch, ranks=ranks
-    )[rank]
+    limits = {"token_budget": token_budget, "micro_batch": micro_batch}
     shortest = min(range(len(rows)), key=lambda i: (sizes[i], i))
-    return [
-        make_micro_batch(
-            [rows[i] for i in group or [shortest]],
-            roles,
-            global_rows=len(rows),
-            weight=1.0 if group else 0.0,
-        )
-        for group in plan
-    ]
+    batches = []
+    for group in plan_global_batch(sizes, **limits, ranks=ranks)[rank]:
+        weight = 1.0 if group else 0.0
+        members = [rows[i] for i in group or [shortest]]
+        batches.append(make_micro_batch(members, roles, global_rows=len(rows), weight=weight))
+    return batches
