@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from harness.cli.options import STORE, Overrides, StoreRoot, lazy, parse_overrides
-from harness.records import HarnessError, is_hub_id
+from harness.records import HarnessError, is_hub_id, redact
 
 if TYPE_CHECKING:
     import httpx
@@ -390,7 +390,7 @@ def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Finding:
         status = ask(f"{endpoint.url}/models", headers=headers, timeout=TIMEOUT_S).status_code
     except httpx.HTTPError as error:
         says = f"{endpoint.url} does not answer ({type(error).__name__})"
-        return wrong("judge", endpoints.redact(f"{says}; check {url} and the network"))
+        return wrong("judge", redact(f"{says}; check {url} and the network"))
     if status in (401, 403):
         return wrong("judge", f"{endpoint.url} refuses the key in {key} (status {status})")
     if status >= 500:

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import os
 import platform
-import re
 import socket
 import sys
 import threading
@@ -32,6 +31,7 @@ from harness.records import (
     StageRecord,
     StageTask,
     content_hash,
+    redact,
 )
 from harness.study.tasks import Runtime
 
@@ -206,18 +206,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
-
-
-def redact(text: str) -> str:
-    """Replace the values of secret-looking environment variables, bearer tokens and credentials in
-    URLs.
-    """
-    for name, value in os.environ.items():
-        if re.search(r"KEY|TOKEN|SECRET|PASSWORD", name) and len(value) >= 6:
-            text = text.replace(value, "[redacted]")
-    text = re.sub(r"(?i)(bearer\s+)[A-Za-z0-9._\-]{6,}", r"\1[redacted]", text)
-    text = re.sub(r"\bsk-[A-Za-z0-9_\-]{6,}", "[redacted]", text)
-    return re.sub(r"(://)[^/\s:@]+:[^/\s@]+@", r"\1[redacted]@", text)
 
 
 @contextlib.contextmanager

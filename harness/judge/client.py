@@ -26,16 +26,16 @@ from typing import Any
 import aiohttp
 
 from harness.judge.endpoint import (
+    KEY_VARIABLE,
     Reply,
     Trouble,
     auth_headers,
     estimate_tokens,
     read_reply,
-    redact,
     resolve_endpoint,
 )
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
-from harness.records import FINAL_STATUSES, HarnessError, StageTask, Status, content_hash
+from harness.records import FINAL_STATUSES, HarnessError, StageTask, Status, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -431,9 +431,8 @@ class JudgeClient:
             async with self._session.post(
                 self.endpoint.url + "/chat/completions", json=body, allow_redirects=False
             ) as response:
-                text = redact(
-                    (await response.read()).decode("utf-8", errors="replace"), patterns=False
-                )
+                text = (await response.read()).decode("utf-8", errors="replace")
+                text = redact(text, only=KEY_VARIABLE)
                 return read_reply(response.status, response.headers, text, body)
         except (aiohttp.ClientError, OSError) as error:
             return Trouble(redact(f"{type(error).__name__}: {error}"))

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.judge.chat_http import is_loopback
-from harness.records import HarnessError, Status, content_hash
+from harness.records import HarnessError, Status, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -107,16 +107,6 @@ def auth_headers(judge: JudgeSettings, endpoint: Endpoint) -> dict[str, str]:
             f"{KEY_VARIABLE} holds spaces or characters that no key has (it is not shown here)"
         )
     return {"Authorization": "Bearer " + os.environ[KEY_VARIABLE].strip()}
-
-
-def redact(text: str, *, patterns: bool = True) -> str:
-    """``text`` without the key: its exact value and (``patterns``) anything that looks like one."""
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if len(key) >= 8:
-        text = text.replace(key, "[redacted]")
-    return (
-        re.sub(r"\b(sk-[\w-]{6,}|[Bb]earer\s+[^\s\"',]+)", "[redacted]", text) if patterns else text
-    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Pair, annotate
 from harness.judge.client import JOURNAL_NAME, JudgeClient
 from harness.records import HarnessError
 from harness.study.sections import JudgeSettings
@@ -134,7 +135,7 @@ def meta_evaluate(
     runtime: Runtime,
     folder: Path,
     *,
-    annotator: str = "weighted_alpaca_eval_gpt4_turbo",
+    annotator: str = OFFICIAL_ANNOTATOR,
     repeats: int = 1,
 ) -> dict[str, Any]:
     """Judge every pair in both orders, ``repeats`` times, with alpaca_eval's annotator prompt.
@@ -143,8 +144,6 @@ def meta_evaluate(
     repeat. Replies stay in ``folder``'s journal, so that an interrupted evaluation goes on where it
     stopped.
     """
-    from harness.evaluate.annotator import Pair, annotate
-
     asked = [Pair(pair.id, pair.instruction, pair.output_1, pair.output_2) for pair in pairs]
     with JudgeClient(judge, runtime, folder / JOURNAL_NAME) as client:
         found = {

@@ -20,7 +20,7 @@ from harness.judge import chat_http
 from harness.model.chat import encode_prompt, render
 from harness.model.generate import generate
 from harness.model.policy import Policy
-from harness.records import Generation, GenerationRequest, HarnessError, request_seed
+from harness.records import Generation, GenerationRequest, HarnessError, first_line, request_seed
 
 MOST_CHOICES, MOST_TOP, MOST_STOPS = 16, 20, 4
 DEFAULT_POSITIONS = 4096
@@ -77,7 +77,7 @@ class ServedModel:
             try:
                 choices = await asyncio.to_thread(self.answer, ids, asked)
             except RuntimeError as problem:
-                return chat_http.error(500, "server_error", str(problem).splitlines()[0])
+                return chat_http.error(500, "server_error", first_line(problem))
         return chat_http.reply(chat_http.completion(self.name, choices, len(ids), "local"))
 
     def turns(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

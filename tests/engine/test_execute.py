@@ -14,8 +14,8 @@ from harness.engine.execute import Inline, Summary, estimate, execute, retain
 from harness.engine.graph import Plan
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
-from harness.engine.worker import redact, run_stage
-from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl, write_jsonl
+from harness.engine.worker import run_stage
+from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl, redact, write_jsonl
 from harness.study.study import load_study
 
 ROOT = Path(__file__).parents[2]

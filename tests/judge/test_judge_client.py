@@ -33,11 +33,11 @@ from harness.judge.client import (
     plan_cost,
     request_key,
 )
-from harness.judge.endpoint import Reply, Trouble, check_url, read_reply, redact, resolve_endpoint
+from harness.judge.endpoint import Reply, Trouble, check_url, read_reply, resolve_endpoint
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal
 from harness.pocket import judge_opinion
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve
-from harness.records import HarnessError
+from harness.records import HarnessError, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
