@@ -10,7 +10,6 @@ interface at a port that torch chooses.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -20,11 +19,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
+from harness.files import write_atomic
 from harness.records import HarnessError, StageTask, canonical_json
 from harness.study.sections import RuntimeSettings
 from harness.study.tasks import Runtime, TrainTask
@@ -47,9 +48,9 @@ def check_ready(runtime: RuntimeSettings, devices: int | None) -> None:
     processes, sharding = runtime.processes, runtime.sharding
     if sharding == "deepspeed_zero3" and find_spec("deepspeed") is None:
         raise HarnessError(
-            "runtime.sharding deepspeed_zero3 needs the package deepspeed, which is not "
-            "installed: `pip install deepspeed` on a CUDA machine, "
-            "or set runtime.sharding: fsdp, which divides the same things and needs nothing more"
+            "runtime.sharding deepspeed_zero3 needs the package deepspeed, which is not installed: "
+            "`pip install deepspeed` on a CUDA machine, or set runtime.sharding: fsdp, which "
+            "divides the same things and needs nothing more"
         )
     if sharding == "deepspeed_zero3" and devices == 0:
         raise HarnessError(
@@ -101,9 +102,8 @@ def _environment(task: StageTask[TrainTask]) -> dict[str, str]:
     """
     found = dict(os.environ)
     found["OMP_NUM_THREADS"] = str(task.settings.threads)
-    found["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[2]), found.get("PYTHONPATH", "")])
-    )
+    paths = [str(Path(__file__).parents[2]), found.get("PYTHONPATH", "")]
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if task.runtime.devices:
         found["CUDA_VISIBLE_DEVICES"] = task.runtime.devices
     if sys.platform == "linux":
@@ -130,7 +130,7 @@ def _launch(folder: Path, processes: int, environment: Mapping[str, str]) -> Non
             process.wait()
         finally:
             if process.poll() is None:
-                process.kill()  # the ranks notice and follow
+                process.kill()  # The ranks notice and follow.
                 process.wait()
 
 
@@ -194,20 +194,10 @@ def _told(task: StageTask[Any]) -> dict[str, Any]:
 
 
 def _read_task(told: Mapping[str, Any]) -> StageTask[Any]:
-    return StageTask(
-        told["key"],
-        told["stage"],
-        _named(told["kind"]).model_validate_json(told["settings"]),
-        {name: Path(path) for name, path in told["inputs"].items()},
-        Path(told["out"]),
-        Runtime.model_validate_json(told["runtime"]),
-    )
-
-
-def _named(name: str) -> Any:
-    """What "module:name" names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    settings = resolve_name(told["kind"]).model_validate_json(told["settings"])
+    inputs = {name: Path(path) for name, path in told["inputs"].items()}
+    runtime = Runtime.model_validate_json(told["runtime"])
+    return StageTask(told["key"], told["stage"], settings, inputs, Path(told["out"]), runtime)
 
 
 def follow_parent() -> None:
@@ -262,35 +252,21 @@ def rank_main(folder: Path) -> None:
     told = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     task = _read_task(told["task"])
     try:
-        answer = _named(told["function"])(task)
+        answer = resolve_name(told["function"])(task)
     except Exception as error:
-        text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        known = isinstance(error, HarnessError)
         facts = {
             "rank": rank,
-            "known": isinstance(error, HarnessError),
+            "known": known,
             "time": time.time(),
-            "message": text,
+            "message": str(error) if known else f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
-        _write(folder / f"error-{rank}.json", facts)
+        write_atomic(folder / f"error-{rank}.json", json.dumps(facts))
         raise SystemExit(1) from error
     if rank == 0:
-        _write(folder / ANSWER, answer)
-
-
-def _write(path: Path, value: Any) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(part, path)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """``FOLDER PROCESSES`` starts the launcher; ``FOLDER`` alone, from the launcher, is a rank."""
-    if len(arguments) == 2:
-        launcher_main(Path(arguments[0]), int(arguments[1]))
-    else:
-        rank_main(Path(arguments[0]))
+        write_atomic(folder / ANSWER, json.dumps(answer))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    launcher_main(Path(sys.argv[1]), int(sys.argv[2]))
