@@ -80,7 +80,7 @@ def toy(task: StageTask[Any], status: str = "ok") -> StageOutcome:
 
 
 def noted_toy(task: StageTask[Any]) -> StageOutcome:
-    """The toy in a worker process: notes its start and its end, and does what the environment says."""
+    """The toy in a worker process: notes start and end, and does what the environment says."""
     started = note(f"start {task.key} {task.stage} {os.getpid()}")
     if str(started) in os.environ.get("TUNE_WORLD_KILLS", "").split(","):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -100,7 +100,7 @@ def noted_toy(task: StageTask[Any]) -> StageOutcome:
 
 
 def note(line: str) -> int:
-    """Append a line to the log; returns how many of its kind there are now. One process at a time."""
+    """Append a line to the log, one process at a time; returns how many of its kind there are."""
     with open(os.environ["TUNE_WORLD_LOG"], "a+", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         handle.write(line + "\n")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
 
     import analysis.compare as comparing
-    import analysis.power_report as power_report
+    import analysis.power as power_report
     import analysis.report as reporting
     import analysis.search as found_search
     from harness.cli import console as shown
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from harness.tune.search import Search
 else:
     comparing, power_report, reporting, found_search = lazy(
-        "analysis.compare", "analysis.power_report", "analysis.report", "analysis.search"
+        "analysis.compare", "analysis.power", "analysis.report", "analysis.search"
     )
     shown, costs, execute, launch, manifest, stores, studies = lazy(
         "harness.cli.console",
@@ -379,18 +379,16 @@ def _report_search(
     """Write what a search found. fresh: label of a finalist -> its values on fresh seeds, empty
     before they ran.
     """
-    spec = search.spec
-    base = searches.base_study(search, spec).base
-    used = searching.spent(study, stores.Store(search.store), base.runtime)
-    winners = searching.winners(study) if searching.any_complete(study) else {}
+    spec, recipe = search.spec, search.recipe
+    used = searching.spent(study, stores.Store(search.store), recipe.runtime)
     found = found_search.Found(
         spec.question,
         [f"{metric.benchmark}/{metric.metric}" for metric in spec.metrics],
         spec.seeds,
         spec.fresh_seeds,
-        {label: trial.number for label, trial in winners.items()},
+        {label: trial.number for label, trial in searching.winners(study).items()},
         fresh,
-        {key: searches.value_at(base, key) for key in spec.space},
+        {key: searches.value_at(recipe, key) for key in spec.space},
         used.over(spec),
         used.hours,
         used.usd,

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from harness.study.study import Study, compose, validate
 from harness.study.yaml import load_yaml
 
 
+# -- the file --------------------------------------------------------------------------------------
 class Range(Section):
     """One searched key: exactly one of ``log_uniform`` or ``uniform`` (two numbers, low to high) or
     ``choice`` (a list).
@@ -53,16 +55,12 @@ class Range(Section):
         return self
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies inside, bounds included."""
+        """Whether a value lies inside, bounds included. A truth value is no number."""
+        truth = isinstance(value, bool)
         if self.choice:
-            return any(
-                value == option and isinstance(value, bool) == isinstance(option, bool)
-                for option in self.choice
-            )
+            return any(value == one and isinstance(one, bool) == truth for one in self.choice)
         low, high = self.log_uniform or self.uniform
-        return (
-            isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-        )
+        return isinstance(value, (int, float)) and not truth and low <= value <= high
 
 
 class Metric(Section):
@@ -74,6 +72,8 @@ class Metric(Section):
 
 
 class TuneFile(Section):
+    """The YAML of a search, key by key."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Names the folder below ``results/`` and the Optuna study."""
     question: str = ""
@@ -113,11 +113,9 @@ class TuneFile(Section):
 
     @model_validator(mode="after")
     def _fresh(self) -> TuneFile:
-        if set(self.seeds) & set(self.fresh_seeds):
-            raise ValueError(
-                "fresh_seeds must be seeds that no trial saw; both lists hold "
-                f"{sorted(set(self.seeds) & set(self.fresh_seeds))}"
-            )
+        seen = sorted(set(self.seeds) & set(self.fresh_seeds))
+        if seen:
+            raise ValueError(f"fresh_seeds must be seeds that no trial saw; both lists hold {seen}")
         if not self.space:
             raise ValueError("space is empty; give at least one key to search")
         return self
@@ -131,28 +129,55 @@ def load_tune(path: Path) -> TuneFile:
     return validate(TuneFile, data, path, lines)
 
 
-HEARTBEAT_S, GRACE_S = 5, 20
-
-
 @dataclass(frozen=True)
 class Search:
-    """Where one search lives: its file, the store, the address of Optuna's storage."""
+    """One search: its file, the folder of the store, the address of Optuna's storage."""
 
     path: Path
     store: Path
     storage: str
 
-    @property
+    @cached_property
     def spec(self) -> TuneFile:
         return load_tune(self.path)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe as every trial begins with it. One corner of the space is composed as well,
+        which checks the searched keys.
+        """
+        corner = {
+            key: (span.choice or span.log_uniform or span.uniform)[0]
+            for key, span in self.spec.space.items()
+        }
+        return self.study({"default": {}, "corner": corner}, self.spec.seeds[:1]).base
+
+    def study(
+        self,
+        arms: Mapping[str, Mapping[str, Any]],
+        seeds: Sequence[int],
+        more: Mapping[str, Any] | None = None,
+        baseline: str = "",
+    ) -> Study:
+        """Arms of the search's recipe as a study; more: keys set besides the search's own."""
+        spec = self.spec
+        changes = {**spec.set, **(more or {})}
+        return compose(
+            self.path, spec.name, spec.recipe, changes, arms, seeds, spec.question, baseline
+        )
+
+
+# -- its Optuna study ------------------------------------------------------------------------------
+HEARTBEAT_S, GRACE_S = 5, 20
+"""A trial whose worker gave no sign of life for the second is taken for lost."""
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """SQLite or any SQLAlchemy address, with heartbeats, so that a worker's death is noticed."""
+    # Optuna warns that heartbeats are experimental and that ``ask`` sends none; ours are sent by
+    # hand (`harness.tune.workers`).
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    warnings.filterwarnings(
-        "ignore", message="Heartbeat of storage"
-    )  # told to those who ask for trials: ours do send one
+    warnings.filterwarnings("ignore", message="Heartbeat of storage")
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     return optuna.storages.RDBStorage(
         url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
@@ -160,10 +185,12 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
 
 @contextmanager
-def turn(store: Store, name: str) -> Iterator[None]:
+def turn(search: Search) -> Iterator[None]:
     """One process at a time: counts trials, starts one, or opens the search. Waits for its turn."""
+    store = Store(search.store)
+    (store.root / "locks").mkdir(parents=True, exist_ok=True)
     while True:
-        with store.lock(f"search-{name}") as mine:
+        with store.lock(f"search-{search.spec.name}") as mine:
             if mine:
                 yield
                 return
@@ -174,12 +201,10 @@ def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
     """Create or continue the search. Refuses, showing the difference, when what it asks has changed
     since it began.
     """
-    spec = search.spec
-    checked = base_study(search, spec)
-    asked = what_is_asked(spec, checked.base)
-    _check(search, spec, checked.base)
-    (search.store / "locks").mkdir(parents=True, exist_ok=True)
-    with turn(Store(search.store), spec.name):
+    spec, recipe = search.spec, search.recipe
+    _check(search)
+    asked = what_is_asked(spec, recipe)
+    with turn(search):
         study = optuna.create_study(
             storage=open_storage(search.storage),
             study_name=spec.name,
@@ -187,60 +212,37 @@ def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
             directions=[metric.direction for metric in spec.metrics],
             pruner=make_pruner(spec),
         )
-        begun = len(
-            study.get_trials(deepcopy=False)
-        )  # in the seed, so that a continued search does not draw its first points again
+        # The trials so far are in the seed, so that a continued search does not draw its first
+        # points again.
+        begun = len(study.get_trials(deepcopy=False))
         seed = int(content_hash("sampler", spec.sampler_seed, seed_offset, begun, length=8), 16)
         study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         before = study.user_attrs.get("asked")
         if before is None:  # new, or killed while it was made: every step here may be done twice
-            enqueue_default(study, spec, checked.base)
+            enqueue_default(study, search)
             study.set_user_attr("asked", asked)
             return study
-    changed = differences(before, asked)
+    changed = "; ".join(differences(before, asked))
     if changed:
         raise HarnessError(
-            f"{search.path}: the search {spec.name!r} began with other settings "
-            f"({'; '.join(changed.values())}). Change them back, or give it another name: stages "
-            "that both need are not run again"
+            f"{search.path}: the search {spec.name!r} began with other settings ({changed}). "
+            "Change them back, or give it another name: stages that both need are not run again"
         )
     return study
 
 
-def base_study(search: Search, spec: TuneFile) -> Study:
-    """The recipe as every trial begins with it, and one corner of the space: composing that checks
-    the searched keys.
-    """
-    corner = {
-        key: (span.choice or span.log_uniform or span.uniform)[0]
-        for key, span in spec.space.items()
-    }
-    return compose(
-        search.path,
-        spec.name,
-        spec.recipe,
-        spec.set,
-        {"default": {}, "space": corner},
-        spec.seeds[:1],
-    )
-
-
-def _check(search: Search, spec: TuneFile, recipe: Recipe) -> None:
-    prices = (
-        recipe.runtime.price_prompt_usd_per_million,
-        recipe.runtime.price_completion_usd_per_million,
-    )
-    if spec.max_cost_usd and recipe.judge.kind != "pocket" and not any(prices):
+def _check(search: Search) -> None:
+    """Refuse a price limit without prices, and pruning over iterations that are not scored."""
+    spec, recipe = search.spec, search.recipe
+    prices = ("runtime.price_prompt_usd_per_million", "runtime.price_completion_usd_per_million")
+    priced = recipe.judge.kind == "pocket" or any(value_at(recipe, key) for key in prices)
+    if spec.max_cost_usd and not priced:
         raise HarnessError(
-            f"{search.path}: max_cost_usd is set but no price is: give "
-            "runtime.price_prompt_usd_per_million and "
-            "runtime.price_completion_usd_per_million under set"
+            f"{search.path}: max_cost_usd is set but no price is: give {' and '.join(prices)} "
+            "under set"
         )
-    if (
-        spec.pruner in ("median", "halving")
-        and recipe.loop.iterations > 1
-        and recipe.evaluation.iterations == "last"
-    ):
+    by_iteration = spec.pruner in ("median", "halving") and recipe.loop.iterations > 1
+    if by_iteration and recipe.evaluation.iterations == "last":
         raise HarnessError(
             f"{search.path}: pruner {spec.pruner} looks at every iteration, but "
             "evaluation.iterations is 'last'; set it to all or take another pruner"
@@ -260,13 +262,10 @@ def make_pruner(spec: TuneFile) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
 
 
-def enqueue_default(study: optuna.Study, spec: TuneFile, recipe: Recipe) -> None:
+def enqueue_default(study: optuna.Study, search: Search) -> None:
     """The recipe's own values go first, where they lie in the searched range."""
-    inside = {
-        key: value_at(recipe, key)
-        for key, span in spec.space.items()
-        if span.holds(value_at(recipe, key))
-    }
+    own = {key: value_at(search.recipe, key) for key in search.spec.space}
+    inside = {key: value for key, value in own.items() if search.spec.space[key].holds(value)}
     if inside:
         study.enqueue_trial(inside, skip_if_exists=True)
 
@@ -284,45 +283,38 @@ def what_is_asked(spec: TuneFile, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides a trial's value, as plain JSON. Settings at their default are left
     out, so that later ones may be added.
     """
-    settings = recipe.model_dump(exclude_defaults=True, exclude={"runtime", "title"})
-    space = {key: span.model_dump(exclude_defaults=True) for key, span in spec.space.items()}
     asked = {
-        "settings": settings,
-        "space": space,
-        "metrics": spec.metrics,
+        "settings": recipe.model_dump(exclude_defaults=True, exclude={"runtime", "title"}),
+        "space": {key: span.model_dump(exclude_defaults=True) for key, span in spec.space.items()},
+        "metrics": [metric.model_dump() for metric in spec.metrics],
         "seeds": spec.seeds,
         "pruner": spec.pruner,
     }
-    plain: dict[str, Any] = json.loads(
-        canonical_json({**asked, "metrics": [metric.model_dump() for metric in spec.metrics]})
-    )
+    plain: dict[str, Any] = json.loads(canonical_json(asked))
     return plain
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Key → "key: was …, now …". What a searched key is set to in the recipe does not count: trials
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """``key: was …, now …``. What a searched key is set to in the recipe does not count: trials
     replace it.
     """
     searched = {f"settings.{key}" for asked in (before, now) for key in asked.get("space", {})}
     old, new = _flat(before), _flat(now)
-    found = {}
     for key in sorted(old.keys() | new.keys()):
         inside = any(key == name or key.startswith(f"{name}.") for name in searched)
-        if not inside and old.get(key) != new.get(key):
-            missing = "the default" if key.startswith("settings.") else "absent"
-            found[key] = (
-                f"{key.removeprefix('settings.')}: was {old.get(key, missing)}, now "
-                f"{new.get(key, missing)}"
-            )
-    return found
+        if inside or old.get(key) == new.get(key):
+            continue
+        missing = "the default" if key.startswith("settings.") else "absent"
+        was, is_now = old.get(key, missing), new.get(key, missing)
+        yield f"{key.removeprefix('settings.')}: was {was}, now {is_now}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → leaf."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        leaves |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping) and value
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, Mapping) and value:
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
     return leaves

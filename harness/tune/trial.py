@@ -8,15 +8,14 @@ stays in the store, where other trials find it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -28,14 +27,13 @@ from harness.engine.garbage import remember
 from harness.engine.graph import Plan
 from harness.engine.launch import plan_study
 from harness.engine.store import Store
-from harness.engine.worker import redact
-from harness.records import HarnessError
+from harness.records import HarnessError, redact
 from harness.study.sections import RuntimeSettings
-from harness.study.study import compose
 from harness.tune.search import Metric, Range, Search, TuneFile
 
 ITEMS_PER_SEED = 1_000_000
 """Pruner's steps reserved for the items of one seed, so that (seed, item) has a step of its own."""
+Ending = tuple[TrialState, list[float] | None]
 
 
 class TrialFailedError(Exception):
@@ -48,12 +46,7 @@ class TimeUpError(BaseException):
     """
 
 
-Ending = tuple[TrialState, list[float] | None]
-
-
-def run_trial(
-    trial: optuna.Trial, search: Search, spec: TuneFile, store: Store, executor: Inline
-) -> Ending:
+def run_trial(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
     """Run a trial step by step; returns how it ended and its values.
 
     A failure is told to Optuna as pruned, with its ``reason`` and a violated constraint: such a
@@ -61,7 +54,7 @@ def run_trial(
     samplers, and a search would go on where training diverges.
     """
     try:
-        return _run_steps(trial, search, spec, store, executor)
+        return _run_steps(trial, search, store, executor)
     except optuna.exceptions.UpdateFinishedTrialError:
         return TrialState.FAIL, None  # taken for dead and given to another worker meanwhile
     except optuna.exceptions.StorageInternalError:
@@ -73,7 +66,7 @@ def run_trial(
             trial.set_user_attr("timed_out", True)
     except (HarnessError, TrialFailedError) as error:
         reason = redact(str(error))
-    except Exception as error:  # noqa: BLE001 - whatever a point of the space brings about is that trial's failure, not the search's
+    except Exception as error:  # noqa: BLE001 - a point of the space brought it about: the trial's failure, not the search's
         reason = redact(f"{type(error).__name__}: {error}")
     with suppress(optuna.exceptions.UpdateFinishedTrialError):
         trial.set_user_attr("reason", reason)
@@ -81,34 +74,32 @@ def run_trial(
     return TrialState.PRUNED, None
 
 
-def _run_steps(
-    trial: optuna.Trial, search: Search, spec: TuneFile, store: Store, executor: Inline
-) -> Ending:
-    point = suggest(trial, spec.space)
-    deadline = time.monotonic() + spec.trial_timeout_s if spec.trial_timeout_s else math.inf
-    study = compose(search.path, spec.name, spec.recipe, spec.set, {"trial": point}, spec.seeds)
-    plan = plan_study(study)
+def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
+    spec = search.spec
+    limit = spec.trial_timeout_s
+    deadline = time.monotonic() + limit if limit else math.inf
+    plan = plan_study(search.study({"trial": suggest(trial, spec.space)}, spec.seeds))
     latest: dict[int, list[float]] = {}
     steps = steps_of(spec, len(plan.runs[0].iterations) - 1)
     for number, (iteration, seeds) in enumerate(steps, 1):
         part = portion(plan, iteration, seeds)
-        _note(trial, part, spec, store)
-        with time_limit(deadline, spec.trial_timeout_s):
+        remember(store, spec.name, part.nodes)
+        _note_judging(trial, part, store)
+        with time_limit(deadline, limit):
             summary = execute(part, store, executor)
         if summary.exit_status:
-            reasons = [*summary.failed.values(), *summary.partial.values()] or [
-                "a stage it needs failed"
-            ]
-            raise TrialFailedError(reasons[0])
+            reasons = [*summary.failed.values(), *summary.partial.values()]
+            raise TrialFailedError(reasons[0] if reasons else "a stage it needs failed")
         for run in part.runs:
             items = [measured(store, run.iterations[-1], metric) for metric in spec.metrics]
             latest[run.cell.seed] = [sum(found) / len(found) for found in items]
             trial.set_user_attr(f"seed_{run.cell.seed}", latest[run.cell.seed])
-        if len(spec.metrics) == 1 and _prune(trial, spec, number, len(steps), items[0], latest):
-            return TrialState.PRUNED, None
-    return TrialState.COMPLETE, [
-        sum(values) / len(values) for values in zip(*latest.values(), strict=True)
-    ]
+        if len(spec.metrics) == 1:
+            _report(trial, spec, number, items[0], latest)
+            if number < len(steps) and trial.should_prune():
+                return TrialState.PRUNED, None
+    columns = zip(*latest.values(), strict=True)
+    return TrialState.COMPLETE, [sum(column) / len(column) for column in columns]
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
@@ -134,12 +125,9 @@ def portion(plan: Plan, iteration: int, seeds: Sequence[int]) -> Plan:
     """The plan's stages up to an iteration, of some seeds: keys are those of the whole plan, so
     that going on re-runs nothing.
     """
+    end = iteration + 1
     runs = tuple(
-        dataclasses.replace(
-            run,
-            iterations=run.iterations[: iteration + 1],
-            coefficients=run.coefficients[: iteration + 1],
-        )
+        replace(run, iterations=run.iterations[:end], coefficients=run.coefficients[:end])
         for run in plan.runs
         if run.cell.seed in seeds
     )
@@ -150,9 +138,8 @@ def portion(plan: Plan, iteration: int, seeds: Sequence[int]) -> Plan:
         if key not in wanted:
             wanted.add(key)
             frontier += plan.nodes[key].inputs.values()
-    return dataclasses.replace(
-        plan, nodes={key: node for key, node in plan.nodes.items() if key in wanted}, runs=runs
-    )
+    nodes = {key: node for key, node in plan.nodes.items() if key in wanted}
+    return replace(plan, nodes=nodes, runs=runs)
 
 
 def measured(store: Store, stages: Mapping[str, str], metric: Metric) -> list[float]:
@@ -162,41 +149,34 @@ def measured(store: Store, stages: Mapping[str, str], metric: Metric) -> list[fl
     values: list[float | None] = []
     for key in dict.fromkeys(stages.values()):
         path = store.folder(key) / "scores.parquet"
-        rows = pq.read_table(path).to_pylist() if path.is_file() else []
-        values += [
-            row["value"]
-            for row in rows
-            if (row["benchmark"], row["metric"]) == (metric.benchmark, metric.metric)
-        ]
+        for row in pq.read_table(path).to_pylist() if path.is_file() else ():
+            if (row["benchmark"], row["metric"]) == (metric.benchmark, metric.metric):
+                values.append(row["value"])
     finite = [value for value in values if value is not None and math.isfinite(value)]
+    name = f"{metric.benchmark}/{metric.metric}"
     if not values:
         raise TrialFailedError(
-            f"{metric.benchmark}/{metric.metric}: no such rows among the scores; is the benchmark "
-            "in evaluation.benchmarks?"
+            f"{name}: no such rows among the scores; is the benchmark in evaluation.benchmarks?"
         )
     if len(finite) < len(values):
-        raise TrialFailedError(
-            f"{metric.benchmark}/{metric.metric}: {len(values) - len(finite)} of {len(values)} "
-            "rows without a finite value"
-        )
+        missing = len(values) - len(finite)
+        raise TrialFailedError(f"{name}: {missing} of {len(values)} rows without a finite value")
     return finite
 
 
-def _prune(
+def _report(
     trial: optuna.Trial,
     spec: TuneFile,
     number: int,
-    steps: int,
-    items: list[float],
+    items: Sequence[float],
     latest: Mapping[int, list[float]],
-) -> bool:
-    """Report step ``number`` (from 1) and ask the pruner, except after the last."""
+) -> None:
+    """Tell the pruner of step ``number`` (from 1): every item, or the mean over seeds."""
     if spec.pruner == "wilcoxon":
         for place, value in enumerate(items):
             trial.report(value, (number - 1) * ITEMS_PER_SEED + place)
     else:
         trial.report(sum(values[0] for values in latest.values()) / len(latest), number)
-    return number < steps and trial.should_prune()
 
 
 @contextmanager
@@ -204,13 +184,6 @@ def time_limit(deadline: float, seconds: float) -> Iterator[None]:
     """Raise TimeUpError in the main thread when ``time.monotonic()`` passes ``deadline``, and again
     every second until it is heard.
     """
-
-    armed = True
-
-    def ring(_signum: int, _frame: Any) -> None:
-        if armed:
-            raise TimeUpError(f"the trial ran longer than {seconds:g} s")
-
     if deadline == math.inf:
         yield
         return
@@ -219,6 +192,12 @@ def time_limit(deadline: float, seconds: float) -> Iterator[None]:
             "trial_timeout_s works in the main thread of a process only; run the search with "
             "`selm tune`"
         )
+    armed = True
+
+    def ring(_signum: int, _frame: Any) -> None:
+        if armed:
+            raise TimeUpError(f"the trial ran longer than {seconds:g} s")
+
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 1e-6), 1.0)
     try:
@@ -232,47 +211,46 @@ def time_limit(deadline: float, seconds: float) -> Iterator[None]:
 
 
 # -- what judging costs ----------------------------------------------------------------------------
-def _note(trial: optuna.Trial, part: Plan, spec: TuneFile, store: Store) -> None:
-    """Before a step: its stages (for ``selm gc``), and those that will ask a judge. What another
-    study has paid already is not among them.
+def _note_judging(trial: optuna.Trial, part: Plan, store: Store) -> None:
+    """Before a step: which of its stages will ask a judge. What another study has paid already is
+    not among them.
     """
-    remember(store, spec.name, part.nodes)
-    asking = {
-        key
-        for key, node in part.nodes.items()
-        if getattr(node.settings, "judge", None) and not store.has(key)
-    }
+    asking = set(trial.user_attrs.get("judging", ()))
+    for key, node in part.nodes.items():
+        if getattr(node.settings, "judge", None) and not store.has(key):
+            asking.add(key)
     if asking:
-        trial.set_user_attr("judging", sorted(asking.union(trial.user_attrs.get("judging", ()))))
+        trial.set_user_attr("judging", sorted(asking))
 
 
 def judge_price(study: optuna.Study, store: Store, runtime: RuntimeSettings) -> float:
     """USD that judging for the search's trials cost so far, failed, killed and unfinished ones
     included.
     """
-    keys = {
-        key
-        for trial in study.get_trials(deepcopy=False)
-        for key in trial.user_attrs.get("judging", ())
-    }
-    return sum(
-        store.record(key).costs.get("judge_usd", 0.0)
-        if store.has(key)
-        else _journalled(store, key, runtime)
-        for key in sorted(keys)
-    )
+    keys: set[str] = set()
+    for trial in study.get_trials(deepcopy=False):
+        keys.update(trial.user_attrs.get("judging", ()))
+    dollars = 0.0
+    for key in sorted(keys):
+        if store.has(key):
+            dollars += store.record(key).costs.get("judge_usd", 0.0)
+        else:
+            dollars += _journalled(store, key, runtime)
+    return dollars
 
 
 def _journalled(store: Store, key: str, runtime: RuntimeSettings) -> float:
-    folders: Iterable[Path] = [store.partial_folder(key), *(store.root / "work").glob(f"{key}.*")]
-    dollars = 0.0
-    for path in (path for folder in folders for path in folder.glob("*.journal.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # torn by a kill: that reply is asked again
-            if row.get("attempts"):  # else it came from elsewhere and cost nothing
-                dollars += row["prompt_tokens"] * runtime.price_prompt_usd_per_million / 1e6
-                dollars += row["completion_tokens"] * runtime.price_completion_usd_per_million / 1e6
-    return dollars
+    """USD of the replies that a stage's unfinished attempts paid for."""
+    micro_dollars = 0.0
+    for folder in (store.partial_folder(key), *(store.root / "work").glob(f"{key}.*")):
+        for path in folder.glob("*.journal.jsonl"):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # torn by a kill: that reply is asked again
+                if row.get("attempts"):  # else it came from elsewhere and cost nothing
+                    prompt, reply = row["prompt_tokens"], row["completion_tokens"]
+                    micro_dollars += prompt * runtime.price_prompt_usd_per_million
+                    micro_dollars += reply * runtime.price_completion_usd_per_million
+    return micro_dollars / 1e6

@@ -8,6 +8,8 @@ optimistic.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import multiprocessing
 import os
@@ -17,9 +19,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -30,14 +34,16 @@ from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.records import HarnessError
 from harness.study.sections import RuntimeSettings
-from harness.study.study import Study, compose
-from harness.tune.search import Search, TuneFile, base_study, open_study, turn
+from harness.study.study import Study
+from harness.tune.search import Search, TuneFile, open_study, turn
 from harness.tune.trial import Ending, TrialFailedError, judge_price, measured, run_trial
 
 RETRIES = 2
 """How often a trial whose worker died is queued again."""
 REPLACE = 75
 """Exit status of a worker that wants to be replaced by a fresh process."""
+DEATHS = 5
+"""How many workers are replaced for each that was asked for, before the search gives up."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +104,19 @@ def work(search: Search, seed_offset: int = 0, device: str = "", replaceable: bo
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     store, spec, study = Store(search.store), search.spec, open_study(search, seed_offset)
     store.open()
-    base = base_study(search, spec)
-    executor = make_executor("inline", store, 1, build_plan(base))
+    plan = build_plan(search.study({"default": {}}, spec.seeds[:1]))
+    executor = make_executor("inline", store, 1, plan)
     assert isinstance(executor, Inline)
     while True:
         trial = None
-        with turn(store, spec.name):
+        with turn(search):
             fail_stale_trials(study)
-            used = spent(study, store, base.base.runtime)
+            used = spent(study, store, search.recipe.runtime)
             if not used.over(spec) and used.trials + used.running < spec.trials:
                 trial = _begin(study)
         if trial is not None:
             with get_heartbeat_thread(trial._trial_id, trial.storage):
-                _finish(study, trial, search, spec, store, executor)
+                _finish(study, trial, search, store, executor)
             if replaceable and trial.user_attrs.get("timed_out"):
                 return False
         elif not used.running:
@@ -124,6 +130,8 @@ def _begin(study: optuna.Study) -> optuna.Trial:
     name is known to be dead.
     """
     trial = study.ask()
+    # ``study.ask`` sends no heartbeat, and Optuna takes no trial without one for stale: a worker
+    # killed here would be waited for without end.
     assert isinstance(trial.storage, BaseHeartbeat)
     trial.storage.record_heartbeat(trial._trial_id)
     trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
@@ -131,17 +139,13 @@ def _begin(study: optuna.Study) -> optuna.Trial:
 
 
 def _finish(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    search: Search,
-    spec: TuneFile,
-    store: Store,
-    executor: Inline,
+    study: optuna.Study, trial: optuna.Trial, search: Search, store: Store, executor: Inline
 ) -> None:
+    """Run a trial, tell Optuna how it ended, and print a line."""
     started = time.monotonic()
     ending: Ending = (TrialState.FAIL, None)
     try:
-        ending = run_trial(trial, search, spec, store, executor)
+        ending = run_trial(trial, search, store, executor)
     finally:  # also when it is interrupted: FAIL means lost, and the next worker queues it again
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             study.tell(trial, ending[1], state=ending[0], skip_if_finished=True)
@@ -156,44 +160,32 @@ def fail_stale_trials(study: optuna.Study) -> None:
     """In turn: fail the trials whose worker died and queue each again, at most ``RETRIES`` times.
     The study's attribute ``lost`` says which.
 
-    Every step may be done twice: a worker killed here leaves nothing undone.
+    Every step may be done twice: a worker killed here leaves nothing undone. Optuna's callback is
+    called here rather than given to the storage: a worker killed between Optuna's two steps would
+    lose the trial, and an interrupted one is no stale one.
     """
     optuna.storages.fail_stale_trials(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if "worker" not in trial.user_attrs:
             study.tell(trial.number, state=TrialState.FAIL)
-    known = study.user_attrs.get("lost", {})
-    history_of = optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history
-    trials = study.get_trials(deepcopy=False)
-    again = {history_of(trial)[-1]: trial.number for trial in trials if history_of(trial)}
+    trials, known = study.get_trials(deepcopy=False), study.user_attrs.get("lost", {})
+    queue_again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+    histories = {trial.number: queue_again.retry_history(trial) for trial in trials}
+    queued = {before for history in histories.values() for before in history}
     lost = {}
     for trial in trials:
         if trial.state != TrialState.FAIL or str(trial.number) in known:
             continue
-        history = [*history_of(trial), trial.number]
-        if len(history) <= RETRIES and trial.number not in again:
-            fixed = {
-                key: value for key, value in trial.system_attrs.items() if key == "fixed_params"
-            }
-            attrs = {"failed_trial": history[0], "retry_history": history, **fixed}
-            study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.WAITING,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    system_attrs=attrs,
-                )
-            )
-        what = (
-            "queued again"
-            if len(history) <= RETRIES
-            else f"not again: that was attempt {len(history)}"
-        )
-        lost[str(trial.number)] = (
-            f"its worker {trial.user_attrs.get('worker', '')} died or was stopped; {what}".replace(
-                "  ", " "
-            )
-        )
+        if trial.number not in queued:
+            nameless = copy.deepcopy(trial)  # the dead worker's name would pass for a living one's
+            nameless.user_attrs = {}
+            queue_again(study, nameless)
+        attempt = len(histories[trial.number]) + 1
+        what = "queued again"
+        if attempt > RETRIES:
+            what = f"not again: that was attempt {attempt}"
+        worker = " ".join(["its worker", *filter(None, [trial.user_attrs.get("worker")])])
+        lost[str(trial.number)] = f"{worker} died or was stopped; {what}"
     if lost:
         study.set_user_attr("lost", {**known, **lost})
 
@@ -201,46 +193,42 @@ def fail_stale_trials(study: optuna.Study) -> None:
 # -- several workers -------------------------------------------------------------------------------
 def run_workers(search: Search, workers: int, devices: Sequence[str] = ()) -> None:
     """Search with several processes on one storage, one a device where devices are named; one that
-    dies is replaced while trials are left.
+    dies is replaced while trials are left. Raises HarnessError when they die again and again.
     """
     open_study(search)
-    names = list(devices) or [""] * workers
     context = multiprocessing.get_context("spawn")
-    running = {index: _start(context, search, index, name) for index, name in enumerate(names)}
-    deaths = lost = replaced = 0
+    names, offsets = list(devices) or [""] * workers, itertools.count()
+    running: dict[BaseProcess, str] = {}
+
+    def start(name: str) -> None:
+        process = context.Process(target=_worker, args=(search, next(offsets), name))
+        process.start()
+        running[process] = name
+
+    deaths = gave_up = 0
     with terminable():
         try:
+            for name in names:
+                start(name)
             while running:
-                time.sleep(0.5)
-                for index, process in list(running.items()):
-                    if process.is_alive():
-                        continue
-                    del running[index]
-                    died = process.exitcode not in (0, REPLACE)
-                    if process.exitcode == REPLACE or (died and deaths < 5 * len(names)):
-                        deaths, replaced = deaths + died, replaced + 1
-                        running[index] = _start(
-                            context, search, index + 100 * replaced, names[index]
-                        )
-                    elif process.exitcode != 0:
-                        lost = process.exitcode
+                wait([process.sentinel for process in running])
+                for process in [one for one in running if not one.is_alive()]:
+                    name, status = running.pop(process), process.exitcode or 0
+                    deaths += status not in (0, REPLACE)
+                    if status == REPLACE or (status and deaths <= DEATHS * len(names)):
+                        start(name)
+                    elif status:
+                        gave_up = status
         finally:
-            for process in running.values():
+            for process in running:
                 process.terminate()
-            for process in running.values():
+            for process in running:
                 process.join()
-    if lost:
+    if gave_up:
         raise HarnessError(
-            f"{search.path}: the search's workers died {deaths} times and more (last exit code "
-            f"{lost}); out of memory? "
-            "The same command continues"
+            f"{search.path}: the search's workers died {deaths} times (last exit code {gave_up}); "
+            "out of memory? The same command continues"
         )
-
-
-def _start(context: Any, search: Search, offset: int, device: str) -> Any:
-    process = context.Process(target=_worker, args=(search, offset, device))
-    process.start()
-    return process
 
 
 def _worker(search: Search, offset: int, device: str) -> None:
@@ -253,49 +241,33 @@ def _worker(search: Search, offset: int, device: str) -> None:
 # -- what came of it -------------------------------------------------------------------------------
 def winners(study: optuna.Study) -> dict[str, FrozenTrial]:
     """Label → best trial (one metric), or up to three trials of the Pareto front: the best by each
-    metric in turn.
+    metric in turn. None where no trial ended with a finite value.
     """
-    done = (
-        [t for t in study.best_trials if t.values and all(math.isfinite(v) for v in t.values)]
-        if any_complete(study)
-        else []
-    )
-    if not done:
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return {}
+    done = [t for t in study.best_trials if all(math.isfinite(v) for v in t.values or [math.nan])]
+    if len(study.directions) == 1:
+        return {"best": done[0]} if done else {}
+    chosen: dict[int, FrozenTrial] = {}
+    for index, direction in enumerate(study.directions):
+        sign = -1 if direction == optuna.study.StudyDirection.MAXIMIZE else 1
+        for first in sorted(done, key=lambda t: (sign * t.values[index], t.number))[:1]:
+            chosen.setdefault(first.number, first)
+    return {f"Pareto {index}": trial for index, trial in enumerate(chosen.values(), 1)}
+
+
+def finalists(search: Search, study: optuna.Study) -> Study:
+    """The default and the winners on fresh seeds, as a study like any other. Raises HarnessError
+    when there is no winner.
+    """
+    arms = {label: trial.params for label, trial in winners(study).items()}
+    if not arms:
         raise HarnessError(
             f"search {study.study_name}: no trial ended with a finite value; look at the reasons "
             "in trials.csv"
         )
-    if len(study.directions) == 1:
-        return {"best": done[0]}
-    chosen: dict[int, FrozenTrial] = {}
-    for index, direction in enumerate(study.directions):
-        sign = -1 if direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        first = min(done, key=lambda t: (sign * t.values[index], t.number))
-        chosen.setdefault(first.number, first)
-    return {f"Pareto {index}": trial for index, trial in enumerate(chosen.values(), 1)}
-
-
-def any_complete(study: optuna.Study) -> bool:
-    """Whether a trial has ended with a value."""
-    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-
-
-def finalists(search: Search, study: optuna.Study) -> Study:
-    """The default and the winners on fresh seeds, as a study like any other."""
     spec = search.spec
-    arms: dict[str, dict[str, Any]] = {"default": {}} | {
-        label: dict(trial.params) for label, trial in winners(study).items()
-    }
-    return compose(
-        search.path,
-        spec.name,
-        spec.recipe,
-        {**spec.set, **spec.finalists},
-        arms,
-        spec.fresh_seeds,
-        spec.question,
-        "default",
-    )
+    return search.study({"default": {}, **arms}, spec.fresh_seeds, spec.finalists, "default")
 
 
 def fresh_values(search: Search, final: Study) -> dict[str, list[dict[int, float]]]:

@@ -1,4 +1,4 @@
-"""``selm plan --cost``: every count by hand, every stage counted, measured seconds before priors."""
+"""``selm plan --cost``: counts by hand, every stage counted, measured seconds before priors."""
 
 from __future__ import annotations
 

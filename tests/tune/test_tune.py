@@ -13,16 +13,17 @@ import optuna
 import pytest
 import torch  # noqa: F401 - not in the middle of a trial that is timed
 from optuna.trial import TrialState
+from typer.testing import CliRunner
 
 from analysis.search import state_of, trials_table
-from harness.cli import run as commands
+from harness.cli import app
 from harness.engine.execute import Inline
 from harness.engine.garbage import needed
 from harness.engine.store import Store
 from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
 from harness.study.sections import RuntimeSettings
 from harness.tune import workers as tune
-from harness.tune.search import Search, TuneFile, load_tune, open_storage, open_study
+from harness.tune.search import Search, load_tune, open_storage, open_study
 from harness.tune.trial import Ending, judge_price, suggest
 from tests.tune_world import SEARCH, make_search, toy
 
@@ -198,7 +199,7 @@ def test_failures_keep_their_reason_and_are_never_best(
     assert states(study) == ["failed", "failed"]
     assert all(words in trial.user_attrs["reason"] for trial in study.trials)
     with pytest.raises(HarnessError, match="no trial ended with a finite value"):
-        tune.winners(study)
+        tune.finalists(asked, study)
     world.broken = None
     tune.work(make_search(tmp_path, changed(text, trials="4", trial_timeout_s="0")))
     assert states(open_study(asked)) == ["failed", "failed", "complete", "complete"]
@@ -232,8 +233,8 @@ def test_the_sampler_learns_where_trials_fail(
     """
     began: list[int] = []
 
-    def steps(trial: optuna.Trial, search: Search, spec: TuneFile, *_: Any) -> Ending:
-        if suggest(trial, spec.space)["objective.alpha"] > 0.32:
+    def steps(trial: optuna.Trial, search: Search, *_: Any) -> Ending:
+        if suggest(trial, search.spec.space)["objective.alpha"] > 0.32:
             raise HarnessError("loss is nan")
         began.append(trial.number)
         trial.report(0.5, 1)
@@ -416,8 +417,10 @@ def test_finalists_run_on_fresh_seeds_against_the_default(tmp_path: Path, world:
 def test_the_command_searches_runs_the_finals_and_reports_both(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "make_executor", lambda kind, store, workers, plan: Inline(store))
-    monkeypatch.setattr(commands, "report_study", lambda folder, store: folder)
+    monkeypatch.setattr(
+        "harness.engine.launch.make_executor", lambda kind, store, workers, plan: Inline(store)
+    )
+    monkeypatch.setattr("harness.cli.run.write_report", lambda folder, store: folder)
     text = changed(
         SEARCH.replace("set: {", "set: {objective.alpha: 0.1, "),
         trials="6",
@@ -425,7 +428,9 @@ def test_the_command_searches_runs_the_finals_and_reports_both(
         question="Which α?",
     )
     asked = make_search(tmp_path, text)
-    assert commands.tune_study(asked.path, asked.store, tmp_path / "results", "", 1) == 0
+    arguments = ["tune", str(asked.path), "--store", str(asked.store), "--workers", "1"]
+    outcome = CliRunner().invoke(app, [*arguments, "--results", str(tmp_path / "results")])
+    assert outcome.exit_code == 0, outcome.output
     folder = tmp_path / "results" / "t" / "search"
     report = (folder / "search.md").read_text()
     numbers = json.loads((folder / "search.json").read_text())
