@@ -378,9 +378,10 @@ def test_a_changed_setting_code_version_or_file_is_a_new_key_and_old_rows_stay(
 world = test_tune.world
 
 KILLED = """\
-import sys, time; from pathlib import Path; from harness import tune, tune_open
-tune_open.HEARTBEAT_S, tune_open.GRACE_S = 1, 2
-tune._begin(tune_open.open_study(tune_open.Search(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))
+import sys, time; from pathlib import Path; from harness.tune import search, workers
+search.HEARTBEAT_S, search.GRACE_S = 1, 2
+asked = search.Search(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+workers._begin(search.open_study(asked))
 print("running", flush=True); time.sleep(600)
 """
 
@@ -430,7 +431,7 @@ def test_an_infinite_objective_is_a_failed_trial_with_its_reason(
     assert len(study.trials) == 4
     assert all("without a finite value" in trial.user_attrs["reason"] for trial in study.trials)
     with pytest.raises(HarnessError, match="no trial ended with a finite value"):
-        tune.winners(study)
+        tune.finalists(asked, study)
 
 
 def test_a_locked_database_is_waited_for(tmp_path: Path, world: test_tune.World) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine import worker
-from harness.records import Score, StageOutcome, StageTask, write_jsonl, write_scores
+from harness.records import Score, StageOutcome, StageTask, Status, write_jsonl, write_scores
 from harness.tune import search as tune_open
 from harness.tune import workers as tune
 from harness.tune.search import Search
@@ -46,7 +46,7 @@ def make_search(folder: Path, text: str = SEARCH, storage: str = "") -> Search:
     return Search(path, folder / "store", storage or f"sqlite:///{folder / 'optuna.db'}")
 
 
-def toy(task: StageTask[Any], status: str = "ok") -> StageOutcome:
+def toy(task: StageTask[Any], status: Status = "ok") -> StageOutcome:
     """Any stage. A held-out item scores −|log10 α| and a little more than the item before; a judge
     asks for 0.25 USD.
     """
@@ -57,23 +57,14 @@ def toy(task: StageTask[Any], status: str = "ok") -> StageOutcome:
         (task.out / "alpha.jsonl").write_text(source.read_text() if source.exists() else "1")
     if task.stage in ("heldout", "judge.mt_bench"):
         size = abs(math.log10(float((task.inputs["answer"] / "alpha.jsonl").read_text())))
-        benchmark, metric, value = (
-            ("heldout", "reward", -size)
-            if task.stage == "heldout"
-            else ("mt_bench", "rating", size)
-        )
+        benchmark, metric, value = "mt_bench", "rating", size
+        if task.stage == "heldout":
+            benchmark, metric, value = "heldout", "reward", -size
+        values = [value + i / 100 if status == "ok" else None for i in range(8)]
         rows = [
-            Score(
-                benchmark,
-                "1",
-                str(i),
-                str(i),
-                metric,
-                None if status != "ok" else value + i / 100,
-                status,
-            )
-            for i in range(8)
-        ]  # type: ignore[arg-type]
+            Score(benchmark, "1", str(i), str(i), metric, one, status)
+            for i, one in enumerate(values)
+        ]
         write_scores(task.out / "scores.parquet", rows)
     write_jsonl(task.out / "rows.jsonl", [{"stage": task.stage}])
     return StageOutcome(1, costs={"judge_usd": 0.25} if task.stage.startswith("judge.") else {})

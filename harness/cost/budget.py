@@ -18,7 +18,7 @@ from harness.engine.store import Store
 from harness.model.shape import Shape, shape_of
 from harness.records import HarnessError
 from harness.study.settings import Recipe
-from harness.study.work import POCKET_LENGTHS, Lengths, Work
+from harness.study.work import LENGTHS, POCKET_LENGTHS, Lengths, Work
 from harness.train.memory import GB, arithmetic, training_bytes, training_parts
 
 USABLE = 0.9
@@ -54,7 +54,7 @@ class Assumptions:
     training: float = 0.35
     reading: float = 0.40
     generating: float = 0.08
-    lengths: Lengths = Lengths()
+    lengths: Lengths = LENGTHS
 
     def seconds(self, work: Work, parameters: float) -> float:
         """Operations over the device's peak: 6 per parameter and trained token (2 forward, 4
@@ -113,10 +113,9 @@ class Budget:
         return sum(line.seconds for line in lines if STAGES[line.node.stage].accelerator)
 
     def elapsed(self, workers: int) -> float:
-        """Seconds on so many workers: the work shared evenly, but no less than the longest chain."""
+        """Seconds on so many workers: work shared evenly, but no less than the longest chain."""
         seconds = {line.node.key: line.seconds for line in self.lines}
-        chain = longest_chain(self.plan, seconds)
-        return max(sum(seconds.values()) / workers, chain)
+        return max(sum(seconds.values()) / workers, longest_chain(self.plan, seconds))
 
 
 def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
@@ -158,7 +157,7 @@ def _rows(plan: Plan, store: Store) -> int:
     return 0
 
 
-# -- in words ---------------------------------------------------------------------------------------
+# -- in words --------------------------------------------------------------------------------------
 def amount(value: float) -> str:
     """A count with a unit a person can hold: 1.2 k, 53.8 M, 2.6 B."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -232,15 +231,15 @@ def _operations(found: Budget, line: Line) -> str:
 def _time_and_price(found: Budget, workers: int) -> Iterator[str]:
     lines, assumed = found.lines, found.assumptions
     if found.pocket:
-        total = sum(line.seconds for line in lines)
+        total = f"{sum(line.seconds for line in lines):,.0f} stage-seconds"
         minutes = found.elapsed(workers) / 60
-        yield f"Elapsed: about {minutes:.1f} minutes on {workers} workers ({total:,.0f} stage-seconds)."
+        yield f"Elapsed: about {minutes:.1f} minutes on {workers} workers ({total})."
         return
     hours = found.gpu_seconds(lines) / 3600
     alone = found.elapsed(assumed.devices) / 3600
     yield (
-        f"GPU-hours: {hours:,.1f}; on {assumed.devices} devices {alone:,.1f} hours when every stage "
-        f"runs on one device, {hours / assumed.devices:,.1f} when each is spread over all of them."
+        f"GPU-hours: {hours:,.1f}; on {assumed.devices} devices {alone:,.1f} hours when every "
+        f"stage runs on one, {hours / assumed.devices:,.1f} when each is spread over all of them."
     )
     if assumed.usd_per_gpu_hour:
         price = assumed.usd_per_gpu_hour
@@ -250,10 +249,8 @@ def _time_and_price(found: Budget, workers: int) -> Iterator[str]:
     reply = sum(line.work.judge_reply for line in lines)
     usd = sum(line.usd for line in lines)
     noted = "" if usd or not calls else " (no prices in runtime.price_…)"
-    yield (
-        f"Judge: {calls:,.0f} calls of {amount(prompt)} + {amount(reply)} tokens = {usd:,.2f} USD"
-        f"{noted}."
-    )
+    tokens = f"{amount(prompt)} + {amount(reply)} tokens"
+    yield f"Judge: {calls:,.0f} calls of {tokens} = {usd:,.2f} USD{noted}."
 
 
 def memory_lines(recipe: Recipe, shape: Shape, assumed: Assumptions) -> Iterator[str]:
@@ -299,14 +296,14 @@ def _assumed(found: Budget) -> Iterator[str]:
         f"{amount(shape.parameters)} parameters."
     )
     yield (
-        f"  A prompt has {lengths.prompt} tokens, an answer {lengths.answer} (never over its limit), "
-        f"a judged answer {lengths.judged_answer}."
+        f"  A prompt has {lengths.prompt} tokens, an answer {lengths.answer} (never over its "
+        f"limit), a judged answer {lengths.judged_answer}."
     )
     if not found.pocket:
+        peak = f"{assumed.device.flops / 1e12:,.0f}·10¹² bfloat16 operations a second"
         yield (
-            f"  {assumed.device.name}: {assumed.device.flops / 1e12:,.0f}·10¹² bfloat16 operations a "
-            f"second, of which training reaches {assumed.training:.0%}, reading "
-            f"{assumed.reading:.0%} and generating {assumed.generating:.1%}. Loading and start-up "
-            "are not counted."
+            f"  {assumed.device.name}: {peak}, of which training reaches {assumed.training:.0%}, "
+            f"reading {assumed.reading:.0%} and generating {assumed.generating:.1%}. Loading and "
+            "start-up are not counted."
         )
     yield "  Measured seconds stand in their place where this store has any."

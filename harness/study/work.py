@@ -20,6 +20,7 @@ class Lengths:
     verdict_reply: int = 1
 
 
+LENGTHS = Lengths()
 POCKET_LENGTHS = Lengths(20, 10, 10, 170, 8, 360, 1)
 
 
