@@ -213,6 +213,6 @@ def _shown(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _difference(prompt: str, whole: str) -> str:
-    at = len(os.path.commonprefix([prompt, whole]))
+    at = len(os.path.commonprefix([prompt, whole]))  # noqa: RUF071 - characters are meant
     around = slice(max(0, at - 20), at + 20)
     return f"prompt {prompt[around]!r} becomes {whole[around]!r}"

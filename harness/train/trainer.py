@@ -52,7 +52,7 @@ RATIOS = ("rhat_chosen", "rhat_rejected", "rhat_explore")
 METRICS = ("margin", "accuracy", *RATIOS, *(f"rhat_y_{role}" for role in ROLE_OF_Y))
 
 
-def _option(default: Any, help: str) -> Any:  # noqa: A002 - transformers' name
+def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -71,7 +71,7 @@ class PreferenceConfig(DPOConfig):
     objective: str = _option("selm", "Name in harness.train.objectives.OBJECTIVES.")
     alpha: float = _option(0.0, "Exploration coefficient; 0 is DPO bit for bit.")
     placebo: str = _option("none", "none, negative or other_prompt.")
-    objective_params: dict[str, Any] | str | None = _option(None, "The objective's parameters.")
+    objective_params: dict[str, Any] | str | None = _option(None, "The objective's parameters.")  # noqa: RUF009 - a field
     global_batch_size: int = _option(0, "Rows per optimiser step over all devices.")
     token_budget: int = _option(0, "Most tokens of one forward pass.")
     max_log_ratio: float = _option(20.0, "Nats per token at which a run counts as diverged.")
@@ -79,7 +79,7 @@ class PreferenceConfig(DPOConfig):
     # Defaults of transformers that are not ours: mixed precision is asked for, trackers too.
     bf16: bool = _option(False, "bfloat16 mixed precision.")
     gradient_checkpointing: bool = _option(None, "Recompute activations (older name).")
-    report_to: Any = _option("none", "Trackers of transformers.")
+    report_to: Any = _option("none", "Trackers of transformers.")  # noqa: RUF009 - a field
     logging_steps: float = _option(1, "Steps between two logs.")
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "objective_params"]
