@@ -32,26 +32,10 @@ class Section(BaseModel):
     )
 
     later: ClassVar[Mapping[str, Any]] = {}
-    """Fields that came after stages had been stored, with the value at which a key leaves them out."""
+    """Fields added after stages were stored, with the value at which a key leaves them out."""
 
     flattened: ClassVar[tuple[str, ...]] = ()
     """Mappings whose entries stand in a key as if they were fields."""
-
-    # Until every room reads attributes: settings can still be read like a mapping.
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in type(self).model_fields
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return getattr(self, name, default)
-
-    def keys(self) -> list[str]:
-        return list(type(self).model_fields)
-
-    def __or__(self, other: Any) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.keys()} | dict(other)
 
 
 class Linear(Section):
