@@ -130,7 +130,9 @@ class World:
     @property
     def plan(self) -> Plan:
         study = load_study(ROOT / "tests" / "e2e.yaml")
-        cell = dataclasses.replace(study.cells[0], run="model", arm={}, label="model", twin="")
+        cell = dataclasses.replace(
+            study.cells[0], run="model", arm={}, label="model", baseline_run=""
+        )
         named = dataclasses.replace(
             study, name="faults", axes={}, baseline={}, seeds=(0,), cells=(cell,)
         )

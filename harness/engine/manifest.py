@@ -13,7 +13,8 @@ DIAGNOSTICS = "harness.stages.diagnostics.measures:manifest_of"
 
 
 def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What analysis reads: each run's stages by iteration, the resolved recipe, what was declared."""
+    """What analysis reads: each run's stages by iteration, the resolved recipe, what was declared.
+    """
     study = plan.study
     runs = [
         {
@@ -21,7 +22,7 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
             "arm": dict(run.cell.arm),
             "label": run.cell.label,
             "seed": run.cell.seed,
-            "twin": run.cell.twin,
+            "twin": run.cell.baseline_run,
             "alpha": [n["alpha"] for n in run.coefficients],
             "c": [n["c"] for n in run.coefficients],
             "kappa": [n["kappa"] for n in run.coefficients],

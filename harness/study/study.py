@@ -7,10 +7,11 @@ wrong types, doubled axes and empty grids are errors that name file, line and ke
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -98,14 +99,16 @@ class StudyFile(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm with one seed: a run. ``recipe`` is fully resolved."""
+    """One arm with one seed: a run. ``recipe`` is fully resolved. baseline_run: the run of the
+    baseline with this seed, empty without one.
+    """
 
     run: str
     arm: Mapping[str, Any]
     label: str
     seed: int
     recipe: Recipe
-    twin: str
+    baseline_run: str
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,67 @@ class Study:
     fail: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """A recipe as a mapping not yet checked, and where each of its values was written."""
+
+    values: dict[str, Any]
+    places: dict[Location, str]
+
+    def changed(
+        self,
+        changes: Mapping[str, Any],
+        file: str,
+        lines: Mapping[Location, int] | None = None,
+        at: Location = (),
+    ) -> _Settings:
+        """With nested or dotted keys merged in (an empty mapping replaces what was there).
+        lines, at: where the changes stand in ``file``.
+
+        Raises HarnessError when a key is given in both ways.
+        """
+        values, places = copy.deepcopy(self.values), dict(self.places)
+        given = set()
+        for keys, leaf in _leaves(changes):
+            location = tuple(".".join(keys).split("."))
+            where = f"{file}:{_line(lines, (*at, *keys))}" if lines else file
+            if location in given:
+                raise HarnessError(f"{where}: key {'.'.join(location)!r} is set twice")
+            given.add(location)
+            _put(values, location, leaf)
+            places[location] = where
+        return _Settings(values, places)
+
+    def recipe(self, where: str) -> Recipe:
+        """The recipe, checked as a whole. where: named for what has no place of its own."""
+        recipe = _checked(Recipe, self.values, self.places, where)
+        name, params = recipe.objective.name, recipe.objective.params
+        if name not in OBJECTIVES:
+            place = self.places.get(("objective", "name"), where)
+            raise HarnessError(
+                f"{place}: objective.name {name!r} is unknown{_suggest(name, OBJECTIVES)}; "
+                f"allowed: {', '.join(sorted(OBJECTIVES))}"
+            )
+        allowed = OBJECTIVES[name].parameters
+        for key in set(params) - set(allowed):
+            place = self.places.get(("objective", "params", key), where)
+            raise HarnessError(
+                f"{place}: objective.params.{key} is no parameter of {name}; allowed: "
+                f"{', '.join(allowed) or 'none'}"
+            )
+        return recipe
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """values: as runs are named by it. at: where its changes stand in the study's file."""
+
+    values: Mapping[str, Any]
+    label: str
+    changes: Mapping[str, Any]
+    at: Location
+
+
 def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     """Read, check and resolve a study. ``overrides`` (dotted key → value) come last, as from the
     command line.
@@ -134,287 +198,7 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     data, lines = load_yaml(path)
     if not isinstance(data, dict):
         raise HarnessError(f"{path}:1: a study is a mapping with name, recipe and seeds")
-    parsed = validate(StudyFile, data, path, lines)
-    recipe_path = _recipe_path(path, parsed.recipe, lines)
-    tree, recipe_lines = load_yaml(recipe_path)
-    if not isinstance(tree, dict):
-        raise HarnessError(f"{recipe_path}:1: a recipe is a mapping of settings")
-    validate(Recipe, tree, recipe_path, recipe_lines)
-    for key, value in _flatten(parsed.set, f"{path}:{_line(lines, ('set',))}").items():
-        tree = _put(tree, key, value, f"{path}:{_line(lines, ('set', *key.split('.')))}")
-    for key, value in (overrides or {}).items():
-        tree = _put(tree, key, value, "command line")
-    return _resolve(path, parsed, tree, lines)
-
-
-def _resolve(
-    path: Path, parsed: StudyFile, tree: dict[str, Any], lines: Mapping[Location, int]
-) -> Study:
-    base = _check_recipe(tree, path, "set")
-    if parsed.axes and parsed.arms:
-        raise HarnessError(
-            f"{path}:{_line(lines, ('arms',))}: give axes (a grid) or arms (a list), not both"
-        )
-    if not parsed.seeds:
-        raise HarnessError(f"{path}:{_line(lines, ('seeds',))}: seeds is empty; give at least one")
-    _no_repeats(parsed.seeds, path, lines, ("seeds",), "seed")
-    arms = _arms(parsed, path, lines)
-    baseline = _baseline(parsed, arms, path, lines)
-    sets = {
-        arm.label: _flatten(arm.set, f"{path}:{_line(lines, ('arms', i))}")
-        for i, arm in enumerate(parsed.arms)
-    }
-    cells = []
-    for arm, label in arms:
-        arm_tree = tree
-        for key, value in (sets[label] if parsed.arms else arm).items():
-            arm_tree = _put(
-                arm_tree,
-                key,
-                value,
-                f"{path}:{_line(lines, ('axes', key) if parsed.axes else ('arms',))}",
-            )
-        recipe = _check_recipe(arm_tree, path, label)
-        for seed in parsed.seeds:
-            twin = run_name(baseline, seed) if baseline else ""
-            cells.append(Cell(run_name(arm, seed), arm, label, seed, recipe, twin))
-    axes: dict[str, list[Any]] = (
-        {"arm": [a.label for a in parsed.arms]} if parsed.arms else parsed.axes
-    )
-    return Study(
-        path,
-        parsed.name,
-        parsed.question,
-        base,
-        axes,
-        tuple(parsed.seeds),
-        baseline,
-        parsed.declare,
-        parsed.keep,
-        tuple(cells),
-        parsed.fail,
-    )
-
-
-def run_name(arm: Mapping[str, Any], seed: int) -> str:
-    """``objective.alpha=0.3,seed=1``: the arm's keys in study order, then the seed."""
-    return ",".join([*(f"{key}={_short(value)}" for key, value in arm.items()), f"seed={seed}"])
-
-
-def _short(value: Any) -> str:
-    return (
-        f"{value:g}"
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-        else re.sub(r"[\s,]+", "", str(value))
-    )
-
-
-def _arms(
-    parsed: StudyFile, path: Path, lines: Mapping[Location, int]
-) -> list[tuple[dict[str, Any], str]]:
-    if parsed.arms:
-        labels = [arm.label for arm in parsed.arms]
-        _no_repeats(labels, path, lines, ("arms",), "arm label")
-        return [({"arm": arm.label}, arm.label) for arm in parsed.arms]
-    for key, values in parsed.axes.items():
-        _section_at(key, f"{path}:{_line(lines, ('axes', key))}")
-        if not values:
-            raise HarnessError(
-                f"{path}:{_line(lines, ('axes', key))}: axis {key!r} is empty; give at least one "
-                "value"
-            )
-        _no_repeats(values, path, lines, ("axes", key), f"value of axis {key!r}")
-    names = list(parsed.axes)
-    grid = itertools.product(*(parsed.axes[name] for name in names))
-    return [
-        (dict(zip(names, point, strict=True)), _label(dict(zip(names, point, strict=True))))
-        for point in grid
-    ]
-
-
-def _label(arm: Mapping[str, Any]) -> str:
-    return (
-        ", ".join(
-            f"{key.rsplit('.', 1)[-1].replace('alpha', 'α').replace('beta', 'β')} = {_short(value)}"
-            for key, value in arm.items()
-        )
-        or "base recipe"
-    )
-
-
-def _baseline(
-    parsed: StudyFile,
-    arms: Sequence[tuple[dict[str, Any], str]],
-    path: Path,
-    lines: Mapping[Location, int],
-) -> dict[str, Any]:
-    if not parsed.baseline:
-        return {}
-    for arm, _ in arms:
-        if arm == parsed.baseline:
-            return dict(parsed.baseline)
-    shown = "; ".join(str(arm) for arm, _ in arms[:6])
-    raise HarnessError(
-        f"{path}:{_line(lines, ('baseline',))}: baseline {parsed.baseline} is no arm of this "
-        f"study (arms: {shown})"
-    )
-
-
-def _no_repeats(
-    values: Sequence[Any], path: Path, lines: Mapping[Location, int], at: Location, what: str
-) -> None:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise HarnessError(
-                f"{path}:{_line(lines, (*at, index))}: {what} {value!r} is given twice"
-            )
-
-
-def _recipe_path(study: Path, name: str, lines: Mapping[Location, int]) -> Path:
-    candidates = [study.parent / name, study.parent / "recipes" / f"{name}.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    known = sorted(p.stem for p in (study.parent / "recipes").glob("*.yaml"))
-    raise HarnessError(
-        f"{study}:{_line(lines, ('recipe',))}: recipe {name!r} not found{_suggest(name, known)}; "
-        f"known: {', '.join(known) or 'none'}"
-    )
-
-
-def _flatten(tree: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
-    """Nested or dotted keys of a ``set`` as dotted keys; a key given in both ways is an error."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        leaves = {dotted: value}
-        if isinstance(value, Mapping) and _section_at(dotted, where) is not None:
-            leaves = _flatten(value, where, f"{dotted}.")
-        for name, leaf in leaves.items():
-            if name in flat:
-                raise HarnessError(f"{where}: key {name!r} is set twice")
-            flat[name] = leaf
-    return flat
-
-
-def _put(tree: Mapping[str, Any], dotted: str, value: Any, where: str) -> dict[str, Any]:
-    """A copy of ``tree`` with one dotted key replaced; the key must exist in Recipe."""
-    _section_at(dotted, where)
-    result = dict(tree)
-    head, _, rest = dotted.partition(".")
-    if rest:
-        inner = result.get(head)
-        result[head] = _put_unchecked(inner if isinstance(inner, Mapping) else {}, rest, value)
-    else:
-        result[head] = value
-    return result
-
-
-def _put_unchecked(tree: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    head, _, rest = dotted.partition(".")
-    result = dict(tree)
-    inner = result.get(head)
-    result[head] = (
-        _put_unchecked(inner if isinstance(inner, Mapping) else {}, rest, value) if rest else value
-    )
-    return result
-
-
-def _section_at(dotted: str, where: str) -> type[BaseModel] | None:
-    """The Section a dotted key names, or None for a plain value; unknown keys raise."""
-    model: Any = Recipe
-    parts = dotted.split(".")
-    for depth, part in enumerate(parts):
-        fields = getattr(model, "model_fields", None)
-        if fields is None:
-            return None  # inside a free mapping (params, shots, data)
-        if part not in fields:
-            at = ".".join(parts[:depth])
-            raise HarnessError(
-                f"{where}: unknown key {dotted!r}{_suggest(part, fields)}; "
-                f"allowed{f' in {at}' if at else ''}: {', '.join(fields)}"
-            )
-        model = _section_of(fields[part].annotation)
-    return model if isinstance(model, type) else None
-
-
-def _section_of(annotation: Any) -> Any:
-    options = [annotation, *getattr(annotation, "__args__", ())]
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-
-
-def _check_recipe(tree: Mapping[str, Any], path: Path, context: str) -> Recipe:
-    recipe = validate(Recipe, tree, path, {}, context)
-    name = recipe.objective.name
-    if name not in OBJECTIVES:
-        raise HarnessError(
-            f"{path}: objective.name {name!r} is unknown{_suggest(name, OBJECTIVES)}; allowed: "
-            f"{', '.join(sorted(OBJECTIVES))}"
-        )
-    allowed = OBJECTIVES[name].parameters
-    for key in recipe.objective.params:
-        if key not in allowed:
-            raise HarnessError(
-                f"{path}: objective.params.{key} is no parameter of {name}; allowed: "
-                f"{', '.join(allowed) or 'none'}"
-            )
-    return recipe
-
-
-def validate(
-    model: type[Model], data: Any, path: Path, lines: Mapping[Location, int], context: str = ""
-) -> Model:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise HarnessError(
-            "\n".join(_explain(e, model, path, lines, context) for e in error.errors()[:5])
-        ) from None
-
-
-def _explain(
-    error: Any, model: type[BaseModel], path: Path, lines: Mapping[Location, int], context: str
-) -> str:
-    location: Location = tuple(error["loc"])
-    known = [
-        part
-        for part in location
-        if isinstance(part, int) or re.fullmatch(r"[A-Za-z0-9_.]+", str(part))
-    ]
-    line = _line(lines, tuple(known))
-    where = f"{path}:{line}" if lines else f"{path} ({context})"
-    dotted = ".".join(str(part) for part in known)
-    if error["type"] == "extra_forbidden":
-        fields = _fields_at(model, tuple(known[:-1]))
-        return f"{where}: unknown key {dotted!r}{_suggest(str(known[-1]), fields)}; allowed: {', '.join(fields)}"
-    if error["type"] == "missing":
-        return f"{where}: key {dotted!r} is missing"
-    shown = error.get("input")
-    given = (
-        f" (given: {shown!r})"
-        if isinstance(shown, (str, int, float, bool)) or shown is None
-        else ""
-    )
-    return f"{where}: {dotted or 'recipe'}: {error['msg'].removeprefix('Value error, ')}{given}"
-
-
-def _fields_at(model: Any, location: Location) -> list[str]:
-    for part in location:
-        fields = getattr(model, "model_fields", {})
-        if isinstance(part, str) and part in fields:
-            model = _section_of(fields[part].annotation)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _line(lines: Mapping[Location, int], at: Location) -> int:
-    while at and at not in lines:
-        at = at[:-1]
-    return lines.get(at, 1)
-
-
-def _suggest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return _study(path, validate(StudyFile, data, path, lines), lines, overrides or {})
 
 
 def compose(
@@ -431,38 +215,204 @@ def compose(
     """A study made by code (a search's trials and finalists): the same checks as for a file.
     ``arms``: label → dotted keys.
     """
-    tree, lines = load_yaml(_recipe_path(file, recipe, {}))
-    validate(Recipe, tree, file, lines)
-    for key, value in _flatten(changes, str(file)).items():
-        tree = _put(tree, key, value, str(file))
-    base = _check_recipe(tree, file, "set")
-    cells = []
-    for label, change in arms.items():
-        arm_tree = tree
-        for key, value in _flatten(change, str(file)).items():
-            arm_tree = _put(arm_tree, key, value, f"{file} ({label})")
-        resolved = _check_recipe(arm_tree, file, label)
-        twin = {"arm": baseline} if baseline else {}
-        cells += [
-            Cell(
-                run_name({"arm": label}, seed),
-                {"arm": label},
-                label,
-                seed,
-                resolved,
-                run_name(twin, seed) if twin else "",
-            )
-            for seed in seeds
-        ]
-    return Study(
-        file,
-        name,
-        question,
-        base,
-        {"arm": list(arms)},
-        tuple(seeds),
-        {"arm": baseline} if baseline else {},
-        declare or Declaration(),
-        "last",
-        tuple(cells),
+    asked = StudyFile.model_construct(
+        name=name,
+        question=question,
+        recipe=recipe,
+        arms=[Arm(label=label, set=dict(change)) for label, change in arms.items()],
+        seeds=list(seeds),
+        baseline={"arm": baseline} if baseline else {},
+        declare=declare or Declaration(),
     )
+    return _study(file, asked, {}, changes)
+
+
+def _study(
+    path: Path, asked: StudyFile, lines: Mapping[Location, int], overrides: Mapping[str, Any]
+) -> Study:
+    recipe_path = _recipe_path(path, asked.recipe, lines)
+    values, recipe_lines = load_yaml(recipe_path)
+    if not isinstance(values, dict):
+        raise HarnessError(f"{recipe_path}:1: a recipe is a mapping of settings")
+    places = {at: f"{recipe_path}:{line}" for at, line in recipe_lines.items() if at}
+    settings = _Settings(values, places).changed(asked.set, str(path), lines, ("set",))
+    settings = settings.changed(overrides, "command line")
+    base = settings.recipe(str(path))
+    if not asked.seeds:
+        raise HarnessError(f"{path}:{_line(lines, ('seeds',))}: seeds is empty; give at least one")
+    _no_repeats(asked.seeds, path, lines, ("seeds",), "seed")
+    arms = _arms(asked, path, lines)
+    recipes = [
+        settings.changed(arm.changes, str(path), lines, arm.at).recipe(f"{path} ({arm.label})")
+        for arm in arms
+    ]
+    baseline = _baseline(asked, arms, path, lines)
+    cells = []
+    for arm, recipe in zip(arms, recipes, strict=True):
+        for seed in asked.seeds:
+            beside = run_name(baseline, seed) if baseline else ""
+            run = run_name(arm.values, seed)
+            cells.append(Cell(run, arm.values, arm.label, seed, recipe, beside))
+    return Study(
+        path,
+        asked.name,
+        asked.question,
+        base,
+        {"arm": [arm.label for arm in arms]} if asked.arms else asked.axes,
+        tuple(asked.seeds),
+        baseline,
+        asked.declare,
+        asked.keep,
+        tuple(cells),
+        asked.fail,
+    )
+
+
+def run_name(arm: Mapping[str, Any], seed: int) -> str:
+    """``objective.alpha=0.3,seed=1``: the arm's keys in study order, then the seed."""
+    return ",".join([*(f"{key}={_short(value)}" for key, value in arm.items()), f"seed={seed}"])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:g}"
+    return re.sub(r"[\s,]+", "", str(value))
+
+
+def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_Arm]:
+    if asked.axes and asked.arms:
+        raise HarnessError(
+            f"{path}:{_line(lines, ('arms',))}: give axes (a grid) or arms (a list), not both"
+        )
+    if asked.arms:
+        _no_repeats([arm.label for arm in asked.arms], path, lines, ("arms",), "arm label")
+        return [
+            _Arm({"arm": arm.label}, arm.label, arm.set, ("arms", index, "set"))
+            for index, arm in enumerate(asked.arms)
+        ]
+    for key, values in asked.axes.items():
+        if not values:
+            where = f"{path}:{_line(lines, ('axes', key))}"
+            raise HarnessError(f"{where}: axis {key!r} is empty; give at least one value")
+        _no_repeats(values, path, lines, ("axes", key), f"value of axis {key!r}")
+    grid = itertools.product(*asked.axes.values())
+    points = [dict(zip(asked.axes, values, strict=True)) for values in grid]
+    return [_Arm(point, _label(point), point, ("axes",)) for point in points]
+
+
+def _label(arm: Mapping[str, Any]) -> str:
+    shown = []
+    for key, value in arm.items():
+        name = key.rsplit(".", 1)[-1].replace("alpha", "α").replace("beta", "β")
+        shown.append(f"{name} = {_short(value)}")
+    return ", ".join(shown) or "base recipe"
+
+
+def _baseline(
+    asked: StudyFile, arms: Sequence[_Arm], path: Path, lines: Mapping[Location, int]
+) -> dict[str, Any]:
+    if asked.baseline and all(arm.values != asked.baseline for arm in arms):
+        shown = "; ".join(str(arm.values) for arm in arms[:6])
+        raise HarnessError(
+            f"{path}:{_line(lines, ('baseline',))}: baseline {asked.baseline} is no arm of this "
+            f"study (arms: {shown})"
+        )
+    return dict(asked.baseline)
+
+
+def _no_repeats(
+    values: Sequence[Any], path: Path, lines: Mapping[Location, int], at: Location, what: str
+) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            where = f"{path}:{_line(lines, (*at, index))}"
+            raise HarnessError(f"{where}: {what} {value!r} is given twice")
+
+
+def _recipe_path(study: Path, name: str, lines: Mapping[Location, int]) -> Path:
+    for candidate in (study.parent / name, study.parent / "recipes" / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in (study.parent / "recipes").glob("*.yaml"))
+    raise HarnessError(
+        f"{study}:{_line(lines, ('recipe',))}: recipe {name!r} not found{_suggest(name, known)}; "
+        f"known: {', '.join(known) or 'none'}"
+    )
+
+
+# -- merging and checking --------------------------------------------------------------------------
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, value) of everything in a nested mapping that is no mapping, or an empty one."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from (((key, *below), leaf) for below, leaf in _leaves(value))
+        else:
+            yield (key,), value
+
+
+def _put(values: dict[str, Any], location: Sequence[str], value: Any) -> None:
+    for key in location[:-1]:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    values[location[-1]] = value
+
+
+def validate(model: type[Model], data: Any, path: Path, lines: Mapping[Location, int]) -> Model:
+    """``data``, read from ``path``, as a ``model``. Raises HarnessError with file, line and key."""
+    places = {at: f"{path}:{line}" for at, line in lines.items()}
+    return _checked(model, data, places, str(path))
+
+
+def _checked(model: type[Model], data: Any, places: Mapping[Location, str], where: str) -> Model:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        explained = [_explained(one, model, places, where) for one in error.errors()[:5]]
+        raise HarnessError("\n".join(explained)) from None
+
+
+def _explained(
+    error: Any, model: type[BaseModel], places: Mapping[Location, str], where: str
+) -> str:
+    """One error of pydantic in words: place, key, what is allowed."""
+    at = tuple(
+        # Members of a union and validators are in pydantic's path too: they are no keys.
+        part
+        for part in error["loc"]
+        if isinstance(part, int) or re.fullmatch(r"[A-Za-z0-9_.]+", str(part))
+    )
+    place = next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), where)
+    dotted = ".".join(str(part) for part in at)
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(model, at[:-1])
+        close = _suggest(str(at[-1]), fields)
+        return f"{place}: unknown key {dotted!r}{close}; allowed: {', '.join(fields)}"
+    if error["type"] == "missing":
+        return f"{place}: key {dotted!r} is missing"
+    said, given = error["msg"].removeprefix("Value error, "), error.get("input")
+    if given is None or isinstance(given, (str, int, float, bool)):
+        said += f" (given: {given!r})"
+    return f"{place}: {dotted or 'recipe'}: {said}"
+
+
+def _fields_at(model: Any, location: Location) -> list[str]:
+    for part in location:
+        fields = getattr(model, "model_fields", {})
+        if isinstance(part, str) and part in fields:
+            annotation = fields[part].annotation
+            options = [annotation, *getattr(annotation, "__args__", ())]
+            sections = (o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+            model = next(sections, None)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _line(lines: Mapping[Location, int], at: Location) -> int:
+    while at and at not in lines:
+        at = at[:-1]
+    return lines.get(at, 1)
+
+
+def _suggest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

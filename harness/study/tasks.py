@@ -1,9 +1,9 @@
 """What each stage is given: one frozen settings type a stage, filled by the plan.
 
 A field has a default only where its section of the recipe has it, or where it came after stages had
-been stored: such fields are left out of the key at their default (``LATER``), so that old keys stay.
-Fields named ``<name>_fingerprint`` are filled by the plan with the content hash of the file that
-``<name>`` names; a key holds the hash, never the path.
+been stored: such fields are left out of the key at their default (``LATER``), so that old keys
+stay. Fields named ``<name>_fingerprint`` are filled by the plan with the content hash of the file
+that ``<name>`` names; a key holds the hash, never the path.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class ReferenceTask(Computing):
 class ObjectiveTask(Section):
     """The objective of one iteration, resolved (`harness.train.objectives.resolve`).
 
-    In keys it is what it was when Algorithm 1 was a parameter of selm: ``KEYED`` with that parameter
-    at its value.
+    In keys it is what it was when Algorithm 1 was a parameter of selm: ``KEYED`` with that
+    parameter at its value.
     """
 
     name: str

@@ -34,7 +34,6 @@ COMMON: dict[str, Any] = {
     "loop.prompts_per_iteration": 0,  # the whole portion
     "loop.reference_policy": "previous",  # [P] Algorithm 1
     "loop.mode": "iterative",
-    "objective.name": "selm",
     "objective.beta": 0.01,  # [P]
     "objective.name": "selm",  # [P] equation 4.2, [C]
     "objective.placebo": "none",

@@ -1,4 +1,4 @@
-"""A study file says what is asked; a wrong one is refused with file, line, key and what is allowed."""
+"""A study file says what is asked; a wrong one is refused with file, line, key and what to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_study_that_ships_loads(path: Path) -> None:
     assert loaded.name == path.stem
 
 
-def test_cells_are_arms_times_seeds_with_their_twins(tmp_path: Path) -> None:
+def test_cells_are_arms_times_seeds_with_their_baseline_runs(tmp_path: Path) -> None:
     loaded = load_study(study(tmp_path, GOOD))
     assert [cell.run for cell in loaded.cells] == [
         "objective.alpha=0,seed=0",
@@ -56,7 +56,7 @@ def test_cells_are_arms_times_seeds_with_their_twins(tmp_path: Path) -> None:
         "objective.alpha=0.001,seed=0",
         "objective.alpha=0.001,seed=1",
     ]
-    assert loaded.cells[3].twin == "objective.alpha=0,seed=1"
+    assert loaded.cells[3].baseline_run == "objective.alpha=0,seed=1"
     assert loaded.cells[2].recipe.objective.alpha == 1e-3
     assert loaded.cells[0].recipe.loop.iterations == 2
 
@@ -103,6 +103,16 @@ BAD = {
     ),
     "broken yaml": (GOOD + "set: {a: [\n", ":8:", "not valid YAML"),
     "python tag": (GOOD + "question: !!python/name:os.system\n", ":7:", "tag"),
+    "a key given twice": (
+        GOOD + "set:\n  loop: {iterations: 1}\n  loop.iterations: 3\n",
+        ":9:",
+        "set twice",
+    ),
+    "empty batch in an arm": (
+        GOOD.replace("objective.alpha: [0, 1e-3]", "training.batch_size: [64, 0]"),
+        ":4:",
+        "training.batch_size",
+    ),
     "infinite alpha": (GOOD.replace("1e-3", ".inf"), "", "finite"),
 }
 
@@ -132,13 +142,21 @@ def test_unknown_objective_parameters_are_refused(tmp_path: Path) -> None:
 
 
 def test_arms_change_several_keys_together(tmp_path: Path) -> None:
-    text = "name: m\nrecipe: tiny\nseeds: [3]\nbaseline: {arm: a}\narms:\n  - {label: a, set: {objective.name: dpo}}\n"
-    text += "  - label: b\n    set: {objective: {name: xpo, alpha: 1e-5}, training.learning_rate: [1e-5, 1e-6]}\n"
+    text = """\
+name: m
+recipe: tiny
+seeds: [3]
+baseline: {arm: a}
+arms:
+  - {label: a, set: {objective.name: dpo}}
+  - label: b
+    set: {objective: {name: xpo, alpha: 1e-5}, training.learning_rate: [1e-5, 1e-6]}
+"""
     loaded = load_study(study(tmp_path, text))
     assert [cell.recipe.objective.name for cell in loaded.cells] == ["dpo", "xpo"]
     assert loaded.cells[1].recipe.objective.alpha == 1e-5
     assert loaded.cells[1].recipe.training.learning_rate == [1e-5, 1e-6]
-    assert loaded.cells[1].twin == "arm=a,seed=3"
+    assert loaded.cells[1].baseline_run == "arm=a,seed=3"
 
 
 def test_lines_are_known_for_every_value(tmp_path: Path) -> None:
