@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as distributions
 
-from analysis.family import dunnett_critical, residual, unequal
+from analysis.family import dunnett_critical, page_trend, residual, unequal
 from analysis.layout import from_array
 from analysis.power import detectable, from_components
 from analysis.rank import interquartile_mean, probability_of_improvement, sign_flip
 from analysis.stats import cochran_half_width, one_checkpoint, two_way
-from analysis.trend import page_trend
 
 Floats = NDArray[np.float64]
 SHARES = (0.0, 0.2, 0.5, 0.8, 0.95)

@@ -21,7 +21,10 @@ from harness.study.sections import JudgeSettings, RuntimeSettings
 
 
 def requests(count: int) -> list[JudgeRequest]:
-    form = "{filler}[Question]\nWhich number is larger, {a} or {b}?\n\n[The Start of Assistant's Answer]\nIt is {c}.\n[The End of Assistant's Answer]"
+    form = (
+        "{filler}[Question]\nWhich number is larger, {a} or {b}?\n\n"
+        "[The Start of Assistant's Answer]\nIt is {c}.\n[The End of Assistant's Answer]"
+    )
     filler = "Please act as an impartial judge and evaluate the quality of the response. " * 8
     return [
         JudgeRequest(

@@ -36,7 +36,8 @@ started, cpu = time.perf_counter(), time.process_time()
 from analysis.report import write_report
 write_report(Path(sys.argv[1]), Path(sys.argv[2]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu, "peak_gb": peak / 1e6}))
+seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak / 1e6}))
 """
 
 

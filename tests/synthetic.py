@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from harness.evaluate.registry import manifest_of as benchmarks_manifest
-from harness.stages.diagnostics.measures import manifest_of as diagnostics_manifest
 from harness.records import Response, Score, content_hash, write_jsonl, write_scores
+from harness.stages.diagnostics.measures import manifest_of as diagnostics_manifest
 from harness.study.settings import Recipe
 
 TASKS = ("gsm8k", "hellaswag", "arc_challenge", "truthfulqa_mc2", "eq_bench", "openbookqa")
@@ -563,7 +563,8 @@ class _Writer:
                             r,
                         )
                     )
-                text = f"{self.text(at, item) if self.spec.hostile else 'A fair answer.'} Rating: [[{value}]]"
+                said = self.text(at, item) if self.spec.hostile else "A fair answer."
+                text = f"{said} Rating: [[{value}]]"
                 row = {
                     "id": item,
                     "repeat": 0,

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.engine.graph import Node
 from harness.engine.stages import STAGES
+from harness.engine.store import Store
+from harness.files import hash_tree
 from harness.rankers.ranker import RankContext
-from harness.records import StageTask
+from harness.records import SCHEMA_VERSION, StageRecord, StageTask
 from harness.study.sections import JudgeSettings, Section
 from harness.study.settings import Recipe
 from harness.study.tasks import Limit, ObjectiveTask, OptimiserTask, RankerTask, Runtime
@@ -118,3 +121,24 @@ def rank_context(kind: str, out: Path = Path("unused"), **extra: Any) -> RankCon
 
 
 __all__ = ["Limit", "RankerTask", "objective", "optimiser", "settings_of", "stage_task"]
+
+
+def commit_finished(store: Store, node: Node, seconds: float) -> None:
+    """Put into ``store`` what stands for ``node``'s stage, finished in ``seconds``."""
+    work = store.begin(node.key)
+    (work / "rows.jsonl").write_text("{}\n")
+    record = StageRecord(
+        SCHEMA_VERSION,
+        node.key,
+        node.stage,
+        node.version,
+        node.defining,
+        node.inputs,
+        dict.fromkeys(node.inputs, "0" * 64),
+        hash_tree(work),
+        1,
+        {"seconds": seconds},
+        {},
+        {},
+    )
+    store.commit(work, record)

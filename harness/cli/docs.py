@@ -143,11 +143,11 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     return lines
 
 
-def _section(model: type[BaseModel], prefix: str) -> list[str]:
+def _section(model: Any, prefix: str) -> list[str]:
     return _table(("key", "type", "default", "meaning"), _fields(model, prefix))
 
 
-def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+def _fields(model: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
         inner = field.annotation
         nested = isinstance(inner, type) and issubclass(inner, BaseModel)

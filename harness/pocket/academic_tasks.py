@@ -201,7 +201,8 @@ def write(folder: Path, rng: np.random.Generator, limit: int = 0) -> int:
         for split, rows in splits.items():
             write_jsonl(folder / f"{column}_{split}.jsonl", rows)
         files = "".join(f"    {split}: {column}_{split}.jsonl\n" for split in splits)
-        head = f"task: pocket_{column}\ndataset_path: json\ndataset_name: null\ndataset_kwargs:\n  data_files:\n{files}"
+        head = f"task: pocket_{column}\ndataset_path: json\ndataset_name: null\n"
+        head += f"dataset_kwargs:\n  data_files:\n{files}"
         head += f"test_split: test\nnum_fewshot: {shots}\n"
         (folder / f"{column}.yaml").write_text(
             head + YAML[column] + "metadata:\n  version: 1.0\n", encoding="utf-8"

@@ -64,7 +64,10 @@ _CONVERSATION = (
     "### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's "
     "Conversation with User|>"
 )
-_BOTH = "Act as an impartial judge of the answers that two AI assistants gave to the user question below. "
+_BOTH = (
+    "Act as an impartial judge of the answers that two AI assistants gave to the user question "
+    "below. "
+)
 _BOTH_MATH = f"{_BOTH}Compare them with the reference answer, which is right. "
 _CHOOSE = (
     "First compare the two answers in a few words and stay impartial. The order in which they are "

@@ -1,4 +1,6 @@
-"""PairRM as a ranker: its record. The network is `pairrm_model`, its checkpoint files `pairrm_files`."""
+"""PairRM as a ranker: its record. The network is `pairrm_model`, its checkpoint files
+`pairrm_files`.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SEPARATOR = "[SEP]"
-INSTRUCTION = "Finish the following coversation in each i-th turn by filling in <Response i> with your response."
+INSTRUCTION = (
+    "Finish the following coversation in each i-th turn "
+    "by filling in <Response i> with your response."
+)
 """What the package writes before a conversation of several turns, letter by letter (the model was
 trained on it).
 """

@@ -1,5 +1,5 @@
-"""What is known of a ranker: one record, which plan, rank stage, held-out rewards, diagnostics, doctor
-and cost read.
+"""What is known of a ranker: one record, which plan, rank stage, held-out rewards, diagnostics,
+doctor and cost read.
 
 A ranker is one file of this folder that defines ``RANKER`` (`harness.rankers.registry` finds it).
 Importing it must not load torch.
@@ -73,10 +73,10 @@ class Ranker:
     scores change, so that what it ranked is ranked again; 1 is in no key.
 
     pairwise: texts of a prompt are compared with each other, so a score means something within its
-    prompt only; even: the score of a text against itself. checkpoint: none, given (``ranker.model``),
-    or trained in place when none is given. asks_judge: it needs the judge's settings, and is paid
-    for. missing: what its settings lack, as advice; empty text when nothing. work: its cost for so
-    many texts a prompt.
+    prompt only; even: the score of a text against itself. checkpoint: none, given
+    (``ranker.model``), or trained in place when none is given. asks_judge: it needs the judge's
+    settings, and is paid for. missing: what its settings lack, as advice; empty text when nothing.
+    work: its cost for so many texts a prompt.
     """
 
     kind: str

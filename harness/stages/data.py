@@ -223,7 +223,10 @@ def _hub_message(name: str, revision: str, split: str, error: Exception) -> str:
         or "Connect" in kind
         or "couldn't reach" in text.lower()
     ):
-        advice = "no network or no access to huggingface.co: download it where there is one (its cache is reused), or set data.source: files"
+        advice = (
+            "no network or no access to huggingface.co: download it where there is one "
+            "(its cache is reused), or set data.source: files"
+        )
     elif "gated" in text.lower() or "Gated" in kind:
         advice = "it is gated: accept its terms on its page and log in with `hf auth login`"
     elif "split" in text.lower():

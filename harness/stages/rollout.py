@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
         for sample in range(samples)
     ]
     write_jsonl(task.out / "prompts.jsonl", (prompt for prompt, _ in kept))
-    responses, drawn = _draw(policy, wanted, settings, task.runtime, task.out / "responses.jsonl")
+    responses, drawn = _draw(policy, wanted, settings, task.out / "responses.jsonl")
     statuses = Counter(response.status for response in responses)
     tokens = sum(len(response.token_ids) for response in drawn)
     summary = {"prompts": len(kept), "overlong": overlong, "status": dict(sorted(statuses.items()))}
@@ -176,11 +176,7 @@ def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
 
 
 def _draw(
-    policy: Policy,
-    wanted: Sequence[_Wanted],
-    settings: RolloutTask,
-    runtime: Mapping[str, Any],
-    file: Path,
+    policy: Policy, wanted: Sequence[_Wanted], settings: RolloutTask, file: Path
 ) -> tuple[list[Response], list[Response]]:
     """All responses, in order, and those drawn now; ``file`` is replaced when they are complete."""
     old = (
@@ -194,9 +190,9 @@ def _draw(
         if row["status"] != "error"
     }
     missing = [w for w in wanted if (w.prompt.id, w.sample, w.seed) not in done]
-    heat = 0.0 if settings.decoding == "greedy" else settings.temperature
+    temperature = 0.0 if settings.decoding == "greedy" else settings.temperature
     requests = [
-        GenerationRequest(w.ids, settings.max_new_tokens, heat, settings.top_p, w.seed)
+        GenerationRequest(w.ids, settings.max_new_tokens, temperature, settings.top_p, w.seed)
         for w in missing
     ]
     backend = settings.backend

@@ -291,7 +291,7 @@ def test_a_missing_item_makes_the_cell_incomplete_with_bounds_and_no_value() -> 
 
 def test_above_the_bar_only_whole_clusters_are_used_and_nothing_is_imputed() -> None:
     y = np.array([[1.0, 3.0, 5.0], [2.0, 6.0, 7.0], [6.0, 6.0, np.nan]])
-    result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), bar=0.8)
+    result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), min_complete=0.8)
     whole = mean_over_seeds(from_array(HAND))
     assert result.value == 4.0
     assert result.intervals["A"] == whole.intervals["A"]
@@ -369,5 +369,8 @@ def test_fifteen_runs_of_ten_thousand_items_take_under_a_second() -> None:
 
 
 def test_importing_the_estimators_does_not_import_torch() -> None:
-    code = "import sys, analysis.stats, analysis.family, analysis.rank, analysis.family, analysis.power; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, analysis.stats, analysis.family, analysis.rank, analysis.power; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -155,7 +155,8 @@ def test_the_readmes_new_objective_works_as_written(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout
-    study = "name: mine\nrecipe: pocket\nseeds: [0]\naxes: {objective.params.offset: [0.5, 1.0]}\nset: {objective.name: odpo}\n"
+    study = "name: mine\nrecipe: pocket\nseeds: [0]\n"
+    study += "axes: {objective.params.offset: [0.5, 1.0]}\nset: {objective.name: odpo}\n"
     (tmp_path / "ablations" / "mine.yaml").write_text(study)
     planned = subprocess.run(
         [sys.executable, "-m", "harness.cli", "plan", "ablations/mine.yaml"],

@@ -22,12 +22,12 @@ from harness.cost.budget import (
 from harness.engine.launch import PAPER_SEED, plan_study, prepare, prepare_recipe
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
-from harness.files import hash_tree
 from harness.model.shape import KNOWN, shape_of
-from harness.records import SCHEMA_VERSION, HarnessError, StageRecord
+from harness.records import HarnessError
 from harness.train.memory import training_bytes
 from tests import tiny
 from tests.study.test_recipes import RECIPES, recipe
+from tests.tasks import commit_finished
 
 ROOT = Path(__file__).parents[2]
 ALPHA = ROOT / "ablations" / "alpha.yaml"
@@ -179,23 +179,7 @@ def test_measured_seconds_come_before_priors(tmp_path: Path) -> None:
     base = next(node for node in nodes if node.stage == "base.pocket")
     rollout, other = [node for node in nodes if node.stage == "rollout"][:2]
     for node, seconds in ((base, 50.0), (rollout, 7.0)):
-        work = store.begin(node.key)
-        (work / "file").write_text("x")
-        record = StageRecord(
-            SCHEMA_VERSION,
-            node.key,
-            node.stage,
-            node.version,
-            node.defining,
-            node.inputs,
-            {},
-            hash_tree(work),
-            1,
-            {"seconds": seconds},
-            {},
-            {},
-        )
-        store.commit(work, record)
+        commit_finished(store, node, seconds)
     found = budget(plan, store, Assumptions())
     line = next(line for line in found.lines if line.node.key == other.key)
     assert (line.seconds, line.source) == (7.0, "measured")

@@ -189,7 +189,7 @@ def test_measured_seconds_replace_the_prior(plan: Plan, store: Store, toy: Toy) 
     walk(plan, store)
     after = estimate(plan, store)
     base = next(key for key, node in plan.nodes.items() if node.stage == "base.pocket")
-    assert before[base] > 1 > after[base]
+    assert before[base].seconds > 1 > after[base].seconds
 
 
 def test_secrets_are_redacted_from_reasons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,9 +156,11 @@ def _run(tmp_path: Path, path: Path | str, out: str = "out", **settings):
         "ood": 0,
     }
     outcome = data.run(stage_task("k", "data.files", defaults | settings, {}, tmp_path / out))
-    read = lambda name: [
-        row["messages"][-1]["content"] for row in read_jsonl(tmp_path / out / name)
-    ]
+
+    def read(name: str) -> list[str]:
+        rows = read_jsonl(tmp_path / out / name)
+        return [row["messages"][-1]["content"] for row in rows]
+
     return outcome, read("train.jsonl"), read("heldout.jsonl")
 
 
@@ -172,10 +174,9 @@ def test_every_kind_of_file_gives_the_same_prompts(tmp_path, name):
 
 
 def test_parquet_with_lists_of_turns(tmp_path):
-    turns = lambda question, answer: [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-    ]
+    def turns(question: str, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
     rows = [
         {
             "prompt": f"Q{i}",

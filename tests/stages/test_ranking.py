@@ -467,8 +467,7 @@ def test_reward_model_trained_in_place_ranks_its_pairs(tmp_path):
         for i in range(48)
     ]
     settings = settings_of(
-        "ranker.train",
-        {"learning_rate": 5e-3, "batch_size": 8, "epochs": 10, "max_length": 128},
+        "ranker.train", {"learning_rate": 5e-3, "batch_size": 8, "epochs": 10, "max_length": 128}
     )
     state = torch.get_rng_state()
     facts = reward_train.train_reward_model(base, prompts, tmp_path / "rm", settings)

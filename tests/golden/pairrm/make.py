@@ -48,12 +48,15 @@ from llm_blender.pair_ranker.model_util import build_collator, build_ranker, bui
 from llm_blender.pair_ranker.pairrm import DebertaV2PairRM
 
 HERE = Path(__file__).resolve().parent
-CORPUS = """Which of the two answers is better, and why? The first answer is short and to the point; the second one explains more.
+CORPUS = """Which of the two answers is better, and why? The first answer is short and \
+to the point; the second one explains more.
 Write a function that adds two numbers and returns the sum. def add(a, b): return a + b
 List three fruits: apple, banana, cherry. Sort the numbers 10, 9, 8, 7, 6, 5, 4, 3, 2, 1 and 0.
 A café in Zürich serves naïve visitors; the señor at the window orders crème brûlée for 12.50 €.
-How are you today? I am fine, thank you, and you? The weather is good, the sky is blue and the sun shines on the sea.
-Explain to a child what a language model is, in one sentence. It is a machine that guesses the next word, again and again."""
+How are you today? I am fine, thank you, and you? The weather is good, the sky is \
+blue and the sun shines on the sea.
+Explain to a child what a language model is, in one sentence. It is a machine \
+that guesses the next word, again and again."""
 """What the tiny sentencepiece model is trained on."""
 
 ENCODER = {
