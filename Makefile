@@ -14,10 +14,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,dashboard,postgresql]"
 	touch $(STAMP)
 
-check: setup        ## lint and types
+check: setup        ## lint, types and what nothing reads
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/vulture
 
 test: setup         ## unit, golden and end-to-end tests on CPU
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile

@@ -17,9 +17,6 @@ from harness.study.sections import DiagnosticsSamples, Section
 from harness.study.settings import Recipe
 from harness.study.study import Cell
 
-SCORING = ("answer", *(one.stage for one in BENCHMARKS.values()), "diagnostics")
-"""Stages that score a checkpoint, in the order they are listed for it."""
-
 
 def add_scores(
     builder: Builder,
@@ -42,7 +39,7 @@ def add_scores(
         fails = builder.fails(cell, stage, iteration)
         stages[stage] = builder.add(stage, settings, wanted, recipe, fails=fails)
 
-    wanted = [BENCHMARKS[name] for name in BENCHMARKS if name in recipe.evaluation.benchmarks]
+    wanted = [one for one in BENCHMARKS.values() if one.name in recipe.evaluation.benchmarks]
     if any(benchmark.questions for benchmark in wanted):
         read = {name: inputs[name] for name in ("policy", "benchmarks", "data")}
         add("answer", _answer_task(builder, cell, iteration, wanted), read)
@@ -50,7 +47,7 @@ def add_scores(
     for benchmark in wanted:
         reads = {*benchmark.inputs, *benchmark.more_inputs(recipe.evaluation)}
         read = {name: key for name, key in inputs.items() if name in reads}
-        add(benchmark.stage, benchmark.settle(asked_of(builder, recipe, benchmark)), read)
+        add(benchmark.stage, settled(builder, recipe, benchmark), read)
     if recipe.diagnostics.enabled and history:
         read = {name: key for name, key in inputs.items() if name != "benchmarks"}
         read |= {name: key for name, key in history.items() if key}
@@ -58,18 +55,23 @@ def add_scores(
     return stages
 
 
-def asked_of(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Asked:
-    """What a benchmark's stage is told of a recipe."""
-    asks_judge = RANKERS[recipe.ranker.kind].asks_judge
-    return Asked(
-        settings=recipe.evaluation.of(benchmark.name),
-        evaluation=recipe.evaluation,
-        judge=recipe.judge,
-        ranker=builder.ranker(recipe),
-        ranker_judge=recipe.judge if asks_judge else None,
-        generating=builder.generating(recipe),
-        threads=recipe.training.threads,
-    )
+def settled(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Section:
+    """The settings of a benchmark's stage."""
+
+    def make() -> Section:
+        asked = Asked(
+            settings=recipe.evaluation.of(benchmark.name),
+            evaluation=recipe.evaluation,
+            judge=recipe.judge,
+            ranker=builder.ranker(recipe),
+            ranker_judge=recipe.judge if RANKERS[recipe.ranker.kind].asks_judge else None,
+            generating=builder.generating(recipe),
+            threads=recipe.training.threads,
+        )
+        return benchmark.settle(asked)
+
+    found: Section = builder.once(recipe, ("settled", benchmark.name), make)
+    return found
 
 
 ALWAYS_KEYED = ("mt_bench", "alpaca_eval")
@@ -148,7 +150,7 @@ def add_pairs(
             "benchmarks": stages["benchmarks"],
         }
         benchmark = BENCHMARKS[name]
-        settings = benchmark.settle(asked_of(builder, recipe, benchmark))
+        settings = settled(builder, recipe, benchmark)
         assert benchmark.pairs is not None
         return JudgedPair(a, b, builder.add(benchmark.pairs.stage, settings, inputs, recipe))
 

@@ -227,11 +227,6 @@ def test_half_width_is_students_when_one_part_is_missing() -> None:
     assert float(cochran_half_width(0.0, 2, 0.0, 1)) == 0.0
 
 
-def _columns(y: np.ndarray) -> tuple[list[int], list[str], list[float]]:
-    rows = [(s, str(i), float(y[s, i])) for s in range(y.shape[0]) for i in range(y.shape[1])]
-    return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 3))
 def test_order_of_rows_changes_nothing_to_the_last_bit(seed: int, repeats: int) -> None:
