@@ -4,57 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.tree import ROOT, Tree, code_of_the_readme
+
 NAME = "exact_answer"
-
-
-def code_of_the_readme() -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    marked = text.partition("<!-- benchmark:begin -->")[2].partition("<!-- benchmark:end -->")[0]
-    (block,) = re.findall(r"```python\n(.*?)```", marked, re.DOTALL)
-    return str(block)
-
-
-class Tree:
-    """A copy of the sources with the new file, and the commands run in it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for name in ("harness", "analysis", "ablations"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, root / name, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", root)
-        file = root / "harness" / "evaluate" / f"{NAME}.py"
-        file.write_text(code_of_the_readme(), encoding="utf-8")
-
-    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.root,
-            env=environment | {"COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def selm(self, *arguments: str) -> str:
-        done = self.python("-c", "from harness.cli import main; main()", *arguments)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    return Tree(tmp_path_factory.mktemp("tree"))
+    code = code_of_the_readme("benchmark")
+    return Tree(tmp_path_factory.mktemp("tree"), f"harness/evaluate/{NAME}.py", code)
 
 
 STUDY = ("ablations/smoke.yaml", "--set", f"evaluation.benchmarks=[{NAME},heldout]")

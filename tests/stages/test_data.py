@@ -1,4 +1,5 @@
-"""Preference data in its common forms, held-out splits, limits, and what is said about bad files."""
+"""Preference data in its common forms, held-out splits, limits, and what bad files are told."""
+"""
 
 from __future__ import annotations
 

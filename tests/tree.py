@@ -1,0 +1,50 @@
+"""A copy of the sources with one file added, as a reader of the README would add it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def code_of_the_readme(marker: str) -> str:
+    """The one Python block of the README between the marker's begin and end."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    marked = text.partition(begin)[2].partition(end)[0]
+    (block,) = re.findall(r"```python\n(.*?)```", marked, re.DOTALL)
+    return str(block)
+
+
+class Tree:
+    """The copied sources and the commands run in them."""
+
+    def __init__(self, root: Path, file: str, code: str) -> None:
+        self.root = root
+        for name in ("harness", "analysis", "ablations"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, root / name, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", root)
+        assert not (root / file).exists()
+        (root / file).write_text(code, encoding="utf-8")
+
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=environment | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def selm(self, *arguments: str) -> str:
+        done = self.python("-c", "from harness.cli import main; main()", *arguments)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
