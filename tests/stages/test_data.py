@@ -1,5 +1,4 @@
 """Preference data in its common forms, held-out splits, limits, and what bad files are told."""
-"""
 
 from __future__ import annotations
 
