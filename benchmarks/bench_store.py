@@ -69,7 +69,7 @@ def planning(folder: Path, cells: int = 10_000) -> dict[str, Any]:
     text = STUDY.read_text().replace("seeds: [0, 1, 2]", f"seeds: {list(range(cells // 5))}")
     (folder / "alpha.yaml").write_text(text)
     code = (
-        "import sys, time, json; from pathlib import Path; from harness.engine.plan import "
+        "import sys, time, json; from pathlib import Path; from harness.engine.runs import "
         "build_plan; from harness.study.study import load_study\n"
         "start, cpu = time.perf_counter(), time.process_time(); plan = "
         "build_plan(load_study(Path(sys.argv[1])))\n"
@@ -98,7 +98,7 @@ def status(folder: Path, stages: int = 10_000) -> dict[str, Any]:
     text = STUDY.read_text().replace("seeds: [0, 1, 2]", f"seeds: {list(range(seeds))}")
     (folder / "alpha.yaml").write_text(text)
     plan = build_plan(load_study(folder / "alpha.yaml"))
-    from harness.engine.manifest import manifest
+    from harness.engine.graph import manifest
 
     store = Store(folder / "store")
     store.open()

@@ -61,7 +61,7 @@ def write_exclusive(path: Path, text: str, temporary: Path | None = None) -> Non
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below a folder to disk; the folder itself is left to the caller."""
+    """Flush every file and folder below a folder to disk, but not the folder itself."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as handle:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import analysis.search as found_search
     from harness.cli import console as shown
     from harness.cost import budget as costs
-    from harness.engine import execute, launch, manifest
+    from harness.engine import execute, graph, launch
     from harness.engine import store as stores
     from harness.engine.execute import Summary
     from harness.engine.graph import Plan
@@ -49,12 +49,12 @@ else:
     comparing, power_report, reporting, found_search = lazy(
         "analysis.compare", "analysis.power", "analysis.report", "analysis.search"
     )
-    shown, costs, execute, launch, manifest, stores, studies = lazy(
+    shown, costs, execute, graph, launch, stores, studies = lazy(
         "harness.cli.console",
         "harness.cost.budget",
         "harness.engine.execute",
+        "harness.engine.graph",
         "harness.engine.launch",
-        "harness.engine.manifest",
         "harness.engine.store",
         "harness.study.study",
     )
@@ -200,7 +200,7 @@ def run_plan(
     """Run what is missing of a plan, write its manifest and its report; returns the exit status."""
     store = open_store(store_root)
     folder = results / plan.study.name
-    told = manifest.manifest(plan, _seconds(plan, store))
+    told = graph.manifest(plan, _seconds(plan, store))
     write_atomic(folder / "manifest.json", canonical_json(told))
     states = store.states(list(plan.nodes))
     todo = sum(state != "done" for state in states.values())

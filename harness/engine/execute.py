@@ -1,5 +1,4 @@
-"""Walk a plan's graph: inline, or over a pool of long-lived local workers. The only file that knows
-the order.
+"""Walk a plan's graph over an executor. The only file that knows the order.
 
 Stages run when their inputs are committed; the longest remaining chain goes first. A failed stage
 blocks only what needs it.
@@ -151,7 +150,7 @@ class _Walk:
         self.say_to(event, node, result)
 
     def _dropped_but_needed(self) -> set[str]:
-        """Committed checkpoints whose weights retention deleted, yet which a waiting stage reads."""
+        """Committed checkpoints whose weights retention deleted, but a waiting stage reads them."""
         needed: set[str] = set()
         frontier = list(self.waiting)
         while frontier:
@@ -168,23 +167,13 @@ class _Walk:
         now = time.monotonic()
         for key in [key for key, until in self.postponed.items() if until <= now]:
             del self.postponed[key]
-        ready = [
-            node
-            for key, node in self.waiting.items()
-            if key not in self.postponed and self._inputs_there(node)
-        ]
-        node = next(
-            (
-                node
-                for node in sorted(ready, key=lambda n: (self.rank[n.key], n.key), reverse=True)
-                if takes(node)
-            ),
-            None,
-        )
-        if node is None:
-            return None
-        del self.waiting[node.key]
-        return node
+        waiting = (node for key, node in self.waiting.items() if key not in self.postponed)
+        ready = [node for node in waiting if self._inputs_there(node)]
+        for node in sorted(ready, key=lambda n: (self.rank[n.key], n.key), reverse=True):
+            if takes(node):
+                del self.waiting[node.key]
+                return node
+        return None
 
     def _inputs_there(self, node: Node) -> bool:
         tolerant = STAGES[node.stage].reads_partial
@@ -282,23 +271,18 @@ def retain(plan: Plan, store: Store) -> int:
     """
     if plan.study.keep == "all":
         return 0
-    last = (
-        {run.iterations[-1].get("train", "") for run in plan.runs}
-        if plan.study.keep == "last"
-        else set()
-    )
+    last = set()
+    if plan.study.keep == "last":
+        last = {run.iterations[-1].get("train", "") for run in plan.runs}
     users: dict[str, list[str]] = {}
     for node in plan.nodes.values():
         for key in node.inputs.values():
             users.setdefault(key, []).append(node.key)
     freed = 0
     for key, node in plan.nodes.items():
-        if (
-            node.stage == "train"
-            and key not in last
-            and store.has(key)
-            and all(store.has(user) for user in users.get(key, []))
-        ):
+        if node.stage != "train" or key in last or not store.has(key):
+            continue
+        if all(store.has(user) for user in users.get(key, [])):
             freed += store.drop_model(key)
     return freed
 

@@ -76,33 +76,14 @@ def waste(store: Store, results: Path, searches: bool = True) -> list[Waste]:
         for key in store.all_keys()
         if key not in keep
     ]
-    for key in names(store.root / "partial"):
-        if key not in keep or store.has(key):
-            found.append(
-                Waste(
-                    "unneeded journal",
-                    key,
-                    store.partial_folder(key),
-                    size(store.partial_folder(key)),
-                )
-            )
-    for name in names(store.root / "failed"):
-        key, path = name.removesuffix(".json"), store.root / "failed" / name
-        if key not in keep or store.has(key):
-            found.append(Waste("old failure", key, path, size(path)))
-    for name in names(store.root / "work"):
-        found.append(
-            Waste(
-                "dead attempt",
-                name.split(".")[0],
-                store.root / "work" / name,
-                size(store.root / "work" / name),
-            )
-        )
-    return sorted(
-        (item for item in found if not store.is_locked(item.key)),
-        key=lambda item: (item.kind, item.key, str(item.path)),
-    )
+    beside = (("partial", "unneeded journal"), ("failed", "old failure"), ("work", "dead attempt"))
+    for folder, kind in beside:
+        for name in names(store.root / folder):
+            key, path = name.split(".")[0], store.root / folder / name
+            if folder == "work" or key not in keep or store.has(key):
+                found.append(Waste(kind, key, path, size(path)))
+    idle = [item for item in found if not store.is_locked(item.key)]
+    return sorted(idle, key=lambda item: (item.kind, item.key, str(item.path)))
 
 
 def collect(store: Store, items: Iterable[Waste]) -> int:
@@ -124,8 +105,5 @@ def collect(store: Store, items: Iterable[Waste]) -> int:
 
 def size(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
-    return sum(
-        file.stat().st_size
-        for file in ([path] if path.is_file() else path.rglob("*"))
-        if file.is_file()
-    )
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())

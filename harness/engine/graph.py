@@ -1,12 +1,17 @@
-"""The graph of a study as data: stages with their keys, and what each run needs of them."""
+"""The graph of a study as data: stages with their keys, what each run needs of them, and the
+manifest that tells readers which import nothing of the harness.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Literal, get_origin
 
 from harness.engine.stages import STAGES
+from harness.evaluate.benchmark import load
+from harness.evaluate.registry import manifest_of
 from harness.rankers.registry import RANKERS
 from harness.records import content_hash
 from harness.study import tasks
@@ -17,6 +22,7 @@ from harness.study.tasks import ObjectiveTask, Runtime
 from harness.train.objectives import ResolvedObjective, resolve
 
 FINGERPRINT = "_fingerprint"
+DIAGNOSTICS = "harness.stages.diagnostics.measures:manifest_of"
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,15 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
     (``<name>_fingerprint``), so that a path never does; without fields added later that stand at
     their default.
     """
-    found: dict[str, Any] = {}
-    later = settings.later
-    for name, value in vars(settings).items():
+    single, others = _fields(type(settings))
+    values = vars(settings)
+    found = {name: values[name] for name in single}
+    if fingerprints:
+        for name in single:
+            if isinstance(found[name], str) and found[name] in fingerprints:
+                found[name + FINGERPRINT] = fingerprints[found.pop(name)]
+    for name in others:
+        value = values[name]
         if name in settings.flattened:
             entries = value.items()
             found |= {key: defining_settings(one, fingerprints) for key, one in entries}
@@ -98,25 +110,23 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
             found[name] = value.keyed()
         elif isinstance(value, Section):
             found[name] = defining_settings(value, fingerprints)
-        elif name.endswith(FINGERPRINT) or (name in later and value == later[name]):
-            continue
-        elif fingerprints:
-            _put(found, name, value, fingerprints)
-        else:
+        elif name not in settings.later or value != settings.later[name]:
             found[name] = value
     return found
 
 
-def _put(found: dict[str, Any], name: str, value: Any, fingerprints: Mapping[str, str]) -> None:
-    if isinstance(value, str) and value in fingerprints:
-        found[name + FINGERPRINT] = fingerprints[value]
-    elif isinstance(value, Mapping):
-        inner: dict[str, Any] = {}
-        for key, one in value.items():
-            _put(inner, key, one, fingerprints)
-        found[name] = inner
-    else:
-        found[name] = value
+@cache
+def _fields(kind: type[Section]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fields of a settings type that hold one plain value, and those to look into. The latter are
+    few, and this runs once a type: a large study asks for hundreds of thousands of keys.
+    """
+    single: list[str] = []
+    others: list[str] = []
+    for name, info in kind.model_fields.items():
+        plain = info.annotation in (int, float, bool, str) or get_origin(info.annotation) is Literal
+        if not name.endswith(FINGERPRINT):
+            (single if plain and name not in kind.later else others).append(name)
+    return tuple(single), tuple(others)
 
 
 def with_fingerprints(settings: Section, fingerprints: Mapping[str, str]) -> Section:
@@ -237,3 +247,49 @@ class Builder:
         here: dict[str, Any] = {"stage": stage, "seed": cell.seed, "iteration": iteration}
         here |= {f"arm.{name}": value for name, value in cell.arm.items()}
         return all(here.get(name) == value for name, value in wanted.items())
+
+
+def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What analysis reads: each run's stages by iteration, the recipe, what was declared."""
+    study = plan.study
+    runs = [
+        {
+            "run": run.cell.run,
+            "arm": dict(run.cell.arm),
+            "label": run.cell.label,
+            "seed": run.cell.seed,
+            "twin": run.cell.baseline_run,
+            "alpha": [n["alpha"] for n in run.coefficients],
+            "c": [n["c"] for n in run.coefficients],
+            "kappa": [n["kappa"] for n in run.coefficients],
+            "iterations": [
+                {"iteration": i, "stages": dict(stages)} for i, stages in enumerate(run.iterations)
+            ],
+        }
+        for run in plan.runs
+    ]
+    stages = {
+        node.key: {
+            "stage": node.stage,
+            "version": node.version,
+            "inputs": dict(node.inputs),
+            "seconds_estimated": seconds.get(node.key, 0.0),
+        }
+        for node in plan.nodes.values()
+    }
+    return {
+        "schema": 1,
+        "study": {"name": study.name, "question": study.question, "file": study.file.name},
+        "recipe": study.base.model_dump(mode="json"),
+        "axes": {name: list(values) for name, values in study.axes.items()},
+        "seeds": list(study.seeds),
+        "baseline": dict(study.baseline),
+        "declare": study.declare.model_dump(mode="json"),
+        "checkpoints_kept": study.keep,
+        "runs": runs,
+        "pairwise": [vars(pair) for pair in plan.pairwise],
+        "pairwise_mt_bench": [vars(pair) for pair in plan.pairwise_mt_bench],
+        "stages": stages,
+        "benchmarks": manifest_of(study.base.evaluation),
+        "diagnostics": load(DIAGNOSTICS)(),
+    }

@@ -1,4 +1,4 @@
-"""From a study file to a running plan: what it names is there, what it needs fits, and where it runs.
+"""From a study file to a running plan: its files are there, its needs fit, and where it runs.
 
 What is refused is refused here, before any compute is spent.
 """
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.execute import Executor, Inline, Listener, Pool, Summary, execute
-from harness.engine.graph import Plan
-from harness.engine.manifest import manifest
-from harness.engine.ray_executor import RayExecutor
+from harness.engine.graph import Plan, manifest
+from harness.engine.ray import RayExecutor
 from harness.engine.runs import build_plan, files_of
 from harness.engine.store import Store
 from harness.files import hash_file
@@ -83,13 +82,10 @@ def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
     if not max_cost or not waiting:
         return plan
     share = max_cost / len(waiting)
-    limited = {
-        key: dataclasses.replace(
-            plan.nodes[key],
-            runtime=plan.nodes[key].runtime.model_copy(update={"max_cost_usd": share}),
-        )
-        for key in waiting
-    }
+    limited = {}
+    for key in waiting:
+        runtime = plan.nodes[key].runtime.model_copy(update={"max_cost_usd": share})
+        limited[key] = dataclasses.replace(plan.nodes[key], runtime=runtime)
     return dataclasses.replace(plan, nodes={**plan.nodes, **limited})
 
 
@@ -163,11 +159,9 @@ def execute_checked(
         )
         return first
     found = execute(plan, store, executor, listener)
-    found.executed, found.reused, found.seconds = (
-        found.executed + first.executed,
-        found.reused - first.executed,
-        found.seconds + first.seconds,
-    )
+    found.executed += first.executed
+    found.reused -= first.executed
+    found.seconds += first.seconds
     return found
 
 
@@ -191,9 +185,10 @@ def check_memory(plan: Plan, rooms: Sequence[float]) -> None:
             raise HarnessError(
                 f"{plan.study.file}: training {recipe.model.source} does not fit: "
                 f"{needed / GB:.1f} GB before the first row, {room / GB:.1f} GB on a device, "
-                f"{(needed - room) / GB:.1f} GB short ({arithmetic(training_parts(shape, recipe))})."
-                " Set training.lora, or runtime.sharding: fsdp with more runtime.processes; "
-                "runtime.memory: off goes on without this check"
+                f"{(needed - room) / GB:.1f} GB short "
+                f"({arithmetic(training_parts(shape, recipe))}). Set training.lora, or "
+                "runtime.sharding: fsdp with more runtime.processes; runtime.memory: off goes on "
+                "without this check"
             )
 
 

@@ -62,9 +62,8 @@ class Pool:
         self._hub = hub
         self._lost: dict[str, int] = {}
         (store.root / "logs").mkdir(parents=True, exist_ok=True)
-        names = [*devices, *[NO_DEVICE] * min(max(1, workers), len(devices))] or [""] * max(
-            1, workers
-        )
+        workers = max(1, workers)
+        names = [*devices, *[NO_DEVICE] * min(workers, len(devices))] or [""] * workers
         self._devices = len(devices)
         self._queued: tuple[Node, bool] | None = None
         self._refused: list[Result] = []
@@ -95,9 +94,8 @@ class Pool:
         with_device = [slot for slot in idle if slot.device != NO_DEVICE]
         if needs:
             return with_device
-        return [slot for slot in idle if slot.device == NO_DEVICE] + (
-            [] if self._queued else with_device
-        )
+        without = [slot for slot in idle if slot.device == NO_DEVICE]
+        return without if self._queued else without + with_device
 
     def free(self) -> int:
         return len(self._idle(0)) if not self._refused else 0
@@ -116,8 +114,8 @@ class Pool:
         if needs > self._devices:
             reason = (
                 f"stage {node.stage} asks for {needs} devices (runtime.processes), but this "
-                f"machine has {self._devices}; ask for less, "
-                "or use --executor ray on nodes with so many"
+                f"machine has {self._devices}; ask for less, or use --executor ray on nodes with "
+                "so many"
             )
             self.store.fail(node.key, node.stage, reason)
             self._refused.append(Result(node.key, "failed", message=reason))
@@ -159,11 +157,8 @@ class Pool:
     def collect(self, timeout: float) -> list[Result]:
         results, self._refused = self._refused, []
         busy = [slot for slot in self._slots if slot.node is not None]
-        ready = (
-            set(wait([slot.connection for slot in busy], 0 if results else timeout))
-            if busy
-            else set()
-        )
+        waited = wait([slot.connection for slot in busy], 0 if results else timeout)
+        ready = set(waited)
         for index, slot in enumerate(self._slots):
             if slot.connection not in ready or slot.node is None:
                 continue
@@ -191,7 +186,8 @@ class Pool:
         self._slots[index] = self._start(slot.device)
         self._lost[node.key] = self._lost.get(node.key, 0) + 1
         if self._lost[node.key] > LOST_WORKER_RETRIES:
-            reason = f"its worker died {self._lost[node.key]} times (exit code {slot.process.exitcode}); out of memory?"
+            how = f"{self._lost[node.key]} times (exit code {slot.process.exitcode})"
+            reason = f"its worker died {how}; out of memory?"
             self.store.fail(node.key, node.stage, reason)
             return Result(node.key, "failed", message=reason)
         replacement = self._slots[index]

@@ -36,6 +36,8 @@ from harness.files import (
 )
 from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, canonical_json, content_hash
 
+DONE_AGAIN = "removed; the stage will be done again"
+
 
 @dataclass(frozen=True)
 class Repair:
@@ -70,8 +72,7 @@ class Store:
     def _unwritable(self, error: OSError) -> HarnessError:
         return HarnessError(
             f"store {self.root}: cannot be written ({error.strerror or error}); what is committed "
-            "is intact. Free the disk or "
-            "mount it for writing, or give another folder with --store"
+            "is intact. Free the disk or mount it for writing, or give another folder with --store"
         )
 
     # -- reading ---------------------------------------------------------------
@@ -118,11 +119,7 @@ class Store:
         failed = {name.removesuffix(".json") for name in names(self.root / "failed")}
         partial = set(names(self.root / "partial"))
         locked = {name.removesuffix(".lock") for name in names(self.root / "locks")}
-        present = {
-            name
-            for prefix in names(self.root / "objects")
-            for name in names(self.root / "objects" / prefix)
-        }
+        present = self._present()
         result = {}
         for key in keys:
             if key in present and self.has(key):
@@ -165,16 +162,10 @@ class Store:
             if not _same_file(handle.fileno(), path):
                 yield False
                 return
-            with contextlib.suppress(
-                OSError
-            ):  # on a full disk the lease is nameless, and still a lease
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+            with contextlib.suppress(OSError):  # nameless on a full disk, and still a lease
                 os.ftruncate(handle.fileno(), 0)
-                os.write(
-                    handle.fileno(),
-                    canonical_json(
-                        {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-                    ).encode(),
-                )
+                os.write(handle.fileno(), canonical_json(owner).encode())
             try:
                 yield True
             finally:
@@ -258,16 +249,11 @@ class Store:
     def fail(self, key: str, stage: str, reason: str, trace: str = "") -> None:
         """Note why a stage failed (atomically); the next run tries it again."""
         attempts = int(self.failure(key).get("attempts", 0)) + 1
-        path = self.root / "failed" / f"{key}.json"
-        write_atomic(
-            path,
-            canonical_json(
-                {"stage": stage, "reason": reason, "traceback": trace, "attempts": attempts}
-            ),
-        )
+        told = {"stage": stage, "reason": reason, "traceback": trace, "attempts": attempts}
+        write_atomic(self.root / "failed" / f"{key}.json", canonical_json(told))
 
     def invalidate(self, key: str) -> None:
-        """Forget one committed or partial stage. The folder is renamed away before it is deleted."""
+        """Forget one committed or partial stage. Its folder is renamed away, then deleted."""
         for folder in (self.folder(key), self.partial_folder(key)):
             if folder.exists():
                 grave = self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}.deleted"
@@ -294,13 +280,8 @@ class Store:
             with self.lock(key) as mine:
                 if mine and self.folder(key).exists() and not self.has(key):
                     shutil.rmtree(self.folder(key))
-                    found.append(
-                        Repair(
-                            str(self.folder(key)),
-                            "killed before its record was written",
-                            "removed; the stage will be done again",
-                        )
-                    )
+                    what = "killed before its record was written"
+                    found.append(Repair(str(self.folder(key)), what, DONE_AGAIN))
         for name in names(self.root / "locks"):
             with self.lock(name.removesuffix(".lock")):
                 pass  # a lease that can be taken is a dead one; letting go deletes it
@@ -310,23 +291,18 @@ class Store:
         key, _, kind = path.name.partition(".")
         if path.is_file():
             path.unlink()
-            return Repair(
-                str(path), "killed while its record was written", "the half record is removed"
-            )
+            what = "killed while its record was written"
+            return Repair(str(path), what, "the half record is removed")
         if kind.endswith(".deleted"):
             shutil.rmtree(path)
             return Repair(str(path), "a deletion was interrupted", "finished")
-        if (
-            any(path.glob("*.journal.jsonl"))
-            and not self.partial_folder(key).exists()
-            and not self.has(key)
-        ):
+        superseded = self.partial_folder(key).exists() or self.has(key)
+        if any(path.glob("*.journal.jsonl")) and not superseded:
             os.rename(path, self.partial_folder(key))
-            return Repair(
-                str(path), "attempt was killed", "its journal is kept and will be continued"
-            )
+            action = "its journal is kept and will be continued"
+            return Repair(str(path), "attempt was killed", action)
         shutil.rmtree(path)
-        return Repair(str(path), "attempt was killed", "removed; the stage will be done again")
+        return Repair(str(path), "attempt was killed", DONE_AGAIN)
 
     def verify(self, keys: list[str] | None = None) -> list[Repair]:
         """Re-hash committed files. Returns missing, truncated or altered files, and the descendants
@@ -335,53 +311,34 @@ class Store:
         found: list[Repair] = []
         bad: set[str] = set()
         records: dict[str, StageRecord] = {}
+
+        def wrong(key: str, path: Path, what: str) -> None:
+            bad.add(key)
+            found.append(Repair(str(path), what, f"stage {records[key].stage} is stale"))
+
         for key in keys if keys is not None else self.all_keys():
             try:
                 records[key] = self.record(key)
             except HarnessError as error:
-                found.append(
-                    Repair(str(self.folder(key)), str(error), "run `selm invalidate` on it")
-                )
                 bad.add(key)
+                action = "run `selm invalidate` on it"
+                found.append(Repair(str(self.folder(key)), str(error), action))
         for key, record in records.items():
             for name, actual in self._differing(key, record):
-                bad.add(key)
-                what = (
-                    "missing"
-                    if not actual
-                    else f"content changed ({actual[:12]} instead of {record.files[name][:12]})"
-                )
-                found.append(
-                    Repair(str(self.folder(key) / name), what, f"stage {record.stage} is stale")
-                )
+                what = f"content changed ({actual[:12]} instead of {record.files[name][:12]})"
+                wrong(key, self.folder(key) / name, what if actual else "missing")
         content = {key: content_hash(dict(record.files)) for key, record in records.items()}
         for key, record in records.items():
-            remade = [
-                name
-                for name, digest in record.input_hashes.items()
-                if content.get(record.inputs.get(name, ""), digest) != digest
-            ]
-            if remade and key not in bad:
-                bad.add(key)
-                what = f"its input {remade[0]} was made again with other content"
-                found.append(Repair(str(self.folder(key)), what, f"stage {record.stage} is stale"))
-        grown = True
-        while grown:
-            stale = [
-                k
-                for k, r in records.items()
-                if k not in bad and bad.intersection(r.inputs.values())
-            ]
-            grown = bool(stale)
-            bad.update(stale)
-            found.extend(
-                Repair(
-                    str(self.folder(k)),
-                    "an input's content changed",
-                    f"stage {records[k].stage} is stale",
-                )
-                for k in stale
-            )
+            for name, digest in record.input_hashes.items():
+                if key not in bad and content.get(record.inputs.get(name, ""), digest) != digest:
+                    what = f"its input {name} was made again with other content"
+                    wrong(key, self.folder(key), what)
+        stale = [""]
+        while stale:
+            inputs = {key: set(record.inputs.values()) for key, record in records.items()}
+            stale = [key for key in records if key not in bad and bad & inputs[key]]
+            for key in stale:
+                wrong(key, self.folder(key), "an input's content changed")
         return found
 
     def altered(self, key: str) -> list[str]:
@@ -418,9 +375,8 @@ class Store:
         weights = list(folder.glob("*.safetensors"))
         size = sum(path.stat().st_size for path in weights)
         if weights:
-            (
-                self.folder(key) / "dropped"
-            ).touch()  # first: a kill in between must not look like a loss
+            # First: a kill in between must not look like a loss.
+            (self.folder(key) / "dropped").touch()
         for path in weights:
             path.unlink()
         return size
@@ -450,11 +406,11 @@ class Store:
         return self.has(key) and not self._dropped(key)
 
     def all_keys(self) -> list[str]:
-        return sorted(
-            key
-            for prefix in names(self.root / "objects")
-            for key in names(self.root / "objects" / prefix)
-        )
+        return sorted(self._present())
+
+    def _present(self) -> set[str]:
+        objects = self.root / "objects"
+        return {key for prefix in names(objects) for key in names(objects / prefix)}
 
 
 def parse_record(data: Any, where: str) -> StageRecord:
@@ -483,7 +439,7 @@ def parse_record(data: Any, where: str) -> StageRecord:
 
 
 def check_schema(root: Path) -> None:
-    """Write the schema version into a new store; refuse one of another version, saying what to do."""
+    """Write the schema version into a new store; refuse one of another version."""
     path = root / "schema.json"
     if not path.is_file():
         with contextlib.suppress(FileExistsError):
@@ -495,8 +451,7 @@ def check_schema(root: Path) -> None:
     if found != SCHEMA_VERSION:
         raise HarnessError(
             f"{path}: the store has schema {found}, this version reads and writes "
-            f"{SCHEMA_VERSION}. "
-            "Give another folder with --store, or use the version that wrote it"
+            f"{SCHEMA_VERSION}. Give another folder with --store, or use the version that wrote it"
         )
 
 

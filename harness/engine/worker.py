@@ -37,15 +37,8 @@ from harness.study.tasks import Runtime
 
 State = Literal["done", "partial", "failed", "busy"]
 PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "accelerate",
-    "lm-eval",
-    "alpaca-eval",
-    "fschat",
-    "numpy",
-    "selm-harness",
+    *("torch", "transformers", "trl", "accelerate", "numpy", "selm-harness"),
+    *("lm-eval", "alpaca-eval", "fschat"),
 )
 
 
@@ -79,14 +72,9 @@ def _run_locked(store: Store, node: Node, restore: bool, started: float) -> Resu
         state, costs, message = _attempt(store, node, restore)
     except HarnessError as error:
         return _failed(store, node, redact(str(error)), "", started)
-    except Exception as error:  # noqa: BLE001 - a stage may fail in any way; the reason is kept and the study goes on
-        return _failed(
-            store,
-            node,
-            redact(f"{type(error).__name__}: {error}"),
-            redact(traceback.format_exc()),
-            started,
-        )
+    except Exception as error:  # noqa: BLE001 - a stage may fail in any way: the study goes on
+        reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+        return _failed(store, node, redact(reason), redact(trace), started)
     return Result(node.key, state, time.monotonic() - started, message, costs)
 
 
@@ -103,22 +91,11 @@ def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[st
     seconds = time.perf_counter() - wall
     costs = {**outcome.costs, "seconds": seconds, "cpu_seconds": time.process_time() - cpu}
     if outcome.errors or incomplete:
-        note = (
-            f"{outcome.errors} of {outcome.rows} rows ended in error"
-            if outcome.errors
-            else f"its input {incomplete} is incomplete"
-        )
-        store.keep_partial(
-            work,
-            node.key,
-            {
-                "stage": node.stage,
-                "rows": outcome.rows,
-                "errors": outcome.errors,
-                "note": note,
-                "costs": costs,
-            },
-        )
+        note = f"its input {incomplete} is incomplete"
+        if outcome.errors:
+            note = f"{outcome.errors} of {outcome.rows} rows ended in error"
+        info = {"stage": node.stage, "rows": outcome.rows, "errors": outcome.errors}
+        store.keep_partial(work, node.key, info | {"note": note, "costs": costs})
         return "partial", costs, note
     record = _record(store, node, work, outcome, costs)
     if restore:
@@ -136,9 +113,8 @@ def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
             if altered:
                 raise HarnessError(
                     f"input {name} ({key[:12]}) of stage {node.stage} is not what was committed: "
-                    f"{', '.join(altered)} changed or missing; "
-                    f"`selm verify` names what depends on it, `selm invalidate {key[:12]}` lets "
-                    "it be made again"
+                    f"{', '.join(altered)} changed or missing; `selm verify` names what depends "
+                    f"on it, `selm invalidate {key[:12]}` lets it be made again"
                 )
             folders[name] = store.folder(key)
         elif STAGES[node.stage].reads_partial and store.partial_folder(key).is_dir():

@@ -1,4 +1,4 @@
-"""A study in one file and back; a store's waste: nothing needed is deleted, nothing wrong comes in."""
+"""A study in one file and back; a store's waste: nothing needed is deleted or comes in wrong."""
 
 from __future__ import annotations
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.graph import Plan, defining_settings, resolve_objective
-from harness.engine.manifest import manifest
+from harness.engine.graph import Plan, defining_settings, manifest, resolve_objective
 from harness.engine.runs import build_plan
 from harness.engine.stages import STAGES
-from harness.engine.versions import source_hash
 from harness.records import HarnessError
 from harness.study.sections import Section
 from harness.study.study import load_study
+from tests.golden.versions import source_hash
 
 ROOT = Path(__file__).parents[2]
 ALPHA = ROOT / "ablations" / "alpha.yaml"

@@ -12,7 +12,7 @@ import pytest
 
 from harness.engine.graph import Node
 from harness.engine.pool import NO_DEVICE, Pool, devices_needed
-from harness.engine.ray_executor import RayExecutor
+from harness.engine.ray import RayExecutor
 from harness.engine.store import Store
 from harness.engine.worker import Result
 from harness.study.tasks import Nothing, Runtime
@@ -142,10 +142,7 @@ def test_two_of_four_devices_leave_two(store: Store) -> None:
     pool = Fake(store, 1, ["0", "1", "2", "3"])
     for key in ("a", "b"):
         pool.submit(node(key, "train", processes=2), False)
-    assert {key: pool.sent(key).runtime.devices for key in ("a", "b")} == {
-        "a": "0,1",
-        "b": "2,3",
-    }
+    assert {key: pool.sent(key).runtime.devices for key in ("a", "b")} == {"a": "0,1", "b": "2,3"}
 
 
 def test_more_devices_than_there_are_fails_at_once(store: Store) -> None:

@@ -126,7 +126,7 @@ def test_a_node_removed_in_the_middle_delays_but_changes_nothing(
 ) -> None:
     from ray.cluster_utils import Cluster
 
-    from harness.engine.ray_executor import RayExecutor
+    from harness.engine.ray import RayExecutor
 
     plan, expected = inline
     store = opened(tmp_path / "store")
@@ -157,7 +157,7 @@ def test_a_node_removed_in_the_middle_delays_but_changes_nothing(
 def test_a_stage_that_asks_for_more_than_any_node_has_fails_at_once(
     tmp_path: Path, environment: None
 ) -> None:
-    from harness.engine.ray_executor import RayExecutor
+    from harness.engine.ray import RayExecutor
 
     plan, store = prepare(STUDY, {}), opened(tmp_path / "store")
     executor = RayExecutor(store, 1, resources={"data.pocket": {"num_cpus": 4096}})
@@ -179,7 +179,7 @@ def test_a_stage_that_asks_for_more_than_any_node_has_fails_at_once(
 def test_a_cluster_that_is_not_there_is_a_clear_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.engine.ray_executor import RayExecutor
+    from harness.engine.ray import RayExecutor
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(HarnessError, match="unset RAY_ADDRESS"):
@@ -187,7 +187,7 @@ def test_a_cluster_that_is_not_there_is_a_clear_message(
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.engine.ray_executor import RayExecutor
+    from harness.engine.ray import RayExecutor
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(HarnessError, match=r"\.\[ray\]"):

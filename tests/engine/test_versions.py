@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.engine.stages import STAGES
-from harness.engine.versions import ROOT, definitions, source_hash
+from tests.golden.versions import ROOT, definitions, source_hash
 
 ASK_A_JUDGE = {
     "diagnostics",
@@ -21,8 +21,8 @@ ASK_A_JUDGE = {
     "judge.pairwise",
     "rank",
 }
-"""Stages whose numbers follow the pocket judge's opinions: the judges', and those that a judge may rank
-in.
+"""Stages whose numbers follow the pocket judge's opinions: the judges', and those that a judge may
+rank in.
 """
 
 

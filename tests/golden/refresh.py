@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.stages import STAGES
-from harness.engine.versions import ROOT, source_hash
 from harness.files import hash_file
 from tests.engine.test_plan import GOLDEN, plan_of
+from tests.golden.versions import ROOT, source_hash
 
 
 def accepted() -> dict[str, Any]:

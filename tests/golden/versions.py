@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 STOP = frozenset({"BENCHMARK", "BENCHMARKS", "RANKER", "RANKERS", "STAGES"})
 """Registries, and the records in them."""
 PLUMBING = ("harness.engine", "harness.records", "harness.study", "harness.files")
-"""Rows, settings and the store: what a number depends on there is in keys and inputs, and an error's
-words decide no number.
+"""Rows, settings and the store: what a number depends on there is in keys and inputs, and an
+error's words decide no number.
 """
 Definition = tuple[str, str]
 """(module, name)."""
@@ -124,12 +124,11 @@ class _Source:
                 return [] if _is_module(f"{module}.{name}", self.root) else [(module, name)]
             return [(self.module, node.id)] if node.id in self.bodies else []
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in known:
-                whole = ".".join(known[node.value.id])
-                return [(whole, node.attr)] if _is_module(whole, self.root) else []
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if re.fullmatch(r"harness(\.\w+)+:\w+", node.value):
-                return [_named(node.value)]
+            whole = ".".join(known.get(node.value.id, ()))
+            return [(whole, node.attr)] if whole and _is_module(whole, self.root) else []
+        if isinstance(node, ast.Constant):
+            named = re.fullmatch(r"harness(\.\w+)+:\w+", str(node.value))
+            return [_named(named[0])] if named else []
         return []
 
 
@@ -171,10 +170,10 @@ class _Plain(ast.NodeTransformer):
         before = dict(self.local)
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         taken = {argument.arg for argument in arguments}
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-                if inner.id not in taken:
-                    self.local.setdefault(inner.id, f"_{len(self.local)}")
+        names = [inner for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+        for name in names:
+            if isinstance(name.ctx, ast.Store) and name.id not in taken:
+                self.local.setdefault(name.id, f"_{len(self.local)}")
         node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
         node.returns = None
         for argument in arguments:
@@ -198,8 +197,8 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _outline(node: ast.AST) -> Any:
-    """A definition as lists and texts. Empty fields do not count: which of them there are depends on
-    Python's version.
+    """A definition as lists and texts. Empty fields do not count: which of them there are depends
+    on Python's version.
     """
     copy = ast.parse(ast.unparse(node)).body[0]
     return _listed(_Plain().visit(copy))

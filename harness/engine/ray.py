@@ -57,9 +57,8 @@ class RayExecutor:
         try:
             import ray
         except ImportError as error:
-            raise HarnessError(
-                '--executor ray needs the package ray: pip install -e ".[ray]"'
-            ) from error
+            says = '--executor ray needs the package ray: pip install -e ".[ray]"'
+            raise HarnessError(says) from error
         self.ray, self.store, self.workers, self.hub = ray, store, max(1, workers), hub
         self.resources = dict(resources or {})
         self._folder = ""
@@ -75,60 +74,44 @@ class RayExecutor:
         process.
         """
         address = os.environ.get(ADDRESS_VARIABLE, "") or "local"
-        options: dict[str, Any] = {
-            "address": address,
-            "log_to_driver": False,
-            "logging_level": "ERROR",
-        }
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == "local":
             self._folder = _short_folder()
-            os.environ.setdefault(
-                AUTH_VARIABLE, "disabled"
-            )  # nobody else reaches it; a cluster's own setting is left as it is
-            options |= {
-                "include_dashboard": False,
-                "num_cpus": max(self.workers, 1),
-                "_temp_dir": self._folder,
-            }
+            # Nobody else reaches it; a cluster's own setting is left as it is.
+            os.environ.setdefault(AUTH_VARIABLE, "disabled")
+            options |= {"num_cpus": self.workers, "_temp_dir": self._folder}
+            options["include_dashboard"] = False
         try:
             _knock(address)
-            self.ray.init(**options)
+            self.ray.init(address=address, **options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            first = first_line(error)
             raise HarnessError(
-                f"Ray at {address!r} cannot be reached ({first}). Start it with `ray start`, or "
-                f"unset {ADDRESS_VARIABLE} to run on this machine; "
-                f"with token authentication on, driver and nodes need the same {AUTH_VARIABLE} "
-                "and token"
+                f"Ray at {address!r} cannot be reached ({first_line(error)}). Start it with "
+                f"`ray start`, or unset {ADDRESS_VARIABLE} to run on this machine; with token "
+                f"authentication on, driver and nodes need the same {AUTH_VARIABLE} and token"
             ) from error
 
     def needs(self, node: Node) -> dict[str, float]:
         """What a stage asks the cluster for."""
         devices = devices_needed(node) if self._most("GPU") > 0 else 0
         processes = node.runtime.processes if node.stage == "train" else 1
-        return {
-            "num_cpus": float(processes),
-            "num_gpus": float(devices),
-            **self.resources.get(node.stage, {}),
-        }
+        asked = {"num_cpus": float(processes), "num_gpus": float(devices)}
+        return asked | dict(self.resources.get(node.stage, {}))
 
     def _most(self, resource: str) -> float:
         """The most that any living node has in all: a task cannot be split over nodes."""
-        return max(
-            (
-                float(node["Resources"].get(resource, 0.0))
-                for node in self.ray.nodes()
-                if node["Alive"]
-            ),
-            default=0.0,
-        )
+        alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return max((float(has.get(resource, 0.0)) for has in alive), default=0.0)
 
     def too_much(self, node: Node) -> str:
         """Why a stage can never run here, or nothing."""
         for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU"), ("memory", "memory")):
             asked, most = self.needs(node).get(name, 0.0), self._most(resource)
             if asked > most:
-                return f"stage {node.stage} asks for {asked:g} {resource}, but no node of the cluster has more than {most:g}; ask for less or add a node"
+                return (
+                    f"stage {node.stage} asks for {asked:g} {resource}, but no node of the cluster "
+                    f"has more than {most:g}; ask for less or add a node"
+                )
         return ""
 
     # -- the executor's protocol -----------------------------------------------
@@ -146,17 +129,12 @@ class RayExecutor:
             return
         options: dict[str, Any] = dict(self.needs(node))
         if options["num_gpus"]:
-            options["runtime_env"] = {
-                "env_vars": {"SELM_ACCELERATOR": "1"}
-            }  # processes of their own: torch settles on its devices once
+            # Processes of their own: torch settles on its devices once.
+            options["runtime_env"] = {"env_vars": {"SELM_ACCELERATOR": "1"}}
         else:
             node = replace(node, runtime=node.runtime.model_copy(update={"device": "cpu"}))
-        task = self._remote.options(
-            **options,
-            max_retries=LOST_NODE_RETRIES,
-            retry_exceptions=False,
-            name=f"{node.stage} {node.key[:12]}",
-        )
+        options |= {"max_retries": LOST_NODE_RETRIES, "retry_exceptions": False}
+        task = self._remote.options(**options, name=f"{node.stage} {node.key[:12]}")
         self._tasks[task.remote(str(self.store.root.resolve()), node, restore, self.hub)] = node
 
     def collect(self, timeout: float) -> list[Result]:
@@ -171,8 +149,9 @@ class RayExecutor:
         try:
             found: Result = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            first = first_line(error)
-            reason = f"its node or process was lost {LOST_NODE_RETRIES + 1} times ({type(error).__name__}: {first[:200]}); out of memory?"
+            why = f"{type(error).__name__}: {first_line(error)}"
+            times = LOST_NODE_RETRIES + 1
+            reason = f"its node or process was lost {times} times ({why}); out of memory?"
             self.store.fail(node.key, node.stage, reason)
             return Result(node.key, "failed", message=reason)
         return found
@@ -189,7 +168,7 @@ class RayExecutor:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError when nobody listens at a ``host:port``: Ray itself would end the whole process."""
+    """Raise OSError when nobody listens at a ``host:port``: Ray would end the whole process."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
