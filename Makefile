@@ -45,7 +45,7 @@ bench: setup        ## speed as ratios within one run; nothing else should run m
 	$(BIN)/python -m benchmarks
 
 golden: setup       ## accept changed stage sources whose numbers did not change
-	$(BIN)/python -m tests.golden.refresh
+	$(BIN)/python -m tests.golden.refresh --smoke
 
 clean:
 	rm -rf .venv build *.egg-info
