@@ -182,7 +182,10 @@ def card(data: StudyData, item: Kept) -> str:
     front = yaml.safe_dump(
         _front_matter(data, item, found), sort_keys=False, allow_unicode=True, width=120
     )
-    title = f"{data.name}: {item.run.label if item.iteration else 'the base'}, iteration {item.iteration}, seed {item.run.seed}"
+    title = (
+        f"{data.name}: {item.run.label if item.iteration else 'the base'}, iteration "
+        f"{item.iteration}, seed {item.run.seed}"
+    )
     lines = [
         "---",
         front.rstrip(),
@@ -331,7 +334,10 @@ def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
         summary = data.summary(item.run, item.iteration, stage_of(benchmark))
         if summary:
             notes.append(f"- {title}: {comparable.verdict(summary.get('comparable') is True)}.")
-    about = "Standard errors and intervals are over new items, given this one checkpoint; a dash: undefined (all items gave the same score)."
+    about = (
+        "Standard errors and intervals are over new items, given this one checkpoint; a "
+        "dash: undefined (all items gave the same score)."
+    )
     return [about, "", *_rows(head, rows), "", *notes]
 
 
@@ -373,7 +379,10 @@ def _provenance(data: StudyData, item: Kept) -> list[str]:
     ]
     rows = [(stage.name, stage.key, stage.state) for stage in _ancestors(data, item.stage)]
     file = text.one_line(str((data.manifest.get("study") or {}).get("file", "")) or data.name)
-    again = f"From `selm run {re.sub('[`|]', ' ', file)}` (the study file as it was then; run again, it computes only what is missing)."
+    again = (
+        f"From `selm run {re.sub('[`|]', ' ', file)}` (the study file as it was then; run "
+        "again, it computes only what is missing)."
+    )
     return [
         f"{again} Made with {text.markdown(', '.join(versions) or 'unknown versions')}.",
         "",

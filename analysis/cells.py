@@ -17,8 +17,14 @@ JUDGED = {"alpaca_eval": ("AlpacaEval", "win_rate"), "mt_bench": ("MT-Bench", "r
 def verdict(comparable: bool) -> str:
     """Whether scores may stand beside published ones, in words."""
     if comparable:
-        return "comparable with published scores: judge, questions, references and prompts are the published ones"
-    return "not comparable with published scores: another judge, or other questions, references or prompts"
+        return (
+            "comparable with published scores: judge, questions, references and prompts are "
+            "the published ones"
+        )
+    return (
+        "not comparable with published scores: another judge, or other questions, references "
+        "or prompts"
+    )
 
 
 def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
@@ -79,7 +85,10 @@ SCORE_DATA = (
     "best",
     "points",
 )
-POPULATIONS_NOTE = "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds and items are crossed; none is given below 3 seeds."
+POPULATIONS_NOTE = (
+    "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds "
+    "and items are crossed; none is given below 3 seeds."
+)
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -99,7 +108,10 @@ def cell_text(estimate: Estimate, measure: Measure) -> str:
         return f"INCOMPLETE ({estimate.scored} of {estimate.expected}){bounds}"
     dagger = "†" if estimate.scored < estimate.expected else ""
     if "items" in estimate.intervals:
-        return f"{number(estimate.value, digits)}{dagger} ± {number(estimate.intervals['items'].half_width, digits)}"
+        return (
+            f"{number(estimate.value, digits)}{dagger} ± "
+            f"{number(estimate.intervals['items'].half_width, digits)}"
+        )
     halves = [number(estimate.intervals[p].half_width, digits) for p in ("A", "B")]
     return f"{number(estimate.value, digits)}{dagger} ± {halves[0]} ({halves[1]})"
 

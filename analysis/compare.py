@@ -109,7 +109,10 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "") -> Table:
         "p (B)",
         "n",
     )
-    caption = f"{name_of(left)} minus {name_of(right)}, paired by item{'' if len(left.runs) == 1 else ' and seed'}."
+    caption = (
+        f"{name_of(left)} minus {name_of(right)}, paired by "
+        f"item{'' if len(left.runs) == 1 else ' and seed'}."
+    )
     return Table(
         "compare",
         f"{name_of(left)} against {name_of(right)}",

@@ -94,7 +94,7 @@ def kl(p: Vector, q: Vector) -> float:
 
 
 def mean_log_ratio(logits: Vector, at: World) -> float:
-    """E_{pi_ref}[r / beta], by the definition of r; section 5.1 says it equals -KL(pi_ref || pi)."""
+    """E_{pi_ref}[r / beta], by the definition of r; by section 5.1 it is -KL(pi_ref || pi)."""
     return float(at.reference @ (implicit_reward(logits, at) / at.beta))
 
 

@@ -385,7 +385,10 @@ def _member(name: str, pair: Estimate, pool: _Pool | None, level: float) -> Memb
             why = "the headline is the paired interval: its seeds are not those of the pool"
             flags += (why,)
         elif name in pool.unequal:
-            why = "unequal: this difference varies over seeds more than the other arms do, so the headline is the paired interval"
+            why = (
+                "unequal: this difference varies over seeds more than the other arms do, so "
+                "the headline is the paired interval"
+            )
             flags += (why,)
         else:
             why = ""

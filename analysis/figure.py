@@ -198,7 +198,10 @@ def bars(data: StudyData) -> str:
     """What the error bars of a figure are, for its caption."""
     if len(data.seeds) >= 3:
         return "error bars: 95 % interval (A), this benchmark and new seeds"
-    return f"no error bars, because {len(data.seeds)} seed{'s' * (len(data.seeds) != 1)} give{'s' * (len(data.seeds) == 1)} no interval over seeds"
+    return (
+        f"no error bars, because {len(data.seeds)} seed{'s' * (len(data.seeds) != 1)} "
+        f"give{'s' * (len(data.seeds) == 1)} no interval over seeds"
+    )
 
 
 def dodge(number: int, count: int, width: float = 0.36) -> float:

@@ -257,7 +257,10 @@ def trend_text(finding: findings.TrendFinding) -> str:
     if value.value is None:
         return "not tested (incomplete)"
     p = p_value(finding.result.p_directed)
-    return f"slope {number(value.value, 3, sign=True)} per step, one-sided p {p if p.startswith('<') else '= ' + p}"
+    return (
+        f"slope {number(value.value, 3, sign=True)} per step, one-sided p "
+        f"{p if p.startswith('<') else '= ' + p}"
+    )
 
 
 def _sorted_difference(
@@ -455,7 +458,10 @@ def _group(data: StudyData, which: int) -> Drawn | Unavailable:
     for axes in grid.ravel()[len(chosen) :]:
         axes.set_axis_off()
     legend_below(figure, [style.handle() for style in styles(data).values()])
-    caption = f"Mean over seeds; {bars(data)}; small marks: every seed. Clusters are prompts; nats are per response unless a token is named."
+    caption = (
+        f"Mean over seeds; {bars(data)}; small marks: every seed. Clusters are prompts; nats "
+        "are per response unless a token is named."
+    )
     return Drawn(key, title, caption, figure, CURVE_DATA, tuple(rows), title)
 
 
@@ -485,11 +491,9 @@ def figure_matched_kl(data: StudyData) -> Drawn | Unavailable:
         for iteration in range(data.last_iteration + 1):
             checkpoint = data.checkpoint(arm, iteration)
             ys = measures.points(data, checkpoint, reward) if checkpoint else {}
-            xs = (
-                (measures.points(data, checkpoint, kl) if iteration else dict.fromkeys(ys, 0.0))
-                if checkpoint
-                else {}
-            )
+            xs = dict.fromkeys(ys, 0.0)  # the base is at no distance from itself
+            if checkpoint and iteration:
+                xs = measures.points(data, checkpoint, kl)
             both = sorted(set(xs) & set(ys))
             if not both:
                 continue
@@ -616,7 +620,10 @@ def figure_differences(data: StudyData) -> Drawn | Unavailable:
         if len(data.seeds) >= 3
         else "Every seed and their mean; no interval over seeds below 3 seeds."
     )
-    caption = f"{measure.name} {prose.after(data, found.primary_iteration)}, arm minus {prose.named(found.baseline_label)}. {what}"
+    caption = (
+        f"{measure.name} {prose.after(data, found.primary_iteration)}, arm minus "
+        f"{prose.named(found.baseline_label)}. {what}"
+    )
     names = (
         "arm",
         "label",

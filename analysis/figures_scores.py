@@ -458,7 +458,10 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
         else "no interval over seeds below 3 seeds"
     )
     others = "; other axes at the baseline's values" if len(axes_of) > 1 else ""
-    caption = f"{measure.name} {prose.after(data, data.last_iteration)}: mean, {intervals}, every seed's point{others}."
+    caption = (
+        f"{measure.name} {prose.after(data, data.last_iteration)}: mean, {intervals}, every "
+        f"seed's point{others}."
+    )
     return Drawn(
         "figure_6",
         title,
@@ -471,7 +474,7 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
 
 
 def _same_range(panels: list[Axes], below: bool) -> None:
-    """One range of scores for all panels, so that effects of different axes can be compared by eye."""
+    """One range of scores for all panels: effects of different axes can be compared by eye."""
     ends = [panel.get_xlim() if below else panel.get_ylim() for panel in panels]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     for panel in panels:

@@ -151,7 +151,10 @@ def _blocked_by(key: str, stages: Mapping[str, Stage]) -> str:
             continue
         seen.add(parent.key)
         if parent.state in ("failed", "partial"):
-            return f"waits for {parent.name}, which {'failed' if parent.state == 'failed' else 'is partial'}: {parent.reason}"
+            return (
+                f"waits for {parent.name}, which "
+                f"{'failed' if parent.state == 'failed' else 'is partial'}: {parent.reason}"
+            )
         queue.extend(parent.inputs.values())
     return ""
 
@@ -330,7 +333,7 @@ class StudyData:
         return max((max(run.iterations, default=0) for run in self.arms.get(arm, ())), default=0)
 
     def at(self, arm: str, iteration: int) -> Checkpoint | None:
-        """The checkpoint of an arm after an iteration; at the study's last one the arm's own last."""
+        """The checkpoint of an arm after an iteration; at the study's last, the arm's own last."""
         return self.checkpoint(
             arm, self.own_last(arm) if iteration == self.last_iteration else iteration
         )
@@ -541,7 +544,7 @@ class StudyData:
         return self.stages.get(key) if key else None
 
     def summary(self, run: Run, iteration: int, name: str) -> Mapping[str, Any]:
-        """``summary.json`` of a scoring stage, or of its partial folder; empty when there is none."""
+        """``summary.json`` of a scoring stage, or of its partial folder; empty without one."""
         stage = self.stage(run, iteration, name)
         return (
             read_json(stage.folder / "summary.json")

@@ -153,7 +153,10 @@ def heldout(data: StudyData, *, sampled: bool = False, ood: bool = False) -> Mea
     samples.
     """
     oracle = (data.recipe.get("ranker") or {}).get("kind", "oracle") == "oracle"
-    title = f"{'out-of-distribution' if ood else 'held-out'} reward ({'sampled' if sampled else 'greedy'})"
+    title = (
+        f"{'out-of-distribution' if ood else 'held-out'} reward "
+        f"({'sampled' if sampled else 'greedy'})"
+    )
     name = "heldout_ood" if ood else "heldout"
     scale = UNIT if oracle else None
     return Measure(

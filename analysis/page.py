@@ -163,7 +163,10 @@ def _after_samples(data: StudyData, tables: Exhibits, facts: Versions, search: s
         (name, ", ".join(f"{value} ({count} stages)" for value, count in sorted(seen.items())))
         for name, seen in facts.items()
     ]
-    close = "<p class=small>Made by <code>selm report</code> from stored scores. Every table and figure is also a file beside this page.</p>"
+    close = (
+        "<p class=small>Made by <code>selm report</code> from stored scores. Every table and "
+        "figure is also a file beside this page.</p>"
+    )
     close += (
         f'<p class=small>The search that found these settings: <a href="{search}">{search}</a>.</p>'
         if search
@@ -280,4 +283,5 @@ def _facts(title: str, rows: Iterable[tuple[str, str]]) -> str:
         for name, value in rows
     )
     table = f"<table><tbody>{body or '<tr><td>none</td></tr>'}</tbody></table>"
-    return f'<details><summary>{title}</summary><div class="scroll" role="region" tabindex="0" aria-label="{title}">{table}</div></details>'
+    region = f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">{table}</div>'
+    return f"<details><summary>{title}</summary>{region}</details>"

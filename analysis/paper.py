@@ -16,7 +16,7 @@ TABLE_2_COLUMNS = ("GSM8K", "HellaSwag", "ARC-C", "TruthfulQA", "EQ-Bench", "OBQ
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published row. ``values`` follow the table's columns; None where the paper prints a dash."""
+    """One published row. ``values`` follow the table's columns; None: the paper prints a dash."""
 
     model: str
     values: tuple[float | None, ...]

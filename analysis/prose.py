@@ -89,9 +89,10 @@ def finding(data: StudyData) -> list[str]:
         ]
     sentences = _answer(data, found, complete)
     if lost:
+        rows = [f"{c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost]
         sentences.append(
-            f"Not included: {listed(named(c.label) for c in lost)} "
-            f"({'; '.join(f'{c.estimate.scored} of {c.estimate.expected} rows scored' for c in lost)}); a cell that is INCOMPLETE takes no part."
+            f"Not included: {listed(named(c.label) for c in lost)} ({'; '.join(rows)}); a cell "
+            "that is INCOMPLETE takes no part."
         )
     return sentences
 
@@ -101,7 +102,10 @@ def _alone(data: StudyData, measure: Measure) -> str:
     checkpoint = data.at(next(iter(data.arms)), data.last_iteration)
     value = findings.estimate(data, checkpoint, measure) if checkpoint else None
     if checkpoint is None or value is None or value.value is None:
-        return f"{measure.name} {after(data, data.last_iteration)} is not stored or incomplete ({progress(data)})."
+        return (
+            f"{measure.name} {after(data, data.last_iteration)} is not stored or incomplete "
+            f"({progress(data)})."
+        )
     items = measure.unit_of_items
     who = {
         "items": f"over new {items}, this checkpoint only,",
@@ -233,9 +237,15 @@ def _reach(c: Comparison) -> str:
     a, b = c.detected("A"), c.detected("B")
     if a and not b:
         items = c.measure.unit_of_items
-        return f"For {named(c.label)} this is established for these {items} only: for new ones the difference cannot be told from zero."
+        return (
+            f"For {named(c.label)} this is established for these {items} only: for new ones "
+            "the difference cannot be told from zero."
+        )
     if b and not a:
-        return f"For {named(c.label)} the two intervals disagree: it is detected under (B) but not under (A), so read it with care."
+        return (
+            f"For {named(c.label)} the two intervals disagree: it is detected under (B) but "
+            "not under (A), so read it with care."
+        )
     return ""
 
 
@@ -258,9 +268,15 @@ def _told(c: Comparison, *, null: bool, family: int) -> str:
             f"{number(d.value, c.measure.digits)} {unit(c.measure)} under ({population}){known}"
         )
     if not shown:
-        return "What could have been detected is undefined here: the scores hold no variance to estimate it from."
+        return (
+            "What could have been detected is undefined here: the scores hold no variance to "
+            "estimate it from."
+        )
     single = f", for one comparison alone (Holm over {family} asks for more)," if family > 1 else ""
-    text = f"Could we have told? With 80 % power at the 5 % level{single} this design detects a difference of {' and of '.join(shown)}"
+    text = (
+        f"Could we have told? With 80 % power at the 5 % level{single} this design detects a "
+        f"difference of {' and of '.join(shown)}"
+    )
     if null:
         return text + "; a smaller effect, in either direction, would most likely have been missed."
     smallest = min(d.value for d in c.detectable.values() if d.value is not None)
@@ -303,7 +319,10 @@ def other_outcomes(data: StudyData) -> str:
 
 def _hit(c: Comparison) -> str:
     told = " and ".join(f"({p})" for p in "AB" if c.detected(p))
-    return f"{named(c.label)} in {c.measure.name}, {number(c.estimate.value, c.measure.digits, sign=True)}, under {told}"
+    return (
+        f"{named(c.label)} in {c.measure.name}, "
+        f"{number(c.estimate.value, c.measure.digits, sign=True)}, under {told}"
+    )
 
 
 def selection(data: StudyData) -> str:
@@ -314,13 +333,11 @@ def selection(data: StudyData) -> str:
         return ""
     label, value = data.arms[chosen.best][0].label, chosen.estimate
     a = value.intervals.get("A")
-    interval = (
-        f" (95 %, (A) {_range(a, measure.digits)})"
-        if a and a.low is not None
-        else f" (no interval from {a.undefined})"
-        if a
-        else ""
-    )
+    interval = ""
+    if a and a.low is not None:
+        interval = f" (95 %, (A) {_range(a, measure.digits)})"
+    elif a:
+        interval = f" (no interval from {a.undefined})"
     return (
         f"Of {chosen.trials} arms tried, {named(label)} is best on "
         f"seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
@@ -335,7 +352,10 @@ def improvement(data: StudyData) -> str:
     """Whether training improves on the base at all: without that, α has nothing to change."""
     found = findings.find(data).improvement
     if found.estimate is None or found.estimate.value is None:
-        return f"Whether training improves on the base cannot be said: {found.reason or 'held-out reward is incomplete'}."
+        return (
+            "Whether training improves on the base cannot be said: "
+            f"{found.reason or 'held-out reward is incomplete'}."
+        )
     value, digits = found.estimate, found.measure.digits
     a, b = value.intervals.get("A"), value.intervals.get("B")
     shown = [
@@ -345,13 +365,11 @@ def improvement(data: StudyData) -> str:
     ]
     sure = all(i is not None and i.low is not None and i.low > 0 for i in (a, b))
     worse = all(i is not None and i.high is not None and i.high < 0 for i in (a, b))
-    verb = (
-        "Training improves on the base"
-        if sure
-        else "Training makes the base worse"
-        if worse
-        else "It is not established that training improves on the base"
-    )
+    verb = "It is not established that training improves on the base"
+    if sure:
+        verb = "Training improves on the base"
+    elif worse:
+        verb = "Training makes the base worse"
     ends = (
         f"{number(found.before, digits)} to {number(found.after, digits)}"
         if found.before is not None and found.after is not None
@@ -374,7 +392,10 @@ def trend(data: StudyData) -> str:
 def _trend(found: TrendFinding) -> str:
     name = f"{found.measure.name} after iteration {found.iteration}"
     along = found.axis.rsplit(".", 1)[-1].replace("alpha", "α")
-    head = f"Declared in advance: {name}, expected to {found.expected.replace('falling', 'fall').replace('rising', 'rise')} with {along}."
+    head = (
+        f"Declared in advance: {name}, expected to "
+        f"{found.expected.replace('falling', 'fall').replace('rising', 'rise')} with {along}."
+    )
     if found.result is None:
         return f"{head} Not tested: {found.reason}."
     value, result = found.result.estimate, found.result
@@ -383,13 +404,11 @@ def _trend(found: TrendFinding) -> str:
     a, b = value.intervals["A"], value.intervals["B"]
     as_expected = (value.value < 0) == (found.expected == "falling")
     established = result.p_directed is not None and result.p_directed < 0.05
-    verdict = (
-        f"It {'falls' if value.value < 0 else 'rises'}"
-        if established
-        else "Observed in that direction, but not established"
-        if as_expected
-        else "Observed in the opposite direction"
-    )
+    verdict = "Observed in the opposite direction"
+    if established:
+        verdict = f"It {'falls' if value.value < 0 else 'rises'}"
+    elif as_expected:
+        verdict = "Observed in that direction, but not established"
     page = (
         f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below "
         f"{result.page.floor:.2g})"
@@ -420,7 +439,10 @@ def missing(data: StudyData) -> str:
     counted = listed(
         f"{states[state]} {state}" for state in ("failed", "partial", "missing") if state in states
     )
-    return f"This study is unfinished: {progress(data)}, {counted}. What depends on them is marked INCOMPLETE below; the reasons are listed."
+    return (
+        f"This study is unfinished: {progress(data)}, {counted}. What depends on them is "
+        "marked INCOMPLETE below; the reasons are listed."
+    )
 
 
 def conditions(data: StudyData) -> str:

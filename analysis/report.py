@@ -142,11 +142,11 @@ def _table(table: Table | Unavailable) -> str:
 
 
 def _figure(key: str, figure: Drawn | Unavailable) -> str:
+    title = text.markdown(figure.title)
     if isinstance(figure, Unavailable):
-        return (
-            f"### {text.markdown(figure.title)}\n\nNot available: {text.markdown(figure.reason)}.\n"
-        )
-    return f"### {text.markdown(figure.title)}\n\n![{text.markdown(figure.alt or figure.title)}](figures/{key}.png)\n\n{text.markdown(figure.caption)}\n"
+        return f"### {title}\n\nNot available: {text.markdown(figure.reason)}.\n"
+    image = f"![{text.markdown(figure.alt or figure.title)}](figures/{key}.png)"
+    return f"### {title}\n\n{image}\n\n{text.markdown(figure.caption)}\n"
 
 
 def _settings_table(data: StudyData) -> str:

@@ -251,7 +251,7 @@ def _summary(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str
         "better)"
         for name, direction in zip(found.metrics, study.directions, strict=True)
     )
-    lines = [
+    return [
         f"- Objective: {markdown(aims)}, mean over seeds {_listed(found.seeds)}; the finals are "
         f"on seeds {_listed(found.fresh_seeds)}.",
         f"- {len(table)} trials: "
@@ -265,7 +265,6 @@ def _summary(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str
             else ""
         ),
     ]
-    return lines
 
 
 def _listed(seeds: Sequence[int]) -> str:

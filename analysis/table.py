@@ -135,32 +135,28 @@ def as_html(table: Table) -> str:
     for row in table.rows:
         cells = []
         for i, cell in enumerate(row.cells):
+            shown = f'data-v="{text.html(sort_value(cell))}">{text.html(cell)}'
             if i == 0:
-                cells.append(
-                    f'<th scope="row" data-v="{text.html(sort_value(cell))}">{text.html(cell)}</th>'
-                )
-            else:
-                kind = (
-                    ' class="text"'
-                    if i < table.left
-                    else ' class="missing"'
-                    if cell.startswith("INCOMPLETE")
-                    else ""
-                )
-                cells.append(
-                    f'<td{kind} data-v="{text.html(sort_value(cell))}">{text.html(cell)}</td>'
-                )
+                cells.append(f'<th scope="row" {shown}</th>')
+                continue
+            kind = ""
+            if i < table.left:
+                kind = ' class="text"'
+            elif cell.startswith("INCOMPLETE"):
+                kind = ' class="missing"'
+            cells.append(f"<td{kind} {shown}</td>")
         body.append(f"<tr{' class=rule' if row.rule else ''}>{''.join(cells)}</tr>")
     if not table.rows:
         body.append(f'<tr><td colspan="{len(table.columns)}">none</td></tr>')
     notes = "".join(f"<li>{text.html(note)}</li>" for note in table.notes)
+    notes = f"<ul class=notes>{notes}</ul>" if notes else ""
+    title = text.html(table.title)
     return (
-        f'<section id="table-{table.key}" class="exhibit"><h3>{text.html(table.title)}</h3><p '
+        f'<section id="table-{table.key}" class="exhibit"><h3>{title}</h3><p '
         f'class="caption">{text.html(table.caption)}</p>'
-        '<div class="scroll" role="region" tabindex="0" '
-        f'aria-label="{text.html(table.title)}"><table '
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table '
         f'class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>{f'<ul class=notes>{notes}</ul>' if notes else ''}</section>"
+        f"<tbody>{''.join(body)}</tbody></table></div>{notes}</section>"
     )
 
 

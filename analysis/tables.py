@@ -97,7 +97,10 @@ def table_iqm(data: StudyData) -> Table | Unavailable:
             f"it needs {rank.MIN_SEEDS_IQM} seeds and there are {most} (at 3 it is the mean); the "
             "study's seeds set them",
         )
-    caption = "Base and last iterations; every iteration in the CSV. IQM ± half-width of its 95 % interval (A), in brackets the plain mean."
+    caption = (
+        "Base and last iterations; every iteration in the CSV. IQM ± half-width of its 95 % "
+        "interval (A), in brackets the plain mean."
+    )
     notes = ("No interval is given below 6 seeds. Measures are never pooled: their scales differ.",)
     return Table(
         "iqm",
@@ -151,7 +154,10 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
         else "the other diagnostics and every iteration are"
     )
     when = prose.after(data, data.last_iteration)
-    caption = f"{when[0].upper()}{when[1:]}; {more} in the CSV. Mean over seeds ± half-width (A), in brackets (B), clusters are prompts."
+    caption = (
+        f"{when[0].upper()}{when[1:]}; {more} in the CSV. Mean over seeds ± half-width (A), "
+        "in brackets (B), clusters are prompts."
+    )
     notes = [
         POPULATIONS_NOTE,
         "Where the prompts differ between seeds (training prompts, or a diagnostic undefined on "
@@ -301,7 +307,10 @@ def table_unfinished(data: StudyData) -> Table | Unavailable:
 def _published(
     key: str, title: str, columns: Sequence[str], rows: Sequence[paper.PublishedRow], digits: int
 ) -> Table:
-    caption = f"As printed in {paper.SOURCE}: other models, another judge, one number a row. For orientation; not comparable with this study's numbers."
+    caption = (
+        f"As printed in {paper.SOURCE}: other models, another judge, one number a row. For "
+        "orientation; not comparable with this study's numbers."
+    )
     shown = tuple(
         Row(
             (
@@ -443,7 +452,10 @@ def score_table(
         if single
         else "mean over seeds ± half-width (A), in brackets half-width (B)"
     )
-    caption = f"{shown}{'; c: coefficient on log π(y), κ = 2c/β' if explores else ''}; n: seeds with scores.{' ' + extra if extra else ''}"
+    caption = (
+        f"{shown}{'; c: coefficient on log π(y), κ = 2c/β' if explores else ''}; n: seeds "
+        f"with scores.{' ' + extra if extra else ''}"
+    )
     if any("†" in cell for row in rows for cell in row.cells):
         notes.insert(
             0,

@@ -86,7 +86,7 @@ NOT_SHOWN = {f"{measures.MT.key}.turn_1", f"{measures.MT.key}.turn_2"}
 
 
 def own_iteration(data: StudyData, c: Comparison) -> str:
-    """The iteration a comparison is about; of an arm that ends earlier than others, its own last."""
+    """The iteration a comparison is about; of an arm that ends earlier, its own last."""
     own = data.own_last(c.arm)
     return (
         f"{own} (its last)"
@@ -392,6 +392,9 @@ def table_selection(data: StudyData) -> Table | Unavailable:
             "other seeds choose.",
         ]
     )
-    where = f"{found.primary_measure.name} [{prose.unit(found.primary_measure)}] {prose.after(data, found.primary_iteration)}"
+    where = (
+        f"{found.primary_measure.name} [{prose.unit(found.primary_measure)}] "
+        f"{prose.after(data, found.primary_iteration)}"
+    )
     caption = f"{where}. The seeds that chose an arm flatter it; the others do not."
     return Table("selection", title, caption, columns, (Row(row),), names, (numbers,), notes)

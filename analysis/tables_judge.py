@@ -52,7 +52,10 @@ def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any])
         ("pairs without a verdict in both orders", f"{agree['missing']} of {agree['pairs']}"),
         ("judge calls; prompt and answer tokens; USD", _costs(costs)),
     ]
-    caption = f"{agree['pairs']} pairs of {source}, each shown in both orders, judged {repeats} time{'s' if repeats > 1 else ''}. Percent."
+    caption = (
+        f"{agree['pairs']} pairs of {source}, each shown in both orders, judged {repeats} "
+        f"time{'s' if repeats > 1 else ''}. Percent."
+    )
     note = "The noise floor needs two or more repeats (--repeats 2)." if noise["sd"] is None else ""
     data = tuple(
         (group, name, value)
@@ -514,7 +517,10 @@ def table_judge(data: StudyData) -> Table | Unavailable:
         "prompt's delimiters."
     )
     if known:
-        caption += " Noise: what the judge alone adds, in the benchmark's unit, to one judgment, to a mean over its items and to a difference."
+        caption += (
+            " Noise: what the judge alone adds, in the benchmark's unit, to one judgment, to "
+            "a mean over its items and to a difference."
+        )
         notes = (
             "A difference below its floor may be the judge's noise alone, with these very answers.",
         )
@@ -589,7 +595,10 @@ def _judge_cells(
 ) -> tuple[str, ...]:
     v = dict(zip(JUDGE_DATA[4:], _judge_numbers(data, measure, checkpoints), strict=True))
     digits = measure.digits
-    sd = f"{number(v['judgment_sd'], digits)} ({number(v['judgment_sd_low'], digits)}–{number(v['judgment_sd_high'], digits)})"
+    sd = (
+        f"{number(v['judgment_sd'], digits)} "
+        f"({number(v['judgment_sd_low'], digits)}–{number(v['judgment_sd_high'], digits)})"
+    )
     return (
         share_text(rank.proportion(v["unparsed"], v["asked"])),
         str(v["truncated_answers"]),

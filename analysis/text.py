@@ -197,12 +197,6 @@ def coefficient(value: float | None) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    items = list(names)
-    return (
-        items[0]
-        if len(items) == 1
-        else ", ".join(items[:-1]) + " and " + items[-1]
-        if items
-        else "none"
-    )
+    """ "a", "a and b", "a, b and c"; "none" without any."""
+    *head, last = list(names) or ["none"]
+    return f"{', '.join(head)} and {last}" if head else last

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
 
     import analysis.compare as comparing
-    import analysis.power as power_report
+    import analysis.power_report as power_report
     import analysis.report as reporting
     import analysis.search as found_search
     from harness.cli import console as shown
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from harness.tune.search import Search
 else:
     comparing, power_report, reporting, found_search = lazy(
-        "analysis.compare", "analysis.power", "analysis.report", "analysis.search"
+        "analysis.compare", "analysis.power_report", "analysis.report", "analysis.search"
     )
     shown, costs, execute, graph, launch, stores, studies = lazy(
         "harness.cli.console",

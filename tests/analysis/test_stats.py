@@ -286,7 +286,7 @@ def test_a_missing_item_makes_the_cell_incomplete_with_bounds_and_no_value() -> 
 
 def test_above_the_bar_only_whole_clusters_are_used_and_nothing_is_imputed() -> None:
     y = np.array([[1.0, 3.0, 5.0], [2.0, 6.0, 7.0], [6.0, 6.0, np.nan]])
-    result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), min_complete=0.8)
+    result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), bar=0.8)
     whole = mean_over_seeds(from_array(HAND))
     assert result.value == 4.0
     assert result.intervals["A"] == whole.intervals["A"]
