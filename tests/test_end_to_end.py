@@ -1,4 +1,4 @@
-"""The whole chain on the smallest study: real training, real benchmark libraries, the local judge."""
+"""The whole chain on the smallest study: real training and benchmark libraries, a local judge."""
 
 from __future__ import annotations
 
