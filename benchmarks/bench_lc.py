@@ -26,7 +26,7 @@ TARGET = (92.5, 97.5)
 
 
 def public(folder: Path, model: str) -> tuple[lc.OwnRows, lc.GamedRows]:
-    """A model's rows and the gamed rows from files laid out as the benchmark's owners publish them."""
+    """A model's rows and the gamed rows from files as the benchmark's owners publish them."""
     gamed = pd.read_csv(folder / "df_gamed_reconstructed.csv")
     frame = pd.DataFrame(json.loads((folder / model / "annotations.json").read_text()))
     difficulty = gamed.drop_duplicates("index")["instruction_difficulty"].to_numpy()

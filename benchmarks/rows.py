@@ -74,7 +74,7 @@ def hh_rows(count: int, seed: int = 0) -> list[PreferenceRow]:
 
 
 def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
-    """``count`` rows of the pocket world under its own tokenizer, and the size of its vocabulary."""
+    """``count`` rows of the pocket world under its tokenizer, and its vocabulary's size."""
     from harness.pocket import data, tokenizer
     from harness.records import Pair, StageTask, read_jsonl
     from harness.train.batching import encode_pair

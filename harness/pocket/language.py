@@ -149,7 +149,7 @@ def _parse_follow_up(first: Task | None, text: str) -> Task | None:
 
 
 def sample_style(rng: np.random.Generator, best_style_share: float = BEST_STYLE.share) -> Style:
-    """A style from the data distribution, with the best style's share set to ``best_style_share``."""
+    """A style of the data distribution, the best style's share set to ``best_style_share``."""
     rest = 1.0 - BEST_STYLE.share
     shares = [
         best_style_share if s is BEST_STYLE else s.share * (1.0 - best_style_share) / rest

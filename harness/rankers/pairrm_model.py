@@ -88,7 +88,7 @@ class PairRM(nn.Module):
 
 
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
-    """Aggregate score of every text against the other texts of its prompt; a single text scores 0."""
+    """Aggregate score of every text against its prompt's other texts; a single text scores 0."""
     if context.folder is None:
         raise HarnessError(
             "ranker.kind pairrm needs ranker.model: llm-blender/PairRM-hf or a folder that holds it"

@@ -203,7 +203,7 @@ def _gap(e: Evidence) -> float | None:
 
 
 def brier_pairs(e: Evidence) -> float | None:
-    """(1 − σ(βΔ))² of a labelled pair, Δ = r̂(y_w) − r̂(y_l): 0.25 for a model that knows nothing."""
+    """(1 − σ(βΔ))² of a labelled pair, Δ = r̂(y_w) − r̂(y_l): 0.25 when nothing is known."""
     gap = _gap(e)
     return None if gap is None else (1 - _sigmoid(e.beta * gap)) ** 2
 
