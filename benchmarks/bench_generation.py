@@ -30,11 +30,13 @@ import torch
 from harness.engine.execute import Inline, execute
 from harness.engine.launch import prepare
 from harness.engine.store import Store
+from harness.evaluate import mt_bench
 from harness.model.chat import render
 from harness.model.policy import Policy, load_policy
 from harness.pocket import benchmarks as pocket
 from harness.records import StageTask, read_jsonl, write_jsonl
 from harness.stages import answer
+from harness.study.tasks import Answers, AnswerTask, Runtime
 
 STUDY = Path("ablations/smoke.yaml")
 MAX_NEW_TOKENS = 24
@@ -102,23 +104,21 @@ def sequential(policy: Policy, questions: list[dict[str, Any]], out: Path) -> di
 
 def ours(folder: Path, benchmarks: Path, out: Path) -> dict[int, list[str]]:
     """The answers of stage ``answer``."""
-    settings = {
-        "seed": 0,
-        "iteration": 0,
-        "sets": ["mt_bench"],
-        "mt_bench": {"max_new_tokens": MAX_NEW_TOKENS},
-        "generation_batch": 80,
-    }
-    answer.run(
-        StageTask(
-            "k",
-            "answer",
-            settings,
-            {"policy": folder, "benchmarks": benchmarks},
-            out,
-            {"device": "cpu"},
-        )
+    settings = AnswerTask(
+        threads=torch.get_num_threads(),
+        dtype="float32",
+        attention="sdpa",
+        generation_batch=80,
+        seed=0,
+        iteration=0,
+        sets=["mt_bench"],
+        answers={"mt_bench": Answers(max_new_tokens=MAX_NEW_TOKENS)},
+        heldout_samples=1,
+        heldout_max_new_tokens=MAX_NEW_TOKENS,
+        max_prompt_length=4096,
     )
+    inputs = {"policy": folder, "benchmarks": benchmarks}
+    answer.run(StageTask("k", "answer", settings, inputs, out, Runtime()))
     return turns(out / "mt_bench.jsonl")
 
 
@@ -178,7 +178,7 @@ def measure(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     greedy = [
         q["question_id"]
         for q in questions
-        if answer.MT_BENCH_TEMPERATURE.get(q["category"], 0.0) == 0.0
+        if mt_bench.ANSWER_TEMPERATURE.get(q["category"], 0.0) == 0.0
     ]
     equal = [n for n in greedy if arms["fastchat"].answers[n] == arms["ours"].answers[n]]
     ratios = [a / b for a, b in zip(arms["fastchat"].seconds, arms["ours"].seconds, strict=True)]

@@ -17,7 +17,8 @@ from typing import Any
 
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.pocket.judge_server import FaultRates, serve
-from harness.study.sections import JudgeSettings, RuntimeSettings
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 
 def requests(count: int) -> list[JudgeRequest]:
@@ -38,12 +39,11 @@ def requests(count: int) -> list[JudgeRequest]:
 
 def rate(url: str, count: int, **runtime: Any) -> dict[str, float]:
     """Judgments a second, 16 in flight."""
-    values = (
-        RuntimeSettings(judge_concurrency=16).model_dump() | {"pocket_judge_url": url} | runtime
-    )
+    given: dict[str, Any] = {"judge_concurrency": 16, "pocket_judge_url": url} | runtime
+    values = Runtime(**given)
     with (
         tempfile.TemporaryDirectory() as folder,
-        JudgeClient(JudgeSettings().model_dump(), values, Path(folder) / "journal") as client,
+        JudgeClient(JudgeSettings(), values, Path(folder) / "journal") as client,
     ):
         start = time.perf_counter()
         replies = client.complete(requests(count))

@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.engine import worker
+from harness.engine import stages, worker
 from harness.engine.execute import Inline, execute
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
@@ -174,7 +175,8 @@ def overhead(folder: Path) -> dict[str, Any]:
         write_jsonl(task.out / "rows.jsonl", [{"text": "x" * 4000}])
         return StageOutcome(1)
 
-    real, worker.function_of = worker.function_of, lambda _stage: nothing  # type: ignore[assignment]
+    real = stages.function_of
+    setattr(worker, "function_of", lambda _stage: nothing)  # noqa: B010
     try:
         plan = build_plan(load_study(STUDY))
         store = Store(folder / "overhead")
@@ -191,7 +193,7 @@ def overhead(folder: Path) -> dict[str, Any]:
         )
         whole = time.perf_counter() - start
     finally:
-        worker.function_of = real
+        setattr(worker, "function_of", real)  # noqa: B010
     assert summary.executed == len(plan.nodes)
     taken.sort()
     return {
@@ -206,7 +208,7 @@ def helps() -> dict[str, float]:
     """Seconds of ``selm --help`` and of every command's help."""
     return {
         f"selm {command}".strip() + " --help": seconds(
-            lambda command=command: _selm(*command.split(), "--help"), 5
+            partial(_selm, *command.split(), "--help"), 5
         )
         for command in COMMANDS
     }

@@ -33,7 +33,7 @@ from benchmarks import published
 from benchmarks.rows import PROMPT, RESPONSE, VOCABULARY, hh_rows, pocket_rows
 from harness.model.logprobs import enable_packed_forward, response_logps, sequence_logps
 from harness.train.batching import PreferenceRow, collate_for_rank
-from harness.train.objectives import Rows, resolve_objective
+from harness.train.objectives import Rows, resolve
 
 ALPHA, BETA = 1e-3, 0.01
 MICRO_BATCH, GLOBAL_BATCH, TOKEN_BUDGET = 8, 32, 4096
@@ -60,32 +60,28 @@ def make_model(vocabulary: int, sizes: dict[str, Any], args: argparse.Namespace)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = sizes["num_attention_heads"]
+    options: dict[str, Any] = {"attn_implementation": "sdpa", **sizes}
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        num_key_value_heads=heads,
-        max_position_embeddings=1024,
-        attn_implementation="sdpa",
-        **sizes,
+        vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=1024, **options
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return (
-            LlamaForCausalLM(config).to(device=args.device, dtype=getattr(torch, args.dtype)).eval()
-        )
+        model: Any = LlamaForCausalLM(config)
+    return model.to(device=args.device, dtype=getattr(torch, args.dtype)).eval()
 
 
 class Arm:
-    """A policy with its reference and optimiser, and what a step does. ``step(rows)`` returns the
-    losses of its micro-batches.
-    """
+    """A policy with its reference and optimiser, and what a step does."""
 
     def __init__(self, start: Any, args: argparse.Namespace) -> None:
-        self.policy, self.reference, self.args = (
-            copy.deepcopy(start),
-            copy.deepcopy(start).requires_grad_(False),
-            args,
-        )
+        self.policy = copy.deepcopy(start)
+        self.reference = copy.deepcopy(start).requires_grad_(False)
+        self.args = args
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-5)
+
+    def step(self, rows: Sequence[PreferenceRow]) -> list[float]:
+        """Learn from the rows; the losses of its micro-batches."""
+        raise NotImplementedError
 
     def update(self) -> None:
         self.optimizer.step()
@@ -114,7 +110,7 @@ class Packed(Arm):
     def __init__(self, start: Any, args: argparse.Namespace, token_budget: int) -> None:
         super().__init__(start, args)
         self.token_budget = token_budget
-        self.objective = resolve_objective("selm", alpha=ALPHA, beta=BETA)
+        self.objective = resolve("selm", alpha=ALPHA, beta=BETA)
         for model in (self.policy, self.reference):
             enable_packed_forward(model)
 
@@ -256,7 +252,8 @@ def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     from harness.train.trainer import PreferenceConfig, PreferenceTrainer
 

@@ -75,21 +75,18 @@ def hh_rows(count: int, seed: int = 0) -> list[PreferenceRow]:
 
 def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
     """``count`` rows of the pocket world under its tokenizer, and its vocabulary's size."""
-    from harness.pocket import data, tokenizer
+    from harness.pocket import data, tokenizer, wordings
     from harness.records import Pair, StageTask, read_jsonl
+    from harness.study.tasks import PocketDataTask, Runtime
     from harness.train.batching import encode_pair
 
     made = tokenizer.build()
     with tempfile.TemporaryDirectory() as scratch:
-        data.run(
-            StageTask(
-                "",
-                "data.pocket",
-                {"prompts": count + 1, "heldout": 1, "rows": 1, "seed": seed},
-                {},
-                Path(scratch),
-            )
+        share = wordings.BEST_STYLE.share
+        settings = PocketDataTask(
+            prompts=count + 1, heldout=1, rows=1, seed=seed, best_style_share=share
         )
+        data.run(StageTask("", "data.pocket", settings, {}, Path(scratch), Runtime()))
         found = [
             encode_pair(made, Pair(row["id"], row["messages"], row["chosen"], row["rejected"], ""))
             for row in read_jsonl(Path(scratch) / "train.jsonl")
