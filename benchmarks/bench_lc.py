@@ -30,7 +30,7 @@ def public(folder: Path, model: str) -> tuple[lc.OwnRows, lc.GamedRows]:
     gamed = pd.read_csv(folder / "df_gamed_reconstructed.csv")
     frame = pd.DataFrame(json.loads((folder / model / "annotations.json").read_text()))
     difficulty = gamed.drop_duplicates("index")["instruction_difficulty"].to_numpy()
-    delta = (frame["output_1"].str.len() - frame["output_2"].str.len()).astype(float).to_numpy()
+    delta = np.asarray(frame["output_1"].str.len() - frame["output_2"].str.len(), np.float64)
     columns = [
         gamed[name].to_numpy()
         for name in ("index", "preference", "std_delta_len", "instruction_difficulty")
