@@ -1,4 +1,4 @@
-"""A copy of the sources with one file added, as a reader of the README would add it."""
+"""A copy of the sources, changed as a reader of the README would change it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,36 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def code_of_the_readme(marker: str) -> str:
-    """The one Python block of the README between the marker's begin and end."""
+def code_of_the_readme(marker: str) -> list[str]:
+    """The Python blocks of the README between the marker's begin and end."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
     marked = text.partition(begin)[2].partition(end)[0]
-    (block,) = re.findall(r"```python\n(.*?)```", marked, re.DOTALL)
-    return str(block)
+    return re.findall(r"```python\n(.*?)```", marked, re.DOTALL)
 
 
 class Tree:
     """The copied sources and the commands run in them."""
 
-    def __init__(self, root: Path, file: str, code: str) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
         for name in ("harness", "analysis", "ablations"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, root / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", root)
-        assert not (root / file).exists()
-        (root / file).write_text(code, encoding="utf-8")
+
+    def add(self, file: str, code: str) -> None:
+        """A file that was not there."""
+        path = self.root / file
+        assert not path.exists()
+        path.write_text(code, encoding="utf-8")
+
+    def insert(self, file: str, start: str, above: str, below: str) -> None:
+        """Code above and below the one place where ``start`` stands."""
+        path = self.root / file
+        source = path.read_text(encoding="utf-8")
+        assert source.count(start) == 1
+        path.write_text(source.replace(start, above + start + below), encoding="utf-8")
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}

@@ -16,8 +16,9 @@ NAME = "exact_answer"
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    code = code_of_the_readme("benchmark")
-    return Tree(tmp_path_factory.mktemp("tree"), f"harness/evaluate/{NAME}.py", code)
+    made = Tree(tmp_path_factory.mktemp("tree"))
+    made.add(f"harness/evaluate/{NAME}.py", *code_of_the_readme("benchmark"))
+    return made
 
 
 STUDY = ("ablations/smoke.yaml", "--set", f"evaluation.benchmarks=[{NAME},heldout]")

@@ -14,8 +14,9 @@ SMALL = ("pocket.steps=20", "pocket.rows=400", "diagnostics.enabled=false")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    code = code_of_the_readme("ranker")
-    return Tree(tmp_path_factory.mktemp("tree"), f"harness/rankers/{NAME}.py", code)
+    made = Tree(tmp_path_factory.mktemp("tree"))
+    made.add(f"harness/rankers/{NAME}.py", *code_of_the_readme("ranker"))
+    return made
 
 
 def test_it_is_planned_counted_and_found_ready(tree: Tree) -> None:
