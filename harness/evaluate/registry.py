@@ -24,7 +24,7 @@ def _found() -> Mapping[str, Benchmark]:
     names = [
         path.stem
         for path in sorted(FOLDER.glob("*.py"))
-        if re.search(r"^BENCHMARK = ", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if re.search(r"^BENCHMARK\b[^=\n]*=", path.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     modules = (importlib.import_module(f"harness.evaluate.{name}") for name in names)
     found = {module.BENCHMARK.name: module.BENCHMARK for module in modules}

@@ -20,7 +20,7 @@ def _found() -> Mapping[str, Ranker]:
     names = [
         path.stem
         for path in sorted(FOLDER.glob("*.py"))
-        if re.search(r"^RANKER = ", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if re.search(r"^RANKER\b[^=\n]*=", path.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     modules = (importlib.import_module(f"harness.rankers.{name}") for name in names)
     return {module.RANKER.kind: module.RANKER for module in modules}

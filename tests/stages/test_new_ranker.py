@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from harness.records import read_jsonl
@@ -9,7 +10,7 @@ from tests.tree import ROOT, Tree, code_of_the_readme
 
 NAME = "brevity"
 STUDY = ("ablations/smoke.yaml", "--set", f"ranker.kind={NAME}")
-SMALL = ("pocket.steps=20", "pocket.rows=400", "diagnostics.enabled=false")
+SMALL = ("pocket.steps=20", "pocket.rows=400")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_it_is_planned_counted_and_found_ready(tree: Tree) -> None:
     tree.selm("doctor", *STUDY)
 
 
-def test_its_winner_is_the_shortest(tree: Tree) -> None:
+def test_its_winner_is_the_shortest_and_diagnostics_hold_its_rewards(tree: Tree) -> None:
     small = [part for one in SMALL for part in ("--set", one)]
     benchmarks = ("--set", "evaluation.benchmarks=[heldout]")
     tree.selm("run", *STUDY, *small, *benchmarks, "--executor", "inline")
@@ -38,3 +39,9 @@ def test_its_winner_is_the_shortest(tree: Tree) -> None:
     assert pairs
     for row in pairs:
         assert len(row["chosen"].split()) <= len(row["rejected"].split())
+    scores = pd.concat(
+        pd.read_parquet(file) for file in (tree.root / "results" / "store").rglob("scores.parquet")
+    )
+    rewards = scores[scores["metric"] == "reward_samples"]["value"].dropna()
+    assert len(rewards)
+    assert (rewards <= 0).all()

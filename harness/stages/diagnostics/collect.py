@@ -15,14 +15,12 @@ from harness.model.logprobs import PackedPrompt, response_logps
 from harness.model.policy import Policy, load_policy, model_folder
 from harness.pocket import oracle
 from harness.rankers.ranker import RankContext, RankItem
-from harness.rankers.registry import rewards
+from harness.rankers.registry import RANKERS, rewards
 from harness.records import GenerationRequest, Pair, Prompt, StageTask, read_jsonl, request_seed
 from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, TokenIds, score_sheets
 from harness.study.tasks import DiagnosticsTask
 
-EXTERNAL = ("oracle", "reward_model", "pairrm")
-"""Rankers that score samples here; a judge is paid per call and left to its own stages."""
 ROLES = {"theta": "policy", "reference": "reference_policy", "base": "base", "previous": "previous"}
 """Role of a policy → the stage's input that holds it."""
 
@@ -220,7 +218,7 @@ def add_modes(drafts: Sequence[Draft], theta: Policy, token_budget: int) -> None
 def add_rewards(task: StageTask[DiagnosticsTask], drafts: Sequence[Draft]) -> None:
     """External rewards of the samples, where the ranker is one that may be asked here."""
     settings = task.settings.ranker
-    if settings.kind not in EXTERNAL:
+    if RANKERS[settings.kind].asks_judge:  # paid per call: left to its own stages
         return
     items = []
     for draft in drafts:
