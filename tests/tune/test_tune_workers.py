@@ -284,9 +284,9 @@ def test_trials_that_are_too_slow_fail_in_spawned_workers_too(tmp_path: Path) ->
     )
     run = Run(tmp_path, f"sqlite:///{tmp_path / 'optuna.db'}", stuck + "trial_timeout_s: 2\n")
     run.wait(run.start(TUNE_WORLD_STUCK="dpo"))
-    assert [trial.user_attrs.get("reason") for trial in run.study().trials] == [
-        "the trial ran longer than 2 s"
-    ] * 4
+    # On a busy machine a heartbeat may come late: that trial is lost, and queued again.
+    told = [trial.user_attrs.get("reason") for trial in run.study().trials]
+    assert [reason for reason in told if reason] == ["the trial ran longer than 2 s"] * 4
 
 
 def test_the_dashboard_shows_the_search(tmp_path: Path) -> None:
