@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -160,19 +160,56 @@ class StageTask(Generic[Settings]):
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """``count`` of the ``of`` ``what`` (rows, prompts, …) that a stage met were not used, for one
+    reason. examples: where the first of them stand, ``file:line`` or an id.
+    """
+
+    stage: str
+    what: str
+    reason: str
+    count: int
+    of: int
+    examples: tuple[str, ...] = ()
+
+
+class Tally:
+    """Collects what a stage leaves out of its ``what``, by reason; ``read`` counts all it met."""
+
+    EXAMPLES = 3
+
+    def __init__(self, stage: str, what: str) -> None:
+        self.stage, self.what, self.read = stage, what, 0
+        self._places: dict[str, list[str]] = {}
+
+    def leave_out(self, reason: str, place: str) -> None:
+        """Count one. place: ``file:line`` or an id."""
+        self._places.setdefault(reason, []).append(place)
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """One entry a reason, the commonest first."""
+        ordered = sorted(self._places.items(), key=lambda item: (-len(item[1]), item[0]))
+        return tuple(
+            LeftOut(self.stage, self.what, reason, len(at), self.read, tuple(at[: self.EXAMPLES]))
+            for reason, at in ordered
+        )
+
+
+@dataclass(frozen=True)
 class StageOutcome:
     """What a stage reports. ``errors`` > 0 keeps the stage partial: its folder is kept as a journal
     and retried.
 
     costs: additive counts (``tokens_generated``, ``tokens_trained``, ``judge_calls``,
     ``judge_prompt_tokens``, …). summary: small JSON values worth showing (never used as an input of
-    another stage).
+    another stage). left_out: what was not used, and why.
     """
 
     rows: int
     errors: int = 0
     costs: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +234,8 @@ class StageRecord:
     """Hash of all other fields, so that an altered record is noticed; empty in records of the first
     version.
     """
+    left_out: Sequence[Mapping[str, Any]] = ()
+    """`LeftOut` entries as mappings; in no seal while there are none, as before there were any."""
 
     def sealed(self) -> StageRecord:
         """This record with its seal."""
@@ -205,6 +244,8 @@ class StageRecord:
     def expected_seal(self) -> str:
         """What the seal must be."""
         fields = {name: value for name, value in vars(self).items() if name != "seal"}
+        if not self.left_out:
+            del fields["left_out"]
         return content_hash(
             "record", json.loads(canonical_json(fields))
         )  # as it will be read back: keys of mappings are text

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from harness.engine.store import Store
-from harness.records import Prompt
+from harness.records import Prompt, Tally
 from harness.stages.data import file_rows, prompts_of
 from tests import tiny
 
@@ -69,7 +69,8 @@ def start_model(folder: Path, prompts: list[Prompt]) -> Path:
 @pytest.mark.slow
 def test_the_chain_runs_on_real_text(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz"
-    prompts, _ = prompts_of(itertools.islice(file_rows(source), 64))
+    rows = itertools.islice(file_rows(source), 64)
+    prompts = prompts_of(rows, Tally("data.files", "rows"))
     start = start_model(tmp_path / "start", prompts)
     bench, alpaca = shared_data / "mt_bench", shared_data / "alpaca_eval"
     settings = {

@@ -145,6 +145,7 @@ def _record(
         costs,
         dict(outcome.summary),
         environment(),
+        left_out=[vars(one) for one in outcome.left_out],
     )
 
 

@@ -21,7 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import HarnessError, Prompt, StageOutcome, StageTask, content_hash, write_jsonl
+from harness.records import (
+    HarnessError,
+    Prompt,
+    StageOutcome,
+    StageTask,
+    Tally,
+    content_hash,
+    write_jsonl,
+)
 from harness.study.tasks import FileDataTask
 
 Messages = tuple[Mapping[str, str], ...]
@@ -57,7 +65,10 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
             "it to 0"
         )
     train_rows, heldout_rows, where = _sources(settings)
-    train, dropped = prompts_of(train_rows)
+    rows_left, heldout_left, repeated = (
+        Tally(task.stage, what) for what in ("rows", "held-out rows", "training prompts")
+    )
+    train = prompts_of(train_rows, rows_left)
     wanted = settings.heldout
     if heldout_rows is None:
         if len(train) <= wanted:
@@ -67,12 +78,16 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
             )
         train, heldout = train[:-wanted], train[-wanted:]
     else:
-        heldout, dropped_heldout = prompts_of(heldout_rows)
-        dropped += dropped_heldout
+        heldout = prompts_of(heldout_rows, heldout_left)
         heldout = _drawn(heldout, wanted, settings, "heldout", where)
     kept_out = {content_hash(prompt.messages) for prompt in heldout}
-    trainable = [prompt for prompt in train if content_hash(prompt.messages) not in kept_out]
-    dropped["prompt is held out"] += len(train) - len(trainable)
+    trainable = []
+    for prompt in train:
+        repeated.read += 1
+        if content_hash(prompt.messages) in kept_out:
+            repeated.leave_out("prompt is held out", prompt.id)
+        else:
+            trainable.append(prompt)
     aside = settings.ranker_pairs
     if aside:
         for_ranker = _drawn(trainable, aside, settings, "ranker_pairs", where)
@@ -83,12 +98,9 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
     write_jsonl(task.out / "train.jsonl", train)
     write_jsonl(task.out / "heldout.jsonl", _unique(heldout, {prompt.id for prompt in train}))
     write_jsonl(task.out / "ood.jsonl", [])
-    summary = {
-        "train": len(train),
-        "heldout": len(heldout),
-        "left_out": {k: v for k, v in sorted(dropped.items()) if v},
-    }
-    return StageOutcome(rows=len(train) + len(heldout), summary=summary)
+    summary = {"train": len(train), "heldout": len(heldout)}
+    left_out = [*rows_left.left_out(), *heldout_left.left_out(), *repeated.left_out()]
+    return StageOutcome(len(train) + len(heldout), summary=summary, left_out=tuple(left_out))
 
 
 def _drawn(
@@ -240,15 +252,16 @@ def _hub_message(name: str, revision: str, split: str, error: Exception) -> str:
 # ---------------------------------------------------------------------------------------
 
 
-def prompts_of(rows: Iterable[Row]) -> tuple[list[Prompt], Counter[str]]:
-    """Prompts with unique ids, and how many rows were left out by reason."""
-    prompts, dropped = [], Counter[str]()
+def prompts_of(rows: Iterable[Row], tally: Tally) -> list[Prompt]:
+    """Prompts with unique ids; rows that are no pair are told to ``tally``."""
+    prompts = []
     for row in rows:
+        tally.read += 1
         try:
             prompts.append(prompt_of(row))
         except _NotAPair as reason:
-            dropped[str(reason)] += 1
-    return _unique(prompts, set()), dropped
+            tally.leave_out(str(reason), row.place)
+    return _unique(prompts, set())
 
 
 def _unique(prompts: Sequence[Prompt], taken: set[str]) -> list[Prompt]:

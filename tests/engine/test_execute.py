@@ -15,7 +15,16 @@ from harness.engine.graph import Plan
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.engine.worker import run_stage
-from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl, redact, write_jsonl
+from harness.records import (
+    HarnessError,
+    LeftOut,
+    StageOutcome,
+    StageTask,
+    Tally,
+    read_jsonl,
+    redact,
+    write_jsonl,
+)
 from harness.study.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +39,7 @@ class Toy:
         self.calls: list[str] = []
         self.errors: dict[str, int] = {}
         self.raises: dict[str, Exception] = {}
+        self.left_out: tuple[LeftOut, ...] = ()
 
     def __call__(self, task: StageTask) -> StageOutcome:
         self.calls.append(task.stage)
@@ -45,7 +55,8 @@ class Toy:
             (task.out / "model" / "model.safetensors").write_bytes(
                 task.settings.model_dump_json().encode()
             )
-        return StageOutcome(10, self.errors.get(task.stage, 0), {"judge_calls": 2})
+        errors = self.errors.get(task.stage, 0)
+        return StageOutcome(10, errors, {"judge_calls": 2}, left_out=self.left_out)
 
 
 @pytest.fixture
@@ -85,6 +96,26 @@ def test_every_stage_runs_once_and_a_second_walk_runs_none(
     again = walk(plan, store)
     assert (again.executed, again.reused) == (0, len(plan.nodes))
     assert len(toy.calls) == len(plan.nodes)
+
+
+def test_what_a_stage_left_out_stands_in_its_record(plan: Plan, store: Store, toy: Toy) -> None:
+    tally = Tally("data.pocket", "rows")
+    tally.read = 9
+    for line in range(1, 6):
+        tally.leave_out("empty answer", f"rows.jsonl:{line}")
+    toy.left_out = tally.left_out()
+    walk(plan, store, ("data.pocket",))
+    (key,) = (key for key in store.all_keys() if store.state(key) == "done")
+    assert store.record(key).left_out == [
+        {
+            "stage": "data.pocket",
+            "what": "rows",
+            "reason": "empty answer",
+            "count": 5,
+            "of": 9,
+            "examples": ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"],
+        }
+    ]
 
 
 def test_a_failed_stage_blocks_only_what_needs_it(plan: Plan, store: Store, toy: Toy) -> None:

@@ -218,6 +218,18 @@ def test_a_changed_field_of_a_record_breaks_its_seal(store: Store) -> None:
     assert len(store.verify()) == 1
 
 
+def test_a_seal_made_before_anything_was_left_out_still_holds(store: Store) -> None:
+    path = commit(store) / "record.json"
+    fields = json.loads(path.read_text())
+    del fields["left_out"]
+    path.write_text(json.dumps(fields))
+    assert store.record(KEY).left_out == ()
+    fields["left_out"] = [{"stage": "rollout", "what": "rows", "count": 1}]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(HarnessError, match="do not match its seal"):
+        store.record(KEY)
+
+
 def test_an_altered_input_is_noticed_before_it_is_used(store: Store) -> None:
     path = commit(store) / "rows.jsonl"
     assert store.altered(KEY) == []

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.records import HarnessError, read_jsonl
+from harness.records import HarnessError, Tally, read_jsonl
 from harness.stages import data
 from tests.tasks import stage_task
 
@@ -105,21 +105,20 @@ def test_rows_that_are_no_pairs_are_counted():
         {**PLAIN, "rejected": None},
         {**HH, "chosen": "\n\nHuman: Hi"},
     ]
-    prompts, dropped = data.prompts_of(data.Row(row, "f") for row in rows)
+    tally = Tally("data.files", "rows")
+    prompts = data.prompts_of((data.Row(row, f"f:{n}") for n, row in enumerate(rows, 1)), tally)
     assert len(prompts) == 1
-    assert dropped == {
-        "identical answers": 1,
-        "empty answer": 2,
-        "prompts differ": 1,
-        "no assistant turn at the end": 1,
+    assert {one.reason: (one.count, one.of, one.examples) for one in tally.left_out()} == {
+        "identical answers": (1, 6, ("f:2",)),
+        "empty answer": (2, 6, ("f:3", "f:5")),
+        "prompts differ": (1, 6, ("f:4",)),
+        "no assistant turn at the end": (1, 6, ("f:6",)),
     }
 
 
 def test_repeated_ids_are_told_apart():
-    prompts, _ = data.prompts_of(
-        data.Row(row, "f")
-        for row in [PLAIN, {**PLAIN, "chosen": "Green."}, {**PLAIN, "chosen": "Red."}]
-    )
+    rows = [PLAIN, {**PLAIN, "chosen": "Green."}, {**PLAIN, "chosen": "Red."}]
+    prompts = data.prompts_of((data.Row(row, "f") for row in rows), Tally("data.files", "rows"))
     first = prompts[0].id
     assert [p.id for p in prompts] == [first, f"{first}#2", f"{first}#3"]
 
@@ -200,7 +199,13 @@ def test_a_heldout_file_of_its_own(tmp_path):
     outcome, train, heldout = _run(tmp_path, path, heldout_path=str(extra), heldout=2)
     assert train == ["Question 0", "Question 1", "Question 2"]
     assert heldout == ["Question 3", "Question 4"]
-    assert outcome.summary["left_out"] == {"prompt is held out": 2}
+    (left,) = outcome.left_out
+    assert (left.what, left.reason, left.count, left.of) == (
+        "training prompts",
+        "prompt is held out",
+        2,
+        5,
+    )
 
 
 def test_drawn_by_the_data_seed_in_the_files_order(tmp_path):
@@ -297,7 +302,6 @@ def test_real_helpful_transcripts(tmp_path, shared_data):
     outcome, train, heldout = _run(
         tmp_path, shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz", heldout=64
     )
-    left_out = outcome.summary["left_out"]
-    assert len(train) + len(heldout) + sum(left_out.values()) == 2354
+    assert len(train) + len(heldout) + sum(one.count for one in outcome.left_out) == 2354
     assert len(train) > 2000
     assert all(text.strip() for text in train)
