@@ -75,9 +75,16 @@ def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object
     """Title, heads and rows of everything that is listed."""
     yield (
         "Objectives",
-        ("name", "reads", "parameters", "definition"),
+        ("name", "reads", "parameters", "definition", "source", "checked against"),
         (
-            (f"`{name}`", ", ".join(one.reads), _pairs(one.parameters), _first(one.function))
+            (
+                f"`{name}`",
+                ", ".join(one.reads),
+                _pairs(one.parameters),
+                _first(one.function),
+                one.source,
+                f"TRL's {one.trl}" if one.trl else "the formula only",
+            )
             for name, one in OBJECTIVES.items()
         ),
     )

@@ -12,6 +12,8 @@ this module does not import torch.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 PAIR = ("chosen", "rejected")
 TRIPLE = ("chosen", "rejected", "explore")
 PLACEBOS = ("none", "negative", "other_prompt")
+GEB_FLOOR = 1e-5
+"""Keeps the bonuses of GEB finite where pi is 0; the released code's value."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,91 @@ def dpop(rows: Rows, *, beta: float, penalty: float = 50.0) -> Tensor:
     return -_logsigmoid(beta * (rows.delta() - penalty * (-rows.ratio("chosen")).clamp(min=0)))
 
 
+def dpo_norm(rows: Rows, *, beta: float) -> Tensor:
+    """-log sigma(beta (r(y_w)/|y_w| - r(y_l)/|y_l|)): DPO on means over tokens. Lambert et al. 2024
+    (Tulu 3), arXiv 2411.15124.
+    """
+    gap = rows.ratio("chosen") / rows.tokens["chosen"]
+    return -_logsigmoid(beta * (gap - rows.ratio("rejected") / rows.tokens["rejected"]))
+
+
+def wpo(rows: Rows, *, beta: float) -> Tensor:
+    """w(y_w) w(y_l) dpo, w(y) = exp(log pi(y)/|y|) without gradient: pairs weigh as the policy
+    would write them. Zhou et al. 2024, arXiv 2406.11827, eq. 2, without its alignment of weights.
+    """
+    weights = (rows.mean_logp("chosen") + rows.mean_logp("rejected")).detach().exp()
+    return weights * dpo(rows, beta=beta)
+
+
+def exo(rows: Rows, *, beta: float, epsilon: float = 1e-3) -> Tensor:
+    """KL(q || p), q = (sigma(beta Delta), sigma(-beta Delta)), p = (1 - eps, eps): the reverse of
+    cDPO's cross-entropy. Ji et al. 2024, arXiv 2402.00856, eq. 16.
+
+    Raises HarnessError for eps outside (0, 1), where the divergence is infinite.
+    """
+    if not 0 < epsilon < 1:
+        raise HarnessError(f"objective exo: epsilon {epsilon}; it lies between 0 and 1")
+    gap = beta * rows.delta()
+    won = gap.sigmoid() * (_logsigmoid(gap) - math.log1p(-epsilon))
+    return won + (-gap).sigmoid() * (_logsigmoid(-gap) - math.log(epsilon))
+
+
+def nca(rows: Rows, *, beta: float) -> Tensor:
+    """-log sigma(beta r(y_w)) - (log sigma(-beta r(y_w)) + log sigma(-beta r(y_l))) / 2. Chen et
+    al. 2024, arXiv 2402.05369, for one pair.
+    """
+    chosen, rejected = beta * rows.ratio("chosen"), beta * rows.ratio("rejected")
+    noise = _logsigmoid(-chosen) + _logsigmoid(-rejected)
+    return -_logsigmoid(chosen) - noise / 2
+
+
+def sppo(rows: Rows, *, beta: float) -> Tensor:
+    """(r(y_w) - 1/(2 beta))^2 + (r(y_l) + 1/(2 beta))^2: the winner is taken to win always (hard
+    probabilities). Wu et al. 2024, arXiv 2405.00675, eq. 4.7 (beta is 1/eta).
+    """
+    half = 1 / (2 * beta)
+    return (rows.ratio("chosen") - half) ** 2 + (rows.ratio("rejected") + half) ** 2
+
+
+def orpo(rows: Rows, *, beta: float) -> Tensor:
+    """-log pi(y_w)/|y_w| - beta log sigma(o(y_w) - o(y_l)), o = log(p / (1 - p)), p = exp(log
+    pi(y)/|y|); no reference. Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7 (beta is its lambda).
+
+    TRL counts the prompt's tokens in the first term; the paper and this do not.
+    """
+
+    def log_odds(role: str) -> Tensor:
+        mean = rows.mean_logp(role)
+        return mean - (-mean.expm1()).log()
+
+    odds = _logsigmoid(log_odds("chosen") - log_odds("rejected"))
+    return -rows.mean_logp("chosen") - beta * odds
+
+
+def geb_p(rows: Rows, *, beta: float, kappa: float = 1.0) -> Tensor:
+    """dpo + kappa pi(y_l): general exploratory bonus u f'(u) - f(u) = u under KL, with u = 2 - pi,
+    on the rejected response. Li et al. 2025, arXiv 2510.03269, and the released code.
+
+    pi(y_l) is the whole response's probability: for long ones the term is next to nothing.
+    """
+    return dpo(rows, beta=beta) + kappa * rows.logps["rejected"].exp()
+
+
+def geb_f(rows: Rows, *, beta: float, kappa: float = 1.0) -> Tensor:
+    """dpo - kappa / (pi(y_l) + 1e-5): general exploratory bonus with u = 1/pi. arXiv 2510.03269 and
+    the released code.
+    """
+    return dpo(rows, beta=beta) - kappa / (rows.logps["rejected"].exp() + GEB_FLOOR)
+
+
+def geb_tanh(rows: Rows, *, beta: float, kappa: float = 1.0) -> Tensor:
+    """dpo - kappa artanh(1 - pi(y_l) - 1e-5): general exploratory bonus with u = artanh(1 - pi).
+    arXiv 2510.03269 and the released code.
+    """
+    u = (1 - rows.logps["rejected"].exp() - GEB_FLOOR).atanh()
+    return dpo(rows, beta=beta) - kappa * u
+
+
 Coefficient = Callable[[float, float], float]
 
 
@@ -180,7 +269,8 @@ class Objective:
     function: ``(rows, *, beta, **parameters) -> losses (B,)``, with ``alpha`` too when it explores;
     its docstring holds equation and source. reads: roles of the responses whose log-probabilities
     it reads. parameters: names with defaults. coefficient: c(alpha, beta), the coefficient on
-    log pi_theta(y) where pi_theta = pi_ref; None: there is no y.
+    log pi_theta(y) where pi_theta = pi_ref; None: there is no y. trl: trainer and loss of TRL
+    beside which the tests run it; empty: checked against its formula only.
     """
 
     function: Callable[..., Tensor]
@@ -188,6 +278,13 @@ class Objective:
     parameters: Mapping[str, float] = field(default_factory=dict)
     coefficient: Coefficient | None = None
     needs_reference: bool = True
+    trl: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where its equation stands: the docstring's arXiv number or note."""
+        found = re.search(r"arXiv\s+[\d.]+\d|note on \w+", self.function.__doc__ or "")
+        return " ".join(found[0].split()) if found else ""
 
     @property
     def explores(self) -> bool:
@@ -196,20 +293,29 @@ class Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "dpo": Objective(dpo),
+    "dpo": Objective(dpo, trl="DPOTrainer sigmoid"),
     "selm": Objective(selm, TRIPLE, {}, lambda alpha, beta: alpha * beta),
     "selm_algorithm_1": Objective(selm_algorithm_1, TRIPLE, {}, lambda alpha, _beta: alpha),
     "xpo": Objective(xpo, TRIPLE, {"clip": 500.0}, lambda alpha, _beta: alpha),
     "vpo": Objective(vpo, TRIPLE, {}, lambda alpha, beta: alpha * beta),
     "se_popo": Objective(se_popo, TRIPLE, {}, lambda alpha, _beta: alpha / 4),
     "ipo": Objective(ipo),
-    "ipo_mean": Objective(ipo_mean),
+    "ipo_mean": Objective(ipo_mean, trl="DPOTrainer ipo"),
     "cdpo": Objective(cdpo, PAIR, {"epsilon": 0.1}),
-    "robust": Objective(robust, PAIR, {"epsilon": 0.1}),
-    "hinge": Objective(hinge),
-    "simpo": Objective(simpo, PAIR, {"gamma": 0.5}, needs_reference=False),
+    "robust": Objective(robust, PAIR, {"epsilon": 0.1}, trl="DPOTrainer robust"),
+    "hinge": Objective(hinge, trl="DPOTrainer hinge"),
+    "simpo": Objective(simpo, PAIR, {"gamma": 0.5}, needs_reference=False, trl="CPOTrainer simpo"),
     "rpo": Objective(rpo, PAIR, {"weight": 1.0}),
     "dpop": Objective(dpop, PAIR, {"penalty": 50.0}),
+    "dpo_norm": Objective(dpo_norm, trl="DPOTrainer sigmoid_norm"),
+    "wpo": Objective(wpo),
+    "exo": Objective(exo, PAIR, {"epsilon": 1e-3}, trl="DPOTrainer exo_pair"),
+    "nca": Objective(nca, trl="DPOTrainer nca_pair"),
+    "sppo": Objective(sppo, trl="DPOTrainer sppo_hard"),
+    "orpo": Objective(orpo, needs_reference=False, trl="ORPOTrainer odds_ratio"),
+    "geb_p": Objective(geb_p, PAIR, {"kappa": 1.0}),
+    "geb_f": Objective(geb_f, PAIR, {"kappa": 1.0}),
+    "geb_tanh": Objective(geb_tanh, PAIR, {"kappa": 1.0}),
 }
 
 

@@ -20,6 +20,7 @@ ROLES = ("chosen", "rejected", "explore")
 BETA, ALPHA = 0.5, 0.2
 DPO = 0.2014132779827524  # ln(1 + e^-1.5)
 FLIPPED = 1.7014132779827524  # ln(1 + e^1.5) = 1.5 + DPO
+LOST = 0.18242552380635635  # sigma(-1.5)
 
 WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {
     "dpo": [({}, DPO)],
@@ -36,6 +37,24 @@ WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {
     "simpo": [({}, math.log1p(math.exp(0.375)))],  # 0.5 (-3/2 + 7/4) - 0.5 = -0.375
     "rpo": [({}, DPO + 1.5), ({"weight": 0.1}, DPO + 0.15)],  # -log pi(y_w) / 2 tokens = 1.5
     "dpop": [({}, DPO)],  # r(y_w) > 0: no penalty
+    "dpo_norm": [({}, math.log1p(math.exp(-0.625)))],  # 0.5 (2/2 + 1/4)
+    "wpo": [({}, math.exp(-3 / 2 - 7 / 4) * DPO)],
+    "exo": [
+        ({}, 0.8175744761936437 * (-DPO - math.log(0.999)) + LOST * (-FLIPPED - math.log(0.001))),
+        ({"epsilon": 0.5}, -0.8175744761936437 * DPO - LOST * FLIPPED + math.log(2)),
+    ],
+    "nca": [  # beta r = 1 and -0.5
+        ({}, math.log1p(math.exp(-1)) + (math.log1p(math.e) + math.log1p(math.exp(-0.5))) / 2)
+    ],
+    "sppo": [({}, (2 - 1) ** 2 + (-1 + 1) ** 2)],
+    "orpo": [  # odds p / (1 - p) of p = e^-1.5 and e^-1.75
+        ({}, 1.5 + 0.5 * math.log1p((math.exp(1.5) - 1) / (math.exp(1.75) - 1)))
+    ],
+    "geb_p": [({}, DPO + math.exp(-7)), ({"kappa": 3.0}, DPO + 3 * math.exp(-7))],
+    "geb_f": [({"kappa": 1e-3}, DPO - 1e-3 / (math.exp(-7) + 1e-5))],
+    "geb_tanh": [  # artanh(1 - p) = ln((2 - p) / p) / 2
+        ({}, DPO - math.log((2 - math.exp(-7) - 1e-5) / (math.exp(-7) + 1e-5)) / 2)
+    ],
 }
 
 
@@ -184,7 +203,7 @@ def test_documented_with_equation_and_source(name: str) -> None:
     assert any(mark in text for mark in ("sigma", "max(", "^2", "dpo")), (
         "the docstring gives the equation"
     )
-    assert "arXiv" in text or "note" in text, "the docstring gives the source"
+    assert OBJECTIVES[name].source, "the docstring gives the source"
 
 
 @pytest.mark.parametrize(
@@ -207,6 +226,26 @@ def test_wrong_settings_are_refused_with_what_is_allowed(
     with pytest.raises(HarnessError) as refused:
         resolve(**{"beta": BETA, **arguments})
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0])
+def test_exo_needs_a_label_that_may_be_wrong(epsilon: float) -> None:
+    with pytest.raises(HarnessError, match="between 0 and 1"):
+        loss_of("exo", worked_rows(), epsilon=epsilon)
+
+
+def test_wpo_weighs_without_a_gradient_of_its_own() -> None:
+    rows = worked_rows()
+    loss_of("wpo", rows).sum().backward()
+    slope = -0.5 * LOST * math.exp(-3 / 2 - 7 / 4)
+    assert rows.logps["chosen"].grad.item() == pytest.approx(slope)
+
+
+@pytest.mark.parametrize("name", ["geb_p", "geb_f", "geb_tanh"])
+def test_an_exploratory_bonus_lowers_the_rejected_answers_probability(name: str) -> None:
+    rows = worked_rows()
+    (loss_of(name, rows) - loss_of("dpo", rows)).sum().backward()
+    assert rows.logps["rejected"].grad.item() > 0
 
 
 def test_a_flip_probability_of_one_half_has_no_unbiased_loss() -> None:

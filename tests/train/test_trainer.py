@@ -40,6 +40,10 @@ def _dpo(p: Numbers, q: Numbers, n: dict[str, int]) -> Tensor:
     return -_log_sigma(BETA * ((p["chosen"] - q["chosen"]) - (p["rejected"] - q["rejected"])))
 
 
+def _exo(wins: Tensor) -> Tensor:
+    return wins * torch.log(wins / 0.999) + (1 - wins) * torch.log((1 - wins) / 0.001)
+
+
 def _gap(p: Numbers, q: Numbers) -> Tensor:
     return (p["chosen"] - q["chosen"]) - (p["rejected"] - q["rejected"])
 
@@ -77,6 +81,41 @@ PLAIN: dict[str, Callable[[Numbers, Numbers, dict[str, int]], Tensor]] = {
     "dpop": lambda p, q, n: (
         -_log_sigma(BETA * (_gap(p, q) - 50 * torch.relu(q["chosen"] - p["chosen"])))
     ),
+    "dpo_norm": lambda p, q, n: (
+        -_log_sigma(
+            BETA
+            * (
+                (p["chosen"] - q["chosen"]) / n["chosen"]
+                - (p["rejected"] - q["rejected"]) / n["rejected"]
+            )
+        )
+    ),
+    "wpo": lambda p, q, n: (
+        _dpo(p, q, n)
+        * torch.exp(p["chosen"].detach()) ** (1 / n["chosen"])
+        * torch.exp(p["rejected"].detach()) ** (1 / n["rejected"])
+    ),
+    "exo": lambda p, q, n: _exo(1 / (1 + torch.exp(-BETA * _gap(p, q)))),
+    "nca": lambda p, q, n: (
+        -_log_sigma(BETA * (p["chosen"] - q["chosen"]))
+        - 0.5 * _log_sigma(BETA * (q["chosen"] - p["chosen"]))
+        - 0.5 * _log_sigma(BETA * (q["rejected"] - p["rejected"]))
+    ),
+    "sppo": lambda p, q, n: (
+        (p["chosen"] - q["chosen"] - 0.5 / BETA) ** 2
+        + (p["rejected"] - q["rejected"] + 0.5 / BETA) ** 2
+    ),
+    "orpo": lambda p, q, n: (
+        -p["chosen"] / n["chosen"]
+        - BETA
+        * _log_sigma(
+            torch.logit(torch.exp(p["chosen"] / n["chosen"]))
+            - torch.logit(torch.exp(p["rejected"] / n["rejected"]))
+        )
+    ),
+    "geb_p": lambda p, q, n: _dpo(p, q, n) + torch.exp(p["rejected"]),
+    "geb_f": lambda p, q, n: _dpo(p, q, n) - 1 / (torch.exp(p["rejected"]) + 1e-5),
+    "geb_tanh": lambda p, q, n: _dpo(p, q, n) - torch.arctanh(1 - 1e-5 - torch.exp(p["rejected"])),
 }
 """Losses of one row written again from method.md's table, without the objectives' code."""
 

@@ -1,0 +1,131 @@
+"""Objectives that TRL has too, beside TRL's own trainers: the same rows, loss and gradient."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.train.batching import PreferenceRow
+from harness.train.objectives import OBJECTIVES, Rows, resolve
+from harness.train.trainer import PreferenceTrainer
+from tests import plain, tiny
+from tests.preferences import config, model, rows
+from tests.train.test_trainer import moved
+
+CASES = {name: one.trl.split() for name, one in OBJECTIVES.items() if one.trl}
+ON_PAIRS = [name for name, (trainer, _) in CASES.items() if trainer == "DPOTrainer"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    monkeypatch.setenv("CI", "1")
+
+
+def their_step(
+    name: str, policy: Any, start: Any, batch: list[PreferenceRow], folder: Path
+) -> tuple[float, Tensor]:
+    """Loss and gradient of TRL's DPOTrainer on one batch, tokens in, as ours."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    objective = OBJECTIVES[name]
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        beta=0.1,
+        loss_type=[objective.trl.split()[1]],
+        label_smoothing=objective.parameters.get("epsilon", 0.0),
+        per_device_train_batch_size=len(batch),
+        train_sampling_strategy="sequential",
+        max_length=64,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+    )
+    data = [
+        {
+            "prompt_ids": [*row.prompt_ids],
+            "chosen_ids": [*row.responses["chosen"]],
+            "rejected_ids": [*row.responses["rejected"]],
+        }
+        for row in batch
+    ]
+    trainer = DPOTrainer(
+        model=policy,
+        ref_model=start,
+        args=arguments,
+        train_dataset=Dataset.from_list(data),
+        processing_class=tiny.tokenizer("llama3"),
+    )
+    loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    loss.backward()
+    return loss.item(), plain.gradient(trainer.model)
+
+
+@pytest.mark.parametrize("name", ON_PAIRS)
+def test_loss_and_gradient_are_trls(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import DPOTrainer
+
+    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
+    start = model(vocab_size=len(tiny.tokenizer("llama3")))
+    policy, batch = moved(start), rows(12)
+    arguments = config(tmp_path, objective=name, alpha=0.0, max_log_ratio=1e9)
+    ours = PreferenceTrainer(copy.deepcopy(policy), arguments, batch, ref_model=start)
+    loss = float(ours.training_step(ours.model, batch))
+    wanted, gradient = their_step(name, policy, copy.deepcopy(start), batch, tmp_path)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert plain.relative_error(plain.gradient(ours.model), gradient) < 1e-5
+
+
+def means(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        role: -torch.rand(7, generator=generator, dtype=torch.float64).mul(3).add(0.05)
+        for role in ("chosen", "rejected")
+    }
+
+
+def ours_of(name: str, logps: dict[str, Tensor]) -> Tensor:
+    """Losses of responses of one token: their mean is their sum."""
+    tokens = {role: torch.ones(7, dtype=torch.float64) for role in logps}
+    return resolve(name, beta=0.3).losses(Rows(logps, tokens=tokens))
+
+
+def test_the_odds_ratio_of_orpo_is_trls() -> None:
+    logps = means(1)
+    from trl.experimental.orpo import ORPOTrainer
+
+    itself: Any = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    theirs, *_ = ORPOTrainer.odds_ratio_loss(itself, *logps.values())
+    assert torch.allclose(ours_of("orpo", logps), -logps["chosen"] - theirs, rtol=1e-5)
+
+
+def test_simpo_is_trls() -> None:
+    logps = means(2)
+    from trl.experimental.cpo import CPOTrainer
+
+    itself: Any = SimpleNamespace(
+        beta=0.3,
+        loss_type="simpo",
+        alpha=0.0,
+        simpo_gamma=OBJECTIVES["simpo"].parameters["gamma"],
+        label_smoothing=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    theirs, *_ = CPOTrainer.cpo_loss(itself, *logps.values())
+    assert torch.allclose(ours_of("simpo", logps), theirs, rtol=1e-6)
+
+
+def test_what_the_table_calls_checked_has_a_check_here() -> None:
+    elsewhere = {"orpo", "simpo"}
+    assert set(CASES) == {*ON_PAIRS, *elsewhere}
