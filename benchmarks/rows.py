@@ -77,6 +77,7 @@ def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
     """``count`` rows of the pocket world under its tokenizer, and its vocabulary's size."""
     from harness.pocket import data, tokenizer, wordings
     from harness.records import Pair, StageTask, read_jsonl
+    from harness.study.sections import WorldSettings
     from harness.study.tasks import PocketDataTask, Runtime
     from harness.train.batching import encode_pair
 
@@ -84,7 +85,12 @@ def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
     with tempfile.TemporaryDirectory() as scratch:
         share = wordings.BEST_STYLE.share
         settings = PocketDataTask(
-            prompts=count + 1, heldout=1, rows=1, seed=seed, best_style_share=share
+            prompts=count + 1,
+            heldout=1,
+            rows=1,
+            seed=seed,
+            best_style_share=share,
+            world=WorldSettings(),
         )
         data.run(StageTask("", "data.pocket", settings, {}, Path(scratch), Runtime()))
         found = [

@@ -117,7 +117,8 @@ def stage_task(
 def rank_context(kind: str, out: Path = Path("unused"), **extra: Any) -> RankContext:
     """What a ranker of this kind is given on a CPU; settings beside ``kind`` by name."""
     settings = {name: extra.pop(name) for name in list(extra) if name in RankerTask.model_fields}
-    return RankContext(RankerTask(kind=kind, **settings), Runtime(), out, **extra)
+    task = RankerTask(**{"kind": kind, "world": RECIPE.world} | settings)
+    return RankContext(task, Runtime(), out, **extra)
 
 
 __all__ = ["Limit", "RankerTask", "objective", "optimiser", "settings_of", "stage_task"]

@@ -15,7 +15,7 @@ from harness.evaluate.registry import manifest_of
 from harness.rankers.registry import RANKERS
 from harness.records import content_hash
 from harness.study import tasks
-from harness.study.sections import Section, at_iteration
+from harness.study.sections import JudgeSettings, Section, at_iteration
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
 from harness.study.tasks import ObjectiveTask, Runtime
@@ -103,6 +103,8 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
                 found[name + FINGERPRINT] = fingerprints[found.pop(name)]
     for name in others:
         value = values[name]
+        if name in settings.later and value == settings.later[name]:
+            continue
         if name in settings.flattened:
             entries = value.items()
             found |= {key: defining_settings(one, fingerprints) for key, one in entries}
@@ -110,7 +112,7 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
             found[name] = value.keyed()
         elif isinstance(value, Section):
             found[name] = defining_settings(value, fingerprints)
-        elif name not in settings.later or value != settings.later[name]:
+        else:
             found[name] = value
     return found
 
@@ -194,7 +196,7 @@ class Builder:
 
         def make() -> tasks.RankerTask:
             version = RANKERS[recipe.ranker.kind].version
-            return tasks.RankerTask(**vars(recipe.ranker), version=version)
+            return tasks.RankerTask(**vars(recipe.ranker), version=version, world=recipe.world)
 
         found: tasks.RankerTask = self.once(recipe, "ranker", make)
         return found
@@ -206,6 +208,11 @@ class Builder:
             "generation_batch": model.generation_batch,
             "backend": model.generation_backend,
         }
+
+    def judge(self, recipe: Recipe) -> JudgeSettings:
+        """The judge as stages are given it."""
+        found: JudgeSettings = self.once(recipe, "judge", lambda: recipe.judge.within(recipe.world))
+        return found
 
     def computing(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of every stage that runs a model."""

@@ -15,7 +15,7 @@ from harness.engine.scores import add_pairs, add_scores
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
 from harness.study import tasks
-from harness.study.sections import DecodingSettings, at_iteration
+from harness.study.sections import DecodingSettings, WorldSettings, at_iteration
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
 
@@ -56,6 +56,13 @@ when that stage was first stored.
 """
 
 
+def _offline_world(world: WorldSettings) -> WorldSettings:
+    """What of the world decides its data: no offline answer in the best style says what it is
+    worth, so both worlds have the same data then.
+    """
+    return world.model_copy(update={"best_style_worth": 1.0}) if world.unseen else world
+
+
 class Runs(Builder):
     """The stages of a study's runs."""
 
@@ -68,7 +75,7 @@ class Runs(Builder):
         """Role (data, base, benchmarks, and ranker or explorer where there is one) → key."""
 
         def make() -> dict[str, str]:
-            shared = {"model", "pocket", "data", "evaluation", "ranker", "ranker_training"}
+            shared = {"model", "pocket", "world", "data", "evaluation", "ranker", "ranker_training"}
             shared |= {"exploration", "runtime"}
             tag = recipe.model_dump_json(include=shared) + f"/{recipe.training.threads}"
             if tag not in self._prepared:
@@ -96,7 +103,10 @@ class Runs(Builder):
     def _pocket(self, recipe: Recipe) -> dict[str, str]:
         pocket, evaluation = recipe.pocket, recipe.evaluation
         data_task = tasks.PocketDataTask(
-            **vars(recipe.data), rows=pocket.rows, best_style_share=pocket.best_style_share
+            **vars(recipe.data),
+            rows=pocket.rows,
+            best_style_share=pocket.best_style_share,
+            world=_offline_world(recipe.world),
         )
         data = self.add("data.pocket", data_task, {}, recipe)
         base_task = tasks.PocketBaseTask(**vars(pocket), threads=recipe.training.threads)
@@ -266,7 +276,7 @@ class Runs(Builder):
             **vars(self.ranker(recipe)),
             threads=recipe.training.threads,
             rule=recipe.pairs.rule,
-            judge=recipe.judge if RANKERS[recipe.ranker.kind].asks_judge else None,
+            judge=self.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
             seed=cell.seed,
             iteration=iteration,
             placebo="other_prompt" if placebo == "other_prompt" else "none",

@@ -62,9 +62,9 @@ def settled(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Section:
         asked = Asked(
             settings=recipe.evaluation.of(benchmark.name),
             evaluation=recipe.evaluation,
-            judge=recipe.judge,
+            judge=builder.judge(recipe),
             ranker=builder.ranker(recipe),
-            ranker_judge=recipe.judge if RANKERS[recipe.ranker.kind].asks_judge else None,
+            ranker_judge=builder.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
             generating=builder.generating(recipe),
             threads=recipe.training.threads,
         )

@@ -2,7 +2,7 @@
 supervised conversations.
 
 Settings: prompts (0: 1536), heldout, ood, seed of ``data``; rows (supervised conversations),
-best_style_share of ``pocket``.
+best_style_share of ``pocket``; the two knobs of ``world``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ PAIR_CORRECT_SHARE = 0.7
 """Share of right answers among the offline answers, which come from 'other models'."""
 
 
-def with_pair(prompt: Prompt, rng: np.random.Generator, best_style_share: float) -> Prompt:
+def with_pair(
+    prompt: Prompt, rng: np.random.Generator, best_style_share: float, best_style_worth: float = 1.0
+) -> Prompt:
     """``prompt`` with two answers drawn from the data distribution, the one of higher reward as
     chosen; ties are drawn again.
     """
@@ -36,7 +38,7 @@ def with_pair(prompt: Prompt, rng: np.random.Generator, best_style_share: float)
             )
             for _ in range(2)
         ]
-        rewards = [oracle.reward(prompt.messages, text) for text in drawn]
+        rewards = [oracle.reward(prompt.messages, text, best_style_worth) for text in drawn]
         if rewards[0] != rewards[1]:
             best = 0 if rewards[0] > rewards[1] else 1
             return dataclasses.replace(prompt, chosen=drawn[best], rejected=drawn[1 - best])
@@ -80,7 +82,8 @@ def run(task: StageTask[PocketDataTask]) -> StageOutcome:
     """
     settings = task.settings
     seed = settings.seed
-    share = settings.best_style_share
+    share, world = settings.best_style_share, settings.world
+    offline = share if world.offline_best_style_share is None else world.offline_best_style_share
     sizes = {
         "train": settings.prompts or DEFAULT_PROMPTS,
         "heldout": settings.heldout,
@@ -89,21 +92,24 @@ def run(task: StageTask[PocketDataTask]) -> StageOutcome:
     rows = 0
     for number, (name, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
-        rows += write_jsonl(task.out / f"{name}.jsonl", _prompts(name, size, rng, share))
+        prompts = _prompts(name, size, rng, offline, world.best_style_worth)
+        rows += write_jsonl(task.out / f"{name}.jsonl", prompts)
     count = settings.rows
     rng = np.random.default_rng([seed, len(sizes)])
     rows += write_jsonl(task.out / "sft.jsonl", (conversation(rng, share) for _ in range(count)))
     return StageOutcome(rows=rows, summary=_summary(sizes, count))
 
 
-def _prompts(name: str, size: int, rng: np.random.Generator, share: float) -> Iterator[Prompt]:
+def _prompts(
+    name: str, size: int, rng: np.random.Generator, share: float, worth: float
+) -> Iterator[Prompt]:
     split: language.Split = "ood"
     if name in ("train", "heldout"):
         split = name  # type: ignore[assignment]
     for prompt in language.sample_prompts(
         size, rng, split, two_turn_share=0.0 if split == "ood" else 0.2
     ):
-        yield with_pair(prompt, rng, share)
+        yield with_pair(prompt, rng, share, worth)
 
 
 def _summary(sizes: Mapping[str, int], rows: int) -> dict[str, Any]:

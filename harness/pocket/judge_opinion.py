@@ -37,7 +37,7 @@ def verdict(
         return "I can only judge answers, and I find none in this prompt.", None
     seed = settings["seed"] + SEED_PERIOD * (int(body.get("seed") or 0) % SEED_PERIOD)
     if judgment.form == "rating":
-        rating = _rating(judgment, settings["noise"], seed)
+        rating = _rating(judgment, settings, seed)
         return f"{_remark(rating)} Rating: [[{rating}]]", None
     second = min(max(_preference(judgment, settings, seed), 1e-6), 1.0 - 1e-6)
     if judgment.form == "token":
@@ -58,13 +58,23 @@ def _remark(rating: int) -> str:
     )[min(3, rating // 3)]
 
 
+def _worth(settings: Mapping[str, Any]) -> float:
+    """What the best style is worth to this judge."""
+    worth = settings.get("best_style_worth")
+    return 1.0 if worth is None else float(worth)
+
+
 def _known(messages: list[dict[str, str]]) -> bool:
     return language.parse_messages(messages) is not None
 
 
-def _rating(judgment: Judgment, noise: float, seed: int) -> int:
+def _rating(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> int:
+    noise, worth = float(settings["noise"]), _worth(settings)
     if _known(judgment.messages):
-        return oracle.rating(judgment.messages, judgment.answers[0], noise=noise, seed=seed)
+        answer = judgment.answers[0]
+        return oracle.rating(
+            judgment.messages, answer, noise=noise, seed=seed, best_style_worth=worth
+        )
     question, answer = judgment.messages[-1]["content"], judgment.answers[0]
     value = 1.0 + 9.0 * surface_quality(question, answer, judgment.reference)
     value += noise * oracle.standard_normal("rating", seed, question, answer)
@@ -74,6 +84,7 @@ def _rating(judgment: Judgment, noise: float, seed: int) -> int:
 def _preference(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> float:
     """Probability that the second answer is preferred."""
     a, b = judgment.answers
+    worth = _worth(settings)
     noise, position, length = (
         float(settings[name]) for name in ("noise", "position_bias", "length_bias")
     )
@@ -88,13 +99,14 @@ def _preference(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> f
             position_bias=position,
             length_bias=length,
             seed=seed,
+            best_style_worth=worth,
         )
     question_a, question_b = (
         judgment.messages[-1]["content"],
         (judgment.other or judgment.messages)[-1]["content"],
     )
     if _known(judgment.messages) and judgment.other is not None and _known(judgment.other):
-        gap = oracle.reward(judgment.other, b) - oracle.reward(judgment.messages, a)
+        gap = oracle.reward(judgment.other, b, worth) - oracle.reward(judgment.messages, a, worth)
     else:
         gap = surface_quality(question_b, b, judgment.reference) - surface_quality(
             question_a, a, judgment.reference

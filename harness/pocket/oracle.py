@@ -57,26 +57,37 @@ def task_of(messages: Sequence[Mapping[str, str]]) -> language.Task:
     return task
 
 
-def reward(messages: Sequence[Mapping[str, str]], answer: str) -> float:
+def worth_of(style: wordings.Style, best_style_worth: float = 1.0) -> float:
+    """Reward of a right answer in ``style``, where the best style is worth ``best_style_worth``."""
+    return best_style_worth if style is wordings.BEST_STYLE else style.worth
+
+
+def reward(
+    messages: Sequence[Mapping[str, str]], answer: str, best_style_worth: float = 1.0
+) -> float:
     """Exact reward in [0, 1] of ``answer`` to the last user turn of ``messages``."""
     task = task_of(messages)
     found = style_of(answer)
-    return found[0].worth if found and found[1] == language.solve(task) else 0.0
+    right = found is not None and found[1] == language.solve(task)
+    return worth_of(found[0], best_style_worth) if found and right else 0.0
 
 
 def is_correct(messages: Sequence[Mapping[str, str]], answer: str) -> bool:
     """Whether the content is right, whatever the style (texts in no style are wrong)."""
-    return reward(messages, answer) > 0.0
+    found = style_of(answer)
+    return found is not None and found[1] == language.solve(task_of(messages))
 
 
-def modes(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, float]]:
+def modes(
+    messages: Sequence[Mapping[str, str]], best_style_worth: float = 1.0
+) -> list[tuple[str, float]]:
     """The answer modes (text, reward), best first: every style with the right content and with two
     near misses (18).
     """
     task = task_of(messages)
     contents = (language.solve(task), *language.near_misses(task))
     listed = [
-        (style.render(content), style.worth if i == 0 else 0.0)
+        (style.render(content), worth_of(style, best_style_worth) if i == 0 else 0.0)
         for i, content in enumerate(contents)
         for style in wordings.STYLES
     ]
@@ -88,7 +99,9 @@ def reference(messages: Sequence[Mapping[str, str]]) -> str:
     return wordings.BEST_STYLE.render(language.solve(task_of(messages)))
 
 
-def quality(messages: Sequence[Mapping[str, str]], answer: str) -> float:
+def quality(
+    messages: Sequence[Mapping[str, str]], answer: str, best_style_worth: float = 1.0
+) -> float:
     """What the judge looks at, in [0, 1]: the reward for prompts of the language.
 
     For any other prompt a crude stand-in, so that the judge answers on real text too: the share of
@@ -96,7 +109,7 @@ def quality(messages: Sequence[Mapping[str, str]], answer: str) -> float:
     the answer is.
     """
     if language.parse_messages(messages) is not None:
-        return reward(messages, answer)
+        return reward(messages, answer, best_style_worth)
     words = answer.lower().split()
     return len(set(words)) / len(words) * math.tanh(len(words) / 40.0) if words else 0.0
 
@@ -110,6 +123,7 @@ def preference(
     position_bias: float,
     length_bias: float,
     seed: int,
+    best_style_worth: float = 1.0,
 ) -> float:
     """Probability that the judge prefers ``output_b``, shown second, to ``output_a``, shown first.
 
@@ -117,10 +131,8 @@ def preference(
     with q the quality, lengths in characters, and z standard normal, decided by (seed, messages,
     outputs) and changing sign when the outputs change places.
     """
-    logit = (
-        PREFERENCE_SHARPNESS * (quality(messages, output_b) - quality(messages, output_a))
-        - position_bias
-    )
+    first, second = (quality(messages, output, best_style_worth) for output in (output_a, output_b))
+    logit = PREFERENCE_SHARPNESS * (second - first) - position_bias
     logit += length_bias * math.tanh((len(output_b) - len(output_a)) / LENGTH_SCALE)
     if output_a != output_b:
         sign = 1.0 if output_a < output_b else -1.0
@@ -132,13 +144,20 @@ def preference(
     return 1.0 / (1.0 + math.exp(-logit))
 
 
-def rating(messages: Sequence[Mapping[str, str]], answer: str, *, noise: float, seed: int) -> int:
+def rating(
+    messages: Sequence[Mapping[str, str]],
+    answer: str,
+    *,
+    noise: float,
+    seed: int,
+    best_style_worth: float = 1.0,
+) -> int:
     """The judge's rating 1..10 of ``answer`` to the last user turn: 1 + 9 quality + noise z,
     rounded and kept in range.
     """
     value = (
         1.0
-        + 9.0 * quality(messages, answer)
+        + 9.0 * quality(messages, answer, best_style_worth)
         + noise * standard_normal("rating", seed, _plain(messages), answer)
     )
     return max(1, min(10, math.floor(value + 0.5)))

@@ -11,8 +11,10 @@ from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     """Oracle reward of every text, in [0, 1]."""
     context.add_cost("ranker_texts", sum(len(item.texts) for item in items))
+    worth = context.settings.world.best_style_worth
     return [
-        Ranked(tuple(oracle.reward(item.messages, text) for text in item.texts)) for item in items
+        Ranked(tuple(oracle.reward(item.messages, text, worth) for text in item.texts))
+        for item in items
     ]
 
 

@@ -87,6 +87,26 @@ class PocketBaseSettings(Section):
     seed: NonNegative = 0
 
 
+class WorldSettings(Section):
+    """What is true of the pocket world: the two knobs that decide whether exploration can matter
+    (ignored for other data).
+    """
+
+    offline_best_style_share: Share | None = None
+    """Share of the best style ("checked") among the offline answers; empty: as in the base's
+    (``pocket.best_style_share``). 0: only exploration finds it.
+    """
+    best_style_worth: Share = 1.0
+    """Reward of a right answer in that style. 1: optimism about what was never seen pays; 0: it
+    costs, and the best reward is then another style's 0.70.
+    """
+
+    @property
+    def unseen(self) -> bool:
+        """Whether no offline answer is in the best style."""
+        return self.offline_best_style_share == 0
+
+
 class DataSettings(Section):
     source: Literal["pocket", "files", "hub"] = "pocket"
     path: str = ""
@@ -157,6 +177,8 @@ class ExplorationSettings(DecodingSettings):
 
 
 class RankerSettings(Section):
+    later: ClassVar[Mapping[str, Any]] = {"off_support_error": 0.0}
+
     kind: str = "oracle"
     """Which ranker (`harness.rankers`)."""
     model: str = ""
@@ -165,6 +187,10 @@ class RankerSettings(Section):
     """
     revision: str = ""
     max_length: Positive = 1024
+    off_support_error: float = 0.0
+    """With kind misgeneralising: what is added to the reward of an answer that nothing in the
+    offline data is like.
+    """
 
 
 class RankerTrainingSettings(Section):
@@ -226,6 +252,8 @@ class LoopSettings(Section):
 
 
 class JudgeSettings(Section):
+    later: ClassVar[Mapping[str, Any]] = {"best_style_worth": None}
+
     kind: Literal["pocket", "openai"] = "pocket"
     model: str = "pocket-judge"
     base_url: str = ""
@@ -242,16 +270,27 @@ class JudgeSettings(Section):
     length_bias: float = 0.0
     seed: NonNegative = 0
     """noise, position_bias, length_bias, seed: the pocket judge's (log-odds or rating points)."""
+    best_style_worth: Share | None = None
+    """What the pocket judge thinks ``world.best_style_worth`` is; empty: the truth."""
 
     @property
     def opinion(self) -> dict[str, Any]:
         """What decides the pocket judge's verdicts."""
-        return {
+        opinion: dict[str, Any] = {
             "noise": self.noise,
             "position_bias": self.position_bias,
             "length_bias": self.length_bias,
             "seed": self.seed,
         }
+        if self.best_style_worth is not None:
+            opinion["best_style_worth"] = self.best_style_worth
+        return opinion
+
+    def within(self, world: WorldSettings) -> JudgeSettings:
+        """These settings where the pocket judge knows what is true of ``world``."""
+        if self.best_style_worth is not None or world.best_style_worth == 1:
+            return self
+        return self.model_copy(update={"best_style_worth": world.best_style_worth})
 
 
 class DiagnosticsSamples(Section):

@@ -25,6 +25,7 @@ from harness.study.sections import (
     RuntimeSettings,
     Section,
     TrainingSettings,
+    WorldSettings,
 )
 
 
@@ -73,6 +74,7 @@ class Recipe(Section):
     title: str = ""
     model: ModelSettings = ModelSettings()
     pocket: PocketBaseSettings = PocketBaseSettings()
+    world: WorldSettings = WorldSettings()
     data: DataSettings = DataSettings()
     loop: LoopSettings = LoopSettings()
     objective: ObjectiveSettings = ObjectiveSettings()

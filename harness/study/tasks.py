@@ -30,6 +30,7 @@ from harness.study.sections import (
     RankerTrainingSettings,
     RuntimeSettings,
     Section,
+    WorldSettings,
 )
 
 
@@ -74,8 +75,13 @@ class Nothing(Section):
 
 # -- what all runs share --------------------------------------------------------
 class PocketDataTask(DataSettings):
+    """``data.pocket``."""
+
+    later: ClassVar[Mapping[str, Any]] = {"world": WorldSettings()}
+
     rows: Positive
     best_style_share: float
+    world: WorldSettings
 
 
 class FileDataTask(DataSettings):
@@ -142,9 +148,14 @@ class RolloutTask(DecodingSettings, Generating):
 class RankerTask(RankerSettings):
     """A ranker as a stage is given it."""
 
-    later: ClassVar[Mapping[str, Any]] = {"version": 1}
+    later: ClassVar[Mapping[str, Any]] = {
+        **RankerSettings.later,
+        "version": 1,
+        "world": WorldSettings(),
+    }
 
     version: Positive = 1
+    world: WorldSettings
     model_fingerprint: str = ""
 
 

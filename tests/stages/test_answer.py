@@ -221,7 +221,9 @@ def test_heldout_prompts_over_the_limit_have_no_answer(inputs, tmp_path):
 
 
 def _oracle_by_length(monkeypatch):
-    monkeypatch.setattr("harness.pocket.oracle.reward", lambda messages, text: len(text) / 10)
+    monkeypatch.setattr(
+        "harness.pocket.oracle.reward", lambda messages, text, worth: len(text) / 10
+    )
 
 
 def _score(

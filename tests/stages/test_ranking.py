@@ -127,7 +127,9 @@ SAMPLES = {"p0": ["long answer 0"], "p1": ["x"], "p2": ["good2"], "p3": ["bad3x"
 
 
 def _by_length(monkeypatch):
-    monkeypatch.setattr("harness.pocket.oracle.reward", lambda messages, text: float(len(text)))
+    monkeypatch.setattr(
+        "harness.pocket.oracle.reward", lambda messages, text, worth: float(len(text))
+    )
 
 
 def _task(tmp_path: Path, responses: list[Response] | None = None, **settings) -> StageTask:
@@ -248,7 +250,9 @@ def test_samples_only_needs_two_samples(tmp_path, monkeypatch):
 def test_unknown_rule_and_kind_say_what_is_allowed():
     with pytest.raises(ValidationError, match=r"'best'; known: best_worst, replace, samples_only"):
         Recipe(pairs={"rule": "best"})
-    with pytest.raises(ValidationError, match=r"'gpt'; known: judge, oracle, pairrm, reward_model"):
+    with pytest.raises(
+        ValidationError, match=r"'gpt'; known: judge, misgeneralising, oracle, pairrm, reward_model"
+    ):
         Recipe(ranker={"kind": "gpt"})
 
 

@@ -99,7 +99,7 @@ def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evi
             draft.sheet.add(sample.ids)
     budget = task.runtime.token_budget or 8192
     if settings.pocket:
-        add_modes(heldout, theta, budget)
+        add_modes(heldout, theta, budget, settings.ranker.world.best_style_worth)
     add_rewards(task, heldout)
     sheets = [draft.sheet for draft in chain(*drafts.values()) if draft.sheet is not None]
     score_sheets(sheets, policies.loaders, policies.names, token_budget=budget)
@@ -199,14 +199,17 @@ def draw(
     return found
 
 
-def add_modes(drafts: Sequence[Draft], theta: Policy, token_budget: int) -> None:
-    """The answers that have a reward (pocket world) with log π_θ; no other policy is asked for
-    them.
+def add_modes(
+    drafts: Sequence[Draft], theta: Policy, token_budget: int, best_style_worth: float = 1.0
+) -> None:
+    """The right answers (pocket world; no other has a reward) with log π_θ; no other policy is
+    asked for them.
     """
     listed_rewards, rows = [], []
     for draft in drafts:
         assert draft.sheet is not None
-        right = [(text, reward) for text, reward in oracle.modes(draft.messages) if reward > 0]
+        modes = oracle.modes(draft.messages, best_style_worth)
+        right = [mode for mode in modes if oracle.is_correct(draft.messages, mode[0])]
         responses = [encode_response(theta.tokenizer, draft.messages, text) for text, _ in right]
         rows.append(PackedPrompt(draft.sheet.prompt_ids, tuple(map(tuple, responses))))
         listed_rewards.append([reward for _, reward in right])
