@@ -130,11 +130,18 @@ def show_plan(plan: Plan, store: Store, workers: int) -> None:
         f"Stage-seconds of the whole study: {whole:.0f} with sharing, {unshared:.0f} without "
         f"({unshared / max(whole, 1e-9):.2f}×)."
     )
+    _show_same_arms(plan)
     left = sum(seconds[key] for key in plan.nodes if states[key] != "done")
     shown.say(
         f"Left to do: {left:.0f} stage-seconds, about {left / max(1, workers) / 60:.1f} minutes "
         f"on {workers} worker{'s' if workers != 1 else ''}."
     )
+
+
+def _show_same_arms(plan: Plan) -> None:
+    for labels in graph.same_arms(plan):
+        listed = " and ".join(map(repr, labels))
+        shown.say(f"Arms {listed} come to the same settings: one result under several names.")
 
 
 def _seconds(plan: Plan, store: Store) -> dict[str, float]:
@@ -205,6 +212,7 @@ def run_plan(
     states = store.states(list(plan.nodes))
     todo = sum(state != "done" for state in states.values())
     shown.say(f"Study {plan.study.name}: {len(plan.nodes)} stages, {todo} to do.")
+    _show_same_arms(plan)
     started = time.time()
     summary = _walk(plan, store, executor, workers, only, todo)
     freed = execute.retain(plan, store)

@@ -13,7 +13,7 @@ from harness.engine.stages import STAGES
 from harness.evaluate.benchmark import load
 from harness.evaluate.registry import manifest_of
 from harness.rankers.registry import RANKERS
-from harness.records import content_hash
+from harness.records import canonical_json, content_hash
 from harness.study import tasks
 from harness.study.sections import JudgeSettings, Section, at_iteration
 from harness.study.settings import Recipe
@@ -254,6 +254,15 @@ class Builder:
         here: dict[str, Any] = {"stage": stage, "seed": cell.seed, "iteration": iteration}
         here |= {f"arm.{name}": value for name, value in cell.arm.items()}
         return all(here.get(name) == value for name, value in wanted.items())
+
+
+def same_arms(plan: Plan) -> list[list[str]]:
+    """Labels of arms that come to the very same stages: equal settings under other names."""
+    labels: dict[str, list[str]] = {}
+    for run in plan.runs:
+        if run.cell.seed == plan.study.seeds[0]:
+            labels.setdefault(canonical_json(run.iterations), []).append(run.cell.label)
+    return [same for same in labels.values() if len(same) > 1]
 
 
 def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:

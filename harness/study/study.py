@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from harness.records import HarnessError
+from harness.study import names
+from harness.study.names import FolderName, Label
 from harness.study.sections import Section
 from harness.study.settings import Recipe
 from harness.study.yaml import Location, load_yaml
@@ -64,14 +66,14 @@ class Declaration(Section):
 
 
 class Arm(Section):
-    label: str
+    label: Label
     set: dict[str, Any] = {}
 
 
 class StudyFile(Section):
     """The YAML of a study, key by key."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: FolderName
     """Names the folder below ``results/``."""
     question: str = ""
     """What is asked, in a sentence; opens the report."""
@@ -250,8 +252,8 @@ def _study(
     cells = []
     for arm, recipe in zip(arms, recipes, strict=True):
         for seed in asked.seeds:
-            beside = run_name(baseline, seed) if baseline else ""
-            run = run_name(arm.values, seed)
+            beside = names.run_name(baseline, seed) if baseline else ""
+            run = names.run_name(arm.values, seed)
             cells.append(Cell(run, arm.values, arm.label, seed, recipe, beside))
     return Study(
         path,
@@ -266,17 +268,6 @@ def _study(
         tuple(cells),
         asked.fail,
     )
-
-
-def run_name(arm: Mapping[str, Any], seed: int) -> str:
-    """``objective.alpha=0.3,seed=1``: the arm's keys in study order, then the seed."""
-    return ",".join([*(f"{key}={_short(value)}" for key, value in arm.items()), f"seed={seed}"])
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value:g}"
-    return re.sub(r"[\s,]+", "", str(value))
 
 
 def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_Arm]:
@@ -297,15 +288,7 @@ def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_
         _no_repeats(values, path, lines, ("axes", key), f"value of axis {key!r}")
     grid = itertools.product(*asked.axes.values())
     points = [dict(zip(asked.axes, values, strict=True)) for values in grid]
-    return [_Arm(point, _label(point), point, ("axes",)) for point in points]
-
-
-def _label(arm: Mapping[str, Any]) -> str:
-    shown = []
-    for key, value in arm.items():
-        name = key.rsplit(".", 1)[-1].replace("alpha", "α").replace("beta", "β")
-        shown.append(f"{name} = {_short(value)}")
-    return ", ".join(shown) or "base recipe"
+    return [_Arm(point, names.label(point), point, ("axes",)) for point in points]
 
 
 def _baseline(
@@ -323,10 +306,17 @@ def _baseline(
 def _no_repeats(
     values: Sequence[Any], path: Path, lines: Mapping[Location, int], at: Location, what: str
 ) -> None:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            where = f"{path}:{_line(lines, (*at, index))}"
-            raise HarnessError(f"{where}: {what} {value!r} is given twice")
+    twice = names.first_of_the_same_name(values)
+    if not twice:
+        return
+    later, earlier = (values[place] for place in twice)
+    where = f"{path}:{_line(lines, (*at, twice[0]))}: {what} {later!r}"
+    if later == earlier:
+        raise HarnessError(f"{where} is given twice (named {names.text_of(later)})")
+    raise HarnessError(
+        f"{where} and {earlier!r} would have one name; write them apart by more than blanks, "
+        "commas, quotes and letter case"
+    )
 
 
 def _recipe_path(study: Path, name: str, lines: Mapping[Location, int]) -> Path:

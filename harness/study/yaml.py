@@ -5,6 +5,7 @@ knows its line.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,28 @@ def load_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
         raise HarnessError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: cannot be read ({error})") from None
-    loader = _Loader(text)
+    lines: dict[Location, int] = {}
     try:
-        node = loader.get_single_node()
+        node = _composed(text)
+        return (None if node is None else _build(node, (), lines, path)), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        raise HarnessError(
-            f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})"
-        ) from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise HarnessError(f"{path}{where}: not valid YAML ({problem})") from None
+    except RecursionError:
+        raise HarnessError(f"{path}: {_TOO_DEEP}") from None
+
+
+_TOO_DEEP = "values are nested too deeply, or one contains itself (an anchor and its alias)"
+
+
+def _composed(text: str) -> yaml.Node | None:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_node()
     finally:
         loader.dispose()
-    lines: dict[Location, int] = {}
-    return (None if node is None else _build(node, (), lines, path)), lines
 
 
 def _build(node: yaml.Node, at: Location, lines: dict[Location, int], path: Path) -> Any:
@@ -88,22 +98,28 @@ def _build(node: yaml.Node, at: Location, lines: dict[Location, int], path: Path
     return _scalar(node, path, line)
 
 
+_READ: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "int": int,
+    # YAML writes .inf and .nan with a point; minus zero is zero: equal values have one key.
+    "float": lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.lower())) + 0.0,
+}
+
+
 def _scalar(node: yaml.Node, path: Path, line: int) -> Any:
     kind, value = node.tag.rsplit(":", 1)[-1], str(node.value)
     if kind == "str":
+        if re.search("[\ud800-\udfff]", value):
+            raise HarnessError(f"{path}:{line}: a lone surrogate (\\ud800 to \\udfff) is no text")
         return value
-    if kind == "bool":
-        return value.lower() == "true"
-    if kind == "int":
-        return int(value)
-    if kind == "float":
-        return float(
-            value.replace(".inf", "inf")
-            .replace(".Inf", "inf")
-            .replace(".INF", "inf")
-            .lower()
-            .replace(".nan", "nan")
-        )
+    if kind in _READ:
+        try:
+            return _READ[kind](value)
+        except (ValueError, KeyError):
+            said = f"{value[:40]!r} is no {kind}" + (
+                " (too many digits)" if len(value) > 40 else ""
+            )
+            raise HarnessError(f"{path}:{line}: {said}") from None
     if kind == "null":
         return None
     raise HarnessError(f"{path}:{line}: tag {node.tag!r} is not allowed in a study")
@@ -113,11 +129,10 @@ def parse_scalar(text: str) -> Any:
     """One YAML value from the command line: ``1e-3`` → 0.001, ``[1, 2]`` → list, ``true`` → True,
     anything else text.
     """
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
+        node = _composed(text)
         return text if node is None else _build(node, (), {}, Path("command line"))
     except yaml.YAMLError:
         return text
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise HarnessError(f"command line: {_TOO_DEEP}") from None

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from harness.engine.store import Store
 from harness.records import HarnessError, canonical_json, content_hash
+from harness.study.names import FolderName
 from harness.study.sections import Section
 from harness.study.settings import Recipe
 from harness.study.study import Study, compose, validate
@@ -74,7 +75,7 @@ class Metric(Section):
 class TuneFile(Section):
     """The YAML of a search, key by key."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: FolderName
     """Names the folder below ``results/`` and the Optuna study."""
     question: str = ""
     recipe: str

@@ -1,0 +1,92 @@
+"""What arms and runs are called. A name is text that reads back equal, one name stands for one
+thing, and no name leaves the folder it is used in.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import AfterValidator, Field
+
+LONGEST = 100
+TAKEN = ("store", "bench", "examples")
+"""Folders of ``results/`` that are no study's."""
+
+
+def _free(name: str) -> str:
+    if name.lower() in TAKEN:
+        raise ValueError(f"results/{name.lower()} holds something else; choose another name")
+    return name
+
+
+def _visible(label: str) -> str:
+    if not label.strip():
+        raise ValueError("a label is empty; tables call the arm by it")
+    if not label.isprintable():
+        raise ValueError("a label holds characters that are not printed")
+    if label.lower() == "base":
+        raise ValueError("tables call the untrained policy Base; choose another label")
+    return label
+
+
+FolderName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=LONGEST), AfterValidator(_free)
+]
+"""Names a folder below ``results/``."""
+Label = Annotated[str, Field(max_length=LONGEST), AfterValidator(_visible)]
+
+
+def run_name(arm: Mapping[str, Any], seed: int) -> str:
+    """``objective.alpha=0.3,seed=1``: the arm's keys in study order, then the seed."""
+    return ",".join([*(f"{key}={_name(value)}" for key, value in arm.items()), f"seed={seed}"])
+
+
+def label(arm: Mapping[str, Any]) -> str:
+    """``α = 0.3, seed = 1``: an arm of a grid as tables call it."""
+    last = {key: key.rsplit(".", 1)[-1] for key in arm}
+    uses = Counter(last.values())
+    shown = []
+    for key, value in arm.items():
+        name = last[key] if uses[last[key]] == 1 else key
+        name = name.replace("alpha", "α").replace("beta", "β")
+        shown.append(f"{name} = {text_of(value)}")
+    return ", ".join(shown) or "base recipe"
+
+
+def text_of(value: Any) -> str:
+    """A value as text without commas; a number as the shortest that reads back equal (1, 1e-05)."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    if isinstance(value, Mapping):
+        return "{" + ";".join(f"{key}:{text_of(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ";".join(map(text_of, value)) + "]"
+    if value is None:
+        return "null"
+    return re.sub(r"[\s,]+", "", str(value))
+
+
+def _name(value: Any) -> str:
+    text = text_of(value)
+    return "".join(quote(c, safe="") if c in '/\\*?"<>|@%' else c for c in text)
+
+
+def first_of_the_same_name(values: Sequence[Any]) -> tuple[int, int] | None:
+    """Places of two values that one name would stand for, the later one first; None where every
+    name is its own. Names that differ in letter case or in the encoding of a character alone are
+    one folder on some disks, and one name to a reader.
+    """
+    seen: dict[str, int] = {}
+    for place, value in enumerate(values):
+        folded = unicodedata.normalize("NFKC", text_of(value)).casefold()
+        if folded in seen:
+            return place, seen[folded]
+        seen[folded] = place
+    return None
