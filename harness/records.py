@@ -89,7 +89,8 @@ class Pair:
     """One training row: prompt, chosen, rejected, and the exploration response y (all text).
 
     scores: the ranker's score of every candidate by name. y_role: whether y became the winner, the
-    loser or neither.
+    loser or neither. drawn: role → token ids of a response that ran into its limit, which has no
+    end of turn: its text, encoded again, would be given one.
     """
 
     prompt_id: str
@@ -101,6 +102,7 @@ class Pair:
     rejected_from: str = "rejected"
     scores: Mapping[str, float] = field(default_factory=dict)
     y_role: Literal["winner", "loser", "middle", "absent"] = "absent"
+    drawn: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

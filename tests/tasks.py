@@ -45,6 +45,7 @@ REQUIRED: Mapping[str, Any] = {
     "max_prompt_length": RECIPE.training.max_prompt_length,
     "max_length": RECIPE.training.max_length,
     "rule": "best_worst",
+    "truncated_y": RECIPE.pairs.truncated_y,
     "placebo": "none",
     "roles": ["chosen", "rejected", "explore"],
     "rows": RECIPE.pocket.rows,

@@ -276,6 +276,7 @@ class Runs(Builder):
             **vars(self.ranker(recipe)),
             threads=recipe.training.threads,
             rule=recipe.pairs.rule,
+            truncated_y=recipe.pairs.truncated_y,
             judge=self.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
             seed=cell.seed,
             iteration=iteration,

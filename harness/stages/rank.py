@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from harness.rankers.pair_rules import PAIR_RULES, Candidates, PairRule
@@ -53,6 +54,8 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     )
     ranked = _score(rows, rule, context)
     pairs, counts = _pairs(rows, ranked, rule)
+    if task.settings.truncated_y == "as_drawn":
+        pairs = _as_drawn(pairs, task.inputs["rollout"] / "responses.jsonl")
     if task.settings.placebo == "other_prompt":
         pairs = _other_prompt(pairs)
     errors = counts.pop("error", 0)
@@ -92,10 +95,7 @@ def _candidates(prompt: Prompt, samples: Sequence[tuple[int, str]]) -> Candidate
         for name, text in (("chosen", prompt.chosen), ("rejected", prompt.rejected))
         if text.strip()
     }
-    return Candidates(
-        prompt,
-        offline_pair | {"y" if sample == 0 else f"y{sample}": text for sample, text in samples},
-    )
+    return Candidates(prompt, offline_pair | {_name(sample): text for sample, text in samples})
 
 
 def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> list[Ranked]:
@@ -160,6 +160,25 @@ def _pairs(
     return pairs, counts
 
 
+def _as_drawn(pairs: Sequence[Pair], responses: Path) -> list[Pair]:
+    """The pairs with the drawn token ids of their truncated samples."""
+    cut = {
+        (row["prompt_id"], _name(row["sample"])): row["token_ids"]
+        for row in read_jsonl(responses)
+        if row["status"] == "truncated"
+    }
+    result = []
+    for pair in pairs:
+        names = {"chosen": pair.chosen_from, "rejected": pair.rejected_from, "explore": "y"}
+        found = {role: cut.get((pair.prompt_id, name)) for role, name in names.items()}
+        result.append(replace(pair, drawn={role: ids for role, ids in found.items() if ids}))
+    return result
+
+
+def _name(sample: int) -> str:
+    return f"y{sample}" if sample else "y"
+
+
 def role_of(explore: str | None, chosen: str, rejected: str) -> Role:
     """What became of y: the winner, the loser, neither, or absent when there is none (an empty
     answer is an answer).
@@ -182,10 +201,11 @@ def _other_prompt(pairs: Sequence[Pair]) -> list[Pair]:
         )
     result = list(pairs)
     for place, source in zip(places, [*places[1:], places[0]], strict=True):
-        pair, explore = pairs[place], pairs[source].explore
-        result[place] = replace(
-            pair, explore=explore, y_role=role_of(explore, pair.chosen, pair.rejected)
-        )
+        pair, given = pairs[place], pairs[source]
+        drawn = {role: ids for role, ids in pair.drawn.items() if role != "explore"}
+        drawn |= {role: ids for role, ids in given.drawn.items() if role == "explore"}
+        role = role_of(given.explore, pair.chosen, pair.rejected)
+        result[place] = replace(pair, explore=given.explore, y_role=role, drawn=drawn)
     return result
 
 

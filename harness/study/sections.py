@@ -208,6 +208,10 @@ class PairSettings(Section):
     """best_worst of {y, y_w, y_l}; replace: y better than y_w becomes chosen, else rejected;
     samples_only; offline pairs as given.
     """
+    truncated_y: Literal["as_drawn", "ended"] = "as_drawn"
+    """A sample that ran into ``max_new_tokens``: the tokens that were drawn, which have no end of
+    turn, or its text encoded anew with one.
+    """
 
 
 class LoraSettings(Section):

@@ -162,6 +162,9 @@ class RankerTask(RankerSettings):
 class RankTask(RankerTask, Threads):
     """``rank``. judge: only where the ranker is one."""
 
+    later: ClassVar[Mapping[str, Any]] = {**RankerTask.later, "truncated_y": "ended"}
+
+    truncated_y: Literal["as_drawn", "ended"]
     rule: str
     judge: JudgeSettings | None
     seed: NonNegative

@@ -55,7 +55,8 @@ def encode_pair(
     """Tokens of a pair. Responses are cut where prompt and response together reach ``max_length``
     (0: no limit).
 
-    A response whose end is cut loses its end-of-turn token, as in generation. Raises HarnessError
+    A response whose end is cut loses its end-of-turn token, as in generation; one that generation
+    cut keeps the tokens it was drawn with. Raises HarnessError
     for a prompt that leaves no room for a response or is over ``max_prompt_length``.
     """
     prompt_ids = tuple(encode_prompt(tokenizer, pair.messages, max_prompt_length))
@@ -69,15 +70,12 @@ def encode_pair(
     if pair.y_role != "absent":
         texts["explore"] = pair.explore
     ids: dict[str, tuple[int, ...]] = {}
-    for text in texts.values():
-        if text not in ids:
+    for role, text in texts.items():
+        if role not in pair.drawn and text not in ids:
             ids[text] = tuple(encode_response(tokenizer, pair.messages, text, room))
-    return PreferenceRow(
-        pair.prompt_id,
-        prompt_ids,
-        {role: ids[text] for role, text in texts.items()},
-        y_role=pair.y_role,
-    )
+    drawn = {role: tuple(given[: room or None]) for role, given in pair.drawn.items()}
+    responses = {role: drawn.get(role) or ids[text] for role, text in texts.items()}
+    return PreferenceRow(pair.prompt_id, prompt_ids, responses, y_role=pair.y_role)
 
 
 def encode_pairs(

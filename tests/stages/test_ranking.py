@@ -205,6 +205,49 @@ def test_failed_samples_leave_the_offline_pair_without_y(tmp_path, monkeypatch):
     assert (pairs["p1"].chosen, pairs["p1"].y_role) == ("cut short", "winner")
 
 
+CUT = [
+    Response("p0", 0, "cut short", (7, 7, 8), "truncated"),
+    Response("p1", 0, "x", (9, 2), "ok"),
+    Response("p2", 0, "good2", (4, 5), "truncated"),
+    Response("p3", 0, "a", (6,), "ok"),
+    Response("p3", 1, "cut shorter", (3, 1), "truncated"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {},
+            [
+                {"chosen": [7, 7, 8], "explore": [7, 7, 8]},
+                {},
+                {"explore": [4, 5]},  # the offline answer of the same text ends its turn
+                {"chosen": [3, 1]},
+            ],
+        ),
+        (
+            {"placebo": "other_prompt"},
+            [
+                {"chosen": [7, 7, 8]},
+                {"explore": [4, 5]},
+                {},
+                {"chosen": [3, 1], "explore": [7, 7, 8]},
+            ],
+        ),
+        ({"truncated_y": "ended"}, [{}, {}, {}, {}]),
+    ],
+    ids=["every role", "another prompt's y", "ended"],
+)
+def test_a_truncated_sample_keeps_the_tokens_it_was_drawn_with(
+    tmp_path, monkeypatch, settings, expected
+):
+    _by_length(monkeypatch)
+    task = _task(tmp_path, CUT, **settings)
+    rank.run(task)
+    assert [dict(pair.drawn) for pair in _pairs(task).values()] == expected
+
+
 def test_an_empty_sample_is_an_answer(tmp_path, monkeypatch):
     _by_length(monkeypatch)
     task = _task(tmp_path, [Response("p0", 0, "", (2,), "ok")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import json
 import os
@@ -20,10 +21,11 @@ import torch
 
 from harness.model.chat import encode_prompt, encode_response
 from harness.model.policy import load_policy, load_tokenizer
-from harness.records import HarnessError, read_jsonl
+from harness.records import HarnessError, Pair, read_jsonl
 from harness.stages import train
+from harness.train.batching import encode_pair
 from harness.train.trainer import PreferenceTrainer
-from tests import plain
+from tests import plain, tiny
 from tests.preferences import ROLES, run_train, stage_inputs, train_task
 
 ROOT = Path(__file__).parents[2]
@@ -329,6 +331,23 @@ def test_references_must_be_complete_and_of_these_pairs(
         run_train(inputs, tmp_path / "d", max_length=longest_prompt(inputs) + 3)
     with pytest.raises(HarnessError, match="leave no room for a response within max_length"):
         run_train(inputs, tmp_path / "e", max_length=longest_prompt(inputs))
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, 3), (3, 3), (2, 2)])
+def test_a_truncated_y_is_trained_on_the_tokens_it_was_drawn_with(room: int, kept: int) -> None:
+    """ "ab" drawn as "a", "b" and half of a letter that its text shows as a replacement mark."""
+    tokenizer = tiny.tokenizer("zephyr")
+    drawn = tokenizer("ab", add_special_tokens=False)["input_ids"]
+    drawn += tokenizer("é", add_special_tokens=False)["input_ids"][:1]
+    messages = ({"role": "user", "content": "Hi"},)
+    pair = Pair("p", messages, "good", "ab\ufffd", "ab\ufffd", y_role="loser")
+    pair = dataclasses.replace(pair, drawn={"rejected": drawn, "explore": drawn})
+    prompt = len(encode_prompt(tokenizer, messages))
+    row = encode_pair(tokenizer, pair, max_length=prompt + room if room else 0)
+    assert row.responses["rejected"] == row.responses["explore"] == tuple(drawn[:kept])
+    assert tokenizer.eos_token_id not in row.responses["rejected"]
+    ended = encode_pair(tokenizer, dataclasses.replace(pair, drawn={}))
+    assert ended.responses["rejected"][-1] == tokenizer.eos_token_id
 
 
 def test_an_over_long_y_is_cut_at_the_maximum_length(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def read_drafts(task: StageTask[DiagnosticsTask], tokenizer: Any) -> dict[str, l
     for row in list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))[-count:]:
         pair = Pair(**row)
         texts = {"chosen": pair.chosen, "rejected": pair.rejected, "explore": pair.explore}
-        draft = new_draft(pair.prompt_id, pair.messages, texts, task, tokenizer)
+        draft = new_draft(pair.prompt_id, pair.messages, texts, task, tokenizer, pair.drawn)
         draft.y_role = pair.y_role
         if pair.chosen_from in pair.scores and pair.rejected_from in pair.scores:
             draft.margin = pair.scores[pair.chosen_from] - pair.scores[pair.rejected_from]
@@ -141,8 +141,11 @@ def new_draft(
     texts: Mapping[str, str],
     task: StageTask[DiagnosticsTask],
     tokenizer: Any,
+    drawn: Mapping[str, Sequence[int]] | None = None,
 ) -> Draft:
-    """Encode a prompt with its given answers, cut as in training."""
+    """Encode a prompt with its given answers, cut as in training. drawn: token ids of those that
+    generation cut.
+    """
     settings = task.settings
     try:
         prompt_ids = encode_prompt(tokenizer, messages, settings.max_prompt_length)
@@ -153,7 +156,8 @@ def new_draft(
     room = max(1, settings.max_length - len(prompt_ids))
     for role, text in texts.items():
         if text:
-            draft.given[role] = sheet.add(encode_response(tokenizer, messages, text, room))
+            ids = (drawn or {}).get(role) or encode_response(tokenizer, messages, text, room)
+            draft.given[role] = sheet.add(ids[:room])
     return draft
 
 
