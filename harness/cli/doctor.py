@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from harness.model import shape as shapes
     from harness.model.shape import Shape
     from harness.rankers import registry as rankers
+    from harness.study import optimizers, tasks, yaml
     from harness.study import study as studies
-    from harness.study import tasks, yaml
     from harness.study.settings import Recipe
     from harness.train import memory as memories
 else:
@@ -47,11 +47,12 @@ else:
         "harness.evaluate.registry",
         "harness.rankers.registry",
     )
-    endpoints, chat, policy, shapes, studies, tasks, yaml, memories = lazy(
+    endpoints, chat, policy, shapes, optimizers, studies, tasks, yaml, memories = lazy(
         "harness.judge.endpoint",
         "harness.model.chat",
         "harness.model.policy",
         "harness.model.shape",
+        "harness.study.optimizers",
         "harness.study.study",
         "harness.study.tasks",
         "harness.study.yaml",
@@ -189,7 +190,13 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         yield ok("devices", ", ".join(names))
     else:
         yield note("devices", f"no CUDA device; {os.cpu_count()} CPU cores")
-    if recipe is None or recipe.model.source == "pocket":
+    if recipe is None:
+        return
+    try:
+        optimizers.check_installed(recipe.training.optimizer)
+    except HarnessError as error:
+        yield wrong("optimiser", str(error))
+    if recipe.model.source == "pocket":
         return
     backend, attention = recipe.model.generation_backend, recipe.model.attention
     for package, needed, install, instead in (

@@ -22,6 +22,7 @@ from harness.files import hash_file
 from harness.model.fingerprint import fingerprint
 from harness.model.shape import shape_of
 from harness.records import HarnessError, content_hash, is_hub_id
+from harness.study.optimizers import check_installed
 from harness.study.study import Study, compose, load_study
 from harness.study.yaml import load_yaml
 from harness.train.distributed import check_ready
@@ -97,6 +98,8 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
     here = None if kind == "ray" else len(devices())
     for recipe in recipes:
         check_ready(recipe.runtime, 0 if recipe.runtime.device == "cpu" else here)
+        if kind != "ray":  # a cluster's nodes have packages of their own
+            check_installed(recipe.training.optimizer)
     if kind == "inline":
         return Inline(store, hub)
     if kind == "ray":

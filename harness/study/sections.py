@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from harness.study import optimizers
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -228,7 +230,10 @@ class TrainingSettings(Section):
     epochs: Positive = 1
     warmup_ratio: Share = 0.1
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    optimizer: Literal["adamw_torch", "rmsprop"] = "adamw_torch"
+    optimizer: Annotated[str, AfterValidator(optimizers.known)] = "adamw_torch"
+    """Any of transformers' Trainer that needs no further settings (its ``optim``): adamw_torch,
+    sgd, adafactor, adamw_8bit, …
+    """
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_length: Positive = 256

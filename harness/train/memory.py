@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.model.shape import Shape
+from harness.study.optimizers import OPTIMIZERS
 from harness.study.sections import TrainingSettings
 from harness.study.settings import Recipe
 
 GB = 1e9
-MOMENTS = {"adamw_torch": 2, "rmsprop": 1}
-"""Numbers an optimiser keeps per trained parameter."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +35,21 @@ def training_parts(shape: Shape, recipe: Recipe) -> tuple[Part, ...]:
     n, training, runtime = shape.parameters, recipe.training, recipe.runtime
     shards = runtime.processes if runtime.sharding != "none" else 1
     over = f" / {shards}" if shards > 1 else ""
-    moments = MOMENTS[training.optimizer]
+    state = OPTIMIZERS[training.optimizer].state
     if training.lora:
         wide = 2 if recipe.model.dtype == "bfloat16" else 4
-        trained, each = shape.adapters(training.lora.r), 8 + 4 * moments
+        trained, each = shape.adapters(training.lora.r), 8 + state
         return (
             Part("weights (frozen)", f"{n / 1e9:.2f} B × {wide} bytes{over}", wide * n / shards),
             Part(
                 "adapters with gradients and optimiser",
-                f"{trained / 1e6:.0f} M × {each} bytes{over}",
+                f"{trained / 1e6:.0f} M × {each:g} bytes{over}",
                 each * trained / shards,
             ),
         )
-    states = (("weights", 4), ("gradients", 4), (f"optimiser ({moments} moments)", 4 * moments))
+    states = (("weights", 4), ("gradients", 4), ("optimiser", state))
     return tuple(
-        Part(what, f"{n / 1e9:.2f} B × {size} bytes{over}", size * n / shards)
+        Part(what, f"{n / 1e9:.2f} B × {size:g} bytes{over}", size * n / shards)
         for what, size in states
     )
 

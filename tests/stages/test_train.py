@@ -164,14 +164,22 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("at", "optimizer"),
+    [(2, "adamw_torch"), (3, "adamw_torch"), (5, "adamw_torch"), (3, "sgd"), (3, "adafactor")],
+)
 def test_resume_gives_the_same_bits(
-    at: int, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int,
+    optimizer: str,
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Cut within an epoch, at its end, and in the second one; the torn checkpoint beside the good
     one is not used.
     """
-    run_train(inputs, tmp_path / "whole")
+    cut = {"runtime": {"checkpoint_seconds": 1e-9}, "optimizer": optimizer}
+    run_train(inputs, tmp_path / "whole", optimizer=optimizer)
     original = PreferenceTrainer.training_step
     seen: list[list[str]] = []
 
@@ -182,7 +190,7 @@ def test_resume_gives_the_same_bits(
 
     monkeypatch.setattr(PreferenceTrainer, "training_step", dying)
     with pytest.raises(Killed):
-        train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 1e-9}))
+        train.run(train_task(inputs, tmp_path / "cut", **cut))
     torn = tmp_path / "cut" / "checkpoints" / "checkpoint-99"
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_step": 9')
@@ -194,7 +202,7 @@ def test_resume_gives_the_same_bits(
         return original(self, model, batches, items)
 
     monkeypatch.setattr(PreferenceTrainer, "training_step", counting)
-    train.run(train_task(inputs, tmp_path / "cut", runtime={"checkpoint_seconds": 1e-9}))
+    train.run(train_task(inputs, tmp_path / "cut", **cut))
     assert len(seen) == 6 - at, "no step is done twice, none is skipped"
     assert same_files(tmp_path / "whole", tmp_path / "cut")
 

@@ -30,6 +30,8 @@ def test_whole_training_takes_sixteen_bytes_a_parameter() -> None:
     parts = training_parts(ZEPHYR, recipe())
     assert [part.size / N for part in parts] == [4, 4, 8], "weights, gradients, two moments"
     assert training_bytes(ZEPHYR, recipe(training={"optimizer": "rmsprop"})) == 12 * N
+    assert training_bytes(ZEPHYR, recipe(training={"optimizer": "sgd"})) == 8 * N
+    assert training_bytes(ZEPHYR, recipe(training={"optimizer": "adamw_8bit"})) == 10 * N
     sharded = recipe(runtime={"processes": 8, "sharding": "fsdp"})
     assert training_bytes(ZEPHYR, sharded) == 2 * N
     assert training_bytes(ZEPHYR, recipe(runtime={"processes": 8})) == 16 * N

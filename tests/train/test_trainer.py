@@ -194,9 +194,17 @@ def trajectory(trainer: PreferenceTrainer) -> tuple[Tensor, Tensor]:
     return steps, final
 
 
-@pytest.mark.parametrize("precomputed", [False, True])
+@pytest.mark.parametrize(
+    ("precomputed", "optimizer", "rate"),
+    [
+        (False, "adamw_torch", 2e-4),
+        (True, "adamw_torch", 2e-4),
+        (False, "sgd", 1e-1),
+        (False, "adafactor", 2e-4),
+    ],
+)
 def test_alpha_zero_is_trls_dpo_trainer(
-    precomputed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precomputed: bool, optimizer: str, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("CI", "1")
@@ -211,7 +219,8 @@ def test_alpha_zero_is_trls_dpo_trainer(
         row for row in rows(100, seed=3) if row.responses["chosen"] != row.responses["rejected"]
     ][:60]
     common: dict[str, Any] = {
-        "learning_rate": 2e-4,
+        "optim": optimizer,
+        "learning_rate": rate,
         "max_steps": 50,
         "num_train_epochs": 10,
         "beta": 0.1,

@@ -1,0 +1,101 @@
+"""Optimisers of transformers' Trainer: what each needs installed and keeps in memory.
+
+The names are those of ``transformers.OptimizerNames``, written here because that class loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from harness.records import HarnessError
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """state: bytes kept per trained parameter. package: to install, and module: to import, empty
+    where torch and transformers suffice. refused: why it cannot be used here; empty: it can.
+    """
+
+    state: float = 8
+    package: str = ""
+    module: str = ""
+    refused: str = ""
+
+
+def _bnb(state: float) -> Optimizer:
+    return Optimizer(state, "bitsandbytes", "bitsandbytes")
+
+
+def _refused(why: str) -> Optimizer:
+    return Optimizer(refused=why)
+
+
+_TARGETS = _refused("it wants target modules and a rank, which no key gives")
+_OWN_STEP = _refused("it steps within the backward pass, where micro-batches are still to come")
+_AVERAGED = _refused("its weights are an average that is not what would be saved")
+
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "adamw_torch": Optimizer(),
+    "adamw_torch_fused": Optimizer(),
+    "adamw_torch_xla": Optimizer(package="torch_xla", module="torch_xla"),
+    "adamw_torch_npu_fused": Optimizer(package="torch_npu", module="torch_npu"),
+    "adafactor": Optimizer(0),  # row and column sums of each matrix
+    "adamw_anyprecision": Optimizer(10, "torchdistx", "torchdistx"),
+    "adamw_torch_4bit": Optimizer(1, "torchao", "torchao"),
+    "adamw_torch_8bit": Optimizer(2, "torchao", "torchao"),
+    "ademamix": _bnb(12),
+    "sgd": Optimizer(0),  # without momentum
+    "adagrad": Optimizer(4),
+    "adamw_bnb_8bit": _bnb(2),
+    "adamw_8bit": _bnb(2),
+    "ademamix_8bit": _bnb(3),
+    "lion_8bit": _bnb(1),
+    "lion_32bit": _bnb(4),
+    "paged_adamw_32bit": _bnb(8),
+    "paged_adamw_8bit": _bnb(2),
+    "paged_ademamix_32bit": _bnb(12),
+    "paged_ademamix_8bit": _bnb(3),
+    "paged_lion_32bit": _bnb(4),
+    "paged_lion_8bit": _bnb(1),
+    "rmsprop": Optimizer(4),
+    "rmsprop_bnb": _bnb(4),
+    "rmsprop_bnb_8bit": _bnb(1),
+    "rmsprop_bnb_32bit": _bnb(4),
+    "galore_adamw": _TARGETS,
+    "galore_adamw_8bit": _TARGETS,
+    "galore_adafactor": _TARGETS,
+    "galore_adamw_layerwise": _TARGETS,
+    "galore_adamw_8bit_layerwise": _TARGETS,
+    "galore_adafactor_layerwise": _TARGETS,
+    "lomo": _OWN_STEP,
+    "adalomo": _OWN_STEP,
+    "grokadamw": Optimizer(12, "grokadamw", "grokadamw"),
+    "schedule_free_radam": _AVERAGED,
+    "schedule_free_adamw": _AVERAGED,
+    "schedule_free_sgd": _AVERAGED,
+    "apollo_adamw": _TARGETS,
+    "apollo_adamw_layerwise": _TARGETS,
+    "stable_adamw": Optimizer(8, "torch-optimi", "optimi"),
+}
+
+
+def known(name: str) -> str:
+    """The name. Raises ValueError, with what is allowed, for one that is unknown or refused."""
+    if name not in OPTIMIZERS:
+        allowed = ", ".join(key for key, one in OPTIMIZERS.items() if not one.refused)
+        raise ValueError(f"no optimiser of transformers' Trainer; allowed: {allowed}")
+    if OPTIMIZERS[name].refused:
+        raise ValueError(f"cannot be used here: {OPTIMIZERS[name].refused}")
+    return name
+
+
+def check_installed(name: str) -> None:
+    """Raise HarnessError where the optimiser's package is missing."""
+    one = OPTIMIZERS[name]
+    if one.module and find_spec(one.module) is None:
+        raise HarnessError(
+            f"training.optimizer {name} needs the package {one.package}, which is not installed: "
+            f"`pip install {one.package}`, or set training.optimizer: adamw_torch"
+        )
