@@ -133,5 +133,6 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
 
 def judge_label(judge: JudgeSettings) -> str:
     """The judge's name and a hash of what else decides its verdicts (not its address)."""
-    defining = judge.model_dump(exclude={"base_url", "allow_insecure_url", "repeats"})
+    unset = {name for name, default in judge.later.items() if getattr(judge, name) == default}
+    defining = judge.model_dump(exclude={"base_url", "allow_insecure_url", "repeats"} | unset)
     return f"{judge.model}@{content_hash(defining, length=8)}"

@@ -8,6 +8,7 @@ import pytest
 
 from harness.engine.graph import Plan
 from harness.engine.runs import build_plan
+from harness.judge.verdicts import judge_label
 from harness.pocket import data, judge_opinion, oracle, wordings
 from harness.rankers.ranker import RankItem
 from harness.rankers.registry import rank_texts
@@ -117,3 +118,8 @@ def test_a_misgeneralising_ranker_is_right_on_the_support_and_off_by_the_error_e
     assert scores(**UNSEEN) == [1.0 + error, error, 0.7, 0.5, error]
     assert scores(**MIRRORED) == [error, error, 0.7, 0.5, error]
     assert scores() == [1.0, 0.0, 0.7, 0.5, error]
+
+
+def test_a_judge_keeps_the_name_it_had_before_it_could_be_told_of_worlds() -> None:
+    assert judge_label(JudgeSettings()) == "pocket-judge@aa547e1a"
+    assert judge_label(JudgeSettings(best_style_worth=0.0)) != "pocket-judge@aa547e1a"
