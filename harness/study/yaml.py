@@ -116,9 +116,7 @@ def _scalar(node: yaml.Node, path: Path, line: int) -> Any:
         try:
             return _READ[kind](value)
         except (ValueError, KeyError):
-            said = f"{value[:40]!r} is no {kind}" + (
-                " (too many digits)" if len(value) > 40 else ""
-            )
+            said = f"{value[:40]!r} ({len(value)} characters) is no {kind}"
             raise HarnessError(f"{path}:{line}: {said}") from None
     if kind == "null":
         return None
