@@ -259,3 +259,47 @@ def figure_one(
             for alpha in alphas
         ],
     }
+
+
+BANDIT_ALPHAS = (0.0, 1e-5, 1e-3, 1e-2, 3e-2, 0.1)
+BANDIT_RUNS = 400
+
+
+def bandit(
+    reward_a: float,
+    alpha: float,
+    generator: np.random.Generator,
+    *,
+    rounds: int = 300,
+    runs: int = BANDIT_RUNS,
+) -> dict[str, float]:
+    """Online XPO over two policies, with the exact argmin each round: shares of runs that ever saw
+    answer a and that end at the optimistic policy, and the mean regret of the last policy.
+
+    Two answers, beta 0.05, pi_ref(a) = e^-8, r(b) = 1/2, r(a) = ``reward_a``. The policies are
+    pi_ref and pi_ref exp(r / beta) / Z for r(a) = 1, right where ``reward_a`` is 1. Each round
+    draws y from the policy and y' from pi_ref, labels the pair by Bradley-Terry and minimises over
+    all rounds so far -log sigma(r(y_w) - r(y_l)) + alpha log pi(y'); a tie goes to pi_ref. Regret
+    is what the best policy's E[r] - beta KL(pi || pi_ref) has more. After Proposition 2.1 of arXiv
+    2405.21046.
+    """
+    rare, rewards = float(np.exp(-8)), np.array([reward_a, 0.5])
+    at = world((rare, 1 - rare), [(0, 1)], (reward_a, 0.5), beta=0.05)
+    policies = np.array([at.reference, tilted(np.array([1.0, 0.5]), at)])
+    extra = alpha * (np.log(policies[1]) - np.log(policies[0]))
+    implied = implicit_reward(np.log(policies[1]), at)
+    optimistic, seen = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=bool)
+    excess = np.zeros(runs)  # loss of the optimistic policy above pi_ref's
+    for _ in range(rounds):
+        drawn = (generator.random(runs) >= policies[optimistic, 0]).astype(np.int64)
+        other = (generator.random(runs) >= rare).astype(np.int64)
+        wins = generator.random(runs) < sigmoid(rewards[drawn] - rewards[other])
+        gap = np.where(wins, 1, -1) * (implied[drawn] - implied[other])
+        excess += np.logaddexp(0, -gap) - np.log(2) + extra[other]
+        optimistic = (excess < 0).astype(np.int64)
+        seen |= (drawn == 0) | (other == 0)
+    values = policies @ rewards - at.beta * np.array([kl(one, at.reference) for one in policies])
+    best = at.beta * float(np.log(at.reference @ np.exp(rewards / at.beta)))
+    regret = best - values[optimistic]
+    shares = {"seen": seen, "optimistic": optimistic, "regret": regret}
+    return {name: float(values.mean()) for name, values in shares.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import figures_diagnostics, figures_scores
+from analysis import figures_bandit, figures_diagnostics, figures_scores
 from analysis import figures_diagnostics as figures_exact
 from analysis.figure import Drawn, paper_style
 from analysis.load import StudyData
@@ -20,6 +20,7 @@ FIGURES: dict[str, Callable[[StudyData], Drawn | Unavailable]] = {
     "curves": figures_scores.figure_curves,
     "trend": figures_diagnostics.figure_trend,
     "figure_1": figures_exact.figure_1,
+    "bandit": figures_bandit.figure_bandit,
     "figure_2": figures_scores.figure_2,
     "figure_4": figures_diagnostics.figure_4,
     "figure_5": figures_diagnostics.figure_5,

@@ -4,6 +4,7 @@ data, readable in grey.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -23,6 +24,8 @@ from tests import synthetic
 
 NEEDS_MORE = {"figure_2"}
 """Figures whose data is not in the synthetic study."""
+NEEDS_NOTHING = {"figure_1", "bandit"}
+"""Figures that are worked out, not read from scores."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,18 @@ def test_every_figure_works_on_unfinished_and_empty_studies(
     assert isinstance(drawn, Drawn) or drawn.reason
     study, _ = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
     nothing = draw(key, load_study(study, tmp_path / "nowhere"))
-    assert isinstance(nothing, Unavailable) or key == "figure_1"
+    assert isinstance(nothing, Unavailable) or key in NEEDS_NOTHING
+
+
+def test_the_bandit_stands_only_beside_a_study_that_varies_alpha(complete: StudyData) -> None:
+    drawn = draw("bandit", complete)
+    assert isinstance(drawn, Drawn)
+    found = {row[:3]: row[3] for row in drawn.data}
+    assert found[1.0, 0.1, "optimistic"] == found[0.0, 0.1, "optimistic"] == 1
+    assert found[1.0, 0.1, "regret"] < 1e-9 < 0.7 < found[0.0, 0.1, "regret"]
+    other = copy.copy(complete)
+    other.axes = {"objective.beta": [0.1, 0.2]}
+    assert isinstance(draw("bandit", other), Unavailable)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -181,3 +182,52 @@ def test_figure_one_two_models_equal_on_the_data() -> None:
     assert last == sorted(last, reverse=True)
     assert all(line[0] == pytest.approx(0.0, abs=1e-15) for line in data["mean_log_ratio"])
     json.dumps(data)
+
+
+BANDIT = {  # reward of a → alpha → a ever seen, ends at the optimistic policy, regret
+    1.0: {
+        0.0: (0.20, 0.06, 0.100),
+        1e-5: (1, 0.20, 0.085),
+        1e-3: (1, 0.59, 0.044),
+        1e-2: (1, 1, 0.000),
+        3e-2: (1, 1, 0.000),
+        0.1: (1, 1, 0.000),
+    },
+    0.0: {
+        0.0: (None, 0, 0),
+        1e-5: (None, 0, 0),
+        1e-3: (None, 0.01, 0.010),
+        1e-2: (None, 0.24, 0.182),
+        3e-2: (None, 0.80, 0.618),
+        0.1: (None, 1, 0.774),
+    },
+}
+"""Worked out beforehand with 400 runs each."""
+
+
+@pytest.mark.parametrize(
+    ("reward", "alpha"), [(reward, alpha) for reward, row in BANDIT.items() for alpha in row]
+)
+def test_the_bandits_table(reward: float, alpha: float) -> None:
+    """To half of the last digit and 3.5 standard errors of a share in the table's 400 runs."""
+    found = exact.bandit(reward, alpha, np.random.default_rng(1), runs=4000)
+    seen, ends, regret = BANDIT[reward][alpha]
+    lost = 0.10618 if reward else 0.77447
+
+    def noise(share: float) -> float:
+        return 3.5 * math.sqrt(share * (1 - share) / exact.BANDIT_RUNS)
+
+    if seen is not None:
+        assert found["seen"] == pytest.approx(seen, abs=0.005 + noise(found["seen"]))
+    assert found["optimistic"] == pytest.approx(ends, abs=0.005 + noise(found["optimistic"]))
+    assert found["regret"] == pytest.approx(regret, abs=5e-4 + lost * noise(found["optimistic"]))
+    wrong = found["optimistic"]
+    if reward:
+        wrong = 1 - wrong
+    assert found["regret"] == pytest.approx(lost * wrong, abs=2e-4)
+
+
+def test_the_rare_answer_is_seen_as_often_as_two_draws_a_round_say() -> None:
+    found = exact.bandit(1.0, 0.0, np.random.default_rng(2), runs=20_000)
+    share = 1 - (1 - math.exp(-8)) ** 600
+    assert found["seen"] == pytest.approx(share, abs=4 * 0.0028)
