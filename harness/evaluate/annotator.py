@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.evaluate import libraries
+from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
 from harness.records import HarnessError, Status
 
@@ -18,8 +19,6 @@ ORDER_SEED = 0
 SENT = ("max_tokens", "temperature", "top_p", "logprobs", "top_logprobs")
 """Sampling settings of an annotator that are passed on; others are refused rather than dropped."""
 
-
-READ = ("ok", "truncated")
 Shown = tuple[str, str, str]
 """(instruction, output_1, output_2): what names a pair where the library drops ids."""
 
@@ -99,6 +98,8 @@ def _library_annotator(name: str, exchange: _Exchange) -> Any:
         if unknown or single.batch_size != 1:
             wanted = ", ".join(unknown) or "several examples in a prompt"
             raise HarnessError(f"{key} {name!r} wants {wanted}, which is not supported")
+        if "numerator_token" not in single.fn_completion_parser.keywords:
+            raise HarnessError(f"{key} {name!r} does not read its verdict from log-probabilities")
         exchange.watch(single)
     return pool
 
@@ -159,7 +160,7 @@ class _Exchange:
         mine = [self.replies[key, self.repeat] for key in self.shown]
         return {
             "completions": [reply.text for reply in mine],
-            "completions_all": [_choice(reply) for reply in mine],
+            "completions_all": [_choice(reply, parse) for reply in mine],
         }
 
     def annotation(self, row: Mapping[str, Any]) -> Annotation:
@@ -173,21 +174,40 @@ class _Exchange:
         if reply is None:
             status: Status = "unparsed" if preference is None else "ok"
             return Annotation(preference, status, reason="identical outputs")
-        if preference is not None and reply.status in READ:
+        if preference is not None and reply.status == "ok":
             return Annotation(preference, "ok", self.switched[key])
-        status = "unparsed" if reply.status in READ else reply.status
+        status = "unparsed" if reply.status == "ok" else reply.status
         return Annotation(None, status, self.switched[key], reply.error)
 
 
-def _choice(reply: JudgeReply) -> dict[str, Any]:
-    text = reply.text if reply.status in READ else ""
-    content = reply.logprobs if reply.status in READ else None
+def _choice(reply: JudgeReply, parse: Any) -> dict[str, Any]:
+    """The reply as the annotator's parser takes it: the log-probabilities of its verdict's tokens,
+    or none where there is no verdict.
+    """
+    text, found = "", None
+    if reply.status == "ok":
+        text = reply.text
+        found = _verdict(reply.logprobs or [], parse.keywords)
+    top = [{"token": token, "logprob": value} for token, value in (found or {}).items()]
     return {
         "text": text,
         "message": {"role": "assistant", "content": text},
-        "logprobs": {"content": content or [{"token": "", "logprob": 0.0, "top_logprobs": []}]},
+        "logprobs": {"content": [{"token": text, "logprob": 0.0, "top_logprobs": top}]},
         "total_tokens": reply.prompt_tokens + reply.completion_tokens,
     }
+
+
+def _verdict(
+    logprobs: Sequence[Mapping[str, Any]], parser: Mapping[str, Any]
+) -> dict[str, float] | None:
+    """Log-probabilities of the verdict's tokens where the annotator's parser looks for them:
+    at its ``log_prob_index``, or at the reply's only token.
+    """
+    place = parser.get("log_prob_index", "batch")
+    if not logprobs or (place == "batch" and len(logprobs) > 1):
+        return None
+    tokens = (parser["numerator_token"], *parser["denominator_tokens"])
+    return verdicts.verdict_logprobs(logprobs[0 if place == "batch" else place], tokens)
 
 
 def _readable(reply: JudgeReply, parse: Any) -> bool:
@@ -195,7 +215,7 @@ def _readable(reply: JudgeReply, parse: Any) -> bool:
     if not reply.logprobs:
         return False
     try:
-        values = list(parse(_choice(reply)))
+        values = list(parse(_choice(reply, parse)))
     except (AssertionError, KeyError, ValueError, TypeError):
         return False
     return len(values) == 1 and values[0] is not None and values[0] == values[0]

@@ -64,7 +64,6 @@ OFFICIAL = {
 prompts.
 """
 OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
-READ = ("ok", "truncated")
 
 
 class MTBenchSettings(Section):
@@ -266,7 +265,7 @@ def verdict(item: Item, reply: JudgeReply, judge_model: str) -> dict[str, Any]:
         "reason": "",
         "fastchat_score": None,
     }
-    if reply.status not in (*READ, "unparsed"):
+    if reply.status not in ("ok", "unparsed") or reply.error:
         return row | {"score_status": reply.status, "reason": reply.error}
     rating = verdicts.parse_rating(reply.text)
     return row | {
@@ -428,10 +427,8 @@ def decide(games: Sequence[JudgeReply]) -> list[str]:
     """The winner of each game, or why there is none."""
     winners = []
     for reply, names in zip(games, WINNER, strict=False):
-        read = reply.status in READ
-        choice = verdicts.parse_choice(reply.text) if read else ""
-        unread = "unparsed" if read else reply.status
-        winners.append(names[choice] if choice else unread)
+        choice = verdicts.parse_choice(reply.text) if reply.status == "ok" else ""
+        winners.append(names[choice] if choice else reply.status)
     return winners
 
 

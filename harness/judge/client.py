@@ -5,9 +5,10 @@ Calls run on one event loop of their own with keep-alive connections. What is as
 the key (endpoint, model, full prompt, sampling, repeat); what is answered goes to the journal and
 is never asked again. 429, 5xx, time-outs and broken replies are retried with jittered back-off; a
 late reply to an attempt given up still counts, first valid one wins; a reply that ``accept``
-rejects is asked again with another ``seed``; a refused key or an exhausted quota stops everything
-at once. Retrying libraries (openai's client, tenacity) end an attempt before the next begins: with
-them a reply that is paid for but late would be lost and paid for twice.
+rejects is asked again with another ``seed``, one that was cut off once more with twice the room; a
+refused key or parameter and an exhausted quota stop everything at once. Retrying libraries
+(openai's client, tenacity) end an attempt before the next begins: with them a reply that is paid
+for but late would be lost and paid for twice.
 
 The API key is read from the environment and lives only in the connection's headers.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -51,10 +53,14 @@ __all__ = [
     "request_key",
 ]
 
+log = logging.getLogger(__name__)
+
 REASK_SEED_STEP = 1_000_000
 """Added to ``seed`` for every re-ask. The pocket judge's opinion depends on the seed modulo this: a
 re-ask asks for the same opinion again.
 """
+MORE_ROOM = 2
+"""Factor on ``max_tokens`` after a reply that was cut off."""
 MAX_ATTEMPTS = 8
 """Failed attempts (429 with a waiting time not counted) before an item becomes ``error``."""
 BACKOFF_CAP_S = 30.0
@@ -94,11 +100,16 @@ class JudgeReply:
     model: str = ""
 
 
-def _body(request: JudgeRequest, judge: JudgeSettings, ask: int = 0) -> dict[str, Any]:
+def _body(
+    request: JudgeRequest, judge: JudgeSettings, ask: int = 0, room: int = 1
+) -> dict[str, Any]:
     """The call's JSON. The seed is sent only where it says something: given, or a repeat, or a
-    re-ask.
+    re-ask. room: factor on ``max_tokens``.
     """
     params = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, **request.params}
+    params["max_tokens"] *= room
+    if judge.temperature is None:
+        del params["temperature"]
     shift = request.repeat + ask * REASK_SEED_STEP
     if shift or "seed" in params:
         params["seed"] = int(params.get("seed", 0)) + shift
@@ -223,6 +234,8 @@ class JudgeClient:
         self.pace = Pace(runtime.judge_requests_per_minute)
         self.endpoint = resolve_endpoint(judge, runtime)
         self._journal_path = journal
+        self._instead: dict[str, str] = {}
+        """Parameter that the endpoint does not take → the name under which it does, or nothing."""
         self.calls = 0
         """Calls sent by this client (the journal's count in ``costs`` holds earlier runs too)."""
 
@@ -354,17 +367,24 @@ class JudgeClient:
         """Ask, and ask again while ``accept`` rejects; every paid reply is journalled."""
         asked = self._journal.asked.get(key, 0)
         for ask in range(min(asked, reasks), reasks + 1):
-            async with self.budget.call(_body(request, self.judge, ask)):
-                reply = await self._ask(request, ask, deadline)
-                reply = self._record(reply, key, ask, accept, ask == reasks)
-            if reply.status != "unparsed" or ask == reasks:
+            room = MORE_ROOM if key in self._journal.cut else 1
+            body = _body(request, self.judge, ask, room)
+            async with self.budget.call(body):
+                reply = await self._ask(request, body, deadline)
+                last = ask == reasks or (reply.status == "truncated" and room > 1)
+                reply, final = self._record(reply, key, ask, accept, last)
+            if final or reply.status == "error":
                 return reply
         raise AssertionError("unreachable")
 
     def _record(
         self, reply: JudgeReply, key: str, ask: int, accept: Accept | None, last: bool
-    ) -> JudgeReply:
-        """Judge the reply's form, refuse a changed judge, write the journal row."""
+    ) -> tuple[JudgeReply, bool]:
+        """Judge the reply's form, refuse a changed judge, write the journal row; whether it is
+        final.
+        """
+        if reply.status == "truncated" and last:
+            reply = replace(reply, status="unparsed")
         if reply.status == "ok" and (not reply.text or (accept is not None and not accept(reply))):
             reply = replace(reply, status="unparsed")
         seen = self._journal.model
@@ -374,15 +394,18 @@ class JudgeClient:
                 f"this one from {reply.model!r}; "
                 "judges are not mixed: start anew or restore the earlier one"
             )
-        final = reply.status in FINAL_STATUSES and (reply.status != "unparsed" or last)
+        final = last or reply.status not in ("unparsed", "truncated")
+        final = final and reply.status in FINAL_STATUSES
         self._journal.append({**vars(reply), "key": key, "ask": ask, "final": final})
-        return reply
+        return reply, final
 
-    async def _ask(self, request: JudgeRequest, ask: int, deadline: float) -> JudgeReply:
+    async def _ask(
+        self, request: JudgeRequest, body: Mapping[str, Any], deadline: float
+    ) -> JudgeReply:
         """One reply, through as many attempts as it takes; ``error`` when they or the time run
         out.
         """
-        body, timeout_s = _body(request, self.judge, ask), self.runtime.judge_timeout_s
+        timeout_s = self.runtime.judge_timeout_s
         pending: set[asyncio.Task[Reply | Trouble]] = set()
         attempts = failures = 0
 
@@ -427,15 +450,23 @@ class JudgeClient:
 
     async def _post(self, body: Mapping[str, Any]) -> Reply | Trouble:
         self.calls += 1
+        renamed = {self._instead.get(name, name): value for name, value in body.items()}
+        sent = {name: value for name, value in renamed.items() if name}
         try:
             async with self._session.post(
-                self.endpoint.url + "/chat/completions", json=body, allow_redirects=False
+                self.endpoint.url + "/chat/completions", json=sent, allow_redirects=False
             ) as response:
                 text = (await response.read()).decode("utf-8", errors="replace")
                 text = redact(text, only=KEY_VARIABLE)
-                return read_reply(response.status, response.headers, text, body)
+                found = read_reply(response.status, response.headers, text, sent)
         except (aiohttp.ClientError, OSError) as error:
             return Trouble(redact(f"{type(error).__name__}: {error}"))
+        if isinstance(found, Trouble) and found.instead:
+            parameter, name = found.instead
+            self._instead[parameter] = name
+            log.warning("the judge does not take %s: %s", parameter, name or "it is left out")
+            return await self._post(body)
+        return found
 
 
 def ask(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import os
 import random
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness.judge import verdicts
 from harness.judge.chat_http import is_loopback
 from harness.records import HarnessError, Status, content_hash, redact
 from harness.study.sections import JudgeSettings
@@ -24,9 +26,44 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
 CHARACTERS_PER_TOKEN = 3.5
 """For estimates before anything is sent, and for endpoints that give no ``usage``."""
-_QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
-_FILTER_CODES = ("content_filter", "content_policy_violation")
 _RETRIED = frozenset({408, 409, 425, 429})
+_STATUS_OF = {
+    **dict.fromkeys(("invalid_request_error", "BadRequestError"), 400),
+    **dict.fromkeys(("invalid_api_key", "authentication_error"), 401),
+    **dict.fromkeys(("model_not_found", "not_found_error", "NotFoundError"), 404),
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error"), 429),
+    "permission_error": 403,
+}
+"""Of error objects that come with HTTP 200; any other is taken for a fault of the server."""
+_QUOTA = re.compile(
+    r"insufficient[ _](quota|balance|credit|fund)|billing_(hard_limit|not_active)|credit balance is"
+    r" too low|(more|out of|no|run out of) credits|credits? (are |is |has been )?exhausted",
+    re.IGNORECASE,
+)
+_FILTER = re.compile(
+    r"content_filter|content_policy_violation|(input|prompt) was (flagged|blocked)", re.IGNORECASE
+)
+_PARAMETER = re.compile(
+    r"(?<![\w])(max_tokens|max_completion_tokens|temperature|top_logprobs|logprobs|top_p|seed)(?!\w)"
+)
+_NOT_TAKEN = re.compile(
+    r"(un|not |n't )(support|allow|permit|recogni[sz]|accept|available)"
+    r"|unknown|unexpected|unsupported|deprecated|extra_forbidden|extra inputs|cannot both|must be",
+    re.IGNORECASE,
+)
+_KEY_OF = {
+    "max_tokens": "judge.max_tokens",
+    "max_completion_tokens": "judge.max_tokens",
+    "temperature": "judge.temperature (null: not sent)",
+}
+_OTHER_KEY = "evaluation.alpaca_eval.annotator (its verdict is read from log-probabilities)"
+_PARAMETERS = frozenset({*_KEY_OF, "seed", "top_logprobs", "logprobs", "top_p"})
+NO_LOGPROB = -9999.0
+CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"})
+FILTERED = frozenset(
+    {"content_filter", "safety", "refusal", "sensitive", "recitation", "prohibited_content"}
+)
+"""``finish_reason`` in lower case, as endpoints of several makers write it."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +149,15 @@ def auth_headers(judge: JudgeSettings, endpoint: Endpoint) -> dict[str, str]:
 @dataclass(frozen=True)
 class Trouble:
     """An attempt that gave no reply. permanent: asking again is no use. counts: 1 when it uses up
-    one of the attempts.
+    one of the attempts. instead: a parameter that it does not take, and the name
+    under which it does (empty: none).
     """
 
     reason: str
     retry_after_s: float | None = None
     permanent: bool = False
     counts: int = 1
+    instead: tuple[str, str] | None = None
 
     def delay(self, failures: int, base_s: float, cap_s: float) -> float:
         """Seconds to wait: what the endpoint asked for plus jitter, else a random share of base *
@@ -147,28 +186,85 @@ class Reply:
         return dict(self.__dict__)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """An error as the endpoint words it. parameter: of the request, where it names one."""
+
+    status: int
+    code: str
+    message: str
+    parameter: str = ""
+
+    @property
+    def shown(self) -> str:
+        return redact(f"HTTP {self.status} {self.code} {self.message}".strip())[:300]
+
+    def is_about(self, pattern: re.Pattern[str]) -> bool:
+        return pattern.search(f"{self.code} {self.message}") is not None
+
+    def refused_parameter(self, body: Mapping[str, Any]) -> str:
+        """The parameter of the request that the endpoint does not take, or nothing. A prompt that
+        is too long for the model is a fault of that prompt alone.
+        """
+        if self.status not in (400, 403, 422) or "context" in f"{self.code} {self.message}".lower():
+            return ""
+        if not (self.parameter or self.is_about(_NOT_TAKEN)):
+            return ""
+        named = [self.parameter, *_PARAMETER.findall(self.message)]
+        return next((name for name in named if name in body and name in _PARAMETERS), "")
+
+
 def read_reply(
     status: int, headers: Mapping[str, str], text: str, body: Mapping[str, Any]
 ) -> Reply | Trouble:
-    """Read one HTTP answer to ``body``, ``text`` being without the key already.
+    """Read one HTTP answer to ``body``, ``text`` being without the key already. An error object
+    counts whatever the status.
 
     HarnessError when no later call can do better (key refused, quota exhausted, wrong address or
-    model).
+    model, a parameter that the endpoint does not take).
     """
-    if status == 200:
-        try:
-            return _completion(json.loads(text, parse_constant=_refuse_constant), body)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            return Trouble(f"reply is not of the published schema ({type(error).__name__})")
-    code, message = _error_of(text)
-    shown = redact(f"HTTP {status} {code} {message}".strip())[:300]
-    if status in (401, 402, 403, 404, 405) or 300 <= status < 400 or code in _QUOTA_CODES:
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        data = None
+    failure = _failure(status, data, text)
+    if failure is not None:
+        return _read_failure(failure, headers, body)
+    if re.match(r"\s*(data|event):", text) or _first(data, "object") == "chat.completion.chunk":
+        raise HarnessError(
+            "the judge answers in a stream only; judge.base_url needs an endpoint that gives whole "
+            "replies (stream: false)"
+        )
+    if data is None:
+        return Trouble("reply is no JSON of the published schema")
+    try:
+        return _completion(data, body)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        return Trouble(f"reply is not of the published schema ({type(error).__name__})")
+
+
+def _read_failure(
+    failure: Failure, headers: Mapping[str, str], body: Mapping[str, Any]
+) -> Reply | Trouble:
+    status, shown = failure.status, failure.shown
+    parameter = failure.refused_parameter(body)
+    if parameter == "max_tokens" and "max_completion_tokens" in failure.message:
+        return Trouble(shown, instead=(parameter, "max_completion_tokens"))
+    if parameter == "seed":
+        return Trouble(shown, instead=(parameter, ""))
+    if parameter:
+        raise HarnessError(
+            f"the judge does not take {parameter}: {shown}; change "
+            f"{_KEY_OF.get(parameter, _OTHER_KEY)} or judge.model"
+        )
+    if failure.is_about(_FILTER):
+        return Reply("refused", "", None, 0, 0, "", shown)
+    ends = status in (401, 402, 403, 404, 405) or 300 <= status < 400
+    if ends or failure.is_about(_QUOTA):
         raise HarnessError(
             f"the judge refuses every call: {shown}; check {KEY_VARIABLE}, the quota, "
             "judge.base_url and judge.model"
         )
-    if code in _FILTER_CODES:
-        return Reply("refused", "", None, 0, 0, "", shown)
     if status in _RETRIED or status >= 500:
         after = _retry_after(headers)
         return Trouble(shown, after, counts=0 if status == 429 and after is not None else 1)
@@ -178,27 +274,44 @@ def read_reply(
 def _completion(data: Mapping[str, Any], body: Mapping[str, Any]) -> Reply:
     choice = data["choices"][0]
     message = choice["message"]
-    text = message.get("content") or ""
-    if not isinstance(text, str):
-        raise TypeError("content is not text")
+    text, refusal = _texts(message.get("content")), message.get("refusal")
     usage = data.get("usage") or {
         "prompt_tokens": estimate_tokens(body["messages"]),
         "completion_tokens": int(len(text) / CHARACTERS_PER_TOKEN) + 1,
     }
     logprobs = (choice.get("logprobs") or {}).get("content")
+    reason, limit = str(choice.get("finish_reason") or "").lower(), token_limit(body)
+    said = verdicts.spoken(text)
     status: Status = "ok"
-    if choice.get("finish_reason") == "content_filter" or message.get("refusal"):
+    error = ""
+    if reason in FILTERED or refusal:
         status = "refused"
-    elif choice.get("finish_reason") == "length" and body.get("max_tokens") != 1:
+    elif said is None or (reason in CUT and limit != 1):
         status = "truncated"
+        error = f"cut off at {limit} tokens" if reason in CUT else "its thinking never ended"
     return Reply(
         status=status,
-        text=text or str(message.get("refusal") or ""),
+        text=(text if said is None else said) or str(refusal or ""),
         logprobs=None if logprobs is None else [_token(entry) for entry in logprobs],
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
         model=str(data.get("model") or ""),
+        error=error,
     )
+
+
+def _texts(content: Any) -> str:
+    """A message's content: text, or parts of which those that are text count (not its thinking)."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = [part["text"] for part in content if part["type"] in ("text", "output_text")]
+    return "".join(texts)
+
+
+def token_limit(body: Mapping[str, Any]) -> int | None:
+    """Most tokens of the reply, under either name of the parameter."""
+    limit: int | None = body.get("max_tokens", body.get("max_completion_tokens"))
+    return limit
 
 
 def estimate_tokens(messages: Sequence[Mapping[str, str]]) -> int:
@@ -206,23 +319,45 @@ def estimate_tokens(messages: Sequence[Mapping[str, str]]) -> int:
 
 
 def _token(entry: Mapping[str, Any]) -> dict[str, Any]:
-    top = [
-        {"token": str(t["token"]), "logprob": float(t["logprob"])}
-        for t in entry.get("top_logprobs") or ()
-    ]
-    return {"token": str(entry["token"]), "logprob": float(entry["logprob"]), "top_logprobs": top}
+    top = [_likelihood(one) for one in entry.get("top_logprobs") or ()]
+    return {**_likelihood(entry), "top_logprobs": top}
+
+
+def _likelihood(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A token and its log-probability; one that has none gets the published schema's lowest."""
+    value = float(NO_LOGPROB if entry.get("logprob") is None else entry["logprob"])
+    return {"token": str(entry["token"]), "logprob": value if math.isfinite(value) else NO_LOGPROB}
 
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _error_of(text: str) -> tuple[str, str]:
-    try:
-        error = json.loads(text)["error"]
-        return str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "", text[:200]
+def _first(data: Any, name: str) -> Any:
+    return data.get(name) if isinstance(data, Mapping) else None
+
+
+def _failure(status: int, data: Any, text: str) -> Failure | None:
+    """The error that an answer holds: of the answer, of its choice, or an object that is one; None
+    of a sound answer. Some wrap the answer in a list, some give the error as text alone.
+    """
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    choices = _first(data, "choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    error = _first(data, "error") or _first(choice, "error")
+    if not error and (_first(data, "object") == "error" or status != 200):
+        error = data
+    if not error:
+        return None if status == 200 else Failure(status, "", text[:200])
+    if not isinstance(error, Mapping):
+        error = {"message": error if isinstance(error, str) else text[:200]}
+    code = str(error.get("code") or error.get("type") or "")
+    said = error.get("message") or error.get("detail") or text[:200]
+    message = said if isinstance(said, str) else json.dumps(said)
+    if status == 200:
+        status = int(code) if re.fullmatch(r"[345]\d\d", code) else _STATUS_OF.get(code, 500)
+    return Failure(status, code, message, str(error.get("param") or ""))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

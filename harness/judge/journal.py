@@ -47,13 +47,15 @@ class Journal:
     over at opening.
 
     ``final[key]``: the first final row of a key; later ones are ignored. ``asked[key]``: rejected
-    replies so far. ``spent``: calls and tokens of every row, earlier runs included.
+    replies so far. ``cut``: keys with a reply that was cut off.
+    ``spent``: calls and tokens of every row, earlier runs included.
     """
 
     def __init__(self, path: Path, *, wait_s: float = 60.0) -> None:
         self.path = path
         self.final: dict[str, dict[str, Any]] = {}
         self.asked: dict[str, int] = {}
+        self.cut: set[str] = set()
         self.ids: set[tuple[str, int, str]] = set()
         self.spent = {"judge_calls": 0, "judge_prompt_tokens": 0, "judge_completion_tokens": 0}
         self.model = ""
@@ -120,6 +122,8 @@ class Journal:
             self.ids.add((row["id"], row["repeat"], key))
         else:
             self.asked[key] = max(self.asked.get(key, 0), row["ask"] + 1)
+            if row["status"] == "truncated":
+                self.cut.add(key)
 
     def _repair(self) -> int:
         """Cut a torn last line (or end it, when only its newline is missing); returns the size of

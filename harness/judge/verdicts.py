@@ -1,14 +1,16 @@
 """Reading a judge's rating, and keeping answers from writing it. Pure functions of text.
 
 FastChat takes the first bracketed number anywhere; studies take the judge's last, final verdict or
-none at all.
+none at all. What a judge thinks before it answers is never read.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.records import content_hash
 from harness.study.sections import JudgeSettings
@@ -94,6 +96,59 @@ def parse_choice(text: str) -> str:
     """
     found = list(_CHOICE.finditer(text))
     return found[-1].group(1) if found and _is_final(found, text) else ""
+
+
+_OPENED = re.compile(
+    r"^\s*(?:<(?:think(?:ing)?|thought|reasoning|seed:think)>|\[THINK\]|\u25c1think\u25b7)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CLOSED = re.compile(
+    r"</(?:think(?:ing)?|thought|reasoning|seed:think)>|\[/THINK\]|\u25c1/think\u25b7",
+    re.IGNORECASE,
+)
+
+
+def spoken(text: str) -> str | None:
+    """A reply after its last thinking block; None while one is open. A mark in the middle of a line
+    quotes an answer and opens nothing. The opening mark may stand in the prompt's template, so the
+    closing one alone ends a block.
+    """
+    closed = list(_CLOSED.finditer(text))
+    if closed:
+        text = text[closed[-1].end() :].strip()
+    return None if _OPENED.search(text) else text
+
+
+MOST_MASS = 0.5
+"""The verdict's tokens must together be likelier than everything else."""
+
+
+def verdict_logprobs(entry: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, float] | None:
+    """Log-probability of each verdict token at the position where the judge gave one, variants with
+    blanks summed; None when there is no verdict: the answer itself is none of ``tokens``, together
+    they hold no more than half of the mass, or the numbers are no log-probabilities.
+
+    entry: ``token``, ``logprob`` and ``top_logprobs`` of one position, as the client reads them.
+    """
+    if str(entry["token"]).strip() not in tokens:
+        return None
+    found: dict[str, list[float]] = {}
+    listed = {(one["token"], one["logprob"]) for one in entry["top_logprobs"]}
+    if entry["token"] not in {token for token, _ in listed}:
+        listed.add((entry["token"], entry["logprob"]))
+    for token, value in sorted(listed):
+        if token.strip() in tokens:
+            found.setdefault(token.strip(), []).append(value)
+    every = [value for values in found.values() for value in values]
+    if not entry["top_logprobs"] or any(value > 1e-6 for value in every):
+        return None
+    if not MOST_MASS < math.fsum(map(math.exp, every)) < 1.001:
+        return None
+    return {token: _log_sum(values) for token, values in found.items()}
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    return values[0] if len(values) == 1 else math.log(math.fsum(map(math.exp, values)))
 
 
 MT_BENCH_PATTERNS: tuple[re.Pattern[str], ...] = (

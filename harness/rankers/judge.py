@@ -25,6 +25,7 @@ from harness.judge.client import (
     JudgeRequest,
     finalise,
 )
+from harness.judge.verdicts import verdict_logprobs
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 from harness.records import HarnessError, Status
 from harness.study.work import Lengths, Work
@@ -94,17 +95,15 @@ def _status(replies: Mapping[tuple[int, int], JudgeReply]) -> Status:
 
 
 def preference(reply: JudgeReply) -> float | None:
-    """Probability that the output shown first is better, from the first token's log-probs, else
-    from the text; None when unreadable.
+    """Probability that the output shown first is better, from the first token's log-probs, or from
+    the text where the judge gives none; None when unreadable.
     """
     if reply.logprobs:
-        top = {
-            str(entry["token"]): float(entry["logprob"])
-            for entry in reply.logprobs[0].get("top_logprobs") or []
-        }
-        first, second = (math.exp(top[token]) if token in top else 0.0 for token in (FIRST, SECOND))
-        if first + second > 0 and math.isfinite(first + second):
-            return first / (first + second)
+        found = verdict_logprobs(reply.logprobs[0], (FIRST, SECOND))
+        if found is None:
+            return None
+        first, second = (math.exp(found[one]) if one in found else 0.0 for one in (FIRST, SECOND))
+        return first / (first + second)
     return {FIRST: 1.0, SECOND: 0.0}.get(reply.text.strip())
 
 

@@ -271,8 +271,14 @@ class JudgeSettings(Section):
     """
     allow_insecure_url: str = ""
     """Name the plain-http host here to allow it."""
-    temperature: float = 0.0
+    temperature: float | None = 0.0
+    """null: not sent, whatever a benchmark asks for, to a judge that takes none; its verdicts are
+    drawn then.
+    """
     max_tokens: Positive = 2048
+    """Of a reply, its thinking included. One that is cut off is asked for again with twice as
+    many, and has no verdict if it is cut off again.
+    """
     repeats: Positive = 1
     noise: float = 0.3
     position_bias: float = 0.05

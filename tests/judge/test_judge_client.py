@@ -256,16 +256,17 @@ def test_the_pocket_judge_gives_a_re_ask_the_same_opinion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "status"), [({"refused": 1.0}, "refused"), ({"truncated": 1.0}, "truncated")]
+    ("faults", "status", "calls"),
+    [({"refused": 1.0}, "refused", 1), ({"truncated": 1.0}, "unparsed", 2)],
 )
-def test_refused_and_truncated_are_final_and_not_asked_again(
-    tmp_path: Path, faults: dict[str, float], status: str
+def test_refused_is_final_and_truncated_is_asked_again_once(
+    tmp_path: Path, faults: dict[str, float], status: str, calls: int
 ) -> None:
     with serve(faults=FaultRates(**faults)) as server:
         for _ in range(2):
             with client_of(server, tmp_path) as client:
                 assert client.complete([request(1)], accept=is_rating)[0].status == status
-        assert server.counters["calls"] == 1
+        assert server.counters["calls"] == calls
 
 
 def test_a_one_token_verdict_is_not_truncated() -> None:
@@ -479,7 +480,7 @@ def test_log_probs_that_are_no_numbers_are_a_broken_reply(number: str) -> None:
         f'{{"choices": [{{"message": {{"content": "m"}}, "logprobs": {{"content": [{token}]}}}}]}}'
     )
     assert read_reply(200, {}, raw, {"messages": [], "max_tokens": 1}) == Trouble(
-        "reply is not of the published schema (ValueError)"
+        "reply is no JSON of the published schema"
     )
 
 

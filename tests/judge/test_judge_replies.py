@@ -1,0 +1,370 @@
+"""What endpoints of many makers answer: every reply is a verdict, a status, a retry or one message
+that ends the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from harness.evaluate import annotator
+from harness.evaluate.annotator import Pair, annotate
+from harness.judge import chat_http, verdicts
+from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
+from harness.judge.endpoint import Reply, read_reply
+from harness.judge.journal import JOURNAL_NAME
+from harness.rankers import judge as ranker
+from harness.records import HarnessError
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
+
+FAST = {"judge_backoff_s": 0.001, "judge_timeout_s": 5.0, "judge_deadline_s": 20.0}
+Answer = tuple[int, Any]
+Script = Callable[[Mapping[str, Any]], Answer]
+
+
+@contextmanager
+def endpoint(script: Script) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(address, calls received) of a server that answers (status, JSON or text) by a script."""
+    calls: list[dict[str, Any]] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        calls.append(json.loads(await request.read()))
+        status, body = script(calls[-1])
+        text = body if isinstance(body, str) else json.dumps(body)
+        return web.Response(status=status, text=text)
+
+    with chat_http.serving(handle) as url:
+        yield url, calls
+
+
+def ask(
+    script: Script,
+    folder: Path,
+    judge: Mapping[str, Any] | None = None,
+    count: int = 1,
+    **params: Any,
+) -> tuple[list[JudgeReply], list[dict[str, Any]]]:
+    """Replies to ``count`` requests for a rating, and the calls that they took."""
+    requests = [
+        JudgeRequest(str(i), ({"role": "user", "content": f"Rate {i}."},), params)
+        for i in range(count)
+    ]
+    with endpoint(script) as (url, calls):
+        settings = JudgeSettings(kind="openai", base_url=url, model="judge-1", **(judge or {}))
+        runtime = Runtime(**FAST, judge_concurrency=2)
+        with JudgeClient(settings, runtime, folder / JOURNAL_NAME) as client:
+            return client.complete(requests, accept=is_rated), calls
+
+
+def is_rated(reply: JudgeReply) -> bool:
+    return verdicts.parse_rating(reply.text).value is not None
+
+
+def said(content: Any, reason: str = "stop", **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, **more}
+    return {"model": "judge-1", "choices": [{"message": message, "finish_reason": reason}]}
+
+
+def error(message: str, code: Any = None, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "x", "code": code, "param": param}}
+
+
+def rating(reply: JudgeReply) -> tuple[str, float | None]:
+    value = verdicts.parse_rating(reply.text).value if reply.status == "ok" else None
+    return reply.status, value
+
+
+# -- cut off ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        said("I could start from [[4]] and go up", "length"),
+        said("I could start from [[4]] and go up", "MAX_TOKENS"),
+        said("Rating: [[4]]", "model_length"),
+        said("<think>Perhaps Rating: [[4]]"),
+        said("\n<thinking>\nRating: [[4]]\n"),
+        said("[THINK]Rating: [[4]]"),
+        said("Well.\n<reasoning>\nRating: [[4]]"),
+        said("first thought</think><think>Rating: [[4]]"),
+        said(None, "length", reasoning_content="Rating: [[4]]"),
+    ],
+)
+def test_a_reply_that_was_cut_off_is_asked_again_once_with_more_room_and_holds_no_verdict(
+    reply: dict[str, Any], tmp_path: Path
+) -> None:
+    (found,), calls = ask(lambda _body: (200, reply), tmp_path)
+    assert rating(found) == ("unparsed", None)
+    assert found.error
+    assert [call["max_tokens"] for call in calls] == [2048, 4096]
+    (again,), more = ask(lambda _body: (200, said("Rating: [[9]]")), tmp_path / "other")
+    assert rating(again) == ("ok", 9.0)
+    assert len(more) == 1
+
+
+def test_with_more_room_the_verdict_comes(tmp_path: Path) -> None:
+    def script(body: Mapping[str, Any]) -> Answer:
+        room = body["max_tokens"] > 100
+        return 200, said("A [[4]]. Rating: [[6]]" if room else "A [[4]]", "" if room else "length")
+
+    (found,), calls = ask(script, tmp_path, {"max_tokens": 100})
+    assert rating(found) == ("ok", 6.0)
+    assert [call["max_tokens"] for call in calls] == [100, 200]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<think>First [[2]], or [[9]].</think>\nRating: [[6]]",
+        "Rating: [[2]]</think> Rating: [[6]]",
+        "<Thinking>[[2]]</Thinking><think>[[3]]</think>[[6]]",
+        "[THINK]Rating: [[2]][/THINK]Rating: [[6]]",
+        [{"type": "thinking", "thinking": "[[2]]"}, {"type": "text", "text": "Rating: [[6]]"}],
+        [{"type": "text", "text": "Rating: "}, {"type": "output_text", "text": "[[6]]"}],
+        'The answer quotes "<think>" in its text. Rating: [[6]]',
+    ],
+)
+def test_thinking_is_never_read_and_parts_are_joined(content: Any, tmp_path: Path) -> None:
+    (found,), calls = ask(lambda _body: (200, said(content, reasoning="[[2]]")), tmp_path)
+    assert rating(found) == ("ok", 6.0)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        said("Rating: [[4]]", "content_filter"),
+        said("Rating: [[4]]", "SAFETY"),
+        said(None, refusal="I will not rate [[4]]"),
+        error("Your input was flagged by moderation", 403) | {},
+    ],
+)
+def test_refusals_are_final(reply: dict[str, Any], tmp_path: Path) -> None:
+    (found,), calls = ask(lambda _body: (200, reply), tmp_path)
+    assert rating(found) == ("refused", None)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("text", ["[[11]]", "[[0.5]]", "[[-1]]", "[[0]]", "[[10.5]]", "[[1e1]]"])
+def test_ratings_out_of_range_are_none(text: str) -> None:
+    assert verdicts.parse_rating(f"Rating: {text}").value is None
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+LIMIT = "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+LIMIT += "'max_completion_tokens' instead."
+
+
+def test_the_other_name_of_the_limit_is_learned_once(tmp_path: Path) -> None:
+    def script(body: Mapping[str, Any]) -> Answer:
+        if "max_tokens" in body:
+            return 400, error(LIMIT, "unsupported_parameter", "max_tokens")
+        return 200, said("Rating: [[6]]" if body["max_completion_tokens"] == 2048 else "")
+
+    found, calls = ask(script, tmp_path, count=12)
+    assert {rating(one) for one in found} == {("ok", 6.0)}
+    assert sum("max_tokens" in call for call in calls) <= 2, "one a call in flight at most"
+    assert len(calls) <= 14
+
+
+def test_a_seed_that_is_refused_is_left_out(tmp_path: Path) -> None:
+    def script(body: Mapping[str, Any]) -> Answer:
+        if "seed" in body:
+            detail = [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "no"}]
+            return 422, {"object": "error", "message": {"detail": detail}}
+        return 200, said("Rating: [[6]]" if len(seen) else "unreadable")
+
+    seen: list[int] = []
+
+    def first_unreadable(body: Mapping[str, Any]) -> Answer:
+        answer = script(body)
+        seen.append(answer[0])
+        return answer
+
+    (found,), calls = ask(first_unreadable, tmp_path)
+    assert rating(found) == ("ok", 6.0)
+    assert ["seed" in call for call in calls] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "names"),
+    [
+        (
+            400,
+            error(
+                "Unsupported value: 'temperature' does not support 0.0 with this model.",
+                "unsupported_value",
+                "temperature",
+            ),
+            "judge.temperature",
+        ),
+        (400, error("`temperature` is deprecated for this model."), "judge.temperature"),
+        (403, error("You are not allowed to request logprobs from this model"), "annotator"),
+        (400, error("property 'logprobs' is unsupported"), "annotator"),
+        (400, error("max_tokens is too large: 2048", "invalid_value", "max_tokens"), "max_tokens"),
+        (404, error("The model `judge-1` does not exist", "model_not_found"), "judge.model"),
+        (404, {"error": 'model "judge-1" not found, try pulling it first'}, "judge.model"),
+        (401, error("Incorrect API key"), "OPENAI_API_KEY"),
+        (400, [{"error": {"code": 400, "message": 'Unknown name "temperature"'}}], "temperature"),
+        (200, error("Insufficient credits. Add more credits", 402), "quota"),
+        (200, {"error": "Insufficient Balance"}, "quota"),
+        (400, error("Your credit balance is too low to access the API"), "quota"),
+        (429, error("You exceeded your current quota", "insufficient_quota"), "quota"),
+        (200, {"object": "error", "message": "no such model", "code": 404}, "judge.model"),
+        (200, error("no", "invalid_api_key"), "OPENAI_API_KEY"),
+        (200, {"choices": [{"error": {"code": 402, "message": "pay"}}]}, "quota"),
+        (200, 'data: {"choices": [{"delta": {"content": "R"}}]}\n\ndata: [DONE]\n', "stream"),
+        (200, {"object": "chat.completion.chunk", "choices": [{"delta": {}}]}, "stream"),
+    ],
+)
+def test_errors_of_the_requests_form_end_the_stage_at_once_and_name_the_key(
+    status: int, body: Any, names: str, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+
+    def script(_body: Mapping[str, Any]) -> Answer:
+        calls.append(status)
+        return status, body
+
+    with pytest.raises(HarnessError) as raised:
+        ask(script, tmp_path, count=40, logprobs=True)
+    assert names in str(raised.value)
+    assert len(calls) <= 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "upstream is busy"},
+        {"object": "error", "message": "Overloaded", "code": 503},
+        error("slow down", 429),
+        {"choices": []},
+        {"choices": [{"error": {"code": 502, "message": "provider"}}]},
+        "<html>",
+    ],
+)
+def test_passing_errors_are_asked_again_whatever_the_status(body: Any, tmp_path: Path) -> None:
+    answers = iter([(200, body), (200, body), (200, {"error": None} | said("Rating: [[6]]"))])
+    (found,), calls = ask(lambda _body: next(answers), tmp_path)
+    assert rating(found) == ("ok", 6.0)
+    assert found.attempts == len(calls) == 3
+
+
+def test_a_prompt_too_long_for_the_judge_is_that_items_error_alone(tmp_path: Path) -> None:
+    long = "This model's maximum context length is 4096 tokens; please reduce max_tokens"
+
+    def script(body: Mapping[str, Any]) -> Answer:
+        if "Rate 1." in str(body):
+            return 400, error(long, "context_length_exceeded", "messages")
+        return 200, said("Rating: [[6]]")
+
+    found, calls = ask(script, tmp_path, count=3)
+    assert [rating(one) for one in found] == [("ok", 6.0), ("error", None), ("ok", 6.0)]
+    assert len(calls) == 3
+
+
+def test_a_judge_that_takes_no_temperature_is_sent_none(tmp_path: Path) -> None:
+    _, calls = ask(lambda _b: (200, said("[[6]]")), tmp_path, {"temperature": None}, temperature=1)
+    assert "temperature" not in calls[0]
+
+
+# -- weighted verdicts -----------------------------------------------------------------------------
+
+
+def position(token: str, **top: float) -> dict[str, Any]:
+    """A position whose answer is ``token``; top: name → probability, "_" for a blank."""
+    listed = [
+        {"token": name.replace("_", " "), "logprob": math.log(share)} for name, share in top.items()
+    ]
+    own = next((one["logprob"] for one in listed if one["token"] == token), math.log(0.01))
+    return {"token": token, "logprob": own, "top_logprobs": listed}
+
+
+UNREADABLE = [
+    position("Sure", Sure=0.95, M=0.01),
+    position("Sure", m=0.6, M=0.3, Sure=0.1),
+    position("M", M=0.3, The=0.6),
+    position("m", m=0.4, M=0.1, A=0.5),
+    position("m") | {"top_logprobs": []},
+    position("m") | {"top_logprobs": None},
+    position("m", m=0.9) | {"top_logprobs": [{"token": "m", "logprob": 0.7}]},
+    position("m", m=0.9) | {"top_logprobs": [{"token": "m", "logprob": None}]},
+]
+
+
+def one_token(entry: Mapping[str, Any]) -> JudgeReply:
+    """A reply of one token as the client reads it."""
+    body = said(entry["token"], "length")
+    body["choices"][0]["logprobs"] = {"content": [entry]}
+    read = read_reply(200, {}, json.dumps(body), {"messages": [], "max_tokens": 1})
+    assert isinstance(read, Reply)
+    return JudgeReply("1", 0, **read.fields())
+
+
+def weighted(content: Any, folder: Path) -> annotator.Annotation:
+    """The annotation of one pair by an endpoint that gives these log-probabilities."""
+    reply = said(content[0]["token"] if content else "M", "length")
+    reply["choices"][0]["logprobs"] = {"content": content}
+    with endpoint(lambda _body: (200, reply)) as (url, _):
+        settings = JudgeSettings(kind="openai", base_url=url, model="judge-1")
+        with JudgeClient(settings, Runtime(**FAST), folder / JOURNAL_NAME) as client:
+            return annotate([Pair("1", "Name a fruit.", "Apple.", "A pear.")], client)["1", 0]
+
+
+@pytest.mark.parametrize("content", [*([one] for one in UNREADABLE), None, []])
+def test_a_verdict_read_off_the_tail_is_unparsed(content: Any, tmp_path: Path) -> None:
+    note = weighted(content, tmp_path)
+    assert (note.preference, note.status) == (None, "unparsed")
+
+
+@pytest.mark.parametrize(
+    ("entry", "first"),
+    [
+        (position("m", m=0.75, M=0.25), 0.75),
+        (position("m", m=0.5, _m=0.1, M=0.2, Sure=0.1), 0.75),
+        (position(" M", _M=0.9, The=0.1), 0.0),
+        (position("m", m=0.6, M=0.2, A=0.2), 0.75),
+    ],
+)
+def test_the_mass_of_both_tokens_is_the_preference_in_benchmark_and_ranker_alike(
+    entry: dict[str, Any], first: float, tmp_path: Path
+) -> None:
+    note = weighted([entry], tmp_path)
+    shown_first = 1.0 - first if note.switched else first
+    assert note.preference == pytest.approx(2.0 - shown_first)
+    assert ranker.preference(one_token(entry)) == pytest.approx(first)
+
+
+@pytest.mark.parametrize("entry", UNREADABLE)
+def test_the_ranker_reads_no_tail_either(entry: dict[str, Any]) -> None:
+    assert ranker.preference(one_token(entry)) is None
+
+
+@pytest.mark.parametrize("model", ["claude-2", "alpaca-7b_verbose", "NullModel"])
+def test_published_verdicts_are_read_as_the_library_read_them(
+    shared_data: Path, model: str
+) -> None:
+    rows = json.loads((shared_data / "alpaca_eval" / model / "annotations.json").read_text())
+    unread = 0
+    for row in rows:
+        if not row["raw_completion"]:
+            continue
+        (entry,) = row["raw_completion"]["logprobs"]["content"]
+        found = verdicts.verdict_logprobs(entry, ("m", "M"))
+        if found is None:
+            unread += 1
+            continue
+        share = math.exp(found.get("m", -math.inf))
+        share /= share + math.exp(found.get("M", -math.inf))
+        assert min(abs(row["preference"] - 2 + share), abs(row["preference"] - 1 - share)) < 1e-6
+    assert unread <= 2, "answers drawn from the tail, at the annotator's temperature of 1"
