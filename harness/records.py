@@ -188,6 +188,11 @@ class Tally:
         """Count one. place: ``file:line`` or an id."""
         self._places.setdefault(reason, []).append(place)
 
+    @property
+    def count(self) -> int:
+        """How many were left out."""
+        return sum(map(len, self._places.values()))
+
     def left_out(self) -> tuple[LeftOut, ...]:
         """One entry a reason, the commonest first."""
         ordered = sorted(self._places.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -272,6 +277,11 @@ def first_line(error: BaseException, most: int = 200) -> str:
     """The first line of an error's text, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:most]
+
+
+def printable(text: str) -> str:
+    """``text`` with halves of surrogate pairs, which no file or terminal takes, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def redact(text: str, *, only: str = "") -> str:

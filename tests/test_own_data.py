@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.data.files import file_rows
+from harness.data.rows import Reader
 from harness.engine.store import Store
-from harness.records import Prompt, Tally
-from harness.stages.data import file_rows, prompts_of
+from harness.records import Prompt
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +71,7 @@ def start_model(folder: Path, prompts: list[Prompt]) -> Path:
 def test_the_chain_runs_on_real_text(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz"
     rows = itertools.islice(file_rows(source), 64)
-    prompts = prompts_of(rows, Tally("data.files", "rows"))
+    prompts = Reader("data.files", "rows").prompts(rows)
     start = start_model(tmp_path / "start", prompts)
     bench, alpaca = shared_data / "mt_bench", shared_data / "alpaca_eval"
     settings = {

@@ -77,7 +77,9 @@ class Runs(Builder):
         def make() -> dict[str, str]:
             shared = {"model", "pocket", "world", "data", "evaluation", "ranker", "ranker_training"}
             shared |= {"exploration", "runtime"}
-            tag = recipe.model_dump_json(include=shared) + f"/{recipe.training.threads}"
+            training = recipe.training
+            tag = recipe.model_dump_json(include=shared)
+            tag += f"/{training.threads}/{training.max_prompt_length}"
             if tag not in self._prepared:
                 self._prepared[tag] = self._prepare(recipe)
             return self._prepared[tag]
@@ -123,8 +125,11 @@ class Runs(Builder):
 
     def _files(self, recipe: Recipe) -> dict[str, str]:
         evaluation = recipe.evaluation
-        data = self.add("data.files", tasks.FileDataTask(**vars(recipe.data)), {}, recipe)
         base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision, True)
+        data_task = tasks.FileDataTask(
+            **vars(recipe.data), max_prompt_length=recipe.training.max_prompt_length
+        )
+        data = self.add("data.files", data_task, {"base": base}, recipe)
         sections = {
             name: evaluation.of(name)
             for name, benchmark in BENCHMARKS.items()

@@ -36,7 +36,7 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", tasks.PocketDataTask),
-    "data.files": Stage("harness.stages.data:run", tasks.FileDataTask, seconds=2),
+    "data.files": Stage("harness.stages.data:run", tasks.FileDataTask, version=2, seconds=2),
     "base.pocket": Stage(
         "harness.pocket.base:run", tasks.PocketBaseTask, seconds=80, accelerator=True
     ),

@@ -110,6 +110,8 @@ class WorldSettings(Section):
 
 
 class DataSettings(Section):
+    later: ClassVar[Mapping[str, Any]] = {"columns": {}, "max_left_out": 0.5}
+
     source: Literal["pocket", "files", "hub"] = "pocket"
     path: str = ""
     """JSONL(.gz) or Parquet with prompt, chosen, rejected (``files``), or the dataset's hub id
@@ -131,6 +133,10 @@ class DataSettings(Section):
     """
     seed: NonNegative = 0
     """What is drawn; the order in which a run sees it follows the run's own seed."""
+    columns: dict[str, str] = {}
+    """The data's own names of columns, by ours: ``{prompt: question, chosen: answer_a}``."""
+    max_left_out: Share = 0.5
+    """Largest share of the rows that may be left out, for whatever reason; above it is an error."""
 
 
 class ObjectiveSettings(Section):

@@ -77,7 +77,7 @@ class Nothing(Section):
 class PocketDataTask(DataSettings):
     """``data.pocket``."""
 
-    later: ClassVar[Mapping[str, Any]] = {"world": WorldSettings()}
+    later: ClassVar[Mapping[str, Any]] = {**DataSettings.later, "world": WorldSettings()}
 
     rows: Positive
     best_style_share: float
@@ -85,7 +85,9 @@ class PocketDataTask(DataSettings):
 
 
 class FileDataTask(DataSettings):
-    """``data.files``."""
+    """``data.files``. max_prompt_length: of held-out prompts."""
+
+    max_prompt_length: Positive
 
 
 class PocketBaseTask(PocketBaseSettings, Threads):

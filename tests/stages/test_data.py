@@ -1,126 +1,18 @@
-"""Preference data in its common forms, held-out splits, limits, and what bad files are told."""
+"""What of the preference data is held out, set aside, trained on and left out."""
 
 from __future__ import annotations
 
-import gzip
+import functools
 import json
+import tempfile
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from harness.records import HarnessError, Tally, read_jsonl
+from harness.records import HarnessError, read_jsonl
 from harness.stages import data
+from tests import tiny
 from tests.tasks import stage_task
-
-HH = {
-    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a colour\n\nAssistant: Blue.",
-    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a colour\n\nAssistant: No: "
-    "never\n\nand that is it.",
-}
-ULTRA = {
-    "prompt": "Name a colour",
-    "prompt_id": "abc",
-    "chosen": [
-        {"role": "user", "content": "Name a colour"},
-        {"role": "assistant", "content": "Blue."},
-    ],
-    "rejected": [
-        {"role": "user", "content": "Name a colour"},
-        {"role": "assistant", "content": "No."},
-    ],
-    "score_chosen": 8.0,
-}
-PLAIN = {"prompt": "Name a colour", "chosen": "Blue.", "rejected": "No."}
-TURNS = {
-    "prompt": [
-        {"role": "system", "content": "Be kind"},
-        {"role": "user", "content": "Name a colour"},
-    ],
-    "chosen": [{"role": "assistant", "content": "Blue."}],
-    "rejected": [{"role": "assistant", "content": "No."}],
-}
-
-
-def _prompt(row: dict):
-    return data.prompt_of(data.Row(row, "f:1"))
-
-
-def test_anthropic_transcripts():
-    prompt = _prompt(HH)
-    assert [(m["role"], m["content"]) for m in prompt.messages] == [
-        ("user", "Hi"),
-        ("assistant", "Hello!"),
-        ("user", "Name a colour"),
-    ]
-    assert (prompt.chosen, prompt.rejected) == ("Blue.", "No: never\n\nand that is it.")
-
-
-@pytest.mark.parametrize("row", [ULTRA, PLAIN, TURNS])
-def test_messages_and_plain_text(row):
-    prompt = _prompt(row)
-    assert prompt.messages[-1] == {"role": "user", "content": "Name a colour"}
-    assert (prompt.chosen, prompt.rejected) == ("Blue.", "No.")
-
-
-def test_ids_come_from_the_data_or_the_content():
-    assert _prompt(ULTRA).id == "abc"
-    assert _prompt(PLAIN).id == _prompt({**PLAIN, "chosen": "Green."}).id
-    assert _prompt(PLAIN).id != _prompt({**PLAIN, "prompt": "Name a tree"}).id
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "a", "chosen": "b"}, r"f:1: no column 'rejected'.*prompt, chosen"),
-        ({"chosen": "b", "rejected": "c"}, "f:1, column chosen: plain text needs a column prompt"),
-        (
-            {**PLAIN, "chosen": 7},
-            "f:1, column chosen: text or a list of turns is wanted, this is a int",
-        ),
-        (
-            {**TURNS, "chosen": [{"role": "bot", "content": "x"}]},
-            "f:1, column chosen: turn 1 has role 'bot'; allowed: system, user, assistant",
-        ),
-        ({**TURNS, "prompt": ["hello"]}, "f:1, column prompt: turn 1 is not"),
-        (
-            {"chosen": [{"role": "assistant", "content": "x"}], "rejected": "y"},
-            "column chosen: a lone assistant turn needs a column prompt",
-        ),
-    ],
-)
-def test_wrong_forms_name_place_and_column(row, message):
-    with pytest.raises(HarnessError, match=message):
-        _prompt(row)
-
-
-def test_rows_that_are_no_pairs_are_counted():
-    other = {**HH, "rejected": HH["rejected"].replace("Hi", "Hey")}
-    rows = [
-        HH,
-        {**PLAIN, "rejected": "Blue. "},
-        {**PLAIN, "chosen": " "},
-        other,
-        {**PLAIN, "rejected": None},
-        {**HH, "chosen": "\n\nHuman: Hi"},
-    ]
-    tally = Tally("data.files", "rows")
-    prompts = data.prompts_of((data.Row(row, f"f:{n}") for n, row in enumerate(rows, 1)), tally)
-    assert len(prompts) == 1
-    assert {one.reason: (one.count, one.of, one.examples) for one in tally.left_out()} == {
-        "identical answers": (1, 6, ("f:2",)),
-        "empty answer": (2, 6, ("f:3", "f:5")),
-        "prompts differ": (1, 6, ("f:4",)),
-        "no assistant turn at the end": (1, 6, ("f:6",)),
-    }
-
-
-def test_repeated_ids_are_told_apart():
-    rows = [PLAIN, {**PLAIN, "chosen": "Green."}, {**PLAIN, "chosen": "Red."}]
-    prompts = data.prompts_of((data.Row(row, "f") for row in rows), Tally("data.files", "rows"))
-    first = prompts[0].id
-    assert [p.id for p in prompts] == [first, f"{first}#2", f"{first}#3"]
 
 
 def _rows(count: int, offset: int = 0) -> list[dict]:
@@ -132,15 +24,17 @@ def _rows(count: int, offset: int = 0) -> list[dict]:
 
 def _write(path: Path, rows: list[dict]) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        path.write_text(text)
+    path.write_text(text)
     return path
+
+
+@functools.cache
+def _base() -> Path:
+    """A tokenizer of bytes and a few tokens of template."""
+    folder = Path(tempfile.mkdtemp())
+    tiny.tokenizer().save_pretrained(folder / "model")
+    (folder / "model" / "config.json").write_text("{}")
+    return folder
 
 
 def _run(tmp_path: Path, path: Path | str, out: str = "out", **settings):
@@ -154,7 +48,8 @@ def _run(tmp_path: Path, path: Path | str, out: str = "out", **settings):
         "heldout_path": "",
         "ood": 0,
     }
-    outcome = data.run(stage_task("k", "data.files", defaults | settings, {}, tmp_path / out))
+    inputs = {"base": _base()}
+    outcome = data.run(stage_task("k", "data.files", defaults | settings, inputs, tmp_path / out))
 
     def read(name: str) -> list[str]:
         rows = read_jsonl(tmp_path / out / name)
@@ -163,31 +58,17 @@ def _run(tmp_path: Path, path: Path | str, out: str = "out", **settings):
     return outcome, read("train.jsonl"), read("heldout.jsonl")
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.json", "d.parquet"])
-def test_every_kind_of_file_gives_the_same_prompts(tmp_path, name):
-    outcome, train, heldout = _run(tmp_path, _write(tmp_path / name, _rows(10)))
+def test_the_last_rows_are_held_out(tmp_path):
+    outcome, train, heldout = _run(tmp_path, _write(tmp_path / "d.jsonl", _rows(10)))
     assert train == [f"Question {i}" for i in range(7)]
     assert heldout == ["Question 7", "Question 8", "Question 9"]
     assert outcome.rows == 10
     assert (tmp_path / "out" / "ood.jsonl").read_text() == ""
 
 
-def test_parquet_with_lists_of_turns(tmp_path):
-    def turns(question: str, answer: str) -> list[dict[str, str]]:
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-    rows = [
-        {
-            "prompt": f"Q{i}",
-            "prompt_id": f"id{i}",
-            "chosen": turns(f"Q{i}", "a"),
-            "rejected": turns(f"Q{i}", "b"),
-        }
-        for i in range(3)
-    ]
-    _, train, heldout = _run(tmp_path, _write(tmp_path / "d.parquet", rows), heldout=1)
-    assert (train, heldout) == (["Q0", "Q1"], ["Q2"])
-    assert [row["id"] for row in read_jsonl(tmp_path / "out" / "train.jsonl")] == ["id0", "id1"]
+def test_doubled_rows_are_counted(tmp_path):
+    outcome, train, _ = _run(tmp_path, _write(tmp_path / "d.jsonl", _rows(2) * 2 + _rows(9)))
+    assert (len(train), outcome.summary["doubled"]) == (10, 4)
 
 
 def test_a_heldout_file_of_its_own(tmp_path):
@@ -206,6 +87,80 @@ def test_a_heldout_file_of_its_own(tmp_path):
         2,
         5,
     )
+
+
+@pytest.mark.parametrize("change", [lambda q: f" {q} ", lambda q: q.replace(" ", "\n\t")])
+def test_a_heldout_prompt_with_other_blanks_is_not_trained_on(tmp_path, change):
+    rows = [{**row, "prompt": change(row["prompt"])} for row in _rows(5)]
+    path = _write(tmp_path / "d.jsonl", rows)
+    extra = _write(tmp_path / "h.jsonl", _rows(2, offset=3))
+    _, train, _ = _run(tmp_path, path, heldout_path=str(extra), heldout=2)
+    assert [text.split() for text in train] == [["Question", str(i)] for i in range(3)]
+
+
+def test_a_heldout_prompt_in_another_form_of_unicode_is_not_trained_on(tmp_path):
+    def row(prompt: str) -> dict:
+        return {"prompt": prompt, "chosen": "good", "rejected": "bad"}
+
+    path = _write(tmp_path / "d.jsonl", [row("Un cafe\u0301"), row("Cafe"), row("cafe")])
+    extra = _write(tmp_path / "h.jsonl", [row("Un caf\u00e9")])
+    _, train, heldout = _run(tmp_path, path, heldout_path=str(extra), heldout=1)
+    assert (train, heldout) == (["Cafe", "cafe"], ["Un caf\u00e9"])
+
+
+LONG = {"prompt": "why " * 60, "chosen": "good", "rejected": "bad", "id": "long"}
+
+
+def test_heldout_prompts_are_ones_that_can_be_asked(tmp_path):
+    """Two of the last five are too long: the rows before them fill the set, and they stay training
+    rows, where the study's rule for such prompts meets them."""
+    rows = [*_rows(6), LONG, LONG, *_rows(2, offset=6)]
+    outcome, train, heldout = _run(
+        tmp_path, _write(tmp_path / "d.jsonl", rows), heldout=3, max_prompt_length=120
+    )
+    assert heldout == ["Question 5", "Question 6", "Question 7"]
+    assert train == [f"Question {i}" for i in range(5)] + [LONG["prompt"]] * 2
+    (left,) = outcome.left_out
+    assert (left.what, left.count, left.of, left.examples) == (
+        "held-out prompts",
+        2,
+        5,
+        ("long#2", "long"),
+    )
+
+
+def test_heldout_prompts_of_a_file_of_their_own_are_ones_that_can_be_asked(tmp_path):
+    path = _write(tmp_path / "d.jsonl", _rows(5))
+    extra = _write(tmp_path / "h.jsonl", [LONG, *_rows(4, offset=90)])
+    asked = {"heldout_path": str(extra), "max_prompt_length": 120}
+    outcome, _, heldout = _run(tmp_path, path, heldout=4, **asked)
+    assert heldout == [f"Question {i}" for i in range(90, 94)]
+    assert [(one.count, one.of) for one in outcome.left_out] == [(1, 5)]
+    with pytest.raises(HarnessError, match=r"data\.heldout asks for 5 prompts; there are 4 usable"):
+        _run(tmp_path, path, heldout=5, **asked)
+
+
+def test_more_left_out_than_the_study_allows_is_an_error(tmp_path):
+    rows = [*_rows(4), *({**row, "chosen": " "} for row in _rows(6))]
+    path = _write(tmp_path / "d.jsonl", rows)
+    with pytest.raises(
+        HarnessError,
+        match=r"6 of 10 rows are left out, more than data.max_left_out = 0.5 allows: empty answer: "
+        r"6 \(.*d\.jsonl:5, .*d\.jsonl:6, .*d\.jsonl:7\)",
+    ):
+        _run(tmp_path, path, heldout=1)
+    outcome, train, _ = _run(tmp_path, path, heldout=1, max_left_out=0.6)
+    assert len(train) == 3
+    assert [(one.reason, one.count, one.of) for one in outcome.left_out] == [
+        ("empty answer", 6, 10)
+    ]
+
+
+def test_columns_are_named_by_the_study(tmp_path):
+    rows = [{"ask": row["prompt"], "good": "a", "bad": "b"} for row in _rows(4)]
+    names = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    _, train, _ = _run(tmp_path, _write(tmp_path / "d.jsonl", rows), columns=names, heldout=2)
+    assert train == ["Question 0", "Question 1"]
 
 
 def test_drawn_by_the_data_seed_in_the_files_order(tmp_path):
@@ -233,36 +188,13 @@ def test_pairs_held_aside_for_a_ranker_are_not_trained_on(tmp_path):
     ("settings", "message"),
     [
         ({"prompts": 8}, r"data.prompts asks for 8 prompts; there are 7 usable ones"),
-        ({"heldout": 10}, "10 usable rows; data.heldout takes 10, and none is left"),
+        ({"heldout": 10}, "10 usable rows, .* data.heldout takes 10, and none is left"),
         ({"ood": 4}, "only the pocket world has them"),
     ],
 )
 def test_fewer_rows_than_asked_is_an_error(tmp_path, settings, message):
     with pytest.raises(HarnessError, match=message):
         _run(tmp_path, _write(tmp_path / "d.jsonl", _rows(10)), **settings)
-
-
-def test_bad_files_name_file_and_line(tmp_path):
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text(json.dumps(PLAIN) + "\n{oops\n")
-    cut = tmp_path / "cut.jsonl.gz"
-    cut.write_bytes(
-        gzip.compress(("\n".join(json.dumps(row) for row in _rows(2000))).encode())[:-40]
-    )
-    not_parquet = tmp_path / "x.parquet"
-    not_parquet.write_text("hello")
-    listed = tmp_path / "list.jsonl"
-    listed.write_text("[1, 2]\n")
-    for path, message in [
-        (broken, r"broken\.jsonl:2: not valid JSON \(.* at character 2\)"),
-        (cut, r"cut\.jsonl\.gz: cannot be read after line \d+"),
-        (not_parquet, r"x\.parquet: not a readable Parquet file"),
-        (listed, r"list\.jsonl:1: a row is an object .* this is a list"),
-        (tmp_path / "none.jsonl", r"none\.jsonl: no such data file"),
-        (_write(tmp_path / "d.csv", _rows(2)), r"d\.csv: unknown kind of data file"),
-    ]:
-        with pytest.raises(HarnessError, match=message):
-            _run(tmp_path, path)
 
 
 def test_the_hub_without_a_network_says_what_to_do(tmp_path, monkeypatch):
@@ -300,7 +232,10 @@ def test_hub_splits_are_train_and_heldout(tmp_path, monkeypatch):
 
 def test_real_helpful_transcripts(tmp_path, shared_data):
     outcome, train, heldout = _run(
-        tmp_path, shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz", heldout=64
+        tmp_path,
+        shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz",
+        heldout=64,
+        max_prompt_length=9999,
     )
     assert len(train) + len(heldout) + sum(one.count for one in outcome.left_out) == 2354
     assert len(train) > 2000

@@ -1,0 +1,179 @@
+"""Rows of data files, each with the place where it stands.
+
+JSON (one object a line, or one list of them; plain or gzip) and Parquet. Text is UTF-8; a
+byte-order mark says UTF-8, UTF-16 or UTF-32. Nothing is repaired: a byte, a key or a number that
+could be read in two ways is an error with file and line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from harness.records import HarnessError, first_line
+
+KINDS = ".jsonl, .json (either with .gz) or .parquet"
+MARKS = (
+    # UTF-32's little-endian mark begins with UTF-16's.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the data and where it stands, for messages."""
+
+    values: Mapping[str, Any]
+    place: str
+
+
+def file_rows(path: Path) -> Iterator[Row]:
+    """Rows of a data file. Raises HarnessError naming file, line and what to do."""
+    if path.is_dir():
+        raise HarnessError(
+            f"{path}: a folder; data.path names one file ({KINDS}), or the folder of a dataset "
+            "with data.source: hub"
+        )
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such data file; data.path takes {KINDS}")
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        yield from _parquet_rows(path)
+    elif name.endswith((".jsonl", ".json")):
+        yield from _json_rows(path)
+    else:
+        raise HarnessError(
+            f"{path}: unknown kind of data file; data.path takes {KINDS} (pandas converts tables: "
+            "to_json(orient='records', lines=True))"
+        )
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+def _json_rows(path: Path) -> Iterator[Row]:
+    lines = _lines(path)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("["):
+            whole = line + "".join(text for _, text in lines)
+            for row, values in enumerate(_parsed(whole, path, number), 1):
+                yield _row(values, f"{path}, row {row}")
+        else:
+            yield _row(_parsed(line.rstrip(), path, number), f"{path}:{number}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file."""
+    encoding, number = _encoding(path), 0
+    try:
+        with _opened(path, encoding) as handle:
+            for number, line in enumerate(handle, 1):
+                yield number, line
+    except UnicodeDecodeError as error:
+        raise HarnessError(_undecodable(path, number, error)) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise HarnessError(f"{path}: cannot be read after line {number} ({error})") from error
+
+
+def _opened(path: Path, encoding: str = "") -> IO[Any]:
+    """The file, unpacked where it is gzip; as bytes without an encoding."""
+    with path.open("rb") as handle:
+        packed = handle.read(2) == b"\x1f\x8b"
+    opener: Any = gzip.open if packed else open
+    opened: IO[Any] = opener(path, "rt" if encoding else "rb", encoding=encoding or None)
+    return opened
+
+
+def _encoding(path: Path) -> str:
+    try:
+        with _opened(path) as handle:
+            head: bytes = handle.read(4)
+    except (OSError, EOFError, zlib.error) as error:
+        raise HarnessError(f"{path}: cannot be read ({error})") from error
+    if head == b"PAR1":
+        raise HarnessError(f"{path}: its content is Parquet; give it a name that ends in .parquet")
+    marked = next((name for mark, name in MARKS if head.startswith(mark)), "")
+    if not marked and b"\0" in head:
+        raise HarnessError(
+            f"{path}:1: byte {head.index(0)} is 0: this is no UTF-8 (UTF-16 without its byte-order "
+            "mark?); save the file as UTF-8"
+        )
+    return marked or "utf-8-sig"
+
+
+def _undecodable(path: Path, reached: int, error: UnicodeDecodeError) -> str:
+    """Which byte of which line is no text: a second look, a line of bytes at a time."""
+    advice = "save the file as UTF-8 (from Latin-1: iconv -f LATIN1 -t UTF-8)"
+    if not error.encoding.startswith("utf-8"):
+        return f"{path}: not {error.encoding} after line {reached} ({error.reason}); {advice}"
+    offset = 0
+    with _opened(path) as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as wrong:
+                at = offset + wrong.start
+                byte = line[wrong.start]
+                return f"{path}:{number}: byte {at} (0x{byte:02x}) is no UTF-8; {advice}"
+            offset += len(line)
+    return f"{path}: changed while it was read"
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise HarnessError(
+            f"{path}:{line + error.lineno - 1}: not valid JSON ({error.msg} at character "
+            f"{error.colno}); a data file holds one object a line, or one list of objects"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a doubled key; numbers or nesting past limits
+        raise HarnessError(f"{path}:{line}: {first_line(error)}") from error
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {doubled!r} stands twice in one object; keep one of them")
+    return found
+
+
+def _row(values: Any, place: str) -> Row:
+    if not isinstance(values, Mapping):
+        raise HarnessError(
+            f"{place}: a row is an object with prompt, chosen and rejected; this is a "
+            f"{type(values).__name__}"
+        )
+    return Row(values, place)
+
+
+# -- Parquet ---------------------------------------------------------------------------------------
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        table = pq.ParquetFile(path)
+        names = table.schema_arrow.names
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise HarnessError(f"{path}: column {doubled[0]!r} stands twice; keep one of them")
+        for batch in table.iter_batches(batch_size=1024):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(values, f"{path}, row {number}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        where = f"{path}: not a readable Parquet file"
+        raise HarnessError(f"{where} after row {number} ({first_line(error)})") from error
