@@ -103,7 +103,8 @@ def _schedule(value: Any, iterations: Mapping[int, Any]) -> dict[int, float]:
     if isinstance(value, Mapping):
         return {int(k): float(v) for k, v in value.items() if v is not None}
     if isinstance(value, (list, tuple)):
-        first = 0 if len(value) == len(iterations) and 0 in iterations else 1
+        # The base's own entry stands first where there are as many as iterations.
+        first = min(iterations) if len(value) == len(iterations) and 0 in iterations else 1
         return {i: float(v) for i, v in enumerate(value, first) if v is not None and i > 0}
     return {i: float(value) for i in iterations if i > 0} if isinstance(value, (int, float)) else {}
 
@@ -348,7 +349,8 @@ class StudyData:
         for arm, runs in self.arms.items():
             keys = _bases(runs)
             if keys not in bases and any(self._scoring(run, 0) for run in runs):
-                bases[keys] = Checkpoint("", "Base", 0, tuple(runs))
+                warm = any(-1 in run.iterations for run in runs)
+                bases[keys] = Checkpoint("", "Warm-up" if warm else "Base", 0, tuple(runs))
             for iteration in sorted({i for run in runs for i in run.iterations if i > 0}):
                 if any(self._scoring(run, iteration) for run in runs):
                     rest.append(Checkpoint(arm, runs[0].label, iteration, tuple(runs)))

@@ -86,7 +86,8 @@ class Generation:
 
 @dataclass(frozen=True)
 class Pair:
-    """One training row: prompt, chosen, rejected, and the exploration response y (all text).
+    """One training row: prompt, chosen, rejected, and the exploration response y (all text);
+    explore_more: further samples of y, where there are.
 
     scores: the ranker's score of every candidate by name. y_role: whether y became the winner, the
     loser or neither. drawn: role → token ids of a response that ran into its limit, which has no
@@ -102,6 +103,7 @@ class Pair:
     rejected_from: str = "rejected"
     scores: Mapping[str, float] = field(default_factory=dict)
     y_role: Literal["winner", "loser", "middle", "absent"] = "absent"
+    explore_more: tuple[str, ...] = ()
     drawn: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 

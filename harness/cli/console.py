@@ -78,7 +78,7 @@ def describe(plan: Plan) -> dict[str, str]:
     """Key -> readable name: stage, the first run and iteration that need it, how many share it."""
     names: dict[str, str] = {}
     for run in plan.runs:
-        for iteration, stages in enumerate(run.iterations):
+        for iteration, stages in run.iterations.items():
             for stage, key in stages.items():
                 shared = f" (shared by {plan.uses[key]} runs)" if plan.uses[key] > 1 else ""
                 name = plan.nodes[key].stage if key in plan.nodes else stage

@@ -118,8 +118,11 @@ def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object
     )
     yield (
         "Pair rules",
-        ("name", "scores", "definition"),
-        ((f"`{name}`", one.looks_at, _first(one.choose)) for name, one in PAIR_RULES.items()),
+        ("name", "asks the ranker", "definition"),
+        (
+            (f"`{name}`", "yes" if one.scored else "no", _first(one.choose))
+            for name, one in PAIR_RULES.items()
+        ),
     )
     yield (
         "Diagnostics",

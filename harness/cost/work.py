@@ -4,18 +4,22 @@ keeps the sentence it came from. A benchmark's stage is counted by its own recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.engine.graph import Node, Plan
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
+from harness.study.tasks import PortionTask
 from harness.study.work import Lengths, Work
 
 ROWS = {"HuggingFaceH4/ultrafeedback_binarized": 61_135}
 """Training rows of known data sets; of others the data stage's record or ``data.prompts`` tells."""
 POCKET_ROWS = 1536
+ROLLOUTS = ("rollout", "current", "first")
+TO_PROMPTS = ("pairs", *ROLLOUTS)
+"""Inputs that lead back to a portion of the prompts."""
 ANSWERS_OF_A_ROW = 7 / 3
 """y is one of the pair in two of three rows, so that a row holds 2⅓ different answers."""
 
@@ -48,12 +52,12 @@ class Counting:
         return min(self.lengths.answer, limit)
 
     def prompts(self, node: Node) -> int:
-        """Prompts of one iteration, found by following a stage back to its rollout."""
-        while node.stage != "rollout":
+        """Prompts of one iteration, found by following a stage back to its portion of them."""
+        while not isinstance(node.settings, PortionTask):
             if node.stage == "pairs.merge":
                 return sum(self.prompts(self.plan.nodes[key]) for key in node.inputs.values())
-            node = self.source(node, "pairs" if "pairs" in node.inputs else "rollout")
-        settings: Any = node.settings
+            node = self.source(node, next(name for name in TO_PROMPTS if name in node.inputs))
+        settings = node.settings
         data: Any = self.source(node, "data").settings
         whole = settings.prompts or self.rows_in_all or ROWS.get(data.path, POCKET_ROWS)
         portion = whole // settings.portions
@@ -109,8 +113,7 @@ def _ranker_train(count: Counting, node: Node) -> Work:
 
 def _rollout(count: Counting, node: Node) -> Work:
     settings: Any = node.settings
-    prompts = count.prompts(node)
-    samples = 1 if settings.decoding == "greedy" else settings.samples
+    prompts, samples = count.prompts(node), settings.samples
     rows, length = prompts * samples, count.answer_tokens(settings.max_new_tokens)
     prompt = count.lengths.prompt
     how = f"{prompts:,} prompts × {samples} answers × ({prompt} read + {length} generated) tokens"
@@ -119,27 +122,33 @@ def _rollout(count: Counting, node: Node) -> Work:
 
 def _rank(count: Counting, node: Node) -> Work:
     settings: Any = node.settings
-    rollout: Any = count.source(node, "rollout").settings
-    texts = 2 + (1 if rollout.decoding == "greedy" else rollout.samples)
+    further: list[Any] = [count.source(node, name) for name in ROLLOUTS[1:] if name in node.inputs]
+    texts = 2 * settings.offline + settings.y + sum(one.settings.samples for one in further)
     return RANKERS[settings.kind].work(count.lengths, count.prompts(node), texts)
 
 
+def _answers(roles: Sequence[str]) -> float:
+    """Different answers of a row: its pair, the first y, and further samples of y."""
+    return 2.0 if len(roles) == 2 else ANSWERS_OF_A_ROW + len(roles) - 3
+
+
 def _reference(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
     prompts, lengths = count.prompts(node), count.lengths
-    read = prompts * (lengths.prompt + ANSWERS_OF_A_ROW * lengths.answer)
-    how = f"{prompts:,} pairs × ({lengths.prompt} + 2⅓ × {lengths.answer}) tokens"
+    answers = _answers(settings.roles)
+    read = prompts * (lengths.prompt + answers * lengths.answer)
+    how = f"{prompts:,} pairs × ({lengths.prompt} + {answers:.3g} × {lengths.answer}) tokens"
     return Work(prompts, read, how=how)
 
 
 def _train(count: Counting, node: Node) -> Work:
     settings: Any = node.settings
     prompts, epochs, lengths = count.prompts(node), settings.training.epochs, count.lengths
-    answers, shown = ANSWERS_OF_A_ROW, "2⅓"
-    if "explore" not in settings.objective.roles:
-        answers, shown = 2.0, "2"
+    answers = _answers(settings.objective.roles)
     trained = prompts * epochs * (lengths.prompt + answers * lengths.answer)
-    how = f"{prompts:,} pairs × {epochs} epochs × ({lengths.prompt} + {shown} × {lengths.answer})"
-    return Work(prompts * epochs, trained=trained, how=f"{how} tokens")
+    row = f"({lengths.prompt} + {answers:.3g} × {lengths.answer}) tokens"
+    how = f"{prompts:,} pairs × {epochs} epochs × {row}"
+    return Work(prompts * epochs, trained=trained, how=how)
 
 
 def _answer(count: Counting, node: Node) -> Work:

@@ -256,12 +256,18 @@ def estimate(plan: Plan, store: Store) -> dict[str, Expected]:
     return expected
 
 
+TOWARDS_THE_BASE = (
+    *("policy", "answer", "answer_a", "base", "pairs"),
+    *("rollout", "current", "first"),
+)
+"""Inputs that lead back to the base checkpoint."""
+
+
 def _base_of(key: str, nodes: Mapping[str, Node | StageRecord]) -> str:
     """Key of the base checkpoint a stage goes back to, empty where it needs none."""
     while key in nodes and not nodes[key].stage.startswith("base."):
         inputs = nodes[key].inputs
-        names = (name for name in ("policy", "answer", "answer_a", "base", "pairs", "rollout"))
-        key = next((inputs[name] for name in names if name in inputs), "")
+        key = next((inputs[name] for name in TOWARDS_THE_BASE if name in inputs), "")
     return key
 
 
@@ -273,7 +279,7 @@ def retain(plan: Plan, store: Store) -> int:
         return 0
     last = set()
     if plan.study.keep == "last":
-        last = {run.iterations[-1].get("train", "") for run in plan.runs}
+        last = {run.last.get("train", "") for run in plan.runs}
     users: dict[str, list[str]] = {}
     for node in plan.nodes.values():
         for key in node.inputs.values():

@@ -15,7 +15,7 @@ from harness.evaluate.registry import manifest_of
 from harness.rankers.registry import RANKERS
 from harness.records import canonical_json, content_hash
 from harness.study import tasks
-from harness.study.sections import JudgeSettings, Section, at_iteration
+from harness.study.sections import JudgeSettings, Schedule, Section, at_iteration
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
 from harness.study.tasks import ObjectiveTask, Runtime
@@ -43,11 +43,18 @@ class Node:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A cell's stages: for every iteration (0 is the base) a mapping of stage name to key."""
+    """A cell's stages: for every iteration of the method (`iterations_of`), from the base on, a
+    mapping of stage name to key; and its coefficients.
+    """
 
     cell: Cell
-    iterations: tuple[Mapping[str, str], ...]
-    coefficients: tuple[Mapping[str, float], ...]
+    iterations: Mapping[int, Mapping[str, str]]
+    coefficients: Mapping[int, Mapping[str, float]]
+
+    @property
+    def last(self) -> Mapping[str, str]:
+        """Stages of the last iteration."""
+        return self.iterations[max(self.iterations)]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class Plan:
         """In how many runs each stage is needed: more than one is sharing."""
         counts: dict[str, int] = {}
         for run in self.runs:
-            for key in {key for stages in run.iterations for key in stages.values()}:
+            stages = run.iterations.values()
+            for key in {key for one in stages for key in one.values()}:
                 counts[key] = counts.get(key, 0) + 1
         return counts
 
@@ -146,20 +154,33 @@ def with_fingerprints(settings: Section, fingerprints: Mapping[str, str]) -> Sec
     return settings.model_copy(update=changes) if changes else settings
 
 
-def total_iterations(recipe: Recipe) -> int:
-    """Training iterations of a run, with the warm-up."""
-    return recipe.loop.iterations + (1 if recipe.loop.warmup_dpo else 0)
+def iterations_of(recipe: Recipe) -> range:
+    """The iterations of a run as the method counts them: the base's number, that of the warm-up (0)
+    where there is one, then from 1.
+    """
+    return range(-1 if recipe.loop.warmup_dpo else 0, recipe.loop.iterations + 1)
+
+
+def schedule_at(recipe: Recipe, schedule: Schedule, iteration: int) -> float:
+    """A schedule's value; the warm-up has that of iteration 1."""
+    return at_iteration(schedule, max(iteration, 1), recipe.loop.iterations)
 
 
 def resolve_objective(recipe: Recipe, iteration: int) -> ResolvedObjective:
-    """The objective of one iteration (from 1); the warm-up is without exploration."""
-    total = total_iterations(recipe)
+    """The objective of one iteration; the warm-up (0) is plain DPO."""
     asked = recipe.objective
-    alpha = at_iteration(asked.alpha, iteration, total)
-    if recipe.loop.warmup_dpo and iteration == 1:
-        alpha = 0.0
-    beta = at_iteration(asked.beta, iteration, total)
-    return resolve(asked.name, alpha=alpha, beta=beta, placebo=asked.placebo, params=asked.params)
+    beta = schedule_at(recipe, asked.beta, iteration)
+    if iteration < 1:
+        return resolve("dpo", beta=beta)
+    alpha = schedule_at(recipe, asked.alpha, iteration)
+    return resolve(
+        asked.name,
+        alpha=alpha,
+        beta=beta,
+        placebo=asked.placebo,
+        params=asked.params,
+        samples=recipe.exploration.samples,
+    )
 
 
 class Builder:
@@ -275,11 +296,11 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
             "label": run.cell.label,
             "seed": run.cell.seed,
             "twin": run.cell.baseline_run,
-            "alpha": [n["alpha"] for n in run.coefficients],
-            "c": [n["c"] for n in run.coefficients],
-            "kappa": [n["kappa"] for n in run.coefficients],
+            "alpha": [n["alpha"] for n in run.coefficients.values()],
+            "c": [n["c"] for n in run.coefficients.values()],
+            "kappa": [n["kappa"] for n in run.coefficients.values()],
             "iterations": [
-                {"iteration": i, "stages": dict(stages)} for i, stages in enumerate(run.iterations)
+                {"iteration": i, "stages": dict(stages)} for i, stages in run.iterations.items()
             ],
         }
         for run in plan.runs

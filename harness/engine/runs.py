@@ -8,16 +8,19 @@ micro-batches are in no key (files enter by fingerprint).
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from harness.engine.graph import Builder, Plan, RunPlan, total_iterations
+from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule_at
 from harness.engine.scores import add_pairs, add_scores
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
 from harness.study import tasks
-from harness.study.sections import DecodingSettings, WorldSettings, at_iteration
+from harness.study.sections import DecodingSettings, WorldSettings
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
+from harness.train.objectives import explore_roles
 
 
 def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> Plan:
@@ -61,6 +64,34 @@ def _offline_world(world: WorldSettings) -> WorldSettings:
     worth, so both worlds have the same data then.
     """
     return world.model_copy(update={"best_style_worth": 1.0}) if world.unseen else world
+
+
+LABELLED = ("stepwise",)
+"""Modes that train on the labelled pairs."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an iteration of a run starts, as keys. policy: the current model. first: the one that
+    the method starts from. reference: π_ref. collected: pairs of the iterations before.
+    """
+
+    cell: Cell
+    iteration: int
+    shared: Mapping[str, str]
+    policy: str
+    first: str
+    reference: str
+    collected: tuple[str, ...] = ()
+
+    @property
+    def warmup(self) -> bool:
+        return self.iteration < 1
+
+    @property
+    def place(self) -> int:
+        """Number of the iteration from 0, the warm-up counted."""
+        return self.iteration - iterations_of(self.cell.recipe)[1]
 
 
 class Runs(Builder):
@@ -157,53 +188,67 @@ class Runs(Builder):
     def run(self, cell: Cell) -> RunPlan:
         recipe = cell.recipe
         shared = self.prepared(recipe)
-        total = total_iterations(recipe)
-        base = dict(shared) | add_scores(self, cell, 0, shared, shared["base"], {})
-        iterations: list[Mapping[str, str]] = [base]
-        coefficients: list[Mapping[str, float]] = [{"alpha": 0.0, "c": 0.0, "kappa": 0.0}]
+        base, *trained = iterations_of(recipe)
+        scored = dict(shared) | add_scores(self, cell, base, shared, shared["base"], {})
+        iterations: dict[int, Mapping[str, str]] = {base: scored}
+        coefficients: dict[int, Mapping[str, float]] = {}
+        coefficients[base] = {"alpha": 0.0, "c": 0.0, "kappa": 0.0}
         policy = shared["base"]
-        collected: list[str] = []
-        for iteration in range(1, total + 1):
-            objective = self.objective(recipe, iteration)
-            stages = self.train(cell, iteration, shared, policy, collected)
-            collected = [*collected, stages["rank"]]
+        start = Start(cell, base, shared, policy, policy, policy)
+        for iteration in trained:
+            start = replace(start, iteration=iteration)
+            start = replace(start, reference=self.anchor(start))
+            stages = self.train(start)
             history = {
-                "previous": policy,
+                "previous": start.policy,
                 "base": shared["base"],
                 "pairs": stages["pairs"],
-                "reference_policy": stages.pop("reference_policy"),
-                "answer_previous": iterations[-1].get("answer", ""),
+                "reference_policy": start.reference,
+                "answer_previous": iterations[iteration - 1].get("answer", ""),
             }
             policy = stages["train"]
-            if recipe.evaluation.iterations == "all" or iteration == total:
+            if start.warmup:
+                start = replace(start, first=policy, reference=policy)
+                stages["base"] = policy  # what the method starts from
+            else:
+                start = replace(start, collected=(*start.collected, stages["own_pairs"]))
+            start = replace(start, policy=policy)
+            del stages["own_pairs"]
+            if recipe.evaluation.iterations == "all" or iteration == trained[-1]:
                 stages |= add_scores(self, cell, iteration, shared, policy, history)
-            iterations.append(stages)
+            iterations[iteration] = stages
+            objective = self.objective(recipe, iteration)
             alpha = -objective.alpha if objective.placebo == "negative" else objective.alpha
-            coefficients.append({"alpha": alpha, "c": objective.c, "kappa": objective.kappa})
-        return RunPlan(cell, tuple(iterations), tuple(coefficients))
+            numbers = {"alpha": alpha, "c": objective.c, "kappa": objective.kappa}
+            coefficients[iteration] = numbers
+        return RunPlan(cell, iterations, coefficients)
 
-    def train(
-        self,
-        cell: Cell,
-        iteration: int,
-        shared: Mapping[str, str],
-        policy: str,
-        collected: Sequence[str],
-    ) -> dict[str, str]:
-        """The stages of one iteration, from ``policy`` to the next one."""
-        recipe, training = cell.recipe, cell.recipe.training
-        rollout = self.rollout(cell, iteration, shared, policy)
-        rank = self.rank(cell, iteration, shared, rollout)
-        pairs = rank
-        if training.accumulate_data and collected:
-            parts = enumerate([*collected, rank], 1)
+    def anchor(self, start: Start) -> str:
+        """π_ref of the iteration that begins."""
+        loop = start.cell.recipe.loop
+        if loop.reference_policy == "previous" or start.warmup:
+            return start.policy
+        if loop.reference_policy == "fixed" or start.iteration == 1:
+            return start.first
+        settings = tasks.AverageTask(decay=loop.ema_decay)
+        inputs = {"average": start.reference, "policy": start.policy}
+        return self.add("average", settings, inputs, start.cell.recipe)
+
+    def train(self, start: Start) -> dict[str, str]:
+        """The stages of one iteration, from its policy to the next one; ``own_pairs``: without
+        those of earlier iterations.
+        """
+        cell, iteration, recipe = start.cell, start.iteration, start.cell.recipe
+        stages = self.pairs(start)
+        pairs = own = stages.pop("own_pairs")
+        if recipe.pairs.accumulate and start.collected:
+            parts = enumerate([*start.collected, own], 1)
             inputs = {f"pairs_{index:02d}": key for index, key in parts}
             pairs = self.add("pairs.merge", tasks.Nothing(), inputs, recipe)
-        anchor = shared["base"] if recipe.loop.reference_policy == "base" else policy
         reference = self.add(
             "reference",
             self.once(recipe, "reference", lambda: self._reference_task(recipe)),
-            {"policy": anchor, "pairs": pairs},
+            {"policy": start.reference, "pairs": pairs},
             recipe,
             fails=self.fails(cell, "reference", iteration),
         )
@@ -214,81 +259,126 @@ class Runs(Builder):
             seed=cell.seed,
             iteration=iteration,
         )
+        read = {"policy": start.policy, "pairs": pairs, "reference": reference}
         train = self.add(
             "train",
             settings,
-            {"policy": policy, "pairs": pairs, "reference": reference, "reference_policy": anchor},
+            read | {"reference_policy": start.reference},
             recipe,
             fails=self.fails(cell, "train", iteration),
         )
-        return {
-            "rollout": rollout,
-            "rank": rank,
-            "pairs": pairs,
-            "reference": reference,
-            "train": train,
-            "reference_policy": anchor,
-        }
+        made = {"pairs": pairs, "own_pairs": own, "reference": reference, "train": train}
+        return stages | made
 
     def _reference_task(self, recipe: Recipe) -> tasks.ReferenceTask:
         return tasks.ReferenceTask(
             **self.computing(recipe),
             max_length=recipe.training.max_length,
             max_prompt_length=recipe.training.max_prompt_length,
-            roles=["chosen", "rejected", "explore"],
+            roles=["chosen", "rejected", *explore_roles(recipe.exploration.samples)],
         )
 
     def _optimiser(self, recipe: Recipe, iteration: int) -> tasks.OptimiserTask:
         def make() -> tasks.OptimiserTask:
             fields = dict(vars(recipe.training))
-            for not_the_optimisers in ("threads", "accumulate_data"):
-                del fields[not_the_optimisers]
-            rate = at_iteration(recipe.training.learning_rate, iteration, total_iterations(recipe))
+            del fields["threads"]
+            rate = schedule_at(recipe, recipe.training.learning_rate, iteration)
             return tasks.OptimiserTask(**fields | {"learning_rate": rate})
 
         found: tasks.OptimiserTask = self.once(recipe, ("optimiser", iteration), make)
         return found
 
-    def rollout(self, cell: Cell, iteration: int, shared: Mapping[str, str], policy: str) -> str:
-        """What y is drawn, and by whom: a named checkpoint, the first policy, or ``policy``."""
-        recipe, explore = cell.recipe, cell.recipe.exploration
-        sampler = policy
-        if explore.checkpoint:
-            sampler = shared["explorer"]
-        elif explore.policy == "base":
-            sampler = shared["base"]
+    # -- pairs ------------------------------------------------------------------
+    def pairs(self, start: Start) -> dict[str, str]:
+        """The stages that make the iteration's pairs; ``own_pairs`` is the last of them. Only
+        answers that the term reads or a pair is chosen from are drawn.
+        """
+        recipe, pairs = start.cell.recipe, start.cell.recipe.pairs
+        labelled = start.warmup or recipe.loop.mode in LABELLED
+        term = "explore" in self.objective(recipe, start.iteration).roles
+        drawn: dict[str, str] = {}
+        if term or (pairs.y and not labelled):
+            drawn["rollout"] = self.rollout(start)
+        if labelled and not term:
+            return {"own_pairs": self.labelled(start)}
+        wanted = {"current": (start.policy, pairs.current), "first": (start.first, pairs.first)}
+        number = recipe.exploration.samples
+        for name, (policy, samples) in wanted.items():
+            if samples and not labelled:
+                drawn[name] = self.further(start, policy, number, samples)
+            number += samples
+        rank = self.rank(start, drawn, "offline" if labelled else pairs.rule)
+        return {**drawn, "rank": rank, "own_pairs": rank}
+
+    def _portion(self, start: Start) -> dict[str, Any]:
+        recipe = start.cell.recipe
+        return {
+            "seed": start.cell.seed,
+            "portion": start.place,
+            "portions": recipe.loop.portions or len(iterations_of(recipe)) - 1,
+            "prompts_per_iteration": recipe.loop.prompts_per_iteration,
+            "prompts": recipe.data.prompts,
+            "max_prompt_length": recipe.training.max_prompt_length,
+        }
+
+    def labelled(self, start: Start) -> str:
+        """The portion's pairs as labelled."""
+        rule = start.cell.recipe.exploration.overlong_prompts
+        settings = tasks.LabelledTask(**self._portion(start), overlong_prompts=rule)
+        inputs = {"policy": start.shared["base"], "data": start.shared["data"]}
+        return self.add("pairs.labelled", settings, inputs, start.cell.recipe)
+
+    def rollout(self, start: Start) -> str:
+        """y, by whom the recipe says."""
+        explore = start.cell.recipe.exploration
+        writers = {
+            "current": start.policy,
+            "reference": start.reference,
+            "first": start.first,
+            "checkpoint": start.shared.get("explorer", ""),
+        }
+        return self._rollout(start, writers[explore.policy], 0, {})
+
+    def further(self, start: Start, policy: str, first: int, samples: int) -> str:
+        """Candidates that are not y. first: number of the first sample."""
+        pairs = start.cell.recipe.pairs
+        drawn = {"decoding": "sample", "samples": samples}
+        drawn |= {"temperature": pairs.temperature, "top_p": pairs.top_p}
+        return self._rollout(start, policy, first, drawn)
+
+    def _rollout(self, start: Start, policy: str, first: int, changes: Mapping[str, Any]) -> str:
+        cell, recipe = start.cell, start.cell.recipe
+        explore = recipe.exploration
         decoding = {name: getattr(explore, name) for name in DecodingSettings.model_fields}
         settings = tasks.RolloutTask(
-            **decoding,
+            **(decoding | dict(changes)),
             **self.generating(recipe),
-            seed=cell.seed,
-            iteration=iteration,
-            portion=iteration - 1,
-            portions=recipe.loop.portions or total_iterations(recipe),
-            prompts_per_iteration=recipe.loop.prompts_per_iteration,
-            prompts=recipe.data.prompts,
-            max_prompt_length=recipe.training.max_prompt_length,
+            **self._portion(start),
+            iteration=start.iteration,
+            first_sample=first,
         )
-        inputs = {"policy": sampler, "data": shared["data"]}
-        fails = self.fails(cell, "rollout", iteration)
+        inputs = {"policy": policy, "data": start.shared["data"]}
+        fails = self.fails(cell, "rollout", start.iteration)
         return self.add("rollout", settings, inputs, recipe, fails=fails)
 
-    def rank(self, cell: Cell, iteration: int, shared: Mapping[str, str], rollout: str) -> str:
-        """The pairs of an iteration."""
-        recipe = cell.recipe
-        placebo = self.objective(recipe, iteration).placebo
+    def rank(self, start: Start, drawn: Mapping[str, str], rule: str) -> str:
+        """The pairs of an iteration. drawn: its rollouts by name."""
+        cell, recipe = start.cell, start.cell.recipe
+        placebo = self.objective(recipe, start.iteration).placebo
         settings = tasks.RankTask(
             **vars(self.ranker(recipe)),
             threads=recipe.training.threads,
-            rule=recipe.pairs.rule,
+            rule=rule,
+            offline=recipe.pairs.offline,
+            y=recipe.pairs.y,
             truncated_y=recipe.pairs.truncated_y,
             judge=self.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
             seed=cell.seed,
-            iteration=iteration,
+            iteration=start.iteration,
             placebo="other_prompt" if placebo == "other_prompt" else "none",
         )
-        inputs = {"data": shared["data"], "rollout": rollout}
-        if "ranker" in shared:
-            inputs["ranker"] = shared["ranker"]
-        fails = self.fails(cell, "rank", iteration)
+        inputs = {"data": start.shared["data"], **drawn}
+        if "ranker" in start.shared:
+            inputs["ranker"] = start.shared["ranker"]
+        fails = self.fails(cell, "rank", start.iteration)
         return self.add("rank", settings, inputs, recipe, fails=fails)

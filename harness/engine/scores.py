@@ -27,7 +27,7 @@ def add_scores(
     history: Mapping[str, str],
 ) -> dict[str, str]:
     """Stage name → key of everything that scores ``policy``. ``history``: what diagnostics compare
-    it with; empty for the base.
+    it with; empty for the base, which is scored alike whether or not a warm-up follows.
     """
     recipe = cell.recipe
     stages: dict[str, str] = {}
@@ -93,7 +93,7 @@ def _answer_task(
     return tasks.AnswerTask(
         **builder.generating(recipe),
         seed=cell.seed,
-        iteration=iteration,
+        iteration=max(iteration, 0),
         sets=sets,
         answers=answers,
         heldout_samples=evaluation.heldout_samples,
@@ -132,8 +132,8 @@ def add_pairs(
     names = study.declare.pairwise
     known: dict[str, tuple[Recipe, Mapping[str, str]]] = {}
     for run in runs:
-        benchmarks = {"benchmarks": run.iterations[0]["benchmarks"]}
-        for index, stages in enumerate(run.iterations):
+        benchmarks = {"benchmarks": run.iterations[min(run.iterations)]["benchmarks"]}
+        for index, stages in run.iterations.items():
             known[f"{run.cell.run}@{index}"] = run.cell.recipe, {**stages, **benchmarks}
     for name in names:
         if name not in known:

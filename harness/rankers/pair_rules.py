@@ -1,22 +1,21 @@
 """From a prompt's scored candidates to its preference pair: one entry of ``PAIR_RULES`` each.
 
-Ties keep the offline order: a tied best prefers chosen, then y, then rejected; a tied worst prefers
-rejected, then later samples, then y, then chosen.
+Ties keep the order of the labels: a tied best prefers chosen, then drawn answers in order, then
+rejected; a tied worst the reverse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from harness.records import Prompt
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """A prompt's answers by name (insertion order: chosen, rejected, y, y1, …), without failed
-    samples.
+    """A prompt's answers by name (in this order: chosen, rejected, y, y1, …, current, …, first, …),
+    without failed samples.
 
     A sample may be empty: a policy that ends its turn at once has answered. An empty offline answer
     is a missing one.
@@ -24,12 +23,6 @@ class Candidates:
 
     prompt: Prompt
     texts: Mapping[str, str]
-
-    @property
-    def samples(self) -> dict[str, str]:
-        return {
-            name: text for name, text in self.texts.items() if name not in ("chosen", "rejected")
-        }
 
 
 @dataclass(frozen=True)
@@ -42,16 +35,20 @@ class Choice:
 
 
 def best_worst(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
-    """Best and worst of everything: {y_w, y_l} and every sample."""
-    return _extremes(candidates.texts, scores)
-
-
-def samples_only(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
-    """Best and worst of the policy's own samples; no pair where they all score the same."""
-    choice = _extremes(candidates.samples, scores)
-    if choice.chosen and scores[choice.chosen] == scores[choice.rejected]:
+    """Best and worst of the candidates. Where all score the same the labelled pair decides; without
+    one there is no pair.
+    """
+    texts = candidates.texts
+    names = sorted(texts, key=lambda name: name == "rejected")
+    if len(set(texts.values())) < 2:
+        return Choice(reason="identical" if len(texts) > 1 else "one answer")
+    best = max(names, key=lambda name: scores[name])  # the first of equals
+    others = [name for name in reversed(names) if texts[name] != texts[best]]
+    worst = min(others, key=lambda name: scores[name])
+    labelled = {"chosen", "rejected"} & set(texts)
+    if scores[best] == scores[worst] and not labelled:
         return Choice(reason="tied")
-    return choice
+    return Choice(best, worst)
 
 
 def replace_offline(candidates: Candidates, scores: Mapping[str, float]) -> Choice:
@@ -79,39 +76,19 @@ def offline(candidates: Candidates, _scores: Mapping[str, float]) -> Choice:
     return Choice("chosen", "rejected")
 
 
-def _extremes(texts: Mapping[str, str], scores: Mapping[str, float]) -> Choice:
-    names = sorted(texts, key=_preference)
-    if len(set(texts.values())) < 2:
-        return Choice(reason="identical" if len(texts) > 1 else "one answer")
-    best = max(names, key=lambda name: scores[name])  # the first of equals
-    others = [name for name in reversed(names) if texts[name] != texts[best]]
-    return Choice(best, min(others, key=lambda name: scores[name]))
-
-
-def _preference(name: str) -> tuple[int, int]:
-    if name == "chosen":
-        return (0, 0)
-    if name == "rejected":
-        return (2, 0)
-    return (1, int(name[1:] or 0))
-
-
 @dataclass(frozen=True)
 class PairRule:
-    """choose: candidates and the scores of those it looks at → a choice; its docstring says which.
-    looks_at: all candidates, the policy's samples, or none (nothing is scored). samples: the fewest
-    samples a prompt it needs.
+    """choose: candidates and their scores → a choice; its docstring says which. scored: whether the
+    ranker is asked.
     """
 
     choose: Callable[[Candidates, Mapping[str, float]], Choice]
-    looks_at: Literal["all", "samples", "none"] = "all"
-    samples: int = 0
+    scored: bool = True
 
 
 PAIR_RULES: Mapping[str, PairRule] = {
     "best_worst": PairRule(best_worst),
     "replace": PairRule(replace_offline),
-    "samples_only": PairRule(samples_only, "samples", samples=2),
-    "offline": PairRule(offline, "none"),
+    "offline": PairRule(offline, scored=False),
 }
 """Every pair rule by its name in ``pairs.rule``."""

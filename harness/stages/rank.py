@@ -1,10 +1,10 @@
 """Responses → preference pairs. Stage ``rank``; ``pairs.merge`` joins the pairs of several
 iterations.
 
-Candidates of a prompt are its offline answers ("chosen", "rejected") and the policy's samples ("y",
-"y1", "y2", …; y, the first, is the exploration response). Equal texts are one candidate. Ties keep
-the offline order: a tied best prefers chosen, then y, then rejected; a tied worst prefers rejected,
-then later samples, then y, then chosen.
+Candidates of a prompt are its labelled answers ("chosen", "rejected"), samples of y ("y", "y1", …;
+what the exploration term reads), of the current policy ("current", "current1", …) and of the first
+("first", …), as many as ``pairs`` asks for. Equal texts are one candidate. Ties: see
+`harness.rankers.pair_rules`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.rankers.pair_rules import PAIR_RULES, Candidates, PairRule
+from harness.rankers.pair_rules import PAIR_RULES, Candidates, Choice, PairRule
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts
 from harness.records import (
@@ -30,6 +30,28 @@ from harness.records import (
     write_jsonl,
 )
 from harness.study.tasks import RankTask
+from harness.train.objectives import PAIR, explore_roles
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A drawn answer. cut: its token ids where it ran into its limit."""
+
+    number: int
+    text: str
+    cut: Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt's candidates, its drawn answers by name, and which of these are y's, that the
+    exploration term reads.
+    """
+
+    candidates: Candidates
+    drawn: Mapping[str, Sample]
+    y: Sequence[str]
+
 
 Role = Literal["winner", "loser", "middle", "absent"]
 
@@ -41,21 +63,15 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     Settings: kind, rule, placebo, and the ranker's own. Prompts without a pair (identical answers,
     all tied) are counted in the summary. Rows whose ranker failed keep the stage partial.
     """
-    name = task.settings.rule
-    rule = PAIR_RULES[name]
-    rows = [_candidates(prompt, samples) for prompt, samples in _read(task)]
-    if max((len(row.samples) for row in rows), default=0) < rule.samples:
-        raise HarnessError(
-            f"pairs.rule {name} needs at least {rule.samples} samples per prompt: set "
-            f"exploration.samples to {rule.samples} or more and decoding to sample"
-        )
+    rule = PAIR_RULES[task.settings.rule]
+    rows = list(_read(task))
     context = RankContext(
         task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.judge
     )
-    ranked = _score(rows, rule, context)
+    ranked = _score([row.candidates for row in rows], rule, context)
     pairs, counts = _pairs(rows, ranked, rule)
-    if task.settings.truncated_y == "as_drawn":
-        pairs = _as_drawn(pairs, task.inputs["rollout"] / "responses.jsonl")
+    if task.settings.truncated_y == "ended":
+        pairs = [replace(pair, drawn={}) for pair in pairs]
     if task.settings.placebo == "other_prompt":
         pairs = _other_prompt(pairs)
     errors = counts.pop("error", 0)
@@ -74,40 +90,48 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     return StageOutcome(rows=len(pairs), errors=errors, costs=dict(context.costs), summary=summary)
 
 
-def _read(task: StageTask[RankTask]) -> list[tuple[Prompt, list[tuple[int, str]]]]:
-    """The portion's prompts in order, each with its (sample, text); samples that failed or were
-    never drawn are left out.
-    """
-    folder = task.inputs["rollout"]
-    samples: dict[str, list[tuple[int, str]]] = {}
+SOURCES = {"rollout": "y", "current": "current", "first": "first"}
+"""Rollouts → how their samples are named among the candidates."""
+
+
+def _read(task: StageTask[RankTask]) -> Iterator[Row]:
+    """The portion's prompts in order, each with its candidates and the samples of y."""
+    settings = task.settings
+    drawn = {name: _samples(task.inputs[name]) for name in SOURCES if name in task.inputs}
+    for row in read_jsonl(task.inputs[next(iter(drawn))] / "prompts.jsonl"):
+        prompt = Prompt(**row)
+        labelled = {"chosen": prompt.chosen, "rejected": prompt.rejected}
+        named = {
+            f"{SOURCES[source]}{place or ''}": sample
+            for source, samples in drawn.items()
+            for place, sample in enumerate(samples.get(prompt.id, []))
+        }
+        y = [name for name in named if name.startswith("y")]
+        texts = {name: text for name, text in labelled.items() if settings.offline and text.strip()}
+        texts |= {name: one.text for name, one in named.items() if name not in y[settings.y :]}
+        yield Row(Candidates(prompt, texts), named, y)
+
+
+def _samples(folder: Path) -> dict[str, list[Sample]]:
+    """Samples by prompt in order; those that failed or were never drawn are left out."""
+    found: dict[str, list[Sample]] = {}
     for row in read_jsonl(folder / "responses.jsonl"):
         if row["status"] in ("ok", "truncated"):
-            samples.setdefault(row["prompt_id"], []).append((row["sample"], row["text"]))
-    return [
-        (Prompt(**row), sorted(samples.get(row["id"], [])))
-        for row in read_jsonl(folder / "prompts.jsonl")
-    ]
-
-
-def _candidates(prompt: Prompt, samples: Sequence[tuple[int, str]]) -> Candidates:
-    offline_pair = {
-        name: text
-        for name, text in (("chosen", prompt.chosen), ("rejected", prompt.rejected))
-        if text.strip()
-    }
-    return Candidates(prompt, offline_pair | {_name(sample): text for sample, text in samples})
+            cut = row["token_ids"] if row["status"] == "truncated" else None
+            sample = Sample(row["sample"], row["text"], cut)
+            found.setdefault(row["prompt_id"], []).append(sample)
+    return {name: sorted(drawn, key=lambda one: one.number) for name, drawn in found.items()}
 
 
 def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> list[Ranked]:
     """One Ranked per row, its scores in the order of ``row.texts``; equal texts of a row are scored
     once.
     """
-    if rule.looks_at == "none":
+    if not rule.scored:
         return [Ranked((0.0,) * len(row.texts)) for row in rows]
-    wanted = [row.samples if rule.looks_at == "samples" else row.texts for row in rows]
     items = [
-        RankItem(row.prompt.id, row.prompt.messages, tuple(dict.fromkeys(texts.values())))
-        for row, texts in zip(rows, wanted, strict=True)
+        RankItem(row.prompt.id, row.prompt.messages, tuple(dict.fromkeys(row.texts.values())))
+        for row in rows
     ]
     found = rank_texts(items, context)
     result = []
@@ -124,10 +148,11 @@ def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> 
 
 
 def _pairs(
-    rows: Sequence[Candidates], ranked: Sequence[Ranked], rule: PairRule
+    rows: Sequence[Row], ranked: Sequence[Ranked], rule: PairRule
 ) -> tuple[list[Pair], Counter[str]]:
     pairs, counts = [], Counter[str]()
-    for row, found in zip(rows, ranked, strict=True):
+    for each, found in zip(rows, ranked, strict=True):
+        row = each.candidates
         if found.status != "ok":
             counts[found.status] += 1
             continue
@@ -136,47 +161,31 @@ def _pairs(
         if choice.reason:
             counts[choice.reason] += 1
             continue
-        chosen, rejected, explore = (
-            row.texts[choice.chosen],
-            row.texts[choice.rejected],
-            row.texts.get("y"),
-        )
         kept = {name: score for name, score in scores.items() if not math.isnan(score)}
-        if rule.looks_at == "none":
-            kept = {}
-        pairs.append(
-            Pair(
-                prompt_id=row.prompt.id,
-                messages=row.prompt.messages,
-                chosen=chosen,
-                rejected=rejected,
-                explore=explore or "",
-                chosen_from=choice.chosen,
-                rejected_from=choice.rejected,
-                scores=kept,
-                y_role=role_of(explore, chosen, rejected),
-            )
-        )
+        pairs.append(_pair(each, choice, kept if rule.scored else {}))
     return pairs, counts
 
 
-def _as_drawn(pairs: Sequence[Pair], responses: Path) -> list[Pair]:
-    """The pairs with the drawn token ids of their truncated samples."""
-    cut = {
-        (row["prompt_id"], _name(row["sample"])): row["token_ids"]
-        for row in read_jsonl(responses)
-        if row["status"] == "truncated"
-    }
-    result = []
-    for pair in pairs:
-        names = {"chosen": pair.chosen_from, "rejected": pair.rejected_from, "explore": "y"}
-        found = {role: cut.get((pair.prompt_id, name)) for role, name in names.items()}
-        result.append(replace(pair, drawn={role: ids for role, ids in found.items() if ids}))
-    return result
-
-
-def _name(sample: int) -> str:
-    return f"y{sample}" if sample else "y"
+def _pair(row: Row, choice: Choice, scores: Mapping[str, float]) -> Pair:
+    texts, prompt = row.candidates.texts, row.candidates.prompt
+    y = [row.drawn[name].text for name in row.y]
+    named = {"chosen": choice.chosen, "rejected": choice.rejected}
+    named |= dict(zip(explore_roles(len(y)), row.y, strict=True)) if y else {}
+    cut = {role: row.drawn[name].cut for role, name in named.items() if name in row.drawn}
+    chosen, rejected = texts[choice.chosen], texts[choice.rejected]
+    return Pair(
+        prompt.id,
+        prompt.messages,
+        chosen,
+        rejected,
+        explore=y[0] if y else "",
+        chosen_from=choice.chosen,
+        rejected_from=choice.rejected,
+        scores=scores,
+        y_role=role_of(y[0] if y else None, chosen, rejected),
+        explore_more=tuple(y[1:]),
+        drawn={role: ids for role, ids in cut.items() if ids},
+    )
 
 
 def role_of(explore: str | None, chosen: str, rejected: str) -> Role:
@@ -201,11 +210,13 @@ def _other_prompt(pairs: Sequence[Pair]) -> list[Pair]:
         )
     result = list(pairs)
     for place, source in zip(places, [*places[1:], places[0]], strict=True):
-        pair, given = pairs[place], pairs[source]
-        drawn = {role: ids for role, ids in pair.drawn.items() if role != "explore"}
-        drawn |= {role: ids for role, ids in given.drawn.items() if role == "explore"}
-        role = role_of(given.explore, pair.chosen, pair.rejected)
-        result[place] = replace(pair, explore=given.explore, y_role=role, drawn=drawn)
+        pair, other = pairs[place], pairs[source]
+        drawn = {role: ids for role, ids in pair.drawn.items() if role in PAIR}
+        drawn |= {role: ids for role, ids in other.drawn.items() if role not in PAIR}
+        role = role_of(other.explore, pair.chosen, pair.rejected)
+        more = other.explore_more
+        y = replace(pair, explore=other.explore, explore_more=more, y_role=role)
+        result[place] = replace(y, drawn=drawn)
     return result
 
 

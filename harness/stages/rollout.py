@@ -1,4 +1,5 @@
-"""A policy answers a portion of the prompts. Stage ``rollout``.
+"""A portion of the prompts: a policy answers it (stage ``rollout``), or its pairs are taken as
+labelled (stage ``pairs.labelled``).
 
 The training prompts are shuffled by the run's seed and cut into equal portions; iteration t reads
 portion t. With more iterations than portions the prompts are met again, shuffled anew. Every answer
@@ -18,10 +19,11 @@ import numpy as np
 
 from harness.model.chat import PromptTooLongError, encode_prompt
 from harness.model.generate import generate
-from harness.model.policy import Policy, load_policy
+from harness.model.policy import Policy, load_policy, load_tokenizer
 from harness.records import (
     GenerationRequest,
     HarnessError,
+    Pair,
     Prompt,
     Response,
     StageOutcome,
@@ -31,7 +33,7 @@ from harness.records import (
     request_seed,
     write_jsonl,
 )
-from harness.study.tasks import RolloutTask
+from harness.study.tasks import LabelledTask, PortionTask, RolloutTask
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class _Wanted:
     seed: int
 
 
-def portion(prompts: Sequence[Prompt], settings: RolloutTask) -> list[Prompt]:
+def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
     """The prompts of this iteration, in the run's order.
 
     Settings: seed, portion (from 0), portions, prompts_per_iteration (0: the whole portion),
@@ -100,7 +102,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     kept, overlong = fit(
         policy.tokenizer, prompts, settings.max_prompt_length, settings.overlong_prompts
     )
-    samples = 1 if settings.decoding == "greedy" else settings.samples
+    first = settings.first_sample
     wanted = [
         _Wanted(
             prompt,
@@ -109,7 +111,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
             request_seed(settings.seed, settings.iteration, "rollout", prompt.id, sample),
         )
         for prompt, ids in kept
-        for sample in range(samples)
+        for sample in range(first, first + settings.samples)
     ]
     write_jsonl(task.out / "prompts.jsonl", (prompt for prompt, _ in kept))
     responses, drawn = _draw(policy, wanted, settings, task.out / "responses.jsonl")
@@ -122,6 +124,31 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
         {"tokens_generated": tokens, "answers_generated": len(drawn)},
         summary,
     )
+
+
+def labelled(task: StageTask[LabelledTask]) -> StageOutcome:
+    """Write ``pairs.jsonl`` (records.Pair) of this portion, each pair as the data give it; what has
+    none, or one of equal answers, is counted in the summary.
+    """
+    settings = task.settings
+    prompts = portion(
+        [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")], settings
+    )
+    tokenizer = load_tokenizer(task.inputs["policy"])
+    kept, overlong = fit(tokenizer, prompts, settings.max_prompt_length, settings.overlong_prompts)
+    pairs, dropped = [], Counter[str]()
+    for prompt, _ in kept:
+        if not (prompt.chosen.strip() and prompt.rejected.strip()):
+            dropped["no offline pair"] += 1
+        elif prompt.chosen == prompt.rejected:
+            dropped["identical"] += 1
+        else:
+            pairs.append(Pair(prompt.id, prompt.messages, prompt.chosen, prompt.rejected, ""))
+    if not pairs:
+        raise HarnessError(f"no prompt of the portion has a labelled pair ({dict(dropped)})")
+    write_jsonl(task.out / "pairs.jsonl", pairs)
+    summary = {"pairs": len(pairs), "overlong": overlong, "dropped": dict(sorted(dropped.items()))}
+    return StageOutcome(len(pairs), summary=summary)
 
 
 def fit(

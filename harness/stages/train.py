@@ -213,6 +213,7 @@ def _trainer(
         beta=objective.beta,
         placebo=objective.placebo,
         objective_params=dict(objective.given),
+        explore_samples=sum(role.startswith("explore") for role in objective.roles) or 1,
         global_batch_size=training.batch_size,
         per_device_train_batch_size=runtime.micro_batch or training.batch_size,
         token_budget=runtime.token_budget,

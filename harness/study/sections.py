@@ -7,7 +7,7 @@ unknown keys are errors. What only changes speed lives under ``runtime`` and nev
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -161,10 +161,11 @@ class ObjectiveSettings(Section):
 
 
 class DecodingSettings(Section):
-    """How y is drawn."""
+    """How answers of a rollout are drawn."""
 
     decoding: Literal["greedy", "sample"] = "sample"
     samples: Positive = 1
+    """Answers a prompt. Of y: the exploration term reads the mean over them."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 24
@@ -175,13 +176,27 @@ class DecodingSettings(Section):
 
 
 class ExplorationSettings(DecodingSettings):
-    """Where y comes from."""
+    """Who writes y, the response that the exploration term reads."""
 
-    policy: Literal["start", "base"] = "start"
-    """``start``: the iteration-start model. ``base``: the fixed first policy. For a named
-    checkpoint set ``checkpoint``.
+    policy: Literal["current", "reference", "first", "checkpoint"] = "current"
+    """``current``: the model at the start of the iteration. ``reference``: the iteration's π_ref.
+    ``first``: the model that the method starts from. ``checkpoint``: the one named there.
     """
     checkpoint: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.policy == "checkpoint") != bool(self.checkpoint):
+            raise ValueError(
+                f"policy is {self.policy!r} and checkpoint {self.checkpoint!r}: set both "
+                "policy: checkpoint and the checkpoint, or neither"
+            )
+        if self.decoding == "greedy" and self.samples > 1:
+            raise ValueError(
+                f"{self.samples} greedy answers of one prompt are the same answer; set samples: 1 "
+                "or decoding: sample"
+            )
+        return self
 
 
 class RankerSettings(Section):
@@ -212,14 +227,30 @@ class RankerTrainingSettings(Section):
 
 
 class PairSettings(Section):
-    rule: str = "best_worst"
-    """best_worst of {y, y_w, y_l}; replace: y better than y_w becomes chosen, else rejected;
-    samples_only; offline pairs as given.
+    """What a pair is chosen from, and how. Modes ``offline`` and ``stepwise`` take the labelled
+    pair instead.
     """
+
     truncated_y: Literal["as_drawn", "ended"] = "as_drawn"
     """A sample that ran into ``max_new_tokens``: the tokens that were drawn, which have no end of
     turn, or its text encoded anew with one.
     """
+
+    rule: str = "best_worst"
+    """How the ranker's scores of the candidates become a pair (`harness.rankers.pair_rules`)."""
+    offline: bool = True
+    """The labelled pair is among the candidates."""
+    y: NonNegative = 1
+    """How many of y's samples are."""
+    current: NonNegative = 0
+    """Further samples of the model at the start of the iteration."""
+    first: NonNegative = 0
+    """Further samples of the model that the method starts from."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the further samples; their length is limited as y's is."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    accumulate: bool = False
+    """Train on the pairs of every iteration of the method so far instead of this one's."""
 
 
 class LoraSettings(Section):
@@ -246,24 +277,33 @@ class TrainingSettings(Section):
     max_prompt_length: Positive = 128
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
-    accumulate_data: bool = False
-    """Train on the pairs of every iteration so far (XPO) instead of this iteration's."""
     threads: Positive = 1
     """Torch threads: they change float32 sums, so they are part of the key."""
 
 
 class LoopSettings(Section):
     iterations: NonNegative = 3
+    """Iterations of the method, counted from 1. The base before them is iteration 0; with a warm-up
+    that is iteration 0 and the base -1.
+    """
     warmup_dpo: bool = False
-    """One ordinary DPO iteration on the first portion before the counted ones (SELM's Zephyr
-    recipe).
+    """One iteration of plain DPO on the first portion as labelled before the counted ones (SELM's
+    Zephyr recipe). It takes β and learning rate of iteration 1; schedules are over the counted.
     """
     portions: NonNegative = 0
     """Into how many parts the prompts are cut; 0: as many as iterations (with the warm-up)."""
     prompts_per_iteration: NonNegative = 0
     """0: the whole portion."""
-    reference_policy: Literal["previous", "base"] = "previous"
-    mode: Literal["iterative", "offline"] = "iterative"
+    reference_policy: Literal["previous", "fixed", "ema"] = "previous"
+    """π_ref: the model at the start of the iteration; the one that the method starts from; or the
+    average π_ref := d π_ref + (1 - d) π of their parameters, renewed before every iteration, with
+    d = ``ema_decay``.
+    """
+    ema_decay: Share = 0.9
+    mode: Literal["iterative", "stepwise"] = "iterative"
+    """``iterative``: pairs of the policy's own answers, a new optimiser and schedule each
+    iteration. ``stepwise``: the same with the labelled pairs.
+    """
 
 
 class JudgeSettings(Section):

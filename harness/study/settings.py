@@ -103,6 +103,9 @@ class Recipe(Section):
         if self.ranker.kind not in RANKERS:
             known = ", ".join(RANKERS)
             raise ValueError(f"ranker.kind is {self.ranker.kind!r}; known: {known}")
+        reason = self._no_pair()
+        if reason:
+            raise ValueError(reason)
         missing = RANKERS[self.ranker.kind].missing(self.ranker, self.data)
         if missing:
             raise ValueError(f"ranker.kind is {self.ranker.kind}: {missing}")
@@ -114,3 +117,23 @@ class Recipe(Section):
         if (self.model.source == "pocket") != (self.data.source == "pocket"):
             raise ValueError("model.source and data.source must both be 'pocket' or neither")
         return self
+
+    def _no_pair(self) -> str:
+        """Why no pair can come of what the recipe asks for; empty where one can."""
+        pairs, mode = self.pairs, self.loop.mode
+        if pairs.rule == "offline":
+            return "pairs.rule offline is what loop.mode stepwise does: set that instead"
+        if mode == "stepwise":
+            return ""
+        if pairs.y > self.exploration.samples:
+            return f"pairs.y is {pairs.y}, but exploration.samples draws {self.exploration.samples}"
+        drawn = pairs.y + pairs.current + pairs.first
+        if drawn + 2 * pairs.offline < 2 or not drawn:
+            return (
+                f"pairs names too few candidates (offline {pairs.offline}, y {pairs.y}, current "
+                f"{pairs.current}, first {pairs.first}): two are needed, one of them drawn; "
+                "loop.mode stepwise takes the labelled pair"
+            )
+        if pairs.rule == "replace" and not (pairs.offline and pairs.y):
+            return "pairs.rule replace compares y with the labelled pair: set pairs.offline and y"
+        return ""

@@ -67,6 +67,10 @@ class Declaration(Section):
 
 class Arm(Section):
     label: Label
+    preset: str = ""
+    """Name of a file in ``presets/`` beside the study: a published algorithm's keys, changed by
+    ``set``.
+    """
     set: dict[str, Any] = {}
 
 
@@ -79,6 +83,8 @@ class StudyFile(Section):
     """What is asked, in a sentence; opens the report."""
     recipe: str
     """A file, or the name of one in ``recipes/`` beside the study."""
+    preset: str = ""
+    """A published algorithm's keys for every run, as an arm's ``preset``."""
     set: dict[str, Any] = {}
     """Recipe keys changed for every run, nested or dotted."""
     axes: dict[str, list[Any]] = {}
@@ -189,6 +195,7 @@ class _Arm:
     label: str
     changes: Mapping[str, Any]
     at: Location
+    preset: str = ""
 
 
 def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
@@ -232,12 +239,13 @@ def compose(
 def _study(
     path: Path, asked: StudyFile, lines: Mapping[Location, int], overrides: Mapping[str, Any]
 ) -> Study:
-    recipe_path = _recipe_path(path, asked.recipe, lines)
+    recipe_path = _beside(path, "recipe", asked.recipe, lines, ("recipe",))
     values, recipe_lines = load_yaml(recipe_path)
     if not isinstance(values, dict):
         raise HarnessError(f"{recipe_path}:1: a recipe is a mapping of settings")
     places = {at: f"{recipe_path}:{line}" for at, line in recipe_lines.items() if at}
-    settings = _Settings(values, places).changed(asked.set, str(path), lines, ("set",))
+    settings = _preset(_Settings(values, places), path, asked.preset, lines, ("preset",))
+    settings = settings.changed(asked.set, str(path), lines, ("set",))
     settings = settings.changed(overrides, "command line")
     base = settings.recipe(str(path))
     if not asked.seeds:
@@ -245,7 +253,9 @@ def _study(
     _no_repeats(asked.seeds, path, lines, ("seeds",), "seed")
     arms = _arms(asked, path, lines)
     recipes = [
-        settings.changed(arm.changes, str(path), lines, arm.at).recipe(f"{path} ({arm.label})")
+        _preset(settings, path, arm.preset, lines, arm.at)
+        .changed(arm.changes, str(path), lines, arm.at)
+        .recipe(f"{path} ({arm.label})")
         for arm in arms
     ]
     baseline = _baseline(asked, arms, path, lines)
@@ -278,7 +288,7 @@ def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_
     if asked.arms:
         _no_repeats([arm.label for arm in asked.arms], path, lines, ("arms",), "arm label")
         return [
-            _Arm({"arm": arm.label}, arm.label, arm.set, ("arms", index, "set"))
+            _Arm({"arm": arm.label}, arm.label, arm.set, ("arms", index, "set"), arm.preset)
             for index, arm in enumerate(asked.arms)
         ]
     for key, values in asked.axes.items():
@@ -319,15 +329,28 @@ def _no_repeats(
     )
 
 
-def _recipe_path(study: Path, name: str, lines: Mapping[Location, int]) -> Path:
-    for candidate in (study.parent / name, study.parent / "recipes" / f"{name}.yaml"):
+def _beside(study: Path, kind: str, name: str, lines: Mapping[Location, int], at: Location) -> Path:
+    """The file of a recipe or a preset: given by its path, or by its name in ``<kind>s/``."""
+    for candidate in (study.parent / name, study.parent / f"{kind}s" / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = sorted(path.stem for path in (study.parent / "recipes").glob("*.yaml"))
+    known = sorted(path.stem for path in (study.parent / f"{kind}s").glob("*.yaml"))
     raise HarnessError(
-        f"{study}:{_line(lines, ('recipe',))}: recipe {name!r} not found{_suggest(name, known)}; "
+        f"{study}:{_line(lines, at)}: {kind} {name!r} not found{_suggest(name, known)}; "
         f"known: {', '.join(known) or 'none'}"
     )
+
+
+def _preset(
+    settings: _Settings, study: Path, name: str, lines: Mapping[Location, int], at: Location
+) -> _Settings:
+    if not name:
+        return settings
+    path = _beside(study, "preset", name, lines, at)
+    values, places = load_yaml(path)
+    if not isinstance(values, dict):
+        raise HarnessError(f"{path}:1: a preset is a mapping of settings")
+    return settings.changed(values, str(path), places)
 
 
 # -- merging and checking --------------------------------------------------------------------------

@@ -135,16 +135,34 @@ class RankerTrainTask(RankerTrainingSettings, Threads):
 
 
 # -- one iteration --------------------------------------------------------------
-class RolloutTask(DecodingSettings, Generating):
-    """``rollout``. portion: from 0; prompts: training prompts in all, 0 for every one."""
+class PortionTask(Section):
+    """Which prompts an iteration sees. portion: from 0; prompts: training prompts in all, 0 for
+    every one.
+    """
 
     seed: NonNegative
-    iteration: Positive
     portion: NonNegative
     portions: Positive
     prompts: NonNegative
     prompts_per_iteration: NonNegative
     max_prompt_length: Positive
+
+
+class LabelledTask(PortionTask):
+    """``pairs.labelled``."""
+
+    overlong_prompts: str
+
+
+class RolloutTask(DecodingSettings, Generating, PortionTask):
+    """``rollout``. first_sample: number of the first sample; those before it are drawn elsewhere,
+    and every number has noise of its own.
+    """
+
+    later: ClassVar[Mapping[str, Any]] = {**Generating.later, "first_sample": 0}
+
+    iteration: Positive
+    first_sample: NonNegative
 
 
 class RankerTask(RankerSettings):
@@ -162,16 +180,31 @@ class RankerTask(RankerSettings):
 
 
 class RankTask(RankerTask, Threads):
-    """``rank``. judge: only where the ranker is one."""
+    """``rank``. judge: only where the ranker is one. offline, y: whether the labelled pair and how
+    many of y's samples are candidates; what other rollouts drew is.
+    """
 
-    later: ClassVar[Mapping[str, Any]] = {**RankerTask.later, "truncated_y": "ended"}
+    later: ClassVar[Mapping[str, Any]] = {
+        **RankerTask.later,
+        "truncated_y": "ended",
+        "offline": True,
+        "y": 1,
+    }
 
     truncated_y: Literal["as_drawn", "ended"]
     rule: str
+    offline: bool
+    y: NonNegative
     judge: JudgeSettings | None
     seed: NonNegative
     iteration: Positive
     placebo: Literal["none", "other_prompt"]
+
+
+class AverageTask(Section):
+    """``average``. decay: share of the former average."""
+
+    decay: float
 
 
 class ReferenceTask(Computing):
@@ -231,7 +264,7 @@ class TrainTask(Computing):
     objective: ObjectiveTask
     training: OptimiserTask
     seed: NonNegative
-    iteration: Positive
+    iteration: NonNegative
 
 
 # -- scores ---------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch import Tensor
 from harness.model.chat import encode_prompt, encode_response
 from harness.model.logprobs import PackedBatch, PackedPrompt, chunk_by_tokens, pack, response_logps
 from harness.records import HarnessError, Pair, content_hash, read_jsonl
+from harness.train.objectives import explore_roles
 
 ROLES = ("chosen", "rejected", "explore")
 
@@ -68,7 +69,8 @@ def encode_pair(
         )
     texts = {"chosen": pair.chosen, "rejected": pair.rejected}
     if pair.y_role != "absent":
-        texts["explore"] = pair.explore
+        y = (pair.explore, *pair.explore_more)
+        texts |= dict(zip(explore_roles(len(y)), y, strict=True))
     ids: dict[str, tuple[int, ...]] = {}
     for role, text in texts.items():
         if role not in pair.drawn and text not in ids:

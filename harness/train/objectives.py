@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from harness.records import HarnessError
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 PAIR = ("chosen", "rejected")
 TRIPLE = ("chosen", "rejected", "explore")
+
+
+def explore_roles(samples: int) -> tuple[str, ...]:
+    """Roles of the samples of y: explore, explore_1, …"""
+    return ("explore", *(f"explore_{number}" for number in range(1, samples)))
+
+
 PLACEBOS = ("none", "negative", "other_prompt")
 GEB_FLOOR = 1e-5
 """Keeps the bonuses of GEB finite where pi is 0; the released code's value."""
@@ -43,6 +50,21 @@ class Rows:
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def reading(self, role: str) -> Rows:
+        """The same rows with the sample of y that ``role`` names in y's place."""
+        if role == "explore":
+            return self
+
+        def moved(table: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return {**table, "explore": table[role]} if role in table else table
+
+        return replace(
+            self,
+            logps=moved(self.logps),
+            reference=moved(self.reference),
+            tokens=moved(self.tokens),
+        )
 
     def ratio(self, role: str) -> Tensor:
         """r(y) = log pi_theta(y) - log pi_ref(y), nats, shape (B,)."""
@@ -341,12 +363,17 @@ class ResolvedObjective:
     needs_reference: bool
 
     def losses(self, rows: Rows) -> Tensor:
-        """Losses of shape (B,)."""
+        """Losses of shape (B,): with several samples of y the mean over them."""
         objective = OBJECTIVES[self.name]
         if not objective.explores:
             return objective.function(rows, beta=self.beta, **self.params)
         alpha = -self.alpha if self.placebo == "negative" else self.alpha
-        return objective.function(rows, alpha=alpha, beta=self.beta, **self.params)
+        first, *others = [
+            objective.function(rows.reading(role), alpha=alpha, beta=self.beta, **self.params)
+            for role in self.roles
+            if role.startswith("explore")
+        ]
+        return sum(others, first) / (1 + len(others))
 
 
 def resolve(
@@ -356,11 +383,14 @@ def resolve(
     beta: float,
     placebo: str = "none",
     params: Mapping[str, float] | None = None,
+    samples: int = 1,
 ) -> ResolvedObjective:
     """Check an objective's settings and fill in its defaults.
 
     An exploration objective whose coefficient is 0 is DPO, here and nowhere else: its y is not
     scored, so that alpha 0 is DPO bit for bit and both share one stage of a study.
+
+    samples: of y, over which the loss is averaged.
 
     placebo: ``negative`` trains with -alpha; ``other_prompt`` changes only which y stands in the
     pairs, so it changes nothing here. Raises HarnessError on an unknown name, parameter or placebo,
@@ -391,15 +421,9 @@ def resolve(
             return resolve("dpo", beta=beta)
     filled = {**objective.parameters, **given}
     kappa = 2 * c / beta
+    roles = objective.reads
+    if objective.explores:
+        roles = (*roles, *explore_roles(samples)[1:])
     return ResolvedObjective(
-        name,
-        alpha,
-        beta,
-        placebo,
-        filled,
-        given,
-        c,
-        kappa,
-        objective.reads,
-        objective.needs_reference,
+        name, alpha, beta, placebo, filled, given, c, kappa, roles, objective.needs_reference
     )

@@ -72,6 +72,7 @@ class PreferenceConfig(DPOConfig):
     alpha: float = _option(0.0, "Exploration coefficient; 0 is DPO bit for bit.")
     placebo: str = _option("none", "none, negative or other_prompt.")
     objective_params: dict[str, Any] | str | None = _option(None, "The objective's parameters.")  # noqa: RUF009 - a field
+    explore_samples: int = _option(1, "Samples of y that the exploration term is averaged over.")
     global_batch_size: int = _option(0, "Rows per optimiser step over all devices.")
     token_budget: int = _option(0, "Most tokens of one forward pass.")
     max_log_ratio: float = _option(20.0, "Nats per token at which a run counts as diverged.")
@@ -94,7 +95,12 @@ class PreferenceConfig(DPOConfig):
         """The objective with its numbers, checked."""
         params: Any = self.objective_params
         return resolve(
-            self.objective, alpha=self.alpha, beta=self.beta, placebo=self.placebo, params=params
+            self.objective,
+            alpha=self.alpha,
+            beta=self.beta,
+            placebo=self.placebo,
+            params=params,
+            samples=self.explore_samples,
         )
 
     def rows_per_step(self) -> int:
@@ -376,7 +382,7 @@ class StepMetrics:
         self._count("margin", [c - r for c, r in zip(chosen, rejected, strict=True)])
         self._count("accuracy", [float(c > r) for c, r in zip(chosen, rejected, strict=True)])
         for role, values in table.items():
-            self._count(f"rhat_{role}", values)
+            self._count(f"rhat_{role.partition('_')[0]}", values)
         for role, source in ROLE_OF_Y.items():
             if source in table:
                 pairs = zip(table[source], micro.y_roles, strict=True)

@@ -80,7 +80,7 @@ def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inli
     deadline = time.monotonic() + limit if limit else math.inf
     plan = plan_study(search.study({"trial": suggest(trial, spec.space)}, spec.seeds))
     latest: dict[int, list[float]] = {}
-    steps = steps_of(spec, len(plan.runs[0].iterations) - 1)
+    steps = steps_of(spec, plan.study.base.loop.iterations)
     for number, (iteration, seeds) in enumerate(steps, 1):
         part = portion(plan, iteration, seeds)
         remember(store, spec.name, part.nodes)
@@ -91,7 +91,7 @@ def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inli
             reasons = [*summary.failed.values(), *summary.partial.values()]
             raise TrialFailedError(reasons[0] if reasons else "a stage it needs failed")
         for run in part.runs:
-            items = [measured(store, run.iterations[-1], metric) for metric in spec.metrics]
+            items = [measured(store, run.last, metric) for metric in spec.metrics]
             latest[run.cell.seed] = [sum(found) / len(found) for found in items]
             trial.set_user_attr(f"seed_{run.cell.seed}", latest[run.cell.seed])
         if len(spec.metrics) == 1:
@@ -125,14 +125,14 @@ def portion(plan: Plan, iteration: int, seeds: Sequence[int]) -> Plan:
     """The plan's stages up to an iteration, of some seeds: keys are those of the whole plan, so
     that going on re-runs nothing.
     """
-    end = iteration + 1
     runs = tuple(
-        replace(run, iterations=run.iterations[:end], coefficients=run.coefficients[:end])
+        replace(run, iterations={i: one for i, one in run.iterations.items() if i <= iteration})
         for run in plan.runs
         if run.cell.seed in seeds
     )
     wanted: set[str] = set()
-    frontier = [key for run in runs for stages in run.iterations for key in stages.values()]
+    stages = [one for run in runs for one in run.iterations.values()]
+    frontier = [key for one in stages for key in one.values()]
     while frontier:
         key = frontier.pop()
         if key not in wanted:

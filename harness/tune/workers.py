@@ -280,6 +280,6 @@ def fresh_values(search: Search, final: Study) -> dict[str, list[dict[int, float
         values = found.setdefault(run.cell.label, [{} for _ in spec.metrics])
         for place, metric in enumerate(spec.metrics):
             with suppress(TrialFailedError):
-                items = measured(store, run.iterations[-1], metric)
+                items = measured(store, run.last, metric)
                 values[place][run.cell.seed] = sum(items) / len(items)
     return found

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_a_new_alpha_adds_only_its_own_stages(tmp_path: Path) -> None:
         key
         for run in after.runs
         if run.cell.arm["objective.alpha"] == 0.77
-        for stages in run.iterations
+        for stages in run.iterations.values()
         for key in stages.values()
     }
     assert new <= mine
@@ -104,7 +105,7 @@ def test_inputs_precede_their_users() -> None:
 def test_every_checkpoint_is_scored_by_every_benchmark() -> None:
     for run in plan_of().runs:
         assert len(run.iterations) == 4
-        for stages in run.iterations:
+        for stages in run.iterations.values():
             assert {"answer", "judge.mt_bench", "judge.alpaca_eval", "academic", "heldout"} <= set(
                 stages
             )
@@ -132,10 +133,49 @@ def test_the_coefficient_and_kappa_follow_the_objective() -> None:
     assert resolve_objective(load_study(ALPHA, numbers).base, 1).c == pytest.approx(1e-3)
 
 
-def test_the_warm_up_iteration_is_plain_dpo() -> None:
-    plan = plan_of(loop__warmup_dpo=True, objective__alpha=1)
-    assert all(len(run.iterations) == 5 for run in plan.runs)
-    assert len({run.iterations[1]["train"] for run in plan.runs}) == len(plan.study.seeds)
+@pytest.mark.parametrize("objective", [{"name": "selm", "alpha": 1.0}, {"name": "ipo_mean"}])
+def test_the_warm_up_is_plain_dpo_on_labelled_pairs_before_iteration_one(objective: object) -> None:
+    changes = {"objective": objective, "pairs.rule": "replace", "loop.warmup_dpo": True}
+    plan = build_plan(load_study(ROOT / "ablations" / "batch_size.yaml", changes))
+    for run in plan.runs:
+        assert list(run.iterations) == [-1, 0, 1, 2, 3]
+        warm, first = run.iterations[0], run.iterations[1]
+        assert not {"rollout", "rank"} & set(warm)
+        assert plan.nodes[warm["pairs"]].stage == "pairs.labelled"
+        assert plan.nodes[warm["train"]].settings.objective.name == "dpo"  # type: ignore[attr-defined]
+        assert plan.nodes[first["train"]].inputs["policy"] == warm["train"]
+        portions = [plan.nodes[run.iterations[i]["rollout"]].settings.portion for i in (1, 2, 3)]  # type: ignore[attr-defined]
+        assert portions == [1, 2, 3]
+    rows = manifest(plan, {})["runs"][0]["iterations"]
+    assert [row["iteration"] for row in rows] == [-1, 0, 1, 2, 3]
+
+
+def test_schedules_count_the_methods_iterations() -> None:
+    rates = {"training.learning_rate": [3e-4, 2e-4, 1e-4], "loop.warmup_dpo": True}
+    plan = build_plan(load_study(ROOT / "ablations" / "batch_size.yaml", rates))
+    trained = [plan.runs[0].iterations[i]["train"] for i in (0, 1, 2, 3)]
+    settings: list[Any] = [plan.nodes[key].settings for key in trained]
+    assert [one.training.learning_rate for one in settings] == [3e-4, 3e-4, 2e-4, 1e-4]
+
+
+def test_stepwise_draws_only_what_the_term_reads() -> None:
+    plain = plan_of(loop__mode="stepwise", objective__alpha=0)
+    run = plain.runs[0]
+    assert not {"rollout", "rank"} & set(run.iterations[2])
+    exploring = next(run for run in plan_of(loop__mode="stepwise").runs if "=3," in run.cell.run)
+    assert {"rollout", "rank"} <= set(exploring.iterations[2])
+
+
+def test_an_averaged_reference_starts_at_the_first_policy_and_follows() -> None:
+    plan = plan_of(loop__reference_policy="ema")
+    one, two, three = (plan.runs[0].iterations[i] for i in (1, 2, 3))
+    reference = {
+        i: plan.nodes[it["train"]].inputs["reference_policy"]
+        for i, it in enumerate((one, two, three), 1)
+    }
+    assert plan.nodes[reference[1]].stage == "base.pocket"
+    assert plan.nodes[reference[2]].inputs == {"average": reference[1], "policy": one["train"]}
+    assert plan.nodes[reference[3]].inputs == {"average": reference[2], "policy": two["train"]}
 
 
 def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
@@ -200,7 +240,7 @@ def test_mt_bench_pairs_are_graded_once_per_unordered_pair_and_only_when_asked()
     answers = {
         f"{run.cell.run}@{i}": stages["answer"]
         for run in plan.runs
-        for i, stages in enumerate(run.iterations)
+        for i, stages in run.iterations.items()
         if "answer" in stages
     }
     assert (plan.nodes[key].inputs["answer_a"], plan.nodes[key].inputs["answer_b"]) == (

@@ -95,16 +95,19 @@ def test_replace_with_the_rejected_text_better_than_chosen_is_no_pair():
     )
 
 
-def test_samples_only():
-    scores = {"chosen": 1.0, "rejected": 0.0, "y": 0.2, "y1": 0.8, "y2": 0.5}
-    assert _choice("samples_only", scores) == ("y1", "y")
-    assert _choice("samples_only", {"y": 0.5, "y1": 0.5}) == "tied"
-    assert _choice("samples_only", {"y": 0.5, "y1": 0.5}, y="a", y1="a") == "identical"
+def test_own_samples_of_equal_score_are_no_pair():
+    assert _choice("best_worst", {"y": 0.2, "y1": 0.8, "current": 0.5}) == ("y1", "y")
+    assert _choice("best_worst", {"y": 0.5, "y1": 0.5}) == "tied"
+    assert _choice("best_worst", {"y": 0.5, "y1": 0.5}, y="a", y1="a") == "identical"
 
 
 def test_ten_samples_are_in_their_numeric_order():
-    scores = {f"y{i or ''}": 0.5 for i in range(11)}
-    assert _choice("best_worst", scores) == ("y", "y10")
+    scores = {"chosen": 0.0} | {f"y{i or ''}": 0.5 for i in range(11)}
+    assert _choice("best_worst", scores) == ("y", "chosen")
+    assert _choice("best_worst", {name: -score for name, score in scores.items()}) == (
+        "chosen",
+        "y10",
+    )
 
 
 def test_role_of_y():
@@ -223,7 +226,7 @@ CUT = [
                 {"chosen": [7, 7, 8], "explore": [7, 7, 8]},
                 {},
                 {"explore": [4, 5]},  # the offline answer of the same text ends its turn
-                {"chosen": [3, 1]},
+                {"chosen": [3, 1], "explore_1": [3, 1]},
             ],
         ),
         (
@@ -231,7 +234,7 @@ CUT = [
             [
                 {"chosen": [7, 7, 8]},
                 {"explore": [4, 5]},
-                {},
+                {"explore_1": [3, 1]},
                 {"chosen": [3, 1], "explore": [7, 7, 8]},
             ],
         ),
@@ -243,7 +246,7 @@ def test_a_truncated_sample_keeps_the_tokens_it_was_drawn_with(
     tmp_path, monkeypatch, settings, expected
 ):
     _by_length(monkeypatch)
-    task = _task(tmp_path, CUT, **settings)
+    task = _task(tmp_path, CUT, y=2, **settings)
     rank.run(task)
     assert [dict(pair.drawn) for pair in _pairs(task).values()] == expected
 
@@ -284,15 +287,46 @@ def test_placebo_gives_every_pair_another_prompts_y(tmp_path, monkeypatch):
     assert [p.y_role for p in pairs] == ["middle"] * 4
 
 
-def test_samples_only_needs_two_samples(tmp_path, monkeypatch):
+def test_the_term_reads_samples_that_are_no_candidates(tmp_path, monkeypatch):
+    """y is drawn twice for the term, and the pair is chosen from another rollout."""
     _by_length(monkeypatch)
-    with pytest.raises(HarnessError, match=r"needs at least 2 samples.*exploration\.samples"):
-        rank.run(_task(tmp_path, rule="samples_only"))
+    drawn = [Response("p0", sample, text, (1,)) for sample, text in enumerate(["yy", "y"])]
+    task = _task(tmp_path, drawn, offline=False, y=0)
+    current = tmp_path / "current"
+    current.mkdir()
+    rows = [Response("p0", sample, text, (1,)) for sample, text in ((3, "long"), (2, "short"))]
+    write_jsonl(current / "responses.jsonl", rows)
+    task = dataclasses.replace(task, inputs={**task.inputs, "current": current})
+    rank.run(task)
+    pair = _pairs(task)["p0"]
+    assert (pair.chosen, pair.rejected, pair.chosen_from) == ("short", "long", "current")
+    assert (pair.explore, pair.explore_more, pair.y_role) == ("yy", ["y"], "middle")
 
 
-def test_unknown_rule_and_kind_say_what_is_allowed():
-    with pytest.raises(ValidationError, match=r"'best'; known: best_worst, replace, samples_only"):
-        Recipe(pairs={"rule": "best"})
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"offline": False}, "names too few candidates"),
+        ({"y": 0}, "names too few candidates.*loop.mode stepwise"),
+        ({"y": 2}, "pairs.y is 2, but exploration.samples draws 1"),
+        ({"rule": "replace", "y": 0, "current": 2}, "replace compares y with the labelled pair"),
+        ({"rule": "offline"}, "loop.mode stepwise"),
+        ({"rule": "best"}, "'best'; known: best_worst, replace"),
+    ],
+)
+def test_candidates_that_make_no_pair_are_refused(pairs, message):
+    with pytest.raises(ValidationError, match=message):
+        Recipe(pairs=pairs)
+
+
+def test_y_from_a_checkpoint_names_it_and_greedy_samples_are_one():
+    with pytest.raises(ValidationError, match="policy: checkpoint and the checkpoint"):
+        Recipe(exploration={"policy": "checkpoint"})
+    with pytest.raises(ValidationError, match="4 greedy answers of one prompt are the same answer"):
+        Recipe(exploration={"decoding": "greedy", "samples": 4})
+
+
+def test_unknown_kind_says_what_is_allowed():
     with pytest.raises(
         ValidationError, match=r"'gpt'; known: judge, misgeneralising, oracle, pairrm, reward_model"
     ):

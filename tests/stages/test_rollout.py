@@ -139,9 +139,16 @@ def test_same_seed_same_bytes_other_seed_other_samples(task):
     assert all(texts[0][key] != texts[1][key] for key in shared)
 
 
-def test_greedy_draws_one_answer_whatever_the_number_of_samples(task):
-    made = task(decoding="greedy", samples=3)
-    assert rollout.run(made).rows == 6
+def test_samples_counted_from_two_are_none_of_the_first_two(task):
+    """Another rollout of the same policy draws other samples, numbered after those."""
+    rows = {}
+    for name, changes in {"a": {"samples": 2}, "b": {"samples": 1, "first_sample": 2}}.items():
+        made = task(**changes)
+        rollout.run(made)
+        drawn = read_jsonl(made.out / "responses.jsonl")
+        rows[name] = {(row["prompt_id"], row["sample"]): row["seed"] for row in drawn}
+    assert {sample for _, sample in rows["b"]} == {2}
+    assert not set(rows["a"].values()) & set(rows["b"].values())
 
 
 def _limit(folder: Path) -> int:

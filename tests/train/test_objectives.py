@@ -8,6 +8,7 @@ ln(1 + e^-1.5) = 0.2014132779827524.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -251,3 +252,23 @@ def test_an_exploratory_bonus_lowers_the_rejected_answers_probability(name: str)
 def test_a_flip_probability_of_one_half_has_no_unbiased_loss() -> None:
     with pytest.raises(HarnessError, match=r"epsilon 0\.5"):
         loss_of("robust", worked_rows(), epsilon=0.5)
+
+
+def test_the_term_is_the_mean_over_the_samples_of_y() -> None:
+    """SE-POPO bends, so that the mean of the terms is not the term of the mean."""
+    rows = worked_rows()
+    more = {"explore_1": torch.tensor([-9.0], dtype=torch.float64)}
+    both = replace(
+        rows,
+        logps=rows.logps | more,
+        reference=rows.reference | {"explore_1": rows.reference["explore"]},
+    )
+    objective = resolve("se_popo", alpha=0.4, beta=BETA, samples=2)
+    assert objective.roles == ("chosen", "rejected", "explore", "explore_1")
+
+    def sigma(ratio: float) -> float:
+        return 1 / (1 + math.exp(-BETA * ratio))
+
+    # r(y) = -4 + 6 = 2 and -9 + 6 = -3
+    term = 0.4 * ((sigma(2) + sigma(-3)) / 2 - 0.5) / BETA
+    assert objective.losses(both).item() == pytest.approx(DPO + term, rel=1e-12)

@@ -1,0 +1,28 @@
+"""The averaged reference: parameter by parameter, in the policy's own folder form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness.model.policy import load_policy
+from harness.stages import average
+from tests import tiny
+from tests.tasks import stage_task
+
+
+def test_parameters_are_averaged_and_the_folder_is_a_policy(tmp_path: Path) -> None:
+    folders = {}
+    for name, scale in {"average": 0.1, "policy": 0.3}.items():
+        folders[name] = tiny.checkpoint(tmp_path / name / "model", initializer_range=scale).parent
+    out = tmp_path / "out"
+    out.mkdir()
+    average.run(stage_task("k", "average", {"decay": 0.75}, folders, out))
+    old, new, mixed = (
+        dict(load_policy(folder).model.named_parameters())
+        for folder in (folders["average"], folders["policy"], out)
+    )
+    assert any(not torch.equal(old[name], new[name]) for name in old)
+    for name, value in mixed.items():
+        torch.testing.assert_close(value, 0.75 * old[name] + 0.25 * new[name])
