@@ -165,8 +165,8 @@ class StageTask(Generic[Settings]):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """``count`` of the ``of`` ``what`` (rows, prompts, …) that a stage met were not used, for one
-    reason. examples: where the first of them stand, ``file:line`` or an id.
+    """``count`` of the ``of`` ``what`` (rows, prompts, …) that a stage met were not used, or not
+    whole, for one reason. examples: where the first of them stand, ``file:line`` or an id.
     """
 
     stage: str
@@ -185,6 +185,12 @@ class Tally:
     def __init__(self, stage: str, what: str) -> None:
         self.stage, self.what, self.read = stage, what, 0
         self._places: dict[str, list[str]] = {}
+
+    def meet(self, place: str, status: str) -> None:
+        """Count one that was met; every status but "ok" is a reason."""
+        self.read += 1
+        if status != "ok":
+            self.leave_out(status, place)
 
     def leave_out(self, reason: str, place: str) -> None:
         """Count one. place: ``file:line`` or an id."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,9 @@ def rank_context(kind: str, out: Path = Path("unused"), **extra: Any) -> RankCon
 __all__ = ["Limit", "RankerTask", "objective", "optimiser", "settings_of", "stage_task"]
 
 
-def commit_finished(store: Store, node: Node, seconds: float) -> None:
+def commit_finished(
+    store: Store, node: Node, seconds: float, left_out: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Put into ``store`` what stands for ``node``'s stage, finished in ``seconds``."""
     work = store.begin(node.key)
     (work / "rows.jsonl").write_text("{}\n")
@@ -147,5 +149,6 @@ def commit_finished(store: Store, node: Node, seconds: float) -> None:
         {"seconds": seconds},
         {},
         {},
+        left_out=left_out,
     )
     store.commit(work, record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
 
     import analysis.compare as comparing
+    import analysis.left_out as missed
     import analysis.power_report as power_report
     import analysis.report as reporting
     import analysis.search as found_search
@@ -46,8 +47,12 @@ if TYPE_CHECKING:
     from harness.tune import workers as searching
     from harness.tune.search import Search
 else:
-    comparing, power_report, reporting, found_search = lazy(
-        "analysis.compare", "analysis.power_report", "analysis.report", "analysis.search"
+    comparing, missed, power_report, reporting, found_search = lazy(
+        "analysis.compare",
+        "analysis.left_out",
+        "analysis.power_report",
+        "analysis.report",
+        "analysis.search",
     )
     shown, costs, execute, graph, launch, stores, studies = lazy(
         "harness.cli.console",
@@ -221,7 +226,15 @@ def run_plan(
         shown.say(f"Retention ({plan.study.keep}): {freed / 1e6:.1f} MB of weights deleted.")
     if report:
         _report_if_changed(plan, store, folder)
+    show_left_out(store, plan.nodes)
     return summary.exit_status
+
+
+def show_left_out(store: Store, keys: Iterable[str]) -> None:
+    """One line a kind of thing that the finished of these stages did not use, or not whole."""
+    records = (store.record(key).left_out for key in keys if store.has(key))
+    for line in missed.lines(records):
+        shown.say(line)
 
 
 def _walk(
@@ -271,7 +284,9 @@ def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
 
     Example: selm report alpha
     """
-    write_report(read_manifest(results, study)[0], store)
+    folder, manifest = read_manifest(results, study)
+    write_report(folder, store)
+    show_left_out(stores.Store(store), manifest["stages"])
 
 
 def write_report(folder: Path, store_root: Path) -> None:

@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate.academic import PAPER_TASKS, AcademicTask, item_name, scale_of
+from harness.evaluate.benchmark import unscored
 from harness.model.chat import encode_prompt, preflight
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy
 from harness.records import (
     HarnessError,
+    LeftOut,
     Score,
     StageOutcome,
     StageTask,
@@ -63,7 +65,7 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
     )
     if settings.chat_template:
         preflight(policy.tokenizer)
-    scores, samples, summary, cut = evaluate_policy(
+    scores, samples, summary, (cut, asked) = evaluate_policy(
         policy, task.inputs["benchmarks"] / "academic", settings
     )
     write_jsonl(task.out / "samples.jsonl", samples)
@@ -73,15 +75,17 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
     rows = write_scores(task.out / "scores.parquet", scores)
     errors = sum(score.status == "error" for score in scores)
     shown = {column: entry["value"] for column, entry in summary.items()}
+    left_out = unscored(task.stage, scores)
     if cut:
-        shown["prompts_cut"] = cut
-    return StageOutcome(rows=rows, errors=errors, summary=shown)
+        reason = "cut on the left to fit the model"
+        left_out += (LeftOut(task.stage, "requests of lm-eval", reason, cut, asked),)
+    return StageOutcome(rows=rows, errors=errors, summary=shown, left_out=left_out)
 
 
 def evaluate_policy(
     policy: Any, folder: Path, settings: AcademicTask
-) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], int]:
-    """Score rows, samples, summary by column, and the number of prompts that lm-eval cut on the
+) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], tuple[int, int]]:
+    """Score rows, samples, summary by column, and how many of how many requests lm-eval cut on the
     left to fit the model.
     """
     entries = task_entries(folder, settings.tasks)
@@ -105,7 +109,7 @@ def evaluate_policy(
             scores += rows
             samples += texts
             summary[column] = summarise(entries[column], rows)
-    return scores, samples, summary, lm.cut
+    return scores, samples, summary, (lm.cut, lm.asked)
 
 
 # -- tasks -----------------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ def _with_smaller_batches(
             if lm.shrink >= max(ROWS, settings.generation_batch):
                 raise MemoryError(str(error)) from error
             lm.shrink *= 2
-            lm.cut = 0
+            lm.cut = lm.asked = 0
 
 
 def _evaluate(lm: Any, tasks: Mapping[str, Any], settings: AcademicTask) -> dict[str, Logged]:
@@ -366,7 +370,7 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
         """
 
         shrink = 1
-        cut = 0
+        cut = asked = 0
         _last: tuple[str, list[int]] = ("", [])
 
         # lm-eval encodes a context of 25 shots once for every choice: four times the work.
@@ -397,6 +401,7 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
 
         # What does not fit is cut on the left in silence; here it is counted.
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            self.asked += len(requests)
             self.cut += sum(
                 len(context) + len(continuation) > self.max_length + 1
                 for _, context, continuation in requests
@@ -408,6 +413,7 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
         ) -> Any:
             if left_truncate_len:
                 _, mask = super().tok_batch_encode(strings, *args, **kwargs)
+                self.asked += len(strings)
                 self.cut += int((mask.sum(1) > left_truncate_len).sum())
             return super().tok_batch_encode(
                 strings, *args, left_truncate_len=left_truncate_len, **kwargs

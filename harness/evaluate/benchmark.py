@@ -16,9 +16,11 @@ from typing import Any, Protocol
 from harness.records import (
     Generation,
     HarnessError,
+    LeftOut,
     Score,
     StageOutcome,
     StageTask,
+    Tally,
     canonical_json,
     read_jsonl,
     write_jsonl,
@@ -257,7 +259,16 @@ def finish(
     (task.out / "summary.json").write_text(canonical_json(summary) + "\n", encoding="utf-8")
     counted = [score for score in scores if not primary or score.metric == primary]
     errors = sum(score.status == "error" for score in counted)
-    return StageOutcome(rows=len(counted), errors=errors, costs=costs or {}, summary=summary)
+    return StageOutcome(len(counted), errors, costs or {}, summary, unscored(task.stage, counted))
+
+
+def unscored(stage: str, scores: Iterable[Score]) -> tuple[LeftOut, ...]:
+    """What has no value, by metric and status."""
+    tallies: dict[str, Tally] = {}
+    for score in scores:
+        what = f"{score.benchmark} {score.metric} scores"
+        tallies.setdefault(what, Tally(stage, what)).meet(score.item, score.status)
+    return tuple(one for tally in tallies.values() for one in tally.left_out())
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -17,6 +17,7 @@ from harness.evaluate.benchmark import (
     Measure,
     Samples,
     asked_work,
+    unscored,
 )
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts, rewards
@@ -96,7 +97,8 @@ def run(task: StageTask[HeldoutTask]) -> StageOutcome:
         scores += _against_baseline(task, context, judge)
     write_scores(task.out / "scores.parquet", scores)
     errors = sum(score.status == "error" for score in scores)
-    return StageOutcome(len(scores), errors, dict(context.costs), _means(scores))
+    left_out = unscored(task.stage, scores)
+    return StageOutcome(len(scores), errors, dict(context.costs), _means(scores), left_out)
 
 
 def _identity(ranker: RankerTask) -> str:

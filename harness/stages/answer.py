@@ -18,7 +18,14 @@ from harness.evaluate.registry import BENCHMARKS
 from harness.model.chat import PromptTooLongError, encode_prompt
 from harness.model.generate import generate
 from harness.model.policy import Policy, load_policy
-from harness.records import Generation, GenerationRequest, StageOutcome, StageTask, request_seed
+from harness.records import (
+    Generation,
+    GenerationRequest,
+    StageOutcome,
+    StageTask,
+    Tally,
+    request_seed,
+)
 from harness.study.tasks import AnswerTask
 
 
@@ -69,13 +76,16 @@ def run(task: StageTask[AnswerTask]) -> StageOutcome:
         desk.ask(itertools.chain(*together))
     for one in asking:
         one.write(desk, task.out)
-    return _outcome(desk)
+    return _outcome(desk, task.stage)
 
 
-def _outcome(desk: AnswerDesk) -> StageOutcome:
+def _outcome(desk: AnswerDesk, stage: str) -> StageOutcome:
     statuses: dict[str, Counter[str]] = {}
-    for (name, *_), answer in desk.answers.items():
+    tallies: dict[str, Tally] = {}
+    for (name, *rest), answer in desk.answers.items():
         statuses.setdefault(name, Counter())[answer.status] += 1
+        tally = tallies.setdefault(name, Tally(stage, f"{name} answers"))
+        tally.meet(" ".join(map(str, rest)), answer.status)
     errors = sum(count["error"] for count in statuses.values())
     tokens = sum(len(answer.token_ids) for answer in desk.answers.values())
     summary: dict[str, Any] = {
@@ -86,4 +96,5 @@ def _outcome(desk: AnswerDesk) -> StageOutcome:
     if reasons:
         summary["errors"] = reasons[:5]
     costs = {"tokens_generated": tokens, "answers_generated": len(desk.answers)}
-    return StageOutcome(len(desk.answers), errors, costs, summary)
+    left_out = tuple(one for tally in tallies.values() for one in tally.left_out())
+    return StageOutcome(len(desk.answers), errors, costs, summary, left_out)

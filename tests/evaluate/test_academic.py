@@ -422,7 +422,7 @@ def test_scores_equal_lm_evals_own(
     theirs = lm_evals_own(
         tmp_path / "academic", settings, policy_folder, tmp_path / "theirs", monkeypatch
     )
-    assert cut == 0
+    assert cut[0] == 0
     for column, paper in PAPER_TASKS.items():
         ours = [score.value for score in scores if score.benchmark == column]
         published = theirs[f"selm_{column}"][f"{paper.metric},{paper.filter}"] * paper.scale
@@ -499,7 +499,7 @@ def test_prompts_that_lm_eval_cuts_are_counted(data: dict[str, str], tmp_path: P
     short = load_policy(tiny.checkpoint(tmp_path / "policy", max_position_embeddings=160))
     settings = prepared(data, tmp_path / "academic", tasks=["arc_challenge", "truthfulqa_mc2"])
     *_, cut = academic_run.evaluate_policy(short, tmp_path / "academic", settings)
-    assert cut > 0
+    assert 0 < cut[0] <= cut[1]
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -632,7 +632,7 @@ def test_scores_equal_lm_evals_command_line_on_the_public_files(
     _, _, summary, cut = academic_run.evaluate_policy(
         load_policy(checkpoint), tmp_path / "academic", settings
     )
-    assert cut == 0
+    assert cut[0] == 0
     assert {column: entry["shots"] for column, entry in summary.items()} == {
         column: paper.shots for column, paper in PAPER_TASKS.items()
     }
@@ -707,7 +707,7 @@ def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
     scores, samples, summary, cut = academic_run.evaluate_policy(
         load_policy(tmp_path / "policy"), tmp_path / "academic", settings
     )
-    assert (len(scores), len(samples), cut) == (30, 30, 0)
+    assert (len(scores), len(samples), cut[0]) == (30, 30, 0)
     assert {column: entry["n"] for column, entry in summary.items()} == dict.fromkeys(
         PAPER_TASKS, 5
     )

@@ -370,6 +370,9 @@ def test_unreadable_verdicts_are_asked_again_within_bounds_then_unparsed(world: 
         assert server.counters["calls"] == 7 + 3
     assert (scores["81:1", 0]["status"], scores["81:1", 0]["value"]) == ("unparsed", None)
     assert (outcome.errors, outcome.summary["statuses"]) == (0, {"ok": 7, "unparsed": 1})
+    (left,) = outcome.left_out
+    assert (left.what, left.reason) == ("mt_bench rating scores", "unparsed")
+    assert (left.count, left.of, left.examples) == (1, 8, ("81:1",))
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,8 @@ def test_heldout_prompts_over_the_limit_have_no_answer(inputs, tmp_path):
     }
     assert {name for (name, _), status in statuses.items() if status == "no_answer"} == {"h1", "o0"}
     assert outcome.errors == 0
+    (left,) = (one for one in outcome.left_out if one.reason == "no_answer")
+    assert (left.what, left.count, left.of) == ("heldout answers", 6, 9)
     assert all(
         row["status"] != ["no_answer"] * 2
         for row in read_jsonl(tmp_path / "out" / "mt_bench.jsonl")

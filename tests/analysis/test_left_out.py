@@ -1,0 +1,48 @@
+"""What was left out is summed over stages by kind and reason, with where the first of it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.left_out import kinds, lines
+from harness.cli.run import show_left_out
+from harness.engine.graph import Node
+from harness.engine.store import Store
+from harness.records import Tally
+from harness.study.sections import Section
+from tests.tasks import commit_finished
+
+
+def record(what: str, met: int, **reasons: list[str]) -> list[dict[str, object]]:
+    tally = Tally("rollout", what)
+    tally.read = met
+    for reason, places in reasons.items():
+        for place in places:
+            tally.leave_out(reason, place)
+    return [vars(one) for one in tally.left_out()]
+
+
+def test_two_stages_are_one_line_by_hand() -> None:
+    first = record("prompts", 10, long=["a", "b", "c", "d"], empty=["e"])
+    second = record("prompts", 5, long=["a", "f"]) + record("samples", 20, truncated=["x"])
+    assert lines([first, [], second]) == [
+        "left out or cut: 7 of 15 prompts by 2 stages rollout (long 6: a, b, c, …; empty 1: e)",
+        "left out or cut: 1 of 20 samples by rollout (truncated 1: x)",
+    ]
+    assert [kind.share for kind in kinds([second])] == [2 / 5, 1 / 20]
+
+
+def test_nothing_left_out_says_nothing() -> None:
+    assert lines([[], ()]) == []
+
+
+def test_the_terminal_says_it_from_the_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, node = Store(tmp_path / "store"), Node("a" * 64, "rollout", 1, Section(), {})
+    store.open()
+    commit_finished(store, node, 1.0, record("prompts", 4, long=["p1"]))
+    show_left_out(store, ["a" * 64, "b" * 64])
+    assert "1 of 4 prompts by rollout (long 1: p1)" in capsys.readouterr().out
