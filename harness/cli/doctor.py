@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from harness.engine import runs
     from harness.evaluate import registry as benchmarks
     from harness.judge import endpoint as endpoints
-    from harness.model import chat, policy
+    from harness.model import chat, checkpoint_files, policy
+    from harness.model import checkpoint as checkpoints
     from harness.model import shape as shapes
     from harness.model.shape import Shape
     from harness.rankers import registry as rankers
@@ -47,9 +48,23 @@ else:
         "harness.evaluate.registry",
         "harness.rankers.registry",
     )
-    endpoints, chat, policy, shapes, optimizers, studies, tasks, yaml, memories = lazy(
+    (
+        endpoints,
+        chat,
+        checkpoints,
+        checkpoint_files,
+        policy,
+        shapes,
+        optimizers,
+        studies,
+        tasks,
+        yaml,
+        memories,
+    ) = lazy(
         "harness.judge.endpoint",
         "harness.model.chat",
+        "harness.model.checkpoint",
+        "harness.model.checkpoint_files",
         "harness.model.policy",
         "harness.model.shape",
         "harness.study.optimizers",
@@ -346,10 +361,12 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
         pickled, template = recipe.model.pickle_weights, recipe.model.chat_template
     try:
         folder = _tokenizer_folder(source, revision)
-        if (folder / "config.json").is_file():
-            policy.check_code(folder, source, code)
         if Path(source).expanduser().is_dir():
-            policy.check_weights(folder, source, pickled)
+            checkpoints.check_checkpoint(
+                folder, head="causal", trust_remote_code=code, pickle_weights=pickled
+            )
+        elif (folder / "config.json").is_file():
+            checkpoint_files.check_code(folder, source, code)
         tokenizer = policy.load_tokenizer(folder)
         if template:
             tokenizer.chat_template = Path(template).read_text(encoding="utf-8")

@@ -1,20 +1,16 @@
-"""Loading a policy and its tokenizer from a checkpoint folder.
-
-Weights are read from safetensors only, pickled ones and code from a repository only when that
-repository is named.
-"""
+"""Loading a policy and its tokenizer from a checkpoint folder."""
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.model import tokenizer as stored_tokenizer
 from harness.model.chat import stop_tokens
+from harness.model.checkpoint import check_checkpoint, load_model
+from harness.model.checkpoint_files import location, model_folder
 from harness.records import HarnessError, first_line
 
 CACHE_SIZE = 2
@@ -46,39 +42,6 @@ def release_policies() -> None:
         torch.cuda.empty_cache()
 
 
-def location(folder: Path) -> dict[str, Any]:
-    """What ``location.json`` says (path, source, trust_remote_code, pickle_weights, chat_template);
-    empty when there is none.
-    """
-    file = Path(folder) / "location.json"
-    if not file.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
-
-
-def model_folder(folder: Path) -> Path:
-    """The checkpoint of a stage's folder: ``model/`` below it, the path in its ``location.json``,
-    or the folder itself.
-    """
-    folder = Path(folder)
-    if (folder / "model" / "config.json").is_file():
-        return folder / "model"
-    pointed = location(folder).get("path")
-    if pointed:
-        if not (Path(pointed) / "config.json").is_file():
-            raise HarnessError(
-                f"{folder / 'location.json'} points to {pointed}, which holds no config.json any "
-                "more; restore it or run the base stage again"
-            )
-        return Path(pointed)
-    if (folder / "config.json").is_file():
-        return folder
-    raise HarnessError(
-        f"{folder}: no checkpoint here (no model/config.json, no location.json, no config.json)"
-    )
-
-
 def load_policy(
     folder: Path,
     *,
@@ -106,10 +69,14 @@ def load_policy(
         _CACHE.move_to_end(key)
         return _CACHE[key]
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+    # A sampler that loads the weights itself looks at no value.
+    found = check_checkpoint(
+        folder, head="causal", tokenizer=tokenizer, trust_remote_code=trust, values=not weights
+    )
     if weights:
-        model = _load_model(path, dtype, attention, device, trust, where)
+        model = load_model(found, dtype=dtype, attention=attention, device=device)
     else:
-        model = _empty_model(path, dtype, trust, where)
+        model = _empty_model(path, dtype, found.code)
     policy = Policy(model, tokenizer, path, stop_tokens(tokenizer, model), device)
     if cached:
         _CACHE[key] = policy
@@ -126,49 +93,14 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
 
-def _load_model(
-    path: Path, dtype: str, attention: str, device: str, trust: str, where: Mapping[str, Any]
-) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    source = str(where.get("source", path))
-    pickled = check_weights(path, source, str(where.get("pickle_weights", "")))
-    may_run_code = check_code(path, source, trust)
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            use_safetensors=not pickled,
-            trust_remote_code=may_run_code,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        message = f"{path}: cannot load the model ({first_line(error, 300)})"
-        if attention != "eager" and "attention implementation" in str(error):
-            message += "; set model.attention: eager"
-        raise HarnessError(message) from error
-    finally:
-        if bar:
-            logging.enable_progress_bar()
-    return model.to(device).eval()
-
-
-def _empty_model(path: Path, dtype: str, trust: str, where: Mapping[str, Any]) -> Any:
+def _empty_model(path: Path, dtype: str, code: bool) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    check_weights(path, str(where.get("source", path)))
-    may_run_code = check_code(path, str(where.get("source", path)), trust)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=may_run_code, local_files_only=True)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=True)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype), trust_remote_code=may_run_code
+            config, dtype=getattr(torch, dtype), trust_remote_code=code
         )
     if (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
@@ -200,46 +132,3 @@ def load_tokenizer(folder: Path, *, trust_remote_code: str = "") -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def check_weights(path: Path, source: str, pickle_weights: str = "") -> bool:
-    """Whether the weights are pickled. Raises HarnessError for none, and for pickled ones unless
-    ``pickle_weights`` names ``source``.
-    """
-    if any(path.glob("*.safetensors")):
-        return False
-    endings, names = {".bin", ".pt", ".pth", ".ckpt"}, {f.name for f in path.glob("*.*")}
-    pickled = sorted(name for name in names if Path(name).suffix in endings)
-    pickled = [name for name in pickled if name != "training_args.bin"]
-    if not pickled:
-        raise HarnessError(f"{path}: no weights here (no *.safetensors)")
-    if pickle_weights and pickle_weights == source:
-        return True
-    raise HarnessError(
-        f"{path}: the weights are pickle files ({', '.join(pickled[:3])}), which can run code "
-        "when loaded. Convert them to safetensors (save_pretrained of a copy you trust), or allow "
-        f"this one by name: model.pickle_weights: {source}"
-    )
-
-
-def check_code(path: Path, source: str, trust_remote_code: str = "") -> bool:
-    """Whether the repository's own code is to run. Raises HarnessError when it is needed and
-    ``trust_remote_code`` does not name ``source``.
-    """
-    from transformers import CONFIG_MAPPING
-
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    kind = config.get("model_type", "")
-    if kind in CONFIG_MAPPING:
-        return False
-    if "auto_map" not in config:
-        raise HarnessError(
-            f"{path}/config.json: model_type {kind!r} is not known to the installed transformers, "
-            "and the checkpoint brings no code for it"
-        )
-    if trust_remote_code and trust_remote_code in (source, str(path)):
-        return True
-    raise HarnessError(
-        f"{source}: model_type {kind!r} needs code from the repository itself. Read that code, "
-        f"then allow it by name: model.trust_remote_code: {source}"
-    )

@@ -18,12 +18,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from harness.model.policy import check_weights, location, model_folder
+from harness.model.checkpoint_files import WeightFiles, location, model_folder, weight_files
 from harness.records import HarnessError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import Tensor
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>")
 """In the order in which the package adds them to DeBERTa's tokens; the last stands for either
@@ -39,8 +38,8 @@ class Checkpoint:
     source, first and second answer.
     """
 
-    path: Path
     source: str
+    weights: WeightFiles
     config: dict[str, Any]
     tokenizer: Tokenizer
     marks: tuple[int, int, int]
@@ -60,7 +59,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     path, where = model_folder(Path(folder)), location(Path(folder))
     source = str(where.get("source", path))
     settings = _json(path / "config.json", source)
-    check_weights(path, source)
+    weights = weight_files(path, source)
     packaged = "ranker_type" in settings
     encoder = _encoder_folder(path, settings, source) if packaged else path
     tokenizer = _tokenizer(encoder, source, add_marks=packaged)
@@ -102,25 +101,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if name not in ("architectures", "transformers_version", "torch_dtype", "dtype")
     }
     return Checkpoint(
-        path, source, kept, tokenizer, (marks[0], marks[1], marks[2]), source_tokens, total
+        source, weights, kept, tokenizer, (marks[0], marks[1], marks[2]), source_tokens, total
     )
-
-
-def read_weights(files: Checkpoint) -> dict[str, Tensor]:
-    """All tensors of the checkpoint by name."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return {
-            name: tensor
-            for file in sorted(files.path.glob("*.safetensors"))
-            for name, tensor in load_file(file).items()
-        }
-    except (OSError, SafetensorError) as error:
-        raise HarnessError(
-            f"{files.source}: the weights cannot be read ({error}); fetch the checkpoint again"
-        ) from error
 
 
 def _json(file: Path, source: str) -> dict[str, Any]:

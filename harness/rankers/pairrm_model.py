@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.rankers.pairrm_files import MARKS, Checkpoint, open_checkpoint, read_weights
+from harness.model.checkpoint import check_fit, check_values, plain_fit
+from harness.model.checkpoint_files import CheckpointError, Stored
+from harness.rankers.pairrm_files import MARKS, Checkpoint, open_checkpoint
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.records import HarnessError
 
@@ -39,6 +41,8 @@ INSTRUCTION = (
 trained on it).
 """
 EMBEDDINGS = "pretrained_model.embeddings.word_embeddings.weight"
+IGNORED = r"position_(ids|embeddings)"
+"""Tensors of other releases of DeBERTa, which one without positions of its own does not read."""
 PROMPTS_AT_ONCE = 256
 """Prompts encoded and sorted by length together; bounds the memory that token ids take."""
 TOKENS_PER_BATCH = 8192
@@ -56,6 +60,8 @@ class PairRM(nn.Module):
     """The published network: an encoder without its own head, and a two-layer head over a pair of
     marks.
     """
+
+    base_model_prefix = "pretrained_model"
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -225,32 +231,33 @@ def load(folder: str, device: str) -> tuple[PairRM, Checkpoint]:
     """PairRM (evaluation mode, float32) from a checkpoint in either published form, with what
     encodes its texts.
     """
+    files = open_checkpoint(folder)
+    stored, config = check(files, values=False)
+    model = PairRM(config)
+    read = stored.values(model.state_dict())
+    model.load_state_dict({name: tensor.float() for name, tensor in read})
+    check_values(files.source, model.named_parameters(), {EMBEDDINGS})
+    return model.to(device).eval(), files
+
+
+def check(files: Checkpoint, *, values: bool = True) -> tuple[Stored, Any]:
+    """The stored tensors, which are those of a PairRM, and its configuration. Raises
+    CheckpointError for others, and with ``values`` for weights that are not finite.
+    """
     from transformers import DebertaV2Config
 
-    files = open_checkpoint(folder)
-    weights = read_weights(files)
-    embeddings = (
-        len(weights[EMBEDDINGS]) if EMBEDDINGS in weights else 0
-    )  # the package resizes them to its tokens
-    if embeddings <= max(files.marks):
-        raise HarnessError(
-            f"{files.source}: the weights have {embeddings} embeddings, but the marks have the "
-            f"ids {list(files.marks)}"
+    stored = Stored(files.weights, files.source)
+    # The package resizes the embedding to its tokens.
+    rows = len(stored.headers[EMBEDDINGS]) if EMBEDDINGS in stored.headers else 0
+    if rows <= max(files.marks):
+        raise CheckpointError(
+            f"{files.source}: the weights have {rows} embeddings, but the marks have the ids "
+            f"{list(files.marks)}"
         )
-    model = PairRM(DebertaV2Config(**files.config | {"vocab_size": embeddings}))
-    try:
-        unmatched = model.load_state_dict(
-            {name: tensor.float() for name, tensor in weights.items()}, strict=False
-        )
-    except RuntimeError as error:
-        raise HarnessError(
-            f"{files.source}: its weights do not fit its config.json "
-            f"({str(error).splitlines()[-1].strip()[:300]})"
-        ) from error
-    lost = [name for name in unmatched.missing_keys if not name.endswith("position_ids")]
-    if lost:
-        raise HarnessError(
-            f"{files.source}: weights are missing for PairRM: {', '.join(lost[:3])}"
-            + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-        )
-    return model.to(device).eval(), files
+    config = DebertaV2Config(**files.config | {"vocab_size": rows})
+    with torch.device("meta"):
+        model = PairRM(config)
+    check_fit(plain_fit(model, stored, IGNORED), stored.headers, files.source)
+    if values:
+        check_values(files.source, stored.values(stored.headers), {EMBEDDINGS})
+    return stored, config

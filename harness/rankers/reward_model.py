@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.model.chat import encode_conversation
-from harness.model.policy import check_code, check_weights, load_tokenizer, location, model_folder
+from harness.model.checkpoint import check_checkpoint, load_model
+from harness.model.policy import load_tokenizer
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
-from harness.records import HarnessError, first_line
+from harness.records import HarnessError
 from harness.study.sections import DataSettings, RankerSettings
 from harness.study.work import Lengths, Work
 
@@ -145,33 +146,10 @@ def _logits(model: Any, rows: Sequence[Encoded]) -> list[float]:
 
 @lru_cache(maxsize=1)
 def load(folder: str, device: str) -> tuple[Any, Any]:
-    """Reward model (evaluation mode, float32) and tokenizer of a ranker folder; refuses a model
-    with other than one label.
-    """
-    from transformers import AutoModelForSequenceClassification
-
-    path, where = model_folder(Path(folder)), location(Path(folder))
-    source = str(where.get("source", path))
-    pickled = check_weights(path, source, str(where.get("pickle_weights", "")))
-    code = check_code(path, source, str(where.get("trust_remote_code", "")))
+    """Reward model (evaluation mode, float32) and tokenizer of a ranker folder."""
     tokenizer = load_tokenizer(Path(folder))
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype="float32",
-            use_safetensors=not pickled,
-            trust_remote_code=code,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise HarnessError(
-            f"{source}: cannot load as a reward model ({first_line(error)})"
-        ) from error
-    if model.config.num_labels != 1:
-        raise HarnessError(
-            f"{source}: a reward model has one label, this one has {model.config.num_labels}"
-        )
-    return model.to(device).eval(), tokenizer
+    found = check_checkpoint(Path(folder), head="sequence", tokenizer=tokenizer, values=False)
+    return load_model(found, dtype="float32", attention=None, device=device), tokenizer
 
 
 def _missing(ranker: RankerSettings, data: DataSettings) -> str:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.model.chat import preflight
+from harness.model.checkpoint import check_checkpoint
+from harness.model.checkpoint_files import check_no_adapter
 from harness.model.fingerprint import fingerprint
-from harness.model.policy import check_code, check_weights, load_tokenizer
+from harness.model.policy import load_tokenizer
+from harness.rankers import pairrm_model
 from harness.rankers.pairrm_files import is_pairrm, open_checkpoint
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, first_line
 from harness.study.tasks import CheckpointTask
@@ -30,13 +33,7 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     path = resolve(source, settings.revision, pickle_weights=allowed_pickle)
     print_ = fingerprint(path)
     _same_files(source, settings.source_fingerprint, print_)
-    check_weights(path, source, allowed_pickle)
     needs_template = settings.needs_template
-    pairrm = not needs_template and is_pairrm(
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
-    )
-    if not pairrm:
-        check_code(path, source, settings.trust_remote_code)
     where = {
         "path": str(path),
         "source": source,
@@ -47,8 +44,13 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
         "chat_template": _template(settings.chat_template) if needs_template else "",
     }
     (task.out / "location.json").write_text(canonical_json(where) + "\n", encoding="utf-8")
-    tokenizer: Any = open_checkpoint(task.out).tokenizer if pairrm else load_tokenizer(task.out)
+    checkpoint = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not needs_template and is_pairrm(checkpoint):
+        pairrm_model.check(open_checkpoint(task.out))
+    else:
+        check_checkpoint(task.out, head="causal" if needs_template else "sequence")
     if needs_template:
+        tokenizer = load_tokenizer(task.out)
         if not tokenizer.chat_template:
             raise HarnessError(
                 f"{source}: the tokenizer has no chat template (is it a base model?); give one "
@@ -86,6 +88,7 @@ def resolve(source: str, revision: str = "", *, pickle_weights: str = "") -> Pat
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
+            check_no_adapter(folder, source)
             raise HarnessError(f"{source}: this folder is no checkpoint (no config.json)")
         return folder.resolve()
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
@@ -133,6 +136,7 @@ def _from_hub(source: str, revision: str, patterns: list[str]) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         path = _from_cache(fetch, source, error)
     if not (path / "config.json").is_file():
+        check_no_adapter(path, source)
         raise HarnessError(
             f"{source}: the hub repository holds no config.json at its top; it is not a "
             "transformers checkpoint"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.model.chat import encode_conversation
+from harness.model.checkpoint import CheckpointSummary, check_checkpoint
 from harness.model.isolated_rng import isolated_rng
-from harness.model.policy import check_code, check_weights, load_tokenizer, location, model_folder
+from harness.model.policy import load_tokenizer
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, read_jsonl
 from harness.study.tasks import RankerTrainTask
 
@@ -53,6 +54,7 @@ def train_reward_model(
     ``max_length`` tokens are left out. Raises HarnessError when none is left.
     """
     tokenizer = load_tokenizer(start)
+    found = check_checkpoint(start, head="new", tokenizer=tokenizer)
     limit = settings.max_length
     rows = [
         row
@@ -64,7 +66,7 @@ def train_reward_model(
             f"reward model: all {len(prompts)} pairs are over max_length = {limit} tokens"
         )
     with isolated_rng(), tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(start, tokenizer, rows, settings, Path(scratch), device)
+        trainer = _trainer(found, tokenizer, rows, settings, Path(scratch), device)
         result = trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval().save_pretrained(out)
@@ -86,7 +88,7 @@ def _encode(tokenizer: Any, prompt: Prompt) -> dict[str, list[int]]:
 
 
 def _trainer(
-    start: Path,
+    start: CheckpointSummary,
     tokenizer: Any,
     rows: Sequence[Mapping[str, list[int]]],
     settings: RankerTrainTask,
@@ -99,10 +101,6 @@ def _trainer(
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
-    path, where = model_folder(start), location(start)
-    source = str(where.get("source", path))
-    pickled = check_weights(path, source, str(where.get("pickle_weights", "")))
-    code = check_code(path, source, str(where.get("trust_remote_code", "")))
     arguments = RewardConfig(
         output_dir=str(scratch),
         num_train_epochs=settings.epochs,
@@ -112,11 +110,11 @@ def _trainer(
         max_length=None,
         model_init_kwargs={
             "dtype": "float32",
-            "use_safetensors": not pickled,
+            "use_safetensors": not start.weights.pickled,
             "local_files_only": True,
             "device_map": None,
         },
-        trust_remote_code=code,
+        trust_remote_code=start.code,
         seed=settings.seed,
         data_seed=settings.seed,
         use_cpu=device == "cpu",
@@ -129,5 +127,5 @@ def _trainer(
     )
     dataset = Dataset.from_list([dict(row) for row in rows])
     return RewardTrainer(
-        model=str(path), args=arguments, train_dataset=dataset, processing_class=tokenizer
+        model=str(start.path), args=arguments, train_dataset=dataset, processing_class=tokenizer
     )

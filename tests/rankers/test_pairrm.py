@@ -367,7 +367,7 @@ BAD = {
     "weights cut short": (_cut, r"the weights cannot be read .*fetch the checkpoint again"),
     "no head": (
         lambda copy: _fewer_weights(copy, but="head_layer"),
-        r"weights are missing for PairRM: head_layer\.1\.weight, .* and 1 more",
+        r"missing: head_layer\.1\.bias, head_layer\.1\.weight, .* and 1 more\. It has no reward",
     ),
     "no embeddings": (
         lambda copy: _fewer_weights(copy, but="word_embeddings"),
@@ -375,7 +375,7 @@ BAD = {
     ),
     "other width": (
         lambda copy: _settings(copy, hidden_size=64),
-        r"its weights do not fit its config\.json",
+        r"not those of the PairRM .* head_layer\.1\.weight \[32, 64\] instead of \[64, 128\]",
     ),
     "other ids of the marks": (
         lambda copy: _settings(copy, cand1_prefix_id=7),

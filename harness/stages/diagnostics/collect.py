@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.model.chat import PromptTooLongError, encode_prompt, encode_response
+from harness.model.checkpoint_files import model_folder
 from harness.model.generate import generate
 from harness.model.logprobs import PackedPrompt, response_logps
-from harness.model.policy import Policy, load_policy, model_folder
+from harness.model.policy import Policy, load_policy
 from harness.pocket import oracle
 from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import RANKERS, rewards

@@ -1,0 +1,241 @@
+"""What lies in a checkpoint folder: where it is, which files hold its weights, their headers.
+
+Weights are read from safetensors only, pickled ones and code from a repository only when that
+repository is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.records import HarnessError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CheckpointError(HarnessError, ValueError):
+    """A checkpoint that would not load as it was saved. Says which tensors, and what to do."""
+
+
+# -- the folder ------------------------------------------------------------------------------------
+
+
+def location(folder: Path) -> dict[str, Any]:
+    """What ``location.json`` says (path, source, trust_remote_code, pickle_weights, chat_template);
+    empty when there is none.
+    """
+    file = Path(folder) / "location.json"
+    if not file.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def model_folder(folder: Path) -> Path:
+    """The checkpoint of a stage's folder: ``model/`` below it, the path in its ``location.json``,
+    or the folder itself.
+    """
+    folder = Path(folder)
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    pointed = location(folder).get("path")
+    if pointed:
+        if not (Path(pointed) / "config.json").is_file():
+            raise HarnessError(
+                f"{folder / 'location.json'} points to {pointed}, which holds no config.json any "
+                "more; restore it or run the base stage again"
+            )
+        return Path(pointed)
+    if (folder / "config.json").is_file():
+        return folder
+    check_no_adapter(folder, str(folder))
+    raise HarnessError(
+        f"{folder}: no checkpoint here (no model/config.json, no location.json, no config.json)"
+    )
+
+
+def check_no_adapter(path: Path, source: str) -> None:
+    """Raise CheckpointError for a PEFT adapter, alone or beside a model (where transformers would
+    apply it to the weights, merged or not).
+    """
+    found = sorted(f.name for f in path.glob("adapter_*") if f.suffix in (".json", *WEIGHTS))
+    if not found:
+        return
+    if (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{source}: adapter files lie beside the model ({', '.join(found)}) and would be "
+            "applied to it at each load. If they are merged into its weights already, delete them; "
+            "if not, merge them (peft: merge_and_unload, then save_pretrained into a new folder)"
+        )
+    raise CheckpointError(
+        f"{source}: a PEFT adapter alone ({', '.join(found)}), without its model. Merge it into "
+        f"its base {_adapted(path)}(peft: AutoPeftModelForCausalLM.from_pretrained, "
+        "merge_and_unload, save_pretrained into a new folder) and give that folder"
+    )
+
+
+def _adapted(path: Path) -> str:
+    try:
+        settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        return f"{settings['base_model_name_or_path']} "
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NATIVE = "consolidated*.safetensors"
+"""Mistral's own form, which its repositories hold beside the usual one; never read."""
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files a load reads. unread: pickled weights beside safetensors, which are left alone."""
+
+    files: tuple[Path, ...]
+    pickled: bool = False
+    unread: tuple[str, ...] = ()
+
+
+def weight_files(path: Path, source: str, pickle_weights: str = "") -> WeightFiles:
+    """The one set of weights in a checkpoint folder.
+
+    Raises HarnessError for none, for two, for shards that are absent or that the index does not
+    know, and for pickled ones unless ``pickle_weights`` names ``source``.
+    """
+    check_no_adapter(path, source)
+    native = {f.name for f in path.glob(NATIVE)}
+    present = {f.name for f in path.glob("*.safetensors")} - native
+    pickled = sorted(f.name for f in path.glob("*.*") if f.suffix in WEIGHTS[1:])
+    pickled = [name for name in pickled if name != "training_args.bin"]
+    if not present and not (path / INDEX).is_file():
+        return WeightFiles(_pickled(path, source, pickled, pickle_weights), pickled=True)
+    if SINGLE in present and (path / INDEX).is_file():
+        raise CheckpointError(
+            f"{source}: two sets of weights, {SINGLE} and the shards of {INDEX}; delete the one "
+            "that is not this model's"
+        )
+    read = {SINGLE} if SINGLE in present else _shards(path, source, present)
+    stray = sorted(present - read)
+    if stray:
+        raise CheckpointError(
+            f"{source}: {', '.join(stray[:3])} beside {', '.join(sorted(read)[:2])}: weights that "
+            "no index names, of another model or an older save; move them out of the folder"
+        )
+    return WeightFiles(tuple(path / name for name in sorted(read)), unread=tuple(pickled))
+
+
+def _pickled(
+    path: Path, source: str, found: Sequence[str], pickle_weights: str
+) -> tuple[Path, ...]:
+    if not found:
+        raise HarnessError(f"{path}: no weights here (no *.safetensors)")
+    if pickle_weights and pickle_weights == source:
+        return tuple(path / name for name in found)
+    raise HarnessError(
+        f"{path}: the weights are pickle files ({', '.join(found[:3])}), which can run code "
+        "when loaded. Convert them to safetensors (save_pretrained of a copy you trust), or allow "
+        f"this one by name: model.pickle_weights: {source}"
+    )
+
+
+def _shards(path: Path, source: str, present: set[str]) -> set[str]:
+    index = path / INDEX
+    if not index.is_file():
+        raise CheckpointError(
+            f"{source}: holds {', '.join(sorted(present)[:3])} but neither {SINGLE} nor {INDEX}, "
+            "which says what belongs to the model; fetch or save the whole checkpoint again"
+        )
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{index}: cannot be read as an index of shards ({first_line(error)}); fetch it again"
+        ) from error
+    absent = sorted(named - present)
+    if absent:
+        raise CheckpointError(
+            f"{index} names {len(named)} shards, of which {len(absent)} are absent "
+            f"({', '.join(absent[:3])}); fetch the whole checkpoint again"
+        )
+    return named
+
+
+def check_code(path: Path, source: str, trust_remote_code: str = "") -> bool:
+    """Whether the repository's own code is to run. Raises HarnessError when it is needed and
+    ``trust_remote_code`` does not name ``source``.
+    """
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    kind = config.get("model_type", "")
+    if kind in CONFIG_MAPPING:
+        return False
+    if "auto_map" not in config:
+        raise HarnessError(
+            f"{path}/config.json: model_type {kind!r} is not known to the installed transformers, "
+            "and the checkpoint brings no code for it"
+        )
+    if trust_remote_code and trust_remote_code in (source, str(path)):
+        return True
+    raise HarnessError(
+        f"{source}: model_type {kind!r} needs code from the repository itself. Read that code, "
+        f"then allow it by name: model.trust_remote_code: {source}"
+    )
+
+
+# -- the tensors -----------------------------------------------------------------------------------
+
+
+class Stored:
+    """The tensors in weight files by name: types and shapes at once, values one at a time."""
+
+    def __init__(self, weights: WeightFiles, source: str) -> None:
+        self.weights, self.source = weights, source
+        self.headers: dict[str, Tensor] = {}
+        places: dict[str, Path] = {}
+        for file in weights.files:
+            for name, tensor in self._open(file, "meta"):
+                if name in places:
+                    raise CheckpointError(
+                        f"{source}: {name} is stored twice, in {places[name].name} and "
+                        f"{file.name}; the shards are of two saves: fetch or save them again"
+                    )
+                places[name], self.headers[name] = file, tensor
+
+    def values(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of the named tensors, file by file."""
+        wanted = set(names)
+        for file in self.weights.files:
+            yield from self._open(file, "cpu", wanted)
+
+    def _open(
+        self, file: Path, device: Literal["cpu", "meta"], names: set[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        import torch
+        from safetensors import safe_open
+
+        try:
+            if self.weights.pickled:
+                loaded = torch.load(file, map_location=device, weights_only=True)
+                yield from ((n, t) for n, t in loaded.items() if names is None or n in names)
+                return
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - no mapping
+                    if names is None:
+                        header = opened.get_slice(name)
+                        shape = header.get_shape()
+                        none = header[:0] if shape else opened.get_tensor(name)
+                        yield name, torch.empty(shape, dtype=none.dtype, device="meta")
+                    elif name in names:
+                        yield name, opened.get_tensor(name)
+        except Exception as error:  # of the file's form, of both libraries: no narrower class
+            raise CheckpointError(
+                f"{self.source}: the weights cannot be read from {file.name} "
+                f"({first_line(error, 200)}); fetch the checkpoint again"
+            ) from error
