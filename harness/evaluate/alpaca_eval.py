@@ -11,6 +11,7 @@ preference (never -1); the length-controlled point is the library's own GLM, its
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,8 @@ from harness.study.work import Work
 NAME = "alpaca_eval"
 OFFICIAL_BASELINE = "4ebba41e7401"
 """Content hash of the 805 instructions with the gpt4_1106_preview outputs, in official order."""
+OFFICIAL_INSTRUCTIONS = ("3dadce0b6ed9", "765e42983059")
+"""Content hash of the 805 instructions in official order, and sorted."""
 OFFICIAL_JUDGE = "gpt-4-1106-preview"
 
 
@@ -124,6 +127,28 @@ def baseline_hash(instructions: Sequence[Instruction]) -> str:
     return content_hash([(item.instruction, item.output) for item in instructions], length=12)
 
 
+def instruction_key(text: str) -> str:
+    """An instruction as it is matched: Unicode composed, white space of one blank."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def doubled_instructions(instructions: Sequence[str]) -> list[str]:
+    """The rows of every instruction that occurs more than once: ``3 and 7``."""
+    rows: dict[str, list[str]] = {}
+    for number, text in enumerate(instructions):
+        rows.setdefault(instruction_key(text), []).append(str(number))
+    return [" and ".join(numbers) for numbers in rows.values() if len(numbers) > 1]
+
+
+def in_official_order(instructions: Sequence[str]) -> bool | None:
+    """Whether these are AlpacaEval's 805 instructions as the library numbers them; None when they
+    are others.
+    """
+    keys = [instruction_key(text) for text in instructions]
+    hashes = tuple(content_hash(order, length=12) for order in (keys, sorted(keys)))
+    return hashes[0] == OFFICIAL_INSTRUCTIONS[0] if hashes[1] == OFFICIAL_INSTRUCTIONS[1] else None
+
+
 def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
     """eval.json with ids "0", "1", … in the file's order, and df_gamed.csv for exactly these
     instructions.
@@ -138,6 +163,18 @@ def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
         raise HarnessError(
             f"{path}: ids should be 0 to {len(rows) - 1} in order (or be left out); difficulty is "
             "looked up by this number"
+        )
+    asked = [row["instruction"] for row in rows]
+    doubled = doubled_instructions(asked)
+    if doubled:
+        raise HarnessError(
+            f"{path}: rows {', '.join(doubled[:5])} hold the same instruction; keep one of each"
+        )
+    if settings.gamed_baseline and in_official_order(asked) is False:
+        raise HarnessError(
+            f"{path}: AlpacaEval's 805 instructions in another order; their difficulty in "
+            f"{settings.gamed_baseline} is looked up by position, so give them in the order of the "
+            "library's own file"
         )
     kept = []
     for number, row in enumerate(rows[: settings.limit or None]):

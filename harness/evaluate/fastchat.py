@@ -5,8 +5,9 @@ rendered and scored by its own code. Only its network call is ours.
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,10 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
     asked = tuple(_rows(questions, QUESTION_KEYS))
     if not asked:
         raise HarnessError(f"{questions}: holds no question")
-    counts = Counter(question["question_id"] for question in asked)
-    doubled = sorted(number for number, count in counts.items() if count > 1)
-    if doubled:
-        raise HarnessError(f"{questions}: question {_listed(doubled)} occurs more than once")
+    _once(asked, "question_id", questions)
     rows = _rows(references, {"question_id": int, "choices": list}) if references.exists() else []
-    answered = {row["question_id"]: row for row in rows}
-    named = {row["name"]: row for row in _rows(prompts, PROMPT_KEYS)}
+    answered = _once(rows, "question_id", references)
+    named = _once(_rows(prompts, PROMPT_KEYS), "name", prompts)
     missing = [name for name in PROMPT_NAMES.values() if name not in named]
     if missing:
         raise HarnessError(f"{prompts}: no judge prompt named {', '.join(missing)}")
@@ -109,14 +107,23 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
     return Bench(asked, answered, named, reference_set)
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:10]))
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(map(str, list(names)[:10]))
+
+
+def _once(rows: Sequence[Mapping[str, Any]], key: str, path: Path) -> dict[Any, Mapping[str, Any]]:
+    """Rows by a key that no two of them share."""
+    counts = Counter(row[key] for row in rows)
+    doubled = sorted(name for name, count in counts.items() if count > 1)
+    if doubled:
+        raise HarnessError(f"{path}: {key} {_listed(doubled)} occurs more than once")
+    return {row[key]: row for row in rows}
 
 
 def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
     if not path.is_file():
         raise HarnessError(f"{path} does not exist")
-    rows = list(read_jsonl(path))
+    rows = [with_number(row) for row in read_jsonl(path)]
     for number, row in enumerate(rows, 1):
         for key, kind in keys.items():
             found = row.get(key) if isinstance(row, dict) else row
@@ -126,13 +133,21 @@ def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
     return rows
 
 
+def with_number(row: Any) -> Any:
+    """A row whose question id is a number, also where it was stored as text."""
+    name = row.get("question_id") if isinstance(row, dict) else None
+    if isinstance(name, str) and re.fullmatch(r"[0-9]+", name):
+        return {**row, "question_id": int(name)}
+    return row
+
+
 # -- answers ---------------------------------------------------------------------------------------
 def read_answers(path: Path) -> dict[int, dict[str, Any]]:
     """Answers by question id. A doubled question is an error: FastChat would silently use the
     last.
     """
     answers: dict[int, dict[str, Any]] = {}
-    for row in read_jsonl(path):
+    for row in map(with_number, read_jsonl(path)):
         if row["question_id"] in answers:
             raise HarnessError(f"{path}: question {row['question_id']} is answered twice")
         answers[row["question_id"]] = row

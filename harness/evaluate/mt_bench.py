@@ -84,8 +84,13 @@ class JudgeTask(Section):
 
 
 # -- what a policy is asked ------------------------------------------------------------------------
-ANSWER_TEMPERATURE = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-"""FastChat's answer temperature by category; every other category is greedy."""
+ANSWER_TEMPERATURE = {
+    **dict.fromkeys(("writing", "roleplay"), 0.7),
+    **dict.fromkeys(("stem", "humanities"), 0.1),
+    **dict.fromkeys(("extraction", "math", "coding", "reasoning", "arena-hard-200"), 0.0),
+}
+OTHER_TEMPERATURE = 0.7
+"""FastChat's answer temperature by category, and that of any other category."""
 
 
 class Turns:
@@ -118,7 +123,7 @@ class Turns:
                 messages.append({"role": "user", "content": text})
                 messages.append({"role": "assistant", "content": answer.text.strip()})
             messages.append({"role": "user", "content": question["turns"][turn]})
-            usual = ANSWER_TEMPERATURE.get(question["category"], 0.0)
+            usual = ANSWER_TEMPERATURE.get(question["category"], OTHER_TEMPERATURE)
             temperature = float(question.get("required_temperature", usual))
             yield Ask(key, tuple(messages), self.max_new_tokens, temperature)
 

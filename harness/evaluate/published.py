@@ -24,7 +24,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.evaluate import libraries
-from harness.evaluate.alpaca_eval import read_json_rows
+from harness.evaluate.alpaca_eval import (
+    doubled_instructions,
+    in_official_order,
+    instruction_key,
+    read_json_rows,
+)
 from harness.evaluate.fastchat import (
     PROMPT_NAMES,
     Bench,
@@ -33,6 +38,7 @@ from harness.evaluate.fastchat import (
     read_bench,
     render,
     replay,
+    with_number,
 )
 from harness.judge import verdicts
 from harness.records import HarnessError, read_jsonl
@@ -154,7 +160,7 @@ LC, LC_ERROR = "length_controlled_winrate", "lc_standard_error"
 
 class AlpacaEvalArtefacts:
     """What lies beside the model folders; every part may be missing. official: position by
-    (instruction, baseline output).
+    instruction.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -172,9 +178,22 @@ class AlpacaEvalArtefacts:
         self.gamed = next((path for path in files if path.exists()), None)
         outputs = folder / "gpt4_1106_preview" / "model_outputs.json"
         rows = read_json_rows(outputs) if outputs.exists() else []
-        self.official = {
-            (row["instruction"], row["output"]): position for position, row in enumerate(rows)
-        }
+        self.official = {instruction_key(row["instruction"]): n for n, row in enumerate(rows)}
+
+    def positions(self, instructions: Sequence[str]) -> list[int] | str:
+        """Official position of every instruction, or why it is not known."""
+        if not self.official:
+            if in_official_order(instructions):
+                return list(range(len(instructions)))
+            return "without gpt4_1106_preview/model_outputs.json the instructions' order is unknown"
+        keys = [instruction_key(text) for text in instructions]
+        others = [
+            text for text, key in zip(instructions, keys, strict=True) if key not in self.official
+        ]
+        if others:
+            first = f"{len(others)} of {len(keys)} instructions are not the benchmark's"
+            return f"{first}, the first: {others[0][:60]!r}"
+        return [self.official[key] for key in keys]
 
 
 def alpaca_eval(folder: Path) -> list[Sheet]:
@@ -194,6 +213,13 @@ def _annotated(sheet: Sheet, annotations: Path, outputs: Path, public: AlpacaEva
     import pandas as pd
 
     stored = read_json_rows(annotations)
+    _check_annotations(stored)
+    places = public.positions([row["instruction"] for row in stored])
+    if isinstance(places, list):
+        stored = [
+            row for _, row in sorted(zip(places, stored, strict=True), key=lambda one: one[0])
+        ]
+        places.sort()
     columns = ("preference", "output_1", "output_2", "instruction")
     frame = pd.DataFrame({name: [row[name] for row in stored] for name in columns})
     frame["generator_1"] = stored[0].get("generator_1", "baseline")
@@ -210,7 +236,20 @@ def _annotated(sheet: Sheet, annotations: Path, outputs: Path, public: AlpacaEva
     texts = [text for text in texts if isinstance(text, str)]
     complete = max(len(public.official), len(texts))
     _length(sheet, texts, board.get("avg_length"), complete, note)
-    _refit(sheet, frame, board.get(LC), public)
+    _refit(sheet, frame, board.get(LC), public, places)
+
+
+def _check_annotations(stored: Sequence[Mapping[str, Any]]) -> None:
+    """One annotation of every instruction, by one annotator, of one model against one baseline."""
+    if not stored:
+        raise HarnessError("holds no annotation")
+    for key in ("annotator", "generator_1", "generator_2"):
+        names = sorted({str(row[key]) for row in stored if key in row})
+        if len(names) > 1:
+            raise HarnessError(f"mixes {key} {', '.join(names[:5])}; wants one file for each")
+    doubled = doubled_instructions([row["instruction"] for row in stored])
+    if doubled:
+        raise HarnessError(f"rows {', '.join(doubled[:5])} annotate the same instruction")
 
 
 def _length(
@@ -228,31 +267,33 @@ def _length(
     sheet.compare("avg_length", published, value, EXACT, note)
 
 
-def _refit(sheet: Sheet, frame: Any, published: float | None, public: AlpacaEvalArtefacts) -> None:
-    """LC win rate by the library's join by position, and by id where positions do not agree with
-    ids.
+def _refit(
+    sheet: Sheet,
+    frame: Any,
+    published: float | None,
+    public: AlpacaEvalArtefacts,
+    places: list[int] | str,
+) -> None:
+    """LC win rate of rows in official order: joined by position, which is by instruction where all
+    are there; both where some are missing. places: of the rows, or why they are unknown.
     """
     if public.gamed is None:
         sheet.show(LC, published, None, "no df_gamed file: not refitted")
         return
-    complete = len(public.official) or len(public.difficulty) or len(frame)
-    value = _library(frame, range(len(frame)), public.gamed) if len(frame) <= complete else None
+    if isinstance(places, str):
+        sheet.compare(LC, published, None, REFIT, f"not refitted: {places}")
+        return
+    complete = len(public.official) or len(frame)
+    value = _library(frame, range(len(frame)), public.gamed)
     joined = f"refit with {public.gamed.name}, joined by position"
     if len(frame) == complete:
         sheet.compare(LC, published, value, REFIT, joined)
-    else:
-        shifted = f"{len(frame)} of {complete} instructions, so positions are shifted"
-        note = f"{joined}; {shifted}, as they were in the published fit"
-        sheet.show(f"{LC} (by position)", published, value, note)
-    keys = list(zip(frame["instruction"], frame["output_1"], strict=True))
-    if not public.official or not all(key in public.official for key in keys):
-        note = "annotations do not match the official instructions, no join by id"
-        sheet.show(f"{LC} (by id)", published, None, note)
         return
-    ids = [public.official[key] for key in keys]
-    if ids != list(range(len(frame))):
-        note = "joined by instruction, as studies do; not what was published"
-        sheet.show(f"{LC} (by id)", published, _library(frame, ids, public.gamed), note)
+    shifted = f"{len(frame)} of {complete} instructions, so positions are shifted"
+    note = f"{joined}; {shifted}, as they were in the published fit"
+    sheet.show(f"{LC} (by position)", published, value, note)
+    note = "joined by instruction, as studies do; not what was published"
+    sheet.show(f"{LC} (by id)", published, _library(frame, places, public.gamed), note)
 
 
 def _library(frame: Any, index: Sequence[int], gamed: Path) -> float:
@@ -338,7 +379,7 @@ def mt_bench(folder: Path) -> list[Sheet]:
     for path in sorted(files):
         sheet = Sheet("mt_bench", path.stem)
         with sheet.readable("judgments", path):
-            for row in read_jsonl(path):
+            for row in map(with_number, read_jsonl(path)):
                 judgments.setdefault(str(row["model"]), []).append(row)
         sheets.append(sheet)
     if not judgments:
@@ -369,11 +410,21 @@ def _judged(
     averages them (-1 left out).
     """
     given = read_answers(answers) if answers.exists() else None
+    judges = sorted({str(row["judge"][0]) for row in judgments})
+    if len(judges) > 1:
+        raise HarnessError(
+            f"judgments of {sheet.model} by {', '.join(judges)} are mixed; wants one judge's alone"
+        )
     scores: dict[int, list[float]] = {1: [], 2: []}
     same_prompt, same_rating, otherwise = [], [], []
     for row in judgments:
         bench, question = benches.of(row)
         answer = (given or {}).get(row["question_id"], NO_ANSWER)
+        if len(answer["choices"][0]["turns"]) < int(row["turn"]):
+            raise HarnessError(
+                f"{answers}: question {row['question_id']} has no answer in turn {row['turn']}, "
+                "which was judged"
+            )
         match = make_match(bench, question, int(row["turn"]), answer, row["judge"][0])
         rating, name = replay(match, row["judgment"]), f"{row['question_id']}:{row['turn']}"
         same_prompt.append((render(match)[1] == row["user_prompt"], name))
@@ -387,6 +438,9 @@ def _judged(
     note = f"{len(everything)} of {len(judgments)} judgments have a rating"
     if doubled:
         note += f"; {doubled} doubled, averaged in as FastChat does"
+    absent = benches.absent(judgments)
+    if absent:
+        note += f"; {len(absent)} absent: {', '.join(absent[:8])}"
     for name, values in zip(AVERAGES, (scores[1], scores[2], everything), strict=True):
         value = sum(values) / len(values) if values else None
         sheet.compare(name, published.get(name), value, EXACT, note)
@@ -434,6 +488,13 @@ class Benches:
         if number not in questions:
             raise HarnessError(f"judgment of question {number}, which is not in question.jsonl")
         return bench, questions[number]
+
+    def absent(self, judgments: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Turns of the judge's questions without a judgment."""
+        _, questions = self.read[judgments[0]["judge"][0]]
+        judged = {(row["question_id"], int(row["turn"])) for row in judgments}
+        wanted = [(n, t) for n, q in questions.items() for t in range(1, len(q["turns"]) + 1)]
+        return [f"{number}:{turn}" for number, turn in wanted if (number, turn) not in judged]
 
     def references(self, judge: str) -> Path:
         """The references this judge was given: named after it, or the only ones."""

@@ -600,6 +600,18 @@ def test_a_limit_keeps_official_order_and_takes_gamed_rows_along(
     assert len((task.out / "mt_bench" / "question.jsonl").read_text().splitlines()) == 40
 
 
+def test_the_official_instructions_in_another_order_are_refused(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    source = shared_data / "alpaca_eval" / "gpt4_1106_preview" / "model_outputs.json"
+    rows = sorted(json.loads(source.read_text()), key=lambda row: row["instruction"])
+    rows[0]["instruction"] += " \n"
+    (tmp_path / "sorted.json").write_text(json.dumps(rows))
+    task = files_task(tmp_path / "out", shared_data, instructions=str(tmp_path / "sorted.json"))
+    with pytest.raises(HarnessError, match=r"sorted.json: .*in another order.*df_gamed"):
+        benchmarks.run(task)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -607,6 +619,10 @@ def test_a_limit_keeps_official_order_and_takes_gamed_rows_along(
         ('[{"instruction": "a", "output": "b"},', "not valid JSON"),
         ('{"instruction": "a"}', "wants a JSON list"),
         ('[{"id": "1", "instruction": "a", "output": "b"}]', "ids should be 0 to 0"),
+        (
+            '[{"instruction": "a  b", "output": "c"}, {"instruction": " a b", "output": "d"}]',
+            "rows 0 and 1 hold the same instruction",
+        ),
     ],
 )
 def test_bad_instruction_files_are_named(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -501,7 +503,7 @@ def test_another_reference_set_or_judge_shows_in_every_row(world: Write) -> None
             "question.jsonl",
             '"question_id":81',
             '"question_id":82',
-            "question 82 occurs more than once",
+            "question_id 82 occurs more than once",
         ),
         (
             "question.jsonl",
@@ -525,6 +527,32 @@ def test_broken_benchmark_files_are_refused_with_file_and_key(
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(HarnessError, match=message):
         fastchat.load_bench(path.parent)
+
+
+@pytest.mark.parametrize("file", ["question.jsonl", "reference_answer.jsonl"])
+def test_ids_that_are_text_are_the_same_questions(world: Write, file: str) -> None:
+    path = world().inputs["benchmarks"] / "mt_bench" / file
+    before = fastchat.load_bench(path.parent).hashes
+    path.write_text(re.sub(r'"question_id":(\d+)', r'"question_id":"\1"', path.read_text()))
+    assert fastchat.load_bench(path.parent).hashes == before
+
+
+def test_answer_temperatures_are_fastchats_also_where_it_lists_no_category() -> None:
+    listed = libraries.fastchat().common.temperature_config
+    assert {**listed} == mt_bench.ANSWER_TEMPERATURE
+    (ask,) = turns_of({"question_id": 1, "category": "cooking", "turns": ["Ask?"]})
+    assert ask.temperature == 0.7
+    (ask,) = turns_of({"question_id": 1, "category": "math", "turns": ["Ask?"]})
+    assert ask.temperature == 0.0
+    required = {"category": "math", "required_temperature": 0.3}
+    (ask,) = turns_of({"question_id": 1, "turns": ["Ask?"], **required})
+    assert ask.temperature == 0.3
+
+
+def turns_of(question: dict[str, Any]) -> list[Any]:
+    turns = object.__new__(mt_bench.Turns)
+    turns.questions, turns.max_new_tokens = [question], 4
+    return list(turns.turn(0, SimpleNamespace(answers={})))
 
 
 # -- pairwise grading ------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.evaluate import published
-from harness.records import HarnessError, read_jsonl
+from harness.records import HarnessError, read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +284,11 @@ def test_a_broken_file_fails_its_own_row_only(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("[]", "IndexError"), ('[{"preference": 1.0}]', "output_1"), ("{}", "wants a JSON list")],
+    [
+        ("[]", "holds no annotation"),
+        ('[{"preference": 1.0}]', "'instruction'"),
+        ("{}", "wants a JSON list"),
+    ],
 )
 def test_odd_annotations_are_a_failing_row(copy: Path, text: str, shown: str) -> None:
     shutil.rmtree(copy / "mt_bench")
@@ -329,3 +334,141 @@ def test_nothing_is_compared_when_a_figure_is_not_a_number() -> None:
     assert published.Sheet("x", "m").compare("f", float("nan"), 1.0, 0.1).tolerance is None
     assert not published.Sheet("x", "m").compare("f", 1.0, None, 0.1).ok
     assert not published.Sheet("x", "m").compare("f", 1.0, float("nan"), 0.1).ok
+
+
+# -- order, doubles and mixtures -------------------------------------------------------------------
+
+
+def claude(copy: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """claude-2's annotations, alone beside the official outputs."""
+    shutil.rmtree(copy / "mt_bench")
+    shutil.rmtree(copy / "academic")
+    only(copy / "alpaca_eval", "claude-2", "gpt4_1106_preview")
+    path = copy / "alpaca_eval" / "claude-2" / "annotations.json"
+    stored = json.loads(path.read_text())
+    path.unlink()
+    return path, stored
+
+
+@pytest.mark.parametrize("by", ["instruction", "output_2"])
+def test_annotations_in_any_order_give_the_same_numbers(
+    copy: Path, rows: list[published.Figure], by: str
+) -> None:
+    path, stored = claude(copy)
+    stored.sort(key=lambda row: row[by])
+    stored[0]["instruction"] = f" {stored[0]['instruction']}\n"
+    path.write_text(json.dumps(stored))
+    found = [row for row in published.recompute(copy) if row.model == "claude-2"]
+    assert found == [row for row in rows if row.model == "claude-2"]
+    lc = find(found, "claude-2", "length_controlled_winrate")
+    assert lc.recomputed == pytest.approx(28.155, abs=0.16)
+
+
+def test_annotations_in_another_order_are_refused_where_nothing_tells_it(copy: Path) -> None:
+    path, stored = claude(copy)
+    shutil.rmtree(copy / "alpaca_eval" / "gpt4_1106_preview")
+    path.write_text(json.dumps(sorted(stored, key=lambda row: row["instruction"])))
+    row = find(published.recompute(copy), "claude-2", "length_controlled_winrate")
+    assert (row.recomputed, row.ok) == (None, False)
+    assert "gpt4_1106_preview/model_outputs.json" in row.note
+
+
+def test_the_802_rows_shuffled_read_as_they_do_in_order(
+    copy: Path, rows: list[published.Figure]
+) -> None:
+    claude(copy)[0].parent.rename(copy / "alpaca_eval" / "gone")
+    folder = copy / "alpaca_eval" / "alpaca-7b_verbose"
+    folder.mkdir()
+    source = Path(os.readlink(copy / "alpaca_eval" / "leaderboard.csv")).parent / folder.name
+    stored = json.loads((source / "annotations.json").read_text())
+    (folder / "annotations.json").write_text(json.dumps(stored[::-1]))
+    shutil.copy(source / "model_outputs.json", folder)
+    found = [row for row in published.recompute(copy) if row.model == folder.name]
+    assert found == [row for row in rows if row.model == folder.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: [*rows[:-1], rows[0]], "rows 0 and 804 annotate the same instruction"),
+        (lambda rows: [*rows[:-1], rows[-1] | {"generator_2": "other"}], "mixes generator_2"),
+        (lambda rows: [*rows[:-1], rows[-1] | {"annotator": "other"}], "mixes annotator"),
+        (
+            lambda rows: [rows[0] | {"instruction": "Another version?"}, *rows[1:]],
+            "1 of 805 instructions are not the benchmark's, the first: 'Another version?'",
+        ),
+    ],
+)
+def test_annotations_that_are_no_set_of_the_benchmark_give_no_number(
+    copy: Path, change: Any, says: str
+) -> None:
+    path, stored = claude(copy)
+    path.write_text(json.dumps(change(stored)))
+    bad = [row for row in published.recompute(copy) if row.model == "claude-2" and not row.ok]
+    assert [row.recomputed for row in bad] == [None]
+    assert says in bad[0].note
+
+
+MODEL = "mamba_0_5_dpo_ep3"
+
+
+def mt_bench_alone(copy: Path) -> Path:
+    shutil.rmtree(copy / "alpaca_eval")
+    shutil.rmtree(copy / "academic")
+    return copy / "mt_bench"
+
+
+def change_rows(path: Path, change: Any) -> None:
+    stored = list(read_jsonl(path))
+    path.unlink()
+    write_jsonl(path, change(stored))
+
+
+def test_mt_bench_files_in_any_order_with_ids_as_text_give_the_same_numbers(
+    copy: Path, rows: list[published.Figure]
+) -> None:
+    folder = mt_bench_alone(copy)
+
+    def as_text(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"question_id": str(row["question_id"])} for row in reversed(stored)]
+
+    for file in (f"judgments_{MODEL}.jsonl", f"model_answer/{MODEL}.jsonl", "question.jsonl"):
+        change_rows(folder / file, as_text)
+    change_rows(folder / "reference_answers_gpt-4.jsonl", as_text)
+    found = [row for row in published.recompute(copy) if row.model == MODEL]
+    assert found == [row for row in rows if row.model == MODEL]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        (
+            f"judgments_{MODEL}.jsonl",
+            lambda rows: [rows[0] | {"judge": ["gpt-4o", rows[0]["judge"][1]]}, *rows[1:]],
+            "by gpt-4, gpt-4o are mixed",
+        ),
+        (
+            f"model_answer/{MODEL}.jsonl",
+            lambda rows: [rows[0] | {"choices": [{"turns": ["Once."]}]}, *rows[1:]],
+            "has no answer in turn 2",
+        ),
+        ("reference_answers_gpt-4.jsonl", lambda rows: [*rows, rows[0]], "more than once"),
+        ("judge_prompts.jsonl", lambda rows: [*rows, rows[0]], "more than once"),
+        ("question.jsonl", lambda rows: [*rows, rows[0]], "more than once"),
+    ],
+)
+def test_mixed_short_and_doubled_mt_bench_rows_are_refused(
+    copy: Path, file: str, change: Any, says: str
+) -> None:
+    change_rows(mt_bench_alone(copy) / file, change)
+    (bad,) = [row for row in published.recompute(copy) if row.model == MODEL]
+    assert (bad.ok, bad.recomputed) == (False, None)
+    assert says in bad.note
+
+
+def test_turns_without_a_judgment_are_named(copy: Path) -> None:
+    file = mt_bench_alone(copy) / f"judgments_{MODEL}.jsonl"
+    change_rows(file, lambda rows: [row for row in rows if row["question_id"] != 90])
+    row = find(published.recompute(copy), MODEL, "mean")
+    assert not row.ok
+    assert "2 absent: 90:1, 90:2" in row.note
