@@ -17,13 +17,12 @@ from typing import Any
 
 import yaml
 
-from analysis import cells as comparable
-from analysis import findings, measures, text
-from analysis.load import Checkpoint, Run, Stage, StudyData, read_json, stage_of
+from analysis import cells, findings, measures, text
+from analysis.load import Checkpoint, Run, Stage, StudyData, read_json
 from analysis.measures import Measure
 from analysis.page import flat
 from analysis.stats import Estimate
-from analysis.table import write_text
+from harness.files import write_atomic
 from harness.records import content_hash
 
 MARK = "<!-- written by selm report -->"
@@ -109,9 +108,9 @@ def write_cards(data: StudyData, study_dir: Path) -> list[Path]:
             path.unlink()
             _remove_empty(path.parent, study_dir)
     for path, item in cards.items():
-        write_text(path, card(data, item))
+        write_atomic(path, card(data, item))
     if cards:
-        write_text(folder / "README.md", _index(data, list(cards.values())))
+        write_atomic(folder / "README.md", _index(data, list(cards.values())))
     return list(cards)
 
 
@@ -156,12 +155,8 @@ def scores(data: StudyData, item: Kept) -> list[Scored]:
     checkpoint = Checkpoint(
         item.run.arm_name if item.iteration else "", item.run.label, item.iteration, (item.run,)
     )
-    wanted = [*measures.columns(data, "table_1"), *measures.academic(data)]
-    wanted += [
-        measures.heldout(data, sampled=s, ood=o) for o in (False, True) for s in (False, True)
-    ]
     found = []
-    for measure in wanted:
+    for measure in (m for table in measures.tables(data) for m in measures.columns(data, table)):
         estimate = findings.estimate(data, checkpoint, measure)
         if estimate.expected:
             found.append(
@@ -330,10 +325,10 @@ def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
         "judge, benchmark version",
     )
     notes = []
-    for benchmark, (title, _) in comparable.JUDGED.items():
-        summary = data.summary(item.run, item.iteration, stage_of(benchmark))
+    for title, measure in cells.judged(data).items():
+        summary = data.summary(item.run, item.iteration, measure.benchmark)
         if summary:
-            notes.append(f"- {title}: {comparable.verdict(summary.get('comparable') is True)}.")
+            notes.append(f"- {title}: {cells.verdict(summary.get('comparable') is True)}.")
     about = (
         "Standard errors and intervals are over new items, given this one checkpoint; a "
         "dash: undefined (all items gave the same score)."

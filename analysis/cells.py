@@ -1,33 +1,47 @@
-"""Who judged a study's scores and on what, and whether published scores may stand beside them."""
+"""What a cell of a table shows and the observation behind it; who judged the scores, and whether
+published ones may stand beside them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from analysis import measures
-from analysis.load import Checkpoint, StudyData, stage_of
+from analysis.load import Checkpoint, StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate, Interval
 from analysis.text import number
 
-JUDGED = {"alpaca_eval": ("AlpacaEval", "win_rate"), "mt_bench": ("MT-Bench", "rating")}
-"""Judged benchmark → its name in notes, the metric whose rows are looked at."""
+POPULATIONS_NOTE = (
+    "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds and "
+    "items are crossed; none is given below 3 seeds."
+)
+
+
+def judged(data: StudyData) -> dict[str, Measure]:
+    """Title of a judged benchmark → its measure that has one value an item."""
+    found = {}
+    for benchmark in data.benchmarks:
+        if benchmark["judged"]:
+            metric = (benchmark["samples"] or benchmark["measures"][0])["metric"]
+            found[benchmark["title"]] = measures.find(data, benchmark["name"], metric)
+    return found
 
 
 def verdict(comparable: bool) -> str:
     """Whether scores may stand beside published ones, in words."""
     if comparable:
         return (
-            "comparable with published scores: judge, questions, references and prompts are "
-            "the published ones"
+            "comparable with published scores: judge, questions, references and prompts are the "
+            "published ones"
         )
     return (
-        "not comparable with published scores: another judge, or other questions, references "
-        "or prompts"
+        "not comparable with published scores: another judge, or other questions, references or "
+        "prompts"
     )
 
 
-def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
+def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
     """One sentence for every judge and benchmark version among the scores: comparable with
     published scores or not.
 
@@ -35,25 +49,25 @@ def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
     published ones); nothing is assumed.
     """
     sentences = []
-    for benchmark, (title, metric) in JUDGED.items():
-        if benchmark not in benchmarks:
+    by_name = sorted(judged(data).items(), key=lambda item: item[1].benchmark)
+    for title, measure in by_name:
+        if measure.benchmark not in benchmarks:
             continue
-        found: dict[str, list[bool]] = {}
+        comparable: dict[str, bool] = {}
         titles: dict[str, list[str]] = {}
         for checkpoint in data.checkpoints:
-            if name := data.identity(checkpoint, benchmark, metric):
-                summaries = [
-                    data.summary(run, checkpoint.iteration, stage_of(benchmark))
-                    for run in checkpoint.runs
-                ]
-                found.setdefault(name, []).append(
-                    all(s.get("comparable") is True for s in summaries if s)
-                )
-                titles.setdefault(name, []).append(checkpoint.title)
-        for name, comparable in found.items():
-            where = f" ({', '.join(titles[name])})" if len(found) > 1 else ""
-            sentences.append(f"{title}{where}, judged by {name}: {verdict(all(comparable))}.")
-        if len(found) > 1:
+            name = data.identity(checkpoint, measure.benchmark, measure.metric)
+            if not name:
+                continue
+            titles.setdefault(name, []).append(checkpoint.title)
+            for run in checkpoint.runs:
+                summary = data.summary(run, checkpoint.iteration, measure.benchmark)
+                same = not summary or summary.get("comparable") is True
+                comparable[name] = comparable.get(name, True) and same
+        for name, same in comparable.items():
+            where = f" ({', '.join(titles[name])})" if len(titles) > 1 else ""
+            sentences.append(f"{title}{where}, judged by {name}: {verdict(same)}.")
+        if len(titles) > 1:
             sentences.append(
                 f"{title}: rows of different judges or references are not comparable with one "
                 "another, and no difference between them is given."
@@ -61,37 +75,6 @@ def notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
     return sentences
 
 
-SCORE_DATA = (
-    "checkpoint",
-    "arm",
-    "iteration",
-    "c",
-    "kappa",
-    "measure",
-    "unit",
-    "mean",
-    "A_low",
-    "A_high",
-    "B_low",
-    "B_high",
-    "items_low",
-    "items_high",
-    "seeds",
-    "clusters",
-    "scored",
-    "expected",
-    "incomplete",
-    "worst",
-    "best",
-    "points",
-)
-POPULATIONS_NOTE = (
-    "Intervals are 95 %. (A): this benchmark, new seeds. (B): new seeds and new items. Seeds "
-    "and items are crossed; none is given below 3 seeds."
-)
-
-
-# -- cells -----------------------------------------------------------------------------------------
 def cell_text(estimate: Estimate, measure: Measure) -> str:
     """ "24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96)
     8.61–8.70" with bounds.
@@ -100,63 +83,18 @@ def cell_text(estimate: Estimate, measure: Measure) -> str:
     if estimate.incomplete or estimate.value is None:
         if not estimate.expected:
             return "–"
-        bounds = (
-            f" {number(estimate.bounds[0], digits)}–{number(estimate.bounds[1], digits)}"
-            if estimate.bounds
-            else ""
-        )
-        return f"INCOMPLETE ({estimate.scored} of {estimate.expected}){bounds}"
+        ends = [number(end, digits) for end in estimate.bounds or ()]
+        return f"{incomplete_text(estimate)} {'–'.join(ends)}".rstrip()
     dagger = "†" if estimate.scored < estimate.expected else ""
-    if "items" in estimate.intervals:
-        return (
-            f"{number(estimate.value, digits)}{dagger} ± "
-            f"{number(estimate.intervals['items'].half_width, digits)}"
-        )
-    halves = [number(estimate.intervals[p].half_width, digits) for p in ("A", "B")]
-    return f"{number(estimate.value, digits)}{dagger} ± {halves[0]} ({halves[1]})"
+    value = number(estimate.value, digits) + dagger
+    half = {name: number(i.half_width, digits) for name, i in estimate.intervals.items()}
+    if "items" in half:
+        return f"{value} ± {half['items']}"
+    return f"{value} ± {half['A']} ({half['B']})"
 
 
-def score_data(
-    data: StudyData, checkpoint: Checkpoint, measure: Measure, estimate: Estimate
-) -> tuple[object, ...]:
-    """One row of full-precision numbers behind a cell."""
-    ends: list[float | None] = []
-    for name in ("A", "B", "items"):
-        interval = estimate.intervals.get(name)
-        ends += [interval.low, interval.high] if interval else [None, None]
-    worst, best = (
-        estimate.bounds if estimate.bounds and estimate.scored < estimate.expected else (None, None)
-    )
-    points = measures.points(data, checkpoint, measure)
-    return (
-        checkpoint.title,
-        checkpoint.arm,
-        checkpoint.iteration,
-        c_of(checkpoint),
-        kappa_of(checkpoint),
-        measure.key,
-        measure.unit,
-        estimate.value,
-        *ends,
-        estimate.seeds,
-        estimate.clusters,
-        estimate.scored,
-        estimate.expected,
-        estimate.incomplete,
-        worst,
-        best,
-        ";".join(f"{seed}:{value!r}" for seed, value in sorted(points.items())),
-    )
-
-
-def c_of(checkpoint: Checkpoint) -> float | None:
-    """The coefficient on log π(y) of this iteration."""
-    return checkpoint.runs[0].c.get(checkpoint.iteration) if checkpoint.iteration else None
-
-
-def kappa_of(checkpoint: Checkpoint) -> float | None:
-    """κ = 2c/β of this iteration."""
-    return checkpoint.runs[0].kappa.get(checkpoint.iteration) if checkpoint.iteration else None
+def incomplete_text(estimate: Estimate) -> str:
+    return f"INCOMPLETE ({estimate.scored} of {estimate.expected})"
 
 
 def interval_text(interval: Interval | None, digits: int) -> str:
@@ -164,3 +102,53 @@ def interval_text(interval: Interval | None, digits: int) -> str:
     if interval is None or interval.low is None or interval.high is None:
         return "–"
     return f"{number(interval.low, digits)} to {number(interval.high, digits)}"
+
+
+def ends(estimate: Estimate, *names: str, p: bool = False) -> dict[str, object]:
+    """Fields "A_low", "A_high" (and "A_p") of the named intervals; None where there is none."""
+    fields: dict[str, object] = {}
+    for name in names:
+        interval = estimate.intervals.get(name)
+        for end in ("low", "high", "p") if p else ("low", "high"):
+            fields[f"{name}_{end}"] = getattr(interval, end, None)
+    return fields
+
+
+def counts(estimate: Estimate) -> dict[str, object]:
+    """Fields that say what an estimate rests on."""
+    names = ("seeds", "clusters", "scored", "expected")
+    return {name: getattr(estimate, name) for name in names}
+
+
+def score_observation(
+    data: StudyData, checkpoint: Checkpoint, measure: Measure, estimate: Estimate
+) -> dict[str, object]:
+    """The full-precision numbers behind a cell."""
+    worst, best = None, None
+    if estimate.bounds and estimate.scored < estimate.expected:
+        worst, best = estimate.bounds
+    points = sorted(measures.points(data, checkpoint, measure).items())
+    return {
+        **checkpoint.place,
+        "c": c_of(checkpoint),
+        "kappa": kappa_of(checkpoint),
+        "measure": measure.key,
+        "unit": measure.unit,
+        "mean": estimate.value,
+        **ends(estimate, "A", "B", "items"),
+        **counts(estimate),
+        "incomplete": estimate.incomplete,
+        "worst": worst,
+        "best": best,
+        "points": ";".join(f"{seed}:{value!r}" for seed, value in points),
+    }
+
+
+def c_of(checkpoint: Checkpoint) -> float | None:
+    """The coefficient on log π(y) of this iteration."""
+    return checkpoint.runs[0].c.get(checkpoint.iteration)
+
+
+def kappa_of(checkpoint: Checkpoint) -> float | None:
+    """κ = 2c/β of this iteration."""
+    return checkpoint.runs[0].kappa.get(checkpoint.iteration)

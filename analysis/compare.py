@@ -11,36 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis import findings, measures
-from analysis.cells import POPULATIONS_NOTE, cell_text, interval_text
+from analysis.cells import POPULATIONS_NOTE, cell_text, counts, ends, incomplete_text, interval_text
 from analysis.load import Checkpoint, StudyData, load_study
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference
-from analysis.table import Row, Table
+from analysis.table import Table, TableRow, unique
 from analysis.text import number, p_value
 from harness.records import HarnessError
-
-DATA = (
-    "measure",
-    "unit",
-    "a",
-    "b",
-    "mean_a",
-    "mean_b",
-    "difference",
-    "items_low",
-    "items_high",
-    "items_p",
-    "A_low",
-    "A_high",
-    "A_p",
-    "B_low",
-    "B_high",
-    "B_p",
-    "seeds",
-    "clusters",
-    "scored",
-    "expected",
-)
 
 
 def compare_study(study_dir: Path, store_dir: Path, a: str, b: str, benchmark: str = "") -> Table:
@@ -59,70 +36,37 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "") -> Table:
     left, right = resolve(data, a), resolve(data, b)
     if left.iteration == right.iteration and left.runs == right.runs:
         raise HarnessError(f"{a!r} and {b!r} are the same checkpoint ({name_of(left)}); name two")
-    chosen = _measures(data, benchmark)
-    rows, numbers, notes = (
-        [],
-        [],
-        [POPULATIONS_NOTE, "Every p is for its own comparison and not corrected for the others."],
-    )
-    for measure in chosen:
+    rows, observations = [], []
+    notes = [
+        POPULATIONS_NOTE,
+        "Every p is for its own comparison and not corrected for the others.",
+    ]
+    for measure in _measures(data, benchmark):
         cells = [measures.layout_of(data, checkpoint, measure) for checkpoint in (left, right)]
         if not all(cell.values.size for cell in cells):
             continue
-        if (
-            len(left.runs) == len(right.runs) == 1
-        ):  # one checkpoint each: paired by item whatever their seeds
+        if len(left.runs) == len(right.runs) == 1:  # paired by item whatever their seeds
             cells[1] = replace(cells[1], seeds=cells[0].seeds)
         if not set(cells[0].seeds) & set(cells[1].seeds):
             raise HarnessError(
                 f"{a!r} and {b!r} have no seed in common; compare single runs, or arms with "
                 "common seeds"
             )
-        found = difference(cells[0], cells[1], bar=findings.bar(data))
-        ends = [findings.estimate(data, checkpoint, measure) for checkpoint in (left, right)]
-        rows.append(
-            Row(
-                (
-                    measure.name,
-                    *(cell_text(e, measure) for e in ends),
-                    *_shown(found, measure),
-                    _n(found),
-                )
-            )
-        )
-        numbers.append(_numbers(measure, left, right, ends, found))
+        found = difference(*cells, min_complete=data.min_complete)
+        of = {name_of(c): findings.estimate(data, c, measure) for c in (left, right)}
+        shown = {name: cell_text(estimate, measure) for name, estimate in of.items()}
+        rows.append(TableRow({"measure": measure.name, **shown, **_difference(found, measure)}))
+        observations.append(_observation(measure, of, found))
         notes += [f"{measure.name}: {flag}" for flag in found.flags]
     if not rows:
         raise HarnessError(
             f"nothing to compare: {name_of(left)} and {name_of(right)} hold no common "
             f"scores{f' of {benchmark}' if benchmark else ''}"
         )
-    columns = (
-        "measure",
-        name_of(left),
-        name_of(right),
-        "difference",
-        "(items) 95 %",
-        "(A) 95 %",
-        "p (A)",
-        "(B) 95 %",
-        "p (B)",
-        "n",
-    )
-    caption = (
-        f"{name_of(left)} minus {name_of(right)}, paired by "
-        f"item{'' if len(left.runs) == 1 else ' and seed'}."
-    )
-    return Table(
-        "compare",
-        f"{name_of(left)} against {name_of(right)}",
-        caption,
-        columns,
-        tuple(rows),
-        DATA,
-        tuple(numbers),
-        tuple(dict.fromkeys(notes)),
-    )
+    paired_by = "item" if len(left.runs) == 1 else "item and seed"
+    caption = f"{name_of(left)} minus {name_of(right)}, paired by {paired_by}."
+    title = f"{name_of(left)} against {name_of(right)}"
+    return Table("compare", title, caption, rows, observations, unique(notes))
 
 
 def resolve(data: StudyData, name: str) -> Checkpoint:
@@ -135,9 +79,7 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
             f"{name!r}: {tail!r} is no iteration; write for example {head}@{data.last_iteration}"
         )
     if head.lower() == "base":
-        base = (
-            data.checkpoints[0] if data.checkpoints and data.checkpoints[0].iteration == 0 else None
-        )
+        base = next((c for c in data.checkpoints if c.iteration == 0), None)
         if base is None or tail not in ("", "0"):
             raise HarnessError(
                 f"{name!r}: the base is iteration 0"
@@ -153,7 +95,7 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
             f"{name!r} is no run or arm of study {data.name}; arms: {', '.join(data.arms)}; "
             f"seeds: {', '.join(map(str, data.seeds))}"
         )
-    iteration = int(tail) if tail else max(max(run.iterations, default=0) for run in runs)
+    iteration = int(tail) if tail else max(run.last_iteration for run in runs)
     if not any(iteration in run.iterations for run in runs):
         raise HarnessError(
             f"{name!r}: no iteration {iteration}; there are 0 to {data.last_iteration}"
@@ -168,9 +110,8 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
 
 def name_of(checkpoint: Checkpoint) -> str:
     """A checkpoint's title, with its seed when it is a single run."""
-    return checkpoint.title + (
-        f", seed {checkpoint.runs[0].seed}" if len(checkpoint.runs) == 1 else ""
-    )
+    single = f", seed {checkpoint.runs[0].seed}" if len(checkpoint.runs) == 1 else ""
+    return checkpoint.title + single
 
 
 def _measures(data: StudyData, benchmark: str) -> list[Measure]:
@@ -178,7 +119,7 @@ def _measures(data: StudyData, benchmark: str) -> list[Measure]:
     if not benchmark:
         return list(known.values())
     if benchmark == "academic":
-        return list(measures.academic(data))
+        return list(measures.columns(data, "table_2"))
     chosen = [
         m
         for key, m in known.items()
@@ -190,43 +131,32 @@ def _measures(data: StudyData, benchmark: str) -> list[Measure]:
     return chosen
 
 
-def _n(found: Estimate) -> str:
-    return f"{found.seeds} × {found.clusters}"
-
-
-def _shown(found: Estimate, measure: Measure) -> tuple[str, ...]:
-    if found.value is None:
-        return (f"INCOMPLETE ({found.scored} of {found.expected})", *["–"] * 5)
+def _difference(found: Estimate, measure: Measure) -> dict[str, str]:
     a, b, items = (found.intervals.get(name) for name in ("A", "B", "items"))
-    digits = measure.digits
-    return (
-        number(found.value, digits, sign=True),
-        interval_text(items, digits),
-        interval_text(a, digits),
-        p_value(a.p if a else None),
-        interval_text(b, digits),
-        p_value(b.p if b else None),
-    )
+    digits, n = measure.digits, f"{found.seeds} × {found.clusters}"
+    cells = {
+        "difference": number(found.value, digits, sign=True),
+        "(items) 95 %": interval_text(items, digits),
+        "(A) 95 %": interval_text(a, digits),
+        "p (A)": p_value(a.p if a else None),
+        "(B) 95 %": interval_text(b, digits),
+        "p (B)": p_value(b.p if b else None),
+    }
+    if found.value is None:
+        cells = {**dict.fromkeys(cells, "–"), "difference": incomplete_text(found)}
+    return {**cells, "n": n}
 
 
-def _numbers(
-    measure: Measure, left: Checkpoint, right: Checkpoint, ends: list[Estimate], found: Estimate
-) -> tuple[object, ...]:
-    intervals: list[float | None] = []
-    for name in ("items", "A", "B"):
-        interval = found.intervals.get(name)
-        intervals += [interval.low, interval.high, interval.p] if interval else [None, None, None]
-    return (
-        measure.key,
-        measure.unit,
-        name_of(left),
-        name_of(right),
-        ends[0].value,
-        ends[1].value,
-        found.value,
-        *intervals,
-        found.seeds,
-        found.clusters,
-        found.scored,
-        found.expected,
-    )
+def _observation(measure: Measure, of: dict[str, Estimate], found: Estimate) -> dict[str, object]:
+    (a, first), (b, second) = of.items()
+    return {
+        "measure": measure.key,
+        "unit": measure.unit,
+        "a": a,
+        "b": b,
+        "mean_a": first.value,
+        "mean_b": second.value,
+        "difference": found.value,
+        **ends(found, "items", "A", "B", p=True),
+        **counts(found),
+    }

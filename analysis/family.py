@@ -60,7 +60,7 @@ def trend(
     *,
     scale: str = "rank",
     level: float = 0.95,
-    bar: float = 1.0,
+    min_complete: float = 1.0,
     generator: np.random.Generator | None = None,
 ) -> Trend:
     """Trend of the score in α, seeds as blocks. expected: "falling" or "rising", declared before
@@ -90,13 +90,13 @@ def trend(
     )
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     slope, lost = _contrast([arms[a] for a in alphas], weights)
-    estimate = mean_over_seeds(slope, null=0.0, level=level, bar=bar)
+    estimate = mean_over_seeds(slope, null=0.0, level=level, min_complete=min_complete)
     sign = -1.0 if expected == "falling" else 1.0
     a = estimate.intervals["A"]
     directed = None
     if estimate.value is not None and a.se and a.df:
         directed = float(distributions.t.sf(sign * estimate.value / a.se, a.df[0]))
-    means = _block_means([arms[v] for v in alphas], slope, bar)
+    means = _block_means([arms[v] for v in alphas], slope, min_complete)
     rho = tuple(_rho(row) for row in means)
     page = (
         page_trend(means * sign, generator)
@@ -126,8 +126,8 @@ def _contrast(cells: Sequence[Layout], weights: Floats) -> tuple[Layout, tuple[s
     return replace(total, values=values, low=None, high=None), tuple(dict.fromkeys(flags))
 
 
-def _block_means(cells: Sequence[Layout], slope: Layout, bar: float) -> Floats:
-    used, reason, _ = complete(slope, bar)
+def _block_means(cells: Sequence[Layout], slope: Layout, min_complete: float) -> Floats:
+    used, reason, _ = complete(slope, min_complete)
     if reason:
         return np.empty((0, len(cells)))
     parts = [cell.take(used.seeds).spread(slope.clusters) for cell in cells]
@@ -294,7 +294,7 @@ class _Pool:
 
 
 def family(
-    arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, bar: float = 1.0
+    arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, min_complete: float = 1.0
 ) -> Family:
     """Every arm minus ``baseline``, paired by seed and item; with three or more arms the headline
     pools the arm × seed residual.
@@ -310,14 +310,14 @@ def family(
     (flagged), INCOMPLETE arms too. The order of ``arms`` is that of the members, no more.
     """
     pairs = {
-        name: difference(cell, arms[baseline], level=level, bar=bar)
+        name: difference(cell, arms[baseline], level=level, min_complete=min_complete)
         for name, cell in arms.items()
         if name != baseline
     }
     usable = {baseline: arms[baseline]} | {
         name: arms[name] for name, e in pairs.items() if not e.incomplete
     }
-    pool, flags = _pool(usable, baseline, bar)
+    pool, flags = _pool(usable, baseline, min_complete)
     flags += [f"{name} left out: {e.flags[0]}" for name, e in pairs.items() if e.incomplete]
     members = [_member(name, e, pool, level) for name, e in pairs.items()]
     adjusted = {
@@ -336,7 +336,7 @@ def _p(member: Member, key: str) -> float | None:
 
 
 def _pool(
-    usable: Mapping[str, Layout], baseline: str, bar: float
+    usable: Mapping[str, Layout], baseline: str, min_complete: float
 ) -> tuple[_Pool | None, list[str]]:
     """The residual over seeds and clusters scored in every arm. Arms that are copies of one another
     are counted once.
@@ -353,7 +353,7 @@ def _pool(
     )
     if len(seeds) < MIN_SEEDS:
         return None, [*flags, f"no pooled residual: {len(seeds)} common seeds"]
-    cells = [complete(usable[name].take(seeds), bar)[0] for name in names]
+    cells = [complete(usable[name].take(seeds), min_complete)[0] for name in names]
     clusters = set.intersection(*(set(cell.clusters) for cell in cells))
     if not clusters:
         return None, [*flags, "no pooled residual: no item cluster is scored in every arm"]
@@ -504,7 +504,7 @@ def reestimate_best(
     *,
     choosing: Sequence[int] | None = None,
     level: float = 0.95,
-    bar: float = 1.0,
+    min_complete: float = 1.0,
 ) -> Selection:
     """Choose the arm with the highest mean on ``choosing`` seeds, and estimate its paired
     difference on the other seeds.
@@ -517,7 +517,7 @@ def reestimate_best(
         name: paired(cell, arms[baseline])[0] for name, cell in arms.items() if name != baseline
     }
     seeds = sorted(set.intersection(*(set(cell.seeds) for cell in pairs.values()))) if pairs else []
-    checked = {name: complete(cell.take(seeds), bar) for name, cell in pairs.items()}
+    checked = {name: complete(cell.take(seeds), min_complete) for name, cell in pairs.items()}
     names = sorted(name for name, (_, reason, _) in checked.items() if not reason)
     if not names or len(seeds) < 2:
         raise ValueError(
@@ -538,7 +538,7 @@ def reestimate_best(
     choices = [int(D[:, [at[s] for s in rest]].mean(axis=1).argmax()) for rest in left]
     rotated = float(np.mean([D[c, i] for i, c in enumerate(choices)]))
     estimate = difference(
-        arms[best].take(others), arms[baseline].take(others), level=level, bar=bar
+        arms[best].take(others), arms[baseline].take(others), level=level, min_complete=min_complete
     )
     flags = tuple(
         f"{name} could not be chosen: {reason}"

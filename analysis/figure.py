@@ -25,8 +25,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import text
+from analysis.cells import ends
 from analysis.load import StudyData
-from analysis.table import write_bytes, write_text
+from analysis.measures import Measure
+from analysis.stats import Estimate
+from analysis.table import Observation, same_names
+from harness.files import write_atomic
 
 SINGLE, DOUBLE = 3.3, 6.9
 """Widths in inches of one column and of both."""
@@ -76,18 +80,24 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished figure. ``columns`` and ``data`` are every number in it; ``alt`` says in words
-    what is to be seen.
+    """A finished figure. ``data`` is every number in it, one observation a row; ``alt`` says in
+    words what is to be seen.
     """
 
     key: str
     title: str
     caption: str
     figure: Figure
-    columns: tuple[str, ...]
-    data: tuple[tuple[object, ...], ...]
+    data: Sequence[Observation]
     alt: str = ""
     rendered: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        same_names(f"figure {self.key}, data", self.data)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.data[0] if self.data else ())
 
 
 @dataclass(frozen=True)
@@ -131,28 +141,28 @@ def styles(data: StudyData) -> dict[str, ArmStyle]:
         len(v) == 1 and isinstance(v[0], (int, float)) and not isinstance(v[0], bool)
         for v in values.values()
     )
-    ordered = (
-        sorted((a for a in arms if a != data.baseline_arm), key=lambda a: (float(values[a][0]), a))
-        if numeric
-        else [a for a in arms if a != data.baseline_arm]
-    )
-    colours = mpl.colormaps["viridis"](np.linspace(0.78, 0.1, max(len(ordered), 2)))
-    found = (
-        {data.baseline_arm: ArmStyle(DISTINCT[0], MARKERS[0], LINES[0], "")}
-        if data.baseline_arm
-        else {}
-    )
-    for i, arm in enumerate(ordered):
-        colour = mpl.colors.to_hex(colours[i]) if numeric else DISTINCT[1 + i % (len(DISTINCT) - 1)]
-        found[arm] = ArmStyle(
-            colour, MARKERS[(i + 1) % len(MARKERS)], LINES[(i + 1) % len(LINES)], ""
-        )
+    ordered = [arm for arm in arms if arm != data.baseline_arm]
+    colours = [DISTINCT[1 + i % (len(DISTINCT) - 1)] for i in range(len(ordered))]
+    if numeric:
+        ordered.sort(key=lambda arm: (float(values[arm][0]), arm))
+        colours = ramp("viridis", 0.78, 0.1, len(ordered))
+    place = {arm: i for i, arm in enumerate(ordered, 1)} | {data.baseline_arm: 0}
     return {
-        arm: ArmStyle(
-            found[arm].color, found[arm].marker, found[arm].line, shown(data.arms[arm][0].label)
-        )
+        arm: nth_style(place[arm], [DISTINCT[0], *colours][place[arm]], shown(data.label(arm)))
         for arm in arms
     }
+
+
+def ramp(name: str, start: float, end: float, count: int) -> list[str]:
+    """``count`` colours along one of matplotlib's maps."""
+    return [
+        mpl.colors.to_hex(c) for c in mpl.colormaps[name](np.linspace(start, end, max(count, 2)))
+    ]
+
+
+def nth_style(number: int, color: str, label: str) -> ArmStyle:
+    """The marker and line that come ``number``-th, in a colour."""
+    return ArmStyle(color, MARKERS[number % len(MARKERS)], LINES[number % len(LINES)], label)
 
 
 def shown(label: str, limit: int = 48) -> str:
@@ -194,14 +204,13 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> No
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
-def bars(data: StudyData) -> str:
+def error_bar_note(data: StudyData) -> str:
     """What the error bars of a figure are, for its caption."""
     if len(data.seeds) >= 3:
         return "error bars: 95 % interval (A), this benchmark and new seeds"
-    return (
-        f"no error bars, because {len(data.seeds)} seed{'s' * (len(data.seeds) != 1)} "
-        f"give{'s' * (len(data.seeds) == 1)} no interval over seeds"
-    )
+    give = "gives" if len(data.seeds) == 1 else "give"
+    seeds = text.plural(len(data.seeds), "seed")
+    return f"no error bars, because {seeds} {give} no interval over seeds"
 
 
 def dodge(number: int, count: int, width: float = 0.36) -> float:
@@ -215,19 +224,55 @@ def seed_points(
     axes: Axes, x: float, values: Sequence[float], style: ArmStyle, spread: float = 0.05
 ) -> None:
     """Every seed's point, hollow and small, side by side, in front of the mean."""
-    count = len(values)
-    xs = [x + (0.0 if count < 2 else spread * (i / (count - 1) - 0.5)) for i in range(count)]
-    axes.plot(
-        xs,
-        values,
-        linestyle="none",
-        marker=style.marker,
-        markersize=2.4,
-        markerfacecolor="white",
-        markeredgecolor=style.color,
-        markeredgewidth=0.6,
-        zorder=5,
-    )
+    axes.plot(side_by_side(x, len(values), spread), values, zorder=5, **hollow(style))
+
+
+def side_by_side(x: float, count: int, spread: float) -> list[float]:
+    """``count`` places around x."""
+    return [x + (0.0 if count < 2 else spread * (i / (count - 1) - 0.5)) for i in range(count)]
+
+
+def hollow(style: ArmStyle, size: float = 2.4, fill: str = "white") -> dict[str, Any]:
+    """How the mark of a single seed is drawn."""
+    return {
+        "linestyle": "none",
+        "marker": style.marker,
+        "markersize": size,
+        "markerfacecolor": fill,
+        "markeredgecolor": style.color,
+        "markeredgewidth": 0.6,
+    }
+
+
+def axis_label(measure: Measure) -> str:
+    """Name and unit, as mathematics where it has symbols."""
+    named = measure.unit and measure.unit not in measure.name
+    return symbols(measure.with_unit if named else measure.name)
+
+
+NO_ENDS = dict.fromkeys(("A_low", "A_high", "B_low", "B_high"))
+
+
+def seeds_and_mean(
+    place: Observation, points: Mapping[int, float], estimate: Estimate
+) -> list[Observation]:
+    """Every seed's point and, where there is one, the mean with its intervals; ``place``: the
+    fields that say what they are of.
+    """
+    rows: list[Observation] = [
+        {**place, "kind": "seed", "seed": seed, "value": value, **NO_ENDS}
+        for seed, value in points.items()
+    ]
+    if estimate.value is not None:
+        mean = {"kind": "mean", "seed": None, "value": estimate.value}
+        rows.append({**place, **mean, **ends(estimate, "A", "B")})
+    return rows
+
+
+def half_width(estimate: Estimate) -> float:
+    """Of the error bar: that of interval (A), 0 where there is none."""
+    interval = estimate.intervals.get("A")
+    return (interval.half_width if interval else None) or 0.0
 
 
 METADATA: Mapping[str, dict[str, Any]] = {
@@ -266,8 +311,8 @@ def write_figure(drawn: Drawn, folder: Path) -> list[Path]:
     written = []
     for kind in METADATA:
         path = folder / f"{drawn.key}.{kind}"
-        write_bytes(path, render(drawn, kind))
+        write_atomic(path, render(drawn, kind))
         written.append(path)
     path = folder / f"{drawn.key}.csv"
-    write_text(path, text.csv_text(drawn.columns, drawn.data))
+    write_atomic(path, text.csv_text(drawn.columns, (row.values() for row in drawn.data)))
     return [*written, path]

@@ -9,13 +9,13 @@ plain p.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from analysis import measures, power, rank
 from analysis.family import Family, Member, Selection, Trend, family, holm, reestimate_best, trend
+from analysis.layout import Layout
 from analysis.load import Checkpoint, StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference, mean_over_seeds, one_checkpoint
@@ -109,19 +109,14 @@ class Findings:
     selection_reason: str
 
 
-def bar(data: StudyData) -> float:
-    """The share of score rows a cell needs before it has a value."""
-    return float(data.declare.get("completeness_bar") or 0.99)
-
-
 def estimate(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Estimate:
     """A table cell: mean over seeds with (A) and (B); with one seed the interval over items
     ("items").
     """
     cell = measures.layout_of(data, checkpoint, measure)
     if len(cell.seeds) == 1:
-        return one_checkpoint(cell, bar=bar(data))
-    return mean_over_seeds(cell, bar=bar(data))
+        return one_checkpoint(cell, min_complete=data.min_complete)
+    return mean_over_seeds(cell, min_complete=data.min_complete)
 
 
 def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
@@ -129,10 +124,7 @@ def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Com
     or scores of it.
     """
     key = ("comparison", measure.key, iteration)
-    cache: dict[Any, tuple[Comparison, ...]] = data.__dict__.setdefault("_comparisons", {})
-    if key not in cache:
-        cache[key] = _compare_arms(data, measure, iteration)
-    return cache[key]
+    return data.once(key, lambda: _compare_arms(data, measure, iteration))
 
 
 def _compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
@@ -148,21 +140,16 @@ def _compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Co
     cells = {arm: cell for arm, cell in cells.items() if judged[arm] == judged[data.baseline_arm]}
     if len(cells) < 2:
         return ()
-    found = family(cells, data.baseline_arm, bar=bar(data))
+    found = family(cells, data.baseline_arm, min_complete=data.min_complete)
     return tuple(_comparison(data, measure, iteration, member, found) for member in found.members)
 
 
 def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> tuple[str, ...]:
     """Who judged an arm's scores and on what: arms that differ in it are not compared."""
     checkpoint = data.at(arm, iteration)
-    return (
-        tuple(
-            data.identity(checkpoint, name, measure.metric)
-            for name in measure.strata or (measure.benchmark,)
-        )
-        if checkpoint
-        else ()
-    )
+    if checkpoint is None:
+        return ()
+    return tuple(data.identity(checkpoint, name, measure.metric) for name in measure.benchmarks)
 
 
 def _comparison(
@@ -171,19 +158,12 @@ def _comparison(
     value = member.estimate
     detectable: dict[str, power.Detectable] = {}
     flip = improvement = None
-    if (
-        not value.incomplete
-        and value.squares is not None
-        and value.seeds >= 2
-        and value.clusters >= 2
-    ):
-        pooled = found.pooled and value.method == "difference, pooled"
-        spread = (
-            power.from_estimate(value, ms=found.ms, df=found.df)
-            if pooled
-            else power.from_estimate(value)
-        )
-        arms = (found.df or 0) // max(value.seeds - 1, 1) + 1 if pooled else 2
+    pooled = value.method == "difference, pooled"
+    if value.tells_spread:
+        spread, arms = power.from_estimate(value), 2
+        if pooled and found.pooled:
+            spread = power.from_estimate(value, ms=found.ms, df=found.df)
+            arms = (found.df or 0) // max(value.seeds - 1, 1) + 1
         sizes = value.seeds, value.clusters
         detectable = {p: power.detectable(spread, *sizes, p, arms=arms) for p in POPULATIONS}
         flip = rank.sign_flip(np.array(value.points), np.random.default_rng(0))
@@ -192,26 +172,23 @@ def _comparison(
             x, y = (measures.points(data, c, measure) for c in (ours, theirs))
             if x and y:
                 improvement = rank.probability_of_improvement(list(x.values()), list(y.values()))
-    label = data.arms[member.arm][0].label
-    pooled = value.method == "difference, pooled"
     return Comparison(
         member.arm,
-        label,
+        data.label(member.arm),
         measure,
         iteration,
         member,
-        {},
-        detectable,
-        flip,
-        improvement,
-        pooled,
-        found.flags,
+        detectable=detectable,
+        flip=flip,
+        improvement=improvement,
+        pooled=pooled,
+        flags=found.flags,
     )
 
 
 def declared_outcomes(data: StudyData) -> list[tuple[Measure, int]]:
     """Primary outcome first, then the further declared ones, without repeats."""
-    outcomes = [data.declare.get("primary") or {}, *(data.declare.get("family") or [])]
+    outcomes = [data.declare["primary"], *data.declare["family"]]
     found: dict[tuple[str, int], tuple[Measure, int]] = {}
     for outcome in outcomes:
         measure, iteration = measures.declared(data, outcome)
@@ -221,21 +198,14 @@ def declared_outcomes(data: StudyData) -> list[tuple[Measure, int]]:
 
 def find(data: StudyData) -> Findings:
     """The study's findings (computed once per study object)."""
-    if "_findings" not in data.__dict__:
-        data.__dict__["_findings"] = _find(data)
-    found: Findings = data.__dict__["_findings"]
-    return found
+    return data.once(("findings",), lambda: _find(data))
 
 
 def _find(data: StudyData) -> Findings:
-    from dataclasses import replace
-
     outcomes = declared_outcomes(data)
-    plain = [
-        comparison
-        for measure, iteration in outcomes
-        for comparison in compare_arms(data, measure, iteration)
-    ]
+    plain: list[Comparison] = []
+    for outcome in outcomes:
+        plain += compare_arms(data, *outcome)
     adjusted = {p: holm({f"{i}": _plain_p(c, p) for i, c in enumerate(plain)}) for p in POPULATIONS}
     declared = tuple(
         replace(c, holm={p: adjusted[p][f"{i}"] for p in POPULATIONS}) for i, c in enumerate(plain)
@@ -245,14 +215,13 @@ def _find(data: StudyData) -> Findings:
         c for c in declared if c.measure.key == measure.key and c.iteration == iteration
     )
     selection, reason = _selection(data, measure, iteration)
-    baseline = data.arms[data.baseline_arm][0].label if data.baseline_arm else ""
     return Findings(
         measure,
         iteration,
         primary,
         declared,
         len(plain),
-        baseline,
+        data.label(data.baseline_arm),
         _trend(data),
         _improvement(data),
         selection,
@@ -274,7 +243,7 @@ def _selection(data: StudyData, measure: Measure, iteration: int) -> tuple[Selec
     if data.baseline_arm not in cells or len(cells) < 3:
         return None, "fewer than two arms beside the baseline: nothing was selected"
     try:
-        return reestimate_best(cells, data.baseline_arm, bar=bar(data)), ""
+        return reestimate_best(cells, data.baseline_arm, min_complete=data.min_complete), ""
     except ValueError as error:
         return None, str(error)
 
@@ -284,54 +253,53 @@ def _trend(data: StudyData) -> TrendFinding | None:
     if not declared:
         return None
     measure, iteration = measures.declared(data, declared)
-    axis, expected = (
-        str(declared.get("axis", "objective.alpha")),
-        str(declared.get("expected", "falling")),
-    )
-    cells: dict[float, Any] = {}
-    for arm, runs in data.arms.items():
-        value = runs[0].arm.get(axis)
-        others = {k: v for k, v in runs[0].arm.items() if k != axis}
+    axis, expected = declared["axis"], declared["expected"]
+    cells: dict[float, Layout] = {}
+    for value, arm in along(data, axis):
         checkpoint = data.at(arm, iteration)
-        if (
-            isinstance(value, (int, float))
-            and checkpoint
-            and all(data.baseline.get(k) == v for k, v in others.items())
-        ):
-            cell = measures.layout_of(data, checkpoint, measure)
-            if cell.values.size:
-                cells[float(value)] = cell
+        cell = measures.layout_of(data, checkpoint, measure) if checkpoint else None
+        if cell is not None and cell.values.size:
+            cells[value] = cell
     blank = TrendFinding(measure, iteration, axis, expected, None)
     if len(cells) < 3:
         reason = f"scores of it are stored for {len(cells)} of {axis}'s values; a trend needs three"
-        return TrendFinding(measure, iteration, axis, expected, None, reason)
+        return replace(blank, reason=reason)
+    rng = np.random.default_rng(0)
     try:
-        result = trend(cells, expected, bar=bar(data), generator=np.random.default_rng(0))
+        result = trend(cells, expected, min_complete=data.min_complete, generator=rng)
     except ValueError as error:
-        return TrendFinding(measure, iteration, axis, expected, None, str(error))
-    return TrendFinding(blank.measure, iteration, axis, expected, result)
+        return replace(blank, reason=str(error))
+    return replace(blank, result=result)
+
+
+def along(data: StudyData, axis: str) -> list[tuple[float, str]]:
+    """An axis's numbers with their arms, in study order; other axes at the baseline's values."""
+    found = []
+    for arm, runs in data.arms.items():
+        settings = dict(runs[0].arm)
+        value = settings.pop(axis, None)
+        if isinstance(value, (int, float)) and all(
+            data.baseline.get(name) == other for name, other in settings.items()
+        ):
+            found.append((float(value), arm))
+    return found
 
 
 def _improvement(data: StudyData) -> Improvement:
     arm = data.baseline_arm or next(iter(data.arms), "")
     measure, iteration = measures.heldout(data), data.own_last(arm)
-    label = data.arms[arm][0].label if arm else ""
+    blank = Improvement(measure, data.label(arm), iteration, None, None, None)
     after, before = (data.checkpoint(arm, i) if arm else None for i in (iteration, 0))
     if after is None or before is None or iteration == 0:
-        return Improvement(
-            measure, label, iteration, None, None, None, "base or last iteration is not scored"
-        )
+        return replace(blank, reason="base or last iteration is not scored")
     cells = [measures.layout_of(data, c, measure) for c in (after, before)]
     if not all(cell.values.size for cell in cells):
-        return Improvement(measure, label, iteration, None, None, None, "no held-out reward stored")
-    found = difference(cells[0], cells[1], bar=bar(data))
-    ends = [estimate(data, c, measure).value for c in (before, after)]
-    return Improvement(
-        measure,
-        label,
-        iteration,
-        ends[0],
-        ends[1],
-        found,
-        "; ".join(found.flags) if found.incomplete else "",
+        return replace(blank, reason="no held-out reward stored")
+    found = difference(*cells, min_complete=data.min_complete)
+    return replace(
+        blank,
+        before=estimate(data, before, measure).value,
+        after=estimate(data, after, measure).value,
+        estimate=found,
+        reason="; ".join(found.flags) if found.incomplete else "",
     )

@@ -8,7 +8,7 @@ instruction; otherwise the item).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,30 +60,17 @@ class Layout:
     def take(self, seeds: Sequence[int]) -> Layout:
         """The rows of these seeds, in this order."""
         pick = [self.seeds.index(s) for s in seeds]
-        low, high = (None if part is None else part[pick] for part in (self.low, self.high))
-        return replace(
-            self,
-            values=self.values[pick],
-            seeds=tuple(seeds),
-            missing=self.missing[pick],
-            rows=self.rows[pick],
-            low=low,
-            high=high,
-        )
+        return self._each(lambda part: part[pick], seeds=tuple(seeds))
 
     def keep(self, columns: NDArray[np.bool_]) -> Layout:
         """The clusters where ``columns`` (n,) is true."""
         names = tuple(c for c, k in zip(self.clusters, columns.tolist(), strict=True) if k)
-        low, high = (None if part is None else part[:, columns] for part in (self.low, self.high))
-        return replace(
-            self,
-            values=self.values[:, columns],
-            clusters=names,
-            missing=self.missing[:, columns],
-            rows=self.rows[:, columns],
-            low=low,
-            high=high,
-        )
+        return self._each(lambda part: part[:, columns], clusters=names)
+
+    def _each(self, pick: Callable[[Any], Any], **names: Any) -> Layout:
+        low, high = (None if part is None else pick(part) for part in (self.low, self.high))
+        parts = {"missing": pick(self.missing), "rows": pick(self.rows), "low": low, "high": high}
+        return replace(self, values=pick(self.values), **parts, **names)
 
     def spread(self, clusters: tuple[str, ...]) -> Layout:
         """The same over a larger set of clusters; those that were not there are missing, of the
@@ -93,25 +80,19 @@ class Layout:
             return self
         place = {c: i for i, c in enumerate(clusters)}
         columns = [place[c] for c in self.clusters]
-        shape = (len(self.seeds), len(clusters))
+
+        def widen(part: NDArray[Any], fill: float) -> NDArray[Any]:
+            wide = np.full((len(self.seeds), len(clusters)), fill, part.dtype)
+            wide[:, columns] = part
+            return wide
+
         usual = int(np.median(self.rows)) if self.rows.size else 1
-        values, missing, rows = (
-            np.full(shape, math.nan),
-            np.full(shape, usual, np.int64),
-            np.full(shape, usual, np.int64),
-        )
-        values[:, columns], missing[:, columns], rows[:, columns] = (
-            self.values,
-            self.missing,
-            self.rows,
-        )
-        ends: list[Floats | None] = [None, None]
+        low, high = None, None
         if self.scale is not None and self.low is not None and self.high is not None:
-            for i, part in enumerate((self.low, self.high)):
-                wide = np.full(shape, self.scale[i])
-                wide[:, columns] = part
-                ends[i] = wide
-        return Layout(values, self.seeds, clusters, self.scale, missing, rows, *ends)
+            low, high = widen(self.low, self.scale[0]), widen(self.high, self.scale[1])
+        missing, rows = widen(self.missing, usual), widen(self.rows, usual)
+        values = widen(self.values, math.nan)
+        return Layout(values, self.seeds, clusters, self.scale, missing, rows, low, high)
 
 
 def layout(
@@ -128,12 +109,7 @@ def layout(
     best a row can score, for bounds and for Wilson.
     """
     seed, cluster = np.asarray(seeds).astype(np.int64), np.asarray(clusters).astype(str)
-    value = np.asarray(
-        [math.nan if v is None else v for v in values]
-        if not isinstance(values, np.ndarray)
-        else values,
-        dtype=np.float64,
-    )
+    value = np.asarray(values, dtype=np.float64)  # None becomes NaN
     if not seed.shape == cluster.shape == value.shape or value.ndim != 1:
         raise ValueError(
             f"columns of different length: {seed.shape[0]} seeds, {cluster.shape[0]} clusters, "
@@ -147,30 +123,33 @@ def layout(
     cluster_names, column = np.unique(cluster, return_inverse=True)
     shape = (len(seed_names), len(cluster_names))
     if not value.size:
-        nothing = np.zeros((0, 0), np.int64)
-        return Layout(np.empty((0, 0)), (), (), scale, nothing, nothing)
+        return empty(scale)
     cell = row * shape[1] + column
     order = np.lexsort((value, cell))
     cell, value = cell[order], value[order]
     have = ~np.isnan(value)
-    rows = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
+
+    def counted(cells: NDArray[Any], weights: Floats | None = None) -> NDArray[Any]:
+        return np.bincount(cells, weights, minlength=shape[0] * shape[1]).reshape(shape)
+
+    rows, scored, sums = counted(cell), counted(cell[have]), counted(cell[have], value[have])
     expected = np.repeat(rows.max(axis=0, keepdims=True), shape[0], axis=0)
-    scored = np.bincount(cell[have], minlength=shape[0] * shape[1]).reshape(shape)
-    sums = np.bincount(cell[have], weights=value[have], minlength=shape[0] * shape[1]).reshape(
-        shape
-    )
     full = scored == expected
     mean = np.where(full, sums / np.maximum(scored, 1), math.nan)
-    low: Floats | None = mean
-    high: Floats | None = mean
-    if not full.all():
-        low, high = (
-            (None, None)
-            if scale is None
-            else ((sums + (expected - scored) * end) / expected for end in scale)
-        )
+    low: Floats | None = None
+    high: Floats | None = None
+    if full.all():
+        low = high = mean
+    elif scale is not None:
+        low, high = ((sums + (expected - scored) * end) / expected for end in scale)
     names = tuple(int(s) for s in seed_names), tuple(str(c) for c in cluster_names)
     return Layout(mean, *names, scale, expected - scored, expected, low, high)
+
+
+def empty(scale: tuple[float, float] | None) -> Layout:
+    """A layout without scores."""
+    nothing = np.zeros((0, 0), np.int64)
+    return Layout(np.empty((0, 0)), (), (), scale, nothing, nothing)
 
 
 def from_array(values: Any, scale: tuple[float, float] | None = None) -> Layout:
@@ -186,11 +165,11 @@ def from_array(values: Any, scale: tuple[float, float] | None = None) -> Layout:
     )
 
 
-def complete(cell: Layout, bar: float = 1.0) -> tuple[Layout, str, tuple[str, ...]]:
+def complete(cell: Layout, min_complete: float = 1.0) -> tuple[Layout, str, tuple[str, ...]]:
     """The clusters scored for every seed, why the cell is INCOMPLETE (empty if it is not), and
     flags about what was left out.
 
-    bar: the share of rows that must be scored for the cell to have a value at all.
+    min_complete: the share of rows that must be scored for the cell to have a value at all.
     """
     n = cell.values.shape[1]
     if not cell.values.size:
@@ -199,40 +178,27 @@ def complete(cell: Layout, bar: float = 1.0) -> tuple[Layout, str, tuple[str, ..
     kept = int(there.sum())
     if kept == n:
         return cell, "", ()
-    if kept == 0 or cell.scored < bar * cell.expected:
+    if kept == 0 or cell.scored < min_complete * cell.expected:
         return cell, f"INCOMPLETE: {cell.scored} of {cell.expected} scored", ()
-    return (
-        cell.keep(there),
-        "",
-        (f"{n - kept} of {n} item clusters left out: not scored everywhere",),
-    )
+    flag = f"{n - kept} of {n} item clusters left out: not scored everywhere"
+    return cell.keep(there), "", (flag,)
 
 
-def paired(arm: Layout, twin: Layout) -> tuple[Layout, tuple[str, ...]]:
-    """D_si = arm − twin over the seeds both have and the clusters either has (missing in one:
+def paired(arm: Layout, baseline: Layout) -> tuple[Layout, tuple[str, ...]]:
+    """D_si = arm − baseline over the seeds both have and the clusters either has (missing in one:
     missing), and flags about seeds left out.
 
     Bounds pair the worst of one with the best of the other.
     """
-    seeds = sorted(set(arm.seeds) & set(twin.seeds))
-    lost = sorted(set(arm.seeds) ^ set(twin.seeds))
+    seeds = sorted(set(arm.seeds) & set(baseline.seeds))
+    lost = sorted(set(arm.seeds) ^ set(baseline.seeds))
     flags = (f"seeds left out, only on one side: {', '.join(map(str, lost))}",) if lost else ()
-    clusters = (
-        arm.clusters
-        if arm.clusters == twin.clusters
-        else tuple(sorted(set(arm.clusters) | set(twin.clusters)))
-    )
-    x, y = arm.take(seeds).spread(clusters), twin.take(seeds).spread(clusters)
+    clusters = arm.clusters
+    if clusters != baseline.clusters:
+        clusters = tuple(sorted(set(arm.clusters) | set(baseline.clusters)))
+    x, y = arm.take(seeds).spread(clusters), baseline.take(seeds).spread(clusters)
     low = None if x.low is None or y.high is None else x.low - y.high
     high = None if x.high is None or y.low is None else x.high - y.low
-    missing = np.maximum(x.missing, y.missing)
-    return Layout(
-        x.values - y.values,
-        tuple(seeds),
-        clusters,
-        None,
-        missing,
-        np.maximum(x.rows, y.rows),
-        low,
-        high,
-    ), flags
+    missing, rows = np.maximum(x.missing, y.missing), np.maximum(x.rows, y.rows)
+    values = x.values - y.values
+    return Layout(values, tuple(seeds), clusters, None, missing, rows, low, high), flags

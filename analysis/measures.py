@@ -8,22 +8,27 @@ part of the items' variance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from analysis.layout import Layout
-from analysis.load import Cell, Checkpoint, StudyData
+from analysis.layout import Floats, Layout, empty
+from analysis.load import DIAGNOSTICS, Cell, Checkpoint, Run, StudyData
 
-RATING, PERCENT, UNIT = (1.0, 10.0), (0.0, 100.0), (0.0, 1.0)
+PERCENT, UNIT = (0.0, 100.0), (0.0, 1.0)
+WIN_RATE = "alpaca_eval.win_rate"
+SHARED_TABLES = ("table_1", "table_2", "heldout")
+"""Tables of several benchmarks; any other benchmark has a table of its own."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One column. better: +1 higher, −1 lower, 0 neither. part: MT-Bench's turn. summary: the
-    library's own point (stage, key).
+    """One column. better: +1 higher, −1 lower, 0 neither. part: the end of the items' names that it
+    is about (MT-Bench's turn). point: key of the library's own value in the stage's summary.
+    strata: the benchmarks it is the mean of. long: the title where it stands alone, outside its
+    table.
     """
 
     title: str
@@ -34,7 +39,7 @@ class Measure:
     better: int = 1
     scale: tuple[float, float] | None = None
     part: str = ""
-    summary: tuple[str, str] | None = None
+    point: str = ""
     strata: tuple[str, ...] = ()
     unit_of_items: str = "items"
     long: str = ""
@@ -42,162 +47,120 @@ class Measure:
 
     @property
     def name(self) -> str:
-        """The title where it stands alone, outside its table."""
         return self.long or self.title
 
     @property
     def key(self) -> str:
-        return f"{self.benchmark}.{self.metric}" + (
-            f"{self.part.replace(':', '.turn_')}" if self.part else ""
-        )
+        return f"{self.benchmark}.{self.metric}{self.part.replace(':', '.turn_')}"
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """Names in score rows."""
+        return self.strata or (self.benchmark,)
+
+    @property
+    def with_unit(self) -> str:
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
-LC = Measure(
-    "AlpacaEval LC",
-    "alpaca_eval",
-    "length_controlled_win_rate",
-    "percent",
-    summary=("judge.alpaca_eval", "length_controlled_win_rate"),
-    unit_of_items="instructions",
-)
-WR = Measure(
-    "AlpacaEval WR",
-    "alpaca_eval",
-    "win_rate",
-    "percent",
-    scale=PERCENT,
-    unit_of_items="instructions",
-)
-LENGTH = Measure(
-    "length",
-    "alpaca_eval",
-    "length",
-    "characters",
-    digits=1,
-    better=0,
-    unit_of_items="instructions",
-    long="answer length (AlpacaEval)",
-)
-MT = Measure(
-    "MT-Bench mean", "mt_bench", "rating", "rating 1–10", scale=RATING, unit_of_items="questions"
-)
-
-
-def of_manifest(data: StudyData) -> tuple[Measure, ...]:
+def of_benchmarks(data: StudyData) -> tuple[Measure, ...]:
     """What the study's benchmarks show, as their records say it in the manifest."""
+    return data.once(("of_benchmarks",), lambda: _of_benchmarks(data))
+
+
+def _of_benchmarks(data: StudyData) -> tuple[Measure, ...]:
+    oracle = data.recipe["ranker"]["kind"] == "oracle"  # whose rewards lie between 0 and 1
     found = []
     for benchmark in data.benchmarks:
         for told in benchmark["measures"]:
-            point = (str(benchmark["stage"]), str(told["point"])) if told["point"] else None
             scale = tuple(told["scale"]) if told["scale"] else None
-            found.append(
-                Measure(
-                    told["title"],
-                    told["benchmark"],
-                    told["metric"],
-                    told["unit"],
-                    told["digits"],
-                    told["better"],
-                    scale,  # type: ignore[arg-type]
-                    told["part"],
-                    point,
-                    tuple(told["strata"]),
-                    told["items"],
-                    told["long"],
-                    told["table"],
-                )
-            )
+            if told["table"] == "heldout" and oracle:
+                scale = UNIT
+            names = {name: value for name, value in told.items() if name not in ("items", "scale")}
+            names["strata"] = tuple(told["strata"])
+            found.append(Measure(**names, scale=scale, unit_of_items=told["items"]))
     return tuple(found)
 
 
 def columns(data: StudyData, table: str) -> tuple[Measure, ...]:
-    """The measures that are columns of a table, benchmarks by name."""
-    found = [measure for measure in of_manifest(data) if measure.table == table]
+    """The measures that are columns of a table. A mean of several benchmarks is that of those with
+    scores (of all before there are any), and stands only where there are two or more.
+    """
+    asked = [measure for measure in of_benchmarks(data) if measure.table == table]
     if table == "table_1":  # the paper's order: AlpacaEval before MT-Bench
-        found.sort(key=lambda measure: measure.benchmark)
+        asked.sort(key=lambda measure: measure.benchmark)
+    parts = {name for measure in asked for name in measure.strata}
+    present = {name for name, _ in data.metrics()}
+    kept = [name for name in parts if name in present] or parts
+    found = []
+    for measure in asked:
+        strata = tuple(name for name in measure.strata if name in kept)
+        if measure.benchmark in parts and measure.benchmark not in kept:
+            continue
+        if not measure.strata or len(strata) > 1:
+            found.append(replace(measure, strata=strata))
     return tuple(found)
 
 
-PAPERS = ("table_1", "table_2", "heldout")
-"""Tables with a form of their own; other benchmarks have one table each."""
-
-
-def other_tables(data: StudyData) -> tuple[str, ...]:
+def own_tables(data: StudyData) -> tuple[str, ...]:
     """Names of the benchmarks that have a table of their own."""
-    names = (measure.table for measure in of_manifest(data) if measure.table not in PAPERS)
-    return tuple(dict.fromkeys(names))
+    found = dict.fromkeys(measure.table for measure in of_benchmarks(data))
+    return tuple(table for table in found if table not in SHARED_TABLES)
 
 
-def others(data: StudyData) -> tuple[Measure, ...]:
-    """The measures of those benchmarks."""
-    return tuple(measure for measure in of_manifest(data) if measure.table not in PAPERS)
+def tables(data: StudyData) -> tuple[str, ...]:
+    """Every table that holds measures."""
+    return (*SHARED_TABLES, *own_tables(data))
 
 
-def academic(data: StudyData) -> tuple[Measure, ...]:
-    """One column per academic task that has scores (all of them before there are any), then their
-    mean.
+def headlines(data: StudyData) -> tuple[Measure, ...]:
+    """What summaries compare: Table 1's columns, the mean of Table 2, held-out reward in the
+    distribution, and every measure of the other benchmarks.
     """
-    asked = columns(data, "table_2")
-    present = {benchmark for benchmark, metric in data.metrics() if metric == "score"}
-    tasks = [measure for measure in asked if not measure.strata]
-    tasks = [measure for measure in tasks if measure.benchmark in present] or tasks
-    if len(tasks) < 2:
-        return tuple(tasks)
-    strata = tuple(measure.benchmark for measure in tasks)
-    means = (replace(measure, strata=strata) for measure in asked if measure.strata)
-    return (*tasks, *means)
+    found = [*columns(data, "table_1"), *columns(data, "table_2")[-1:]]
+    found += [heldout(data), heldout(data, sampled=True)]
+    for table in own_tables(data):
+        found += columns(data, table)
+    return tuple(found)
 
 
-def heldout(data: StudyData, *, sampled: bool = False, ood: bool = False) -> Measure:
+def heldout(data: StudyData, *, sampled: bool = False) -> Measure:
     """The ranker's reward of answers to held-out prompts: greedy, or the mean over temperature-1
     samples.
     """
-    oracle = (data.recipe.get("ranker") or {}).get("kind", "oracle") == "oracle"
-    title = (
-        f"{'out-of-distribution' if ood else 'held-out'} reward "
-        f"({'sampled' if sampled else 'greedy'})"
-    )
-    name = "heldout_ood" if ood else "heldout"
-    scale = UNIT if oracle else None
-    return Measure(
-        title,
-        name,
-        "reward_sampled" if sampled else "reward",
-        "reward",
-        3,
-        scale=scale,
-        unit_of_items="prompts",
-    )
+    return find(data, "heldout", "reward_sampled" if sampled else "reward")
 
 
 def diagnostic(metric: str, title: str, unit: str = "nats", digits: int = 3) -> Measure:
     """A diagnostic as a measure (clusters are prompts)."""
-    return Measure(title, "diagnostics", metric, unit, digits, better=0, unit_of_items="prompts")
+    return Measure(title, DIAGNOSTICS, metric, unit, digits, better=0, unit_of_items="prompts")
 
 
 def diagnostics(data: StudyData) -> tuple[Measure, ...]:
     """The diagnostics that the study holds: the known ones in reading order, then any other by
     name.
     """
-    present = [metric for _, metric in data.metrics("diagnostics")]
-    told = {one["metric"]: one for one in data.shown_diagnostics}
-    known = [
-        diagnostic(metric, one["title"], one["unit"], one["digits"])
-        for metric, one in told.items()
-        if metric in present
-    ]
-    rest = [metric for metric in present if metric not in told]
-    return (*known, *(diagnostic(metric, metric.replace("_", " "), "") for metric in rest))
+    rest = {
+        metric: diagnostic(metric, metric.replace("_", " "), "")
+        for _, metric in data.metrics(DIAGNOSTICS)
+    }
+    found = []
+    for told in data.shown_diagnostics:
+        if rest.pop(told["metric"], None):
+            found.append(diagnostic(told["metric"], told["title"], told["unit"], told["digits"]))
+    return (*found, *rest.values())
 
 
 def all_measures(data: StudyData) -> dict[str, Measure]:
     """Every measure the study can show, by key ("alpaca_eval.win_rate")."""
-    found = [
-        *of_manifest(data),
-        *academic(data),
-        *(heldout(data, sampled=s, ood=o) for o in (False, True) for s in (False, True)),
-    ]
-    return {measure.key: measure for measure in [*found, *diagnostics(data)]}
+    return data.once(("all_measures",), lambda: _all_measures(data))
+
+
+def _all_measures(data: StudyData) -> dict[str, Measure]:
+    found = {measure.key: measure for measure in of_benchmarks(data)}
+    for table in tables(data):
+        found |= {measure.key: measure for measure in columns(data, table)}
+    return found | {measure.key: measure for measure in diagnostics(data)}
 
 
 def find(data: StudyData, benchmark: str, metric: str) -> Measure:
@@ -206,13 +169,18 @@ def find(data: StudyData, benchmark: str, metric: str) -> Measure:
     return known or Measure(f"{benchmark} {metric.replace('_', ' ')}", benchmark, metric)
 
 
+def declared(data: StudyData, outcome: Mapping[str, Any]) -> tuple[Measure, int]:
+    """Measure and iteration of a declared outcome."""
+    last = outcome["iteration"] == "last"
+    iteration = data.last_iteration if last else int(outcome["iteration"])
+    return find(data, outcome["benchmark"], outcome["metric"]), iteration
+
+
 # -- scores of a measure ---------------------------------------------------------------------------
 def parts(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> list[Cell]:
     """The measure's cells: one, or one per stratum."""
-    names = measure.strata or (measure.benchmark,)
-    return [
-        data.cell(checkpoint, name, measure.metric, measure.part, measure.scale) for name in names
-    ]
+    of = (measure.metric, measure.part, measure.scale)
+    return [data.cell(checkpoint, name, *of) for name in measure.benchmarks]
 
 
 def layout_of(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Layout:
@@ -223,12 +191,24 @@ def layout_of(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Layo
     cells = parts(data, checkpoint, measure)
     if measure.strata:
         return stack([cell.layout for cell in cells])
-    cell = cells[0]
-    if measure.benchmark == "diagnostics" and not crossed(data, measure):
-        return by_seed(cell)
-    if measure.summary is None:
-        return cell.layout
-    return _on_library_points(data, checkpoint, cell.layout, measure.summary)
+    if measure.benchmark == DIAGNOSTICS and not crossed(data, measure):
+        return by_seed(cells[0])
+    cell = cells[0].layout
+    if not measure.point:
+        return cell
+    values = cell.values.copy()
+    for run in checkpoint.runs:
+        point = _library_point(data, run, checkpoint.iteration, measure)
+        if run.seed in cell.seeds and point is not None:
+            row = cell.seeds.index(run.seed)
+            if not np.isnan(values[row]).all():
+                values[row] += point - float(np.nanmean(values[row]))
+    return replace(cell, values=values, low=None, high=None)
+
+
+def _library_point(data: StudyData, run: Run, iteration: int, measure: Measure) -> float | None:
+    point = data.summary(run, iteration, measure.benchmark).get(measure.point)
+    return float(point) if isinstance(point, (int, float)) else None
 
 
 def crossed(data: StudyData, measure: Measure) -> bool:
@@ -236,20 +216,19 @@ def crossed(data: StudyData, measure: Measure) -> bool:
     between seeds, and some diagnostics are undefined on some prompts; then seeds are compared by
     their means, and only (A) is given.
     """
-    cache: dict[str, bool] = data.__dict__.setdefault("_crossed", {})
-    if measure.key not in cache:
-        found = []
-        for checkpoint in data.checkpoints:
-            cell = data.cell(
-                checkpoint, measure.benchmark, measure.metric, measure.part, measure.scale
-            )
-            if not cell.statuses or cell.statuses.get("error") or cell.absent:
-                continue
-            found.append((cell.layout.clusters, bool(np.isnan(cell.layout.values).any())))
-        cache[measure.key] = (
-            not any(holes for _, holes in found) and len({clusters for clusters, _ in found}) <= 1
-        )
-    return cache[measure.key]
+    return data.once(("crossed", measure.key), lambda: _crossed(data, measure))
+
+
+def _crossed(data: StudyData, measure: Measure) -> bool:
+    prompts = set()
+    for checkpoint in data.checkpoints:
+        cell = parts(data, checkpoint, measure)[0]
+        if not cell.statuses or cell.statuses.get("error") or cell.absent:
+            continue
+        if np.isnan(cell.layout.values).any():
+            return False
+        prompts.add(cell.layout.clusters)
+    return len(prompts) <= 1
 
 
 def by_seed(cell: Cell) -> Layout:
@@ -258,51 +237,25 @@ def by_seed(cell: Cell) -> Layout:
     """
     values = cell.points[:, None].astype(float)
     missing = np.isnan(values).astype(np.int64)
-    return Layout(
-        values,
-        cell.layout.seeds,
-        ("all",),
-        None,
-        missing,
-        np.ones_like(missing),
-        *([values, values] if not missing.any() else [None, None]),
-    )
-
-
-def _on_library_points(
-    data: StudyData, checkpoint: Checkpoint, cell: Layout, summary: tuple[str, str]
-) -> Layout:
-    values = cell.values.copy()
-    for run in checkpoint.runs:
-        point = data.summary(run, checkpoint.iteration, summary[0]).get(summary[1])
-        if run.seed in cell.seeds and isinstance(point, (int, float)):
-            row = cell.seeds.index(run.seed)
-            if not np.isnan(values[row]).all():
-                values[row] += float(point) - float(np.nanmean(values[row]))
-    return replace(cell, values=values, low=None, high=None)
+    ends = None if missing.any() else values
+    rows = np.ones_like(missing)
+    return Layout(values, cell.layout.seeds, ("all",), None, missing, rows, ends, ends)
 
 
 def points(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> dict[int, float]:
     """The score of every seed that has any, as the benchmark defines it (the mean over surviving
     rows, or the library's point).
     """
-    cells = parts(data, checkpoint, measure)
+    of_part = [
+        dict(zip(cell.layout.seeds, cell.points.tolist(), strict=True))
+        for cell in parts(data, checkpoint, measure)
+    ]
     found: dict[int, float] = {}
     for run in checkpoint.runs:
-        values = [
-            float(cell.points[cell.layout.seeds.index(run.seed)])
-            if run.seed in cell.layout.seeds
-            else float("nan")
-            for cell in cells
-        ]
-        if measure.summary is not None and not np.isnan(values[0]):
-            values = [
-                float(
-                    data.summary(run, checkpoint.iteration, measure.summary[0]).get(
-                        measure.summary[1], "nan"
-                    )
-                )
-            ]
+        values = [seeds.get(run.seed, np.nan) for seeds in of_part]
+        if measure.point and not np.isnan(values[0]):
+            point = _library_point(data, run, checkpoint.iteration, measure)
+            values = [np.nan if point is None else point]
         if values and not np.isnan(values).any():
             found[run.seed] = float(np.mean(values))
     return found
@@ -316,54 +269,38 @@ def stack(layouts: Sequence[Layout]) -> Layout:
     variance is Σ var_k/(K²·n_k) and holds no difference between parts. Parts with other seeds than
     the first, or empty ones, make the whole incomplete.
     """
-    total, count = sum(len(part.clusters) for part in layouts), len(layouts)
     seeds = sorted(set().union(*(part.seeds for part in layouts)))
-    if not total or any(sorted(part.seeds) != seeds or not part.clusters for part in layouts):
-        nothing = np.zeros((0, 0), np.int64)
-        return Layout(
-            np.empty((0, 0)), (), (), layouts[0].scale if layouts else None, nothing, nothing
-        )
-    parts_in_order = [part.take(seeds) for part in layouts]
+    if any(sorted(part.seeds) != seeds or not part.clusters for part in layouts):
+        return empty(layouts[0].scale)
+    ordered = [part.take(seeds) for part in layouts]
+    total = sum(len(part.clusters) for part in ordered)
+    weights = [total / (len(ordered) * len(part.clusters)) for part in ordered]
+    gone = [bool(np.isnan(part.values).all()) for part in ordered]
     centres = [
-        float(np.nanmean(part.values)) if not np.isnan(part.values).all() else np.nan
-        for part in parts_in_order
+        np.nan if lost else float(np.nanmean(part.values))
+        for part, lost in zip(ordered, gone, strict=True)
     ]
     overall = float(np.mean(centres))
 
-    def scaled(pick: Any) -> Any:
-        columns = [pick(part) for part in parts_in_order]
-        if any(column is None for column in columns):
-            return None
-        weights = [total / (count * len(part.clusters)) for part in parts_in_order]
-        return np.hstack(
-            [
-                (column - centre) * weight + overall
-                for column, centre, weight in zip(columns, centres, weights, strict=True)
-            ]
-        )
+    def joined(pick: Callable[[Layout], Floats | None]) -> Floats | None:
+        scaled = []
+        for part, centre, weight in zip(ordered, centres, weights, strict=True):
+            columns = pick(part)
+            if columns is None:
+                return None
+            scaled.append((columns - centre) * weight + overall)
+        return np.hstack(scaled)
 
-    names = tuple(
-        f"{number}:{name}" for number, part in enumerate(parts_in_order) for name in part.clusters
-    )
-    missing = np.hstack([part.missing for part in parts_in_order])
-    rows = np.hstack([part.rows for part in parts_in_order])
-    values = scaled(lambda part: part.values)
+    names = [f"{k}:{name}" for k, part in enumerate(ordered) for name in part.clusters]
+    values = joined(lambda part: part.values)
+    assert values is not None
     return Layout(
         values,
         tuple(seeds),
-        names,
+        tuple(names),
         layouts[0].scale,
-        missing,
-        rows,
-        scaled(lambda part: part.low),
-        scaled(lambda part: part.high),
+        np.hstack([part.missing for part in ordered]),
+        np.hstack([part.rows for part in ordered]),
+        joined(lambda part: part.low),
+        joined(lambda part: part.high),
     )
-
-
-def declared(data: StudyData, outcome: Mapping[str, Any]) -> tuple[Measure, int]:
-    """Measure and iteration of a declared outcome."""
-    iteration = outcome.get("iteration", "last")
-    number = data.last_iteration if iteration == "last" else int(iteration)
-    return find(
-        data, str(outcome.get("benchmark", LC.benchmark)), str(outcome.get("metric", LC.metric))
-    ), number

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import findings
 from analysis.load import load_study
 from analysis.power import (
     Components,
+    Detectable,
     Needed,
     detectable,
     from_components,
@@ -16,34 +18,19 @@ from analysis.power import (
     items_needed,
     seeds_needed,
 )
-from analysis.table import Row, Table
+from analysis.table import Table, TableRow
 from analysis.text import number
 from harness.records import HarnessError
 
-COLUMNS = (
-    "comparison",
-    "population",
-    "σ seed",
-    "σ item",
-    "σ error",
-    "detectable now",
-    "seeds for delta",
-    "items for delta",
-)
-DATA = (
-    "comparison",
-    "population",
-    "sigma_s",
-    "sigma_s_low",
-    "sigma_s_high",
-    "sigma_i",
-    "sigma_e",
-    "detectable",
-    "detectable_low",
-    "detectable_high",
-    "seeds",
-    "items",
-)
+
+@dataclass(frozen=True)
+class Design:
+    """A comparison's spread and the seeds and items it has now."""
+
+    name: str
+    spread: Components
+    seeds: int
+    items: int
 
 
 def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
@@ -54,26 +41,20 @@ def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
     """
     _check_delta(delta)
     found = findings.find(load_study(study_dir, store_dir))
-    rows = []
+    designs = []
     for comparison in found.primary:
         estimate = comparison.estimate
-        if estimate.squares is not None and estimate.seeds >= 2 and estimate.clusters >= 2:
-            rows.append(
-                (
-                    f"{comparison.label} minus {found.baseline_label}",
-                    from_estimate(estimate),
-                    estimate.seeds,
-                    estimate.clusters,
-                )
-            )
-    if not rows:
+        if estimate.tells_spread:
+            name = f"{comparison.label} minus {found.baseline_label}"
+            spread = from_estimate(estimate)
+            designs.append(Design(name, spread, estimate.seeds, estimate.clusters))
+    if not designs:
         raise HarnessError(
             f"{study_dir}: no complete comparison over 2 seeds or more; give --sigma-seed, "
             "--sigma-item and --sigma-error instead"
         )
-    return _table(
-        rows, delta, f"{found.primary_measure.name} after iteration {found.primary_iteration}"
-    )
+    what = f"{found.primary_measure.name} after iteration {found.primary_iteration}"
+    return _table(designs, delta, what)
 
 
 def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta: float) -> Table:
@@ -81,9 +62,8 @@ def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta
     _check_delta(delta)
     if min(sigma) < 0 or seeds < 2 or items < 2:
         raise HarnessError("power: the three σ must be 0 or more, seeds and items 2 or more")
-    return _table(
-        [("given components", from_components(*sigma), seeds, items)], delta, "given components"
-    )
+    given = Design("given components", from_components(*sigma), seeds, items)
+    return _table([given], delta, given.name)
 
 
 def _check_delta(delta: float) -> None:
@@ -91,64 +71,66 @@ def _check_delta(delta: float) -> None:
         raise HarnessError(f"power: --delta is {delta}; it must be above 0, in the score's units")
 
 
-def _table(rows: Sequence[tuple[str, Components, int, int]], delta: float, what: str) -> Table:
-    shown, data = [], []
-    for name, c, seeds, items in rows:
+def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
+    rows, observations = [], []
+    for design in designs:
         for population in findings.POPULATIONS:
-            now = detectable(c, seeds, items, population)
-            more_seeds = seeds_needed(c, delta, items, population)
-            more_items = items_needed(c, delta, seeds, population)
-            value = number(now.value, 2) if now.value is not None else now.undefined
-            shown.append(
-                Row(
-                    (
-                        name,
-                        population,
-                        number(c.sigma_s, 2),
-                        number(c.sigma_i, 2),
-                        number(c.sigma_e, 2),
-                        value,
-                        needed_text(more_seeds),
-                        needed_text(more_items),
-                    )
-                )
-            )
-            data.append(
-                (
-                    name,
-                    population,
-                    c.sigma_s,
-                    c.low,
-                    c.high,
-                    c.sigma_i,
-                    c.sigma_e,
-                    now.value,
-                    now.low,
-                    now.high,
-                    more_seeds.value,
-                    more_items.value,
-                )
-            )
-    seeds, items = rows[0][2], rows[0][3]
+            now = detectable(design.spread, design.seeds, design.items, population)
+            seeds = seeds_needed(design.spread, delta, design.items, population)
+            items = items_needed(design.spread, delta, design.seeds, population)
+            rows.append(TableRow(_cells(design, population, now, seeds, items)))
+            observations.append(_observation(design, population, now, seeds, items))
     caption = (
-        f"{what}: 80 % power, two-sided 5 %, delta = {delta:g} points; {seeds} seeds × "
-        f"{items} items now."
+        f"{what}: 80 % power, two-sided 5 %, delta = {delta:g} points; {designs[0].seeds} seeds × "
+        f"{designs[0].items} items now."
     )
     notes = (
         "(A): this benchmark, new seeds. (B): new seeds and new items.",
         "Ranges: the spread over few seeds is itself known only roughly.",
     )
-    return Table(
-        "power", "Seeds and items needed", caption, COLUMNS, tuple(shown), DATA, tuple(data), notes
-    )
+    return Table("power", "Seeds and items needed", caption, rows, observations, notes)
+
+
+def _cells(
+    design: Design, population: str, now: Detectable, seeds: Needed, items: Needed
+) -> dict[str, str]:
+    spread = design.spread
+    return {
+        "comparison": design.name,
+        "population": population,
+        "σ seed": number(spread.sigma_s, 2),
+        "σ item": number(spread.sigma_i, 2),
+        "σ error": number(spread.sigma_e, 2),
+        "detectable now": now.undefined if now.value is None else number(now.value, 2),
+        "seeds for delta": needed_text(seeds),
+        "items for delta": needed_text(items),
+    }
+
+
+def _observation(
+    design: Design, population: str, now: Detectable, seeds: Needed, items: Needed
+) -> dict[str, object]:
+    spread = design.spread
+    return {
+        "comparison": design.name,
+        "population": population,
+        "sigma_s": spread.sigma_s,
+        "sigma_s_low": spread.low,
+        "sigma_s_high": spread.high,
+        "sigma_i": spread.sigma_i,
+        "sigma_e": spread.sigma_e,
+        "detectable": now.value,
+        "detectable_low": now.low,
+        "detectable_high": now.high,
+        "seeds": seeds.value,
+        "items": items.value,
+    }
 
 
 def needed_text(found: Needed) -> str:
     if found.value is None:
         return found.reason
-    ends = [str(end) if end is not None else f">{found.limit}" for end in (found.low, found.high)]
-    return (
-        f"{found.value} ({ends[0]} to {ends[1]})"
-        if found.low is not None or found.high is not None
-        else str(found.value)
-    )
+    if found.low is None and found.high is None:
+        return str(found.value)
+    low, high = (f">{found.limit}" if end is None else end for end in (found.low, found.high))
+    return f"{found.value} ({low} to {high})"

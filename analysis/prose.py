@@ -13,7 +13,7 @@ from analysis.findings import Comparison, Findings, TrendFinding
 from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate, Interval
-from analysis.text import listed, number, p_value
+from analysis.text import capitalised, listed, number, p_value, plural
 
 MOST_NAMED = 3
 """Arms named one by one; the others are in the table."""
@@ -24,11 +24,6 @@ def unit(measure: Measure) -> str:
     return {"percent": "points", "rating 1–10": "rating points"}.get(
         measure.unit, measure.unit or "units"
     )
-
-
-def counted(number_of: int, what: str) -> str:
-    """ "1 seed", "3 seeds"."""
-    return f"{number_of} {what}{'s' * (number_of != 1)}"
 
 
 def p_words(p: float | None) -> str:
@@ -134,7 +129,7 @@ def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> lis
         far = _farthest(complete)
         most = ", the largest of the differences," if len(complete) > 1 else ""
         return [
-            f"With {counted(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
+            f"With {plural(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
             "intervals over seeds "
             f"need 3. Measured for what it is, {named(far.label)} minus {baseline}{most} is "
             f"{number(far.estimate.value, measure.digits, sign=True)} {unit(measure)} in "
@@ -192,7 +187,7 @@ def _details(c: Comparison, family: int) -> str:
     value, digits = c.estimate, c.measure.digits
     parts = [
         f"{_population(p, c)}: {_range(value.intervals[p], digits)}, "
-        f"{p_words(_plain(value.intervals[p]))}"
+        f"{p_words(value.intervals[p].p)}"
         + (
             f", {p_value(c.holm[p])} after Holm over {family}"
             if c.holm.get(p) is not None and family > 1
@@ -223,13 +218,8 @@ def _range(interval: Interval, digits: int) -> str:
 
 def _n(value: Estimate, items: str) -> str:
     """ "3 seeds × 128 instructions"; without items where seeds are compared by their means."""
-    return counted(value.seeds, "seed") + (
-        f" × {value.clusters} {items}" if value.clusters > 1 else ""
-    )
-
-
-def _plain(interval: Interval) -> float | None:
-    return interval.p
+    crossed = f" × {value.clusters} {items}" if value.clusters > 1 else ""
+    return plural(value.seeds, "seed") + crossed
 
 
 def _reach(c: Comparison) -> str:
@@ -331,7 +321,7 @@ def selection(data: StudyData) -> str:
     chosen, measure = found.selection, found.primary_measure
     if chosen is None:
         return ""
-    label, value = data.arms[chosen.best][0].label, chosen.estimate
+    label, value = data.label(chosen.best), chosen.estimate
     a = value.intervals.get("A")
     interval = ""
     if a and a.low is not None:
@@ -450,13 +440,11 @@ def conditions(data: StudyData) -> str:
     explore = data.recipe.get("exploration") or {}
     ends = {data.own_last(arm) for arm in data.arms}
     iterations = (
-        counted(data.last_iteration, "iteration")
+        plural(data.last_iteration, "iteration")
         if len(ends) == 1
         else f"{min(ends)} to {max(ends)} iterations"
     )
-    parts = [
-        f"{counted(len(data.arms), 'arm')} × {counted(len(data.seeds), 'seed')} × {iterations}"
-    ]
+    parts = [f"{plural(len(data.arms), 'arm')} × {plural(len(data.seeds), 'seed')} × {iterations}"]
     bases = {run.iterations.get(0, {}).get("base", "") for run in data.runs}
     if len(bases) == 1:
         parts.append("all runs start from one shared base, so every statement is conditional on it")
@@ -467,4 +455,4 @@ def conditions(data: StudyData) -> str:
     judge = data.recipe.get("judge") or {}
     if judge.get("kind") == "pocket":
         parts.append("the judge is the pocket world's own")
-    return "; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "."
+    return capitalised("; ".join(parts)) + "."

@@ -17,8 +17,9 @@ from analysis.figure import Drawn, write_figure
 from analysis.figures import FIGURES, draw
 from analysis.load import StudyData, load_study
 from analysis.page import FIRST_TABLES, flat, is_volatile, page, settings, summary, versions
-from analysis.table import Table, Unavailable, as_markdown, write_table, write_text
+from analysis.table import Table, Unavailable, as_markdown, write_table
 from analysis.tables import tables_of
+from harness.files import write_atomic
 
 SEARCH = "search/search.md"
 """What a search wrote beside the report of its finalists."""
@@ -42,17 +43,17 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
         if isinstance(figure, Drawn):
             write_figure(figure, folder / "figures")
     facts = versions(data)
-    write_text(
+    write_atomic(
         folder / "costs" / "versions.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
     )
-    write_text(
+    write_atomic(
         folder / "settings.json", json.dumps(settings(data), indent=1, sort_keys=True) + "\n"
     )
     path = folder / "report.md"
     models = len(cards.write_cards(data, Path(study_dir)))
     searched = (Path(study_dir) / SEARCH).is_file()
-    write_text(path, markdown(data, tables, figures, searched, models))
-    write_text(
+    write_atomic(path, markdown(data, tables, figures, searched, models))
+    write_atomic(
         folder / "index.html",
         page(data, tables, figures, facts, search=f"../{SEARCH}" if searched else ""),
     )

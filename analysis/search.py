@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis.figure import Drawn, paper_style, write_figure
 from analysis.stats import Interval, seed_interval
-from analysis.table import write_text
 from analysis.text import markdown
+from harness.files import write_atomic
 from harness.records import canonical_json
 
 MOST_SETTINGS = 4
@@ -84,12 +84,12 @@ def _drawn(study: optuna.Study, key: str, title: str, axes: Any) -> Drawn:
         panel.tick_params(labelsize=6)
         for axis in (panel.xaxis, panel.yaxis):
             axis.label.set_size(7)
-    rows = tuple(
-        (trial.number, state_of(trial), *values_of(trial)[:1])
+    rows = [
+        {"trial": trial.number, "state": state_of(trial), "value": values_of(trial)[0]}
         for trial in study.get_trials(deepcopy=False)
         if values_of(trial)
-    )
-    return Drawn(key, title, CAPTIONS[key], figure, ("trial", "state", "value"), rows)
+    ]
+    return Drawn(key, title, CAPTIONS[key], figure, rows)
 
 
 SHOWN_TRIALS = 60
@@ -192,7 +192,7 @@ def write_search(study: optuna.Study, folder: Path, found: Found) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = trials_table(study)
-    write_text(folder / "trials.csv", table.to_csv(index=False, float_format="%.10g"))
+    write_atomic(folder / "trials.csv", table.to_csv(index=False, float_format="%.10g"))
     for old in folder.glob("*.svg"):
         for kind in ("svg", "pdf", "png", "csv"):
             old.with_suffix(f".{kind}").unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def write_search(study: optuna.Study, folder: Path, found: Found) -> Path:
         ]
     lines += [*_notes(table), "## Trials", "", *_trials(study, table, found), ""]
     path = folder / "search.md"
-    write_text(path, "\n".join(lines))
+    write_atomic(path, "\n".join(lines))
     numbers = {
         "fresh": found.fresh,
         "importance": _importance(study),
@@ -226,7 +226,7 @@ def write_search(study: optuna.Study, folder: Path, found: Found) -> Path:
         "usd": found.usd,
         "ended": found.ended,
     }
-    write_text(folder / "search.json", canonical_json(numbers) + "\n")
+    write_atomic(folder / "search.json", canonical_json(numbers) + "\n")
     return path
 
 

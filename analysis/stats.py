@@ -19,10 +19,10 @@ seeds); no check sees that at 3 seeds. The *difference* of two such arms is symm
 (95–97 %).
 
 Missing is never a number: a layout with a missing cell is INCOMPLETE. It has ``bounds`` (every
-missing score at the worst and at the best of its scale) and no value, unless ``bar`` allows the
-share that is there; then clusters scored everywhere are used, and a flag says how many were left
-out. Nothing is imputed. An interval that cannot be had says why in ``undefined``; none has zero
-width.
+missing score at the worst and at the best of its scale) and no value, unless ``min_complete``
+allows the share that is there; then clusters scored everywhere are used, and a flag says how many
+were left out. Nothing is imputed. An interval that cannot be had says why in ``undefined``; none
+has zero width.
 
 Arms against a baseline (pooled headline, Holm, Dunnett, selection): ``analysis.family``.
 Permutations, ranks, trend, judge noise: ``analysis.rank``. Detectable effects: ``analysis.power``.
@@ -122,6 +122,11 @@ class Estimate:
     bounds: tuple[float, float] | None = None
     squares: MeanSquares | None = None
     flags: tuple[str, ...] = ()
+
+    @property
+    def tells_spread(self) -> bool:
+        """Whether it rests on enough seeds and items to say how they vary."""
+        return self.squares is not None and min(self.seeds, self.clusters) >= 2
 
 
 @dataclass(frozen=True)
@@ -270,29 +275,23 @@ def crossed_interval(
 def incomplete(method: str, cell: Layout, reason: str, names: Sequence[str]) -> Estimate:
     """An estimate without value: bounds, counts and the reason in every interval."""
     populations = {"items": ITEMS, "A": NEW_SEEDS, "B": NEW_SEEDS_AND_ITEMS}
-    intervals = {
-        name: Interval(populations[name[:1] if name != "items" else name], "none", undefined=reason)
-        for name in names
-    }
-    S, n = cell.values.shape
+    seeds, clusters = cell.values.shape
     return Estimate(
         method,
         None,
-        S,
-        n,
-        intervals,
-        (),
-        cell.scored,
-        cell.expected,
-        True,
-        cell.bounds,
-        None,
-        (reason,),
+        seeds,
+        clusters,
+        {name: Interval(populations[name], "none", undefined=reason) for name in names},
+        scored=cell.scored,
+        expected=cell.expected,
+        incomplete=True,
+        bounds=cell.bounds,
+        flags=(reason,),
     )
 
 
 def one_checkpoint(
-    cell: Layout, *, null: float | None = None, level: float = 0.95, bar: float = 1.0
+    cell: Layout, *, null: float | None = None, level: float = 0.95, min_complete: float = 1.0
 ) -> Estimate:
     """Mean of one checkpoint (S = 1) ± t_{n−1}·sd/√n over clusters; Wilson where every score is at
     an end of ``cell.scale`` (0 or 1, 0 or 100).
@@ -305,7 +304,7 @@ def one_checkpoint(
             f"one_checkpoint takes one seed, got {cell.values.shape[0]}; use mean_over_seeds, or "
             "cell.take([seed])"
         )
-    used, reason, flags = complete(cell, bar)
+    used, reason, flags = complete(cell, min_complete)
     if reason:
         return incomplete("one checkpoint", cell, reason, ("items",))
     y = used.values[0]
@@ -313,9 +312,8 @@ def one_checkpoint(
     sd = float(y.std(ddof=1)) if n > 1 else 0.0
     sd = 0.0 if sd < 1e-12 * float(np.abs(y).max()) else sd
     se = sd / math.sqrt(n) if sd > 0 else None
-    blank = Interval(
-        ITEMS, f"t with {n - 1} degrees of freedom over items", level, se=se, df=(float(n - 1),)
-    )
+    method = f"t with {n - 1} degrees of freedom over items"
+    blank = Interval(ITEMS, method, level, se=se, df=(float(n - 1),))
     if used.scale is not None and bool(np.isin(y, used.scale).all()):
         interval = _wilson(y, used.scale, replace(blank, method="Wilson", df=()), null)
     elif n < 2:
@@ -325,84 +323,83 @@ def one_checkpoint(
     else:
         half = float(distributions.t.isf((1 - level) / 2, n - 1)) * se
         p = None if null is None else cochran_p(value - null, se * se, n - 1, 0.0, n - 1)
-        few = (
-            (f"only {n} item clusters: the interval leans on their normality",)
-            if n < FEW_CLUSTERS
-            else ()
-        )
-        interval = replace(blank, low=value - half, high=value + half, p=p, flags=few)
+        few = f"only {n} item clusters: the interval leans on their normality"
+        raised = (few,) if n < FEW_CLUSTERS else ()
+        interval = replace(blank, low=value - half, high=value + half, p=p, flags=raised)
     return Estimate(
         "one checkpoint",
         value,
         1,
         n,
         {"items": interval},
-        (value,),
-        cell.scored,
-        cell.expected,
-        False,
-        cell.bounds,
-        None,
-        flags,
+        points=(value,),
+        scored=cell.scored,
+        expected=cell.expected,
+        bounds=cell.bounds,
+        flags=flags,
     )
 
 
 def _wilson(y: Floats, scale: tuple[float, float], blank: Interval, null: float | None) -> Interval:
     low, high = scale
-    k = int((y == high).sum())
+    k, p = int((y == high).sum()), None
     share = proportion_confint(k, len(y), alpha=1 - blank.level, method="wilson")
-    p = None
     if null is not None and low < null < high:
         q = (null - low) / (high - low)
         p = float(2 * distributions.norm.sf(abs(k / len(y) - q) / math.sqrt(q * (1 - q) / len(y))))
-    return replace(
-        blank,
-        low=low + (high - low) * float(share[0]),
-        high=low + (high - low) * float(share[1]),
-        p=p,
-    )
+    ends = (low + (high - low) * float(end) for end in share)
+    return replace(blank, low=next(ends), high=next(ends), p=p)
 
 
 def mean_over_seeds(
-    cell: Layout, *, null: float | None = None, level: float = 0.95, bar: float = 1.0
+    cell: Layout, *, null: float | None = None, level: float = 0.95, min_complete: float = 1.0
 ) -> Estimate:
     """Mean over seeds with intervals "A" (this benchmark, new seeds) and "B" (new seeds and new
     items); p against ``null`` by inversion.
     """
-    return _crossed("mean over seeds", cell, null, level, bar)
+    return _crossed("mean over seeds", cell, null, level, min_complete)
 
 
-def _crossed(method: str, cell: Layout, null: float | None, level: float, bar: float) -> Estimate:
-    used, reason, flags = complete(cell, bar)
+def _crossed(
+    method: str, cell: Layout, null: float | None, level: float, min_complete: float
+) -> Estimate:
+    used, reason, flags = complete(cell, min_complete)
     if reason:
         return incomplete(method, cell, reason, ("A", "B"))
     squares = two_way(used.values)
-    value, df = float(squares.mean), float(squares.seeds - 1)
-    intervals = {
-        "A": seed_interval(value, float(squares.a2), df, squares.seeds, null=null, level=level),
-        "B": crossed_interval(value, float(squares.a2), df, squares, null=null, level=level),
-    }
-    points = tuple(float(v) for v in used.values.mean(axis=1))
-    counts = (cell.scored, cell.expected, False, cell.bounds)
+    value, a2, df = float(squares.mean), float(squares.a2), float(squares.seeds - 1)
     return Estimate(
-        method, value, squares.seeds, squares.clusters, intervals, points, *counts, squares, flags
+        method,
+        value,
+        squares.seeds,
+        squares.clusters,
+        {
+            "A": seed_interval(value, a2, df, squares.seeds, null=null, level=level),
+            "B": crossed_interval(value, a2, df, squares, null=null, level=level),
+        },
+        points=tuple(float(v) for v in used.values.mean(axis=1)),
+        scored=cell.scored,
+        expected=cell.expected,
+        bounds=cell.bounds,
+        squares=squares,
+        flags=flags,
     )
 
 
-def difference(arm: Layout, twin: Layout, *, level: float = 0.95, bar: float = 1.0) -> Estimate:
-    """Mean of D_si = arm − twin (same seed, same item) with "A", "B" and p against 0; with one seed
-    also "items" (these two checkpoints only).
+def difference(
+    arm: Layout, baseline: Layout, *, level: float = 0.95, min_complete: float = 1.0
+) -> Estimate:
+    """Mean of D_si = arm − baseline (same seed, same item) with "A", "B" and p against 0; with one
+    seed also "items" (these two checkpoints only).
     """
-    D, flags = paired(arm, twin)
-    if D.values.shape[0] == 1:
-        single = one_checkpoint(D, null=0.0, level=level, bar=bar)
-        if single.incomplete:
-            return replace(single, method="paired difference", flags=single.flags + flags)
-        crossed = _crossed("paired difference", D, 0.0, level, bar)
-        return replace(
-            crossed,
-            intervals={**crossed.intervals, **single.intervals},
-            flags=crossed.flags + flags,
-        )
-    result = _crossed("paired difference", D, 0.0, level, bar)
-    return replace(result, flags=result.flags + flags)
+    D, flags = paired(arm, baseline)
+    method = "paired difference"
+    if D.values.shape[0] != 1:
+        found = _crossed(method, D, 0.0, level, min_complete)
+        return replace(found, flags=found.flags + flags)
+    single = one_checkpoint(D, null=0.0, level=level, min_complete=min_complete)
+    if single.incomplete:
+        return replace(single, method=method, flags=single.flags + flags)
+    found = _crossed(method, D, 0.0, level, min_complete)
+    intervals = {**found.intervals, **single.intervals}
+    return replace(found, intervals=intervals, flags=found.flags + flags)

@@ -5,55 +5,64 @@ that can be sorted.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis import text
-from harness.records import HarnessError
+from harness.files import write_atomic
+
+Observation = Mapping[str, Any]
+"""One row of the data behind a table or figure: its names are the columns of the CSV."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of shown cells; ``rule``: a line above it."""
+class TableRow:
+    """One row as shown: heads of columns and their cells; ``rule``: a line above it."""
 
-    cells: tuple[str, ...]
+    cells: Mapping[str, str]
     rule: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """``columns`` and ``rows`` are for reading; ``data_columns`` and ``data`` are the numbers
-    behind them, one observation a row.
+    """``rows`` are for reading; ``data`` are the numbers behind them, one observation a row. The
+    columns of both are the names in their first row, and every other row must have the same.
 
-    volatile: holds times and costs, so it differs between two runs of the same study and is kept
-    apart from the data files.
+    left: text columns. volatile: holds times and costs, so it differs between two runs of the same
+    study and is kept apart from the data files. empty: the columns shown and those of the data, for
+    a table that may have no row.
     """
 
     key: str
     title: str
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    data_columns: tuple[str, ...]
-    data: tuple[tuple[object, ...], ...]
-    notes: tuple[str, ...] = ()
+    rows: Sequence[TableRow]
+    data: Sequence[Observation]
+    notes: Sequence[str] = ()
     left: int = 1
     volatile: bool = False
+    empty: tuple[Sequence[str], Sequence[str]] = ((), ())
 
     def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row.cells) != len(self.columns):
-                raise ValueError(
-                    f"table {self.key}: a row of {len(row.cells)} cells under {len(self.columns)} "
-                    f"columns: {row.cells[:2]}"
-                )
-        for values in self.data:
-            if len(values) != len(self.data_columns):
-                raise ValueError(
-                    f"table {self.key}: data row of {len(values)} values under "
-                    f"{len(self.data_columns)} columns"
-                )
+        same_names(f"table {self.key}, shown", [row.cells for row in self.rows])
+        same_names(f"table {self.key}, data", self.data)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.rows[0].cells if self.rows else self.empty[0])
+
+    @property
+    def data_columns(self) -> list[str]:
+        return list(self.data[0] if self.data else self.empty[1])
+
+
+def same_names(what: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Every row has the names of the first, in its order; ValueError names one that has not."""
+    for number, row in enumerate(rows):
+        if list(row) != list(rows[0]):
+            raise ValueError(f"{what}: row {number} has {list(row)}, the first {list(rows[0])}")
 
 
 @dataclass(frozen=True)
@@ -67,97 +76,104 @@ class Unavailable:
 
 def as_markdown(table: Table, level: int = 3) -> str:
     """Heading, pipe table, notes."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(text.markdown(cell) for cell in cells) + " |"
+
+    right = len(table.columns) - table.left
     lines = [f"{'#' * level} {text.markdown(table.title)}", "", text.markdown(table.caption), ""]
-    lines.append("| " + " | ".join(text.markdown(name) for name in table.columns) + " |")
-    lines.append(
-        "|"
-        + "|".join(" :-- " if i < table.left else " --: " for i in range(len(table.columns)))
-        + "|"
-    )
-    lines += [
-        "| " + " | ".join(text.markdown(cell) for cell in row.cells) + " |" for row in table.rows
-    ]
+    lines += [line(table.columns), "|" + " :-- |" * table.left + " --: |" * right]
+    lines += [line(row.cells.values()) for row in table.rows]
     if not table.rows:
         lines.append("| none |" + " |" * (len(table.columns) - 1))
     lines += ["", *(f"- {text.markdown(note)}" for note in table.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
+_LATEX = r"""% needs \usepackage{booktabs,graphicx,textcomp} and \usepackage[T1]{fontenc}
+\begin{table*}[t]
+\centering
+\caption{CAPTION}
+\label{tab:LABEL}
+\small
+\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%
+\begin{tabular}{ALIGNMENT}
+\toprule
+BODY
+\bottomrule
+\end{tabular}}
+NOTES\end{table*}
+"""
+
+
 def as_latex(table: Table) -> str:
     """A booktabs ``table*`` for a two-column paper; needs booktabs, graphicx and, for accents in
     labels, T1 and textcomp.
     """
-    alignment = "l" * table.left + "r" * (len(table.columns) - table.left)
-    body = []
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(text.latex(cell) for cell in cells) + r" \\"
+
+    body = [line(table.columns), r"\midrule"]
     for number, row in enumerate(table.rows):
         if row.rule and number:
             body.append(r"\midrule")
-        body.append(" & ".join(text.latex(cell) for cell in row.cells) + r" \\")
+        body.append(line(row.cells.values()))
     if not table.rows:
         body.append("none" + " &" * (len(table.columns) - 1) + r" \\")
     notes = " ".join(text.latex(note) for note in table.notes)
-    header = " & ".join(text.latex(name) for name in table.columns)
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs,graphicx,textcomp} and \\usepackage[T1]{fontenc}",
-            r"\begin{table*}[t]",
-            r"\centering",
-            rf"\caption{{{text.latex(table.title)}. {text.latex(table.caption)}}}",
-            rf"\label{{tab:{table.key.replace('_', '-')}}}",
-            r"\small",
-            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{alignment}}}",
-            r"\toprule",
-            header + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            *([rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}"] if notes else []),
-            r"\end{table*}",
-            "",
-        ]
-    )
+    if notes:
+        notes = rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}" + "\n"
+    parts = {
+        "CAPTION": f"{text.latex(table.title)}. {text.latex(table.caption)}",
+        "LABEL": table.key.replace("_", "-"),
+        "ALIGNMENT": "l" * table.left + "r" * (len(table.columns) - table.left),
+        "BODY": "\n".join(body),
+        "NOTES": notes,
+    }
+    return re.sub("|".join(parts), lambda found: parts[found.group()], _LATEX)
 
 
 def as_csv(table: Table) -> str:
-    return text.csv_text(table.data_columns, table.data)
+    return text.csv_text(table.data_columns, (row.values() for row in table.data))
 
 
 def as_html(table: Table) -> str:
     """A table in a scrollable region; column heads are buttons that sort."""
-    head = "".join(
-        f'<th scope="col"{" class=text" if i < table.left else ""} aria-sort="none">'
-        f'<button type="button" class="sort">{text.html(name)}</button></th>'
-        for i, name in enumerate(table.columns)
-    )
+    head = []
+    for i, name in enumerate(table.columns):
+        kind = " class=text" if i < table.left else ""
+        button = f'<button type="button" class="sort">{text.html(name)}</button>'
+        head.append(f'<th scope="col"{kind} aria-sort="none">{button}</th>')
     body = []
     for row in table.rows:
-        cells = []
-        for i, cell in enumerate(row.cells):
-            shown = f'data-v="{text.html(sort_value(cell))}">{text.html(cell)}'
-            if i == 0:
-                cells.append(f'<th scope="row" {shown}</th>')
-                continue
-            kind = ""
-            if i < table.left:
-                kind = ' class="text"'
-            elif cell.startswith("INCOMPLETE"):
-                kind = ' class="missing"'
-            cells.append(f"<td{kind} {shown}</td>")
-        body.append(f"<tr{' class=rule' if row.rule else ''}>{''.join(cells)}</tr>")
+        cells = "".join(
+            _html_cell(i, cell, table.left) for i, cell in enumerate(row.cells.values())
+        )
+        body.append(f"<tr{' class=rule' if row.rule else ''}>{cells}</tr>")
     if not table.rows:
         body.append(f'<tr><td colspan="{len(table.columns)}">none</td></tr>')
     notes = "".join(f"<li>{text.html(note)}</li>" for note in table.notes)
-    notes = f"<ul class=notes>{notes}</ul>" if notes else ""
     title = text.html(table.title)
     return (
-        f'<section id="table-{table.key}" class="exhibit"><h3>{title}</h3><p '
-        f'class="caption">{text.html(table.caption)}</p>'
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table '
-        f'class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>{notes}</section>"
+        f'<section id="table-{table.key}" class="exhibit"><h3>{title}</h3>'
+        f'<p class="caption">{text.html(table.caption)}</p>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
+        f'<table class="sortable"><thead><tr>{"".join(head)}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+        + (f"<ul class=notes>{notes}</ul>" if notes else "")
+        + "</section>"
     )
+
+
+def _html_cell(column: int, cell: str, left: int) -> str:
+    value = f'data-v="{text.html(sort_value(cell))}">{text.html(cell)}'
+    if column == 0:
+        return f'<th scope="row" {value}</th>'
+    if column < left:
+        return f'<td class="text" {value}</td>'
+    missing = ' class="missing"' if cell.startswith("INCOMPLETE") else ""
+    return f"<td{missing} {value}</td>"
 
 
 def sort_value(cell: str) -> str:
@@ -172,40 +188,13 @@ def sort_value(cell: str) -> str:
 
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write ``<key>.md``, ``.tex`` and ``.csv``; returns the paths."""
-    written = []
-    for suffix, content in (
-        (".md", as_markdown(table)),
-        (".tex", as_latex(table)),
-        (".csv", as_csv(table)),
-    ):
-        path = folder / f"{table.key}{suffix}"
-        write_text(path, content)
-        written.append(path)
-    return written
+    forms = {".md": as_markdown(table), ".tex": as_latex(table), ".csv": as_csv(table)}
+    paths = [folder / f"{table.key}{suffix}" for suffix in forms]
+    for path, content in zip(paths, forms.values(), strict=True):
+        write_atomic(path, content)
+    return paths
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text through a temporary file; a full disk leaves the old file and raises
-    HarnessError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content.encode("utf-8", "strict"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise HarnessError(
-            f"{path}: cannot be written ({error.strerror or error}); the old file is intact"
-        ) from error
-
-
-def unique(notes: Sequence[str]) -> tuple[str, ...]:
+def unique(notes: Sequence[str]) -> list[str]:
     """Notes without repeats, in order."""
-    return tuple(dict.fromkeys(note for note in notes if note))
+    return list(dict.fromkeys(note for note in notes if note))

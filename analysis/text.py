@@ -7,9 +7,12 @@ characters, escape sequences, bidirectional marks, lone surrogates) by a visible
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from collections.abc import Iterable
+from html import escape
 
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
@@ -93,16 +96,7 @@ def one_line(text: str, limit: int = 0) -> str:
 
 def html(text: str) -> str:
     """Text for an HTML element or a quoted attribute."""
-    out = visible(text)
-    for raw, entity in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        (">", "&gt;"),
-        ('"', "&quot;"),
-        ("'", "&#39;"),
-    ):
-        out = out.replace(raw, entity)
-    return out
+    return escape(visible(text))
 
 
 def markdown(text: str) -> str:
@@ -135,28 +129,27 @@ def latex(text: str) -> str:
 
 
 def csv_cell(value: object) -> str:
-    """One CSV cell: numbers with full precision (empty when undefined); text that a spreadsheet
-    would run as a formula gets a quote in front.
+    """One CSV cell before quoting: numbers with full precision (empty when undefined); text that a
+    spreadsheet would run as a formula gets a quote in front.
     """
-    if value is None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float):
-        return "" if not math.isfinite(value) else repr(float(value))
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, float):  # numpy's too, whose own repr names the type
+        return repr(float(value))
     text = visible(str(value))
-    if text[:1] in ("=", "+", "@", "-") and not _is_number(text):
-        text = "'" + text
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+    runs = text[:1] in ("=", "+", "@", "-") and not _is_number(text)
+    return f"'{text}" if runs else text
 
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A CSV file's text, with a final newline."""
-    lines = [",".join(csv_cell(name) for name in header)]
-    lines += [",".join(csv_cell(value) for value in row) for row in rows]
-    return "\n".join(lines) + "\n"
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in header])
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
+    return out.getvalue()
 
 
 def _is_number(text: str) -> bool:
@@ -200,3 +193,13 @@ def listed(names: Iterable[str]) -> str:
     """ "a", "a and b", "a, b and c"; "none" without any."""
     *head, last = list(names) or ["none"]
     return f"{', '.join(head)} and {last}" if head else last
+
+
+def capitalised(sentence: str) -> str:
+    """The sentence with a capital letter in front, all else as it is."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def plural(count: int, what: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -24,15 +24,16 @@ def hash_tree(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): hash_file(p) for p in files}
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader sees the old text or the new, and a kill leaves one
-    of them.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file's content (text as UTF-8) so that a reader sees the old or the new, and a kill
+    leaves one of them.
     """
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
+        with open(temporary, "wb") as handle:
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)

@@ -140,7 +140,7 @@ def test_a_partly_judged_set_is_incomplete_with_bounds_and_the_next_run_complete
     assert [item for item, row in world.rows(key).items() if row["status"] == "error"] == ["82:2"]
     table = TABLES["table_1"](load_results(world.results / "faults", world.store.root))
     assert isinstance(table, Table)
-    cell = table.rows[0].cells[table.columns.index("MT-Bench mean")]
+    cell = table.rows[0].cells["MT-Bench mean"]
     assert (
         cell == "INCOMPLETE (7 of 8) 6.25–7.38"
     )  # seven times 7, and the missing one at 1 or at 10
@@ -169,7 +169,7 @@ def test_equal_scores_of_one_seed_have_no_zero_width_interval(tmp_path: Path) ->
         assert world.run() == 0
     table = TABLES["table_1"](load_results(world.results / "faults", world.store.root))
     assert isinstance(table, Table)
-    assert table.rows[0].cells[table.columns.index("MT-Bench mean")] == "7.00 ± –"
+    assert table.rows[0].cells["MT-Bench mean"] == "7.00 ± –"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_every_kind_of_missing_verdict_is_counted_in_the_tables(tmp_path: Path) 
         assert statuses == {"81:2": "unparsed", "83:2": "error"}
     table = TABLES["completeness"](load_results(world.results / "faults", world.store.root))
     assert isinstance(table, Table)
-    assert table.rows[0].cells[table.columns.index("mt_bench")] == "6/8 (1 error, 1 unparsed)"
+    assert table.rows[0].cells["mt_bench"] == "6/8 (1 error, 1 unparsed)"
     assert "6/8 (1 error, 1 unparsed)" in world.report()
 
 

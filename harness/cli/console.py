@@ -105,7 +105,7 @@ def table(
 
 def analysis_table(found: Any) -> None:
     """A table of the analysis, its notes below."""
-    cells = [row.cells for row in found.rows]
+    cells = [row.cells.values() for row in found.rows]
     table(found.title, found.columns, cells, range(found.left), found.caption)
     for note in found.notes:
         say(note)

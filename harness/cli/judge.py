@@ -30,7 +30,7 @@ from harness.records import HarnessError, StageTask, canonical_json, content_has
 if TYPE_CHECKING:
     import torch
 
-    from analysis import tables_judge as judge_table
+    from analysis.tables import judge as judge_table
     from harness.cli import console as shown
     from harness.engine import launch, stages, worker
     from harness.engine import store as stores
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 else:
     torch, judge_table, shown, launch, stages, worker, stores = lazy(
         "torch",
-        "analysis.tables_judge",
+        "analysis.tables.judge",
         "harness.cli.console",
         "harness.engine.launch",
         "harness.engine.stages",

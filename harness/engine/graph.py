@@ -295,7 +295,7 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
             "arm": dict(run.cell.arm),
             "label": run.cell.label,
             "seed": run.cell.seed,
-            "twin": run.cell.baseline_run,
+            "baseline_run": run.cell.baseline_run,
             "alpha": [n["alpha"] for n in run.coefficients.values()],
             "c": [n["c"] for n in run.coefficients.values()],
             "kappa": [n["kappa"] for n in run.coefficients.values()],

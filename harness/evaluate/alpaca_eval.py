@@ -496,7 +496,7 @@ def _work(count: Counting, task: JudgeTask) -> Work:
 
 BENCHMARK = Benchmark(
     NAME,
-    "AlpacaEval 2.0",
+    "AlpacaEval",
     settings=AlpacaEvalSettings,
     stage="judge.alpaca_eval",
     run="harness.evaluate.alpaca_eval:run",

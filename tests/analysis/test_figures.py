@@ -14,11 +14,20 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from analysis import figures_scores, measures, text
-from analysis.figure import METADATA, Drawn, paper_style, render, styles, symbols, write_figure
+from analysis import measures, text
+from analysis.figure import (
+    METADATA,
+    Drawn,
+    paper_style,
+    render,
+    shown,
+    styles,
+    symbols,
+    write_figure,
+)
 from analysis.figures import FIGURES, draw
 from analysis.load import StudyData, load_study
-from analysis.table import Unavailable
+from analysis.table import Observation, Unavailable
 from harness.records import canonical_json, content_hash
 from tests import synthetic
 
@@ -78,7 +87,7 @@ def test_every_figure_works_on_unfinished_and_empty_studies(
 def test_the_bandit_stands_only_beside_a_study_that_varies_alpha(complete: StudyData) -> None:
     drawn = draw("bandit", complete)
     assert isinstance(drawn, Drawn)
-    found = {row[:3]: row[3] for row in drawn.data}
+    found = {tuple(row.values())[:3]: row["value"] for row in drawn.data}
     assert found[1.0, 0.1, "optimistic"] == found[0.0, 0.1, "optimistic"] == 1
     assert found[1.0, 0.1, "regret"] < 1e-9 < 0.7 < found[0.0, 0.1, "regret"]
     other = copy.copy(complete)
@@ -92,9 +101,8 @@ def test_the_bandit_stands_only_beside_a_study_that_varies_alpha(complete: Study
 def test_every_seed_is_in_the_figure(complete: StudyData, key: str) -> None:
     drawn = draw(key, complete)
     assert isinstance(drawn, Drawn)
-    kind = drawn.columns.index("kind")
-    seed = drawn.columns.index("seed" if "seed" in drawn.columns else "seed_number")
-    assert {row[seed] for row in drawn.data if row[kind] == "seed"} == {0, 1, 2}
+    seed = "seed" if "seed" in drawn.columns else "seed_number"
+    assert {row[seed] for row in drawn.data if row["kind"] == "seed"} == {0, 1, 2}
 
 
 def test_curves_hold_the_tables_numbers(complete: StudyData) -> None:
@@ -102,25 +110,22 @@ def test_curves_hold_the_tables_numbers(complete: StudyData) -> None:
     assert isinstance(drawn, Drawn)
     checkpoint = complete.checkpoint("objective.alpha=1", 2)
     assert checkpoint is not None
-    points = measures.points(complete, checkpoint, measures.MT)
-    shown = {
-        row[6]: row[7]
-        for row in drawn.data
-        if row[:2] == ("mt_bench.rating", "objective.alpha=1") and row[3] == 2 and row[5] == "seed"
-    }
-    assert shown == points
+    points = measures.points(complete, checkpoint, measures.find(complete, "mt_bench", "rating"))
+    rows = _of(drawn, "mt_bench.rating", "objective.alpha=1", 2)
+    assert {row["seed"]: row["value"] for row in rows if row["kind"] == "seed"} == points
+
+
+def _of(drawn: Drawn, panel: str, arm: str, iteration: int) -> list[Observation]:
+    wanted = {"panel": panel, "arm": arm, "iteration": iteration}
+    return [row for row in drawn.data if wanted.items() <= row.items()]
 
 
 def test_a_failed_seed_is_left_out_and_the_others_are_drawn(faulty: StudyData) -> None:
     drawn = draw("curves", faulty)
     assert isinstance(drawn, Drawn)
-    rows = [
-        row
-        for row in drawn.data
-        if row[:2] == ("alpaca_eval.win_rate", "objective.alpha=1") and row[3] == 2
-    ]
-    assert {row[6] for row in rows} == {1, 2}
-    assert not any(row[5] == "mean" for row in rows)
+    rows = _of(drawn, "alpaca_eval.win_rate", "objective.alpha=1", 2)
+    assert {row["seed"] for row in rows} == {1, 2}
+    assert not any(row["kind"] == "mean" for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +177,8 @@ def test_an_axis_of_lengths_shows_every_arm_at_its_own_last_iteration(tmp_path: 
     spec = synthetic.Synthetic(axes={"loop.iterations": [1, 2, 3]}, faults=False, answers=False)
     drawn = draw("figure_6", load_study(*synthetic.build(tmp_path, spec)))
     assert isinstance(drawn, Drawn)
-    assert {(row[2], row[3]) for row in drawn.data} == {("1", 1), ("2", 2), ("3", 3)}
+    shown = {(row["label"], row["iteration"]) for row in drawn.data}
+    assert shown == {("1", 1), ("2", 2), ("3", 3)}
     assert "after each arm's last iteration (1 to 3)" in drawn.caption
 
 
@@ -223,17 +229,14 @@ def test_the_pairwise_matrix_is_drawn_from_a_stored_stage(tmp_path: Path) -> Non
     (study / "manifest.json").write_text(canonical_json(manifest))
     drawn = draw("figure_2", load_study(study, store))
     assert isinstance(drawn, Drawn)
-    assert [value for row, column, value in drawn.data if "iter 2" in row and "Base" in column] == [
-        80.0
-    ]
-    assert [value for row, column, value in drawn.data if "Base" in row and "iter 2" in column] == [
-        20.0
-    ]
+    won = {(row["row"], row["column"]): row["length_controlled_win_rate"] for row in drawn.data}
+    base, last = (drawn.data[0]["row"], drawn.data[-1]["row"])
+    assert ("Base" in base, "iter 2" in last) == (True, True)
+    assert (won[last, base], won[base, last]) == (80.0, 20.0)
 
 
 def test_labels_with_markup_do_not_become_mathematics() -> None:
     assert symbols("KL(π_θ‖π_0) and y_w") == r"KL($\pi_{\theta}$‖$\pi_{0}$) and $y_{w}$"
     assert symbols("loop.warmup_dpo") == "loop.warmup_dpo"
-    drawn = figures_scores.shown("cost $5 \x1b[31m")
-    assert drawn == r"cost \$5 ␛[31m"
+    assert shown("cost $5 \x1b[31m") == r"cost \$5 ␛[31m"
     assert text.visible("\u202e") == "‹U+202E›"

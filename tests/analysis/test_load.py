@@ -25,17 +25,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return synthetic.build(tmp_path_factory.mktemp("load"))
 
 
-def test_rows_are_joined_with_run_arm_seed_iteration_and_twin(folders: tuple[Path, Path]) -> None:
+def test_rows_are_joined_with_their_run_iteration_and_seed(folders: tuple[Path, Path]) -> None:
     data = load_study(*folders)
     row = data.scores[
         (data.scores["run"] == "objective.alpha=0.3,seed=1") & (data.scores["iteration"] == 2)
     ].iloc[0]
-    assert (row["arm"], row["seed"], row["twin"], row["label"]) == (
-        "objective.alpha=0.3",
-        1,
-        "objective.alpha=0,seed=1",
-        "α = 0.3",
-    )
+    assert row["seed"] == 1
+    run = next(run for run in data.runs if run.name == row["run"])
+    told = (run.arm_name, run.baseline_run, run.label)
+    assert told == ("objective.alpha=0.3", "objective.alpha=0,seed=1", "α = 0.3")
     assert data.baseline_arm == "objective.alpha=0"
     assert [c.title for c in data.checkpoints][:3] == ["Base", "α = 0, iter 1", "α = 0, iter 2"]
 
@@ -50,7 +48,7 @@ def test_a_cell_counts_what_is_missing_and_says_why(folders: tuple[Path, Path]) 
     data = load_study(*folders)
     last = data.checkpoint("objective.alpha=1", 2)
     assert last is not None
-    partial = data.cell(last, "mt_bench", "rating", scale=measures.RATING)
+    partial = data.cell(last, "mt_bench", "rating", scale=(1.0, 10.0))
     assert (partial.layout.scored, partial.layout.expected, partial.statuses["error"]) == (
         94,
         96,
@@ -92,9 +90,10 @@ def test_the_library_gives_the_length_controlled_point(folders: tuple[Path, Path
     data = load_study(*folders)
     checkpoint = data.checkpoint("objective.alpha=0", 2)
     assert checkpoint is not None
-    summary = data.summary(checkpoint.runs[0], 2, "judge.alpaca_eval")["length_controlled_win_rate"]
-    assert measures.points(data, checkpoint, measures.LC)[0] == summary
-    cell = measures.layout_of(data, checkpoint, measures.LC)
+    summary = data.summary(checkpoint.runs[0], 2, "alpaca_eval")["length_controlled_win_rate"]
+    lc = measures.find(data, "alpaca_eval", "length_controlled_win_rate")
+    assert measures.points(data, checkpoint, lc)[0] == summary
+    cell = measures.layout_of(data, checkpoint, lc)
     assert cell.values[0].mean() == pytest.approx(summary, abs=1e-9)
     raw = data.cell(checkpoint, "alpaca_eval", "length_controlled_win_rate").layout
     assert np.ptp(cell.values[0] - raw.values[0]) == pytest.approx(0, abs=1e-9)

@@ -12,7 +12,9 @@ def test_it_is_in_the_report_in_all_its_forms(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
     function, entry = code_of_the_readme("table")
     start = "TABLES: dict[str, Callable[[StudyData], Table | Unavailable]] = {\n"
-    tree.insert("analysis/tables.py", start, function + "\n\n", entry)
+    tree.insert("analysis/tables/__init__.py", start, "", entry)
+    study = tree.root / "analysis" / "tables" / "study.py"
+    study.write_text(study.read_text(encoding="utf-8") + "\n\n" + function, encoding="utf-8")
     folder, store = synthetic.build(tmp_path / "study", synthetic.Synthetic(answers=False))
     code = (
         "import sys; from pathlib import Path; from analysis.report import write_report; "

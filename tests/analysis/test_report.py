@@ -130,7 +130,7 @@ def test_a_study_without_baseline_compares_nothing(
     folder, store = synthetic.build(tmp_path, synthetic.Synthetic(faults=False, answers=False))
     manifest = json.loads((folder / "manifest.json").read_text())
     for run in manifest["runs"]:
-        run["twin"] = ""
+        run["baseline_run"] = ""
     (folder / "manifest.json").write_text(json.dumps(manifest | {"baseline": {}}))
     data = load_study(folder, store)
     assert prose.finding(data)[0].startswith("This study declares no baseline")

@@ -286,7 +286,7 @@ def test_a_missing_item_makes_the_cell_incomplete_with_bounds_and_no_value() -> 
 
 def test_above_the_bar_only_whole_clusters_are_used_and_nothing_is_imputed() -> None:
     y = np.array([[1.0, 3.0, 5.0], [2.0, 6.0, 7.0], [6.0, 6.0, np.nan]])
-    result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), bar=0.8)
+    result = mean_over_seeds(from_array(y, scale=(1.0, 10.0)), min_complete=0.8)
     whole = mean_over_seeds(from_array(HAND))
     assert result.value == 4.0
     assert result.intervals["A"] == whole.intervals["A"]
@@ -311,8 +311,8 @@ def test_infinite_scores_are_refused() -> None:
 
 def test_pairing_matches_seeds_and_clusters_by_name() -> None:
     arm = layout([1, 1, 2, 2, 3, 3], ["b", "a", "b", "a", "b", "a"], [2.0, 1.0, 4.0, 3.0, 9.0, 9.0])
-    twin = layout([2, 2, 1, 1], ["a", "b", "a", "b"], [1.0, 1.0, 0.0, 0.0])
-    D, flags = paired(arm, twin)
+    baseline = layout([2, 2, 1, 1], ["a", "b", "a", "b"], [1.0, 1.0, 0.0, 0.0])
+    D, flags = paired(arm, baseline)
     assert D.seeds == (1, 2)
     assert D.values.tolist() == [[1.0, 2.0], [2.0, 3.0]]
     assert flags == ("seeds left out, only on one side: 3",)
@@ -320,16 +320,16 @@ def test_pairing_matches_seeds_and_clusters_by_name() -> None:
 
 def test_difference_bounds_pair_worst_with_best() -> None:
     arm = layout([0, 0], ["a", "b"], [80.0, None], scale=(0.0, 100.0))
-    twin = layout([0, 0], ["a", "b"], [30.0, 40.0], scale=(0.0, 100.0))
-    result = difference(arm, twin)
+    baseline = layout([0, 0], ["a", "b"], [30.0, 40.0], scale=(0.0, 100.0))
+    result = difference(arm, baseline)
     assert result.incomplete
     assert result.bounds == ((50 - 40) / 2, (50 + 60) / 2)
 
 
 def test_clusters_only_one_side_has_are_missing_not_dropped() -> None:
     arm = from_array([[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])
-    twin = arm.keep(np.array([True, False]))
-    D, _ = paired(arm, twin)
+    baseline = arm.keep(np.array([True, False]))
+    D, _ = paired(arm, baseline)
     assert D.values.shape == (3, 2)
     assert np.isnan(D.values[:, 1]).all()
     assert D.scored == 3
@@ -355,10 +355,10 @@ def test_swapping_arm_and_twin_turns_the_sign() -> None:
 
 def test_fifteen_runs_of_ten_thousand_items_take_under_a_second() -> None:
     y = np.random.default_rng(7).normal(size=(15, 10_000))
-    cell, twin = from_array(y), from_array(y[::-1] + 0.1)
+    cell, baseline = from_array(y), from_array(y[::-1] + 0.1)
     start = time.perf_counter()
     mean_over_seeds(cell, null=0.0)
-    difference(cell, twin)
+    difference(cell, baseline)
     one_checkpoint(cell.take([3]))
     assert time.perf_counter() - start < 1.0
 

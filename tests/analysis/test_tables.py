@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis import findings, measures, paper, text
+from analysis import findings, measures, text
 from analysis.cells import cell_text
 from analysis.compare import compare
 from analysis.load import StudyData, load_study
 from analysis.table import (
-    Row,
+    Observation,
     Table,
+    TableRow,
     Unavailable,
     as_csv,
     as_html,
@@ -26,8 +27,8 @@ from analysis.table import (
     as_markdown,
     sort_value,
 )
-from analysis.tables import TABLES
-from analysis.tables_judge import FLAGS, disagreement, flips_of
+from analysis.tables import TABLES, published
+from analysis.tables.judge import FLAGS, disagreement, flips_of
 from harness.records import HarnessError
 from tests import synthetic
 
@@ -113,6 +114,18 @@ def test_every_table_works_on_unfinished_and_empty_studies(
     assert isinstance(table, Table) or table.reason
 
 
+def _row(table: Table, **fields: object) -> Observation:
+    """The first observation with these fields."""
+    return next(row for row in table.data if fields.items() <= row.items())
+
+
+def test_rows_of_other_names_or_another_order_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"table t, shown: row 1 has \['b', 'a'\]"):
+        Table("t", "t", "t", [TableRow({"a": "", "b": ""}), TableRow({"b": "", "a": ""})], [])
+    with pytest.raises(ValueError, match=r"table t, data: row 1 has \['a'\]"):
+        Table("t", "t", "t", [], [{"a": 1, "b": 2}, {"a": 1}])
+
+
 def test_a_cell_is_the_mean_over_seeds_with_both_half_widths(complete: StudyData) -> None:
     checkpoint = complete.checkpoint("objective.alpha=0", 1)
     assert checkpoint is not None
@@ -133,8 +146,8 @@ def test_a_cell_is_the_mean_over_seeds_with_both_half_widths(complete: StudyData
 def test_incomplete_cells_have_bounds_and_no_value(faulty: StudyData) -> None:
     table = TABLES["table_1"](faulty)
     assert isinstance(table, Table)
-    row = next(row for row in table.rows if row.cells[0] == "α = 1, iter 2")
-    mt_bench = row.cells[table.columns.index("MT-Bench mean")]
+    row = next(row for row in table.rows if row.cells["checkpoint"] == "α = 1, iter 2")
+    mt_bench = row.cells["MT-Bench mean"]
     checkpoint = faulty.checkpoint("objective.alpha=1", 2)
     assert checkpoint is not None
     values = faulty.cell(checkpoint, "mt_bench", "rating").points
@@ -150,9 +163,9 @@ def test_incomplete_cells_have_bounds_and_no_value(faulty: StudyData) -> None:
 def test_differences_state_declared_and_exploratory_p(complete: StudyData) -> None:
     table = TABLES["differences"](complete)
     assert isinstance(table, Table)
-    at = table.columns.index("p (A)")
-    assert all("ᴴ" in row.cells[at] for row in table.rows if row.cells[1] == "AlpacaEval LC")
-    assert not any("ᴴ" in row.cells[at] for row in table.rows if row.cells[1] == "MT-Bench mean")
+    shown = {(row.cells["measure"], "ᴴ" in row.cells["p (A)"]) for row in table.rows}
+    assert {("AlpacaEval LC", True), ("MT-Bench mean", False)} <= shown
+    assert not {("AlpacaEval LC", False), ("MT-Bench mean", True)} & shown
 
 
 def test_holm_runs_over_the_whole_declared_family(tmp_path: Path) -> None:
@@ -174,14 +187,11 @@ def test_holm_runs_over_the_whole_declared_family(tmp_path: Path) -> None:
 def test_the_interquartile_mean_is_that_of_the_seeds_points(rich: StudyData) -> None:
     checkpoint = rich.checkpoint("objective.alpha=1", 1)
     assert checkpoint is not None
-    points = sorted(measures.points(rich, checkpoint, measures.WR).values())
+    win_rate = measures.find(rich, "alpaca_eval", "win_rate")
+    points = sorted(measures.points(rich, checkpoint, win_rate).values())
     table = TABLES["iqm"](rich)
     assert isinstance(table, Table)
-    row = next(
-        dict(zip(table.data_columns, r, strict=True))
-        for r in table.data
-        if r[0] == "α = 1, iter 1" and r[3] == "alpaca_eval.win_rate"
-    )
+    row = _row(table, checkpoint="α = 1, iter 1", measure="alpaca_eval.win_rate")
     assert row["iqm"] == pytest.approx(sum(points[1:5]) / 4)  # six seeds: one cut at each end
     assert row["mean"] == pytest.approx(sum(points) / 6)
     assert row["low"] is not None
@@ -190,11 +200,7 @@ def test_the_interquartile_mean_is_that_of_the_seeds_points(rich: StudyData) -> 
 def test_the_noise_floor_counts_ratings_and_not_questions(rich: StudyData) -> None:
     table = TABLES["judge"](rich)
     assert isinstance(table, Table)
-    row = next(
-        dict(zip(table.data_columns, r, strict=True))
-        for r in table.data
-        if r[:2] == ("mt_bench", "α = 1, iter 1")
-    )
+    row = _row(table, benchmark="mt_bench", checkpoint="α = 1, iter 1")
     # per seed 16 questions × 2 turns, judged twice; question i and its second judgment differ by 1
     # where (i + 1) % 4 == 0: 4 of 16 questions
     assert (row["items_judged_twice"], row["items_unequal"], row["df"]) == (192, 48, 192)
@@ -225,11 +231,9 @@ def test_position_flips_by_hand() -> None:
 def test_position_flips_are_counted_for_both_benchmarks(rich: StudyData) -> None:
     table = TABLES["position_flips"](rich)
     assert isinstance(table, Table)
-    assert [(row[0], row[3], row[4]) for row in table.data] == [
-        ("AlpacaEval", 24, 6),
-        ("MT-Bench", 16, 6),
-    ]
-    assert table.rows[0].cells[2] == "6 of 24 (25.0 %)"
+    counted = [(row["benchmark"], row["answer_pairs"], row["flips"]) for row in table.data]
+    assert counted == [("AlpacaEval", 24, 6), ("MT-Bench", 16, 6)]
+    assert table.rows[0].cells["flips"] == "6 of 24 (25.0 %)"
 
 
 def test_ranker_and_judge_disagree_where_their_signs_differ(rich: StudyData) -> None:
@@ -251,7 +255,7 @@ def test_without_ranked_answers_the_setting_is_named(complete: StudyData) -> Non
     table = TABLES["ranker_judge"](complete)
     assert isinstance(table, Table)
     assert "evaluation.rank_alpaca_eval: true" in table.notes[0]
-    assert [row.cells[0] for row in table.rows] == ["order of checkpoints"]
+    assert [row.cells["checkpoint"] for row in table.rows] == ["order of checkpoints"]
 
 
 def test_alpaca_evals_flags_are_in_words_and_few_instructions_are_said(
@@ -267,7 +271,8 @@ def test_alpaca_evals_flags_are_in_words_and_few_instructions_are_said(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"flags": ["no_length_variance"]}))
     table = TABLES["alpaca_eval"](data)
     assert isinstance(table, Table)
-    assert {row.cells[0]: row.cells[-1] for row in table.rows}["α = 1, iter 1"] == (
+    flags = {row.cells["checkpoint"]: row.cells["flags"] for row in table.rows}
+    assert flags["α = 1, iter 1"] == (
         "all length differences equal: LC is the plain win rate (1 of 3 seeds)"
     )
     assert table.notes[-1].startswith("9 sets have under 100 scored instructions")
@@ -289,9 +294,10 @@ def test_scores_have_units_and_items(complete: StudyData) -> None:
 def test_complete_checkpoints_share_a_row(complete: StudyData, faulty: StudyData) -> None:
     whole, lacking = TABLES["completeness"](complete), TABLES["completeness"](faulty)
     assert isinstance(whole, Table) and isinstance(lacking, Table)
-    assert [row.cells[0] for row in whole.rows] == ["7 complete checkpoints"]
-    assert [row.cells[0] for row in lacking.rows] == ["α = 1, iter 2", "6 complete checkpoints"]
-    assert "48/72 (24 not run)" in lacking.rows[0].cells
+    assert [row.cells["checkpoint"] for row in whole.rows] == ["7 complete checkpoints"]
+    assert lacking.rows[0].cells["checkpoint"] == "α = 1, iter 2"
+    assert lacking.rows[0].cells["alpaca_eval"] == "48/72 (24 not run)"
+    assert lacking.rows[1].cells["checkpoint"] == "6 complete checkpoints"
 
 
 @pytest.mark.slow
@@ -327,15 +333,15 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
 def test_c_and_kappa_stand_only_where_an_arm_explores(complete: StudyData, many: StudyData) -> None:
     with_c, without = TABLES["table_1"](complete), TABLES["table_1"](many)
     assert isinstance(with_c, Table) and isinstance(without, Table)
-    assert with_c.columns[1:3] == ("c", "κ")
+    assert with_c.columns[1:3] == ["c", "κ"]
     assert without.columns[1] == "AlpacaEval LC"
 
 
 def test_many_arms_are_rows_of_the_diagnostics(many: StudyData) -> None:
     table = TABLES["diagnostics"](many)
     assert isinstance(table, Table)
-    assert [row.cells[0] for row in table.rows][:2] == ["DPO", "objective 0"]
-    assert len({row[5] for row in table.data}) == 25  # the CSV keeps every diagnostic
+    assert [row.cells["arm"] for row in table.rows][:2] == ["DPO", "objective 0"]
+    assert len({row["measure"] for row in table.data}) == 25  # the CSV keeps every diagnostic
 
 
 def test_arms_of_different_length_are_compared_at_their_own_last_iteration(tmp_path: Path) -> None:
@@ -348,21 +354,18 @@ def test_arms_of_different_length_are_compared_at_their_own_last_iteration(tmp_p
     )
     ours, theirs = (data.checkpoint(f"loop.iterations={n}", n) for n in (3, 2))
     assert ours is not None and theirs is not None
-    x, y = (measures.points(data, c, measures.WR) for c in (ours, theirs))
-    row = next(
-        dict(zip(table.data_columns, r, strict=True))
-        for r in table.data
-        if r[2] == "alpaca_eval.win_rate"
-    )
+    win_rate = measures.find(data, "alpaca_eval", "win_rate")
+    x, y = (measures.points(data, c, win_rate) for c in (ours, theirs))
+    row = _row(table, measure="alpaca_eval.win_rate")
     assert row["difference"] == pytest.approx(sum(x.values()) / 3 - sum(y.values()) / 3)
 
 
 def test_published_rows_are_the_papers() -> None:
-    rows = {row.model: row.values for row in paper.TABLE_1}
+    rows = {row.model: row.values for row in published.TABLE_1}
     assert rows["SELM Iter 3 (Zephyr)"] == (24.25, 21.05, 1694, 7.61, 7.74, 7.49)
     assert rows["Yi-34B-Chat"] == (27.19, 21.23, 2123, 7.90, None, None)
-    assert (len(paper.TABLE_1), len(paper.TABLE_2)) == (23, 18)
-    for row in paper.TABLE_2:
+    assert (len(published.TABLE_1), len(published.TABLE_2)) == (23, 18)
+    for row in published.TABLE_2:
         assert row.values[-1] == pytest.approx(
             sum(v or 0 for v in row.values[:-1]) / 6, abs=0.051
         ), row.model
@@ -373,12 +376,10 @@ def test_costs_count_a_shared_stage_once(complete: StudyData) -> None:
     table = TABLES["costs"](complete)
     assert isinstance(table, Table)
     assert table.volatile
-    trained = next(row for row in table.data if row[0] == "train")
-    assert (
-        trained[table.data_columns.index("tokens_trained")] == 18 * 4000
-    )  # 3 arms × 3 seeds × 2 iterations
-    base = next(row for row in table.data if row[0] == "base.pocket")
-    assert base[1:3] == (1, 1)
+    trained = _row(table, stage="train")
+    assert trained["tokens_trained"] == 18 * 4000  # 3 arms × 3 seeds × 2 iterations
+    base = _row(table, stage="base.pocket")
+    assert (base["done"], base["stages"]) == (1, 1)
 
 
 def test_sorting_values_are_plain_numbers_and_missing_ones_empty() -> None:
@@ -390,15 +391,11 @@ def test_sorting_values_are_plain_numbers_and_missing_ones_empty() -> None:
 
 @pytest.mark.parametrize("evil", [*synthetic.HOSTILE, "| pipe", "a\nb", "`code`", "x&nbsp;y"])
 def test_hostile_text_stays_text_in_every_form(evil: str) -> None:
-    table = Table(
-        "t", evil, evil, ("a", evil), (Row((evil, evil)),), ("a", evil), ((evil, 1.0),), (evil,)
+    table, plain = (
+        Table("t", s, s, [TableRow({"a": s, s: s})], [{"a": s, s: 1.0}], [s]) for s in (evil, "x")
     )
     page = as_html(table)
-    assert _tags(page) == _tags(
-        as_html(
-            Table("t", "x", "x", ("a", "x"), (Row(("x", "x")),), ("a", "x"), (("x", 1.0),), ("x",))
-        )
-    )
+    assert _tags(page) == _tags(as_html(plain))
     for form in (as_markdown(table), as_latex(table), as_csv(table), page):
         form.encode("utf-8")
         assert not any(c in form for c in "\x1b\x07\u202e\u200f\ud800")
@@ -431,7 +428,7 @@ def test_numbers_have_a_true_minus_and_no_negative_zero() -> None:
 
 def test_compare_pairs_arms_by_seed_and_runs_by_item(complete: StudyData) -> None:
     arms = compare(complete, "α = 1", "objective.alpha=0@2", "mt_bench")
-    assert arms.data[0][arms.data_columns.index("seeds")] == 3
+    assert arms.data[0]["seeds"] == 3
     runs = compare(
         complete, "objective.alpha=1,seed=0@2", "objective.alpha=0,seed=2@1", "mt_bench.rating"
     )
@@ -439,8 +436,8 @@ def test_compare_pairs_arms_by_seed_and_runs_by_item(complete: StudyData) -> Non
         complete.cell(c, "mt_bench", "rating").points
         for c in (_one(complete, "1", 0, 2), _one(complete, "0", 2, 1))
     )
-    assert runs.data[0][runs.data_columns.index("difference")] == pytest.approx(ours[0] - theirs[0])
-    assert runs.data[0][runs.data_columns.index("items_low")] is not None
+    assert runs.data[0]["difference"] == pytest.approx(ours[0] - theirs[0])
+    assert runs.data[0]["items_low"] is not None
     assert compare(complete, "α = 1", "base").rows
 
 

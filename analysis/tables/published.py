@@ -7,7 +7,12 @@ number per row without seeds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from analysis.load import StudyData
+from analysis.table import Table, TableRow
+from analysis.text import number
 
 SOURCE = "Zhang et al., arXiv 2405.19332 v3 (TMLR 2025)"
 TABLE_1_COLUMNS = ("AlpacaEval LC", "AlpacaEval WR", "length", "MT-Bench mean", "turn 1", "turn 2")
@@ -16,7 +21,7 @@ TABLE_2_COLUMNS = ("GSM8K", "HellaSwag", "ARC-C", "TruthfulQA", "EQ-Bench", "OBQ
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published row. ``values`` follow the table's columns; None: the paper prints a dash."""
+    """One published row. ``values`` follow the table's columns; None where a dash is printed."""
 
     model: str
     values: tuple[float | None, ...]
@@ -71,19 +76,45 @@ SPPO (Mistral-it)       42.4 85.6 65.4 70.7 56.5 40.0 60.1
 """
 
 
-def _rows(block: str, columns: int, source: str) -> tuple[PublishedRow, ...]:
+def _rows(block: str, columns: Sequence[str], table: str) -> tuple[PublishedRow, ...]:
     rows = []
     for line in block.strip().splitlines():
-        (*words,) = line.split()
-        values = tuple(None if word == "-" else float(word) for word in words[-columns:])
-        rows.append(PublishedRow(" ".join(words[:-columns]), values, source))
+        words = line.split()
+        model, printed = words[: -len(columns)], words[-len(columns) :]
+        values = tuple(None if word == "-" else float(word) for word in printed)
+        rows.append(PublishedRow(" ".join(model), values, f"{SOURCE}, {table}"))
     return tuple(rows)
 
 
-TABLE_1 = _rows(_TABLE_1, len(TABLE_1_COLUMNS), f"{SOURCE}, Table 1")
+TABLE_1 = _rows(_TABLE_1, TABLE_1_COLUMNS, "Table 1")
 """AlpacaEval 2.0 (percent, percent, characters) and MT-Bench (1–10)."""
-
-TABLE_2 = _rows(_TABLE_2, len(TABLE_2_COLUMNS), f"{SOURCE}, Table 2")
+TABLE_2 = _rows(_TABLE_2, TABLE_2_COLUMNS, "Table 2")
 """Academic benchmarks, percent: GSM8K 8-shot, HellaSwag 10, ARC-C 25, TruthfulQA 0, EQ-Bench 0,
 OpenBookQA 10 shots.
 """
+
+
+def _table(
+    key: str, title: str, columns: Sequence[str], published: Sequence[PublishedRow], digits: int
+) -> Table:
+    caption = (
+        f"As printed in {SOURCE}: other models, another judge, one number a row. For orientation; "
+        "not comparable with this study's numbers."
+    )
+    rows, observations = [], []
+    for row in published:
+        values = dict(zip(columns, row.values, strict=True))
+        observations.append({"model": row.model, **values, "source": row.source})
+        shown = {name: number(v, 0 if name == "length" else digits) for name, v in values.items()}
+        rows.append(TableRow({"model": row.model, **shown}))
+    return Table(key, title, caption, rows, observations)
+
+
+def table_published_1(_: StudyData) -> Table:
+    title = "Published Table 1 (not ours)"
+    return _table("published_1", title, TABLE_1_COLUMNS, TABLE_1, 2)
+
+
+def table_published_2(_: StudyData) -> Table:
+    title = "Published Table 2 (not ours)"
+    return _table("published_2", title, TABLE_2_COLUMNS, TABLE_2, 1)

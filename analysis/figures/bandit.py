@@ -7,7 +7,7 @@ import numpy as np
 from analysis import exact
 from analysis.figure import DISTINCT, DOUBLE, LINES, MARKERS, Drawn, legend_below, new_figure
 from analysis.load import StudyData
-from analysis.table import Unavailable
+from analysis.table import Observation, Unavailable
 
 AXIS = "objective.alpha"
 SERIES = {
@@ -25,7 +25,7 @@ def figure_bandit(data: StudyData) -> Drawn | Unavailable:
     if AXIS not in data.axes:
         return Unavailable(key, title, f"the study does not vary {AXIS}")
     figure, grid = new_figure(DOUBLE, 2.4, 1, 2)
-    rows: list[tuple[object, ...]] = []
+    rows: list[Observation] = []
     places = range(len(exact.BANDIT_ALPHAS))
     for axes, reward in zip(grid[0], (1.0, 0.0), strict=True):
         generator = np.random.default_rng(0)
@@ -37,11 +37,9 @@ def figure_bandit(data: StudyData) -> Drawn | Unavailable:
                 "marker": MARKERS[number],
             }
             axes.plot(places, [one[name] for one in found], label=label, **look)
-        rows += [
-            (reward, alpha, name, value)
-            for alpha, one in zip(exact.BANDIT_ALPHAS, found, strict=True)
-            for name, value in one.items()
-        ]
+        for alpha, one in zip(exact.BANDIT_ALPHAS, found, strict=True):
+            place = {"reward_of_rare_answer": reward, "alpha": alpha}
+            rows += [{**place, "series": name, "value": value} for name, value in one.items()]
         axes.set_title(f"the rare answer's reward is {reward:g}")
         axes.set_xticks(places, [f"{alpha:g}" for alpha in exact.BANDIT_ALPHAS])
         axes.set_xlabel("α")
@@ -54,6 +52,5 @@ def figure_bandit(data: StudyData) -> Drawn | Unavailable:
         "DPO (α = 0) rarely finds it and optimism always does. Right: it is worth 0, and the same "
         "optimism costs."
     )
-    columns = ("reward_of_rare_answer", "alpha", "series", "value")
     alternative = "Shares of runs and regret over alpha in two worlds."
-    return Drawn(key, title, caption, figure, columns, tuple(rows), alternative)
+    return Drawn(key, title, caption, figure, rows, alternative)

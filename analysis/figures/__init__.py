@@ -1,0 +1,37 @@
+"""Every figure of a report. A new figure is one function of a study and one entry of ``FIGURES``.
+
+A function returns a ``Drawn`` figure, or ``Unavailable`` with the reason when the study does not
+hold its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from analysis.figure import Drawn, paper_style
+from analysis.figures import ablations, bandit, diagnostics, differences, optimism, scores
+from analysis.load import StudyData
+from analysis.table import Unavailable
+
+FIGURES: dict[str, Callable[[StudyData], Drawn | Unavailable]] = {
+    "differences": differences.figure_differences,
+    "figure_3": scores.figure_3,
+    "curves": scores.figure_curves,
+    "trend": diagnostics.figure_trend,
+    "figure_1": optimism.figure_1,
+    "bandit": bandit.figure_bandit,
+    "figure_2": scores.figure_2,
+    "figure_4": differences.figure_4,
+    "figure_5": differences.figure_5,
+    "figure_6": ablations.figure_6,
+    "diagnostics_exploration": diagnostics.figure_exploration,
+    "diagnostics_extrapolation": diagnostics.figure_extrapolation,
+    "matched_kl": diagnostics.figure_matched_kl,
+}
+"""Every figure, in the report's order."""
+
+
+def draw(key: str, data: StudyData) -> Drawn | Unavailable:
+    """Draw one figure in the paper's style."""
+    with paper_style():
+        return FIGURES[key](data)

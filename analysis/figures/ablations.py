@@ -1,0 +1,155 @@
+"""The paper's Fig. 6: ablations, one axis at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from analysis import findings, measures, prose
+from analysis.figure import (
+    DOUBLE,
+    SINGLE,
+    ArmStyle,
+    Drawn,
+    axis_label,
+    hollow,
+    new_figure,
+    seeds_and_mean,
+    shown,
+    side_by_side,
+    styles,
+)
+from analysis.figures.scores import headline
+from analysis.load import StudyData
+from analysis.measures import Measure
+from analysis.stats import Estimate
+from analysis.table import Observation, Unavailable
+
+LONG_LABEL, MANY_LEVELS = 9, 8
+"""Characters of a level, and levels of an axis, beyond which levels stand under one another."""
+
+
+def figure_6(data: StudyData) -> Drawn | Unavailable:
+    """One panel per axis of the study: the headline after the last iteration at every level, other
+    axes at the baseline.
+    """
+    title, measure = "Figure 6. Ablations, one axis at a time", headline(data)
+    levels = {axis: values for axis, values in data.axes.items() if len(values) > 1}
+    if not levels:
+        return Unavailable("figure_6", title, "the study varies no axis")
+    names = {axis: [shown(_level(level), 30) for level in levels[axis]] for axis in levels}
+    below = any(
+        len(labels) > MANY_LEVELS or max(map(len, labels)) > LONG_LABEL for labels in names.values()
+    )
+    columns = min(2 if below else 3, len(levels))
+    lines = -(-len(levels) // columns)
+    height = max(1.3, 0.6 + 0.24 * max(map(len, levels.values()))) if below else 2.3
+    figure, grid = new_figure(DOUBLE if columns > 1 else SINGLE, height * lines, lines, columns)
+    rows: list[Observation] = []
+    for axes, axis in zip(grid.ravel(), levels, strict=False):
+        panel = Panel(axes, below)
+        for position, level in enumerate(levels[axis]):
+            rows += _level_on(panel, data, measure, axis, level, position)
+        panel.label_levels(axis, names[axis], axis_label(measure))
+    _same_range(list(grid.ravel()[: len(levels)]), below)
+    for axes in grid.ravel()[len(levels) :]:
+        axes.set_axis_off()
+    if not rows:
+        reason = f"no {measure.name} is stored after the last iteration yet"
+        return Unavailable("figure_6", title, reason)
+    intervals = "no interval over seeds below 3 seeds"
+    if len(data.seeds) >= 3:
+        intervals = "thick 95 % interval (A), thin (B)"
+    others = "; other axes at the baseline's values" if len(levels) > 1 else ""
+    caption = (
+        f"{measure.name} {prose.after(data, data.last_iteration)}: mean, {intervals}, every "
+        f"seed's point{others}."
+    )
+    alt = f"{measure.name} at every level of every axis."
+    return Drawn("figure_6", title, caption, figure, rows, alt)
+
+
+class Panel:
+    """Axes on which scores run across levels: upwards, or sideways where levels stand ``below`` one
+    another.
+    """
+
+    def __init__(self, axes: Axes, below: bool) -> None:
+        self.axes, self.below = axes, below
+
+    def plot(self, places: Sequence[float], values: Sequence[float], **how: Any) -> None:
+        self.axes.plot(*((values, places) if self.below else (places, values)), **how)
+
+    def put(self, position: int, points: Sequence[float], told: Estimate, style: ArmStyle) -> None:
+        """Every seed's point, both intervals, the mean, at one level."""
+        aside = side_by_side(position, len(points), 0.2)
+        if self.below:
+            aside = [position - 0.24] * len(points)
+        self.plot(aside, points, zorder=5, **hollow(style))
+        if told.value is None:
+            return
+        for name, thick in (("B", 0.6), ("A", 1.8)):
+            interval = told.intervals.get(name)
+            if interval and interval.low is not None and interval.high is not None:
+                bar = {"color": style.color, "linewidth": thick, "solid_capstyle": "butt"}
+                self.plot([position] * 2, [interval.low, interval.high], **bar)
+        self.plot([position], [told.value], marker=style.marker, color=style.color, markersize=5)
+
+    def label_levels(self, axis: str, names: Sequence[str], scores: str) -> None:
+        along, across = self.axes.xaxis, self.axes.yaxis
+        if self.below:
+            along, across = across, along  # type: ignore[assignment]
+        along.set_ticks(range(len(names)), names)
+        across.set_label_text(scores)
+        title = shown({"objective.alpha": "α", "objective.beta": "β", "arm": ""}.get(axis, axis))
+        if self.below:  # a name beside few levels would be cut
+            self.axes.set_ylim(len(names) - 0.5, -0.5)
+            self.axes.set_title(title)
+        else:
+            self.axes.set_xlim(-0.5, len(names) - 0.5)
+            along.set_label_text(title)
+
+
+def _same_range(panels: list[Axes], below: bool) -> None:
+    """One range of scores for all panels: effects of different axes can be compared by eye."""
+    ends = [panel.get_xlim() if below else panel.get_ylim() for panel in panels]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    for panel in panels:
+        (panel.set_xlim if below else panel.set_ylim)(low, high)
+
+
+def _level_on(
+    panel: Panel, data: StudyData, measure: Measure, axis: str, level: Any, position: int
+) -> list[Observation]:
+    arm = _arm_at(data, axis, level)
+    checkpoint = data.at(arm, data.last_iteration) if arm else None
+    points = measures.points(data, checkpoint, measure) if checkpoint else {}
+    if not arm or not checkpoint or not points:
+        return []
+    estimate = findings.estimate(data, checkpoint, measure)
+    panel.put(position, list(points.values()), estimate, styles(data)[arm])
+    place = {
+        "panel": axis,
+        "arm": arm,
+        "label": str(level),
+        "iteration": checkpoint.iteration,
+        "measure": measure.key,
+    }
+    return seeds_and_mean(place, points, estimate)
+
+
+def _level(level: Any) -> str:
+    number = isinstance(level, (int, float)) and not isinstance(level, bool)
+    return f"{level:g}" if number else str(level)
+
+
+def _arm_at(data: StudyData, axis: str, level: Any) -> str | None:
+    for arm, runs in data.arms.items():
+        settings = dict(runs[0].arm)
+        if settings.pop(axis, None) == level and all(
+            data.baseline.get(name, value) == value for name, value in settings.items()
+        ):
+            return arm
+    return None

@@ -1,0 +1,110 @@
+"""Figure 1: optimism off the data, in a world whose answers can all be listed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis import exact
+from analysis.figure import DISTINCT, DOUBLE, LINES, MARKERS, Drawn, legend_below, new_figure
+from analysis.load import StudyData
+from analysis.table import Observation
+
+PLAIN = {"color": DISTINCT[0], "marker": MARKERS[0]}
+OPTIMISTIC = {"color": DISTINCT[1], "marker": MARKERS[1]}
+TRUE = {"color": DISTINCT[2], "marker": "_", "linestyle": "none"}
+MODELS = (("reward_model", "optimistic_reward_model"), ("policy", "optimistic_policy"))
+
+
+def figure_1(_: StudyData | None = None) -> Drawn:
+    """Left: two reward models equal on the data, the optimistic one larger off it; middle: their
+    best policies; right: SELM's early steps.
+    """
+    found = exact.figure_one()
+    figure, grid = new_figure(DOUBLE, 2.55, 1, 3)
+    left, middle, right = grid[0]
+    answers = np.array(found["answer"])
+    rows = []
+    for axes, panel, series in zip((left, middle), ("reward", "policy"), MODELS, strict=True):
+        rows += _bars(axes, found, panel, series)
+    left.plot(answers, found["true_reward"], markersize=9, **TRUE)
+    rows += _by_answer(found, "reward", "true_reward")
+    left.set_title("reward models")
+    middle.set_title("policies they lead to")
+    rows += _steps(right, found)
+    handles = [
+        *middle.plot([], [], label="plain reward model", **PLAIN),
+        *middle.plot([], [], label="optimistic reward model", **OPTIMISTIC),
+        *left.plot([], [], label="true reward", **TRUE),
+    ]
+    legend_below(figure, handles, 3)
+    caption = (
+        "A finite answer set, exact. Left: two reward models that agree on the compared answers; "
+        "the optimistic one is larger off them. "
+        "Middle: the policies that maximise each with the KL penalty. "
+        "Right: mean of r/β under π_ref over gradient steps; DPO already lowers it, α > 0 lowers "
+        "it more."
+    )
+    title = "Figure 1. Optimism off the data (exact, finite answer set)"
+    alt = "Two reward models, their policies, and mean log-ratio over steps."
+    return Drawn("figure_1", title, caption, figure, rows, alt)
+
+
+def _bars(
+    axes: Axes, found: dict[str, Any], panel: str, series: tuple[str, str]
+) -> list[Observation]:
+    """A stem an answer for both models, side by side; grey: the answers in the data."""
+    answers, seen = np.array(found["answer"]), np.array(found["in_data"])
+    first, last = float(answers[seen].min()) - 0.5, float(answers[seen].max()) + 0.5
+    axes.axvspan(first, last, color="#eeeeee", linewidth=0, zorder=0)
+    rows: list[Observation] = []
+    for name, offset, look in zip(series, (-0.12, 0.12), (PLAIN, OPTIMISTIC), strict=True):
+        values = np.array(found[name])
+        axes.vlines(answers + offset, 0, values, color=look["color"], linewidth=1.2)
+        axes.plot(answers + offset, values, linestyle="none", **look)  # type: ignore[arg-type]
+        rows += _by_answer(found, panel, name)
+    axes.set_xlabel("answer (grey: in the data)")
+    axes.set_xticks(answers)
+    return rows
+
+
+def _by_answer(found: dict[str, Any], panel: str, name: str) -> list[Observation]:
+    columns = zip(found["answer"], found["in_data"], found[name], strict=True)
+    return [_observation(panel, name, None, y, bool(known), value) for y, known, value in columns]
+
+
+def _observation(
+    panel: str, series: str, alpha: float | None, x: float, in_data: bool | None, value: float
+) -> Observation:
+    return {
+        "panel": panel,
+        "series": series,
+        "alpha": alpha,
+        "answer_or_step": int(x),
+        "in_data": in_data,
+        "value": float(value),
+    }
+
+
+def _steps(axes: Axes, found: dict[str, Any]) -> list[Observation]:
+    """E_{π_ref}[r/β] over gradient steps, one line an α."""
+    name, rows = "mean_log_ratio", []
+    for place, (alpha, values) in enumerate(zip(found["alphas"], found[name], strict=True)):
+        axes.plot(
+            found["steps"],
+            values,
+            color=DISTINCT[(place + 2) % len(DISTINCT)] if place else DISTINCT[0],
+            linestyle=LINES[place],
+            marker=MARKERS[place],
+            markevery=5,
+            label=f"α = {alpha:g}",
+        )
+        for step, value in zip(found["steps"], values, strict=True):
+            rows.append(_observation("steps", name, float(alpha), step, None, value))
+    axes.set_title(r"$E_{\pi_{\mathrm{ref}}}[r/\beta] = -KL(\pi_{\mathrm{ref}} \Vert \pi)$")
+    axes.set_xlabel("gradient step")
+    axes.set_ylabel("nats")
+    axes.legend(loc="best")
+    return rows

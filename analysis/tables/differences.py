@@ -1,0 +1,258 @@
+"""Tables of differences to the baseline: the headline, the same differences told by other tests,
+and the best arm on other seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis import findings, measures, prose
+from analysis.cells import POPULATIONS_NOTE, counts, ends, incomplete_text, interval_text
+from analysis.findings import POPULATIONS, Comparison
+from analysis.load import StudyData
+from analysis.measures import Measure
+from analysis.table import Table, TableRow, Unavailable, unique
+from analysis.text import capitalised, number, p_value
+
+NOTES = (
+    "With three or more complete arms (A) and (B) pool the arm × seed residual. (B) equals (A) "
+    "where the items add no variance of their own, and may be a trace narrower where they add very "
+    "little (Cochran's approximation weighs two t quantiles).",
+    "ᴴ: p after Holm over the study's declared family. Other p are exploratory and not corrected.",
+    "MDE: smallest difference found with 80 % power at 5 %, two-sided, in one comparison; its "
+    "range over what is known of the seeds' spread is in the CSV.",
+)
+CHECK_NOTES = (
+    "Paired: the two arms alone, without the other arms' residual. Dunnett: simultaneous (A) "
+    "interval over all arms (–: withheld where arms differ in their spread over seeds). None of "
+    "these p is corrected.",
+    "Sign flip: permutation over seeds; its p is never below the floor. Pairs won: (arm seed, "
+    "baseline seed) pairs in which the arm is higher, ties one half, with the exact Mann–Whitney "
+    "p.",
+)
+
+
+def _headline(c: Comparison) -> dict[str, str]:
+    """Cells of the first table, by column."""
+    value, digits = c.estimate, c.measure.digits
+    p, mde = {}, {}
+    for name in POPULATIONS:
+        corrected = c.declared and c.p(name) is not None
+        p[name] = p_value(c.p(name)) + (" ᴴ" if corrected else "")
+        mde[name] = number(c.detectable[name].value if name in c.detectable else None, digits)
+    return {
+        "(A) 95 %": interval_text(value.intervals.get("A"), digits),
+        "p (A)": p["A"],
+        "(B) 95 %": interval_text(value.intervals.get("B"), digits),
+        "p (B)": p["B"],
+        "MDE (A)": mde["A"],
+        "MDE (B)": mde["B"],
+    }
+
+
+def _checks(c: Comparison) -> dict[str, str]:
+    """Cells of the second table, by column."""
+    value, digits = c.estimate, c.measure.digits
+    flip, won, p = "–", "–", None
+    if c.flip and c.flip.p is not None:
+        flip = f"{p_value(c.flip.p)} ({c.flip.floor:.3g})"
+    if c.improvement:
+        won, p = f"{c.improvement.k:g} of {c.improvement.pairs}", c.improvement.p
+    return {
+        "paired (A)": interval_text(value.intervals.get("A_paired"), digits),
+        "paired (B)": interval_text(value.intervals.get("B_paired"), digits),
+        "Dunnett (A)": interval_text(c.member.dunnett, digits),
+        "sign flip p (floor)": flip,
+        "pairs won": won,
+        "Mann–Whitney p": p_value(p),
+    }
+
+
+def _cells(data: StudyData, c: Comparison, *, checks: bool) -> dict[str, str]:
+    """A shown row by column; without a value its cells are dashes."""
+    value = c.estimate
+    iteration, own = str(c.iteration), data.own_last(c.arm)
+    if c.iteration == data.last_iteration != own:  # an arm that ends earlier than others
+        iteration = f"{own} (its last)"
+    told = _checks(c) if checks else _headline(c)
+    items = f"{value.seeds} × {value.clusters}"
+    difference = number(value.value, c.measure.digits, sign=True)
+    if value.value is None:
+        told, items, difference = dict.fromkeys(told, "–"), str(value.seeds), incomplete_text(value)
+    head = {"arm": c.label, "measure": c.measure.name, "iter": iteration, "difference": difference}
+    return {**head, **told, **({} if checks else {"seeds × items": items})}
+
+
+def _observation(c: Comparison) -> dict[str, object]:
+    """Every number of a comparison."""
+    value, found = c.estimate, ends(c.estimate, *POPULATIONS, p=True)
+    headline: dict[str, object] = {}
+    for name in POPULATIONS:
+        headline |= {key: number_ for key, number_ in found.items() if key.startswith(name)}
+        headline[f"{name}_p_holm"] = c.holm.get(name)
+    mde = {}
+    for name in POPULATIONS:
+        detectable = c.detectable.get(name)
+        for field, end in (("", "value"), ("_low", "low"), ("_high", "high")):
+            mde[f"mde_{name}{field}"] = getattr(detectable, end, None)
+    return {
+        "arm": c.arm,
+        "label": c.label,
+        "measure": c.measure.key,
+        "unit": c.measure.unit,
+        "iteration": c.iteration,
+        "declared": c.declared,
+        "difference": value.value,
+        **headline,
+        **ends(value, "A_paired", "B_paired", p=True),
+        "dunnett_low": c.member.dunnett.low,
+        "dunnett_high": c.member.dunnett.high,
+        "dunnett_p": c.member.dunnett.p,
+        **mde,
+        "sign_flip_p": c.flip and c.flip.p,
+        "sign_flip_floor": c.flip and c.flip.floor,
+        "pairs_won": c.improvement and c.improvement.k,
+        "pairs": c.improvement and c.improvement.pairs,
+        "mann_whitney_p": c.improvement and c.improvement.p,
+        **counts(value),
+        "points": ";".join(map(repr, value.points)),
+        "method": value.method,
+    }
+
+
+def _units(comparisons: Sequence[Comparison]) -> str:
+    """ "Units: points: AlpacaEval LC; characters: answer length (AlpacaEval)."."""
+    by: dict[str, dict[str, None]] = {}
+    for c in comparisons:
+        by.setdefault(prose.unit(c.measure), {})[c.measure.name] = None
+    parts = [f"{unit}: {', '.join(names)}" for unit, names in by.items()]
+    return f"Units: {'; '.join(parts)}."
+
+
+def _table(
+    data: StudyData,
+    key: str,
+    title: str,
+    caption: str,
+    comparisons: Sequence[Comparison],
+    *,
+    checks: bool = False,
+    hide: str = "",
+) -> Table | Unavailable:
+    """A table of comparisons. The column ``hide``, and "iter" where all rows share it, are left to
+    the title and caption; parts of a measure (MT-Bench's turns) that are not declared, to the CSV.
+    """
+    if not data.baseline_arm:
+        return Unavailable(key, title, "the study declares no baseline, so nothing is compared")
+    if not comparisons:
+        return Unavailable(key, title, "no arm beside the baseline has scores yet")
+    shown = [c for c in comparisons if c.declared or not c.measure.part]
+    cells = [_cells(data, c, checks=checks) for c in shown]
+    dropped = {hide, "iter" if len({row["iter"] for row in cells}) == 1 else ""}
+    columns = [name for name in cells[0] if name not in dropped]
+    rows, last = [], None
+    for c, row in zip(shown, cells, strict=True):
+        of = (c.measure.key, c.iteration)
+        rows.append(TableRow({name: row[name] for name in columns}, rule=of != last))
+        last = of
+    flags = [
+        f"{c.label}, {c.measure.name}, iter {c.iteration}: {flag}"
+        for c in shown
+        for flag in c.estimate.flags
+    ]
+    notes = unique([POPULATIONS_NOTE, _units(shown), *(CHECK_NOTES if checks else NOTES), *flags])
+    observations = [_observation(c) for c in comparisons]
+    left = 1 if hide == "measure" else 2
+    return Table(key, title, caption, rows, observations, notes, left)
+
+
+def _last(data: StudyData) -> list[Comparison]:
+    """Declared outcomes first, then every other headline measure after the last iteration."""
+    rows = list(findings.find(data).declared)
+    declared = {(c.measure.key, c.iteration) for c in rows}
+    for measure in measures.headlines(data):
+        if (measure.key, data.last_iteration) not in declared:
+            rows += findings.compare_arms(data, measure, data.last_iteration)
+    return rows
+
+
+def _baseline(data: StudyData) -> str:
+    return prose.named(data.label(data.baseline_arm)) if data.baseline_arm else "the baseline"
+
+
+def table_differences(data: StudyData) -> Table | Unavailable:
+    label = _baseline(data)
+    title = f"Differences to {label}, same seeds and items"
+    when = prose.after(data, data.last_iteration)
+    caption = f"Each arm minus {label} {when}, declared outcomes first."
+    return _table(data, "differences", title, caption, _last(data))
+
+
+def table_difference_checks(data: StudyData) -> Table | Unavailable:
+    """The differences of the first table by tests that assume less: paired, simultaneous,
+    permutation, order.
+    """
+    title = f"The same differences to {_baseline(data)}, told otherwise"
+    caption = f"{capitalised(prose.after(data, data.last_iteration))}."
+    return _table(data, "difference_checks", title, caption, _last(data), checks=True)
+
+
+def table_differences_by_iteration(data: StudyData) -> Table | Unavailable:
+    found = findings.find(data)
+    measure = found.primary_measure
+    declared = {(c.measure.key, c.iteration, c.arm): c for c in found.declared}
+    rows = []
+    for iteration in range(1, data.last_iteration + 1):
+        for c in findings.compare_arms(data, measure, iteration):
+            rows.append(declared.get((c.measure.key, c.iteration, c.arm), c))
+    title = f"{measure.name}: differences to {_baseline(data)} by iteration"
+    caption = "The primary outcome after every iteration."
+    return _table(data, "differences_by_iteration", title, caption, rows, hide="measure")
+
+
+def table_selection(data: StudyData) -> Table | Unavailable:
+    """The best arm, and its difference on seeds that did not choose it."""
+    found = findings.find(data)
+    title, chosen = "Best arm, told on seeds that did not choose it", found.selection
+    if chosen is None:
+        return Unavailable("selection", title, found.selection_reason)
+    measure, value = found.primary_measure, chosen.estimate
+    shown = {
+        "best arm": data.label(chosen.best),
+        "arms tried": str(chosen.trials),
+        "seeds that chose": ", ".join(map(str, chosen.choosing)),
+        "difference there": _signed(chosen.naive, measure),
+        "other seeds": ", ".join(map(str, chosen.estimating)),
+        "difference on them": _signed(value.value, measure),
+        "(A) 95 %": interval_text(value.intervals.get("A"), measure.digits),
+        "(B) 95 %": interval_text(value.intervals.get("B"), measure.digits),
+        "leave one seed out": _signed(chosen.rotated, measure),
+    }
+    observation = {
+        "best": chosen.best,
+        "arms_tried": chosen.trials,
+        "choosing_seeds": ";".join(map(str, chosen.choosing)),
+        "naive_difference": chosen.naive,
+        "other_seeds": ";".join(map(str, chosen.estimating)),
+        "difference": value.value,
+        "leave_one_out_difference": chosen.rotated,
+        "leave_one_out_choices": ";".join(chosen.rotated_choices),
+    }
+    reasons = [i.undefined for i in value.intervals.values() if i.undefined]
+    notes = unique(
+        [
+            *chosen.flags,
+            *(f"No interval from {reason}." for reason in reasons),
+            "Leave one seed out: mean over seeds of the difference, on each, of the arm that the "
+            "other seeds choose.",
+        ]
+    )
+    caption = (
+        f"{measure.name} [{prose.unit(measure)}] {prose.after(data, found.primary_iteration)}. "
+        "The seeds that chose an arm flatter it; the others do not."
+    )
+    return Table("selection", title, caption, [TableRow(shown)], [observation], notes)
+
+
+def _signed(value: float | None, measure: Measure) -> str:
+    return number(value, measure.digits, sign=True)

@@ -1,0 +1,577 @@
+"""Tables about the judge: verdicts it did not give, its noise, and what AlpacaEval's own summaries
+say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import cells, measures, rank
+from analysis.cells import POPULATIONS_NOTE, cell_text, ends
+from analysis.layout import layout
+from analysis.load import RANKER_DIFFERENCES, Checkpoint, Stage, StudyData
+from analysis.measures import Measure
+from analysis.rank import Proportion, proportion
+from analysis.stats import Estimate, mean_over_seeds, one_checkpoint
+from analysis.table import Observation, Table, TableRow, Unavailable, unique
+from analysis.text import number, plural
+from harness.records import read_jsonl
+
+
+# -- the judge on labelled pairs -------------------------------------------------------------------
+def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any]) -> Table:
+    """``found``: the result of a meta-evaluation ("agreement", "position", "noise", "costs").
+    Shares in percent, with Wilson intervals where they are counts.
+    """
+    agree, position, noise = (found[name] for name in ("agreement", "position", "noise"))
+    flips = proportion(int(position["flips"]), int(position["pairs"]))
+    flipped = _share(position["flip_rate"])
+    if flips.low is not None:
+        flipped += f" ({_share(flips.low)}–{_share(flips.high)})"
+    both_orders = f"{_share(agree['accuracy_usual'])} / {_share(agree['accuracy_flipped'])}"
+    second = _share(position["second_place_advantage"], sign=True)
+    shown = {
+        "agreement with the labels, both orders": _share(agree["accuracy"]),
+        "agreement, first order / flipped order": both_orders,
+        "agreement, the two orders averaged": _share(agree["accuracy_averaged"]),
+        "agreement of always naming the commoner label": _share(agree["majority_label_share"]),
+        "position-flip rate": flipped,
+        "advantage of the second place [points]": second,
+        "noise floor: sd of one repeated verdict [points]": _share(noise["sd"]),
+        "noise floor: sd of the mean of the set [points]": _share(noise["sd_of_mean"]),
+        "verdicts equal in every repeat": _share(noise["unanimous_share"]),
+        "pairs without a verdict in both orders": f"{agree['missing']} of {agree['pairs']}",
+        "judge calls; prompt and answer tokens; USD": _costs(found["costs"]),
+    }
+    caption = (
+        f"{agree['pairs']} pairs of {source}, each shown in both orders, judged "
+        f"{plural(repeats, 'time')}. Percent."
+    )
+    notes = []
+    if noise["sd"] is None:
+        notes.append("The noise floor needs two or more repeats (--repeats 2).")
+    observations = [
+        {"group": group, "name": name, "value": value}
+        for group in ("agreement", "position", "noise", "costs")
+        for name, value in found[group].items()
+    ]
+    rows = [TableRow({"measure": name, "value": value}) for name, value in shown.items()]
+    return Table("meta_judge", f"The judge {judge}", caption, rows, observations, notes)
+
+
+def _share(value: float | None, *, sign: bool = False) -> str:
+    return number(None if value is None else 100.0 * value, 1, sign=sign)
+
+
+def _costs(costs: Mapping[str, float]) -> str:
+    names = ("judge_calls", "judge_prompt_tokens", "judge_completion_tokens")
+    calls, prompt, completion = (f"{costs.get(name, 0):,.0f}" for name in names)
+    return f"{calls}; {prompt} and {completion}; {costs.get('judge_usd', 0.0):.2f}"
+
+
+# -- position --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Flips:
+    """Verdicts on the same two answers in both orders. advantage: mean preference for what stands
+    second, minus one half (None: unknown). a, b: titles of the two checkpoints.
+    """
+
+    pairs: int
+    flips: int
+    advantage: float | None = None
+    a: str = ""
+    b: str = ""
+
+
+SECOND = "advantage of the second place [points]"
+
+
+def table_position_flips(data: StudyData) -> Table | Unavailable:
+    """How often the judge's verdict changes when the two answers change places, from pairs of
+    checkpoints judged in both orders.
+
+    AlpacaEval: "a against b" and "b against a" show each instruction's two answers in opposite
+    orders; a flip is a different preferred answer (a tie agrees with a tie only). MT-Bench:
+    FastChat's two games. Equal answers are not judged and not counted. Wilson intervals of one pair
+    of checkpoints; the rows of all pairs share instructions and get none.
+    """
+    title = "Position flips of the judge"
+    rows, observations = [], []
+    for benchmark, found in {
+        "AlpacaEval": _alpaca_flips(data),
+        "MT-Bench": _mt_bench_flips(data),
+    }.items():
+        if not found:
+            continue
+        total = _pooled(found)
+        share = number(100 * total.flips / total.pairs, 1) if total.pairs else "–"
+        flips = f"{total.flips} of {total.pairs} ({share} %)"
+        head = {"benchmark": benchmark, "checkpoints": f"all {len(found)}", "flips": flips}
+        rows.append(TableRow({**head, SECOND: _share(total.advantage, sign=True)}, rule=True))
+        for pair in found:
+            rate = proportion(pair.flips, pair.pairs)
+            head = {"benchmark": benchmark, "checkpoints": f"{pair.a} and {pair.b}"}
+            head |= {"flips": share_text(rate), SECOND: _share(pair.advantage, sign=True)}
+            rows.append(TableRow(head))
+            observations.append(
+                {
+                    "benchmark": benchmark,
+                    "a": pair.a,
+                    "b": pair.b,
+                    "answer_pairs": pair.pairs,
+                    "flips": pair.flips,
+                    "flip_rate": rate.share,
+                    "low": rate.low,
+                    "high": rate.high,
+                    "second_place_advantage": pair.advantage,
+                }
+            )
+    if not rows:
+        reason = "the pairwise judgments are not stored yet"
+        if not (data.manifest["pairwise"] or data.manifest["pairwise_mt_bench"]):
+            reason = (
+                "no two answers were judged in both orders; declare.pairwise lists checkpoints to "
+                "judge against one another, in both orders (declare.pairwise_mt_bench: on MT-Bench "
+                "too)"
+            )
+        return Unavailable("position_flips", title, reason)
+    caption = (
+        "The same two answers shown in both orders: how many verdicts change, of how many answer "
+        "pairs (Wilson interval for one pair of checkpoints; all pairs share their questions, so "
+        "their sum has none). Advantage: mean preference for the second place, minus one half."
+    )
+    note = (
+        "The benchmarks show every two answers once, in an order drawn for each instruction: there "
+        "a flip is noise in a single verdict, and a liking for one place averages out over "
+        "instructions."
+    )
+    return Table("position_flips", title, caption, rows, observations, [note], left=2)
+
+
+def _pooled(found: Sequence[Flips]) -> Flips:
+    known = [(f.advantage, f.pairs) for f in found if f.advantage is not None]
+    advantage = sum(a * n for a, n in known) / sum(n for _, n in known) if known else None
+    return Flips(sum(f.pairs for f in found), sum(f.flips for f in found), advantage)
+
+
+def _alpaca_flips(data: StudyData) -> list[Flips]:
+    stages = {
+        (str(pair["a"]), str(pair["b"])): data.stages.get(str(pair["key"]))
+        for pair in data.manifest["pairwise"]
+    }
+    found, order = [], list(stages)
+    for place, (a, b) in enumerate(order):
+        if (b, a) not in order[place + 1 :]:  # once, and only where both orders were asked for
+            continue
+        first, second = _verdicts(stages[a, b]), _verdicts(stages[b, a])
+        if first and second:
+            titled = replace(flips_of(first, second), a=data.title_of(a), b=data.title_of(b))
+            found.append(titled)
+    return found
+
+
+def _verdicts(stage: Stage | None) -> dict[str, tuple[float, bool]]:
+    """Instruction → (preference for b, 1..2; whether b was shown first), first repeat."""
+    path = stage.folder / "judgments.jsonl" if stage and stage.has_rows else None
+    if path is None or not path.is_file():
+        return {}
+    return {
+        str(row["id"]): (float(row["preference"]), bool(row.get("switched")))
+        for row in read_jsonl(path)
+        if row.get("repeat", 0) == 0 and isinstance(row.get("preference"), (int, float))
+    }
+
+
+def flips_of(
+    first: Mapping[str, tuple[float, bool]], second: Mapping[str, tuple[float, bool]]
+) -> Flips:
+    """``first``: verdicts of "b against a", ``second``: of "a against b". Only instructions whose
+    two showings differ in order count.
+    """
+    count, flips, advantage = 0, 0, 0.0
+    for name in sorted(set(first) & set(second)):
+        (p, b_first), (q, a_first) = first[name], second[name]
+        if b_first != a_first:  # then the same answer came first in both showings
+            continue
+        count += 1
+        flips += _preferred(p) != _preferred(3.0 - q)
+        seconds = (2.0 - p, 2.0 - q) if b_first else (p - 1.0, q - 1.0)
+        advantage += (seconds[0] + seconds[1]) / 2.0 - 0.5
+    return Flips(count, flips, advantage / count if count else None)
+
+
+def _preferred(preference: float) -> str:
+    if preference == 1.5:
+        return "tie"
+    return "b" if preference > 1.5 else "a"
+
+
+def _mt_bench_flips(data: StudyData) -> list[Flips]:
+    found = []
+    for pair in data.manifest["pairwise_mt_bench"]:
+        stage = data.stages.get(str(pair["key"]))
+        if stage is None or stage.state != "done":
+            continue
+        outcomes: Counter[str] = Counter(stage.summary.get("outcomes"))
+        pairs = sum(outcomes[name] for name in ("a", "b", "tie", "inconsistent"))
+        if pairs:
+            a, b = (data.title_of(str(pair[name])) for name in ("a", "b"))
+            found.append(Flips(pairs, outcomes["inconsistent"], a=a, b=b))
+    return found
+
+
+# -- ranker against judge --------------------------------------------------------------------------
+DISAGREEMENT = Measure(
+    "disagreement",
+    RANKER_DIFFERENCES,
+    "reward_difference",
+    "percent",
+    1,
+    better=0,
+    scale=measures.PERCENT,
+)
+"""Its rows: the ranker's reward of an answer minus that of the baseline's answer to the same
+instruction.
+"""
+
+
+def table_ranker_judge(data: StudyData) -> Table | Unavailable:
+    """How often ranker (what training optimises) and judge (what is reported) disagree, in percent;
+    ties of either count one half.
+
+    Items: AlpacaEval instructions on which the ranker prefers the baseline's answer and the judge
+    the model's, or the other way; intervals as for any score. Checkpoints: pairs of checkpoints of
+    one seed that held-out reward (sampled) and win rate put in different orders.
+    """
+    title = "Ranker against judge"
+    rows: list[TableRow] = []
+    observations: list[Observation] = []
+    for checkpoint in data.checkpoints:
+        estimate, ties = disagreement(data, checkpoint)
+        if estimate is None:
+            continue
+        observations.append(
+            {
+                "kind": "items",
+                **checkpoint.place,
+                "disagreement": estimate.value,
+                **ends(estimate, "A", "B", "items"),
+                "ties": ties,
+                "n": estimate.clusters,
+                "seeds": estimate.seeds,
+            }
+        )
+        if data.is_end(checkpoint):
+            n = f"{estimate.seeds} × {estimate.clusters}"
+            rows.append(_ranker_row(checkpoint.title, cell_text(estimate, DISAGREEMENT), ties, n))
+    ask = "set evaluation.rank_alpaca_eval: true to have the ranker score AlpacaEval's answers"
+    notes = [POPULATIONS_NOTE] if rows else [f"Item by item the disagreement is unknown: {ask}."]
+    apart, ties, pairs = orders(data)
+    if pairs:
+        share = 100 * (apart + ties / 2) / pairs
+        shown, n = number(share, 1), f"{pairs} pairs"
+        rows.append(_ranker_row("order of checkpoints", shown, ties, n, rule=True))
+        observations.append(
+            {
+                "kind": "checkpoints",
+                "checkpoint": "",
+                "arm": "",
+                "iteration": None,
+                "disagreement": share,
+                **{
+                    f"{name}_{end}": None for name in ("A", "B", "items") for end in ("low", "high")
+                },
+                "ties": ties,
+                "n": pairs,
+                "seeds": len(data.seeds),
+            }
+        )
+        notes.append("Pairs of checkpoints share checkpoints, so their share has no interval.")
+    if not rows:
+        reason = f"ranker and judge have not scored the same checkpoints yet; item by item: {ask}"
+        return Unavailable("ranker_judge", title, reason)
+    caption = (
+        "Disagreement in percent (50: unrelated), ties one half. Items: AlpacaEval instructions on "
+        "which one prefers the model's answer and the other the baseline's. Order of checkpoints: "
+        "pairs of checkpoints of one seed, held-out reward (sampled) against AlpacaEval WR."
+    )
+    return Table("ranker_judge", title, caption, rows, observations, unique(notes))
+
+
+def _ranker_row(what: str, shown: str, ties: int, n: str, *, rule: bool = False) -> TableRow:
+    cells = {"checkpoint": what, "disagreement [percent]": shown, "ties": str(ties), "n": n}
+    return TableRow(cells, rule)
+
+
+def disagreement(data: StudyData, checkpoint: Checkpoint) -> tuple[Estimate | None, int]:
+    """Estimate of the share of instructions on which ranker and judge disagree, and the number of
+    ties; None where nothing was ranked.
+    """
+    seeds, items, values, ties = [], [], [], 0
+    of = (DISAGREEMENT.benchmark, DISAGREEMENT.metric)
+    for run in checkpoint.runs:
+        ranked = data.rows(run.name, checkpoint.iteration, *of)
+        judged = data.rows(run.name, checkpoint.iteration, *measures.WIN_RATE.split("."))
+        by_item = judged["value"].groupby(judged["item"].astype(str))
+        wins = by_item.apply(lambda repeats: repeats.mean(skipna=False))
+        for item, reward in zip(ranked["item"].astype(str), ranked["value"], strict=True):
+            win = wins.get(item, np.nan)
+            known = not (np.isnan(reward) or np.isnan(win))
+            product = np.sign(reward) * np.sign(win - 50.0)
+            ties += bool(known and product == 0)
+            seeds.append(run.seed)
+            items.append(item)
+            values.append(50.0 * (1.0 - product) if known else np.nan)
+    if not values:
+        return None, 0
+    cell = layout(seeds, items, values, measures.PERCENT)
+    estimate = one_checkpoint if len(cell.seeds) == 1 else mean_over_seeds
+    return estimate(cell, min_complete=data.min_complete), ties
+
+
+def orders(data: StudyData) -> tuple[int, int, int]:
+    """Pairs of checkpoints of one seed that held-out reward and win rate order differently; pairs
+    tied in either; all pairs.
+    """
+    both = (
+        measures.heldout(data, sampled=True),
+        measures.find(data, *measures.WIN_RATE.split(".")),
+    )
+    points = [[measures.points(data, c, measure) for measure in both] for c in data.checkpoints]
+    signs = []
+    for seed in data.seeds:
+        xy = np.array([(x[seed], y[seed]) for x, y in points if seed in x and seed in y])
+        i, j = np.triu_indices(len(xy), 1)
+        if len(i):
+            signs.append(np.sign(xy[i] - xy[j]).prod(axis=1))
+    every = np.concatenate([np.empty(0), *signs])
+    return int((every < 0).sum()), int((every == 0).sum()), len(every)
+
+
+# -- verdicts and noise ----------------------------------------------------------------------------
+NOISE = ("repeats unequal", "sd of a judgment (95 %)", "floor of a mean", "floor of a difference")
+FLAGGED = ("truncated", "neutralised", "fastchat_reads_otherwise")
+"""Lists of items in a judged benchmark's summary."""
+
+
+def table_judge(data: StudyData) -> Table | Unavailable:
+    """By arm, all its iterations and seeds together: verdicts not read, answers that were cut or
+    defused, noise of repeated judgments.
+
+    Unparsed: k of the verdicts that came, Wilson interval. sd: of one judgment, pooled within items
+    (``rank.judge_noise``); floors: standard error that the judge alone gives a mean over the
+    benchmark's items judged once, and a difference of two such means (√2 larger).
+    """
+    held = set(data.metrics())
+    rows, observations, known = [], [], False
+    for title, measure in cells.judged(data).items():
+        if (measure.benchmark, measure.metric) not in held:
+            continue
+        groups: dict[str, list[Checkpoint]] = {}
+        for checkpoint in data.checkpoints:
+            if data.cell(checkpoint, measure.benchmark, measure.metric).statuses:
+                groups.setdefault(checkpoint.label, []).append(checkpoint)
+            told = _judging(data, measure, [checkpoint])
+            observations.append({"benchmark": measure.benchmark, **checkpoint.place, **told})
+            known = known or bool(told["df"])
+        for place, (label, checkpoints) in enumerate(groups.items()):
+            shown = _judge_cells(_judging(data, measure, checkpoints), measure)
+            head = {"benchmark": title, "arm": label}
+            rows.append(TableRow({**head, **shown}, rule=place == 0))
+    if not rows:
+        return Unavailable("judge", "The judge", "no judged benchmark is stored yet")
+    caption = (
+        "All iterations and seeds of an arm together; by checkpoint in the CSV. Not read: k of n "
+        "verdicts, with Wilson interval. Cut off: at the limit of new tokens, judged all the same. "
+        "Defused: held verdict syntax or the judge prompt's delimiters."
+    )
+    if known:
+        caption += (
+            " Noise: what the judge alone adds, in the benchmark's unit, to one judgment, to a "
+            "mean over its items and to a difference."
+        )
+        note = (
+            "A difference below its floor may be the judge's noise alone, with these very answers."
+        )
+    else:
+        note = (
+            "No item was judged twice, so the judge's noise is unknown; set judge.repeats above 1 "
+            "to measure it."
+        )
+        rows = [replace(row, cells=_without(row.cells, NOISE)) for row in rows]
+    return Table("judge", "The judge", caption, rows, observations, [note], left=2)
+
+
+def _without(cells: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {name: cell for name, cell in cells.items() if name not in names}
+
+
+def _judging(
+    data: StudyData, measure: Measure, checkpoints: Sequence[Checkpoint]
+) -> dict[str, Any]:
+    statuses, flagged = Counter[str](), Counter[str]()
+    repeats: list[pd.DataFrame] = []
+    for checkpoint in checkpoints:
+        statuses.update(data.cell(checkpoint, measure.benchmark, measure.metric).statuses)
+        for run in checkpoint.runs:
+            of = (checkpoint.iteration, measure.benchmark)
+            summary = data.summary(run, *of)
+            flagged.update({name: len(summary.get(name) or ()) for name in FLAGGED})
+            rows = data.rows(run.name, *of, measure.metric)
+            if len(rows):  # items × repeats, NaN where missing
+                rows = rows.assign(item=rows["item"].astype(str))
+                repeats.append(rows.pivot(index="item", columns="repeat", values="value"))
+    came = sum(statuses[name] for name in ("ok", "unparsed", "refused"))
+    unread = proportion(statuses["unparsed"], came)
+    items = max(map(len, repeats), default=1)
+    every = pd.concat(repeats).to_numpy(dtype=float) if repeats else np.empty((0, 1))
+    noise = rank.judge_noise(every, items=items)
+    return {
+        "unparsed": unread.k,
+        "asked": unread.n,
+        "unparsed_low": unread.low,
+        "unparsed_high": unread.high,
+        "truncated_answers": flagged["truncated"],
+        "neutralised_answers": flagged["neutralised"],
+        "fastchat_reads_otherwise": flagged["fastchat_reads_otherwise"],
+        "judgment_sd": noise.sd,
+        "judgment_sd_low": noise.low,
+        "judgment_sd_high": noise.high,
+        "floor_mean": noise.floor,
+        "floor_difference": noise.floor_difference,
+        "items_judged_twice": noise.changed.n,
+        "items_unequal": noise.changed.k,
+        "df": noise.df,
+    }
+
+
+def _judge_cells(told: Mapping[str, Any], measure: Measure) -> dict[str, str]:
+    """Cells of an arm, by column."""
+    digits, sd = measure.digits, "–"
+    if told["judgment_sd"] is not None:
+        ends_ = [number(told[f"judgment_sd_{end}"], digits) for end in ("low", "high")]
+        sd = f"{number(told['judgment_sd'], digits)} ({'–'.join(ends_)})"
+    otherwise = str(told["fastchat_reads_otherwise"])
+    noise = (
+        f"{told['items_unequal']} of {told['items_judged_twice']}",
+        sd,
+        number(told["floor_mean"], digits),
+        number(told["floor_difference"], digits),
+    )
+    return {
+        "verdicts not read": share_text(proportion(told["unparsed"], told["asked"])),
+        "answers cut off": str(told["truncated_answers"]),
+        "answers defused": str(told["neutralised_answers"]),
+        "read otherwise by FastChat": otherwise if measure.benchmark == "mt_bench" else "–",
+        **dict(zip(NOISE, noise, strict=True)),
+    }
+
+
+def share_text(share: Proportion) -> str:
+    """ "3 of 144 (0.7–5.9 %)", or a dash where nothing was counted."""
+    if share.low is None or share.high is None:
+        return "–"
+    return f"{share.k} of {share.n} ({number(100 * share.low, 1)}–{number(100 * share.high, 1)} %)"
+
+
+# -- AlpacaEval's summary --------------------------------------------------------------------------
+FLAGS = {
+    "no_scored_rows": "no row scored",
+    "no_gamed_baseline": "no gamed baselines: no length-controlled win rate",
+    "too_few_rows": "under 10 rows: LC is the plain win rate",
+    "no_length_variance": "all length differences equal: LC is the plain win rate",
+    "constant_preference": "constant preference: LC is the plain win rate",
+    "constant_answers": "most answers are one text",
+}
+"""What the benchmark's stage flags, in words."""
+FEW_INSTRUCTIONS = 100
+"""Below this number the jackknife interval of the length-controlled win rate, checked by simulation
+on hundreds, is flagged.
+"""
+SUMMARY = {
+    "length_controlled_win_rate": ("LC", "length_controlled_win_rate", 2),
+    "lc_standard_error": ("jackknife SE", "jackknife_se", 2),
+    "lc_standard_error_library": ("library's SE", "library_se", 2),
+    "win_rate": ("WR", "win_rate", 2),
+    "standard_error": ("SE of WR", "win_rate_se", 2),
+    "avg_length": ("length", "mean_length", 0),
+}
+"""Number in the stage's summary → column, field of the observation, digits."""
+
+
+def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
+    """What the benchmark's summaries say of single checkpoints: n, standard errors over
+    instructions, flags.
+
+    jackknife SE: sd of the delete-one-instruction pseudo-values / √n, percent points, of one
+    checkpoint (what (B) rests on); library SE: AlpacaEval's own, the spread of predictions over
+    items, about half the true one. Means over the seeds of a checkpoint.
+    """
+    title, rows, observations, few = "AlpacaEval: standard errors and flags", [], [], 0
+    for checkpoint in data.checkpoints:
+        flags, found = Counter[str](), []
+        for run in checkpoint.runs:
+            summary = data.summary(run, checkpoint.iteration, "alpaca_eval")
+            if not summary:
+                continue
+            found.append(summary)
+            raised = list(summary.get("flags", ()))
+            flags.update(raised)
+            if (summary.get("n_total") or 0) < FEW_INSTRUCTIONS:
+                few += 1
+                raised.append("few_instructions")
+            observations.append(
+                {
+                    **checkpoint.place,
+                    "seed": run.seed,
+                    "scored": summary.get("n_total"),
+                    "expected": summary.get("expected"),
+                    **{field: summary.get(name) for name, (_, field, _) in SUMMARY.items()},
+                    "truncated": len(summary.get("truncated") or ()),
+                    "neutralised": len(summary.get("neutralised") or ()),
+                    "comparable": summary.get("comparable"),
+                    "flags": ";".join(raised),
+                }
+            )
+        if not found or not (flags or data.is_end(checkpoint)):
+            continue
+        scored, expected = (
+            sum(int(summary.get(name) or 0) for summary in found)
+            for name in ("n_total", "expected")
+        )
+        line = {"checkpoint": checkpoint.title, "scored": f"{scored} of {expected}"}
+        for name, (head, _, digits) in SUMMARY.items():
+            line[head] = number(_mean([summary.get(name) for summary in found]), digits)
+        said = [
+            f"{FLAGS.get(name, name.replace('_', ' '))} ({count} of {len(found)} seeds)"
+            for name, count in sorted(flags.items())
+        ]
+        rows.append(TableRow({**line, "flags": "; ".join(said) or "none"}))
+    if not observations:
+        return Unavailable("alpaca_eval", title, "no AlpacaEval judgments are stored yet")
+    caption = (
+        "Base, last iterations, and whatever is flagged; every checkpoint and seed in the CSV. "
+        "Means over seeds, percent (length: characters). Standard errors are of one checkpoint "
+        "over new instructions."
+    )
+    notes = [
+        "The library's standard error is the spread of predictions over items, about half the true "
+        "one; no interval here rests on it."
+    ]
+    if few:
+        notes.append(
+            f"{few} sets have under {FEW_INSTRUCTIONS} scored instructions: their "
+            "length-controlled intervals are less sure than they look."
+        )
+    return Table("alpaca_eval", title, caption, rows, observations, notes)
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if isinstance(value, (int, float))]
+    return float(np.mean(known)) if known else None

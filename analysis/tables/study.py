@@ -1,0 +1,153 @@
+"""Tables about the study itself: which score rows and stages are there, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from analysis import measures
+from analysis.load import Cell, Stage, StudyData, iterate
+from analysis.table import Table, TableRow, Unavailable
+from analysis.text import number
+
+STATES = ("failed", "partial", "missing")
+MOST_USERS = 4
+"""Runs named for a stage that is not done; the CSV has all."""
+
+
+def table_completeness(data: StudyData) -> Table | Unavailable:
+    """Score rows by status. Complete checkpoints are counted in one row; the CSV has every
+    checkpoint, benchmark and status.
+    """
+    stored: dict[str, str] = {}
+    for benchmark, metric in data.metrics():
+        stored.setdefault(benchmark, metric)
+    shown = [m for table in measures.tables(data) for m in measures.columns(data, table)]
+    names = dict.fromkeys(m.benchmark for m in shown if m.benchmark in stored)
+    if not names:
+        return Unavailable("completeness", "Completeness", "no score rows are stored yet")
+    rows, observations, counted = [], [], Counter[str]()
+    whole, sums = 0, Counter[str]()
+    for checkpoint in data.checkpoints:
+        cells = {name: data.cell(checkpoint, name, stored[name]) for name in names}
+        for name, cell in cells.items():
+            absent = {"not run": cell.not_run} if cell.not_run > 0 else {}
+            for status, count in {**cell.statuses, **absent}.items():
+                of = {"benchmark": name, "metric": stored[name]}
+                observations.append({**checkpoint.place, **of, "status": status, "rows": count})
+                counted[status] += count
+        if all(cell.complete for cell in cells.values()):
+            whole += 1
+            sums.update({name: cell.layout.scored for name, cell in cells.items()})
+        else:
+            counts = {name: _counted(cell) for name, cell in cells.items()}
+            rows.append(TableRow({"checkpoint": checkpoint.title, **counts}))
+    if whole:
+        title = f"{whole} complete checkpoint{'s' * (whole != 1)}"
+        counts = {name: f"{sums[name]}/{sums[name]}" for name in names}
+        rows.append(TableRow({"checkpoint": title, **counts}, rule=True))
+    everything = ", ".join(f"{count} {status}" for status, count in sorted(counted.items()))
+    caption = (
+        "Score rows with a value / expected, all seeds together. Checkpoints that lack something "
+        f"stand alone. A cell under {100 * data.min_complete:g} % is INCOMPLETE. "
+        f"In all: {everything}."
+    )
+    return Table("completeness", "Completeness", caption, rows, observations)
+
+
+def _counted(cell: Cell) -> str:
+    """ "94/96 (1 error, 1 unparsed)": score rows with a value of those expected, and what the
+    others are.
+    """
+    others = {status: count for status, count in cell.statuses.items() if status != "ok"}
+    others["not run"] = cell.not_run
+    words = [f"{count} {status}" for status, count in sorted(others.items()) if count > 0]
+    return f"{cell.layout.scored}/{cell.layout.expected}" + (f" ({', '.join(words)})" * bool(words))
+
+
+def table_unfinished(data: StudyData) -> Table | Unavailable:
+    """Stages that are not done; grouped by stage, state and reason."""
+    grouped: dict[tuple[str, str, str], set[str]] = {}
+    for stage, users in data.unfinished:
+        alike = grouped.setdefault((stage.state, stage.name, stage.reason), set())
+        alike.update(users or ["shared by all runs"])
+    order = [f"{run.name}@{iteration}" for run, iteration in iterate(data)]
+    place = {user: number_ for number_, user in enumerate(order)}
+    rows, observations = [], []
+    for group in sorted(grouped, key=lambda group: (STATES.index(group[0]), group)):
+        state, name, reason = group
+        users = sorted(grouped[group], key=lambda user: (place.get(user, -1), user))
+        shown = ", ".join(users[:MOST_USERS])
+        if len(users) > MOST_USERS:
+            shown += f" and {len(users) - MOST_USERS} more"
+        told = reason or "not run yet"
+        row = {"state": state, "stage": name, "reason": told, "run@iteration": shown}
+        rows.append(TableRow(row))
+        for user in users:
+            observations.append({"state": state, "stage": name, "reason": reason, "run": user})
+    done = sum(stage.state == "done" for stage in data.stages.values())
+    return Table(
+        "unfinished",
+        "Failed, partial and missing stages",
+        f"{done} of {len(data.stages)} stages are done.",
+        rows,
+        observations,
+        left=4,
+        empty=(("state", "stage", "reason", "run@iteration"), ("state", "stage", "reason", "run")),
+    )
+
+
+COSTS = {
+    "seconds": ("seconds", 1),
+    "cpu_seconds": ("CPU seconds", 1),
+    "tokens_generated": ("tokens generated", 0),
+    "tokens_trained": ("tokens trained", 0),
+    "judge_calls": ("judge calls", 0),
+    "judge_prompt_tokens": ("judge prompt tokens", 0),
+    "judge_completion_tokens": ("judge answer tokens", 0),
+    "judge_usd": ("judge USD", 2),
+}
+"""Cost in a stage's record → its title and digits."""
+
+
+def table_costs(data: StudyData) -> Table | Unavailable:
+    """Costs by stage, every shared stage counted once. Times differ between two runs of the same
+    study: kept apart from the data.
+    """
+    if not any(stage.state == "done" for stage in data.stages.values()):
+        return Unavailable("costs", "Costs", "no stage is done yet")
+    names = list(dict.fromkeys(stage.name for stage in _by_depth(data)))
+    rows, observations = [], []
+    for name in [*names, "all"]:
+        chosen = [stage for stage in data.stages.values() if name in (stage.name, "all")]
+        done = sum(stage.state == "done" for stage in chosen)
+        sums = {cost: math.fsum(float(s.costs.get(cost, 0.0)) for s in chosen) for cost in COSTS}
+        row = {"stage": name, "done": f"{done} of {len(chosen)}"}
+        for cost, (title, digits) in COSTS.items():
+            row[title] = number(sums[cost], digits) if sums[cost] else "–"
+        rows.append(TableRow(row, rule=name == "all"))
+        observations.append({"stage": name, "done": done, "stages": len(chosen), **sums})
+    return Table(
+        "costs",
+        "Costs",
+        "By stage; a stage that several runs share is counted once.",
+        rows,
+        observations,
+        volatile=True,
+    )
+
+
+def _by_depth(data: StudyData) -> list[Stage]:
+    """Stages along the pipeline, each name at its last place: by the longest way to them."""
+    depth: dict[str, int] = {}
+
+    def depth_of(key: str) -> int:
+        if key not in depth:
+            inputs = data.stages[key].inputs.values() if key in data.stages else ()
+            depth[key] = 1 + max(map(depth_of, inputs), default=0)
+        return depth[key]
+
+    deepest: Counter[str] = Counter()
+    for key, stage in data.stages.items():
+        deepest[stage.name] = max(deepest[stage.name], depth_of(key))
+    return sorted(data.stages.values(), key=lambda stage: (deepest[stage.name], stage.name))
