@@ -159,6 +159,16 @@ def prompt_of(row: Row) -> Prompt:
     return prompt
 
 
+def response_of(row: Row, column: str, messages: Messages) -> str:
+    """A further response to the prompt, such as y; empty where the row has none."""
+    if absent(row.values.get(column)):
+        return ""
+    before, text = _answer(row, column, messages)
+    if before != messages:
+        raise NotAPairError(f"column {column} holds another prompt than the answers")
+    return text
+
+
 # -- the prompt ------------------------------------------------------------------------------------
 def _prompts(row: Row) -> dict[str, Messages]:
     """What the row's prompt columns hold, as turns, without an open assistant turn at the end."""

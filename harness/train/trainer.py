@@ -11,20 +11,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.dpo_config import DPOConfig
 
+from harness.data.files import Row
+from harness.data.rows import prompt_of, response_of
+from harness.data.turns import NotAPairError
+from harness.model.chat import PromptTooLongError
 from harness.model.logprobs import base_model_of, enable_packed_forward, sequence_logps
-from harness.records import HarnessError, Pair
+from harness.records import HarnessError, Pair, canonical_json, content_hash
 from harness.train.batching import (
     GlobalBatchSampler,
     MicroBatch,
@@ -46,6 +54,8 @@ CHECKPOINTING = (
 """What TrainingArguments calls recomputing activations: the second name until transformers 5.17 at
 least.
 """
+RUN_FILE = "preference_run.json"
+"""Beside a checkpoint's own files: which rows, batch and objective its steps were taken with."""
 ROLE_OF_Y = {"winner": "chosen", "loser": "rejected", "middle": "explore"}
 """What y became in its pair → the response that it then is."""
 RATIOS = ("rhat_chosen", "rhat_rejected", "rhat_explore")
@@ -74,6 +84,7 @@ class PreferenceConfig(DPOConfig):
     objective_params: dict[str, Any] | str | None = _option(None, "The objective's parameters.")  # noqa: RUF009 - a field
     explore_samples: int = _option(1, "Samples of y that the exploration term is averaged over.")
     global_batch_size: int = _option(0, "Rows per optimiser step over all devices.")
+    max_prompt_length: int = _option(0, "Rows with a longer prompt are dropped (0: by max_length).")
     token_budget: int = _option(0, "Most tokens of one forward pass.")
     max_log_ratio: float = _option(20.0, "Nats per token at which a run counts as diverged.")
     iteration: int = _option(0, "Named in messages of diverging runs.")
@@ -112,22 +123,25 @@ class PreferenceConfig(DPOConfig):
 class PreferenceTrainer(Trainer):
     """Trains a causal language model on preference rows.
 
-    train_dataset: ``PreferenceRow``s, or mappings with messages/prompt, chosen, rejected and (for
-    exploration) explore. ref_model: scores rows that carry no reference log-probabilities; None
-    takes a frozen copy of the model at the start (or, with ``precompute_ref_log_probs``, scores all
-    rows once and keeps no copy).
+    train_dataset: ``PreferenceRow``s, or mappings in any form that `harness.data.rows` reads, with
+    (for exploration) explore; a row that is no pair is an error. eval_dataset: the same, or a
+    mapping of them; ``evaluate`` reports its loss and the metrics of a step. ref_model: scores rows
+    that carry no reference log-probabilities; None takes a frozen copy of the model at the start
+    (or, with ``precompute_ref_log_probs``, scores all rows once and keeps no copy).
     """
 
     loss_is_scaled_for_ga = True
     args: PreferenceConfig
     objective: ResolvedObjective
     train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
         model: nn.Module,
         args: PreferenceConfig,
         train_dataset: Sequence[Any],
+        eval_dataset: Sequence[Any] | Mapping[str, Sequence[Any]] | None = None,
         *,
         processing_class: Any = None,
         ref_model: nn.Module | None = None,
@@ -141,14 +155,20 @@ class PreferenceTrainer(Trainer):
         if args.disable_dropout:
             without_dropout(model)
         rows = _as_rows(train_dataset, processing_class, args)
+        evaluated = _each(eval_dataset, lambda given: _as_rows(given, processing_class, args))
         self.ref_model = None
         if self.objective.needs_reference:
-            rows, self.ref_model = _references(model, rows, ref_model, self.objective.roles, args)
+            roles = self.objective.roles
+            rows, self.ref_model = _references(model, rows, ref_model, roles, args)
+            if self.ref_model is None:
+                scored = ref_model or model
+                evaluated = _each(evaluated, lambda given: _scored(scored, given, roles, args))
         enable_packed_forward(model)
         super().__init__(
             model,
             args,
             train_dataset=rows,
+            eval_dataset=evaluated,
             processing_class=processing_class,
             callbacks=callbacks,
             **kwargs,
@@ -175,6 +195,83 @@ class PreferenceTrainer(Trainer):
         )
 
         return _StepLoader(rows, batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """One item per batch of rows, in order, the same on every rank."""
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, str):
+            rows = self.eval_dataset[rows]
+        rows = _as_rows(rows or (), self.processing_class, self.args)
+        if not rows:
+            raise HarnessError("nothing to evaluate: pass eval_dataset")
+        live = self.ref_model is not None or not self.objective.needs_reference
+        if not live and not _have_reference(rows, self.objective.roles):
+            raise HarnessError(
+                "rows to evaluate have no reference log-probabilities, and the trainer keeps no "
+                "reference model: pass them as eval_dataset when the trainer is made"
+            )
+        size = self.args.per_device_eval_batch_size * self.args.world_size
+        sampler = GlobalBatchSampler(len(rows), size, seed=0, shuffle=False)
+        return _StepLoader(rows, batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,  # noqa: ARG002 - the Trainer passes these
+        prediction_loss_only: bool | None = None,  # noqa: ARG002
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss over the rows, and the metrics of a training step over them."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model: Any = self.model_wrapped if sharded else self.model
+        model.eval()
+        training, self.step_metrics = self.step_metrics, StepMetrics()
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        count = 0
+        with torch.no_grad():
+            for rows in dataloader:
+                count += len(rows)
+                for micro in self._micro_batches(rows):
+                    total += len(rows) * self.micro_batch_loss(model, micro.to(self.args.device))
+        found = {"loss": float(self.accelerator.reduce(total, "sum")) / count}
+        found |= self.step_metrics.drain(self.accelerator)
+        self.step_metrics = training
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in found.items()
+            if value is not None
+        }
+        return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]
+
+    @cached_property
+    def run_of(self) -> dict[str, str]:
+        """What a checkpoint can only be resumed with, each as a hash."""
+        what = {
+            "rows": [vars(row) for row in self.train_dataset],
+            "rows per step": self.global_rows,
+            "objective": vars(self.objective),
+        }
+        return {name: content_hash(value, length=16) for name, value in what.items()}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            file = Path(self._get_output_dir(trial)) / folder / RUN_FILE
+            file.write_text(canonical_json(self.run_of), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        file = Path(resume_from_checkpoint) / RUN_FILE
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        changed = [name for name, value in self.run_of.items() if before.get(name, value) != value]
+        if changed:
+            logger.warning(
+                "%s was made with other %s: the steps it counts were taken of another run",
+                resume_from_checkpoint,
+                " and ".join(changed),
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def training_step(
         self,
@@ -427,25 +524,34 @@ def without_dropout(model: nn.Module) -> None:
             vars(module)["attention_dropout"] = 0.0
 
 
+def _each(datasets: Any, change: Callable[[Any], Any]) -> Any:
+    """``change`` of a dataset, or of each of several by name; None where there is none."""
+    if isinstance(datasets, Mapping):
+        return {name: change(one) for name, one in datasets.items()}
+    return None if datasets is None else change(datasets)
+
+
 def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:
-    """Rows of tokens from rows of text or tokens."""
-    rows = []
+    """Rows of tokens from rows of text or tokens. Prompts over the limit are dropped and told."""
+    limit = args.max_prompt_length or max((args.max_length or 0) - 1, 0)
+    rows, long = [], []
     for number, item in enumerate(dataset):
         if isinstance(item, PreferenceRow):
             rows.append(item)
             continue
         if tokenizer is None:
-            raise HarnessError(
-                f"training row {number} is text; pass processing_class (the tokenizer)"
-            )
-        messages = item.get("messages", item.get("prompt"))
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        explore = item.get("explore")
-        role: Any = "absent" if explore is None else "middle"
-        name, texts = str(item.get("id", number)), (item["chosen"], item["rejected"], explore or "")
-        pair = Pair(name, tuple(messages), *texts, y_role=role)
-        rows.append(encode_pair(tokenizer, pair, max_length=args.max_length or 0))
+            raise HarnessError(f"row {number} is text; pass processing_class (the tokenizer)")
+        pair = _pair(item, f"row {number}")
+        lengths = {"max_length": args.max_length or 0, "max_prompt_length": limit}
+        try:
+            rows.append(encode_pair(tokenizer, pair, **lengths))
+        except PromptTooLongError:
+            long.append(str(number))
+    if long:
+        told = f"{len(long)} of {len(rows) + len(long)} rows have prompts over {limit} tokens"
+        if not rows:
+            raise HarnessError(f"{told}, and none is left; raise max_prompt_length or max_length")
+        logger.warning("%s and are dropped (rows %s)", told, ", ".join(long[:3]))
     needed = set(args.resolved().roles)
     for row in rows:
         if needed - set(row.responses):
@@ -456,6 +562,31 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
     return rows
 
 
+def _pair(item: Mapping[str, Any], place: str) -> Pair:
+    """A row of text, read as the data stage reads it; here every row must be a pair."""
+    try:
+        prompt = prompt_of(Row(item, place))
+        explore = response_of(Row(item, place), "explore", prompt.messages)
+    except NotAPairError as reason:
+        raise HarnessError(f"{place}: {reason}; leave it out of the dataset") from reason
+    role: Any = "middle" if explore else "absent"
+    texts = (prompt.chosen, prompt.rejected, explore)
+    return Pair(prompt.id, prompt.messages, *texts, y_role=role)
+
+
+def _have_reference(rows: Sequence[PreferenceRow], roles: Sequence[str]) -> bool:
+    return all(role in row.reference for row in rows for role in roles)
+
+
+def _scored(
+    model: nn.Module, rows: list[PreferenceRow], roles: Sequence[str], args: PreferenceConfig
+) -> list[PreferenceRow]:
+    """The rows with log-probabilities under ``model``, unless they have them."""
+    if _have_reference(rows, roles):
+        return rows
+    return with_reference(model, rows, roles, args.token_budget or 8192)
+
+
 def _references(
     model: nn.Module,
     rows: list[PreferenceRow],
@@ -464,10 +595,8 @@ def _references(
     args: PreferenceConfig,
 ) -> tuple[list[PreferenceRow], nn.Module | None]:
     """Rows with reference log-probabilities, or the model that computes them live."""
-    if all(role in row.reference for row in rows for role in roles):
-        return rows, None
-    if args.precompute_ref_log_probs:
-        return with_reference(ref_model or model, rows, roles, args.token_budget or 8192), None
+    if args.precompute_ref_log_probs or _have_reference(rows, roles):
+        return _scored(ref_model or model, rows, roles, args), None
     frozen = ref_model or copy.deepcopy(base_model_of(model))
     frozen.requires_grad_(False)
     enable_packed_forward(frozen)

@@ -25,7 +25,7 @@ from harness.train.batching import (
 )
 from harness.train.objectives import OBJECTIVES
 from harness.train.trainer import CHECKPOINTING, PreferenceConfig, PreferenceTrainer
-from tests import plain
+from tests import plain, tiny
 from tests.preferences import ROLES, config, model, rows
 
 Numbers = dict[str, Tensor]
@@ -424,8 +424,6 @@ def test_metrics_of_the_first_step_by_hand(tmp_path: Path) -> None:
 
 
 def test_ten_lines(tmp_path: Path) -> None:
-    from tests import tiny
-
     tokenizer = tiny.tokenizer("zephyr")
     policy = tiny.model("mistral", tokenizer)
     data = [
@@ -441,6 +439,141 @@ def test_ten_lines(tmp_path: Path) -> None:
         use_cpu=True,
     )
     PreferenceTrainer(policy, args, data, processing_class=tokenizer).train()
+
+
+TEXT = {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Stone.", "explore": "A pear."}
+ASKED = [{"role": "user", "content": "Name a fruit."}]
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def of_text(
+    tmp_path: Path, data: list[dict[str, Any]], evaluated: Any = None, **changes: Any
+) -> PreferenceTrainer:
+    tokenizer = tiny.tokenizer("zephyr")
+    args = config(tmp_path, **changes)
+    policy = tiny.model("mistral", tokenizer)
+    return PreferenceTrainer(policy, args, data, evaluated, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**TEXT, "chosen": said("Apple."), "rejected": said("Stone.")},
+        {"prompt": ASKED, **{name: said(TEXT[name]) for name in ROLES}},
+        {
+            "chosen": [*ASKED, *said("Apple.")],
+            "rejected": [*ASKED, *said("Stone.")],
+            "explore": [*ASKED, *said("A pear.")],
+        },
+    ],
+    ids=["text and turns", "turns", "the shared prompt"],
+)
+def test_rows_of_turns_are_the_rows_of_text(tmp_path: Path, row: dict[str, Any]) -> None:
+    (wanted,) = of_text(tmp_path, [TEXT]).train_dataset
+    (found,) = of_text(tmp_path, [row]).train_dataset
+    assert found == wanted
+    assert set(found.responses) == {*ROLES}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"chosen": None}, "row 1: empty answer"),
+        ({"rejected": float("nan")}, "row 1: empty answer"),
+        ({"prompt": " "}, "row 1: empty prompt"),
+        ({"rejected": "Apple. "}, "row 1: identical answers"),
+        ({"chosen": "\ud83d"}, "row 1: a lone surrogate"),
+        ({"explore": 7}, "row 1, column explore: text or a list of turns is wanted"),
+        ({"tools": ["search"]}, "row 1: 'tools' is not read here"),
+        ({"explore": float("nan")}, "reads y, but the row has no 'explore'"),
+    ],
+)
+def test_a_row_of_text_that_is_no_pair_is_refused(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(HarnessError, match=says):
+        of_text(tmp_path, [TEXT, {**TEXT, **change}])
+
+
+def test_rows_with_prompts_over_the_limit_are_dropped_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = {**TEXT, "prompt": "Name a fruit. " * 9}
+    for limit in ({"max_prompt_length": 60}, {"max_length": 60}):
+        caplog.clear()
+        assert len(of_text(tmp_path, [TEXT, long, TEXT, long], **limit).train_dataset) == 2
+        assert "2 of 4 rows have prompts over" in caplog.text
+        assert "are dropped (rows 1, 3)" in caplog.text
+    with pytest.raises(HarnessError, match="1 of 1 rows have prompts over 60 tokens, and none"):
+        of_text(tmp_path, [long], max_prompt_length=60)
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_evaluation_reports_the_metrics_of_a_step(tmp_path: Path, precomputed: bool) -> None:
+    """On the rows of the step itself, before it is taken: the same numbers; afterwards other ones,
+    and the training metrics are as without evaluation.
+    """
+    data = rows(12)
+    known = [dataclasses.replace(row, reference=dict.fromkeys(ROLES, -9.0)) for row in data]
+    changes: dict[str, Any] = {"max_steps": 2, "global_batch_size": 12, "token_budget": 60}
+    changes |= {"per_device_eval_batch_size": 5, "precompute_ref_log_probs": precomputed}
+    start = model(dtype=torch.float64)
+    args = config(tmp_path, eval_strategy="steps", eval_steps=1, **changes)
+    trainer = PreferenceTrainer(copy.deepcopy(start), args, known, {"same": known, "new": data})
+    before = trainer.evaluate()
+    trainer.train()
+    first, *others = [entry for entry in trainer.state.log_history if "loss" in entry]
+    names = ("loss", "margin", "accuracy", "rhat_explore", "rhat_y_loser")
+    for name in names:
+        assert before[f"eval_same_{name}"] == pytest.approx(first[name]), name
+    assert before["eval_new_margin"] == pytest.approx(0, abs=1e-9)
+    after = trainer.evaluate({"same": known})
+    assert after["eval_same_loss"] < before["eval_same_loss"]
+    plain_run = PreferenceTrainer(start, config(tmp_path, **changes), known)
+    plain_run.train()
+    again = [entry for entry in plain_run.state.log_history if "loss" in entry]
+    assert [entry["margin"] for entry in again] == [first["margin"], others[0]["margin"]]
+
+
+def test_text_is_evaluated_and_a_lost_reference_is_told(tmp_path: Path) -> None:
+    trainer = of_text(tmp_path, [TEXT], [TEXT])
+    assert trainer.evaluate()["eval_margin"] == 0
+    assert trainer.evaluate([TEXT, TEXT], metric_key_prefix="test")["test_accuracy"] == 0
+    kept = of_text(tmp_path, [TEXT], [TEXT], precompute_ref_log_probs=True)
+    assert kept.evaluate()["eval_margin"] == 0
+    with pytest.raises(HarnessError, match="keeps no reference model: pass them as eval_dataset"):
+        kept.evaluate([TEXT])
+    with pytest.raises(HarnessError, match="nothing to evaluate"):
+        of_text(tmp_path, [TEXT]).evaluate()
+
+
+@pytest.mark.parametrize(
+    ("data", "change", "told"),
+    [
+        (rows(12), {}, ""),
+        (rows(12, seed=1), {}, "rows"),
+        (rows(12), {"global_batch_size": 4}, "rows per step"),
+        (rows(12), {"objective": "xpo", "beta": 0.2}, "objective"),
+    ],
+    ids=["the same", "rows", "batch", "objective"],
+)
+def test_resuming_another_run_is_told(
+    data: list[PreferenceRow],
+    change: dict[str, Any],
+    told: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    PreferenceTrainer(model(), config(tmp_path, max_steps=1, **saving), rows(12)).train()
+    resumed = PreferenceTrainer(model(), config(tmp_path, max_steps=2, **change), data)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    warned = [one.getMessage() for one in caplog.records if "was made with" in one.getMessage()]
+    assert len(warned) == bool(told)
+    assert all(f"was made with other {told}: the steps" in message for message in warned)
 
 
 @pytest.mark.parametrize(
