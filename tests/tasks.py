@@ -12,7 +12,7 @@ from harness.engine.store import Store
 from harness.files import hash_tree
 from harness.rankers.ranker import RankContext
 from harness.records import SCHEMA_VERSION, StageRecord, StageTask
-from harness.study.sections import JudgeSettings, Section
+from harness.study.sections import Section
 from harness.study.settings import Recipe
 from harness.study.tasks import Limit, ObjectiveTask, OptimiserTask, RankerTask, Runtime
 from harness.train.objectives import resolve
@@ -41,7 +41,6 @@ REQUIRED: Mapping[str, Any] = {
     "portion": 0,
     "first_sample": 0,
     "offline": True,
-    "y": 1,
     "overlong_prompts": "drop",
     "decay": 0.9,
     "portions": 1,
@@ -97,8 +96,8 @@ def _filled(kind: type[Section], given: Mapping[str, Any]) -> Any:
                 values[name] = {key: _filled(inner, one) for key, one in value.items()}
             else:
                 values[name] = _filled(inner, value)
-        elif field.is_required() and name == "judge":
-            values[name] = JudgeSettings() if field.annotation is JudgeSettings else None
+        elif field.is_required() and type(None) in options:
+            values[name] = None
         elif field.is_required() and inner is not None:
             values[name] = _filled(inner, {})
         elif field.is_required():

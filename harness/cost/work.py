@@ -123,7 +123,8 @@ def _rollout(count: Counting, node: Node) -> Work:
 def _rank(count: Counting, node: Node) -> Work:
     settings: Any = node.settings
     further: list[Any] = [count.source(node, name) for name in ROLLOUTS[1:] if name in node.inputs]
-    texts = 2 * settings.offline + settings.y + sum(one.settings.samples for one in further)
+    y = 1 if settings.y is None else settings.y
+    texts = 2 * settings.offline + y + sum(one.settings.samples for one in further)
     return RANKERS[settings.kind].work(count.lengths, count.prompts(node), texts)
 
 

@@ -66,8 +66,10 @@ def _offline_world(world: WorldSettings) -> WorldSettings:
     return world.model_copy(update={"best_style_worth": 1.0}) if world.unseen else world
 
 
-LABELLED = ("stepwise",)
+LABELLED = ("offline", "stepwise")
 """Modes that train on the labelled pairs."""
+CARRIED = ("offline", "online")
+"""Modes with one optimiser and one schedule for all iterations of the method."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,11 @@ class Runs(Builder):
             recipe,
             fails=self.fails(cell, "reference", iteration),
         )
+        carried = None
+        if recipe.loop.mode in CARRIED and not start.warmup:
+            carried = tasks.PartTask(part=iteration - 1, parts=recipe.loop.iterations)
         settings = tasks.TrainTask(
+            carried=carried,
             **self.computing(recipe),
             objective=self.objective(recipe, iteration),
             training=self._optimiser(recipe, iteration),
@@ -370,7 +376,7 @@ class Runs(Builder):
             threads=recipe.training.threads,
             rule=rule,
             offline=recipe.pairs.offline,
-            y=recipe.pairs.y,
+            y=None if (recipe.pairs.y, recipe.exploration.samples) == (1, 1) else recipe.pairs.y,
             truncated_y=recipe.pairs.truncated_y,
             judge=self.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
             seed=cell.seed,

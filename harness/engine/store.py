@@ -371,8 +371,7 @@ class Store:
         """Delete the weights of a committed checkpoint (retention); its record stays. Returns bytes
         freed.
         """
-        folder = self.folder(key) / "model"
-        weights = list(folder.glob("*.safetensors"))
+        weights = _weights(self.folder(key))
         size = sum(path.stat().st_size for path in weights)
         if weights:
             # First: a kill in between must not look like a loss.
@@ -386,7 +385,7 @@ class Store:
         from what was committed.
         """
         committed = self.record(key).files
-        weights = list((work / "model").glob("*.safetensors"))
+        weights = _weights(work)
         for path in weights:
             name = path.relative_to(work).as_posix()
             if committed.get(name) != record.files[name]:
@@ -395,7 +394,7 @@ class Store:
                     "versions or hardware? Use `selm invalidate`"
                 )
         for path in weights:
-            os.replace(path, self.folder(key) / "model" / path.name)
+            os.replace(path, self.folder(key) / path.relative_to(work))
         (self.folder(key) / "dropped").unlink(missing_ok=True)
         shutil.rmtree(work)
 
@@ -411,6 +410,11 @@ class Store:
     def _present(self) -> set[str]:
         objects = self.root / "objects"
         return {key for prefix in names(objects) for key in names(objects / prefix)}
+
+
+def _weights(folder: Path) -> list[Path]:
+    """What retention deletes of a checkpoint: its weights and the optimiser's state."""
+    return [*folder.glob("model/*.safetensors"), *folder.glob("carried/*.safetensors")]
 
 
 def parse_record(data: Any, where: str) -> StageRecord:

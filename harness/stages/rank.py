@@ -108,7 +108,8 @@ def _read(task: StageTask[RankTask]) -> Iterator[Row]:
         }
         y = [name for name in named if name.startswith("y")]
         texts = {name: text for name, text in labelled.items() if settings.offline and text.strip()}
-        texts |= {name: one.text for name, one in named.items() if name not in y[settings.y :]}
+        wanted = y[: settings.y]
+        texts |= {name: one.text for name, one in named.items() if name in wanted or name not in y}
         yield Row(Candidates(prompt, texts), named, y)
 
 

@@ -1,10 +1,11 @@
 """Stage `train`: one iteration of preference training, from the policy's checkpoint to the next
 one.
 
-Written: model/ (safetensors and tokenizer) and steps.jsonl (one row per optimiser step: step, loss,
-grad_norm, learning_rate, margin, accuracy, rhat_* in nats; null where a step had no such row). A
-run that was killed goes on from its last mid-iteration checkpoint to the same bits. With
-``runtime.processes`` above one the same function runs in so many ranks, and the first of them
+Written: model/ (safetensors and tokenizer), carried/ (what the next part of the same run continues
+with, `harness.train.carried`; only where there are parts) and steps.jsonl (one row per optimiser
+step: step, loss, grad_norm, learning_rate, margin, accuracy, rhat_* in nats; null where a step had
+no such row). A run that was killed goes on from its last mid-iteration checkpoint to the same bits.
+With ``runtime.processes`` above one the same function runs in so many ranks, and the first of them
 writes.
 """
 
@@ -34,6 +35,7 @@ from harness.study.sections import LoraSettings
 from harness.study.tasks import TrainTask
 from harness.train import distributed, sharding
 from harness.train.batching import PreferenceRow, encode_pairs
+from harness.train.carried import Carried
 from harness.train.objectives import ResolvedObjective
 from harness.train.trainer import (
     CHECKPOINTING,
@@ -200,6 +202,8 @@ def _trainer(
     training, objective = settings.training, settings.objective
     seed = int(content_hash("train", settings.seed, settings.iteration, length=7), 16)
     steps = math.ceil(len(rows) / training.batch_size) * training.epochs
+    carried = settings.carried
+    parts = carried.parts if carried else 1
     without_dropout(model)
     if training.lora:
         model = _with_lora(model, training.lora, seed)
@@ -220,7 +224,8 @@ def _trainer(
         iteration=settings.iteration,
         learning_rate=training.learning_rate,
         num_train_epochs=training.epochs,
-        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        warmup_steps=math.ceil(training.warmup_ratio * steps * parts),
+        schedule_parts=parts,
         lr_scheduler_type=training.scheduler,
         optim=training.optimizer,
         weight_decay=training.weight_decay,
@@ -240,7 +245,12 @@ def _trainer(
     )
     sharding.keep_precision(args)
     clock = CheckpointClock(runtime.checkpoint_seconds, task.out, args.world_size)
-    return PreferenceTrainer(model, args, rows, callbacks=[clock]), clock
+    callbacks: list[Any] = [clock]
+    if carried:
+        stored_whole = settings.dtype == "float32"
+        left = Carried(carried.part, task.inputs["policy"], task.out, not stored_whole)
+        callbacks.append(left)
+    return PreferenceTrainer(model, args, rows, callbacks=callbacks), clock
 
 
 def _with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:

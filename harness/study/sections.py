@@ -300,9 +300,12 @@ class LoopSettings(Section):
     d = ``ema_decay``.
     """
     ema_decay: Share = 0.9
-    mode: Literal["iterative", "stepwise"] = "iterative"
+    mode: Literal["iterative", "stepwise", "offline", "online"] = "iterative"
     """``iterative``: pairs of the policy's own answers, a new optimiser and schedule each
-    iteration. ``stepwise``: the same with the labelled pairs.
+    iteration. ``stepwise``: the same with the labelled pairs. ``online``: as iterative, but
+    optimiser and schedule are carried through all iterations, which may be as small as one step.
+    ``offline``: the same with the labelled pairs and a fixed reference, one run over all data
+    whose iterations are where checkpoints are scored.
     """
 
 

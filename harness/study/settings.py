@@ -103,7 +103,7 @@ class Recipe(Section):
         if self.ranker.kind not in RANKERS:
             known = ", ".join(RANKERS)
             raise ValueError(f"ranker.kind is {self.ranker.kind!r}; known: {known}")
-        reason = self._no_pair()
+        reason = self._no_pair() or self._not_carried()
         if reason:
             raise ValueError(reason)
         missing = RANKERS[self.ranker.kind].missing(self.ranker, self.data)
@@ -122,8 +122,8 @@ class Recipe(Section):
         """Why no pair can come of what the recipe asks for; empty where one can."""
         pairs, mode = self.pairs, self.loop.mode
         if pairs.rule == "offline":
-            return "pairs.rule offline is what loop.mode stepwise does: set that instead"
-        if mode == "stepwise":
+            return "pairs.rule offline is what loop.mode stepwise (or offline) does: set that"
+        if mode in ("stepwise", "offline"):
             return ""
         if pairs.y > self.exploration.samples:
             return f"pairs.y is {pairs.y}, but exploration.samples draws {self.exploration.samples}"
@@ -136,4 +136,32 @@ class Recipe(Section):
             )
         if pairs.rule == "replace" and not (pairs.offline and pairs.y):
             return "pairs.rule replace compares y with the labelled pair: set pairs.offline and y"
+        return ""
+
+    def _not_carried(self) -> str:
+        """Why one optimiser cannot be carried through the iterations; empty where it can or need
+        not be.
+        """
+        mode, training = self.loop.mode, self.training
+        if mode not in ("online", "offline"):
+            return ""
+        if not isinstance(training.learning_rate, float):
+            return (
+                f"loop.mode {mode} has one schedule for the whole run (training.scheduler): give "
+                "training.learning_rate as one number"
+            )
+        if training.lora or self.runtime.sharding != "none":
+            return (
+                f"loop.mode {mode} carries the optimiser from iteration to iteration: adapters are "
+                "merged in between and shards are not kept; leave training.lora and "
+                "runtime.sharding out"
+            )
+        if mode == "offline" and self.loop.reference_policy != "fixed":
+            return "loop.mode offline has one reference: set loop.reference_policy: fixed"
+        if mode == "offline" and self.loop.iterations > 1 and training.epochs > 1:
+            return (
+                "loop.mode offline goes through all the data before it meets any again: set "
+                "training.epochs: 1, and loop.iterations to as many times loop.portions as there "
+                "shall be epochs"
+            )
         return ""

@@ -181,20 +181,20 @@ class RankerTask(RankerSettings):
 
 class RankTask(RankerTask, Threads):
     """``rank``. judge: only where the ranker is one. offline, y: whether the labelled pair and how
-    many of y's samples are candidates; what other rollouts drew is.
+    many of y's samples are candidates (None: its only one); what other rollouts drew is.
     """
 
     later: ClassVar[Mapping[str, Any]] = {
         **RankerTask.later,
         "truncated_y": "ended",
         "offline": True,
-        "y": 1,
+        "y": None,
     }
 
     truncated_y: Literal["as_drawn", "ended"]
     rule: str
     offline: bool
-    y: NonNegative
+    y: NonNegative | None
     judge: JudgeSettings | None
     seed: NonNegative
     iteration: Positive
@@ -260,7 +260,19 @@ class OptimiserTask(Section):
     lora: LoraSettings | None
 
 
+class PartTask(Section):
+    """Which part of a run whose optimiser and schedule are carried through: from 0, of so many."""
+
+    part: NonNegative
+    parts: Positive
+
+
 class TrainTask(Computing):
+    """``train``. carried: None where optimiser and schedule are the iteration's own."""
+
+    later: ClassVar[Mapping[str, Any]] = {"carried": None}
+
+    carried: PartTask | None
     objective: ObjectiveTask
     training: OptimiserTask
     seed: NonNegative

@@ -83,6 +83,7 @@ class PreferenceConfig(DPOConfig):
     placebo: str = _option("none", "none, negative or other_prompt.")
     objective_params: dict[str, Any] | str | None = _option(None, "The objective's parameters.")  # noqa: RUF009 - a field
     explore_samples: int = _option(1, "Samples of y that the exploration term is averaged over.")
+    schedule_parts: int = _option(1, "Runs like this one that the schedule is over.")
     global_batch_size: int = _option(0, "Rows per optimiser step over all devices.")
     max_prompt_length: int = _option(0, "Rows with a longer prompt are dropped (0: by max_length).")
     token_budget: int = _option(0, "Most tokens of one forward pass.")
@@ -179,6 +180,10 @@ class PreferenceTrainer(Trainer):
         self.parameter_count = sum(p.numel() for p in model.parameters())
         self.step_metrics = StepMetrics()
         self._tokens = 0
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's, over all parts of the run that this one belongs to."""
+        return super().create_scheduler(num_training_steps * self.args.schedule_parts, optimizer)
 
     def create_accelerator_and_postprocess(self) -> None:
         """The Trainer's, and FSDP on CPU ranks too."""

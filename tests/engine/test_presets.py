@@ -68,18 +68,21 @@ class Ran:
         return {run[0]["base"]: "first", run[1]["train"]: "current"}[policy]
 
 
+def run_all(plan: Plan, store: Store) -> Ran:
+    for node in plan.nodes.values():
+        if not node.stage.startswith("benchmarks"):
+            result = run_stage(store, node)
+            assert result.state == "done", (node.stage, result.message)
+    return Ran(plan, store)
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
     store = Store(tmp_path_factory.mktemp("store"))
     store.open()
 
     def make(preset: str, **changes: Any) -> Ran:
-        plan = study(tmp_path_factory.mktemp(preset), preset, **changes)
-        for node in plan.nodes.values():
-            if not node.stage.startswith("benchmarks"):
-                result = run_stage(store, node)
-                assert result.state == "done", (node.stage, result.message)
-        return Ran(plan, store)
+        return run_all(study(tmp_path_factory.mktemp(preset), preset, **changes), store)
 
     return make
 
