@@ -9,6 +9,7 @@ they may grow.
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
+import sqlalchemy
 from pydantic import Field, model_validator
 
 from harness.engine.store import Store
-from harness.records import HarnessError, canonical_json, content_hash
+from harness.records import HarnessError, canonical_json, content_hash, first_line
 from harness.study.names import FolderName
 from harness.study.sections import Section
 from harness.study.settings import Recipe
@@ -174,15 +176,35 @@ HEARTBEAT_S, GRACE_S = 5, 20
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """SQLite or any SQLAlchemy address, with heartbeats, so that a worker's death is noticed."""
+    """SQLite or any SQLAlchemy address, with heartbeats, so that a worker's death is noticed.
+    HarnessError says why it cannot be opened; a password is never shown.
+    """
     # Optuna warns that heartbeats are experimental and that ``ask`` sends none; ours are sent by
     # hand (`harness.tune.workers`).
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", message="Heartbeat of storage")
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(
-        url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
-    )
+    shown = re.sub(r"//.*@", "//[redacted]@", url.partition("?")[0])
+    forms = "sqlite:////FOLDER/FILE.db or postgresql+psycopg2://USER@HOST/NAME"
+    try:
+        if sqlalchemy.make_url(url).database in (None, "", ":memory:"):
+            raise HarnessError(
+                f"--storage {shown}: names no database that several workers see; wants {forms}"
+            )
+        return optuna.storages.RDBStorage(
+            url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
+        )
+    except ImportError as error:
+        driver = error.__cause__ or error
+        why = f"the driver is not installed ({driver}); the extra [postgresql] has psycopg2"
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        why = f"is no database address; wants {forms}"
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        cause = getattr(error, "orig", None) or error.__cause__ or error
+        password = sqlalchemy.make_url(url).password
+        said = first_line(cause).replace(str(password or "\n"), "[redacted]")
+        why = f"cannot be used as Optuna's storage ({said})"
+    raise HarnessError(f"--storage {shown}: {why}")
 
 
 @contextmanager

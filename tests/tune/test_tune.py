@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -471,3 +472,48 @@ def test_a_bad_search_is_refused(tmp_path: Path, world: World, change: str, word
 def test_the_search_that_ships_loads() -> None:
     spec = load_tune(ROOT / "ablations" / "tune_alpha_beta.yaml")
     assert not set(spec.seeds) & set(spec.fresh_seeds)
+
+
+# -- where a search is kept ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("mysql+mysqldb://me:canary-9@127.0.0.1/db", "driver is not installed .*psycopg2"),
+        ("postgres://me:canary-9@host/db", "is no database address"),
+        ("redis://me:canary-9@host/0", "is no database address"),
+        ("postgresql+psycopg2://me:canary-9@host:port/db", "is no database address"),
+        ("journal.log", "is no database address; wants sqlite:////"),
+        ("", "is no database address"),
+        ("sqlite://", "names no database that several workers see"),
+        ("sqlite:///:memory:", "names no database that several workers see"),
+        (
+            "postgresql+psycopg2://me:canary-9@127.0.0.1:1/db",
+            r"127\.0\.0\.1:1/db: cannot be used .*refused",
+        ),
+        ("postgresql+psycopg2://me@127.0.0.1:1/db?password=canary-9", "cannot be used"),
+        (
+            "postgresql+psycopg2://me:canary-9@p/ss@127.0.0.1:1/db",
+            "cannot be used|no database address",
+        ),
+        ("sqlite:///{folder}/text.db", "cannot be used .*not a database"),
+        ("sqlite:///{folder}", "cannot be used .*unable to open"),
+        ("sqlite:///{folder}/missing/x.db", "cannot be used .*unable to open"),
+        (
+            "sqlite:///{folder}/other.db",
+            "cannot be used .*no column|cannot be used .*no such column",
+        ),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_one_message_without_the_password(
+    tmp_path: Path, address: str, says: str
+) -> None:
+    (tmp_path / "text.db").write_text("This is no database. " * 100)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("create table version_info (x int)")
+        other.commit()
+    with pytest.raises(HarnessError, match=rf"(?s)^--storage .*({says})") as raised:
+        open_storage(address.format(folder=tmp_path))
+    assert "canary-9" not in str(raised.value)
+    assert "\n" not in str(raised.value)
