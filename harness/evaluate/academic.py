@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 from harness.evaluate.benchmark import PERCENT, Asked, Benchmark, Counting, Measure
 from harness.files import hash_file
-from harness.records import HarnessError, read_jsonl, write_jsonl
+from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
 from harness.study.sections import NonNegative, Section
 from harness.study.tasks import Generating
 from harness.study.work import Work
@@ -95,17 +95,23 @@ class AcademicSettings(Section):
     data: dict[str, str] = {}
     """Task → local data file, in place of the hub."""
     shots: dict[str, NonNegative] = {}
+    metrics: dict[str, str] = {}
+    """Task → the metric it is scored by, or ``metric,filter``, where not the usual one: a mean over
+    items of values from 0 to 1 of which more is better.
+    """
     limit: NonNegative = 0
     chat_template: bool = True
     fewshot_as_multiturn: bool = True
     max_new_tokens: NonNegative = 0
     """0: as the task says."""
 
+    later: ClassVar[Mapping[str, Any]] = {"metrics": {}}
+
 
 class AcademicTask(AcademicSettings, Generating):
     """``academic``. Its keys have always held the backend."""
 
-    later: ClassVar[Mapping[str, Any]] = {}
+    later: ClassVar[Mapping[str, Any]] = {"metrics": {}}
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -287,6 +293,11 @@ def prepare_academic(settings: AcademicSettings, out: Path) -> dict[str, Item]:
             f"academic.data names {', '.join(sorted(unknown))}; local files are read for "
             f"{', '.join(PAPER_TASKS)}"
         )
+    foreign = sorted(set(settings.metrics) - set(settings.tasks))
+    if foreign:
+        raise HarnessError(
+            f"academic.metrics names {', '.join(foreign)}, which academic.tasks does not hold"
+        )
     tasks = {name: _prepare_one(name, settings, out) for name in settings.tasks}
     text = json.dumps(tasks, indent=1, sort_keys=True) + "\n"
     (out / "tasks.json").write_text(text, encoding="utf-8")
@@ -296,21 +307,23 @@ def prepare_academic(settings: AcademicSettings, out: Path) -> dict[str, Item]:
 def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
     asked = settings.shots.get(column)
     paper = PAPER_TASKS.get(column)
+    metric, _, chosen = settings.metrics.get(column, "").partition(",")
+    named = {key: name for key, name in (("metric", metric), ("filter", chosen)) if name}
     if paper is None:
-        return {"task": column, "lm_eval_task": column, "shots": asked, "source": "hub"}
+        return {"task": column, "lm_eval_task": column, "shots": asked, "source": "hub"} | named
     shots = paper.shots if asked is None else asked
     shots_from = "training items" if paper.trains else "the task's own examples"
     entry: Item = {
         "metric": paper.metric,
         "filter": paper.filter,
-        "scale": paper.scale,
         "task": f"selm_{column}",
         "lm_eval_task": paper.task,
         "shots": shots,
         "paper_shots": paper.shots,
         "source": paper.hub,
         "shots_from": shots_from if shots else "none",
-    }
+    } | named
+    entry["scale"] = scale_of(entry["metric"])
     lines = [f"include: lm_eval/tasks/{paper.yaml}", f"task: selm_{column}"]
     lines.append(f"num_fewshot: {shots}")
     if column in settings.data:
@@ -331,6 +344,7 @@ def _splits(
     column = paper.column
     path = Path(data[column])
     items = convert(column, path)
+    _once(items, path)
     about: Item = {"source": path.name, "sha256": hash_file(path)}
     splits = {paper.split: items}
     train = data.get(f"{column}:train")
@@ -349,9 +363,23 @@ def _splits(
     return splits, about | {"items": len(splits[paper.split])}
 
 
+def _once(items: Sequence[Item], path: Path) -> None:
+    """Refuse items that occur twice, whatever their ids: they would count twice."""
+    rows: dict[str, int] = {}
+    for number, item in enumerate(items, 1):
+        key = content_hash({name: item[name] for name in item if name not in ID_KEYS})
+        if rows.setdefault(key, number) != number:
+            raise HarnessError(
+                f"{path}: items {rows[key]} and {number} are the same; keep one of each"
+            )
+
+
+ID_KEYS = ("id", "ind", "question_id")
+
+
 def item_name(doc: Mapping[str, Any], position: int) -> str:
     """A stable name of an item: its own id where the data have one, else its position."""
-    for key in ("id", "ind", "question_id"):
+    for key in ID_KEYS:
         if doc.get(key) not in (None, ""):
             return str(doc[key])
     return str(position)

@@ -97,6 +97,13 @@ def evaluate_policy(
     ):
         lm = language_model(policy, settings)
         columns = load_tasks(folder, entries, settings, Path(temporary))
+        for column, tasks in columns.items():
+            entries[column] = {
+                **entries[column],
+                "metric": metric_of(column, entries[column], tasks),
+            }
+            for task in tasks.values():
+                keep_shots_apart(column, task)
         every: dict[str, Any] = {}
         for tasks in columns.values():
             every |= tasks
@@ -123,6 +130,58 @@ def task_entries(folder: Path, wanted: list[str]) -> dict[str, Entry]:
     if missing:
         raise HarnessError(f"{file} has no task {', '.join(missing)}; it has {', '.join(entries)}")
     return {name: entries[name] for name in wanted}
+
+
+def metric_of(column: str, entry: Entry, tasks: Mapping[str, Any]) -> str:
+    """The metric of a column: the one that is named, else the first of the task's that is a mean
+    over items of which more is better. HarnessError asks for a name where there is none, or where
+    the tasks of a group have different ones.
+    """
+    from lm_eval.api import metrics
+
+    means, wanted = (metrics.mean, metrics.nanmean), entry.get("metric")
+    found, known = set[str](), dict[str, None]()
+    for task in tasks.values():
+        made, better = task.aggregation(), task.higher_is_better()
+        known |= dict.fromkeys(made)
+        shares = [name for name in made if made[name] in means and better.get(name)]
+        found.update([name for name in shares if name == wanted] if wanted else shares[:1])
+    if len(found) == 1:
+        return found.pop()
+    why = "has no one metric that is a mean of shares"
+    raise HarnessError(
+        f"academic task {column} {f'cannot be scored by {wanted!r}' if wanted else why}; name a "
+        "metric in evaluation.academic.metrics that is a mean over items and better when higher; "
+        f"it has {', '.join(known)}"
+    )
+
+
+def keep_shots_apart(column: str, task: Any) -> None:
+    """Draw a task's shots from outside its scored items: lm-eval takes them from the scored split
+    where there is no other, and a prompt may then show its own answer. HarnessError when too few
+    are left.
+    """
+    shots = task.get_config("num_fewshot") or 0
+    if not shots or not hasattr(task, "sampler"):
+        return
+    scored = {_content(doc) for doc in task.eval_docs}
+    pool = list(task.sampler.fewshot_docs())
+    apart = [doc for doc in pool if _content(doc) not in scored]
+    split = getattr(getattr(task, "fewshot_cfg", None), "split", None)
+    if split and split == (task.config.test_split or task.config.validation_split):
+        apart = []  # its rows may be processed otherwise than the scored ones
+    if len(apart) < shots:
+        raise HarnessError(
+            f"academic task {column}: {shots} shots are asked for, and {len(apart)} of the "
+            f"{len(pool)} items that lm-eval would draw them from are not scored themselves; lower "
+            f"evaluation.academic.shots.{column}, or give it a split of its own to draw from"
+        )
+    if len(apart) < len(pool):
+        task.sampler.df = apart
+
+
+def _content(doc: Any) -> str:
+    return json.dumps(doc, sort_keys=True, default=str)
 
 
 def materialise(folder: Path, target: Path) -> None:
@@ -276,7 +335,7 @@ def score_rows(
             item = f"{name}:{item}" if several else item
             value, source = None, ""
             if sample is not None:
-                value = _value(column, entry, task, sample)
+                value = _value(column, entry, sample)
                 hashes = [sample[f"{part}_hash"] for part in ("doc", "prompt", "target")]
                 source = content_hash(*hashes, length=16)
                 said = {"answer": sample["filtered_resps"], "raw": sample["resps"]}
@@ -306,8 +365,8 @@ def _item_names(docs: list[tuple[int, Mapping[str, Any]]]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(position) for position, _ in docs]
 
 
-def _value(column: str, entry: Entry, task: Any, sample: Mapping[str, Any]) -> float | None:
-    metric = entry.get("metric") or task.config.metric_list[0]["metric"]
+def _value(column: str, entry: Entry, sample: Mapping[str, Any]) -> float | None:
+    metric = entry["metric"]
     if metric not in sample:
         raise HarnessError(
             f"academic task {column}: lm-eval reports no metric {metric!r} per item; it reports "
@@ -317,9 +376,15 @@ def _value(column: str, entry: Entry, task: Any, sample: Mapping[str, Any]) -> f
         kind = type(sample[metric]).__name__
         raise HarnessError(
             f"academic task {column}: metric {metric!r} is no number per item ({kind}); name "
-            "another in tasks.json"
+            "another in evaluation.academic.metrics"
         )
-    value = float(sample[metric]) * float(entry.get("scale", scale_of(metric)))
+    value = float(sample[metric])
+    if metric != "eqbench" and math.isfinite(value) and not 0.0 <= value <= 1.0:
+        raise HarnessError(
+            f"academic task {column}: metric {metric!r} of item {sample['doc_id']} is {value:g}, "
+            "which is no share from 0 to 1; name another in evaluation.academic.metrics"
+        )
+    value *= float(entry.get("scale", scale_of(metric)))
     return value if math.isfinite(value) else None
 
 

@@ -554,7 +554,7 @@ def test_a_task_that_never_fits_is_error_rows_and_the_others_are_scored(
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"metric": "f1"}, "no metric 'f1'"),
+        ({"metric": "f1"}, "cannot be scored by 'f1'"),
         ({"filter": "loose"}, "no filter 'loose'"),
         ({"task": "selm_nothing"}, "cannot load it"),
     ],
@@ -579,6 +579,161 @@ def test_a_task_that_was_not_prepared_is_refused(
         academic_run.evaluate_policy(
             load_policy(policy_folder), tmp_path, settings.model_copy(update={"tasks": ["gsm8k"]})
         )
+
+
+# --- any task by its lm-eval name ---------------------------------------------------------------
+
+YES_NO = """
+dataset_path: json
+dataset_kwargs: {{data_files: {{{files}}}}}
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}} It is"
+doc_to_choice: ["yes", "no"]
+doc_to_target: label
+metric_list: {metrics}
+task: mine
+{more}
+"""
+SPLITS = {"train": "abcdef", "validation": "ghijkl", "test": "mnopqr"}
+
+
+def own_task(
+    folder: Path,
+    metrics: str,
+    shots: int = 0,
+    splits: str = "train validation test",
+    more: str = "",
+    metrics_named: dict[str, str] | None = None,
+) -> tuple[Any, Path]:
+    """A task of six questions a split, as lm-eval would find it by its name."""
+    (folder / "tasks").mkdir(parents=True)
+    names = {split: f"mine_{split}.jsonl" for split in splits.split()}
+    for split, name in names.items():
+        rows = [
+            {"question": f"Is {letter} odd?", "label": place % 2}
+            for place, letter in enumerate(SPLITS[split])
+        ]
+        write(folder / "tasks" / name, rows)
+    more += "".join(
+        f"\n{key}_split: {split}" for key, split in SPLIT_KEYS.items() if split in names
+    )
+    files = ", ".join(f"{split}: {name}" for split, name in names.items())
+    text = YES_NO.format(files=files, metrics=metrics, more=more)
+    asks = asked(
+        tasks=["mine"], shots={"mine": shots}, chat_template=False, metrics=metrics_named or {}
+    )
+    prepare_academic(asks, folder / "tasks")
+    (folder / "tasks" / "mine.yaml").write_text(text)
+    return asks, folder / "tasks"
+
+
+SPLIT_KEYS = {"training": "train", "validation": "validation", "test": "test"}
+ACC = "{metric: acc, aggregation: mean, higher_is_better: true}"
+F1 = "{metric: f1, aggregation: f1, higher_is_better: true}"
+BRIER = "{metric: brier_score, aggregation: brier_score, higher_is_better: false}"
+MCC = "{metric: mcc, aggregation: matthews_corrcoef, higher_is_better: true}"
+
+
+@pytest.mark.parametrize(
+    "metrics", [f"[{F1}, {BRIER}, {ACC}]", f"[{MCC}, {ACC}]", f"[{ACC}, {F1}]"]
+)
+def test_a_task_is_scored_by_its_first_mean_of_shares(
+    metrics: str, policy_folder: Path, tmp_path: Path
+) -> None:
+    settings, folder = own_task(tmp_path, metrics)
+    scores, _, summary, _ = academic_run.evaluate_policy(
+        load_policy(policy_folder), folder, settings
+    )
+    assert summary["mine"]["metric"] == "acc"
+    assert {score.value for score in scores} <= {0.0, 100.0}
+    assert len(scores) == 6
+
+
+@pytest.mark.parametrize(
+    ("metrics", "named", "says"),
+    [
+        (f"[{F1}, {MCC}]", {}, "no one metric that is a mean of shares.*it has f1, mcc"),
+        (f"[{BRIER}]", {}, "no one metric that is a mean of shares.*it has brier_score"),
+        (f"[{ACC}, {F1}]", {"mine": "f1"}, "cannot be scored by 'f1'"),
+        (f"[{ACC}]", {"mine": "acc_norm"}, "cannot be scored by 'acc_norm'.*it has acc"),
+        (f"[{ACC}]", {"mine": "acc,strict"}, "no filter 'strict'"),
+        (f"[{ACC}]", {"other": "acc"}, "academic.metrics names other"),
+    ],
+)
+def test_a_task_without_a_share_asks_for_the_metrics_name(
+    metrics: str, named: dict[str, str], says: str, policy_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(HarnessError, match=says):
+        settings, folder = own_task(tmp_path, metrics, metrics_named=named)
+        academic_run.evaluate_policy(load_policy(policy_folder), folder, settings)
+
+
+def test_nothing_outside_0_to_100_is_a_percentage(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gain = (
+        "def process_results(doc, results):\n"
+        "    return {'gain': results[0][0] - results[1][0] - 7.0}\n"
+    )
+    metric = "{metric: gain, aggregation: mean, higher_is_better: true}"
+    settings, folder = own_task(
+        tmp_path, f"[{metric}]", more="process_results: !function gain_of_yes.process_results"
+    )
+    (tmp_path / "gain_of_yes.py").write_text(gain)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(HarnessError, match=r"metric 'gain' of item 0 is -.*no share from 0 to 1"):
+        academic_run.evaluate_policy(load_policy(policy_folder), folder, settings)
+
+
+@pytest.mark.parametrize(
+    ("splits", "more"),
+    [
+        ("test", ""),
+        ("validation", ""),
+        ("train validation test", "fewshot_split: test"),
+        ("train test", "fewshot_split: test\nfewshot_config: {sampler: first_n}"),
+    ],
+)
+def test_shots_from_the_scored_items_are_refused(
+    splits: str, more: str, policy_folder: Path, tmp_path: Path
+) -> None:
+    settings, folder = own_task(tmp_path, f"[{ACC}]", 4, splits, more)
+    with pytest.raises(HarnessError, match="4 shots are asked for, and 0 of the 6 items"):
+        academic_run.evaluate_policy(load_policy(policy_folder), folder, settings)
+
+
+def test_more_shots_than_items_to_draw_from_are_refused(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    settings, folder = own_task(tmp_path, f"[{ACC}]", 7)
+    with pytest.raises(HarnessError, match=r"7 shots are asked for, and 6 of the 6 items"):
+        academic_run.evaluate_policy(load_policy(policy_folder), folder, settings)
+
+
+def test_no_prompt_shows_a_scored_item(policy_folder: Path, tmp_path: Path) -> None:
+    settings, folder = own_task(tmp_path, f"[{ACC}]", 4)
+    rows = read_rows(folder / "mine_train.jsonl")
+    rows[:2] = read_rows(folder / "mine_test.jsonl")[:2]
+    write(folder / "mine_train.jsonl", rows)
+    (tmp_path / "copy").mkdir()
+    entries = academic_run.task_entries(folder, ["mine"])
+    columns = academic_run.load_tasks(folder, entries, settings, tmp_path / "copy")
+    (task,) = columns["mine"].values()
+    academic_run.keep_shots_apart("mine", task)
+    pool = {doc["question"] for doc in task.sampler.fewshot_docs()}
+    assert pool == {f"Is {letter} odd?" for letter in "cdef"}
+    task.set_fewshot_seed(1)
+    for doc in task.eval_docs:
+        assert task.fewshot_context(doc, 4).count(doc["question"]) == 1
+
+
+def test_an_item_that_stands_twice_is_refused_whatever_its_id(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    rows = [{"id": i, "question": f"What is {i % 3}?", "answer": "#### 1"} for i in range(4)]
+    file = write(tmp_path / "gsm8k.jsonl", rows)
+    with pytest.raises(HarnessError, match=r"gsm8k.jsonl: items 1 and 4 are the same"):
+        prepared({"gsm8k": file}, tmp_path / "out")
 
 
 # --- against the command line, on the public files ------------------------------------------------
