@@ -40,6 +40,8 @@ REQUIRED: Mapping[str, Any] = {
     "iteration": 1,
     "portion": 0,
     "first_sample": 0,
+    "order": "seed",
+    "truncation": "responses",
     "offline": True,
     "overlong_prompts": "drop",
     "decay": 0.9,

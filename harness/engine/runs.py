@@ -281,6 +281,7 @@ class Runs(Builder):
             **self.computing(recipe),
             max_length=recipe.training.max_length,
             max_prompt_length=recipe.training.max_prompt_length,
+            truncation=recipe.training.truncation,
             roles=["chosen", "rejected", *explore_roles(recipe.exploration.samples)],
         )
 
@@ -320,6 +321,7 @@ class Runs(Builder):
         recipe = start.cell.recipe
         return {
             "seed": start.cell.seed,
+            "order": recipe.loop.order,
             "portion": start.place,
             "portions": recipe.loop.portions or len(iterations_of(recipe)) - 1,
             "prompts_per_iteration": recipe.loop.prompts_per_iteration,

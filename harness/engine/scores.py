@@ -114,6 +114,7 @@ def _diagnostics_task(builder: Builder, cell: Cell, iteration: int) -> tasks.Dia
         ranker=builder.ranker(recipe),
         max_length=recipe.training.max_length,
         max_prompt_length=recipe.training.max_prompt_length,
+        truncation=recipe.training.truncation,
         pocket=recipe.data.source == "pocket",
     )
 

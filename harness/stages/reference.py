@@ -19,8 +19,8 @@ FILE = "reference.parquet"
 
 
 def run(task: StageTask[ReferenceTask]) -> StageOutcome:
-    """Score the pairs under the reference policy. Settings: max_length, max_prompt_length, dtype,
-    attention, roles.
+    """Score the pairs under the reference policy. Settings: max_length, max_prompt_length,
+    truncation, dtype, attention, roles.
     """
     settings = task.settings
     policy = load_policy(
@@ -29,8 +29,7 @@ def run(task: StageTask[ReferenceTask]) -> StageOutcome:
         attention=settings.attention,
         device=task.runtime.device,
     )
-    limits = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
-    rows = encode_pairs(policy.tokenizer, task.inputs["pairs"], **limits)
+    rows = encode_pairs(policy.tokenizer, task.inputs["pairs"], settings.limits)
     budget = task.runtime.token_budget or 8192
     rows = with_reference(policy.model, rows, settings.roles, budget)
     written = write_reference(task.out / FILE, rows)

@@ -49,7 +49,7 @@ class _Wanted:
 def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
     """The prompts of this iteration, in the run's order.
 
-    Settings: seed, portion (from 0), portions, prompts_per_iteration (0: the whole portion),
+    Settings: seed, order, portion (from 0), portions, prompts_per_iteration (0: the whole portion),
     prompts (0: all). Each portion has len(prompts) // portions rows; what does not divide is left
     out.
     """
@@ -62,8 +62,9 @@ def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
     generator = np.random.default_rng(
         int(content_hash("prompt order", settings.seed, cycle, length=16), 16)
     )
-    pool = list(prompts[:wanted] if wanted else prompts)
-    order = [pool[i] for i in generator.permutation(len(pool))]
+    order = list(prompts[:wanted] if wanted else prompts)
+    if settings.order == "seed":
+        order = [order[i] for i in generator.permutation(len(order))]
     size = len(order) // portions
     if size == 0:
         raise HarnessError(
@@ -84,9 +85,8 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     """Write ``prompts.jsonl`` (this portion, in order) and ``responses.jsonl`` (records.Response by
     prompt order and sample).
 
-    Prompts over ``max_prompt_length`` tokens follow ``overlong_prompts``: drop (default), truncate
-    or refuse; the summary counts them. Answers of an earlier, partial attempt are kept; only its
-    failed ones are drawn again.
+    Prompts over ``max_prompt_length`` tokens follow ``overlong_prompts``; the summary counts them.
+    Answers of an earlier, partial attempt are kept; only its failed ones are drawn again.
     """
     settings = task.settings
     prompts = portion(
@@ -156,6 +156,9 @@ def fit(
 ) -> tuple[list[tuple[Prompt, tuple[int, ...]]], int]:
     """(prompt, ids) of every prompt that is used, and how many were over the limit."""
     kept, overlong = [], 0
+    if rule == "keep":
+        whole = [(prompt, tuple(encode_prompt(tokenizer, prompt.messages))) for prompt in prompts]
+        return whole, sum(len(ids) > limit for _, ids in whole)
     for prompt in prompts:
         try:
             kept.append((prompt, tuple(encode_prompt(tokenizer, prompt.messages, limit))))

@@ -169,9 +169,9 @@ class DecodingSettings(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: Positive = 24
-    overlong_prompts: Literal["drop", "truncate", "refuse"] = "drop"
+    overlong_prompts: Literal["drop", "truncate", "refuse", "keep"] = "drop"
     """Prompts over training.max_prompt_length tokens: left out and counted, cut at their beginning,
-    or an error.
+    an error, or kept whole (training then cuts them: ``training.truncation: prompt_first``).
     """
 
 
@@ -275,6 +275,12 @@ class TrainingSettings(Section):
     max_grad_norm: float = 1.0
     max_length: Positive = 256
     max_prompt_length: Positive = 128
+    truncation: Literal["responses", "prompt_first"] = "responses"
+    """Rows over ``max_length`` tokens. ``responses``: each response loses its end. ``prompt_first``
+    (the rule of TRL's DPOTrainer when SELM was released): where the prompt and the longest response
+    are over it, the prompt loses its beginning down to ``max_prompt_length``; where they still are,
+    all responses are cut to ``max_length - max_prompt_length``.
+    """
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
     threads: Positive = 1
@@ -294,6 +300,10 @@ class LoopSettings(Section):
     """Into how many parts the prompts are cut; 0: as many as iterations (with the warm-up)."""
     prompts_per_iteration: NonNegative = 0
     """0: the whole portion."""
+    order: Literal["seed", "data"] = "seed"
+    """In which the training prompts are cut into portions: shuffled by the run's seed, or as the
+    data have them.
+    """
     reference_policy: Literal["previous", "fixed", "ema"] = "previous"
     """π_ref: the model at the start of the iteration; the one that the method starts from; or the
     average π_ref := d π_ref + (1 - d) π of their parameters, renewed before every iteration, with

@@ -103,6 +103,17 @@ class Recipe(Section):
         if self.ranker.kind not in RANKERS:
             known = ", ".join(RANKERS)
             raise ValueError(f"ranker.kind is {self.ranker.kind!r}; known: {known}")
+        keeps = self.exploration.overlong_prompts == "keep"
+        if keeps and self.training.truncation != "prompt_first":
+            raise ValueError(
+                "exploration.overlong_prompts keep gives training prompts over "
+                "training.max_prompt_length: set training.truncation: prompt_first"
+            )
+        if self.training.max_prompt_length >= self.training.max_length:
+            raise ValueError(
+                f"training.max_prompt_length {self.training.max_prompt_length} leaves a response "
+                f"no room within training.max_length {self.training.max_length}"
+            )
         reason = self._no_pair() or self._not_carried()
         if reason:
             raise ValueError(reason)

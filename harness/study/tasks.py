@@ -140,7 +140,10 @@ class PortionTask(Section):
     every one.
     """
 
+    later: ClassVar[Mapping[str, Any]] = {"order": "seed"}
+
     seed: NonNegative
+    order: str
     portion: NonNegative
     portions: Positive
     prompts: NonNegative
@@ -159,7 +162,11 @@ class RolloutTask(DecodingSettings, Generating, PortionTask):
     and every number has noise of its own.
     """
 
-    later: ClassVar[Mapping[str, Any]] = {**Generating.later, "first_sample": 0}
+    later: ClassVar[Mapping[str, Any]] = {
+        **Generating.later,
+        **PortionTask.later,
+        "first_sample": 0,
+    }
 
     iteration: Positive
     first_sample: NonNegative
@@ -207,9 +214,24 @@ class AverageTask(Section):
     decay: float
 
 
-class ReferenceTask(Computing):
+class Lengths(Section):
+    """How training rows are cut."""
+
+    later: ClassVar[Mapping[str, Any]] = {"truncation": "responses"}
+
     max_length: Positive
     max_prompt_length: Positive
+    truncation: str
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """As `harness.train.batching.encode_pair` takes them."""
+        return {name: getattr(self, name) for name in Lengths.model_fields}
+
+
+class ReferenceTask(Lengths, Computing):
+    """``reference``."""
+
     roles: list[str]
 
 
@@ -243,7 +265,7 @@ class ObjectiveTask(Section):
         }
 
 
-class OptimiserTask(Section):
+class OptimiserTask(Lengths):
     """The recipe's training section at one iteration: its learning rate is a number."""
 
     learning_rate: float
@@ -254,8 +276,6 @@ class OptimiserTask(Section):
     optimizer: str
     weight_decay: float
     max_grad_norm: float
-    max_length: Positive
-    max_prompt_length: Positive
     gradient_checkpointing: bool
     lora: LoraSettings | None
 
@@ -305,11 +325,11 @@ class AnswerTask(Generating):
     max_prompt_length: Positive
 
 
-class DiagnosticsTask(DiagnosticsSamples, Generating):
+class DiagnosticsTask(DiagnosticsSamples, Lengths, Generating):
+    later: ClassVar[Mapping[str, Any]] = {**Generating.later, **Lengths.later}
+
     seed: NonNegative
     iteration: NonNegative
     objective: ObjectiveTask
     ranker: RankerTask
-    max_length: Positive
-    max_prompt_length: Positive
     pocket: bool

@@ -51,15 +51,26 @@ class PreferenceRow:
 
 
 def encode_pair(
-    tokenizer: Any, pair: Pair, *, max_length: int = 0, max_prompt_length: int = 0
+    tokenizer: Any,
+    pair: Pair,
+    *,
+    max_length: int = 0,
+    max_prompt_length: int = 0,
+    truncation: str = "responses",
 ) -> PreferenceRow:
-    """Tokens of a pair. Responses are cut where prompt and response together reach ``max_length``
-    (0: no limit).
+    """Tokens of a pair. Where prompt and response together are over ``max_length`` (0: no limit),
+    ``responses`` cuts the end of the response. ``prompt_first``: where the prompt and the longest
+    response are, the prompt loses its beginning (but not its begin-of-text) down to
+    ``max_prompt_length``; where they still are, all responses are cut to the rest.
 
     A response whose end is cut loses its end-of-turn token, as in generation; one that generation
     cut keeps the tokens it was drawn with. Raises HarnessError
-    for a prompt that leaves no room for a response or is over ``max_prompt_length``.
+    for a prompt that leaves no room for a response or, with ``responses``, is over
+    ``max_prompt_length``.
     """
+    if truncation == "prompt_first":
+        whole = encode_pair(tokenizer, pair)
+        return _prompt_first(whole, max_length, max_prompt_length, tokenizer.bos_token_id)
     prompt_ids = tuple(encode_prompt(tokenizer, pair.messages, max_prompt_length))
     room = max_length - len(prompt_ids) if max_length else 0
     if max_length and room < 1:
@@ -80,11 +91,24 @@ def encode_pair(
     return PreferenceRow(pair.prompt_id, prompt_ids, responses, y_role=pair.y_role)
 
 
-def encode_pairs(
-    tokenizer: Any, folder: Path, *, max_length: int, max_prompt_length: int
-) -> list[PreferenceRow]:
-    """Token rows of a folder of pairs, in file order. Raises HarnessError where there are none."""
-    limits = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+def _prompt_first(row: PreferenceRow, most: int, prompt: int, begin: int | None) -> PreferenceRow:
+    longest = max(map(len, row.responses.values()))
+    ids = row.prompt_ids
+    if len(ids) + longest <= most:
+        return row
+    if len(ids) > prompt:
+        kept = ids[:1] if ids[0] == begin else ()
+        ids = (*kept, *ids[len(ids) - prompt + len(kept) :])
+    if len(ids) + longest > most:
+        cut = {role: response[: most - prompt] for role, response in row.responses.items()}
+        row = replace(row, responses=cut)
+    return replace(row, prompt_ids=ids)
+
+
+def encode_pairs(tokenizer: Any, folder: Path, limits: Mapping[str, Any]) -> list[PreferenceRow]:
+    """Token rows of a folder of pairs, in file order, within the limits of `encode_pair`. Raises
+    HarnessError where there are none.
+    """
     file = folder / "pairs.jsonl"
     rows = [encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(file)]
     if not rows:

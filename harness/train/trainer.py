@@ -547,9 +547,9 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
         if tokenizer is None:
             raise HarnessError(f"row {number} is text; pass processing_class (the tokenizer)")
         pair = _pair(item, f"row {number}")
-        lengths = {"max_length": args.max_length or 0, "max_prompt_length": limit}
+        most = args.max_length or 0
         try:
-            rows.append(encode_pair(tokenizer, pair, **lengths))
+            rows.append(encode_pair(tokenizer, pair, max_length=most, max_prompt_length=limit))
         except PromptTooLongError:
             long.append(str(number))
     if long:

@@ -43,7 +43,7 @@ def order(found: Ran, iteration: int) -> list[PreferenceRow]:
     folder = found.store.folder(train.inputs["pairs"])
     tokenizer = load_policy(found.store.folder(train.inputs["policy"])).tokenizer
     limits = {"max_length": 256, "max_prompt_length": 128}
-    return encode_pairs(tokenizer, folder, **limits)
+    return encode_pairs(tokenizer, folder, limits)
 
 
 def parameters(found: Ran, key: str) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ def test_one_step_an_iteration_is_trls_dpo_trainer_over_all_of_them(
     theirs = trl_run(found, rows, tmp_path / "trl", monkeypatch)
     ours = parameters(found, found.stage(iterations, "train").key)
     base = parameters(found, found.plan.runs[0].iterations[0]["base"])
-    moved = max(float((ours[name] - base[name]).abs().max()) for name in ours)
+    moved = max(float((ours[name] - base[name]).detach().abs().max()) for name in ours)
     apart = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
     assert apart < 1e-5 < 1e-3 < moved
     rates = [

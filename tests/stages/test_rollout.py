@@ -73,6 +73,14 @@ def _ids(portion):
     return [prompt.id for prompt in portion]
 
 
+def test_portions_in_the_datas_order_are_ranges_of_its_rows():
+    parts = [
+        _ids(rollout.portion(PROMPTS, settings({"portion": i, "order": "data"}))) for i in (0, 2)
+    ]
+    names = _ids(PROMPTS)
+    assert parts == [names[:6], names[12:18]]
+
+
 def test_portions_are_equal_disjoint_and_shuffled_by_the_runs_seed():
     """20 prompts in 3 portions: 6 each, 2 left out."""
     parts = [_ids(rollout.portion(PROMPTS, settings({"portion": i}))) for i in range(3)]
@@ -170,6 +178,16 @@ def test_long_prompts_are_dropped_and_counted(task, policy_folder):
 def test_long_prompts_are_refused_when_asked(task, policy_folder):
     with pytest.raises(HarnessError, match=r"prompt p1\d: a prompt has .* tokens, the limit is"):
         rollout.run(task(max_prompt_length=_limit(policy_folder), overlong_prompts="refuse"))
+
+
+def test_kept_prompts_are_whole_and_counted(task, policy_folder):
+    made = task(max_prompt_length=_limit(policy_folder), overlong_prompts="keep")
+    outcome = rollout.run(made)
+    rows = list(read_jsonl(made.out / "prompts.jsonl"))
+    whole = {prompt.id: prompt.messages[0]["content"] for prompt in PROMPTS}
+    assert {row["id"]: row["messages"][0]["content"] for row in rows}.items() <= whole.items()
+    assert outcome.summary["overlong"] > 0
+    assert len(rows) == 6
 
 
 def test_long_prompts_are_truncated_when_asked_and_later_stages_see_it(task, policy_folder):

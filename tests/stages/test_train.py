@@ -358,6 +358,40 @@ def test_a_truncated_y_is_trained_on_the_tokens_it_was_drawn_with(room: int, kep
     assert ended.responses["rejected"][-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answers", "prompt_kept", "kept"),
+    [
+        (50, (1100, 600, 700), 50, (512, 512, 512)),
+        (600, (200, 300, 10), 600, (200, 300, 10)),
+        (700, (400, 300, 10), 512, (400, 300, 10)),
+        (700, (600, 500, 900), 512, (512, 500, 512)),
+    ],
+)
+def test_prompt_first_cuts_as_the_original_does(
+    prompt: int, answers: tuple[int, ...], prompt_kept: int, kept: tuple[int, ...]
+) -> None:
+    """Within 1024, prompts to 512: worked by hand from the rule; sizes with template and end."""
+    tokenizer = tiny.tokenizer("llama3")
+    template = len(encode_prompt(tokenizer, [{"role": "user", "content": ""}]))
+    question = ({"role": "user", "content": "a" * (prompt - template)},)
+    texts = [letter * (size - 1) for letter, size in zip("bcd", answers, strict=True)]
+    row = encode_pair(
+        tokenizer,
+        Pair("p", question, *texts, y_role="middle"),
+        max_length=1024,
+        max_prompt_length=512,
+        truncation="prompt_first",
+    )
+    whole, end = encode_prompt(tokenizer, question), tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert len(whole) == prompt
+    assert len(row.prompt_ids) == prompt_kept
+    assert row.prompt_ids[0] == tokenizer.bos_token_id == whole[0]
+    assert list(row.prompt_ids[1:]) == whole[prompt - prompt_kept + 1 :]
+    assert tuple(map(len, row.responses.values())) == kept
+    for response, size, left in zip(row.responses.values(), answers, kept, strict=True):
+        assert (response[-1] == end) == (size == left)
+
+
 def test_an_over_long_y_is_cut_at_the_maximum_length(tmp_path: Path) -> None:
     cut = stage_inputs(tmp_path, long_y=True)
     table = pq.read_table(cut["reference"] / "reference.parquet").to_pylist()

@@ -31,6 +31,11 @@ COMMON: dict[str, Any] = {
     "loop.iterations": 3,  # [P] iterations of SELM
     "loop.prompts_per_iteration": 0,  # the whole portion
     "loop.reference_policy": "previous",  # [P] Algorithm 1
+    "loop.order": "data",  # [C] ranges of rows
+    "exploration.overlong_prompts": "keep",  # [C] no prompt is dropped for its length
+    "training.truncation": "prompt_first",  # [C] TRL's rule of then
+    "pairs.truncated_y": "as_drawn",
+    "evaluation.academic.chat_template": False,  # the paper's columns are the leaderboard's
     "loop.mode": "iterative",
     "objective.beta": 0.01,  # [P]
     "objective.name": "selm",  # [P] equation 4.2, [C]

@@ -185,14 +185,12 @@ def read_rows(task: StageTask[DiagnosticsTask], tokenizer: Any) -> list[Preferen
     own), encoded as in training.
     """
     rows: list[PreferenceRow] = []
-    settings = task.settings
-    lengths = {"max_length": settings.max_length, "max_prompt_length": settings.max_prompt_length}
     for raw in reversed(list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))):
         pair = Pair(**raw)
         if not pair.explore:
             continue
         try:
-            rows.append(encode_pair(tokenizer, pair, **lengths))
+            rows.append(encode_pair(tokenizer, pair, **task.settings.limits))
         except PromptTooLongError:
             continue
         if len(rows) == ROWS * BATCHES:
