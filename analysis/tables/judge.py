@@ -356,7 +356,7 @@ def orders(data: StudyData) -> tuple[int, int, int]:
 
 # -- verdicts and noise ----------------------------------------------------------------------------
 NOISE = ("repeats unequal", "sd of a judgment (95 %)", "floor of a mean", "floor of a difference")
-FLAGGED = ("truncated", "neutralised", "fastchat_reads_otherwise")
+FLAGGED = ("truncated", "neutralised", "fastchat_reads_otherwise", "verdicts_cut_off")
 """Lists of items in a judged benchmark's summary."""
 
 
@@ -388,7 +388,8 @@ def table_judge(data: StudyData) -> Table | Unavailable:
         return Unavailable("judge", "The judge", "no judged benchmark is stored yet")
     caption = (
         "All iterations and seeds of an arm together; by checkpoint in the CSV. Not read: k of n "
-        "verdicts, with Wilson interval. Cut off: at the limit of new tokens, judged all the same. "
+        "verdicts, with Wilson interval; how many of them because the judge's reply was cut off "
+        "twice, and how many it refused. Answers cut off: at the limit, judged all the same. "
         "Defused: held verdict syntax or the judge prompt's delimiters."
     )
     if known:
@@ -437,6 +438,8 @@ def _judging(
         "asked": unread.n,
         "unparsed_low": unread.low,
         "unparsed_high": unread.high,
+        "verdicts_cut_off": flagged["verdicts_cut_off"],
+        "verdicts_refused": statuses["refused"],
         "truncated_answers": flagged["truncated"],
         "neutralised_answers": flagged["neutralised"],
         "fastchat_reads_otherwise": flagged["fastchat_reads_otherwise"],
@@ -466,6 +469,7 @@ def _judge_cells(told: Mapping[str, Any], measure: Measure) -> dict[str, str]:
     )
     return {
         "verdicts not read": share_text(proportion(told["unparsed"], told["asked"])),
+        "cut off, refused": f"{told['verdicts_cut_off']}, {told['verdicts_refused']}",
         "answers cut off": str(told["truncated_answers"]),
         "answers defused": str(told["neutralised_answers"]),
         "read otherwise by FastChat": otherwise if measure.benchmark == "mt_bench" else "–",

@@ -354,6 +354,7 @@ def _judge(
         scores += score_rows(rows, judged, metrics[-1], shared, bool(gamed))
     first = {name: note for (name, number), note in found.items() if number == 0}
     summary = summarise(rows, first, metrics[0]) | {
+        "verdicts_cut_off": verdicts.cut_off({key: note.reason for key, note in found.items()}),
         "judge": judge.model,
         "benchmark_version": version,
         "comparable": baseline_hash([row.item for row in rows]) == OFFICIAL_BASELINE

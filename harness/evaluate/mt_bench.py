@@ -338,6 +338,7 @@ def summarise(
         "neutralised": sorted(flagged.get("neutralised", [])),
         "flags": flags_of(first),
         "fastchat_reads_otherwise": disagree,
+        "verdicts_cut_off": verdicts.cut_off({key: row["reason"] for key, row in found.items()}),
         "judge": judge.model,
         "reference_set": bench.reference_set,
         "hashes": bench.hashes,

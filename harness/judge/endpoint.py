@@ -225,7 +225,7 @@ def read_reply(
     """
     try:
         data = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     failure = _failure(status, data, text)
     if failure is not None:
@@ -239,7 +239,7 @@ def read_reply(
         return Trouble("reply is no JSON of the published schema")
     try:
         return _completion(data, body)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         return Trouble(f"reply is not of the published schema ({type(error).__name__})")
 
 
@@ -288,7 +288,9 @@ def _completion(data: Mapping[str, Any], body: Mapping[str, Any]) -> Reply:
         status = "refused"
     elif said is None or (reason in CUT and limit != 1):
         status = "truncated"
-        error = f"cut off at {limit} tokens" if reason in CUT else "its thinking never ended"
+        error = f"{verdicts.CUT_OFF} at {limit} tokens"
+        if reason not in CUT:
+            error = f"{verdicts.CUT_OFF} in its thinking"
     return Reply(
         status=status,
         text=(text if said is None else said) or str(refusal or ""),

@@ -119,6 +119,8 @@ def spoken(text: str) -> str | None:
     return None if _OPENED.search(text) else text
 
 
+CUT_OFF = "cut off"
+"""How the reason of a verdict begins that is missing because its reply was cut off."""
 MOST_MASS = 0.5
 """The verdict's tokens must together be likelier than everything else."""
 
@@ -184,6 +186,12 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
     for pattern in patterns:
         text = pattern.sub(defuse, text)
     return text, found
+
+
+def cut_off(reasons: Mapping[tuple[str, int], str]) -> list[str]:
+    """``item#repeat`` of the verdicts that are missing because a reply was cut off."""
+    found = [key for key, reason in reasons.items() if reason.startswith(CUT_OFF)]
+    return [f"{item}#{repeat}" for item, repeat in sorted(found)]
 
 
 def judge_label(judge: JudgeSettings) -> str:

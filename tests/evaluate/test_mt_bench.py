@@ -377,6 +377,18 @@ def test_unreadable_verdicts_are_asked_again_within_bounds_then_unparsed(world: 
     assert (left.count, left.of, left.examples) == (1, 8, ("81:1",))
 
 
+def test_verdicts_that_were_cut_off_are_no_scores_and_are_listed(world: Write) -> None:
+    def script(body: Mapping[str, Any]) -> str:
+        first = "Ask 81" in body["messages"][-1]["content"]
+        return "Rating: [[4]] " + "or more " * 3000 if first else RATED
+
+    with serve(script=script) as server:
+        outcome, scores = judged(world(url=server.base_url))
+        assert server.counters["calls"] == 6 + 2 * 2
+    assert (scores["81:1", 0]["status"], scores["81:1", 0]["value"]) == ("unparsed", None)
+    assert outcome.summary["verdicts_cut_off"] == ["81:1#0", "81:2#0"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

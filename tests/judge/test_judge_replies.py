@@ -4,6 +4,7 @@ that ends the stage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.evaluate import annotator
 from harness.evaluate.annotator import Pair, annotate
@@ -58,9 +61,9 @@ def ask(
         for i in range(count)
     ]
     with endpoint(script) as (url, calls):
-        settings = JudgeSettings(kind="openai", base_url=url, model="judge-1", **(judge or {}))
+        own = JudgeSettings(kind="openai", base_url=url, model="judge-1", **(judge or {}))
         runtime = Runtime(**FAST, judge_concurrency=2)
-        with JudgeClient(settings, runtime, folder / JOURNAL_NAME) as client:
+        with JudgeClient(own, runtime, folder / JOURNAL_NAME) as client:
             return client.complete(requests, accept=is_rated), calls
 
 
@@ -131,6 +134,7 @@ def test_with_more_room_the_verdict_comes(tmp_path: Path) -> None:
         [{"type": "thinking", "thinking": "[[2]]"}, {"type": "text", "text": "Rating: [[6]]"}],
         [{"type": "text", "text": "Rating: "}, {"type": "output_text", "text": "[[6]]"}],
         'The answer quotes "<think>" in its text. Rating: [[6]]',
+        "\ud800 is no character. Rating: [[6]]",
     ],
 )
 def test_thinking_is_never_read_and_parts_are_joined(content: Any, tmp_path: Path) -> None:
@@ -251,6 +255,8 @@ def test_errors_of_the_requests_form_end_the_stage_at_once_and_name_the_key(
         {"choices": []},
         {"choices": [{"error": {"code": 502, "message": "provider"}}]},
         "<html>",
+        "[" * 100_000,
+        json.dumps(said("Rating: [[4]]"))[:-1] + ', "usage": {"completion_tokens": 1e999}}',
     ],
 )
 def test_passing_errors_are_asked_again_whatever_the_status(body: Any, tmp_path: Path) -> None:
@@ -276,6 +282,45 @@ def test_a_prompt_too_long_for_the_judge_is_that_items_error_alone(tmp_path: Pat
 def test_a_judge_that_takes_no_temperature_is_sent_none(tmp_path: Path) -> None:
     _, calls = ask(lambda _b: (200, said("[[6]]")), tmp_path, {"temperature": None}, temperature=1)
     assert "temperature" not in calls[0]
+
+
+WORDS = ("choices", "message", "content", "error", "code", "text", "type", "object", "token")
+WORDS += ("finish_reason", "logprobs", "logprob", "top_logprobs", "usage", "completion_tokens")
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(WORDS), st.text()
+)
+BODIES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(WORDS), inner),
+    max_leaves=12,
+)
+SOUND = {"choices": [{"message": {"content": "Rating: [[6]]"}, "logprobs": {"content": []}}]}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from([200, 200, 200, 302, 400, 429, 500]),
+    BODIES,
+    st.lists(st.sampled_from(WORDS), max_size=4),
+)
+def test_any_reply_is_a_status_a_retry_or_one_message(
+    status: int, piece: Any, path: list[str]
+) -> None:
+    body: Any = json.loads(json.dumps(SOUND))
+    place = body
+    for name in path:  # the piece replaces a part of a sound reply, at any depth
+        inner = place.get(name)
+        place = inner[0] if isinstance(inner, list) and inner else inner
+        if not isinstance(place, dict):
+            break
+    if isinstance(place, dict):
+        place[path[-1] if path else "choices"] = piece
+    found = None
+    with contextlib.suppress(HarnessError):
+        found = read_reply(status, {}, json.dumps(body), {"messages": [], "max_tokens": 8})
+    if isinstance(found, Reply):
+        assert found.status in ("ok", "refused", "truncated")
+        json.dumps(found.fields(), allow_nan=False)
 
 
 # -- weighted verdicts -----------------------------------------------------------------------------
@@ -316,8 +361,8 @@ def weighted(content: Any, folder: Path) -> annotator.Annotation:
     reply = said(content[0]["token"] if content else "M", "length")
     reply["choices"][0]["logprobs"] = {"content": content}
     with endpoint(lambda _body: (200, reply)) as (url, _):
-        settings = JudgeSettings(kind="openai", base_url=url, model="judge-1")
-        with JudgeClient(settings, Runtime(**FAST), folder / JOURNAL_NAME) as client:
+        own = JudgeSettings(kind="openai", base_url=url, model="judge-1")
+        with JudgeClient(own, Runtime(**FAST), folder / JOURNAL_NAME) as client:
             return annotate([Pair("1", "Name a fruit.", "Apple.", "A pear.")], client)["1", 0]
 
 
