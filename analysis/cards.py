@@ -72,7 +72,7 @@ def kept(data: StudyData) -> list[Kept]:
     places: dict[str, tuple[Run, int]] = {}
     for run in data.runs:
         for iteration, keys in run.iterations.items():
-            key = keys.get("train" if iteration else "base", "")
+            key = keys.get("train" if iteration > 0 else "base", "")
             if key:
                 users.setdefault(key, []).append(run.name)
                 places.setdefault(key, (run, iteration))
@@ -153,7 +153,7 @@ def scores(data: StudyData, item: Kept) -> list[Scored]:
     checkpoint, new items).
     """
     checkpoint = Checkpoint(
-        item.run.arm_name if item.iteration else "", item.run.label, item.iteration, (item.run,)
+        item.run.arm_name if item.iteration > 0 else "", item.run.label, item.iteration, (item.run,)
     )
     found = []
     for measure in (m for table in measures.tables(data) for m in measures.columns(data, table)):
@@ -178,7 +178,7 @@ def card(data: StudyData, item: Kept) -> str:
         _front_matter(data, item, found), sort_keys=False, allow_unicode=True, width=120
     )
     title = (
-        f"{data.name}: {item.run.label if item.iteration else 'the base'}, iteration "
+        f"{data.name}: {item.run.label if item.iteration > 0 else 'the base'}, iteration "
         f"{item.iteration}, seed {item.run.seed}"
     )
     lines = [
@@ -224,7 +224,7 @@ def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> dict[
         tag
         for tag in (
             "selm-harness",
-            "preference-optimization" if item.iteration else "base",
+            "preference-optimization" if item.iteration > 0 else "base",
             objective,
         )
         if tag
@@ -340,7 +340,7 @@ def _recipe(data: StudyData, item: Kept) -> list[str]:
     """Resolved settings of the stages of this iteration, as their records hold them."""
     keys = item.run.iterations.get(item.iteration, {})
     rows: list[tuple[str, str]] = []
-    for name in ("rollout", "rank", "reference", "train") if item.iteration else ("base",):
+    for name in ("rollout", "rank", "reference", "train") if item.iteration > 0 else ("base",):
         stage = data.stages.get(keys.get(name, ""))
         record = read_json(stage.folder / "record.json") if stage and stage.state == "done" else {}
         rows += [

@@ -9,6 +9,7 @@ changes nothing.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -87,8 +88,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One row of a table: an arm after an iteration, with one run per seed. Iteration 0 is the
-    shared base, ``arm`` then empty.
+    """One row of a table: an arm after an iteration, with one run per seed. Iteration 0 is what the
+    method starts from, the shared base or its warm-up (the base is then iteration -1); ``arm`` is
+    empty for both.
     """
 
     arm: str
@@ -98,7 +100,7 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        return f"{self.label}, iter {self.iteration}" if self.iteration else self.label
+        return f"{self.label}, iter {self.iteration}" if self.iteration > 0 else self.label
 
     @property
     def place(self) -> dict[str, object]:
@@ -325,7 +327,7 @@ class StudyData:
 
     def is_end(self, checkpoint: Checkpoint) -> bool:
         """Whether it is a base or an arm's last iteration."""
-        return checkpoint.iteration in (0, self.own_last(checkpoint.arm))
+        return checkpoint.iteration <= 0 or checkpoint.iteration == self.own_last(checkpoint.arm)
 
     def at(self, arm: str, iteration: int) -> Checkpoint | None:
         """An arm's checkpoint after an iteration; at the study's last one the arm's own last."""
@@ -337,19 +339,25 @@ class StudyData:
         """The bases (one per different first model), then arm by arm its iterations; only those
         that the study scores.
         """
-        bases: dict[tuple[str, ...], Checkpoint] = {}
+        bases: dict[tuple[int, tuple[str, ...]], Checkpoint] = {}
         rest = []
         for arm, runs in self.arms.items():
             for iteration in sorted(set().union(*(run.iterations for run in runs))):
-                if iteration < 0 or not any(self._scores(run, iteration) for run in runs):
+                if not any(self._scores(run, iteration) for run in runs):
                     continue
                 if iteration > 0:
                     rest.append(Checkpoint(arm, runs[0].label, iteration, tuple(runs)))
                     continue
-                bases.setdefault(_bases(runs), Checkpoint("", runs[0].start, 0, tuple(runs)))
-        named = list(bases.values())
-        if len(named) > 1:
-            named = [replace(base, label=f"{base.label} of {base.runs[0].label}") for base in named]
+                label = "Base" if iteration < 0 else runs[0].start
+                base = Checkpoint("", label, iteration, tuple(runs))
+                bases.setdefault((iteration, _bases(runs, iteration)), base)
+        labels = Counter(base.label for base in bases.values())
+        named = [
+            replace(base, label=f"{base.label} of {base.runs[0].label}")
+            if labels[base.label] > 1
+            else base
+            for base in bases.values()
+        ]
         return named + rest
 
     def checkpoint(self, arm: str, iteration: int) -> Checkpoint | None:
@@ -385,8 +393,9 @@ class StudyData:
         run = next((run for run in self.runs if run.name == run_name), None)
         if run is None:
             return name
-        if iteration == "0":
-            return f"{run.start}, seed {run.seed}"
+        if int(iteration) <= 0:
+            label = run.start if iteration == "0" else "Base"
+            return f"{label}, seed {run.seed}"
         return f"{run.label}, iter {iteration}, seed {run.seed}"
 
     # -- scores ------------------------------------------------------------------------------------
@@ -557,9 +566,9 @@ class StudyData:
         return [(stage, users.get(stage.key, [])) for stage in waiting]
 
 
-def _bases(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Keys of the models of iteration 0, seed by seed."""
-    stages = [run.iterations.get(0, {}) for run in runs]
+def _bases(runs: Sequence[Run], iteration: int = 0) -> tuple[str, ...]:
+    """Keys of the models of an iteration before the first, seed by seed."""
+    stages = [run.iterations.get(iteration, {}) for run in runs]
     return tuple(found.get("base") or found.get("train", "") for found in stages)
 
 

@@ -107,7 +107,8 @@ def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) 
             found |= _answers(data, run, iteration, stage.folder, benchmark, book, cut)
         if found:
             name = f"{run.label}, seed {run.seed}, iter {iteration}"
-            names.append(name if iteration else f"base, seed {run.seed}")
+            start = "base" if iteration < 0 else run.start.lower()
+            names.append(name if iteration > 0 else f"{start}, seed {run.seed}")
             for key, turns in found.items():
                 book.answers.setdefault(key, {})[len(names) - 1] = turns
     return _fit(names, book, size, cut)

@@ -38,6 +38,24 @@ def test_rows_are_joined_with_their_run_iteration_and_seed(folders: tuple[Path, 
     assert [c.title for c in data.checkpoints][:3] == ["Base", "α = 0, iter 1", "α = 0, iter 2"]
 
 
+def test_a_warm_up_stands_between_base_and_first_iteration(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    """The same study as if its first iteration had been the warm-up."""
+    manifest = json.loads((folders[0] / "manifest.json").read_text())
+    for run in manifest["runs"]:
+        for entry in run["iterations"]:
+            entry["iteration"] -= 1
+            if entry["iteration"] == 0:
+                entry["stages"]["base"] = f"seed {run['seed']}"  # the arms share it
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    data = load_study(tmp_path, folders[1])
+    titles = [c.title for c in data.checkpoints]
+    assert titles[:3] == ["Base", "Warm-up", "α = 0, iter 1"]
+    assert {iteration for run in data.runs for iteration in run.c} == {1}
+    assert data.title_of(f"{data.runs[0].name}@-1") == f"Base, seed {data.runs[0].seed}"
+
+
 def test_coefficients_follow_the_iteration(folders: tuple[Path, Path]) -> None:
     run = load_study(*folders).arms["objective.alpha=1"][0]
     assert run.c == {1: 0.1, 2: 0.1}
