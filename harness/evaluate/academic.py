@@ -90,6 +90,10 @@ PAPER_TASKS = {
 }
 
 
+OWN_EXAMPLES = {"gsm8k": 8}
+"""Worked examples in the YAML of a packaged task that draws none from a split."""
+
+
 class AcademicSettings(Section):
     tasks: list[str] = list(PAPER_TASKS)
     data: dict[str, str] = {}
@@ -312,6 +316,12 @@ def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
     if paper is None:
         return {"task": column, "lm_eval_task": column, "shots": asked, "source": "hub"} | named
     shots = paper.shots if asked is None else asked
+    own = OWN_EXAMPLES.get(column, 0)
+    if shots > own and not paper.trains:
+        raise HarnessError(
+            f"academic.shots.{column} is {shots}: lm-eval's {paper.task} has {own} examples of its "
+            "own and would take the others from the scored items"
+        )
     shots_from = "training items" if paper.trains else "the task's own examples"
     entry: Item = {
         "metric": paper.metric,

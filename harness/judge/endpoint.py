@@ -56,7 +56,9 @@ _KEY_OF = {
     "max_completion_tokens": "judge.max_tokens",
     "temperature": "judge.temperature (null: not sent)",
 }
-_OTHER_KEY = "evaluation.alpaca_eval.annotator (its verdict is read from log-probabilities)"
+_OTHER_KEY = (
+    "evaluation.alpaca_eval.annotator or ranker.kind (the verdict is read from log-probabilities)"
+)
 _PARAMETERS = frozenset({*_KEY_OF, "seed", "top_logprobs", "logprobs", "top_p"})
 NO_LOGPROB = -9999.0
 CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"})

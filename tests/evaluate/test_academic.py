@@ -269,6 +269,12 @@ def test_what_is_written_names_no_machine_path_and_repeats_byte_for_byte(
         ({"data": {"mmlu": "x.json"}}, "academic.data names mmlu"),
         ({"data": {"gsm8k": "missing.jsonl"}}, "missing.jsonl does not exist"),
         ({"shots": {"arc_challenge": 9}}, "cannot spare 10"),
+        ({"shots": {"gsm8k": 9}}, "gsm8k_cot has 8 examples of its own"),
+        (
+            {"tasks": ["truthfulqa_mc2"], "shots": {"truthfulqa_mc2": 1}},
+            "truthfulqa_mc2 has 0 examples of its own",
+        ),
+        ({"tasks": ["eq_bench"], "shots": {"eq_bench": 1}}, "eq_bench has 0 examples of its own"),
     ],
 )
 def test_bad_files_are_refused_with_what_is_wrong(
