@@ -136,7 +136,7 @@ class World:
         named = dataclasses.replace(
             study, name="faults", axes={}, baseline={}, seeds=(0,), cells=(cell,)
         )
-        run = RunPlan(cell, (dict(self.keys),), ({"alpha": 0.0, "c": 0.0, "kappa": 0.0},))
+        run = RunPlan(cell, {0: dict(self.keys)}, {0: {"alpha": 0.0, "c": 0.0, "kappa": 0.0}})
         return Plan(named, dict(self.nodes), (run,))
 
     def walk(self) -> Summary:
