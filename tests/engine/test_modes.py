@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from harness.study.settings import Recipe
 from harness.train.batching import GlobalBatchSampler, PreferenceRow, encode_pairs
 from tests.engine.test_presets import Ran, run_all, study
 
+ROOT = Path(__file__).parents[2]
 BATCH, RATE = 8, 1e-3
 MODE: dict[str, Any] = {
     "objective.alpha": 0,
@@ -153,3 +158,47 @@ def test_what_one_optimiser_cannot_be_carried_through_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         Recipe(**({"loop": {"mode": "online"}} | recipe))
+
+
+HUNDRED = """
+name: hundred
+recipe: {root}/ablations/recipes/pocket.yaml
+preset: {root}/ablations/presets/online_dpo.yaml
+set:
+  loop: {{mode: online, iterations: 100, prompts_per_iteration: 32, portions: 48}}
+  pocket: {{steps: 400, rows: 4000}}
+  training: {{epochs: 1, batch_size: 32, learning_rate: 0.001}}
+  data: {{heldout: 8, ood: 4}}
+  evaluation: {{benchmarks: [heldout], iterations: last}}
+  diagnostics.enabled: false
+seeds: [0]
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_online_iterations_take_minutes_and_survive_kills(tmp_path: Path) -> None:
+    file = tmp_path / "hundred.yaml"
+    file.write_text(HUNDRED.format(root=ROOT))
+
+    def command(folder: str) -> list[str]:
+        told = ["--executor", "inline", "--store", f"{tmp_path}/{folder}"]
+        told += ["--results", f"{tmp_path}/{folder}-results"]
+        return [sys.executable, "-m", "harness.cli", "run", str(file), *told]
+
+    def files(folder: str) -> dict[str, Any]:
+        records = (tmp_path / folder).glob("objects/*/*/record.json")
+        return {path.parent.name: json.loads(path.read_text())["files"] for path in records}
+
+    started = time.monotonic()
+    subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True)
+    assert time.monotonic() - started < 400, "a guard; the figure stands in the lab book"
+    for wanted in (100, 250):
+        process = subprocess.Popen(command("cut"), cwd=ROOT, stdout=subprocess.DEVNULL)
+        while len(files("cut")) < wanted and process.poll() is None:
+            time.sleep(0.2)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    subprocess.run(command("cut"), cwd=ROOT, check=True, capture_output=True)
+    assert len(files("whole")) > 300
+    assert files("cut") == files("whole")

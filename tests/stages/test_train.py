@@ -239,6 +239,42 @@ def test_sigterm_waits_for_a_checkpoint(
     assert same_files(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_part_of_a_run_that_was_cut_carries_on_to_the_same_bits(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two parts, stopped after its first step; its optimiser is the first part's."""
+    part = {"carried": {"part": 0, "parts": 2}}
+    run_train(inputs, tmp_path / "first", **part)
+    assert (tmp_path / "first" / "carried" / "optimizer.safetensors").is_file()
+    part["carried"]["part"] = 1
+    second = {**inputs, "policy": tmp_path / "first"}
+    run_train(second, tmp_path / "whole", iteration=2, **part)
+    rates = [
+        row["learning_rate"] for name in ("first", "whole") for row in steps_of(tmp_path / name)
+    ]
+    assert len(rates) == 12
+    assert rates[2:] == sorted(rates[2:], reverse=True), "one cosine over both parts"
+    original = PreferenceTrainer.training_step
+
+    def killed(
+        self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
+    ) -> torch.Tensor:
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, model, batches, items)
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", killed)
+    often = {"checkpoint_seconds": 1e-9}
+    with pytest.raises(KeyboardInterrupt):
+        run_train(second, tmp_path / "cut", iteration=2, runtime=often, **part)
+    monkeypatch.setattr(PreferenceTrainer, "training_step", original)
+    run_train(second, tmp_path / "cut", iteration=2, runtime=often, **part)
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "first" / "carried" / "optimizer.safetensors").unlink()
+    with pytest.raises(HarnessError, match="state that this iteration continues with is not there"):
+        run_train(second, tmp_path / "missing", iteration=2, **part)
+
+
 @pytest.mark.slow
 def test_sigkill_then_resume_gives_the_same_bits(inputs: dict[str, Path], tmp_path: Path) -> None:
     code = (

@@ -33,6 +33,7 @@ from harness.model.logprobs import (
 from harness.records import Pair, StageTask, read_jsonl
 from harness.study.tasks import DiagnosticsTask, ObjectiveTask
 from harness.train.batching import PreferenceRow, encode_pair, make_micro_batch
+from harness.train.objectives import PAIR
 
 TokenIds = tuple[int, ...]
 
@@ -212,7 +213,8 @@ def gradient_pair(
     """
     base = base_model_of(model)
     parameters = [p for p in base.parameters() if p.requires_grad]
-    roles = ("chosen", "rejected", "explore")
+    y = sorted(set.intersection(*(set(row.responses) for row in rows)) - set(PAIR))
+    roles = (*PAIR, *y)
     batch = make_micro_batch(rows, roles).to(parameters[0].device)
     with torch.enable_grad(), packed_attention(base):
         logps = sequence_logps(base, batch.batch)
@@ -221,7 +223,8 @@ def gradient_pair(
         gap = gap - by_role["rejected"] + batch.reference["rejected"]
         loss = -logsigmoid(beta * gap).mean()
         dpo = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        explore = torch.autograd.grad(by_role["explore"].mean(), parameters, allow_unused=True)
+        term = torch.stack([by_role[role] for role in y]).mean()
+        explore = torch.autograd.grad(term, parameters, allow_unused=True)
     dot = dpo_square = explore_square = 0.0
     for g, h in zip(dpo, explore, strict=True):
         if g is not None and h is not None:
