@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.data.hub import commit_of
 from harness.engine.execute import Executor, Inline, Listener, Pool, Summary, execute
 from harness.engine.graph import Plan, manifest
 from harness.engine.ray import RayExecutor
-from harness.engine.runs import build_plan, files_of
+from harness.engine.runs import build_plan, files_of, hub_of
 from harness.engine.store import Store
 from harness.files import hash_file
 from harness.model.fingerprint import fingerprint
@@ -33,10 +34,11 @@ PAPER_SEED = 42
 
 
 def fingerprints(study: Study) -> dict[str, str]:
-    """Content hash of every file and checkpoint folder the study's recipes use; a hub id has none:
-    its revision is part of the settings. A missing file is an error here, before any compute.
+    """Content hash of every file and checkpoint folder the study's recipes use, and the commit of
+    everything from the hub. A missing file is an error here, before any compute.
     """
-    found = {}
+    hub = {one for cell in study.cells for one in hub_of(cell.recipe)}
+    found = {str(one): commit_of(one.kind, one.name, one.revision) for one in hub}
     for name in sorted({name for cell in study.cells for name in files_of(cell.recipe)}):
         path = Path(name)
         if path.is_file():
@@ -94,7 +96,7 @@ def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
 def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor:
     """The executor by name. Pools have one worker per core, or per GPU where there are any."""
     recipes = {id(cell.recipe): cell.recipe for cell in plan.study.cells}.values()
-    hub = any(is_hub_id(name) for recipe in recipes for name in files_of(recipe))
+    hub = any(hub_of(recipe) for recipe in recipes)
     here = None if kind == "ray" else len(devices())
     for recipe in recipes:
         check_ready(recipe.runtime, 0 if recipe.runtime.device == "cpu" else here)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule_at
 from harness.engine.scores import add_pairs, add_scores
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
+from harness.records import is_hub_id
 from harness.study import tasks
 from harness.study.sections import DecodingSettings, WorldSettings
 from harness.study.settings import Recipe
@@ -25,7 +27,7 @@ from harness.train.objectives import explore_roles
 
 def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> Plan:
     """Lay out every cell's stages. ``fingerprints``: content hash of every file or checkpoint the
-    recipe names.
+    recipe names, and the commit of everything it takes from the hub.
     """
     # Hundreds of thousands of nodes that all stay: looking through them again and again for garbage
     # takes as long as making them.
@@ -47,10 +49,38 @@ def files_of(recipe: Recipe) -> list[str]:
     for name, benchmark in BENCHMARKS.items():
         names += benchmark.named_files(recipe.evaluation.of(name))
     names += [recipe.data.heldout_path, recipe.model.chat_template]
-    names += [recipe.data.path] if recipe.data.source == "files" else []
+    data = recipe.data
+    local = data.source == "files" or (data.source == "hub" and Path(data.path).is_dir())
+    names += [data.path] if local else []
     names += [recipe.model.source] if recipe.model.source != "pocket" else []
     names += [recipe.ranker.model, recipe.exploration.checkpoint]
     return sorted({name for name in names if name})
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository of the hub at a revision; as text, its name among the fingerprints."""
+
+    kind: Literal["dataset", "model"]
+    name: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}s/{self.name}@{self.revision}"
+
+
+def hub_of(recipe: Recipe) -> set[HubName]:
+    """What a run takes from the hub: the caller looks up the commits."""
+    model, ranker, data = recipe.model, recipe.ranker, recipe.data
+    checkpoints = (
+        (model.source, model.revision),
+        (ranker.model, ranker.revision),
+        (recipe.exploration.checkpoint, ""),
+    )
+    found = {HubName("model", *named) for named in checkpoints if is_hub_id(named[0])}
+    if data.source == "hub" and not Path(data.path).exists():
+        found.add(HubName("dataset", data.path, data.revision))
+    return found
 
 
 ALWAYS_PREPARED = ("mt_bench", "alpaca_eval", "academic")
@@ -160,7 +190,9 @@ class Runs(Builder):
         evaluation = recipe.evaluation
         base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision, True)
         data_task = tasks.FileDataTask(
-            **vars(recipe.data), max_prompt_length=recipe.training.max_prompt_length
+            **vars(recipe.data),
+            max_prompt_length=recipe.training.max_prompt_length,
+            commit=self._commit("dataset", recipe.data.path, recipe.data.revision),
         )
         data = self.add("data.files", data_task, {"base": base}, recipe)
         sections = {
@@ -171,6 +203,9 @@ class Runs(Builder):
         bench_task = tasks.FileBenchmarksTask(benchmarks=evaluation.benchmarks, sections=sections)
         benchmarks = self.add("benchmarks.files", bench_task, {}, recipe)
         return {"data": data, "base": base, "benchmarks": benchmarks}
+
+    def _commit(self, kind: Literal["dataset", "model"], name: str, revision: str) -> str:
+        return self.fingerprints.get(str(HubName(kind, name, revision)), "")
 
     def _checkpoint(self, recipe: Recipe, source: str, revision: str, needs_template: bool) -> str:
         model = recipe.model
@@ -183,6 +218,7 @@ class Runs(Builder):
             chat_template=model.chat_template,
             pickle_weights=model.pickle_weights,
             needs_template=needs_template,
+            commit=self._commit("model", source, revision),
         )
         return self.add("base.checkpoint", settings, {}, recipe)
 

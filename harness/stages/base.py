@@ -30,14 +30,15 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     settings = task.settings
     source = settings.source
     allowed_pickle = settings.pickle_weights
-    path = resolve(source, settings.revision, pickle_weights=allowed_pickle)
+    revision = settings.commit or settings.revision
+    path = resolve(source, revision, pickle_weights=allowed_pickle)
     print_ = fingerprint(path)
     _same_files(source, settings.source_fingerprint, print_)
     needs_template = settings.needs_template
     where = {
         "path": str(path),
         "source": source,
-        "revision": settings.revision,
+        "revision": revision,
         "fingerprint": print_,
         "trust_remote_code": settings.trust_remote_code,
         "pickle_weights": allowed_pickle,

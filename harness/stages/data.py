@@ -165,7 +165,7 @@ def _sources(settings: FileDataTask) -> tuple[Iterable[Row], Iterable[Row] | Non
     path = settings.path
     if settings.source == "hub":
         train, heldout = (settings.train_split, settings.heldout_split)
-        revision = settings.revision
+        revision = settings.commit or settings.revision
         return (
             hub_rows(path, revision, train),
             hub_rows(path, revision, heldout) if heldout else None,

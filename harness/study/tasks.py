@@ -84,8 +84,20 @@ class PocketDataTask(DataSettings):
     world: WorldSettings
 
 
-class FileDataTask(DataSettings):
+class Fetched(Section):
+    """Stages that may take their input from the hub. commit: what ``revision`` stood for when the
+    study was planned.
+    """
+
+    later: ClassVar[Mapping[str, Any]] = {"commit": ""}
+
+    commit: str = ""
+
+
+class FileDataTask(DataSettings, Fetched):
     """``data.files``. max_prompt_length: of held-out prompts."""
+
+    later: ClassVar[Mapping[str, Any]] = {**DataSettings.later, **Fetched.later}
 
     max_prompt_length: Positive
 
@@ -94,7 +106,7 @@ class PocketBaseTask(PocketBaseSettings, Threads):
     """``base.pocket``."""
 
 
-class CheckpointTask(Section):
+class CheckpointTask(Fetched):
     """``base.checkpoint``. needs_template: False for rankers."""
 
     source: str
