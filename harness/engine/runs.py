@@ -268,9 +268,10 @@ class Runs(Builder):
             return start.policy
         if loop.reference_policy == "fixed" or start.iteration == 1:
             return start.first
-        settings = tasks.AverageTask(decay=loop.ema_decay)
+        recipe = start.cell.recipe
+        settings = tasks.AverageTask(**self.computing(recipe), decay=loop.ema_decay)
         inputs = {"average": start.reference, "policy": start.policy}
-        return self.add("average", settings, inputs, start.cell.recipe)
+        return self.add("average", settings, inputs, recipe)
 
     def train(self, start: Start) -> dict[str, str]:
         """The stages of one iteration, from its policy to the next one; ``own_pairs``: without

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
 
+from harness.model.policy import load_policy
 from harness.records import StageOutcome, StageTask
 from harness.study.tasks import AverageTask
 
 
 def run(task: StageTask[AverageTask]) -> StageOutcome:
-    """Write the policy's folder with its parameters replaced by d average + (1 - d) policy, in
-    float32 before they are stored in the policy's precision. d: ``decay``.
+    """Write the policy's folder with its parameters replaced by d average + (1 - d) policy,
+    computed in float32 and stored in the run's precision. d: ``decay``.
     """
-    decay = task.settings.decay
-    average: dict[str, Any] = {}
-    for file in sorted((task.inputs["average"] / "model").glob("*.safetensors")):
-        average |= load_file(file)
+    settings = task.settings
+    average, policy = (
+        load_policy(
+            task.inputs[name],
+            dtype="float32",
+            attention=settings.attention,
+            device="cpu",
+            cached=False,
+        ).model
+        for name in ("average", "policy")
+    )
+    former = dict(average.named_parameters())
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.lerp_(former[name], settings.decay)
     shutil.copytree(task.inputs["policy"] / "model", task.out / "model", dirs_exist_ok=True)
-    count = 0
-    for file in sorted((task.out / "model").glob("*.safetensors")):
-        mixed = {}
-        for name, new in load_file(file).items():
-            old = average[name].float()
-            mixed[name] = (decay * old + (1 - decay) * new.float()).to(new.dtype)
-        save_file(mixed, file, metadata={"format": "pt"})
-        count += len(mixed)
-    return StageOutcome(rows=count)
+    for file in (task.out / "model").glob("*.safetensors*"):
+        file.unlink()
+    policy.to(getattr(torch, settings.dtype)).save_pretrained(task.out / "model")
+    return StageOutcome(rows=len(former))

@@ -220,7 +220,7 @@ class RankTask(RankerTask, Threads):
     placebo: Literal["none", "other_prompt"]
 
 
-class AverageTask(Section):
+class AverageTask(Computing):
     """``average``. decay: share of the former average."""
 
     decay: float

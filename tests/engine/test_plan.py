@@ -150,6 +150,12 @@ def test_the_warm_up_is_plain_dpo_on_labelled_pairs_before_iteration_one(objecti
     assert [row["iteration"] for row in rows] == [-1, 0, 1, 2, 3]
 
 
+def test_arms_share_the_warm_up_and_differ_after_iteration_one() -> None:
+    plan = plan_of(loop__warmup_dpo=True)
+    trained = [{run.iterations[i]["train"] for run in plan.runs} for i in (0, 1)]
+    assert [len(keys) for keys in trained] == [len(plan.study.seeds), len(plan.runs)]
+
+
 def test_schedules_count_the_methods_iterations() -> None:
     rates = {"training.learning_rate": [3e-4, 2e-4, 1e-4], "loop.warmup_dpo": True}
     plan = build_plan(load_study(ROOT / "ablations" / "batch_size.yaml", rates))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -16,6 +17,12 @@ def test_parameters_are_averaged_and_the_folder_is_a_policy(tmp_path: Path) -> N
     folders = {}
     for name, scale in {"average": 0.1, "policy": 0.3}.items():
         folders[name] = tiny.checkpoint(tmp_path / name / "model", initializer_range=scale).parent
+    # A first policy that lies elsewhere, as a hub's or a user's does.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    told = {"path": str(folders["average"] / "model"), "source": "given"}
+    (elsewhere / "location.json").write_text(json.dumps(told))
+    folders["average"] = elsewhere
     out = tmp_path / "out"
     out.mkdir()
     average.run(stage_task("k", "average", {"decay": 0.75}, folders, out))
