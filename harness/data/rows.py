@@ -23,6 +23,7 @@ from harness.data.turns import (
     NotAPairError,
     absent,
     refuse_carried,
+    stripped_transcript,
     turns_or_text,
 )
 from harness.records import HarnessError, LeftOut, Prompt, Tally, content_hash, printable
@@ -33,6 +34,7 @@ PROMPTS = ("prompt", "question", "instruction", "input", "messages", "conversati
 ``instruction``).
 """
 BESIDE = ("system", "history", "prompt_id", "id", "category", "score_chosen", "score_rejected")
+NAMES = (*ANSWERS, *PROMPTS, *BESIDE)
 LABELS = ("label", "preference", "winner", "choice")
 READ = {*ANSWERS, *PROMPTS, *BESIDE, *LABELS, *CARRYING}
 DESCRIBING = re.compile(
@@ -67,10 +69,16 @@ class Reader:
     def __init__(self, stage: str, what: str, columns: Mapping[str, str] | None = None) -> None:
         self.rows, self.columns = Tally(stage, what), Tally(stage, f"columns of {what}")
         self.names = columns or {}
+        self.places: dict[str, str] = {}
+        for name in self.names:
+            if name not in NAMES:
+                raise HarnessError(
+                    f"data.columns.{name} is no column of ours; allowed: {', '.join(NAMES)}"
+                )
 
     def prompts(self, rows: Iterable[Row]) -> list[Prompt]:
-        """Prompts with unique ids."""
-        found = []
+        """Prompts with unique ids, and ``places`` of them by id."""
+        found, places = [], []
         for row in rows:
             self.rows.read += 1
             self.columns.read += 1
@@ -79,9 +87,12 @@ class Reader:
                 self.columns.leave_out(f"{column!r} is not read", row.place)
             try:
                 found.append(prompt_of(own))
+                places.append(row.place)
             except NotAPairError as reason:
                 self.rows.leave_out(str(reason), row.place)
-        return unique(found, set())
+        prompts = unique(found, set())
+        self.places = {one.id: place for one, place in zip(prompts, places, strict=True)}
+        return prompts
 
     def left_out(self) -> tuple[LeftOut, ...]:
         """Rows, then columns."""
@@ -176,7 +187,7 @@ def _prompts(row: Row) -> dict[str, Messages]:
     found = {}
     for name, value in values.items():
         read = turns_or_text(value, f"{row.place}, column {name}")
-        turns = ({"role": "user", "content": read},) if isinstance(read, str) else read
+        turns = _prompt_turns(read) if isinstance(read, str) else read
         if turns[-1]["role"] == "assistant" and absent(turns[-1]["content"]):
             turns = turns[:-1]
         found[name] = turns
@@ -188,6 +199,10 @@ def _prompts(row: Row) -> dict[str, Messages]:
         first = next(iter(found))
         found[first] = (*_history(history, f"{row.place}, column history"), *found[first])
     return found
+
+
+def _prompt_turns(text: str) -> Messages:
+    return stripped_transcript(text) or ({"role": "user", "content": text},)
 
 
 def _history(value: Any, at: str) -> Messages:
@@ -278,6 +293,8 @@ def _answer(row: Row, column: str, given: Messages | None) -> tuple[Messages, st
     if absent(value):
         raise NotAPairError("empty answer")
     read = turns_or_text(value, f"{row.place}, column {column}")
+    if isinstance(read, str) and given is None:
+        read = stripped_transcript(read) or read
     if isinstance(read, str):
         if given is None:
             _no_prompt(row, column, "plain text")

@@ -137,15 +137,20 @@ def _names_a_role(turn: Mapping[str, Any]) -> bool:
     )
 
 
+def stripped_transcript(text: str) -> Messages:
+    """Turns of a transcript that lost its first blank lines; empty for text that could be another
+    (an answer may be a dialogue: ask only of prompts).
+    """
+    turns = transcript("\n\n" + text)
+    return turns if any(turn["role"] == "assistant" for turn in turns) else ()
+
+
 def transcript(text: str) -> Messages:
     """Turns of Anthropic's transcript "\\n\\nHuman: … \\n\\nAssistant: …"; empty for other text."""
-    whole = text if text[:1] in ("\n", "\r") else "\n\n" + text
-    first = _LABEL.match(whole)
+    first = _LABEL.match(text)
     if not first or first[1] != "Human":
         return ()
-    if whole is not text and not any(label[1] == "Assistant" for label in _LABEL.finditer(whole)):
-        return ()
-    parts = _LABEL.split(whole)[1:]
+    parts = _LABEL.split(text)[1:]
     return tuple(
         {"role": _SPEAKERS[speaker], "content": content.strip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)

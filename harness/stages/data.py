@@ -52,9 +52,9 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
     train = reader.prompts(train_rows)
     _check_share(reader.rows, settings.max_left_out, where)
     left_out = [*reader.left_out()]
-    fitting = _Fitting(task)
     wanted = settings.heldout
     if heldout_rows is None:
+        fitting = _Fitting(task, reader)
         heldout = list(reversed(list(islice(filter(fitting, reversed(train)), wanted))))
         taken = {prompt.id for prompt in heldout}
         train = [prompt for prompt in train if prompt.id not in taken]
@@ -64,12 +64,14 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
                 f"enough to be held out; data.heldout takes {wanted}, and none is left to train on"
             )
     else:
-        reader = Reader(task.stage, "held-out rows", settings.columns)
-        given = reader.prompts(heldout_rows)
-        _check_share(reader.rows, settings.max_left_out, where)
-        left_out += reader.left_out()
-        heldout = _drawn(list(filter(fitting, given)), wanted, settings, "heldout", where)
-    trainable, repeated = _without(train, heldout, task.stage)
+        apart = Reader(task.stage, "held-out rows", settings.columns)
+        given = apart.prompts(heldout_rows)
+        theirs = settings.heldout_path or f"{where} ({settings.heldout_split})"
+        _check_share(apart.rows, settings.max_left_out, theirs)
+        left_out += apart.left_out()
+        fitting = _Fitting(task, apart)
+        heldout = _drawn(list(filter(fitting, given)), wanted, settings, "heldout", theirs)
+    trainable, repeated = _without(train, heldout, reader)
     aside = settings.ranker_pairs
     if aside:
         for_ranker = _drawn(trainable, aside, settings, "ranker_pairs", where)
@@ -89,7 +91,8 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
 class _Fitting:
     """Whether checkpoints can be asked a held-out prompt; counts those that are too long."""
 
-    def __init__(self, task: StageTask[FileDataTask]) -> None:
+    def __init__(self, task: StageTask[FileDataTask], reader: Reader) -> None:
+        self.places = reader.places
         self.tally = Tally(task.stage, "held-out prompts")
         self.tokenizer = load_tokenizer(task.inputs["base"])
         self.limit = task.settings.max_prompt_length
@@ -100,21 +103,23 @@ class _Fitting:
             encode_prompt(self.tokenizer, prompt.messages, self.limit)
         except PromptTooLongError:
             reason = f"over training.max_prompt_length = {self.limit} tokens"
-            self.tally.leave_out(reason, prompt.id)
+            self.tally.leave_out(reason, self.places[prompt.id])
             return False
         return True
 
 
-def _without(train: list[Prompt], heldout: list[Prompt], stage: str) -> tuple[list[Prompt], Tally]:
+def _without(
+    train: list[Prompt], heldout: list[Prompt], reader: Reader
+) -> tuple[list[Prompt], Tally]:
     """Training prompts that are not held out: blanks and the form of Unicode make no other
     prompt.
     """
-    tally = Tally(stage, "training prompts")
+    tally = Tally(reader.rows.stage, "training prompts")
     kept_out, trainable = {_words(prompt) for prompt in heldout}, []
     for prompt in train:
         tally.read += 1
         if _words(prompt) in kept_out:
-            tally.leave_out("prompt is held out", prompt.id)
+            tally.leave_out("prompt is held out", reader.places[prompt.id])
         else:
             trainable.append(prompt)
     return trainable, tally

@@ -83,6 +83,10 @@ READ: dict[str, tuple[dict[str, Any], list[Any]]] = {
         {"prompt": HH.strip(), **ANSWERS},
         [*HI, ASK],
     ),
+    "transcripts without their first blank lines": (
+        {"chosen": f"{HH} Blue.".strip(), "rejected": f"{HH} No.".strip()},
+        [*HI, ASK],
+    ),
     "transcripts with the prompt beside them": (
         {"prompt": HH, "chosen": f"{HH} Blue.", "rejected": f"{HH} No."},
         [*HI, ASK],
@@ -187,6 +191,12 @@ def test_a_published_form_says_what_it_says(form: str) -> None:
     assert reader.left_out() == ()
 
 
+def test_an_answer_that_is_a_dialogue_is_text() -> None:
+    dialogue = "Human: Hi\n\nAssistant: Hello!"
+    (prompt,), _ = read({"prompt": "Write a dialogue", "chosen": dialogue, "rejected": "No."})
+    assert prompt.chosen == dialogue
+
+
 @pytest.mark.parametrize(
     "text", ['[{"name": "Ann"}]', '{"content": 3}', '{"from": "Paris", "value": 2}', "[]", "null"]
 )
@@ -202,6 +212,10 @@ def test_columns_are_named_by_the_study() -> None:
     assert reader.left_out() == ()
     with pytest.raises(HarnessError, match=r"f:1: data\.columns\.chosen names column 'godo'; the"):
         read(row, prompt="ask", chosen="godo", rejected="bad")
+    with pytest.raises(
+        HarnessError, match=r"data\.columns\.promt is no column of ours; allowed: ch"
+    ):
+        read(row, promt="ask")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

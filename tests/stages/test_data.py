@@ -125,7 +125,7 @@ def test_heldout_prompts_are_ones_that_can_be_asked(tmp_path):
         "held-out prompts",
         2,
         5,
-        ("long#2", "long"),
+        (f"{tmp_path}/d.jsonl:8", f"{tmp_path}/d.jsonl:7"),
     )
 
 
@@ -135,7 +135,9 @@ def test_heldout_prompts_of_a_file_of_their_own_are_ones_that_can_be_asked(tmp_p
     asked = {"heldout_path": str(extra), "max_prompt_length": 120}
     outcome, _, heldout = _run(tmp_path, path, heldout=4, **asked)
     assert heldout == [f"Question {i}" for i in range(90, 94)]
-    assert [(one.count, one.of) for one in outcome.left_out] == [(1, 5)]
+    assert [(one.count, one.of, one.examples) for one in outcome.left_out] == [
+        (1, 5, (f"{extra}:1",))
+    ]
     with pytest.raises(HarnessError, match=r"data\.heldout asks for 5 prompts; there are 4 usable"):
         _run(tmp_path, path, heldout=5, **asked)
 
@@ -151,6 +153,9 @@ def test_more_left_out_than_the_study_allows_is_an_error(tmp_path):
         _run(tmp_path, path, heldout=1)
     outcome, train, _ = _run(tmp_path, path, heldout=1, max_left_out=0.6)
     assert len(train) == 3
+    extra = {"heldout_path": str(_write(tmp_path / "h.jsonl", rows[4:])), "heldout": 1}
+    with pytest.raises(HarnessError, match=r"h\.jsonl: 6 of 6 held-out rows are left out"):
+        _run(tmp_path, _write(tmp_path / "e.jsonl", _rows(3)), **extra)
     assert [(one.reason, one.count, one.of) for one in outcome.left_out] == [
         ("empty answer", 6, 10)
     ]
