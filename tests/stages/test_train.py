@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from harness.model.chat import encode_prompt, encode_response
 from harness.model.policy import load_policy, load_tokenizer
@@ -273,6 +275,29 @@ def test_a_part_of_a_run_that_was_cut_carries_on_to_the_same_bits(
     (tmp_path / "first" / "carried" / "optimizer.safetensors").unlink()
     with pytest.raises(HarnessError, match="state that this iteration continues with is not there"):
         run_train(second, tmp_path / "missing", iteration=2, **part)
+
+
+def test_a_carried_run_in_bfloat16_goes_on_with_its_float32_weights(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """The stored policy is rounded; the next part starts from what was rounded."""
+    part: dict[str, Any] = {"dtype": "bfloat16", "carried": {"part": 0, "parts": 2}}
+    run_train(inputs, tmp_path / "first", **part)
+    file = tmp_path / "first" / "carried" / "optimizer.safetensors"
+    with safe_open(file, framework="pt") as held:
+        names = set(held.keys())
+        numbers = held.metadata()
+        tensors = {name: held.get_tensor(name) for name in names}
+    whole = {name for name in names if name.startswith("weight.")}
+    stored = dict(load_policy(tmp_path / "first", dtype="float32").model.named_parameters())
+    assert {name.removeprefix("weight.") for name in whole} == set(stored)
+    assert any(not torch.equal(tensors[f"weight.{name}"], stored[name]) for name in stored)
+    second = {**inputs, "policy": tmp_path / "first"}
+    part["carried"] = {"part": 1, "parts": 2}
+    run_train(second, tmp_path / "on", **part)
+    save_file({name: tensors[name] for name in names - whole}, file, metadata=numbers)
+    run_train(second, tmp_path / "rounded", **part)
+    assert weights(tmp_path / "on") != weights(tmp_path / "rounded")
 
 
 @pytest.mark.slow
