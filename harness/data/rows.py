@@ -23,6 +23,7 @@ from harness.data.turns import (
     NotAPairError,
     absent,
     refuse_carried,
+    shown,
     stripped_transcript,
     turns_or_text,
 )
@@ -187,6 +188,8 @@ def _prompts(row: Row) -> dict[str, Messages]:
     found = {}
     for name, value in values.items():
         read = turns_or_text(value, f"{row.place}, column {name}")
+        if not read:  # columns of turns without one
+            continue
         turns = _prompt_turns(read) if isinstance(read, str) else read
         if turns[-1]["role"] == "assistant" and absent(turns[-1]["content"]):
             turns = turns[:-1]
@@ -216,7 +219,7 @@ def _history(value: Any, at: str) -> Messages:
     turns: list[Mapping[str, str]] = []
     for number, pair in enumerate(value, 1):
         if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise HarnessError(f"{at}: pair {number} is not [user, assistant]: {str(pair)[:80]}")
+            raise HarnessError(f"{at}: pair {number} is not [user, assistant]: {shown(pair)}")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return tuple(turns)
 
@@ -299,6 +302,8 @@ def _answer(row: Row, column: str, given: Messages | None) -> tuple[Messages, st
         if given is None:
             _no_prompt(row, column, "plain text")
         return given, read
+    if not read:
+        raise NotAPairError("empty answer")
     if read[-1]["role"] != "assistant":
         raise NotAPairError("no assistant turn at the end")
     before, answer = read[:-1], read[-1]["content"]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.records import HarnessError
+from harness.records import HarnessError, printable
 
 Messages = tuple[Mapping[str, str], ...]
 
@@ -45,6 +45,11 @@ def absent(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, (Sequence, Mapping)) and not value)
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, for messages."""
+    return printable(str(value)[:80])
 
 
 def refuse_carried(values: Mapping[str, Any], at: str) -> None:
@@ -86,7 +91,7 @@ def _turn(turn: Any, at: str) -> Mapping[str, str]:
     if isinstance(turn, Mapping) and "role" not in turn:
         names = ("from", "value")
     if not isinstance(turn, Mapping) or not isinstance(turn.get(names[0]), str):
-        raise HarnessError(f"{at} is not {{role: text, content: text}}: {str(turn)[:80]}")
+        raise HarnessError(f"{at} is not {{role: text, content: text}}: {shown(turn)}")
     refuse_carried(turn, at)
     role = turn[names[0]]
     if role not in ROLES:
@@ -105,7 +110,7 @@ def _content(content: Any, at: str) -> str:
         if all(isinstance(part, str) for part in parts):
             return "".join(map(str, parts))
     raise HarnessError(
-        f"{at} is not {{role: text, content: text}}: its content is {str(content)[:80]}"
+        f"{at} is not {{role: text, content: text}}: its content is {shown(content)}"
     )
 
 
@@ -132,7 +137,7 @@ def _turns_in_json(text: str, at: str) -> Messages:
 
 def _names_a_role(turn: Mapping[str, Any]) -> bool:
     return any(
-        turn.get(name) in ROLES and content in turn
+        str(turn.get(name)) in ROLES and content in turn
         for name, content in (("role", "content"), ("from", "value"))
     )
 

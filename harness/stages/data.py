@@ -83,7 +83,8 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
     write_jsonl(task.out / "heldout.jsonl", unique(heldout, {prompt.id for prompt in train}))
     write_jsonl(task.out / "ood.jsonl", [])
     rows = {content_hash(one.messages, one.chosen, one.rejected) for one in train}
-    summary = {"train": len(train), "heldout": len(heldout), "doubled": len(train) - len(rows)}
+    summary = {"read": reader.rows.read, "train": len(train), "heldout": len(heldout)}
+    summary["doubled"] = len(train) - len(rows)
     left_out += [*fitting.tally.left_out(), *repeated.left_out()]
     return StageOutcome(len(train) + len(heldout), summary=summary, left_out=tuple(left_out))
 

@@ -114,8 +114,8 @@ class DataSettings(Section):
 
     source: Literal["pocket", "files", "hub"] = "pocket"
     path: str = ""
-    """JSONL(.gz) or Parquet with prompt, chosen, rejected (``files``), or the dataset's hub id
-    (``hub``).
+    """JSON (one object a line or one list, .gz too) or Parquet in a form that `harness.data.rows`
+    reads (``files``), or the dataset's hub id (``hub``).
     """
     revision: str = ""
     train_split: str = "train_prefs"

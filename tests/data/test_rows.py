@@ -238,6 +238,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**PLAIN, "prompt": [ASK, {"role": "tool", "content": "7"}]},
         "f:1, column prompt: turn 2 has role 'tool'",
     ),
+    "JSON text whose role is no text": (
+        {
+            **PLAIN,
+            "chosen": '[{"role": ["user"], "content": "a"}, {"role": "user", "content": ""}]',
+        },
+        "f:1, column chosen: turn 1 is not",
+    ),
+    "half a surrogate pair, told in characters": (
+        {**PLAIN, "prompt": ["\ud800"]},
+        r"f:1, column prompt: turn 1 is not .*: \\ud800",
+    ),
     "a list of text": ({**PLAIN, "prompt": ["hello"]}, "f:1, column prompt: turn 1 is not"),
     "tools": ({**PLAIN, "tools": '[{"name": "search"}]'}, "f:1: 'tools' is not read here"),
     "images": ({**PLAIN, "images": ["a.png"]}, "f:1: 'images' is not read here"),
@@ -296,6 +307,8 @@ LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
         {**PLAIN, "chosen": [{"role": "assistant", "content": None}]},
         "empty answer",
     ),
+    "columns of no turns": ({**PLAIN, "chosen": columns_of_turns([])}, "empty answer"),
+    "a prompt of no turns": ({**PLAIN, "prompt": columns_of_turns([])}, "empty prompt"),
     "no prompt in this row": ({**PLAIN, "prompt": None}, "empty prompt"),
     "different prompts": (
         {"chosen": [*HI, ASK, BLUE], "rejected": [HI[0], ASK, NO]},
