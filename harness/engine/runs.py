@@ -229,14 +229,13 @@ class Runs(Builder):
         base, *trained = iterations_of(recipe)
         scored = dict(shared) | add_scores(self, cell, base, shared, shared["base"], {})
         iterations: dict[int, Mapping[str, str]] = {base: scored}
-        coefficients: dict[int, Mapping[str, float]] = {}
-        coefficients[base] = {"alpha": 0.0, "c": 0.0, "kappa": 0.0}
+        coefficients = {base: {"alpha": 0.0, "c": 0.0, "kappa": 0.0}}
         policy = shared["base"]
         start = Start(cell, base, shared, policy, policy, policy)
         for iteration in trained:
             start = replace(start, iteration=iteration)
             start = replace(start, reference=self.anchor(start))
-            stages = self.train(start)
+            stages, own_pairs = self.train(start)
             history = {
                 "previous": start.policy,
                 "base": shared["base"],
@@ -246,19 +245,18 @@ class Runs(Builder):
             }
             policy = stages["train"]
             if start.warmup:
-                start = replace(start, first=policy, reference=policy)
+                start = replace(start, first=policy)
                 stages["base"] = policy  # what the method starts from
             else:
-                start = replace(start, collected=(*start.collected, stages["own_pairs"]))
+                start = replace(start, collected=(*start.collected, own_pairs))
             start = replace(start, policy=policy)
-            del stages["own_pairs"]
             if recipe.evaluation.iterations == "all" or iteration == trained[-1]:
                 stages |= add_scores(self, cell, iteration, shared, policy, history)
             iterations[iteration] = stages
             objective = self.objective(recipe, iteration)
             alpha = -objective.alpha if objective.placebo == "negative" else objective.alpha
-            numbers = {"alpha": alpha, "c": objective.c, "kappa": objective.kappa}
-            coefficients[iteration] = numbers
+            told = {"alpha": alpha, "c": objective.c, "kappa": objective.kappa}
+            coefficients[iteration] = told
         return RunPlan(cell, iterations, coefficients)
 
     def anchor(self, start: Start) -> str:
@@ -273,13 +271,13 @@ class Runs(Builder):
         inputs = {"average": start.reference, "policy": start.policy}
         return self.add("average", settings, inputs, recipe)
 
-    def train(self, start: Start) -> dict[str, str]:
-        """The stages of one iteration, from its policy to the next one; ``own_pairs``: without
+    def train(self, start: Start) -> tuple[dict[str, str], str]:
+        """The stages of one iteration, from its policy to the next one; and its own pairs, without
         those of earlier iterations.
         """
         cell, iteration, recipe = start.cell, start.iteration, start.cell.recipe
-        stages = self.pairs(start)
-        pairs = own = stages.pop("own_pairs")
+        stages, own = self.pairs(start)
+        pairs = own
         if recipe.pairs.accumulate and start.collected:
             parts = enumerate([*start.collected, own], 1)
             inputs = {f"pairs_{index:02d}": key for index, key in parts}
@@ -310,8 +308,7 @@ class Runs(Builder):
             recipe,
             fails=self.fails(cell, "train", iteration),
         )
-        made = {"pairs": pairs, "own_pairs": own, "reference": reference, "train": train}
-        return stages | made
+        return stages | {"pairs": pairs, "reference": reference, "train": train}, own
 
     def _reference_task(self, recipe: Recipe) -> tasks.ReferenceTask:
         return tasks.ReferenceTask(
@@ -333,9 +330,9 @@ class Runs(Builder):
         return found
 
     # -- pairs ------------------------------------------------------------------
-    def pairs(self, start: Start) -> dict[str, str]:
-        """The stages that make the iteration's pairs; ``own_pairs`` is the last of them. Only
-        answers that the term reads or a pair is chosen from are drawn.
+    def pairs(self, start: Start) -> tuple[dict[str, str], str]:
+        """The stages that make the iteration's pairs, and the key of these. Only answers that the
+        term reads or a pair is chosen from are drawn.
         """
         recipe, pairs = start.cell.recipe, start.cell.recipe.pairs
         labelled = start.warmup or recipe.loop.mode in LABELLED
@@ -344,7 +341,7 @@ class Runs(Builder):
         if term or (pairs.y and not labelled):
             drawn["rollout"] = self.rollout(start)
         if labelled and not term:
-            return {"own_pairs": self.labelled(start)}
+            return {}, self.labelled(start)
         wanted = {"current": (start.policy, pairs.current), "first": (start.first, pairs.first)}
         number = recipe.exploration.samples
         for name, (policy, samples) in wanted.items():
@@ -352,7 +349,7 @@ class Runs(Builder):
                 drawn[name] = self.further(start, policy, number, samples)
             number += samples
         rank = self.rank(start, drawn, "offline" if labelled else pairs.rule)
-        return {**drawn, "rank": rank, "own_pairs": rank}
+        return {**drawn, "rank": rank}, rank
 
     def _portion(self, start: Start) -> dict[str, Any]:
         recipe = start.cell.recipe

@@ -230,7 +230,7 @@ def merge(task: StageTask[RankTask]) -> StageOutcome:
     """
     seen: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
-    for name in sorted(task.inputs):
+    for name in sorted(task.inputs, key=lambda name: (len(name), name)):  # 99 before 100
         for row in read_jsonl(task.inputs[name] / "pairs.jsonl"):
             seen[row["prompt_id"]] += 1
             times = seen[row["prompt_id"]]

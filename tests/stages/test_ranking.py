@@ -355,7 +355,7 @@ def test_failed_rankings_keep_the_stage_partial_and_final_ones_are_counted(tmp_p
 
 def test_merge_keeps_order_and_renames_repeats(tmp_path):
     folders = {}
-    for name, ids in (("pairs_01", "ab"), ("pairs_02", "bc"), ("pairs_03", "b")):
+    for name, ids in (("pairs_01", "ab"), ("pairs_99", "bc"), ("pairs_100", "b")):
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "pairs.jsonl", [Pair(i, USER, "w", "l", "") for i in ids])
         folders[name] = tmp_path / name
