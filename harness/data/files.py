@@ -75,11 +75,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text file."""
     encoding, number = _encoding(path), 0
     try:
-        with _opened(path, encoding) as handle:
-            for number, line in enumerate(handle, 1):
-                yield number, line
-    except UnicodeDecodeError as error:
-        raise HarnessError(_undecodable(path, number, error)) from error
+        try:
+            with _opened(path, encoding) as handle:
+                for number, line in enumerate(handle, 1):
+                    yield number, line
+        except UnicodeDecodeError as error:
+            raise HarnessError(_undecodable(path, number, error)) from error
     except (OSError, EOFError, zlib.error) as error:
         raise HarnessError(f"{path}: cannot be read after line {number} ({error})") from error
 

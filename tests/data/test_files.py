@@ -115,6 +115,10 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
         gzip.compress(LINES.encode())[:30] + b"\xff\xff" + gzip.compress(LINES.encode())[32:],
         ": cannot be read",
     ),
+    "cut-after-a-bad-byte.jsonl.gz": (
+        gzip.compress(LINES.encode() + b"\xff" + b"long " * 9000)[:-8],
+        ": cannot be read after line",
+    ),
     "text.parquet": ("hello", ": not a readable Parquet file"),
     "parquet.jsonl": (b"PAR1 and more", ": its content is Parquet"),
     "table.csv": ("prompt,chosen,rejected\na,b,c\n", ": unknown kind of data file.*pandas"),
