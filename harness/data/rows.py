@@ -34,9 +34,11 @@ PROMPTS = ("prompt", "question", "instruction", "input", "messages", "conversati
 """Columns that hold the prompt; where a row has several they must agree (``input`` continues
 ``instruction``).
 """
-BESIDE = ("system", "history", "prompt_id", "id", "category", "score_chosen", "score_rejected")
+BESIDE = ("system", "history", "prompt_id", "id", "category")
 NAMES = (*ANSWERS, *PROMPTS, *BESIDE)
 LABELS = ("label", "preference", "winner", "choice")
+SCORE = re.compile("(score|rating|reward).*chosen|chosen.*(score|rating|reward)")
+"""Columns whose counterpart of the rejected answer must not be higher."""
 READ = {*ANSWERS, *PROMPTS, *BESIDE, *LABELS, *CARRYING}
 DESCRIBING = re.compile(
     r"(source|dataset|model|language|lang|split|tags?|topic|domain|type|date|timestamp)s?$"
@@ -344,6 +346,8 @@ def _check_labels(values: Mapping[str, Any]) -> None:
     """Scores and labels beside the pair must not say another thing than the pair."""
     if any(str(values.get(name)).strip().lower().startswith("tie") for name in LABELS):
         raise NotAPairError("labelled a tie")
-    best, worst = values.get("score_chosen"), values.get("score_rejected")
-    if isinstance(best, (int, float)) and isinstance(worst, (int, float)) and best < worst:
-        raise NotAPairError("the rejected answer has the higher score")
+    for name, best in values.items():
+        worst = values.get(name.replace("chosen", "rejected")) if SCORE.search(name) else None
+        numbers = isinstance(best, (int, float)) and isinstance(worst, (int, float))
+        if numbers and best < worst:
+            raise NotAPairError("the rejected answer has the higher score")

@@ -343,6 +343,10 @@ LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
         {**PLAIN, "score_chosen": 3, "score_rejected": 8},
         "the rejected answer has the higher score",
     ),
+    "ratings the other way": (
+        {**PLAIN, "chosen-rating": 3.5, "rejected-rating": 4},
+        "the rejected answer has the higher score",
+    ),
     "half a surrogate pair": (
         {**PLAIN, "chosen": "Blue \ud83d."},
         "a lone surrogate or a null character in its text",
