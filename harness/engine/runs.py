@@ -411,7 +411,7 @@ class Runs(Builder):
             **vars(self.ranker(recipe)),
             threads=recipe.training.threads,
             rule=rule,
-            offline=recipe.pairs.offline,
+            offline=recipe.pairs.offline or rule == "offline",
             y=None if (recipe.pairs.y, recipe.exploration.samples) == (1, 1) else recipe.pairs.y,
             truncated_y=recipe.pairs.truncated_y,
             judge=self.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,

@@ -170,6 +170,10 @@ def test_stepwise_draws_only_what_the_term_reads() -> None:
     assert not {"rollout", "rank"} & set(run.iterations[2])
     exploring = next(run for run in plan_of(loop__mode="stepwise").runs if "=3," in run.cell.run)
     assert {"rollout", "rank"} <= set(exploring.iterations[2])
+    # Whatever the candidates otherwise are, the labelled pair is there to be taken.
+    own = {"pairs.offline": False, "pairs.current": 2, "loop.mode": "stepwise"}
+    plan = build_plan(load_study(ALPHA, own))
+    assert all(plan.nodes[key].settings.offline for key in keys(plan, "rank"))  # type: ignore[attr-defined]
 
 
 def test_an_averaged_reference_starts_at_the_first_policy_and_follows() -> None:
