@@ -75,16 +75,18 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
     aside = settings.ranker_pairs
     if aside:
         for_ranker = _drawn(trainable, aside, settings, "ranker_pairs", where)
-        taken = {prompt.id for prompt in for_ranker}
-        trainable = [prompt for prompt in trainable if prompt.id not in taken]
+        own, taken = {one.id for one in for_ranker}, set(map(_pair_of, for_ranker))
+        for one in trainable:
+            if _pair_of(one) in taken and one.id not in own:
+                repeated.leave_out("pair is set aside for the ranker", reader.places[one.id])
+        trainable = [one for one in trainable if _pair_of(one) not in taken]
         write_jsonl(task.out / "ranker.jsonl", for_ranker)
     train = _drawn(trainable, settings.prompts, settings, "prompts", where)
     write_jsonl(task.out / "train.jsonl", train)
     write_jsonl(task.out / "heldout.jsonl", unique(heldout, {prompt.id for prompt in train}))
     write_jsonl(task.out / "ood.jsonl", [])
-    rows = {content_hash(one.messages, one.chosen, one.rejected) for one in train}
     summary = {"read": reader.rows.read, "train": len(train), "heldout": len(heldout)}
-    summary["doubled"] = len(train) - len(rows)
+    summary["doubled"] = len(train) - len(set(map(_pair_of, train)))
     left_out += [*fitting.tally.left_out(), *repeated.left_out()]
     return StageOutcome(len(train) + len(heldout), summary=summary, left_out=tuple(left_out))
 
@@ -124,6 +126,10 @@ def _without(
         else:
             trainable.append(prompt)
     return trainable, tally
+
+
+def _pair_of(prompt: Prompt) -> str:
+    return content_hash(prompt.messages, prompt.chosen, prompt.rejected)
 
 
 def _words(prompt: Prompt) -> tuple[tuple[str, ...], ...]:

@@ -190,6 +190,18 @@ def test_pairs_held_aside_for_a_ranker_are_not_trained_on(tmp_path):
     assert len({*train, *heldout, *aside}) == 20
 
 
+def test_a_pair_held_aside_for_a_ranker_is_not_trained_on_where_it_stands_again(tmp_path):
+    path = _write(tmp_path / "d.jsonl", _rows(6) * 2 + _rows(1, offset=50))
+    outcome, train, _ = _run(tmp_path, path, ranker_pairs=2, heldout=1)
+    aside = [row["messages"][-1]["content"] for row in read_jsonl(tmp_path / "out/ranker.jsonl")]
+    assert len(set(aside)) == 2
+    assert len(train) == 8
+    assert not {*aside} & {*train}
+    assert [(one.reason, one.count) for one in outcome.left_out] == [
+        ("pair is set aside for the ranker", 2)
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
