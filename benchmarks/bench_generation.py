@@ -31,8 +31,8 @@ from harness.engine.execute import Inline, execute
 from harness.engine.launch import prepare
 from harness.engine.store import Store
 from harness.evaluate import mt_bench
-from harness.model.chat import render
 from harness.model.policy import Policy, load_policy
+from harness.model.template import render
 from harness.pocket import benchmarks as pocket
 from harness.records import StageTask, read_jsonl, write_jsonl
 from harness.stages import answer

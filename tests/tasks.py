@@ -59,6 +59,7 @@ REQUIRED: Mapping[str, Any] = {
     "revision": "",
     "trust_remote_code": "",
     "chat_template": "",
+    "template_date": RECIPE.model.template_date,
     "pickle_weights": "",
     "needs_template": True,
     "reference_set": RECIPE.evaluation.mt_bench.reference_set,

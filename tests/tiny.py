@@ -4,6 +4,7 @@ templates in the style of known models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,33 +67,35 @@ ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 def tokenizer(style: str = "llama3", *, template: str | None = None) -> Any:
-    """Byte-level tokenizer (one token a byte, no merges) with a style's special tokens and chat
-    template.
-    """
+    """Byte-level tokenizer with a style's special tokens and chat template."""
+    spec = STYLES[style]
+    made = byte_tokenizer(spec["bos"], spec["eos"], spec["extra"], adds_bos=spec["adds_bos"])
+    made.chat_template = spec["template"] if template is None else template
+    return made
+
+
+def byte_tokenizer(bos: str | None, eos: str, extra: Sequence[str], *, adds_bos: bool) -> Any:
+    """Byte-level tokenizer (one token a byte, no merges) with these special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    spec = STYLES[style]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    names = {"eos_token": spec["eos"], "pad_token": "<pad>"}
-    if spec["bos"]:
-        names["bos_token"] = spec["bos"]
-    raw.add_special_tokens([*names.values(), *spec["extra"]])
-    if spec["adds_bos"]:
-        bos = spec["bos"]
+    names = {"eos_token": eos, "pad_token": "<pad>"}
+    if bos:
+        names["bos_token"] = bos
+    raw.add_special_tokens([*names.values(), *extra])
+    if adds_bos:
         raw.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A",
             pair=f"{bos} $A {bos} $B",
             special_tokens=[(bos, raw.token_to_id(bos))],
         )
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=raw, additional_special_tokens=list(spec["extra"]), **names
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, additional_special_tokens=list(extra), **names
     )
-    made.chat_template = spec["template"] if template is None else template
-    return made
 
 
 def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
@@ -157,4 +160,11 @@ def checkpoint(
     made = tokenizer(style, template=template)
     model(architecture, made, seed=seed, **changes).save_pretrained(folder, safe_serialization=True)
     made.save_pretrained(folder)
+    return folder
+
+
+def save(made: Any, folder: Path) -> Path:
+    """Write a tokenizer where a checkpoint would be (without weights) and return the folder."""
+    made.save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
     return folder

@@ -367,9 +367,7 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
             )
         elif (folder / "config.json").is_file():
             checkpoint_files.check_code(folder, source, code)
-        tokenizer = policy.load_tokenizer(folder)
-        if template:
-            tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+        tokenizer = policy.load_tokenizer(folder, template=policy.template_settings(template))
         chat.preflight(tokenizer)
     except (HarnessError, OSError) as error:
         yield wrong(f"loading {source}", " ".join(str(error).split()))

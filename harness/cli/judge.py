@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from harness.evaluate import published as figures
     from harness.evaluate import registry
     from harness.judge import chat_http, client, meta, served, verdicts
-    from harness.model import policy
+    from harness.model import policy, template
     from harness.pocket import judge_server as pocket_judge
     from harness.stages import base as bases
     from harness.study import sections, tasks
@@ -63,8 +63,9 @@ else:
         "harness.judge.served",
         "harness.judge.verdicts",
     )
-    policy, pocket_judge, bases, sections, tasks, studies = lazy(
+    policy, template, pocket_judge, bases, sections, tasks, studies = lazy(
         "harness.model.policy",
+        "harness.model.template",
         "harness.pocket.judge_server",
         "harness.stages.base",
         "harness.study.sections",
@@ -278,7 +279,7 @@ def judge_server(
     serving = served.ServedModel(loaded, name or model)
     room = f"{serving.positions:,} tokens of context, one request at a time"
     shown.say(f"{serving.name}: {dtype} on {device}, {room}.", wrong=True)
-    if not serving.system_turn:
+    if not template.takes_system_turn(loaded.tokenizer):
         turn = "Its template has no system turn: that text is put before the first user's."
         shown.say(turn, wrong=True)
     chat_http.serve_until_interrupted(serving.handle, host, port)

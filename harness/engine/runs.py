@@ -17,7 +17,7 @@ from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule
 from harness.engine.scores import add_pairs, add_scores
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
-from harness.records import is_hub_id
+from harness.records import FILE_ENDINGS, is_hub_id
 from harness.study import tasks
 from harness.study.sections import DecodingSettings, WorldSettings
 from harness.study.settings import Recipe
@@ -48,7 +48,10 @@ def files_of(recipe: Recipe) -> list[str]:
     names = []
     for name, benchmark in BENCHMARKS.items():
         names += benchmark.named_files(recipe.evaluation.of(name))
-    names += [recipe.data.heldout_path, recipe.model.chat_template]
+    names += [recipe.data.heldout_path]
+    template = recipe.model.chat_template
+    named = Path(template).suffix not in FILE_ENDINGS and not Path(template).exists()
+    names += [] if named else [template]
     data = recipe.data
     local = data.source == "files" or (data.source == "hub" and Path(data.path).is_dir())
     names += [data.path] if local else []
@@ -216,6 +219,7 @@ class Runs(Builder):
             attention=model.attention,
             trust_remote_code=model.trust_remote_code,
             chat_template=model.chat_template,
+            template_date=model.template_date,
             pickle_weights=model.pickle_weights,
             needs_template=needs_template,
             commit=self._commit("model", source, revision),

@@ -17,7 +17,7 @@ import torch
 from aiohttp import web
 
 from harness.judge import chat_http
-from harness.model.chat import encode_prompt, render
+from harness.model.chat import encode_prompt
 from harness.model.generate import generate
 from harness.model.policy import Policy
 from harness.records import Generation, GenerationRequest, HarnessError, first_line, request_seed
@@ -42,7 +42,6 @@ class ServedModel:
         self.positions = int(
             getattr(policy.model.config, "max_position_embeddings", None) or DEFAULT_POSITIONS
         )
-        self.system_turn = takes_system_turn(policy.tokenizer)
         self._turn = asyncio.Lock()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -62,7 +61,7 @@ class ServedModel:
                     f"the model {body.get('model')!r} is not served here; ask for {self.name!r}",
                 )
             asked = Asked(body)
-            ids = tuple(encode_prompt(self.policy.tokenizer, self.turns(asked.messages)))
+            ids = tuple(encode_prompt(self.policy.tokenizer, asked.messages))
         except (ValueError, TypeError, KeyError, AttributeError, HarnessError) as problem:
             return chat_http.error(
                 400, "invalid_request_error", str(problem) or type(problem).__name__
@@ -79,18 +78,6 @@ class ServedModel:
             except RuntimeError as problem:
                 return chat_http.error(500, "server_error", first_line(problem))
         return chat_http.reply(chat_http.completion(self.name, choices, len(ids), "local"))
-
-    def turns(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        """The conversation as the template takes it: without a system turn, its text stands before
-        the first user's.
-        """
-        if self.system_turn or messages[0]["role"] != "system":
-            return list(messages)
-        first, *rest = messages[1:] or [{"role": "user", "content": ""}]
-        return [
-            {**first, "content": f"{messages[0]['content']}\n\n{first['content']}".strip()},
-            *rest,
-        ]
 
     def answer(self, ids: tuple[int, ...], asked: Asked) -> list[chat_http.Choice]:
         """Every choice asked for. Raises RuntimeError when the model gives none (out of memory,
@@ -207,15 +194,3 @@ def _number(body: Mapping[str, Any], name: str, default: float, low: float, high
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ValueError(f"{name}: a number from {low:g} to {high:g}, not {value!r}")
     return value
-
-
-def takes_system_turn(tokenizer: Any) -> bool:
-    """Whether the chat template writes a system turn instead of refusing or forgetting it."""
-    try:
-        return "QQ" in render(
-            tokenizer,
-            [{"role": "system", "content": "QQ"}, {"role": "user", "content": "Hello"}],
-            generation=True,
-        )
-    except HarnessError:
-        return False

@@ -2,26 +2,26 @@
 
 One rule everywhere: the template writes the text, and special tokens are added by nobody else,
 except one BOS where the tokenizer is one that starts its texts with it and the template does not
-write it.
+write it. What a turn says is text: a special token spelled out in it is encoded as its letters, in
+training, sampling and ranking alike. An answer is trained as it is written, but for blanks around
+it, which are as the template has them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from harness.records import HarnessError, first_line
+from harness.model.template import ANSWERED, FORMS, Messages, frame, render, template_of
+from harness.records import HarnessError
 
-_PROBE_ANSWER = "Fine thanks"
-_PROBE_ANSWERED = {"role": "assistant", "content": _PROBE_ANSWER}
-_PROBE = ({"role": "user", "content": "How are you"},)
-_PROBE_LONG = (
-    {"role": "user", "content": "Hello"},
-    {"role": "assistant", "content": "Hi there"},
-    {"role": "user", "content": "How are you"},
-)
+_GUARDS = ("\n", ".", "a", "1", "中")
+"""Texts before a continuation, none of which merges with all that may follow."""
+_THINKING = re.compile(r"\s*(<think>)?\s*</think>\s*")
+"""A block without thoughts, as Qwen3's template writes it into finished turns."""
 
 
 class PromptTooLongError(HarnessError):
@@ -30,32 +30,78 @@ class PromptTooLongError(HarnessError):
     """
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generation: bool) -> str:
-    """Text of a conversation as the chat template writes it; ``generation`` adds the header of the
-    coming assistant turn.
+# Text → ids
+# ---------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16)
+def _special(tokenizer: Any) -> re.Pattern[str]:
+    """Finds the special tokens of the tokenizer; those that are no more than added words (<think>)
+    are text like any other.
     """
-    if not tokenizer.chat_template:
-        raise HarnessError(
-            "the tokenizer has no chat template; give one with model.chat_template: <file.jinja>"
-        )
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation
-        )
-    except Exception as error:
-        if type(error).__module__.startswith("jinja2"):
-            roles = [m.get("role") for m in messages]
-            message = f"the chat template refuses a conversation with roles {roles}: "
-            raise HarnessError(message + first_line(error, 300)) from error
-        raise
-    return str(text)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    found = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+    longest = sorted((token for token in found if token), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+def _marked(tokenizer: Any, messages: Messages) -> tuple[Messages, str]:
+    """The conversation with a mark before and after every special token its texts spell out, and
+    the mark: a character of none of them (empty where there is nothing to mark).
+    """
+    special = _special(tokenizer)
+    texts = [turn["content"] for turn in messages]
+    if not any(map(special.search, texts)):
+        return messages, ""
+    mark = next(chr(c) for c in range(0xF0000, 0x10FFFE) if not any(chr(c) in t for t in texts))
+    marked = [special.sub(f"{mark}\\g<0>{mark}", text) for text in texts]
+    return [{**turn, "content": t} for turn, t in zip(messages, marked, strict=True)], mark
+
+
+def _encode(tokenizer: Any, text: str, mark: str = "") -> list[int]:
+    """Ids of a text from its beginning; what stands between two marks is spelled out."""
+    pieces = _pieces(tokenizer, text, mark)
+    ids: list[int] = tokenizer(pieces[0], add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and _adds_bos(tokenizer) and ids[:1] != [bos]:
         ids = [bos, *ids]
+    return ids + _spelled(tokenizer, pieces[1:])
+
+
+def _pieces(tokenizer: Any, text: str, mark: str) -> list[str]:
+    """Text, special token spelled out, text, …, text. A template may have parted two marks."""
+    if not mark:
+        return [text]
+    pieces = re.split(f"{mark}({_special(tokenizer).pattern}){mark}", text)
+    return [piece.replace(mark, "") for piece in pieces]
+
+
+def _spelled(tokenizer: Any, pieces: Sequence[str]) -> list[int]:
+    """Ids of pieces after the first: special token, text, special token, …"""
+    ids: list[int] = []
+    for place, piece in enumerate(pieces):
+        ids += _continued(tokenizer, piece, split_special_tokens=place % 2 == 0)
+    return ids
+
+
+def _continued(tokenizer: Any, text: str, *, split_special_tokens: bool = False) -> list[int]:
+    """Ids of a text that follows other text, without the blank that some tokenizers put before one
+    that stands alone.
+    """
+    options = {"add_special_tokens": False, "split_special_tokens": split_special_tokens}
+    for guard in _GUARDS:
+        before = tokenizer(guard, **options)["input_ids"]
+        ids: list[int] = tokenizer(guard + text, **options)["input_ids"]
+        if ids[: len(before)] == before:
+            break
+    else:
+        raise HarnessError(f"the tokenizer merges {text[:40]!r} with whatever stands before it")
+    ids = ids[len(before) :]
+    if split_special_tokens and set(ids) & {tokenizer.convert_tokens_to_ids(text)}:
+        raise HarnessError(
+            f"the tokenizer has no other way to write {text!r} than its special token; take it out "
+            "of the text"
+        )
     return ids
 
 
@@ -64,15 +110,18 @@ def _adds_bos(tokenizer: Any) -> bool:
     return list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]
 
 
-def encode_prompt(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], max_prompt_length: int = 0
-) -> list[int]:
+# Prompts, answers, conversations
+# ---------------------------------------------------------------------------------------
+
+
+def encode_prompt(tokenizer: Any, messages: Messages, max_prompt_length: int = 0) -> list[int]:
     """Token ids of the conversation up to and with the header of the assistant's turn. At most one
-    BOS, first.
+    BOS that the template does not write, first.
 
     Raises PromptTooLongError over ``max_prompt_length`` (0: no limit); nothing is ever cut here.
     """
-    ids = _encode(tokenizer, render(tokenizer, messages, generation=True))
+    marked, mark = _marked(tokenizer, messages)
+    ids = _encode(tokenizer, render(tokenizer, marked, generation=True), mark)
     if max_prompt_length and len(ids) > max_prompt_length:
         start = str(messages[-1].get("content", ""))[:60]
         raise PromptTooLongError(
@@ -82,68 +131,58 @@ def encode_prompt(
     return ids
 
 
-def encode_conversation(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a finished conversation (what a reward model reads). At most one BOS, first."""
-    return _encode(tokenizer, render(tokenizer, messages, generation=False))
+def encode_conversation(tokenizer: Any, messages: Messages) -> list[int]:
+    """Token ids of a finished conversation (what a reward model reads)."""
+    marked, mark = _marked(tokenizer, messages)
+    return _encode(tokenizer, render(tokenizer, marked, generation=False), mark)
 
 
 def encode_response(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, max_tokens: int = 0
+    tokenizer: Any, messages: Messages, text: str, max_tokens: int = 0
 ) -> list[int]:
     """Token ids of the assistant's turn after the header, end-of-turn token included, cut to
     ``max_tokens`` (0: no limit).
     """
-    header = render(tokenizer, messages, generation=True)
-    whole = render(tokenizer, [*messages, {"role": "assistant", "content": text}], generation=False)
+    turns = [*messages, {"role": "assistant", "content": text}]
+    marked, mark = _marked(tokenizer, turns)
+    header = render(tokenizer, marked[:-1], generation=True)
+    whole = render(tokenizer, marked, generation=False)
     if not whole.startswith(header):
         raise HarnessError(
             "the chat template rewrites the prompt when the answer is added: "
             f"{_difference(header, whole)}"
         )
-    end = end_of_turn(tokenizer)
-    cut = whole.rfind(end)
-    if cut < len(header):
-        raise HarnessError(f"the chat template writes no {end!r} after the answer {text[:60]!r}")
-    prompt_ids = _encode(tokenizer, header)
-    ids = _encode(tokenizer, whole[: cut + len(end)])
+    body = _answer(tokenizer, whole[len(header) :], marked[-1]["content"])
+    prompt_ids = _encode(tokenizer, header, mark)
+    ids = _encode(tokenizer, header + body, mark)
     if ids[: len(prompt_ids)] == prompt_ids:
         ids = ids[len(prompt_ids) :]
     else:
         # A token would span header and answer: the model, which continues the header's tokens, sees
         # the answer's own.
-        ids = tokenizer(whole[len(header) : cut + len(end)], add_special_tokens=False)["input_ids"]
+        first, *rest = _pieces(tokenizer, body, mark)
+        ids = _continued(tokenizer, first) + _spelled(tokenizer, rest)
     return list(ids[:max_tokens] if max_tokens else ids)
+
+
+def _answer(tokenizer: Any, written: str, text: str) -> str:
+    """The answer with its end of turn, from what the template writes after the header. Where the
+    template alters the text (drops its thoughts, say), the text itself.
+    """
+    around, plain = frame(tokenizer), text.strip()
+    for lead in dict.fromkeys((around.lead, "")):
+        rest = written.removeprefix(lead).lstrip() if written.startswith(lead) else ""
+        tail = rest.removeprefix(plain)
+        if rest.startswith(plain) and tail.lstrip().startswith(around.end):
+            return written[: len(written) - len(tail) + tail.index(around.end)] + around.end
+    return (around.lead if around.lead.isspace() else "") + text + around.end
 
 
 def end_of_turn(tokenizer: Any) -> str:
     """The special token with which the template ends an assistant's turn (not always the
     tokenizer's eos).
     """
-    return _end_of_turn(tokenizer, str(tokenizer.chat_template))
-
-
-@lru_cache(maxsize=16)
-def _end_of_turn(tokenizer: Any, template: str) -> str:
-    # Only a part of the cache's key: a template may be set on a tokenizer already seen.
-    del template
-    whole = render(tokenizer, [*_PROBE, _PROBE_ANSWERED], generation=False)
-    _, found, tail = whole.rpartition(_PROBE_ANSWER)
-    if not found:
-        tail = whole[len(render(tokenizer, _PROBE, generation=True)) :]
-    known = sorted(_special_tokens(tokenizer), key=len, reverse=True)
-    for token in known:
-        if tail.lstrip().startswith(token):
-            return token
-    shown = _shown(tokenizer, _encode(tokenizer, whole))
-    raise HarnessError(
-        "the chat template ends an assistant's turn without an end-of-turn token: after the "
-        f"answer comes {tail!r}. Tokens: {shown}"
-    )
-
-
-def _special_tokens(tokenizer: Any) -> set[str]:
-    added = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
-    return {token for token in added | set(tokenizer.all_special_tokens) if token}
+    return frame(tokenizer).end
 
 
 def stop_tokens(tokenizer: Any, model: Any = None) -> tuple[int, ...]:
@@ -158,53 +197,105 @@ def stop_tokens(tokenizer: Any, model: Any = None) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in ids if i is not None))
 
 
+# Checks
+# ---------------------------------------------------------------------------------------
+
+
+def check_texts(tokenizer: Any, rows: Iterable[tuple[str, Sequence[str]]]) -> int:
+    """How many rows (place, texts) spell out a special token of the policy.
+
+    Raises HarnessError for rows that went through a template already: a text begins as the
+    template begins a turn, or ends with its end of turn. They would get both twice.
+    """
+    around, special = frame(tokenizer), _special(tokenizer)
+    begins = around.openings
+    ends = tuple({around.end, str(tokenizer.eos_token or around.end)})
+    held, wrong = 0, []
+    for place, texts in rows:
+        held += any(map(special.search, texts))
+        for text in texts:
+            opened = next((b for b in begins if text.lstrip().startswith(b)), "")
+            ended = next((e for e in ends if text.rstrip().endswith(e)), "")
+            if opened or ended:
+                wrong.append(f"{place} ({'begins' if opened else 'ends'} with {opened or ended!r})")
+                break
+    if wrong:
+        raise HarnessError(
+            f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}: "
+            "the text went through a chat template already and would get its marks twice; give the "
+            "bare text of each turn"
+        )
+    return held
+
+
 def preflight(tokenizer: Any) -> None:
     """Refuse a tokenizer and template that would train or sample on wrong tokens; the message shows
     the tokens.
 
-    Looks for: no template, doubled BOS, BOS in mid-sequence, no end-of-turn token, a template that
-    rewrites the prompt when the answer is added, a template that ignores the generation prompt.
+    Looks for: no template, one that draws at random, doubled BOS, a BOS that the tokenizer adds, no
+    end-of-turn token, a template that rewrites the prompt when the answer is added, drops or
+    rewrites a turn, or ignores the generation prompt.
     """
-    for messages in (_PROBE, _PROBE_LONG):
-        prompt_ids = _encode(tokenizer, render(tokenizer, messages, generation=True))
+    if re.search(r"\|\s*random\b|\blipsum\s*\(", template_of(tokenizer)):
+        raise HarnessError("the chat template draws at random: what it writes cannot be repeated")
+    for messages in FORMS:
         header = render(tokenizer, messages, generation=True)
-        whole = render(tokenizer, [*messages, _PROBE_ANSWERED], generation=False)
-        ids = _encode(tokenizer, whole)
-        shown = _shown(tokenizer, ids)
-        _check_bos(tokenizer, ids, shown)
-        if not whole.startswith(header):
-            raise HarnessError(
-                "the chat template rewrites the prompt when the answer is added: "
-                f"{_difference(header, whole)}. Tokens: {shown}"
-            )
-        if not whole[len(header) :].lstrip().startswith(_PROBE_ANSWER):
-            raise HarnessError(
-                "the chat template ignores add_generation_prompt: the model would have to write "
-                f"the assistant's header itself ({whole[len(header) :][:40]!r}). Tokens: {shown}"
-            )
-        end_of_turn(tokenizer)
-        if ids[: len(prompt_ids)] != prompt_ids:
-            raise HarnessError(
-                "the prompt's tokens change when the answer is added. Alone: "
-                f"{_shown(tokenizer, prompt_ids)}. With the answer: {shown}. The header should "
-                "end in a special token or a line break that never merges with text"
-            )
+        whole = render(tokenizer, [*messages, ANSWERED], generation=False)
+        try:
+            _check_form(tokenizer, messages, header, whole)
+        except HarnessError as error:
+            shown = _shown(tokenizer, _encode(tokenizer, whole))
+            raise HarnessError(f"{error}. Tokens: {shown}") from error
 
 
-def _check_bos(tokenizer: Any, ids: Sequence[int], shown: str) -> None:
-    bos, end = tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(end_of_turn(tokenizer))
-    if bos is None or bos in (tokenizer.eos_token_id, end):
-        return
-    places = [i for i, token in enumerate(ids) if token == bos]
-    if places[:2] == [0, 1]:
+def _check_form(tokenizer: Any, messages: Messages, header: str, whole: str) -> None:
+    prompt_ids, ids = _encode(tokenizer, header), _encode(tokenizer, whole)
+    _check_bos(tokenizer, ids, whole)
+    if not whole.startswith(header):
         raise HarnessError(
-            "the beginning-of-text token is doubled; let the chat template write it once. "
-            f"Tokens: {shown}"
+            "the chat template rewrites the prompt when the answer is added: "
+            f"{_difference(header, whole)}"
         )
-    if any(place > 0 for place in places):
+    at = 0
+    for turn in messages:
+        at = header.find(turn["content"], at)
+        if at < 0:
+            raise HarnessError(
+                f"the chat template drops or rewrites a turn of {turn['role']}: "
+                f"{turn['content']!r} is not in what it writes"
+            )
+    lead = frame(tokenizer).lead
+    asked_for_nothing = header == render(tokenizer, messages, generation=False)
+    if lead.strip() and (asked_for_nothing or not _THINKING.fullmatch(lead)):
         raise HarnessError(
-            f"the beginning-of-text token stands in mid-sequence (place {max(places)}). "
-            f"Tokens: {shown}"
+            "the chat template ignores add_generation_prompt: the model would have to write "
+            f"the assistant's header itself ({lead[:40]!r})"
+        )
+    if ids[: len(prompt_ids)] != prompt_ids:
+        raise HarnessError(
+            "the prompt's tokens change when the answer is added. Alone: "
+            f"{_shown(tokenizer, prompt_ids)}. The header should end in a special token or a line "
+            "break that never merges with text"
+        )
+
+
+def _check_bos(tokenizer: Any, ids: Sequence[int], text: str) -> None:
+    """A begin-of-text that the template writes, at each turn perhaps, marks turns; one more is the
+    tokenizer's.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return
+    if list(ids[:2]) == [bos, bos]:
+        raise HarnessError(
+            "the beginning-of-text token is doubled; let the chat template write it once"
+        )
+    written = text.count(tokenizer.bos_token)
+    added = _adds_bos(tokenizer) and not text.startswith(tokenizer.bos_token)
+    places = [place for place, token in enumerate(ids) if token == bos]
+    if len(places) > written + added:
+        raise HarnessError(
+            f"the tokenizer puts its beginning-of-text token in mid-sequence (place {places[-1]})"
         )
 
 

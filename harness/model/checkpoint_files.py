@@ -26,8 +26,8 @@ class CheckpointError(HarnessError, ValueError):
 
 
 def location(folder: Path) -> dict[str, Any]:
-    """What ``location.json`` says (path, source, trust_remote_code, pickle_weights, chat_template);
-    empty when there is none.
+    """What ``location.json`` says (path, source, trust_remote_code, pickle_weights, what of a
+    chat template); empty when there is none.
     """
     file = Path(folder) / "location.json"
     if not file.is_file():

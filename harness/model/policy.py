@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ from harness.model import tokenizer as stored_tokenizer
 from harness.model.chat import stop_tokens
 from harness.model.checkpoint import check_checkpoint, load_model
 from harness.model.checkpoint_files import location, model_folder
+from harness.model.template import chosen, dated
 from harness.records import HarnessError, first_line
 
+TEMPLATE = ("chat_template", "template_name", "template_date")
+"""What ``location.json`` says of the chat template: a text in place of the checkpoint's, or which
+of its named ones; the day it is told.
+"""
 CACHE_SIZE = 2
 """Policies kept in this process: the one being used and the one before it."""
 
@@ -42,6 +48,15 @@ def release_policies() -> None:
         torch.cuda.empty_cache()
 
 
+def template_settings(asked: str) -> dict[str, str]:
+    """What ``model.chat_template`` asks for, as ``location.json`` says it: the text of a file, or a
+    name among the checkpoint's own.
+    """
+    if Path(asked).is_file():
+        return {"chat_template": Path(asked).read_text(encoding="utf-8"), "template_name": ""}
+    return {"chat_template": "", "template_name": asked}
+
+
 def load_policy(
     folder: Path,
     *,
@@ -63,7 +78,8 @@ def load_policy(
     path = model_folder(folder)
     where = location(folder)
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
-    asked = (dtype, attention, device, trust, str(where.get("chat_template", "")), weights)
+    told = (str(where.get(name, "")) for name in TEMPLATE)
+    asked = (dtype, attention, device, trust, *told, weights)
     key = (str(path.resolve()), *asked, _stamp(path))
     if cached and key in _CACHE:
         _CACHE.move_to_end(key)
@@ -107,14 +123,17 @@ def _empty_model(path: Path, dtype: str, code: bool) -> Any:
     return model.eval()
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: str = "") -> Any:
-    """Tokenizer of a policy folder, with the chat template that ``location.json`` adds; a pad token
-    is always set.
+def load_tokenizer(
+    folder: Path, *, trust_remote_code: str = "", template: Mapping[str, str] | None = None
+) -> Any:
+    """Tokenizer of a policy folder, with the chat template that ``location.json`` (or ``template``,
+    see ``template_settings``) chooses and the day it is told fixed in it; a pad token is always
+    set.
 
     Its ids are those of the stored ``tokenizer.json`` (see ``stored_tokenizer``).
     """
     path = model_folder(folder)
-    where = location(folder)
+    where = {**location(folder), **(template or {})}
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
     may_run_code = bool(trust) and trust == where.get("source", str(path))
     try:
@@ -122,8 +141,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: str = "") -> Any:
     except (OSError, ValueError, ImportError, KeyError) as error:
         message = f"{path}: cannot load the tokenizer ({first_line(error, 300)})"
         raise HarnessError(message) from error
-    if where.get("chat_template"):
-        tokenizer.chat_template = where["chat_template"]
+    own = chosen(tokenizer.chat_template, str(where.get("template_name", "")))
+    text = str(where.get("chat_template") or own)
+    tokenizer.chat_template = dated(text, str(where.get("template_date", ""))) or None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise HarnessError(

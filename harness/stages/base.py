@@ -10,7 +10,7 @@ from harness.model.chat import preflight
 from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import check_no_adapter
 from harness.model.fingerprint import fingerprint
-from harness.model.policy import load_tokenizer
+from harness.model.policy import load_tokenizer, template_settings
 from harness.rankers import pairrm_model
 from harness.rankers.pairrm_files import is_pairrm, open_checkpoint
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, first_line
@@ -23,7 +23,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     """Write ``location.json``: path, source, revision, fingerprint, and what loading it needs.
 
-    Settings: source, revision, trust_remote_code, chat_template (a file), needs_template (False for
+    Settings: source, revision, trust_remote_code, chat_template (a file, or the name of one that
+    the checkpoint brings), template_date, needs_template (False for
     rankers), and optionally source_fingerprint, which the files must match. The tokenizer passes
     the token pre-flight where a template is needed.
     """
@@ -42,7 +43,8 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
         "fingerprint": print_,
         "trust_remote_code": settings.trust_remote_code,
         "pickle_weights": allowed_pickle,
-        "chat_template": _template(settings.chat_template) if needs_template else "",
+        **(template_settings(settings.chat_template) if needs_template else {}),
+        "template_date": settings.template_date,
     }
     (task.out / "location.json").write_text(canonical_json(where) + "\n", encoding="utf-8")
     checkpoint = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -70,14 +72,6 @@ def _same_files(source: str, planned: str, found: str) -> None:
             f"{source}: its files changed since the study was planned (planned {planned[:12]}, "
             f"now {found[:12]}); plan and run again"
         )
-
-
-def _template(file: str) -> str:
-    if not file:
-        return ""
-    if not Path(file).is_file():
-        raise HarnessError(f"model.chat_template: no file {file}")
-    return Path(file).read_text(encoding="utf-8")
 
 
 def resolve(source: str, revision: str = "", *, pickle_weights: str = "") -> Path:

@@ -7,9 +7,10 @@ unknown keys are errors. What only changes speed lives under ``runtime`` and nev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harness.study import optimizers
 
@@ -22,6 +23,10 @@ Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 Backend = Literal["transformers", "vllm"]
 Placebo = Literal["none", "negative", "other_prompt"]
+
+
+TEMPLATE_DATE = "2024-07-26"
+"""The day that Llama-3.2's authors name for where there is no clock."""
 
 
 class Section(BaseModel):
@@ -68,11 +73,23 @@ class ModelSettings(Section):
     trust_remote_code: str = ""
     """Name of the repository whose code may run; must equal ``source``. Empty: none."""
     chat_template: str = ""
-    """File with a Jinja chat template, for a checkpoint that ships none."""
+    """File with a Jinja chat template in place of the checkpoint's, or the name of one of several
+    that it brings.
+    """
+    template_date: str = TEMPLATE_DATE
+    """The day that the chat template is told (Llama-3.2's and Granite's ask for it); no clock is
+    read.
+    """
     pickle_weights: str = ""
     """Name of the one checkpoint whose pickle weights may be loaded; must equal its source. Empty:
     safetensors only.
     """
+
+    @field_validator("template_date")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        date.fromisoformat(value)
+        return value
 
 
 class PocketBaseSettings(Section):

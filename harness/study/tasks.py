@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.study.sections import (
+    TEMPLATE_DATE,
     Attention,
     Backend,
     DataSettings,
@@ -109,6 +110,8 @@ class PocketBaseTask(PocketBaseSettings, Threads):
 class CheckpointTask(Fetched):
     """``base.checkpoint``. needs_template: False for rankers."""
 
+    later: ClassVar[Mapping[str, Any]] = {"template_date": TEMPLATE_DATE}
+
     source: str
     revision: str
     dtype: Dtype
@@ -117,6 +120,7 @@ class CheckpointTask(Fetched):
     chat_template: str
     pickle_weights: str
     needs_template: bool
+    template_date: str
     source_fingerprint: str = ""
 
 

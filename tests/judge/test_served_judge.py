@@ -238,9 +238,10 @@ def test_a_template_without_system_turns_gets_the_text_before_the_users(tmp_path
     served = ServedModel(
         load_policy(tiny.checkpoint(tmp_path / "strict", style="zephyr", template=strict)), "m"
     )
-    assert not served.system_turn
-    assert served.turns(HELLO) == [{"role": "user", "content": "Judge.\n\nHello?"}]
-    assert served.turns(HELLO[1:]) == HELLO[1:]
+    ids = encode_prompt(served.policy.tokenizer, HELLO)
+    assert served.policy.tokenizer.decode(ids) == (
+        "<s><|user|>\nJudge.\n\nHello?</s>\n<|assistant|>\n"
+    )
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])

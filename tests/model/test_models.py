@@ -94,12 +94,12 @@ BROKEN = {
         "{{ bos_token }}" + tiny.LLAMA3,
         r"doubled.*'<\|begin_of_text\|>' '<\|begin_of_text\|>'",
     ),
-    "mid-sequence": (
+    "begin-of-text in finished turns only": (
         "llama3",
         tiny.LLAMA3.replace(
             "{{ bos_token }}{% for m in messages %}", "{% for m in messages %}{{ bos_token }}"
         ),
-        r"mid-sequence.*'<\|begin_of_text\|>'",
+        r"rewrites the prompt.*'<\|begin_of_text\|>'",
     ),
     "no end of turn": (
         "zephyr",
