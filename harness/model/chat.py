@@ -11,11 +11,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from harness.model.template import ANSWERED, FORMS, Messages, frame, render, template_of
+from harness.model.template import (
+    ANSWERED,
+    FORMS,
+    Messages,
+    frame,
+    render,
+    takes_system_turn,
+    template_of,
+)
 from harness.records import HarnessError
 
 _GUARDS = ("\n", ".", "a", "1", "中")
@@ -201,31 +210,63 @@ def stop_tokens(tokenizer: Any, model: Any = None) -> tuple[int, ...]:
 # ---------------------------------------------------------------------------------------
 
 
-def check_texts(tokenizer: Any, rows: Iterable[tuple[str, Sequence[str]]]) -> int:
-    """How many rows (place, texts) spell out a special token of the policy.
+def check_rows(
+    tokenizer: Any, rows: Iterable[tuple[str, Messages, Sequence[str]]], *, join_system: bool = True
+) -> dict[str, int]:
+    """What the template does to rows (place, prompt's turns, answers), as numbers of rows:
+    ``system_turns_joined`` (their text stands before the first user's),
+    ``special_tokens_spelled_out`` and ``earlier_answers_rewritten`` (loses their thoughts, say).
 
-    Raises HarnessError for rows that went through a template already: a text begins as the
-    template begins a turn, or ends with its end of turn. They would get both twice.
+    Raises HarnessError, with three places, for rows that went through a template already (a text
+    begins as it begins a turn or ends with its end of turn, and would get both twice), that the
+    template refuses, or of which it drops a turn; with ``join_system`` False also for those joined.
     """
-    around, special = frame(tokenizer), _special(tokenizer)
-    begins = around.openings
-    ends = tuple({around.end, str(tokenizer.eos_token or around.end)})
-    held, wrong = 0, []
-    for place, texts in rows:
-        held += any(map(special.search, texts))
-        for text in texts:
-            opened = next((b for b in begins if text.lstrip().startswith(b)), "")
-            ended = next((e for e in ends if text.rstrip().endswith(e)), "")
-            if opened or ended:
-                wrong.append(f"{place} ({'begins' if opened else 'ends'} with {opened or ended!r})")
-                break
+    counts, wrong = Counter[str](), []
+    no_system = not takes_system_turn(tokenizer)
+    for place, messages, answers in rows:
+        texts = [*(turn["content"] for turn in messages), *answers]
+        joined = no_system and messages[0]["role"] == "system"
+        try:
+            _check_bare(tokenizer, texts)
+            lost = _lost_roles(tokenizer, messages)
+            if joined and not join_system:
+                raise HarnessError(
+                    "a system turn, which the chat template has no place for; data.system_turns: "
+                    "join puts its text before the first user's"
+                )
+        except HarnessError as error:
+            wrong.append(f"{place}: {error}")
+            continue
+        counts["system_turns_joined"] += joined
+        counts["special_tokens_spelled_out"] += any(map(_special(tokenizer).search, texts))
+        counts["earlier_answers_rewritten"] += "assistant" in lost
     if wrong:
-        raise HarnessError(
-            f"{', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}: "
-            "the text went through a chat template already and would get its marks twice; give the "
-            "bare text of each turn"
-        )
-    return held
+        more = f"; and {len(wrong) - 3} more rows" if len(wrong) > 3 else ""
+        raise HarnessError("; ".join(wrong[:3]) + more)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _check_bare(tokenizer: Any, texts: Sequence[str]) -> None:
+    around = frame(tokenizer)
+    ends = (around.end, str(tokenizer.eos_token or around.end))
+    for text in texts:
+        opened = next((one for one in around.openings if text.lstrip().startswith(one)), "")
+        ended = next((one for one in ends if text.rstrip().endswith(one)), "")
+        if opened or ended:
+            raise HarnessError(
+                f"a text {'begins' if opened else 'ends'} with {opened or ended!r}, as after a "
+                "chat template, which would write it once more; give the bare text of each turn"
+            )
+
+
+def _lost_roles(tokenizer: Any, messages: Messages) -> set[str]:
+    """Roles of the turns whose text is not in what the template writes; an assistant's at most."""
+    written = render(tokenizer, messages, generation=True)
+    lost = {turn["role"] for turn in messages if turn["content"].strip() not in written}
+    if lost - {"assistant"}:
+        role = min(lost - {"assistant"})
+        raise HarnessError(f"the chat template drops or rewrites a turn of {role}")
+    return lost
 
 
 def preflight(tokenizer: Any) -> None:

@@ -81,16 +81,16 @@ def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, lim
         ids = encode_conversation(tokenizer, [*messages, {"role": "assistant", "content": text}])
         return Encoded(ids[-limit:], None, len(ids))
     question = "\n\n".join(m["content"] for m in messages)
-    found = tokenizer(question, text, return_token_type_ids=True)
+    # A separator that the texts spell out is text.
+    options = {"return_token_type_ids": True, "split_special_tokens": True}
+    found = tokenizer(question, text, **options)
     length = len(found["input_ids"])
     if length > limit:
-        answer = len(tokenizer("", text)["input_ids"])
+        answer = len(tokenizer("", text, **options)["input_ids"])
         side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
         try:
             cut = "only_first" if answer < limit else "longest_first"
-            found = tokenizer(
-                question, text, truncation=cut, max_length=limit, return_token_type_ids=True
-            )
+            found = tokenizer(question, text, truncation=cut, max_length=limit, **options)
         finally:
             tokenizer.truncation_side = side
     return Encoded(found["input_ids"], found.get("token_type_ids"), length)

@@ -8,7 +8,8 @@ aside for a ranker, and trained on.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 from harness.data.files import Row, file_rows
 from harness.data.hub import hub_rows
 from harness.data.rows import Reader, unique
-from harness.model.chat import PromptTooLongError, encode_prompt
+from harness.model.chat import PromptTooLongError, check_rows, encode_prompt
 from harness.model.policy import load_tokenizer
 from harness.records import (
     HarnessError,
@@ -51,6 +52,7 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
     reader = Reader(task.stage, "rows", settings.columns)
     train = reader.prompts(train_rows)
     _check_share(reader.rows, settings.max_left_out, where)
+    template = _under_template(task, train, reader)
     left_out = [*reader.left_out()]
     wanted = settings.heldout
     if heldout_rows is None:
@@ -68,6 +70,7 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
         given = apart.prompts(heldout_rows)
         theirs = settings.heldout_path or f"{where} ({settings.heldout_split})"
         _check_share(apart.rows, settings.max_left_out, theirs)
+        template += _under_template(task, given, apart)
         left_out += apart.left_out()
         fitting = _Fitting(task, apart)
         heldout = _drawn(list(filter(fitting, given)), wanted, settings, "heldout", theirs)
@@ -86,9 +89,18 @@ def run(task: StageTask[FileDataTask]) -> StageOutcome:
     write_jsonl(task.out / "heldout.jsonl", unique(heldout, {prompt.id for prompt in train}))
     write_jsonl(task.out / "ood.jsonl", [])
     summary = {"read": reader.rows.read, "train": len(train), "heldout": len(heldout)}
-    summary["doubled"] = len(train) - len(set(map(_pair_of, train)))
+    summary |= {"doubled": len(train) - len(set(map(_pair_of, train))), **template}
     left_out += [*fitting.tally.left_out(), *repeated.left_out()]
     return StageOutcome(len(train) + len(heldout), summary=summary, left_out=tuple(left_out))
+
+
+def _under_template(
+    task: StageTask[FileDataTask], prompts: Sequence[Prompt], reader: Reader
+) -> Counter[str]:
+    """What the base's chat template does to the rows; see ``check_rows``."""
+    rows = ((reader.places[one.id], one.messages, (one.chosen, one.rejected)) for one in prompts)
+    join = task.settings.system_turns == "join"
+    return Counter(check_rows(load_tokenizer(task.inputs["base"]), rows, join_system=join))
 
 
 class _Fitting:

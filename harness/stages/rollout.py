@@ -192,7 +192,8 @@ def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
     while len(turns) > 2 and len(encode_prompt(tokenizer, [*system, *turns])) > limit:
         turns = turns[2:]
     while (excess := len(encode_prompt(tokenizer, [*system, *turns])) - limit) > 0:
-        ids = tokenizer(turns[-1]["content"], add_special_tokens=False)["input_ids"]
+        text = {"add_special_tokens": False, "split_special_tokens": True}
+        ids = tokenizer(turns[-1]["content"], **text)["input_ids"]
         if excess >= len(ids):
             raise HarnessError(
                 f"prompt {prompt.id}: the chat template alone takes more than "

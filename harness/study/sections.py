@@ -127,7 +127,11 @@ class WorldSettings(Section):
 
 
 class DataSettings(Section):
-    later: ClassVar[Mapping[str, Any]] = {"columns": {}, "max_left_out": 0.5}
+    later: ClassVar[Mapping[str, Any]] = {
+        "columns": {},
+        "max_left_out": 0.5,
+        "system_turns": "join",
+    }
 
     source: Literal["pocket", "files", "hub"] = "pocket"
     path: str = ""
@@ -154,6 +158,10 @@ class DataSettings(Section):
     """The data's own names of columns, by ours: ``{prompt: question, chosen: answer_a}``."""
     max_left_out: Share = 0.5
     """Largest share of the rows that may be left out, for whatever reason; above it is an error."""
+    system_turns: Literal["join", "refuse"] = "join"
+    """System turns under a chat template that has no place for them (Gemma's, Phi-3-mini's): their
+    text stands before the first user's, or the rows are an error.
+    """
 
 
 class ObjectiveSettings(Section):

@@ -30,7 +30,7 @@ from trl.trainer.dpo_config import DPOConfig
 from harness.data.files import Row
 from harness.data.rows import prompt_of, response_of
 from harness.data.turns import NotAPairError
-from harness.model.chat import PromptTooLongError
+from harness.model.chat import PromptTooLongError, check_rows
 from harness.model.logprobs import base_model_of, enable_packed_forward, sequence_logps
 from harness.records import HarnessError, Pair, canonical_json, content_hash
 from harness.train.batching import (
@@ -547,6 +547,7 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
         if tokenizer is None:
             raise HarnessError(f"row {number} is text; pass processing_class (the tokenizer)")
         pair = _pair(item, f"row {number}")
+        check_rows(tokenizer, [(f"row {number}", pair.messages, (pair.chosen, pair.rejected))])
         most = args.max_length or 0
         try:
             rows.append(encode_pair(tokenizer, pair, max_length=most, max_prompt_length=limit))

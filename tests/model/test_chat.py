@@ -81,25 +81,53 @@ def test_what_a_turn_says_is_text_whatever_tokens_it_spells_out(family: Family) 
 @families
 def test_rows_that_went_through_the_template_are_refused_by_place(family: Family) -> None:
     tokenizer = family.tokenizer()
-    whole = family.prompt + family.answer
-    assert chat.check_texts(tokenizer, [("a.jsonl:1", ["Hi", "Blue.", "Red."])]) == 0
-    for texts in (
-        ["Hi", family.answer, "Red."],
-        [family.prompt, "Blue.", "Red."],
-        [whole, "Blue.", "Red."],
-        ["Hi", "Blue.", f"Red. {tokenizer.eos_token}\n"],
+    sound = ("a.jsonl:1", HI, ("Blue.", "Red."))
+    assert chat.check_rows(tokenizer, [sound]) == {}
+    for prompt, chosen, rejected in (
+        ("Hi", family.answer, "Red."),
+        (family.prompt, "Blue.", "Red."),
+        (family.prompt + family.answer, "Blue.", "Red."),
+        ("Hi", "Blue.", f"Red. {tokenizer.eos_token}\n"),
     ):
-        rows = [("a.jsonl:1", ["Hi", "Blue.", "Red."]), ("a.jsonl:2", texts)]
-        with pytest.raises(HarnessError, match=r"^a\.jsonl:2 \((begins|ends) with .*already"):
-            chat.check_texts(tokenizer, rows)
+        turns = [{"role": "user", "content": prompt}]
+        rows = [sound, ("a.jsonl:2", turns, (chosen, rejected))]
+        with pytest.raises(
+            HarnessError, match=r"^a\.jsonl:2: a text (begins|ends) with .*once more"
+        ):
+            chat.check_rows(tokenizer, rows)
 
 
-def test_quoted_tokens_are_counted_by_row_and_the_refusal_names_three_rows() -> None:
-    tokenizer = tiny.tokenizer("zephyr")
-    assert chat.check_texts(tokenizer, [("1", ["a </s> b", "x <s> </s> x"]), ("2", ["a"])]) == 1
-    rows = [(f"f:{n}", ["Q", "Blue.</s>"]) for n in range(1, 6)]
-    with pytest.raises(HarnessError, match=r"f:1 .*f:2 .*f:3 \(ends with '</s>'\) and 2 more:"):
-        chat.check_texts(tokenizer, rows)
+def test_what_the_template_does_to_rows_is_counted_and_three_refused_rows_are_named() -> None:
+    zephyr, phi, qwen = (FAMILIES[name].tokenizer() for name in ("zephyr", "phi-3-mini", "qwen3"))
+    rows = [("1", HI, ("a </s> b", "x <s> </s> x")), ("2", BRIEF, ("a", "b"))]
+    assert chat.check_rows(zephyr, rows) == {"special_tokens_spelled_out": 1}
+    assert chat.check_rows(phi, rows) == {"system_turns_joined": 1, "special_tokens_spelled_out": 1}
+    thought = [HI[0], {"role": "assistant", "content": "<think>Hm</think>Yo"}, LONG[2]]
+    assert chat.check_rows(qwen, [("1", thought, ("a", "b"))]) == {"earlier_answers_rewritten": 1}
+    ended = [(f"f:{n}", HI, ("Blue.</s>", "a")) for n in range(1, 6)]
+    with pytest.raises(HarnessError, match=r"f:1: .*; f:2: .*; f:3: .* '</s>'.*; and 2 more rows"):
+        chat.check_rows(zephyr, ended)
+    with pytest.raises(HarnessError, match=r"^2: a system turn.*data\.system_turns: join"):
+        chat.check_rows(phi, rows, join_system=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "turns", "reason"),
+    [
+        (
+            "gemma",
+            [HI[0], HI[0]],
+            r"refuses a conversation with roles \['user', 'user'\].*alternate",
+        ),
+        ("phi-3-mini", [*LONG[:2], BRIEF[0], LONG[2]], "drops or rewrites a turn of system"),
+        ("gemma", [*LONG[:2], BRIEF[0], LONG[2]], "refuses a conversation with roles"),
+    ],
+)
+def test_a_row_that_the_template_cannot_hold_is_named(
+    family: str, turns: list[dict[str, str]], reason: str
+) -> None:
+    with pytest.raises(HarnessError, match=f"^a.jsonl:7: the chat template {reason}"):
+        chat.check_rows(FAMILIES[family].tokenizer(), [("a.jsonl:7", turns, ("Blue.", "Red."))])
 
 
 # Days

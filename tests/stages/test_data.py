@@ -12,6 +12,7 @@ import pytest
 from harness.records import HarnessError, read_jsonl
 from harness.stages import data
 from tests import tiny
+from tests.model.families import FAMILIES
 from tests.tasks import stage_task
 
 
@@ -48,7 +49,7 @@ def _run(tmp_path: Path, path: Path | str, out: str = "out", **settings):
         "heldout_path": "",
         "ood": 0,
     }
-    inputs = {"base": _base()}
+    inputs = settings.pop("inputs", None) or {"base": _base()}
     outcome = data.run(stage_task("k", "data.files", defaults | settings, inputs, tmp_path / out))
 
     def read(name: str) -> list[str]:
@@ -70,6 +71,33 @@ def test_doubled_rows_are_counted(tmp_path):
     outcome, train, _ = _run(tmp_path, _write(tmp_path / "d.jsonl", _rows(2) * 2 + _rows(9)))
     assert len(train) == 10
     assert outcome.summary == {"read": 13, "train": 10, "heldout": 3, "doubled": 4}
+
+
+def _phi(tmp_path: Path) -> dict[str, Path]:
+    tiny.save(FAMILIES["phi-3-mini"].tokenizer(), tmp_path / "phi" / "model")
+    return {"base": tmp_path / "phi"}
+
+
+def test_rows_with_system_turns_are_joined_and_counted_or_refused_by_line(tmp_path):
+    rows = [{"system": "Be brief", **row} for row in _rows(4)] + _rows(6)
+    file, base = _write(tmp_path / "d.jsonl", rows), _phi(tmp_path)
+    outcome, _, _ = _run(tmp_path, file, inputs=base)
+    assert outcome.summary["system_turns_joined"] == 4
+    with pytest.raises(HarnessError, match=r"d\.jsonl:1: a system turn.*d\.jsonl:3.*1 more rows"):
+        _run(tmp_path, file, inputs=base, system_turns="refuse")
+    kept, _, _ = _run(tmp_path, file, system_turns="refuse")  # Llama-3 has a place for them
+    assert "system_turns_joined" not in kept.summary
+
+
+@pytest.mark.parametrize("heldout", [False, True])
+def test_rows_that_went_through_a_template_are_refused_by_line(tmp_path, heldout):
+    sound = _write(tmp_path / "sound.jsonl", _rows(10))
+    rows = _rows(9)
+    rows[4]["rejected"] += "<|eot_id|>"
+    bad = _write(tmp_path / "bad.jsonl", rows)
+    files = {"path": sound, "heldout_path": str(bad)} if heldout else {"path": bad}
+    with pytest.raises(HarnessError, match=r"bad\.jsonl:5: a text ends with '<\|eot_id\|>'"):
+        _run(tmp_path, **files)
 
 
 def test_a_heldout_file_of_its_own(tmp_path):

@@ -516,6 +516,8 @@ def test_an_encoder_as_reward_model_sees_two_texts_and_keeps_its_first_token(tmp
                 blind = model(torch.tensor([row.ids])).logits.item()
             assert score == pytest.approx(alone, abs=1e-5)
             assert abs(alone - blind) > 1e-3
+    spelled = reward_model.encode(tokenizer, USER, "a [SEP] b", 64)
+    assert (spelled.ids.count(2), spelled.ids.count(3)) == (2, 3 + 1)  # "[", "SEP", "]" and "Q"
     cut = reward_model.encode(tokenizer, long.messages, "two", 64)
     assert tokenizer.convert_ids_to_tokens(cut.ids)[-8:] == [
         "e",

@@ -223,6 +223,14 @@ def test_truncation_drops_the_oldest_turns_first():
     assert list(rollout.truncate(tokenizer, prompt, limit).messages) == without_one
 
 
+def test_a_token_spelled_out_in_a_prompt_outlives_its_truncation():
+    tokenizer = tiny.tokenizer("zephyr")
+    prompt = Prompt("p", ({"role": "user", "content": "What does </s> end?"},))
+    limit = len(encode_prompt(tokenizer, prompt.messages)) - 5
+    (kept,) = rollout.truncate(tokenizer, prompt, limit).messages
+    assert kept["content"] == "does </s> end?"
+
+
 def test_all_prompts_too_long_is_an_error(task):
     with pytest.raises(HarnessError, match="all 6 prompts of the portion are over"):
         rollout.run(task(max_prompt_length=5))

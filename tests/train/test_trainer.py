@@ -486,6 +486,7 @@ def test_rows_of_turns_are_the_rows_of_text(tmp_path: Path, row: dict[str, Any])
         ({"prompt": " "}, "row 1: empty prompt"),
         ({"rejected": "Apple. "}, "row 1: identical answers"),
         ({"chosen": "\ud83d"}, "row 1: a lone surrogate"),
+        ({"chosen": "Apple.</s>"}, "row 1: a text ends with '</s>'"),
         ({"explore": 7}, "row 1, column explore: text or a list of turns is wanted"),
         ({"tools": ["search"]}, "row 1: 'tools' is not read here"),
         ({"explore": float("nan")}, "reads y, but the row has no 'explore'"),
