@@ -201,6 +201,17 @@ class Tally:
         """How many were left out."""
         return sum(map(len, self._places.values()))
 
+    def check(self, most: float, where: str) -> None:
+        """Raise HarnessError where more than the share ``most`` of what was met is left out."""
+        if self.count > most * self.read:
+            reasons = (
+                f"{one.reason}: {one.count} ({', '.join(one.examples)})" for one in self.left_out()
+            )
+            raise HarnessError(
+                f"{where}: {self.count} of {self.read} {self.what} are left out, more than "
+                f"data.max_left_out = {most:g} allows: {'; '.join(reasons)}"
+            )
+
     def left_out(self) -> tuple[LeftOut, ...]:
         """One entry a reason, the commonest first."""
         ordered = sorted(self._places.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -84,7 +84,10 @@ def config(folder: Path, **changes: Any) -> PreferenceConfig:
 QUESTIONS = ["Add 2 and 3.", "Name a colour.", "Reverse abc.", "Is 7 odd?", "Say it twice: hi."]
 
 
-def write_pairs(folder: Path, count: int = 10, long_y: bool = False) -> Path:
+def write_pairs(folder: Path, count: int = 10, long_y: bool = False, same_start: int = 0) -> Path:
+    """long_y: one y in three is over the limit. same_start: characters that the two answers of one
+    more pair begin with alike.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pairs = []
     for number in range(count):
@@ -99,6 +102,9 @@ def write_pairs(folder: Path, count: int = 10, long_y: bool = False) -> Path:
             y = y + " and so on" * 20
         scores = {"chosen": 1.0, "rejected": 0.0, "explore": 0.5}
         pairs.append(Pair(f"p{number}", messages, chosen, rejected, y, scores=scores, y_role=role))  # type: ignore[arg-type]
+    if same_start:
+        start = "a" * same_start
+        pairs.append(Pair("same", pairs[0].messages, f"{start} yes", f"{start} no", ""))
     write_jsonl(folder / "pairs.jsonl", pairs)
     return folder
 

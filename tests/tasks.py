@@ -70,6 +70,7 @@ REQUIRED: Mapping[str, Any] = {
     "benchmarks": ["mt_bench", "alpaca_eval", "academic"],
     "pocket": False,
     "max_new_tokens": 24,
+    "max_left_out": RECIPE.data.max_left_out,
     "temperature": 0.0,
     "limit": 0,
 }

@@ -301,6 +301,7 @@ class Runs(Builder):
             **self.computing(recipe),
             objective=self.objective(recipe, iteration),
             training=self._optimiser(recipe, iteration),
+            max_left_out=recipe.data.max_left_out,
             seed=cell.seed,
             iteration=iteration,
         )
@@ -365,6 +366,7 @@ class Runs(Builder):
             "prompts_per_iteration": recipe.loop.prompts_per_iteration,
             "prompts": recipe.data.prompts,
             "max_prompt_length": recipe.training.max_prompt_length,
+            "max_left_out": recipe.data.max_left_out,
         }
 
     def labelled(self, start: Start) -> str:

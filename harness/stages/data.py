@@ -155,14 +155,7 @@ def _check_share(tally: Tally, most: float, where: str) -> None:
     """Raise HarnessError where more than ``most`` of what was read is left out."""
     if not tally.read:
         raise HarnessError(f"{where}: no {tally.what} in it")
-    if tally.count > most * tally.read:
-        reasons = (
-            f"{one.reason}: {one.count} ({', '.join(one.examples)})" for one in tally.left_out()
-        )
-        raise HarnessError(
-            f"{where}: {tally.count} of {tally.read} {tally.what} are left out, more than "
-            f"data.max_left_out = {most:g} allows: {'; '.join(reasons)}"
-        )
+    tally.check(most, where)
 
 
 def _drawn(

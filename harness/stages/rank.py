@@ -26,6 +26,7 @@ from harness.records import (
     Prompt,
     StageOutcome,
     StageTask,
+    Tally,
     read_jsonl,
     write_jsonl,
 )
@@ -61,7 +62,7 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     kept beside it.
 
     Settings: kind, rule, placebo, and the ranker's own. Prompts without a pair (identical answers,
-    all tied) are counted in the summary. Rows whose ranker failed keep the stage partial.
+    all tied) are counted in the record. Rows whose ranker failed keep the stage partial.
     """
     rule = PAIR_RULES[task.settings.rule]
     rows = list(_read(task))
@@ -69,25 +70,22 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
         task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.judge
     )
     ranked = _score([row.candidates for row in rows], rule, context)
-    pairs, counts = _pairs(rows, ranked, rule)
+    pairs, tally = _pairs(rows, ranked, rule, task.stage)
     if task.settings.truncated_y == "ended":
         pairs = [replace(pair, drawn={}) for pair in pairs]
     if task.settings.placebo == "other_prompt":
         pairs = _other_prompt(pairs)
-    errors = counts.pop("error", 0)
+    errors = sum(found.status == "error" for found in ranked)
     if not pairs and not errors:
+        reasons = {one.reason: one.count for one in tally.left_out()}
         raise HarnessError(
-            f"no prompt gave a preference pair ({dict(counts)}); the policy's samples and the "
-            "offline answers do not differ in score"
+            f"no prompt gave a preference pair ({reasons}); the policy's samples and the offline "
+            "answers do not differ in score"
         )
     write_jsonl(task.out / "pairs.jsonl", pairs)
     roles = Counter(pair.y_role for pair in pairs)
-    summary = {
-        "pairs": len(pairs),
-        "dropped": dict(sorted(counts.items())),
-        "y_role": dict(sorted(roles.items())),
-    }
-    return StageOutcome(rows=len(pairs), errors=errors, costs=dict(context.costs), summary=summary)
+    summary = {"pairs": len(pairs), "y_role": dict(sorted(roles.items()))}
+    return StageOutcome(len(pairs), errors, dict(context.costs), summary, tally.left_out())
 
 
 SOURCES = {"rollout": "y", "current": "current", "first": "first"}
@@ -149,22 +147,23 @@ def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> 
 
 
 def _pairs(
-    rows: Sequence[Row], ranked: Sequence[Ranked], rule: PairRule
-) -> tuple[list[Pair], Counter[str]]:
-    pairs, counts = [], Counter[str]()
+    rows: Sequence[Row], ranked: Sequence[Ranked], rule: PairRule, stage: str
+) -> tuple[list[Pair], Tally]:
+    pairs, tally = [], Tally(stage, "prompts")
     for each, found in zip(rows, ranked, strict=True):
         row = each.candidates
+        tally.read += 1
         if found.status != "ok":
-            counts[found.status] += 1
+            tally.leave_out(found.status, row.prompt.id)
             continue
         scores = dict(zip(row.texts, found.scores, strict=True))
         choice = rule.choose(row, scores)
         if choice.reason:
-            counts[choice.reason] += 1
+            tally.leave_out(choice.reason, row.prompt.id)
             continue
         kept = {name: score for name, score in scores.items() if not math.isnan(score)}
         pairs.append(_pair(each, choice, kept if rule.scored else {}))
-    return pairs, counts
+    return pairs, tally
 
 
 def _pair(row: Row, choice: Choice, scores: Mapping[str, float]) -> Pair:

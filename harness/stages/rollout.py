@@ -28,6 +28,7 @@ from harness.records import (
     Response,
     StageOutcome,
     StageTask,
+    Tally,
     content_hash,
     read_jsonl,
     request_seed,
@@ -85,7 +86,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     """Write ``prompts.jsonl`` (this portion, in order) and ``responses.jsonl`` (records.Response by
     prompt order and sample).
 
-    Prompts over ``max_prompt_length`` tokens follow ``overlong_prompts``; the summary counts them.
+    Prompts over ``max_prompt_length`` tokens follow ``overlong_prompts``; the record counts them.
     Answers of an earlier, partial attempt are kept; only its failed ones are drawn again.
     """
     settings = task.settings
@@ -99,9 +100,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
         device=task.runtime.device,
         weights=settings.backend != "vllm",
     )
-    kept, overlong = fit(
-        policy.tokenizer, prompts, settings.max_prompt_length, settings.overlong_prompts
-    )
+    kept, prompts_left = fit(policy.tokenizer, prompts, settings, task.stage)
     first = settings.first_sample
     wanted = [
         _Wanted(
@@ -117,58 +116,69 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     responses, drawn = _draw(policy, wanted, settings, task.out / "responses.jsonl")
     statuses = Counter(response.status for response in responses)
     tokens = sum(len(response.token_ids) for response in drawn)
-    summary = {"prompts": len(kept), "overlong": overlong, "status": dict(sorted(statuses.items()))}
+    summary = {"prompts": len(kept), "status": dict(sorted(statuses.items()))}
+    samples_left = Tally(task.stage, "samples")
+    for response in responses:
+        samples_left.meet(f"{response.prompt_id} {response.sample}", response.status)
     return StageOutcome(
         len(responses),
         statuses["error"],
         {"tokens_generated": tokens, "answers_generated": len(drawn)},
         summary,
+        prompts_left.left_out() + samples_left.left_out(),
     )
 
 
 def labelled(task: StageTask[LabelledTask]) -> StageOutcome:
     """Write ``pairs.jsonl`` (records.Pair) of this portion, each pair as the data give it; what has
-    none, or one of equal answers, is counted in the summary.
+    none, or one of equal answers, is counted in the record.
     """
     settings = task.settings
     prompts = portion(
         [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")], settings
     )
     tokenizer = load_tokenizer(task.inputs["policy"])
-    kept, overlong = fit(tokenizer, prompts, settings.max_prompt_length, settings.overlong_prompts)
-    pairs, dropped = [], Counter[str]()
+    kept, prompts_left = fit(tokenizer, prompts, settings, task.stage)
+    pairs, pairs_left = [], Tally(task.stage, "labelled pairs")
     for prompt, _ in kept:
+        status = "ok"
         if not (prompt.chosen.strip() and prompt.rejected.strip()):
-            dropped["no offline pair"] += 1
+            status = "no offline pair"
         elif prompt.chosen == prompt.rejected:
-            dropped["identical"] += 1
+            status = "identical"
         else:
             pairs.append(Pair(prompt.id, prompt.messages, prompt.chosen, prompt.rejected, ""))
+        pairs_left.meet(prompt.id, status)
+    left_out = prompts_left.left_out() + pairs_left.left_out()
     if not pairs:
-        raise HarnessError(f"no prompt of the portion has a labelled pair ({dict(dropped)})")
+        reasons = {one.reason: one.count for one in left_out}
+        raise HarnessError(f"no prompt of the portion has a labelled pair ({reasons})")
     write_jsonl(task.out / "pairs.jsonl", pairs)
-    summary = {"pairs": len(pairs), "overlong": overlong, "dropped": dict(sorted(dropped.items()))}
-    return StageOutcome(len(pairs), summary=summary)
+    return StageOutcome(len(pairs), summary={"pairs": len(pairs)}, left_out=left_out)
 
 
 def fit(
-    tokenizer: Any, prompts: Sequence[Prompt], limit: int, rule: str
-) -> tuple[list[tuple[Prompt, tuple[int, ...]]], int]:
-    """(prompt, ids) of every prompt that is used, and how many were over the limit."""
-    kept, overlong = [], 0
-    if rule == "keep":
-        whole = [(prompt, tuple(encode_prompt(tokenizer, prompt.messages))) for prompt in prompts]
-        return whole, sum(len(ids) > limit for _, ids in whole)
+    tokenizer: Any, prompts: Sequence[Prompt], settings: RolloutTask | LabelledTask, stage: str
+) -> tuple[list[tuple[Prompt, tuple[int, ...]]], Tally]:
+    """(prompt, ids) of every prompt that is used, and those that were over the limit. Raises
+    HarnessError where more than ``max_left_out`` of them are.
+    """
+    limit, rule = settings.max_prompt_length, settings.overlong_prompts
+    kept, tally = [], Tally(stage, "prompts")
+    done = {"drop": "over", "truncate": "cut to", "keep": "kept over"}.get(rule, "")
     for prompt in prompts:
+        tally.read += 1
         try:
             kept.append((prompt, tuple(encode_prompt(tokenizer, prompt.messages, limit))))
         except PromptTooLongError as error:
-            overlong += 1
+            tally.leave_out(f"{done} training.max_prompt_length = {limit} tokens", prompt.id)
             if rule == "refuse":
                 raise HarnessError(
                     f"prompt {prompt.id}: {error}. Raise training.max_prompt_length, or let such "
                     "prompts be dropped or truncated"
                 ) from error
+            if rule == "keep":
+                kept.append((prompt, tuple(encode_prompt(tokenizer, prompt.messages))))
             if rule == "truncate":
                 shorter = truncate(tokenizer, prompt, limit)
                 kept.append((shorter, tuple(encode_prompt(tokenizer, shorter.messages, limit))))
@@ -177,7 +187,9 @@ def fit(
             f"all {len(prompts)} prompts of the portion are over training.max_prompt_length = "
             f"{limit} tokens"
         )
-    return kept, overlong
+    if rule == "drop":
+        tally.check(settings.max_left_out, "the portion's prompts")
+    return kept, tally
 
 
 def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:

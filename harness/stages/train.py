@@ -19,7 +19,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,18 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from harness.model.chat import end_of_turn
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy, load_tokenizer, release_policies
-from harness.records import HarnessError, StageOutcome, StageTask, content_hash, write_jsonl
+from harness.records import (
+    HarnessError,
+    LeftOut,
+    StageOutcome,
+    StageTask,
+    Tally,
+    content_hash,
+    write_jsonl,
+)
 from harness.study.sections import LoraSettings
 from harness.study.tasks import TrainTask
 from harness.train import distributed, sharding
@@ -48,6 +57,7 @@ from harness.train.trainer import (
 )
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate")
+MAX_LENGTH = "training.max_length"
 JOURNAL = "train.journal.jsonl"
 """Its presence tells the store that a killed attempt left something to go on from."""
 
@@ -68,21 +78,21 @@ def run(task: StageTask[TrainTask]) -> StageOutcome:
         _forget_attempt(task)
         raise
     _forget_attempt(task)
-    return StageOutcome(
-        rows=told["rows"], costs={"tokens_trained": told["tokens"]}, summary=told["summary"]
-    )
+    left_out = tuple(LeftOut(**one) for one in told["left_out"])
+    costs = {"tokens_trained": told["tokens"]}
+    return StageOutcome(told["rows"], costs=costs, summary=told["summary"], left_out=left_out)
 
 
 def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     """Train in this process, alone or as one rank; the first rank writes. Returns rows, tokens
-    trained and the summary.
+    trained, the summary and what was left out.
     """
     _leave_imports_uncollected()
     settings, work = task.settings, _checkpoints(task)
     objective = ResolvedObjective(**vars(settings.objective))
     with isolated_rng():
         tokenizer = load_tokenizer(task.inputs["policy"])
-        rows = training_rows(task, tokenizer, objective)
+        rows, left_out = teaching(task, tokenizer, training_rows(task, tokenizer, objective))
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
         trainer, clock = _trainer(task, _load(task), rows, work)
         with distributed.termination_noted(clock.terminate):
@@ -99,7 +109,12 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     summary = {"steps": len(steps), **last}
     if trainer.args.token_budget != task.runtime.token_budget:
         summary["token_budget"] = trainer.args.token_budget
-    return {"rows": len(rows), "tokens": sum(sizes) * settings.training.epochs, "summary": summary}
+    return {
+        "rows": len(rows),
+        "tokens": sum(sizes) * settings.training.epochs,
+        "summary": summary,
+        "left_out": [vars(one) for one in left_out],
+    }
 
 
 @functools.cache
@@ -206,6 +221,29 @@ def training_rows(
             reference[role] = one["logp"]
         filled.append(replace(row, reference=reference))
     return filled
+
+
+def teaching(
+    task: StageTask[TrainTask], tokenizer: Any, rows: Sequence[PreferenceRow]
+) -> tuple[list[PreferenceRow], tuple[LeftOut, ...]]:
+    """The rows whose chosen and rejected answers differ in a token that is trained on: where they
+    do not, the preference loss is log 2 whatever the policy. Raises HarnessError where more than
+    ``max_left_out`` do not.
+    """
+    limit, end = task.settings.training.max_length, end_of_turn(tokenizer)
+    pairs, answers = Tally(task.stage, "pairs"), Tally(task.stage, "answers")
+    kept = []
+    for row in rows:
+        same = row.responses["chosen"] == row.responses["rejected"]
+        pairs.meet(row.prompt_id, f"equal after cutting to {MAX_LENGTH}" if same else "ok")
+        if not same:
+            kept.append(row)
+        room = limit - len(row.prompt_ids)
+        for ids in set(row.responses.values()):
+            cut = len(ids) == room and tokenizer.convert_ids_to_tokens(ids[-1]) != end
+            answers.meet(row.prompt_id, f"cut at {MAX_LENGTH}" if cut else "ok")
+    pairs.check(task.settings.max_left_out, str(task.inputs["pairs"] / "pairs.jsonl"))
+    return kept, pairs.left_out() + answers.left_out()
 
 
 def _trainer(

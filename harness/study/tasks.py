@@ -31,6 +31,7 @@ from harness.study.sections import (
     RankerTrainingSettings,
     RuntimeSettings,
     Section,
+    Share,
     WorldSettings,
 )
 
@@ -156,7 +157,7 @@ class PortionTask(Section):
     every one.
     """
 
-    later: ClassVar[Mapping[str, Any]] = {"order": "seed"}
+    later: ClassVar[Mapping[str, Any]] = {"order": "seed", "max_left_out": 0.5}
 
     seed: NonNegative
     order: str
@@ -165,6 +166,7 @@ class PortionTask(Section):
     prompts: NonNegative
     prompts_per_iteration: NonNegative
     max_prompt_length: Positive
+    max_left_out: Share
 
 
 class LabelledTask(PortionTask):
@@ -306,9 +308,10 @@ class PartTask(Section):
 class TrainTask(Computing):
     """``train``. carried: None where optimiser and schedule are the iteration's own."""
 
-    later: ClassVar[Mapping[str, Any]] = {"carried": None}
+    later: ClassVar[Mapping[str, Any]] = {"carried": None, "max_left_out": 0.5}
 
     carried: PartTask | None
+    max_left_out: Share
     objective: ObjectiveTask
     training: OptimiserTask
     seed: NonNegative

@@ -189,11 +189,7 @@ def test_stage_by_hand(tmp_path, monkeypatch):
         "y",
         {"chosen": 5.0, "rejected": 4.0, "y": 13.0},
     )
-    assert outcome.summary == {
-        "pairs": 4,
-        "dropped": {},
-        "y_role": {"loser": 1, "middle": 1, "winner": 2},
-    }
+    assert outcome.summary == {"pairs": 4, "y_role": {"loser": 1, "middle": 1, "winner": 2}}
 
 
 def test_failed_samples_leave_the_offline_pair_without_y(tmp_path, monkeypatch):
@@ -349,7 +345,8 @@ def test_failed_rankings_keep_the_stage_partial_and_final_ones_are_counted(tmp_p
     task = _task(tmp_path)
     outcome = rank.run(task)
     assert (outcome.rows, outcome.errors) == (2, 1)
-    assert outcome.summary["dropped"] == {"unparsed": 1}
+    (left,) = (one for one in outcome.left_out if one.reason == "unparsed")
+    assert (left.what, left.count, left.of) == ("prompts", 1, 4)
     assert list(_pairs(task)) == ["p0", "p3"]
 
 

@@ -167,12 +167,16 @@ def _limit(folder: Path) -> int:
 
 
 def test_long_prompts_are_dropped_and_counted(task, policy_folder):
-    made = task(max_prompt_length=_limit(policy_folder))
+    made = task(max_prompt_length=_limit(policy_folder), max_left_out=0.9)
     outcome = rollout.run(made)
     kept = {row["id"] for row in read_jsonl(made.out / "prompts.jsonl")}
     expected = {name for name in _ids(rollout.portion(PROMPTS, settings())) if name < "p10"}
     assert kept == expected
-    assert outcome.summary["overlong"] == 6 - len(expected) > 0
+    (left,) = (one for one in outcome.left_out if one.what == "prompts")
+    assert (left.count, left.of) == (6 - len(expected), 6)
+    assert left.reason.startswith("over training.max_prompt_length")
+    with pytest.raises(HarnessError, match=r"of 6 prompts are left out.*data\.max_left_out = 0"):
+        rollout.run(task(max_prompt_length=_limit(policy_folder), max_left_out=0.0))
 
 
 def test_long_prompts_are_refused_when_asked(task, policy_folder):
@@ -186,7 +190,8 @@ def test_kept_prompts_are_whole_and_counted(task, policy_folder):
     rows = list(read_jsonl(made.out / "prompts.jsonl"))
     whole = {prompt.id: prompt.messages[0]["content"] for prompt in PROMPTS}
     assert {row["id"]: row["messages"][0]["content"] for row in rows}.items() <= whole.items()
-    assert outcome.summary["overlong"] > 0
+    (left,) = (one for one in outcome.left_out if one.what == "prompts")
+    assert (left.count > 0, left.reason.split()[:2]) == (True, ["kept", "over"])
     assert len(rows) == 6
 
 
@@ -200,7 +205,9 @@ def test_long_prompts_are_truncated_when_asked_and_later_stages_see_it(task, pol
     assert {contents[name] for name in contents if name >= "p10"} == {
         f"uestion {int(name[1:])}?" for name in contents if name >= "p10"
     }
-    assert outcome.summary["overlong"] == sum(name >= "p10" for name in contents)
+    (left,) = (one for one in outcome.left_out if one.what == "prompts")
+    assert left.count == sum(name >= "p10" for name in contents)
+    assert left.reason.startswith("cut to training.max_prompt_length")
 
 
 def test_truncation_drops_the_oldest_turns_first():

@@ -467,6 +467,22 @@ def test_an_over_long_y_is_cut_at_the_maximum_length(tmp_path: Path) -> None:
     run_train(cut, tmp_path / "out")
 
 
+def test_pairs_equal_after_cutting_teach_nothing_and_are_counted(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two answers that differ after the last token that fits: a loss of log 2 and no gradient."""
+    cut = stage_inputs(tmp_path / "cut", same_start=200)
+    outcome = run_train(cut, tmp_path / "with", alpha=0.0)
+    run_train(inputs, tmp_path / "without", alpha=0.0)
+    assert same_files(tmp_path / "with", tmp_path / "without")
+    told = {(one.what, one.reason): one for one in outcome.left_out}
+    equal = told["pairs", "equal after cutting to training.max_length"]
+    assert (equal.count, equal.of, equal.examples) == (1, 11, ("same",))
+    assert told["answers", "cut at training.max_length"].count == 1
+    with pytest.raises(HarnessError, match=r"1 of 11 pairs are left out.*data\.max_left_out = 0"):
+        run_train(cut, tmp_path / "refused", alpha=0.0, max_left_out=0.0)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
