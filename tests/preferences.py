@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def base(tmp: Path) -> Path:
     return folder
 
 
-def stage_inputs(tmp: Path, **pairs: Any) -> dict[str, Path]:
+def stage_inputs(tmp: Path, roles: Sequence[str] = ROLES, **pairs: Any) -> dict[str, Path]:
     """Folders that the train stage reads, made by the reference stage from a tiny policy."""
     inputs = {
         "policy": base(tmp),
@@ -143,7 +143,7 @@ def stage_inputs(tmp: Path, **pairs: Any) -> dict[str, Path]:
         "reference_policy": base(tmp),
     }
     inputs["reference"].mkdir(exist_ok=True)
-    settings = {**COMMON, "max_length": 128, "max_prompt_length": 96, "roles": list(ROLES)}
+    settings = {**COMMON, "max_length": 128, "max_prompt_length": 96, "roles": list(roles)}
     scored = {name: inputs[name] for name in ("policy", "pairs")}
     reference.run(
         stage_task("r", "reference", settings, scored, inputs["reference"], {"device": "cpu"})

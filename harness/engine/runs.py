@@ -22,7 +22,7 @@ from harness.study import tasks
 from harness.study.sections import DecodingSettings, WorldSettings
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
-from harness.train.objectives import explore_roles
+from harness.train.objectives import explore_roles, others_of
 
 
 def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> Plan:
@@ -321,7 +321,12 @@ class Runs(Builder):
             max_length=recipe.training.max_length,
             max_prompt_length=recipe.training.max_prompt_length,
             truncation=recipe.training.truncation,
-            roles=["chosen", "rejected", *explore_roles(recipe.exploration.samples)],
+            roles=[
+                "chosen",
+                "rejected",
+                *explore_roles(recipe.exploration.samples),
+                *others_of(recipe.objective.name),
+            ],
         )
 
     def _optimiser(self, recipe: Recipe, iteration: int) -> tasks.OptimiserTask:

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.model.policy import load_policy
 from harness.records import StageOutcome, StageTask
 from harness.study.tasks import ReferenceTask
-from harness.train.batching import PreferenceRow, encode_pairs, with_reference
+from harness.train.batching import PreferenceRow, encode_pairs, with_others, with_reference
 
 FILE = "reference.parquet"
 
@@ -30,6 +30,7 @@ def run(task: StageTask[ReferenceTask]) -> StageOutcome:
         device=task.runtime.device,
     )
     rows = encode_pairs(policy.tokenizer, task.inputs["pairs"], settings.limits)
+    rows = with_others(rows, settings.roles, settings.max_length)
     budget = task.runtime.token_budget or 8192
     rows = with_reference(policy.model, rows, settings.roles, budget)
     written = write_reference(task.out / FILE, rows)

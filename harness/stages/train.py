@@ -45,7 +45,7 @@ from harness.records import (
 from harness.study.sections import LoraSettings
 from harness.study.tasks import TrainTask
 from harness.train import distributed, sharding
-from harness.train.batching import PreferenceRow, encode_pairs
+from harness.train.batching import PreferenceRow, encode_pairs, with_others
 from harness.train.carried import Carried
 from harness.train.objectives import ResolvedObjective
 from harness.train.trainer import (
@@ -197,6 +197,7 @@ def training_rows(
                 f"{pairs / 'pairs.jsonl'}: prompt {row.prompt_id} has no {absent[0]!r} response, "
                 f"which objective {objective.name} reads"
             )
+    rows = with_others(rows, objective.scored, task.settings.training.max_length)
     if not objective.needs_reference:
         return rows
     path = task.inputs["reference"] / "reference.parquet"
@@ -204,7 +205,7 @@ def training_rows(
     filled = []
     for number, row in enumerate(rows):
         reference = {}
-        for role in objective.roles:
+        for role in objective.scored:
             one = stored.get((number, role))
             if one is None:
                 raise HarnessError(

@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.model.chat import encode_prompt, encode_response
 from harness.model.logprobs import PackedBatch, PackedPrompt, chunk_by_tokens, pack, response_logps
 from harness.records import HarnessError, Pair, content_hash, read_jsonl
-from harness.train.objectives import explore_roles
+from harness.train.objectives import OTHERS, explore_roles
 
 ROLES = ("chosen", "rejected", "explore")
 
@@ -114,6 +114,27 @@ def encode_pairs(tokenizer: Any, folder: Path, limits: Mapping[str, Any]) -> lis
     if not rows:
         raise HarnessError(f"{file}: no pairs to train on")
     return rows
+
+
+def with_others(
+    rows: Sequence[PreferenceRow], roles: Sequence[str], max_length: int = 0
+) -> list[PreferenceRow]:
+    """The rows with the responses of the row before (the last one's for the first), where ``roles``
+    name them, cut to ``max_length`` with this row's prompt (0: no limit).
+
+    Raises HarnessError for a single row, which has no other.
+    """
+    wanted = [role for role in OTHERS if role in roles]
+    if all(role in row.responses for row in rows for role in wanted):
+        return list(rows)
+    if len(rows) < 2:
+        raise HarnessError("the objective reads another row's responses; there is only one row")
+    found = []
+    for before, row in zip([rows[-1], *rows[:-1]], rows, strict=True):
+        room = max_length - len(row.prompt_ids) if max_length else None
+        given = {role: before.responses[role.removeprefix("other_")][:room] for role in wanted}
+        found.append(replace(row, responses={**row.responses, **given}))
+    return found
 
 
 def with_reference(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PAIR = ("chosen", "rejected")
 TRIPLE = ("chosen", "rejected", "explore")
+OTHERS = ("other_chosen", "other_rejected")
+"""The responses of another row's prompt: what KTO estimates its KL from."""
 
 
 def explore_roles(samples: int) -> tuple[str, ...]:
@@ -43,13 +45,14 @@ class Rows:
 
     logps: log pi_theta. reference: log pi_ref, without gradient (empty for objectives without a
     reference). tokens: response lengths in tokens. extras: further per-row numbers an objective
-    names.
+    names. batch: scalars of the whole global batch, without gradient (``Statistic``).
     """
 
     logps: Mapping[str, Tensor]
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     tokens: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    batch: Mapping[str, Tensor] = field(default_factory=dict)
 
     def reading(self, role: str) -> Rows:
         """The same rows with the sample of y that ``role`` names in y's place."""
@@ -281,7 +284,50 @@ def geb_tanh(rows: Rows, *, beta: float, kappa: float = 1.0) -> Tensor:
     return dpo(rows, beta=beta) - kappa * u
 
 
+def beta_dpo(rows: Rows, *, beta: float, scale: float = 0.6) -> Tensor:
+    """dpo with beta (1 + scale (E[Delta] - M)), at least 1e-3: E over the global batch, M its
+    moving average (0.9) over steps. Wu et al. 2024, arXiv 2407.08639, as the released code has it;
+    the filter of outlying pairs is left out. M starts at 0 in every iteration.
+    """
+    surplus = rows.batch["mean"] - rows.batch["average"]
+    used = (beta * (1 + scale * surplus)).clamp(min=1e-3)
+    return -_logsigmoid(used * rows.delta())
+
+
+def kto(
+    rows: Rows, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> Tensor:
+    """(w_d (1 - sigma(beta (r(y_w) - z))) + w_u (1 - sigma(beta (z - r(y_l))))) / 2, with z =
+    max(0, E[r(y')]) without gradient. Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7.
+
+    Every pair stands for its two unpaired rows. E is over the global batch and both responses y'
+    of the row before in the data, read after this row's prompt.
+    """
+    z = rows.batch["mean"].clamp(min=0)
+    gain = 1 - (beta * (rows.ratio("chosen") - z)).sigmoid()
+    loss = 1 - (beta * (z - rows.ratio("rejected"))).sigmoid()
+    return (desirable_weight * gain + undesirable_weight * loss) / 2
+
+
+def _others_ratio(rows: Rows) -> Tensor:
+    return (rows.ratio("other_chosen") + rows.ratio("other_rejected")) / 2
+
+
 Coefficient = Callable[[float, float], float]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What an objective reads of the whole global batch: ``rows.batch["mean"]``, the mean of ``of``
+    (B,) over all its rows, and ``rows.batch["average"]``, that mean's moving average over steps,
+    m <- memory m + (1 - memory) mean from 0. Worked out in a pass of its own, without gradient.
+
+    reads: roles of the responses that pass scores.
+    """
+
+    of: Callable[[Rows], Tensor]
+    reads: tuple[str, ...] = PAIR
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -292,7 +338,8 @@ class Objective:
     its docstring holds equation and source. reads: roles of the responses whose log-probabilities
     it reads. parameters: names with defaults. coefficient: c(alpha, beta), the coefficient on
     log pi_theta(y) where pi_theta = pi_ref; None: there is no y. trl: trainer and loss of TRL
-    beside which the tests run it; empty: checked against its formula only.
+    beside which the tests run it; empty: checked against its formula only. statistic: what it reads
+    of the whole batch.
     """
 
     function: Callable[..., Tensor]
@@ -301,6 +348,7 @@ class Objective:
     coefficient: Coefficient | None = None
     needs_reference: bool = True
     trl: str = ""
+    statistic: Statistic | None = None
 
     @property
     def source(self) -> str:
@@ -335,6 +383,16 @@ OBJECTIVES: dict[str, Objective] = {
     "nca": Objective(nca, trl="DPOTrainer nca_pair"),
     "sppo": Objective(sppo, trl="DPOTrainer sppo_hard"),
     "orpo": Objective(orpo, needs_reference=False, trl="ORPOTrainer odds_ratio"),
+    "beta_dpo": Objective(
+        beta_dpo, PAIR, {"scale": 0.6}, statistic=Statistic(Rows.delta, memory=0.9)
+    ),
+    "kto": Objective(
+        kto,
+        PAIR,
+        {"desirable_weight": 1.0, "undesirable_weight": 1.0},
+        trl="KTOTrainer kto",
+        statistic=Statistic(_others_ratio, OTHERS),
+    ),
     "geb_p": Objective(geb_p, PAIR, {"kappa": 1.0}),
     "geb_f": Objective(geb_f, PAIR, {"kappa": 1.0}),
     "geb_tanh": Objective(geb_tanh, PAIR, {"kappa": 1.0}),
@@ -362,6 +420,16 @@ class ResolvedObjective:
     roles: tuple[str, ...]
     needs_reference: bool
 
+    @property
+    def statistic(self) -> Statistic | None:
+        """What it reads of the whole global batch."""
+        return OBJECTIVES[self.name].statistic
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Roles that the reference scores: those of the loss and those of the statistic."""
+        return (*self.roles, *(role for role in others_of(self.name) if role not in self.roles))
+
     def losses(self, rows: Rows) -> Tensor:
         """Losses of shape (B,): with several samples of y the mean over them."""
         objective = OBJECTIVES[self.name]
@@ -374,6 +442,12 @@ class ResolvedObjective:
             if role.startswith("explore")
         ]
         return sum(others, first) / (1 + len(others))
+
+
+def others_of(name: str) -> tuple[str, ...]:
+    """Roles beyond the pair and y that an objective's statistic reads."""
+    statistic = OBJECTIVES[name].statistic
+    return tuple(role for role in statistic.reads if role in OTHERS) if statistic else ()
 
 
 def resolve(

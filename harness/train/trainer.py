@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from harness.train.batching import (
     PreferenceRow,
     collate_for_rank,
     encode_pair,
+    with_others,
     with_reference,
 )
 from harness.train.objectives import ResolvedObjective, Rows, resolve
@@ -58,6 +59,8 @@ RUN_FILE = "preference_run.json"
 """Beside a checkpoint's own files: which rows, batch and objective its steps were taken with."""
 ROLE_OF_Y = {"winner": "chosen", "loser": "rejected", "middle": "explore"}
 """What y became in its pair → the response that it then is."""
+AVERAGE = "batch_average"
+"""Where the trainer's state keeps the moving average of an objective's statistic."""
 RATIOS = ("rhat_chosen", "rhat_rejected", "rhat_explore")
 METRICS = ("margin", "accuracy", *RATIOS, *(f"rhat_y_{role}" for role in ROLE_OF_Y))
 
@@ -159,7 +162,7 @@ class PreferenceTrainer(Trainer):
         evaluated = _each(eval_dataset, lambda given: _as_rows(given, processing_class, args))
         self.ref_model = None
         if self.objective.needs_reference:
-            roles = self.objective.roles
+            roles = self.objective.scored
             rows, self.ref_model = _references(model, rows, ref_model, roles, args)
             if self.ref_model is None:
                 scored = ref_model or model
@@ -180,6 +183,7 @@ class PreferenceTrainer(Trainer):
         self.parameter_count = sum(p.numel() for p in model.parameters())
         self.step_metrics = StepMetrics()
         self._tokens = 0
+        self.batch: Mapping[str, Tensor] = {}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The Trainer's, over all parts of the run that this one belongs to."""
@@ -210,7 +214,7 @@ class PreferenceTrainer(Trainer):
         if not rows:
             raise HarnessError("nothing to evaluate: pass eval_dataset")
         live = self.ref_model is not None or not self.objective.needs_reference
-        if not live and not _have_reference(rows, self.objective.roles):
+        if not live and not _have_reference(rows, self.objective.scored):
             raise HarnessError(
                 "rows to evaluate have no reference log-probabilities, and the trainer keeps no "
                 "reference model: pass them as eval_dataset when the trainer is made"
@@ -237,7 +241,8 @@ class PreferenceTrainer(Trainer):
         with torch.no_grad():
             for rows in dataloader:
                 count += len(rows)
-                for micro in self._micro_batches(rows):
+                self.batch = self._batch_statistic(model, rows)
+                for micro in self._micro_batches(rows, self.objective.roles):
                     total += len(rows) * self.micro_batch_loss(model, micro.to(self.args.device))
         found = {"loss": float(self.accelerator.reduce(total, "sum")) / count}
         found |= self.step_metrics.drain(self.accelerator)
@@ -290,9 +295,12 @@ class PreferenceTrainer(Trainer):
         computed again: its gradient does not depend on how it is cut.
         """
         model.train()
+        self.batch = self._batch_statistic(model, inputs)
+        if self.batch:  # in the state, so that a resumed run goes on from it
+            self._kept[AVERAGE] = float(self.batch["average"])
         total: Tensor | None = None
         while total is None:
-            micro_batches = self._micro_batches(inputs)
+            micro_batches = self._micro_batches(inputs, self.objective.roles)
             metrics = copy.deepcopy(self.step_metrics)
             total = self._accumulate(model, micro_batches)
             if total is None:
@@ -302,11 +310,36 @@ class PreferenceTrainer(Trainer):
         self._stop_if_diverged("loss", float(total))
         return total
 
-    def _micro_batches(self, rows: Sequence[PreferenceRow]) -> list[MicroBatch]:
+    def _batch_statistic(
+        self, model: nn.Module, rows: Sequence[PreferenceRow]
+    ) -> dict[str, Tensor]:
+        """What the objective reads of the whole global batch, the same on every rank."""
+        statistic = self.objective.statistic
+        if statistic is None:
+            return {}
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for micro in self._micro_batches(rows, statistic.reads):
+                here = micro.to(self.args.device)
+                total += (statistic.of(self._rows_of(model, here)) * here.weights).sum()
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "sum")
+        mean = total / len(rows)
+        before = statistic.memory * self._kept.get(AVERAGE, 0.0)
+        return {"mean": mean, "average": before + (1 - statistic.memory) * mean}
+
+    @property
+    def _kept(self) -> dict[str, Any]:
+        kept: Any = self.state.stateful_callbacks  # a mapping once the Trainer has made its state
+        return cast(dict[str, Any], kept)
+
+    def _micro_batches(
+        self, rows: Sequence[PreferenceRow], roles: Sequence[str]
+    ) -> list[MicroBatch]:
         args = self.args
         return collate_for_rank(
             rows,
-            self.objective.roles,
+            roles,
             token_budget=args.token_budget,
             micro_batch=args.per_device_train_batch_size,
             ranks=args.world_size,
@@ -382,17 +415,20 @@ class PreferenceTrainer(Trainer):
 
     def micro_batch_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
         """Sum of the micro-batch's row losses over the rows of the global batch, float64 scalar."""
+        rows = self._rows_of(model, micro)
+        losses = self.objective.losses(rows)
+        self.step_metrics.add(rows, micro)
+        loss: Tensor = (losses * micro.weights).sum() / micro.global_rows
+        return loss
+
+    def _rows_of(self, model: nn.Module, micro: MicroBatch) -> Rows:
         with self._sharded_precision():
             logps = model(packed_batch=micro.batch)
         by_role = {role: logps.index_select(0, slots) for role, slots in micro.slots.items()}
         reference = dict(micro.reference)
         if self.ref_model is not None:
             reference = self._live_reference(micro)
-        rows = Rows(by_role, reference, micro.tokens, micro.extras)
-        losses = self.objective.losses(rows)
-        self.step_metrics.add(rows, micro)
-        loss: Tensor = (losses * micro.weights).sum() / micro.global_rows
-        return loss
+        return Rows(by_role, reference, micro.tokens, micro.extras, self.batch)
 
     def _sharded_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast for FSDP, which accelerate leaves out there: the same arithmetic as on one
@@ -565,7 +601,7 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
                 f"row {row.prompt_id}: objective {args.objective} with alpha {args.alpha} reads y, "
                 "but the row has no 'explore' response"
             )
-    return rows
+    return with_others(rows, args.resolved().scored, args.max_length or 0)
 
 
 def _pair(item: Mapping[str, Any], place: str) -> Pair:

@@ -44,6 +44,17 @@ def test_speed_settings_are_in_no_key() -> None:
     assert set(fast.nodes) == set(plan_of().nodes)
 
 
+def test_only_what_an_objective_reads_of_other_rows_is_scored_for_it() -> None:
+    def scored(name: str) -> set[tuple[str, ...]]:
+        plan = plan_of(objective__name=name)
+        nodes = plan.nodes.values()
+        return {tuple(node.settings.roles) for node in nodes if node.stage == "reference"}
+
+    roles = ("chosen", "rejected", "explore")
+    assert scored("selm") == scored("beta_dpo") == {roles}
+    assert scored("kto") == {(*roles, "other_chosen", "other_rejected")}
+
+
 @pytest.mark.parametrize(
     ("key", "value", "first"),
     [

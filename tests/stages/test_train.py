@@ -149,6 +149,18 @@ def test_placebo_pushes_the_other_way(inputs: dict[str, Path], tmp_path: Path) -
     )
 
 
+def test_kto_reads_what_the_reference_stage_scored_of_other_rows(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    others = ("other_chosen", "other_rejected")
+    scored = stage_inputs(tmp_path, roles=("chosen", "rejected", *others))
+    run_train(scored, tmp_path / "out", name="kto", alpha=0.0)
+    first = steps_of(tmp_path / "out")[0]
+    assert first["loss"] == pytest.approx(0.5), "every ratio is 0 and so is z"
+    with pytest.raises(HarnessError, match=r"no reference log-probability .* other_chosen"):
+        run_train(inputs, tmp_path / "without", name="kto", alpha=0.0)
+
+
 def test_global_generators_are_left_alone(inputs: dict[str, Path], tmp_path: Path) -> None:
     random.seed(1)
     np.random.seed(2)
@@ -167,12 +179,19 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("at", "optimizer"),
-    [(2, "adamw_torch"), (3, "adamw_torch"), (5, "adamw_torch"), (3, "sgd"), (3, "adafactor")],
+    ("at", "changes"),
+    [
+        (2, {}),
+        (3, {}),
+        (5, {}),
+        (3, {"optimizer": "sgd"}),
+        (3, {"optimizer": "adafactor"}),
+        (3, {"name": "beta_dpo"}),
+    ],
 )
 def test_resume_gives_the_same_bits(
     at: int,
-    optimizer: str,
+    changes: dict[str, str],
     inputs: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -180,8 +199,8 @@ def test_resume_gives_the_same_bits(
     """Cut within an epoch, at its end, and in the second one; the torn checkpoint beside the good
     one is not used.
     """
-    cut = {"runtime": {"checkpoint_seconds": 1e-9}, "optimizer": optimizer}
-    run_train(inputs, tmp_path / "whole", optimizer=optimizer)
+    cut: dict[str, Any] = {"runtime": {"checkpoint_seconds": 1e-9}, **changes}
+    run_train(inputs, tmp_path / "whole", **changes)
     original = PreferenceTrainer.training_step
     seen: list[list[str]] = []
 

@@ -7,6 +7,7 @@ ln(1 + e^-1.5) = 0.2014132779827524.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,9 @@ from harness.records import HarnessError
 from harness.train.objectives import OBJECTIVES, Rows, resolve
 
 ROLES = ("chosen", "rejected", "explore")
+BATCH = {
+    name: torch.tensor(v, dtype=torch.float64) for name, v in (("mean", 3.0), ("average", 1.0))
+}
 BETA, ALPHA = 0.5, 0.2
 DPO = 0.2014132779827524  # ln(1 + e^-1.5)
 FLIPPED = 1.7014132779827524  # ln(1 + e^1.5) = 1.5 + DPO
@@ -51,6 +55,15 @@ WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {
     "orpo": [  # odds p / (1 - p) of p = e^-1.5 and e^-1.75
         ({}, 1.5 + 0.5 * math.log1p((math.exp(1.5) - 1) / (math.exp(1.75) - 1)))
     ],
+    "beta_dpo": [  # E = 3, M = 1: beta 0.5 (1 + 0.6 * 2) = 1.1
+        ({}, math.log1p(math.exp(-3.3))),
+        ({"scale": 0.0}, DPO),
+        ({"scale": -1.0}, math.log1p(math.exp(-0.003))),  # not below 1e-3
+    ],
+    "kto": [  # z = 3: 1 - sigma(0.5 (2 - 3)) and 1 - sigma(0.5 (3 + 1))
+        ({}, (1 / (1 + math.exp(-0.5)) + 1 / (1 + math.exp(2))) / 2),
+        ({"desirable_weight": 2.0, "undesirable_weight": 0.0}, 1 / (1 + math.exp(-0.5))),
+    ],
     "geb_p": [({}, DPO + math.exp(-7)), ({"kappa": 3.0}, DPO + 3 * math.exp(-7))],
     "geb_f": [({"kappa": 1e-3}, DPO - 1e-3 / (math.exp(-7) + 1e-5))],
     "geb_tanh": [  # artanh(1 - p) = ln((2 - p) / p) / 2
@@ -70,7 +83,7 @@ def worked_rows(**changes: float) -> Rows:
             for role, value in values.items()
         }
 
-    return Rows(tensors(logps), tensors(reference), tensors(tokens))
+    return Rows(tensors(logps), tensors(reference), tensors(tokens), batch=BATCH)
 
 
 def loss_of(
@@ -114,7 +127,7 @@ def test_losses_are_one_number_per_row(name: str) -> None:
             for role in ROLES
         }
 
-    rows = Rows(numbers(-9, -1), numbers(-9, -1), numbers(1, 9))
+    rows = Rows(numbers(-9, -1), numbers(-9, -1), numbers(1, 9), batch=BATCH)
     losses = loss_of(name, rows)
     assert losses.shape == (5,)
     alone = [
@@ -124,7 +137,8 @@ def test_losses_are_one_number_per_row(name: str) -> None:
                 *(
                     {role: values[i : i + 1] for role, values in part.items()}
                     for part in (rows.logps, rows.reference, rows.tokens)
-                )
+                ),
+                batch=BATCH,
             ),
         )
         for i in range(5)
@@ -227,6 +241,22 @@ def test_wrong_settings_are_refused_with_what_is_allowed(
     with pytest.raises(HarnessError) as refused:
         resolve(**{"beta": BETA, **arguments})
     assert says in str(refused.value)
+
+
+def test_kto_never_takes_a_divergence_below_zero() -> None:
+    rows = dataclasses.replace(worked_rows(), batch={"mean": torch.tensor(-3.0).double()})
+    expected = (1 / (1 + math.e) + 1 / (1 + math.exp(0.5))) / 2  # z = 0
+    assert loss_of("kto", rows).item() == pytest.approx(expected)
+
+
+def test_what_the_reference_scores_is_what_loss_and_statistic_read() -> None:
+    assert resolve("kto", beta=BETA).scored == (
+        "chosen",
+        "rejected",
+        "other_chosen",
+        "other_rejected",
+    )
+    assert resolve("beta_dpo", beta=BETA).scored == ("chosen", "rejected")
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1.0])

@@ -87,6 +87,52 @@ def test_loss_and_gradient_are_trls(
     assert plain.relative_error(plain.gradient(ours.model), gradient) < 1e-5
 
 
+def test_kto_is_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs as TRL's unpaired rows, with the same mismatched responses."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    monkeypatch.setattr(KTOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
+    reference = model(vocab_size=len(tiny.tokenizer("llama3")))
+    start, policy, batch = moved(reference), copy.deepcopy(reference), rows(12)
+    arguments = config(tmp_path, objective="kto", max_log_ratio=1e9)
+    ours = PreferenceTrainer(copy.deepcopy(policy), arguments, batch, ref_model=start)
+    loss = float(ours.training_step(ours.model, list(ours.train_dataset)))
+    assert float(ours.batch["mean"]) > 0
+    data = [
+        {
+            "prompt_ids": [*row.prompt_ids],
+            "completion_ids": [*row.responses[role]],
+            "KL_completion_ids": [*row.responses[f"other_{role}"]],
+            "label": role == "chosen",
+        }
+        for row in ours.train_dataset
+        for role in ("chosen", "rejected")
+    ]
+    theirs = KTOTrainer(
+        model=policy,
+        ref_model=copy.deepcopy(start),
+        args=KTOConfig(
+            output_dir=str(tmp_path),
+            beta=0.1,
+            per_device_train_batch_size=len(data),
+            train_sampling_strategy="sequential",
+            max_length=64,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_list(data),
+        processing_class=tiny.tokenizer("llama3"),
+    )
+    wanted = theirs.compute_loss(theirs.model, next(iter(theirs.get_train_dataloader())))
+    wanted.backward()
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
+    gradient = plain.gradient(theirs.model)
+    assert plain.relative_error(plain.gradient(ours.model), gradient) < 1e-5
+
+
 def means(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -127,5 +173,5 @@ def test_simpo_is_trls() -> None:
 
 
 def test_what_the_table_calls_checked_has_a_check_here() -> None:
-    elsewhere = {"orpo", "simpo"}
+    elsewhere = {"kto", "orpo", "simpo"}
     assert set(CASES) == {*ON_PAIRS, *elsewhere}
