@@ -96,8 +96,8 @@ def check_checkpoint(
     """
     path, where = model_folder(Path(folder)), location(Path(folder))
     source = str(where.get("source", path))
-    weights = weight_files(path, source, pickle_weights or str(where.get("pickle_weights", "")))
     code = check_code(path, source, trust_remote_code or str(where.get("trust_remote_code", "")))
+    weights = weight_files(path, source, pickle_weights or str(where.get("pickle_weights", "")))
     _check_quantised(path, source)
     stored, config = Stored(weights, source), _config(path, source, code)
     _check_types(stored)
