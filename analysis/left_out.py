@@ -9,7 +9,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from analysis import text
+from analysis.load import StudyData
+
 SHOWN = 3
+TOLD_FROM = 0.01
+"""Share of what its stages met from which a kind stands in the report's first screen."""
 
 
 @dataclass
@@ -67,6 +72,25 @@ def kinds(records: Iterable[Iterable[Mapping[str, Any]]]) -> list[Kind]:
         for key, entries in own.items():
             found.setdefault(key, Kind(*key)).add(entries)
     return list(found.values())
+
+
+def of_study(data: StudyData) -> list[Kind]:
+    """Every kind of thing that the study's stages left out."""
+    return data.once(("left_out",), lambda: kinds(stage.left_out for stage in data.stages.values()))
+
+
+def statement(data: StudyData) -> str:
+    """One sentence about every kind of which more than 1 % was left out; empty where none was."""
+    parts = []
+    for kind in of_study(data):
+        if kind.share > TOLD_FROM:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in kind.reasons.most_common())
+            share = text.number(100 * kind.share, 1)
+            counted = f"{kind.count:,} of {kind.of:,}: {reasons}"
+            parts.append(f"{share} % of {kind.what} by {kind.stage} ({counted})")
+    if not parts:
+        return ""
+    return f"Left out or cut: {'; '.join(parts)}. The table of what was left out names the first."
 
 
 def lines(records: Iterable[Iterable[Mapping[str, Any]]]) -> list[str]:

@@ -49,6 +49,7 @@ class Stage:
     costs: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Sequence[Mapping[str, Any]] = ()
 
     @property
     def has_rows(self) -> bool:
@@ -187,7 +188,7 @@ def _stage(key: str, entry: Mapping[str, Any], store: Path) -> Stage:
         told: dict[str, Any] = {
             name: record.get(name) or {} for name in ("costs", "summary", "environment")
         }
-        return replace(stage, state="done", **told)
+        return replace(stage, state="done", left_out=record.get("left_out") or (), **told)
     partial = store / "partial" / key
     failure = read_json(store / "failed" / f"{key}.json")
     reason = " ".join(str(failure.get("reason", "")).split())

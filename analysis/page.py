@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
 
-from analysis import prose, samples, text
+from analysis import left_out, prose, samples, text
 from analysis.figure import Drawn, render
 from analysis.load import StudyData
 from analysis.table import Table, Unavailable, as_html
@@ -33,6 +33,8 @@ def is_volatile(table: Table | Unavailable) -> bool:
 def summary(data: StudyData) -> list[list[str]]:
     """The opening: paragraphs of sentences. The first paragraph is the finding."""
     paragraphs = [prose.finding(data)]
+    if told := left_out.statement(data):
+        paragraphs.append([told])
     second = [
         prose.other_outcomes(data),
         prose.selection(data),

@@ -27,6 +27,7 @@ TABLES: dict[str, Callable[[StudyData], Table | Unavailable]] = {
     "position_flips": judge.table_position_flips,
     "ranker_judge": judge.table_ranker_judge,
     "completeness": study.table_completeness,
+    "left_out": study.table_left_out,
     "unfinished": study.table_unfinished,
     "published_1": published.table_published_1,
     "published_2": published.table_published_2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from analysis import measures
+from analysis import left_out, measures
 from analysis.load import Cell, Stage, StudyData, iterate
 from analysis.table import Table, TableRow, Unavailable
 from analysis.text import number
@@ -94,6 +94,37 @@ def table_unfinished(data: StudyData) -> Table | Unavailable:
         observations,
         left=4,
         empty=(("state", "stage", "reason", "run@iteration"), ("state", "stage", "reason", "run")),
+    )
+
+
+def table_left_out(data: StudyData) -> Table:
+    """What the stages did not use, or not whole, by stage, thing and reason."""
+    rows, observations = [], []
+    for kind in left_out.of_study(data):
+        for reason, count in kind.reasons.most_common():
+            place = {"stage": kind.stage, "what": kind.what, "reason": reason}
+            share = count / kind.of if kind.of else 0.0
+            examples = ", ".join(kind.examples[reason])
+            shown = {"count": f"{count:,}", "of": f"{kind.of:,}", "%": number(100 * share, 1)}
+            rows.append(TableRow({**place, **shown, "first of them": examples}))
+            counted = {"count": count, "of": kind.of, "share": share, "stages": kind.stages}
+            observations.append({**place, **counted, "examples": examples})
+    caption = (
+        "Summed over the stages of a name that left anything out; of: all that these stages met. "
+        "A sample that is cut, and a verdict that cannot be read, is used as its status says."
+    )
+    by = ("stage", "what", "reason")
+    return Table(
+        "left_out",
+        "What was left out or cut",
+        caption if rows else "Nothing was: every stage used all that it met.",
+        rows,
+        observations,
+        left=3,
+        empty=(
+            (*by, "count", "of", "%", "first of them"),
+            (*by, "count", "of", "share", "stages", "examples"),
+        ),
     )
 
 

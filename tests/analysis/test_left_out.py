@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from analysis.left_out import kinds, lines
+from analysis.load import StudyData, load_study
+from analysis.page import summary
+from analysis.tables.study import table_left_out
 from harness.cli.run import show_left_out
 from harness.engine.graph import Node
 from harness.engine.store import Store
 from harness.records import Tally
 from harness.study.sections import Section
+from tests import synthetic
 from tests.tasks import commit_finished
 
 
@@ -46,3 +51,33 @@ def test_the_terminal_says_it_from_the_store(
     commit_finished(store, node, 1.0, record("prompts", 4, long=["p1"]))
     show_left_out(store, ["a" * 64, "b" * 64])
     assert "1 of 4 prompts by rollout (long 1: p1)" in capsys.readouterr().out
+
+
+def _study(folder: Path, record: list[dict[str, object]]) -> StudyData:
+    """A finished study, one of whose stages has left out what ``record`` says."""
+    made = synthetic.Synthetic(answers=False, faults=False)
+    study, store = synthetic.build(folder, made)
+    path = min(store.rglob("record.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"left_out": record}))
+    return load_study(study, store)
+
+
+def test_the_report_opens_with_what_is_over_a_hundredth_and_lists_all(tmp_path: Path) -> None:
+    many = record("prompts", 10, long=["a", "b"])
+    few = record("samples", 1000, truncated=["x"])
+    data = _study(tmp_path, many + few)
+    said = [" ".join(paragraph) for paragraph in summary(data)]
+    assert said[1].startswith("Left out or cut: 20.0 % of prompts by rollout (2 of 10: long 2).")
+    assert "samples" not in said[1]
+    table = table_left_out(data)
+    assert [(row["what"], row["count"], row["of"]) for row in table.data] == [
+        ("prompts", 2, 10),
+        ("samples", 1, 1000),
+    ]
+    assert [row.cells["first of them"] for row in table.rows] == ["a, b", "x"]
+
+
+def test_a_study_that_left_nothing_out_says_so_in_the_table_alone(tmp_path: Path) -> None:
+    data = _study(tmp_path, [])
+    assert not any("Left out" in " ".join(paragraph) for paragraph in summary(data))
+    assert table_left_out(data).rows == []
