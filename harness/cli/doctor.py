@@ -10,13 +10,13 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.cli.finding import Finding, note, ok, wrong
 from harness.cli.options import STORE, Overrides, StoreRoot, lazy, parse_overrides
 from harness.records import HarnessError, is_hub_id, redact
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from harness.cli import console as shown
+    from harness.cli import doctor_data
     from harness.cost import budget as costs
     from harness.engine import runs
     from harness.evaluate import registry as benchmarks
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from harness.train import memory as memories
 else:
     httpx, hub_client, torch = lazy("httpx", "huggingface_hub", "torch")
-    shown, costs, runs, benchmarks, rankers = lazy(
+    shown, doctor_data, costs, runs, benchmarks, rankers = lazy(
         "harness.cli.console",
+        "harness.cli.doctor_data",
         "harness.cost.budget",
         "harness.engine.runs",
         "harness.evaluate.registry",
@@ -79,34 +81,22 @@ GB = 1e9
 FREE_SPACE = 2 * GB
 HUB = "https://huggingface.co"
 TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. ``note``: only worth knowing; ``WRONG``: a run would fail."""
-
-    state: Literal["ok", "note", "WRONG"]
-    what: str
-    says: str
-
-
-def ok(what: str, says: str) -> Finding:
-    return Finding("ok", what, says)
-
-
-def note(what: str, says: str) -> Finding:
-    return Finding("note", what, says)
-
-
-def wrong(what: str, says: str) -> Finding:
-    return Finding("WRONG", what, says)
+ROWS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+"""How the name of a file of preference rows ends."""
 
 
 def doctor(
     what: Annotated[
         str,
         typer.Argument(
-            help="A study, recipe, checkpoint folder or hub id; empty: the installation alone."
+            help="A study, recipe, checkpoint folder, hub id, or file of preference rows; empty: "
+            "the installation alone."
+        ),
+    ] = "",
+    policy_model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="With a file of rows: the checkpoint that will train on them."
         ),
     ] = "",
     store: StoreRoot = STORE,
@@ -114,16 +104,36 @@ def doctor(
 ) -> None:
     """Check versions, devices, disk, hub, judge and the model's template, and say what to fix.
 
+    Of a file of preference rows: what is read and what is left out; with --model also what the
+    template does to them, and three rows as tokens, those that are trained between « and ».
+
     Exit status 1 if something needed is wrong.
 
     Example: selm doctor ablations/recipes/zephyr-7b.yaml
+
+    Example: selm doctor pairs.jsonl --model CHECKPOINT
     """
     count = bad = 0
-    for finding in findings(what, store, parse_overrides(overrides)):
+    found = findings(what, store, parse_overrides(overrides))
+    if what.lower().endswith(ROWS):
+        found = rows(what, policy_model)
+    for finding in found:
         shown.say(f"{finding.state:6s} {finding.what}: {finding.says}")
         count, bad = count + 1, bad + (finding.state == "WRONG")
     shown.say(f"{count} things looked at, {bad} wrong.")
     raise typer.Exit(1 if bad else 0)
+
+
+def rows(path: str, checkpoint: str) -> Iterator[Finding]:
+    """Findings about a file of preference rows, and the checkpoint that will train on them."""
+    tokenizer = None
+    if checkpoint:
+        found = list(model(checkpoint))
+        yield from found
+        if any(finding.state == "WRONG" for finding in found):
+            return
+        tokenizer = policy.load_tokenizer(_tokenizer_folder(checkpoint, ""))
+    yield from doctor_data.data(path, tokenizer)
 
 
 def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,3 +214,32 @@ def test_what_ranks_and_every_benchmark_has_a_line(tmp_path: Path) -> None:
 def test_recipes_and_models_are_told_apart() -> None:
     assert doctor.recipe_of(str(RECIPES / "zephyr-7b.yaml"), {}) == recipe("zephyr-7b")
     assert doctor.recipe_of("owner/name", {}) is None
+
+
+def test_rows_are_shown_as_the_tokens_that_would_be_trained(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "model", "llama", "llama3")
+    file = tmp_path / "pairs.jsonl"
+    good = {"prompt": "Name a fruit.", "chosen": "An apple.", "rejected": "A stone."}
+    lines = [good, good | {"chosen": None}, good | {"prompt": "Name a tree."}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = CliRunner().invoke(app, ["doctor", str(file), "--model", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert "2 of 3 rows are pairs" in done.output
+    assert f"{file}:2" in done.output
+    trained = re.findall(r"«(.*?)»", done.output, re.DOTALL)
+    words = ["".join(one.split()).replace("Ġ", "").replace("▁", "") for one in trained]
+    assert [word.removesuffix("<|eot_id|>") for word in words] == ["Anapple.", "Astone."] * 2
+    assert all(word.endswith("<|eot_id|>") for word in words)
+
+
+def test_rows_that_went_through_a_template_or_are_no_pairs_are_wrong(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "model", "llama", "llama3")
+    file = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Name a fruit.", "chosen": "An apple.<|eot_id|>", "rejected": "A stone."}
+    file.write_text(json.dumps(row) + "\n")
+    found = CliRunner().invoke(app, ["doctor", str(file), "--model", str(folder)])
+    assert found.exit_code == 1
+    assert f"{file}:1" in found.output
+    assert "<|eot_id|>" in found.output
+    file.write_text(json.dumps(row | {"rejected": ""}) + "\n")
+    assert CliRunner().invoke(app, ["doctor", str(file)]).exit_code == 1
