@@ -389,15 +389,19 @@ def _explained(
     error: Any, model: type[BaseModel], places: Mapping[Location, str], where: str
 ) -> str:
     """One error of pydantic in words: place, key, what is allowed."""
+    unknown = error["type"] == "extra_forbidden"
+    *above, last = error["loc"] or ("",)
     at = tuple(
         # Members of a union and validators are in pydantic's path too: they are no keys.
         part
-        for part in error["loc"]
+        for part in above
         if isinstance(part, int) or re.fullmatch(r"[A-Za-z0-9_.]+", str(part))
     )
+    if unknown or isinstance(last, int) or re.fullmatch(r"[A-Za-z0-9_.]+", str(last)):
+        at = (*at, last)
     place = next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), where)
     dotted = ".".join(str(part) for part in at)
-    if error["type"] == "extra_forbidden":
+    if unknown:
         fields = _fields_at(model, at[:-1])
         close = _suggest(str(at[-1]), fields)
         return f"{place}: unknown key {dotted!r}{close}; allowed: {', '.join(fields)}"
