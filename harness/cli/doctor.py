@@ -5,6 +5,7 @@ Nothing is changed, no key is ever shown.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -371,6 +372,12 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
         pickled, template = recipe.model.pickle_weights, recipe.model.chat_template
     try:
         folder = _tokenizer_folder(source, revision)
+        if Path(source).expanduser().is_dir() and _is_reward_model(folder):
+            found = checkpoints.check_checkpoint(
+                folder, head="sequence", trust_remote_code=code, pickle_weights=pickled
+            )
+            yield ok(f"reward model {source}", f"{found.tensors} tensors, as {found.architecture}")
+            return
         if Path(source).expanduser().is_dir():
             checkpoints.check_checkpoint(
                 folder, head="causal", trust_remote_code=code, pickle_weights=pickled
@@ -385,6 +392,14 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
     stops = (repr(tokenizer.convert_ids_to_tokens(i)) for i in chat.stop_tokens(tokenizer))
     says = f"passes the token check; an answer ends with {', '.join(stops)}"
     yield ok(f"template of {source}", says)
+
+
+def _is_reward_model(folder: Path) -> bool:
+    """Whether config.json names a sequence classifier."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    names = config.get("architectures") or ()
+    return any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def _tokenizer_folder(source: str, revision: str) -> Path:

@@ -12,12 +12,14 @@ from typing import Any
 import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from harness.cli import app, doctor
 from harness.study.sections import JudgeSettings
 from harness.study.settings import Recipe
 from tests import tiny
+from tests.model.test_checkpoint import ranker
 from tests.study.test_recipes import RECIPES, recipe
 
 KEY = "sk-very-secret-0123456789"
@@ -243,3 +245,13 @@ def test_rows_that_went_through_a_template_or_are_no_pairs_are_wrong(tmp_path: P
     assert "<|eot_id|>" in found.output
     file.write_text(json.dumps(row | {"rejected": ""}) + "\n")
     assert CliRunner().invoke(app, ["doctor", str(file)]).exit_code == 1
+
+
+def test_a_reward_model_is_looked_at_as_one(tmp_path: Path) -> None:
+    folder = ranker(tmp_path)
+    found = states(doctor.model(str(folder)))
+    assert found[f"reward model {folder}"][0] == "ok"
+    weights = load_file(folder / "model.safetensors")
+    weights["v_head.weight"] = weights.pop("score.weight")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "score.weight" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
