@@ -399,7 +399,9 @@ def _explained(
     )
     if unknown or isinstance(last, int) or re.fullmatch(r"[A-Za-z0-9_.]+", str(last)):
         at = (*at, last)
-    place = next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), where)
+    above_it = [places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places]
+    below_it = [one for key, one in places.items() if unknown and key[: len(at)] == at]
+    place = next(iter([*below_it, *above_it]), where)
     dotted = ".".join(str(part) for part in at)
     if unknown:
         fields = _fields_at(model, at[:-1])
