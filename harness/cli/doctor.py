@@ -5,7 +5,6 @@ Nothing is changed, no key is ever shown.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from harness.model import checkpoint as checkpoints
     from harness.model import shape as shapes
     from harness.model.shape import Shape
+    from harness.rankers import checkpoint as ranker_files
     from harness.rankers import registry as rankers
     from harness.study import optimizers, tasks, yaml
     from harness.study import study as studies
@@ -43,12 +43,13 @@ if TYPE_CHECKING:
     from harness.train import memory as memories
 else:
     httpx, hub_client, torch = lazy("httpx", "huggingface_hub", "torch")
-    shown, doctor_data, costs, runs, benchmarks, rankers = lazy(
+    shown, doctor_data, costs, runs, benchmarks, ranker_files, rankers = lazy(
         "harness.cli.console",
         "harness.cli.doctor_data",
         "harness.cost.budget",
         "harness.engine.runs",
         "harness.evaluate.registry",
+        "harness.rankers.checkpoint",
         "harness.rankers.registry",
     )
     (
@@ -315,11 +316,16 @@ def files(recipe: Recipe) -> Iterator[Finding]:
 
 
 def ranker(recipe: Recipe) -> Finding:
-    """What ranks, and with which checkpoint (its files are among the recipe's, its settings were
+    """What ranks, and with which checkpoint, which is looked at where it is here (its settings were
     checked with the recipe).
     """
     one = rankers.RANKERS[recipe.ranker.kind]
     says = recipe.ranker.model or "no checkpoint needed"
+    if one.checkpoint != "none" and Path(recipe.ranker.model or "?").is_dir():
+        try:
+            says += f": {ranker_files.check_ranker(Path(recipe.ranker.model))}"
+        except HarnessError as error:
+            return wrong(f"ranker {one.kind}", " ".join(str(error).split()))
     if one.checkpoint == "given or trained" and not recipe.ranker.model:
         says = "trained in place"
     if one.asks_judge:
@@ -372,11 +378,11 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
         pickled, template = recipe.model.pickle_weights, recipe.model.chat_template
     try:
         folder = _tokenizer_folder(source, revision)
-        if Path(source).expanduser().is_dir() and _is_reward_model(folder):
-            found = checkpoints.check_checkpoint(
-                folder, head="sequence", trust_remote_code=code, pickle_weights=pickled
-            )
-            yield ok(f"reward model {source}", f"{found.tensors} tensors, as {found.architecture}")
+        config = folder / "config.json"
+        if config.is_file() and ranker_files.is_ranker(
+            checkpoint_files.settings_of(config, source)
+        ):
+            yield ok(f"ranker {source}", ranker_files.check_ranker(folder))
             return
         if Path(source).expanduser().is_dir():
             checkpoints.check_checkpoint(
@@ -392,14 +398,6 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
     stops = (repr(tokenizer.convert_ids_to_tokens(i)) for i in chat.stop_tokens(tokenizer))
     says = f"passes the token check; an answer ends with {', '.join(stops)}"
     yield ok(f"template of {source}", says)
-
-
-def _is_reward_model(folder: Path) -> bool:
-    """Whether config.json names a sequence classifier."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    names = config.get("architectures") or ()
-    return any(str(name).endswith("ForSequenceClassification") for name in names)
 
 
 def _tokenizer_folder(source: str, revision: str) -> Path:

@@ -8,7 +8,6 @@ device first, where nothing has a value, and any difference is an error.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from harness.model.checkpoint_files import (
     check_code,
     location,
     model_folder,
+    settings_of,
     weight_files,
 )
 from harness.records import HarnessError, first_line
@@ -277,10 +277,11 @@ def _three(names: Iterable[str]) -> str:
 
 
 def _check_quantised(path: Path, source: str) -> None:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = settings_of(path / "config.json", source)
     for key in ("quantization_config", "compression_config"):
         if config.get(key):
-            method = config[key].get("quant_method", "unknown method")
+            given = config[key]
+            method = given.get("quant_method", "?") if isinstance(given, dict) else given
             raise CheckpointError(
                 f"{source}: the weights are quantised ({key}: {method}). Take the checkpoint they "
                 f"were made from, or dequantise them and save them without {key}"

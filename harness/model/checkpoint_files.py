@@ -166,13 +166,28 @@ def _shards(path: Path, source: str, present: set[str]) -> set[str]:
     return named
 
 
+def settings_of(file: Path, source: str) -> dict[str, Any]:
+    """A checkpoint's JSON file of settings (config.json, …). Raises CheckpointError for one that
+    holds none.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{source}: {file.name} cannot be read ({first_line(error)}); fetch or save it again"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{source}: {file.name} holds no settings, but {str(found)[:40]!r}")
+    return found
+
+
 def check_code(path: Path, source: str, trust_remote_code: str = "") -> bool:
     """Whether the repository's own code is to run. Raises HarnessError when it is needed and
     ``trust_remote_code`` does not name ``source``.
     """
     from transformers import CONFIG_MAPPING
 
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = settings_of(path / "config.json", source)
     kind = config.get("model_type", "")
     if kind in CONFIG_MAPPING:
         return False

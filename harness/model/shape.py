@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from harness.model.checkpoint_files import settings_of
 from harness.records import HarnessError
 from harness.study.settings import Recipe
 
@@ -91,7 +91,7 @@ def shape_of(recipe: Recipe) -> Shape:
             f"{source}: its sizes are not known here; give a folder, or fetch its config.json "
             f"first (`hf download {source} config.json`)"
         )
-    return shape_from_config(source, json.loads(Path(file).read_text(encoding="utf-8")))
+    return shape_from_config(source, settings_of(Path(file), source))
 
 
 def shape_from_config(source: str, config: Mapping[str, Any]) -> Shape:

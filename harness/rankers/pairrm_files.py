@@ -11,15 +11,20 @@ sentencepiece's compatibility normalisation changes a text (½, ﬁ, full width)
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from harness.model.checkpoint_files import WeightFiles, location, model_folder, weight_files
-from harness.records import HarnessError, first_line
+from harness.model.checkpoint_files import (
+    WeightFiles,
+    location,
+    model_folder,
+    settings_of,
+    weight_files,
+)
+from harness.records import HarnessError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,13 +63,13 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """
     path, where = model_folder(Path(folder)), location(Path(folder))
     source = str(where.get("source", path))
-    settings = _json(path / "config.json", source)
+    settings = settings_of(path / "config.json", source)
     weights = weight_files(path, source)
     packaged = "ranker_type" in settings
     encoder = _encoder_folder(path, settings, source) if packaged else path
     tokenizer = _tokenizer(encoder, source, add_marks=packaged)
     config = {
-        **_json(encoder / "config.json", source),
+        **settings_of(encoder / "config.json", source),
         "n_tasks": settings.get("n_tasks", 1),
         "drop_out": settings.get("drop_out", 0.05),
     }
@@ -103,16 +108,6 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(
         source, weights, kept, tokenizer, (marks[0], marks[1], marks[2]), source_tokens, total
     )
-
-
-def _json(file: Path, source: str) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"{source}: cannot read {file} ({first_line(error)})") from error
-    if not isinstance(found, dict):
-        raise HarnessError(f"{source}: {file} holds no settings")
-    return found
 
 
 def _encoder_folder(path: Path, settings: dict[str, Any], source: str) -> Path:
@@ -171,7 +166,7 @@ def _from_pieces(folder: Path, source: str) -> Tokenizer:
     from transformers.convert_slow_tokenizer import DebertaV2Converter
 
     settings = (
-        _json(folder / "tokenizer_config.json", source)
+        settings_of(folder / "tokenizer_config.json", source)
         if (folder / "tokenizer_config.json").is_file()
         else {}
     )

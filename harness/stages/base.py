@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import check_no_adapter
 from harness.model.fingerprint import fingerprint
 from harness.model.policy import load_tokenizer, template_settings
-from harness.rankers import pairrm_model
-from harness.rankers.pairrm_files import is_pairrm, open_checkpoint
+from harness.rankers.checkpoint import check_ranker
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, first_line
 from harness.study.tasks import CheckpointTask
 
@@ -33,26 +31,24 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     allowed_pickle = settings.pickle_weights
     revision = settings.commit or settings.revision
     path = resolve(source, revision, pickle_weights=allowed_pickle)
-    print_ = fingerprint(path)
-    _same_files(source, settings.source_fingerprint, print_)
+    found = fingerprint(path)
+    _same_files(source, settings.source_fingerprint, found)
     needs_template = settings.needs_template
     where = {
         "path": str(path),
         "source": source,
         "revision": revision,
-        "fingerprint": print_,
+        "fingerprint": found,
         "trust_remote_code": settings.trust_remote_code,
         "pickle_weights": allowed_pickle,
         **(template_settings(settings.chat_template) if needs_template else {}),
         "template_date": settings.template_date,
     }
     (task.out / "location.json").write_text(canonical_json(where) + "\n", encoding="utf-8")
-    checkpoint = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    if not needs_template and is_pairrm(checkpoint):
-        pairrm_model.check(open_checkpoint(task.out))
+    if not needs_template:
+        check_ranker(task.out)
     else:
-        check_checkpoint(task.out, head="causal" if needs_template else "sequence")
-    if needs_template:
+        check_checkpoint(task.out, head="causal")
         tokenizer = load_tokenizer(task.out)
         if not tokenizer.chat_template:
             raise HarnessError(
@@ -63,7 +59,7 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
             preflight(tokenizer)
         except HarnessError as error:
             raise HarnessError(f"{source}: {error}") from error
-    return StageOutcome(rows=1, summary={"source": source, "fingerprint": print_[:12]})
+    return StageOutcome(rows=1, summary={"source": source, "fingerprint": found[:12]})
 
 
 def _same_files(source: str, planned: str, found: str) -> None:

@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from harness.cli import app, doctor
-from harness.study.sections import JudgeSettings
+from harness.model.checkpoint import check_checkpoint
+from harness.model.checkpoint_files import CheckpointError
+from harness.study.sections import JudgeSettings, RankerSettings
 from harness.study.settings import Recipe
 from tests import tiny
 from tests.model.test_checkpoint import ranker
 from tests.study.test_recipes import RECIPES, recipe
+from tests.tree import ROOT
 
 KEY = "sk-very-secret-0123456789"
 OPENAI = Recipe(
@@ -250,8 +253,26 @@ def test_rows_that_went_through_a_template_or_are_no_pairs_are_wrong(tmp_path: P
 def test_a_reward_model_is_looked_at_as_one(tmp_path: Path) -> None:
     folder = ranker(tmp_path)
     found = states(doctor.model(str(folder)))
-    assert found[f"reward model {folder}"][0] == "ok"
+    assert found[f"ranker {folder}"] == ("ok", "LlamaForSequenceClassification, 21 tensors")
+    sound = Recipe(ranker=RankerSettings(kind="reward_model", model=str(folder)))
+    assert doctor.ranker(sound).state == "ok"
     weights = load_file(folder / "model.safetensors")
     weights["v_head.weight"] = weights.pop("score.weight")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert "score.weight" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
+    assert doctor.ranker(sound).state == "WRONG"
+
+
+def test_pairrm_is_looked_at_as_a_ranker() -> None:
+    folder = ROOT / "tests" / "golden" / "pairrm"
+    given = next(path.parent for path in sorted(folder.rglob("config.json")))
+    assert states(doctor.model(str(given)))[f"ranker {given}"][0] == "ok"
+
+
+@pytest.mark.parametrize("text", ["", '{"model_type": "lla', "[1]", "null", "\ufeff{}"])
+def test_a_configuration_that_is_none_is_one_message(tmp_path: Path, text: str) -> None:
+    folder = tiny.checkpoint(tmp_path / "model", "llama", "llama3")
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        check_checkpoint(folder, head="causal")
+    assert "config.json" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
