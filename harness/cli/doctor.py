@@ -85,6 +85,7 @@ HUB = "https://huggingface.co"
 TIMEOUT_S = 10.0
 ROWS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 """How the name of a file of preference rows ends."""
+COLUMNS = "data.columns."
 
 
 def doctor(
@@ -116,9 +117,11 @@ def doctor(
     Example: selm doctor pairs.jsonl --model CHECKPOINT
     """
     count = bad = 0
-    found = findings(what, store, parse_overrides(overrides))
-    if what.lower().endswith(ROWS):
-        found = rows(what, policy_model)
+    changes = parse_overrides(overrides)
+    is_rows = what.lower().endswith(ROWS)
+    if policy_model and not is_rows:
+        raise HarnessError("--model goes with a file of preference rows")
+    found = rows(what, policy_model, changes) if is_rows else findings(what, store, changes)
     for finding in found:
         shown.say(f"{finding.state:6s} {finding.what}: {finding.says}")
         count, bad = count + 1, bad + (finding.state == "WRONG")
@@ -126,8 +129,15 @@ def doctor(
     raise typer.Exit(1 if bad else 0)
 
 
-def rows(path: str, checkpoint: str) -> Iterator[Finding]:
-    """Findings about a file of preference rows, and the checkpoint that will train on them."""
+def rows(path: str, checkpoint: str, changes: Mapping[str, Any]) -> Iterator[Finding]:
+    """Findings about a file of preference rows, and the checkpoint that will train on them.
+
+    changes: ``data.columns.<our name>`` → the file's. Raises HarnessError for other keys.
+    """
+    columns = {key.removeprefix(COLUMNS): str(name) for key, name in changes.items()}
+    other = [key for key in changes if not key.startswith(COLUMNS)]
+    if other:
+        raise HarnessError(f"--set {other[0]}: with a file of rows only {COLUMNS}NAME is read")
     tokenizer = None
     if checkpoint:
         found = list(model(checkpoint))
@@ -135,7 +145,7 @@ def rows(path: str, checkpoint: str) -> Iterator[Finding]:
         if any(finding.state == "WRONG" for finding in found):
             return
         tokenizer = policy.load_tokenizer(_tokenizer_folder(checkpoint, ""))
-    yield from doctor_data.data(path, tokenizer)
+    yield from doctor_data.data(path, columns, tokenizer)
 
 
 def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[Finding]:

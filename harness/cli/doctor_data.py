@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ ENDS = 24
 """Tokens shown at either end of a long text."""
 
 
-def data(path: str, tokenizer: Any = None) -> Iterator[Finding]:
+def data(path: str, columns: Mapping[str, str], tokenizer: Any = None) -> Iterator[Finding]:
     """What of the file is read, what is left out and why; with a tokenizer, what its chat template
     does to the rows, and the first of them as tokens, those that are trained between « and ».
+    columns: as of ``Reader``.
     """
-    reader = Reader("data.files", "rows")
+    reader = Reader("data.files", "rows", columns)
     try:
         prompts = reader.prompts(file_rows(Path(path)))
     except HarnessError as error:

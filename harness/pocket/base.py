@@ -21,7 +21,6 @@ from harness.pocket import language
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
 from harness.study.tasks import PocketBaseTask
 
-VERSION = 1
 MAX_LENGTH = 128
 """Longest supervised conversation in tokens; the language's longest has about 100."""
 

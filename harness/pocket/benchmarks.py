@@ -23,7 +23,6 @@ from harness.pocket.judge_opinion import OPINION
 from harness.records import StageOutcome, StageTask, write_jsonl
 from harness.study.tasks import PocketBenchmarksTask
 
-VERSION = 1
 FIRST_QUESTION = 81
 """MT-Bench numbers its questions from 81."""
 MT_BENCH_PER_CATEGORY = 3

@@ -17,7 +17,6 @@ from harness.pocket import language, oracle
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, write_jsonl
 from harness.study.tasks import PocketDataTask
 
-VERSION = 1
 DEFAULT_PROMPTS = 1536
 """Training prompts when ``prompts`` is 0: three iterations of 512."""
 PAIR_CORRECT_SHARE = 0.7

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from harness.cli import app, doctor
 from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import CheckpointError
+from harness.records import HarnessError
 from harness.study.sections import JudgeSettings, RankerSettings
 from harness.study.settings import Recipe
 from tests import tiny
@@ -276,3 +277,18 @@ def test_a_configuration_that_is_none_is_one_message(tmp_path: Path, text: str) 
     with pytest.raises(CheckpointError, match=r"config\.json"):
         check_checkpoint(folder, head="causal")
     assert "config.json" in states(doctor.model(str(folder)))[f"loading {folder}"][1]
+
+
+def test_columns_of_other_names_are_given_as_in_a_study_and_nothing_else_is(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    row = {"ask": "Name a fruit.", "good": "An apple.", "bad": "A stone."}
+    file.write_text(json.dumps(row) + "\n")
+    assert CliRunner().invoke(app, ["doctor", str(file)]).exit_code == 1
+    names = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    given = [part for our, own in names.items() for part in ("--set", f"data.columns.{our}={own}")]
+    assert "1 of 1 rows are pairs" in CliRunner().invoke(app, ["doctor", str(file), *given]).output
+    for ignored in (["--set", "data.seed=1"], ["--set", "training.epochs=2"]):
+        done = CliRunner().invoke(app, ["doctor", str(file), *ignored])
+        assert isinstance(done.exception, HarnessError)
+    done = CliRunner().invoke(app, ["doctor", "ablations/alpha.yaml", "--model", "x"])
+    assert isinstance(done.exception, HarnessError)
