@@ -3,29 +3,58 @@ every benchmark or one.
 
 A name is a run (``objective.alpha=0.3,seed=1``: one checkpoint), an arm (``objective.alpha=0.3`` or
 its label: all its seeds) or ``base``, with ``@iteration`` behind it; without, the last iteration.
+``--gate`` makes the verdict on one measure the command's exit status.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import findings, measures
 from analysis.cells import POPULATIONS_NOTE, cell_text, counts, ends, incomplete_text, interval_text
-from analysis.load import Checkpoint, StudyData, load_study
+from analysis.layout import Layout
+from analysis.load import Checkpoint, Run, StudyData, load_study
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference
 from analysis.table import Table, TableRow, unique
 from analysis.text import number, p_value
 from harness.records import HarnessError
 
+VERDICTS = ("better", "worse", "equivalent", "undecided")
+"""Of A against B, in the order of the exit statuses of ``selm compare --gate``: 0, 1, 2, 3."""
 
-def compare_study(study_dir: Path, store_dir: Path, a: str, b: str, benchmark: str = "") -> Table:
+
+@dataclass(frozen=True)
+class Asked:
+    """What decides a verdict. delta: difference in the measure's unit below which two scores count
+    as equal (0: none does). population: the interval that speaks where there are several seeds, "A"
+    or "B". gate: one measure is compared: the chosen one, or the study's declared outcome.
+    """
+
+    delta: float = 0.0
+    population: str = "A"
+    gate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.population not in ("A", "B"):
+            raise HarnessError(f"--population {self.population!r} is unknown; allowed: A, B")
+        if not 0 <= self.delta < math.inf:
+            raise HarnessError(f"--delta is {self.delta:g}; give a number of 0 or more")
+
+
+DEFAULT = Asked()
+
+
+def compare_study(
+    study_dir: Path, store_dir: Path, a: str, b: str, benchmark: str = "", asked: Asked = DEFAULT
+) -> Table:
     """``compare`` on a study read from disk."""
-    return compare(load_study(study_dir, store_dir), a, b, benchmark)
+    return compare(load_study(study_dir, store_dir), a, b, benchmark, asked)
 
 
-def compare(data: StudyData, a: str, b: str, benchmark: str = "") -> Table:
+def compare(data: StudyData, a: str, b: str, benchmark: str = "", asked: Asked = DEFAULT) -> Table:
     """A minus B on every measure both hold. ``benchmark`` keeps one benchmark or one measure
     (``alpaca_eval``, ``mt_bench.rating``).
 
@@ -41,7 +70,8 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "") -> Table:
         POPULATIONS_NOTE,
         "Every p is for its own comparison and not corrected for the others.",
     ]
-    for measure in _measures(data, benchmark):
+    chosen = _chosen(data, benchmark, asked)
+    for measure in chosen:
         cells = [measures.layout_of(data, checkpoint, measure) for checkpoint in (left, right)]
         if not all(cell.values.size for cell in cells):
             continue
@@ -55,8 +85,13 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "") -> Table:
         found = difference(*cells, min_complete=data.min_complete)
         of = {name_of(c): findings.estimate(data, c, measure) for c in (left, right)}
         shown = {name: cell_text(estimate, measure) for name, estimate in of.items()}
-        rows.append(TableRow({"measure": measure.name, **shown, **_difference(found, measure)}))
-        observations.append(_observation(measure, of, found))
+        word, reason = verdict(cells[0], cells[1], found, measure, asked, data.min_complete)
+        told = {**_difference(found, measure), "verdict": word or "–"}
+        rows.append(TableRow({"measure": measure.name, **shown, **told}))
+        said = {"delta": asked.delta, "verdict": word, "reason": reason}
+        observations.append(_observation(measure, of, found) | said)
+        if len(chosen) == 1 and word:
+            notes.insert(0, f"{name_of(left)} is {said_of(word, name_of(right))}: {reason}.")
         notes += [f"{measure.name}: {flag}" for flag in found.flags]
     if not rows:
         raise HarnessError(
@@ -69,11 +104,75 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "") -> Table:
     return Table("compare", title, caption, rows, observations, unique(notes))
 
 
+def said_of(word: str, other: str) -> str:
+    """A verdict before what it is about."""
+    links = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to"}
+    return f"{links[word]} {other}" if word in links else f"undecided against {other}"
+
+
+def verdict(
+    a: Layout, b: Layout, found: Estimate, measure: Measure, asked: Asked, min_complete: float
+) -> tuple[str, str]:
+    """One of VERDICTS and why; empty for a measure that is neither better nor worse.
+
+    Equivalent: two one-sided tests at 5 % each refuse a difference of −δ and of δ, which is the
+    90 % interval lying between them (Schuirmann 1987); it goes before the others, since δ says that
+    smaller differences do not matter. Better or worse: the 95 % interval leaves out 0. Undecided:
+    neither, or there is no interval, for the reason given.
+    """
+    if not measure.better:
+        return "", ""
+    single = "items" in found.intervals and found.seeds == 1
+    name, digits = ("items" if single else asked.population), measure.digits
+    interval = found.intervals[name]
+    if interval.low is None or interval.high is None:
+        return "undecided", interval.undefined or "no interval"
+    shown = (
+        f"95 % interval of the difference {interval_text(interval, digits)} ({interval.population})"
+    )
+    if asked.delta:
+        narrow = difference(a, b, level=0.90, min_complete=min_complete).intervals[name]
+        ends = f"90 % interval {interval_text(narrow, digits)}, δ = {asked.delta:g}"
+        assert narrow.low is not None and narrow.high is not None
+        if -asked.delta < narrow.low and narrow.high < asked.delta:
+            return "equivalent", f"both one-sided tests at 5 % ({ends}); {shown}"
+        shown += f"; {ends}"
+    low, high = sorted((measure.better * interval.low, measure.better * interval.high))
+    if low > 0:
+        return "better", shown
+    return ("worse" if high < 0 else "undecided"), shown
+
+
+def _chosen(data: StudyData, benchmark: str, asked: Asked) -> list[Measure]:
+    """The measures to compare; one for a gate. Raises HarnessError where that is not said."""
+    if asked.gate and not benchmark:
+        return [measures.declared(data, data.declare["primary"])[0]]
+    found = _measures(data, benchmark)
+    names = ", ".join(f"{m.benchmark}.{m.metric}" for m in found)
+    if asked.gate and (len(found) > 1 or not found[0].better):
+        raise HarnessError(
+            f"--gate wants one measure of which more or less is better; --benchmark {benchmark} "
+            f"is {names}"
+        )
+    if asked.delta and len({measure.unit for measure in found}) > 1:
+        raise HarnessError(
+            f"--delta {asked.delta:g} is in the unit of one measure; name one by --benchmark: "
+            f"{names}"
+        )
+    return found
+
+
 def resolve(data: StudyData, name: str) -> Checkpoint:
     """The checkpoint a name stands for. Raises HarnessError listing what there is."""
-    head, at, tail = name.strip().rpartition("@")
-    if not at:
-        head, tail = name.strip(), ""
+    whole = name.strip()
+    head, at, tail = whole.rpartition("@")
+    if not at or _runs_of(data, whole):  # a label may hold an @ itself
+        if at and tail.isdigit() and _runs_of(data, head):
+            raise HarnessError(
+                f"{name!r} is both an arm and iteration {tail} of {head!r}; write the run's or "
+                f"arm's name: {', '.join(data.arms)}"
+            )
+        head, tail = whole, ""
     if tail and not tail.isdigit():
         raise HarnessError(
             f"{name!r}: {tail!r} is no iteration; write for example {head}@{data.last_iteration}"
@@ -86,10 +185,7 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
                 + ("" if base else ", and this study does not score it")
             )
         return base
-    runs = [run for run in data.runs if run.name == head]
-    if not runs:
-        arms = [arm for arm, members in data.arms.items() if head in (arm, members[0].label)]
-        runs = data.arms[arms[0]] if arms else []
+    runs = _runs_of(data, head)
     if not runs:
         raise HarnessError(
             f"{name!r} is no run or arm of study {data.name}; arms: {', '.join(data.arms)}; "
@@ -97,8 +193,9 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
         )
     iteration = int(tail) if tail else max(run.last_iteration for run in runs)
     if not any(iteration in run.iterations for run in runs):
+        there = sorted({one for run in runs for one in run.iterations})
         raise HarnessError(
-            f"{name!r}: no iteration {iteration}; there are 0 to {data.last_iteration}"
+            f"{name!r}: no iteration {iteration}; there are {', '.join(map(str, there))}"
         )
     return Checkpoint(
         runs[0].arm_name if iteration else "",
@@ -106,6 +203,13 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
         iteration,
         tuple(runs),
     )
+
+
+def _runs_of(data: StudyData, name: str) -> list[Run]:
+    """The runs of a run's name, an arm's, or an arm's label."""
+    runs = [run for run in data.runs if run.name == name]
+    arms = [arm for arm, members in data.arms.items() if name in (arm, members[0].label)]
+    return runs or (data.arms[arms[0]] if arms else [])
 
 
 def name_of(checkpoint: Checkpoint) -> str:

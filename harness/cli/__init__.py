@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
+import click
 import typer
 
 from harness.cli import doctor, judge, run, store
@@ -46,13 +48,37 @@ for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 
 
+NO_VERDICT = 64
+"""Exit status of ``selm compare --gate`` where there is no verdict: 0 to 3 are verdicts there, so
+that neither a usage error (2 elsewhere) nor a crash (1) may look like one.
+"""
+
+
 def main() -> None:
     """Entry point: user errors become one message on stderr and exit status 2."""
+    gate = sys.argv[1:2] == ["compare"] and "--gate" in sys.argv
     try:
+        if gate:
+            raise SystemExit(_gate())
         app()
     except HarnessError as error:
         sys.stderr.write(f"selm: {error}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(NO_VERDICT if gate else 2) from None
     except KeyboardInterrupt:
         sys.stderr.write("selm: stopped; run the same command again to continue\n")
         raise SystemExit(130) from None
+
+
+def _gate() -> int:
+    """The verdict's status."""
+    try:
+        status = app(standalone_mode=False)
+    except HarnessError:
+        raise
+    except click.ClickException as error:
+        error.show()
+    except Exception:  # noqa: BLE001 - whatever it is, it is no verdict
+        traceback.print_exc()
+    else:
+        return int(status or 0)
+    return NO_VERDICT

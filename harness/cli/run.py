@@ -315,15 +315,36 @@ def compare(
     b: Annotated[str, typer.Argument(help="What A is compared with.")],
     study: Annotated[str, typer.Option(help="The study's name or YAML file.")] = "alpha",
     benchmark: Annotated[str, typer.Option(help="One benchmark or measure; empty: all.")] = "",
+    delta: Annotated[
+        float, typer.Option(help="Differences below it, in the measure's unit, do not matter.")
+    ] = 0.0,
+    population: Annotated[
+        str, typer.Option(help="Whose interval gives the verdict on several seeds: A | B")
+    ] = "A",
+    gate: Annotated[
+        bool, typer.Option("--gate", help="The exit status is the verdict on one measure.")
+    ] = False,
     store: StoreRoot = STORE,
     results: Results = RESULTS,
 ) -> None:
     """Compare two cells or checkpoints of a study, paired by item and seed.
 
+    The verdict on A: equivalent, where two one-sided tests at 5 % hold the difference within
+    --delta; better or worse, where the 95 % interval leaves out 0; else undecided. With --gate the
+    exit status is 0 better, 1 worse, 2 equivalent, 3 undecided, and 64 where there is no verdict (a
+    name that is not there, a wrong option, a crash). Without --benchmark a gate looks at the
+    study's declared outcome.
+
     Example: selm compare objective.alpha=1 objective.alpha=0 --study alpha --benchmark alpaca_eval
+
+    Example: selm compare new@3 old@3 --study ours --gate --delta 1
     """
     folder, _ = read_manifest(results, study)
-    shown.analysis_table(comparing.compare_study(folder, store, a, b, benchmark))
+    asked = comparing.Asked(delta, population, gate)
+    found = comparing.compare_study(folder, store, a, b, benchmark, asked)
+    shown.analysis_table(found)
+    if gate:
+        raise typer.Exit(comparing.VERDICTS.index(str(found.data[0]["verdict"])))
 
 
 def power(
