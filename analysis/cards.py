@@ -370,7 +370,9 @@ def _provenance(data: StudyData, item: Kept) -> list[str]:
     packages = environment.get("versions") or {}
     versions = [f"{name} {packages[name]}" for name in LIBRARIES if name in packages]
     versions += [
-        f"{name} {environment[name]}" for name in ("python", "machine") if environment.get(name)
+        f"{name} {environment[name]}"
+        for name in ("python", "machine", "kernels")
+        if environment.get(name)
     ]
     rows = [(stage.name, stage.key, stage.state) for stage in _ancestors(data, item.stage)]
     file = text.one_line(str((data.manifest.get("study") or {}).get("file", "")) or data.name)

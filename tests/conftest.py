@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.engine.worker import prepare_environment
+
+prepare_environment(hub=False)  # what a test computes itself equals what its workers compute
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -19,6 +19,7 @@ from harness.engine.store import Store
 from harness.engine.worker import runtime_of
 from harness.study.tasks import ObjectiveTask
 from harness.train.objectives import resolve
+from tests.golden.refresh import NARROW, SMOKE, processor, score_hashes
 from tests.tasks import stage_task
 
 ROOT = Path(__file__).parent.parent
@@ -106,10 +107,20 @@ def test_a_finished_study_runs_no_stage_again(finished: Path) -> None:
     assert numbers(finished) == before
 
 
-def test_inline_and_pool_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "--executor", "inline")
+def test_inline_and_pool_give_the_same_bytes_whatever_kernels_are_asked_for(
+    finished: Path, tmp_path: Path
+) -> None:
+    arguments = ("run", str(STUDY), "--executor", "inline")
+    done = selm(tmp_path, *arguments, env={**os.environ, **NARROW})
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert numbers(tmp_path) == numbers(finished)
+
+
+def test_the_smoke_study_scores_as_on_every_such_processor() -> None:
+    seen = json.loads(SMOKE.read_text())
+    if processor() not in seen:
+        pytest.skip(f"nobody has recorded the smoke study on {processor() or 'this machine'}")
+    assert score_hashes(ROOT, NARROW) == seen[processor()]
 
 
 WITHOUT_TRAINING = """

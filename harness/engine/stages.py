@@ -38,9 +38,9 @@ STAGES: Mapping[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", tasks.PocketDataTask),
     "data.files": Stage("harness.stages.data:run", tasks.FileDataTask, version=2, seconds=2),
     "base.pocket": Stage(
-        "harness.pocket.base:run", tasks.PocketBaseTask, seconds=80, accelerator=True
+        "harness.pocket.base:run", tasks.PocketBaseTask, version=2, seconds=80, accelerator=True
     ),
-    "base.checkpoint": Stage("harness.stages.base:run", tasks.CheckpointTask, version=2),
+    "base.checkpoint": Stage("harness.stages.base:run", tasks.CheckpointTask, version=3),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", tasks.PocketBenchmarksTask),
     "benchmarks.files": Stage("harness.stages.benchmarks:run", tasks.FileBenchmarksTask, seconds=2),
     "ranker.train": Stage(
