@@ -129,13 +129,6 @@ def exploration_gradient(logits: Vector, at: World) -> Vector:
     return gradient
 
 
-def exploration_gradient_on_policy(logits: Vector, at: World) -> Vector:
-    """The same gradient as eq. 4.3 writes it: E_{y ~ pi}[exp(-r(y) / beta) grad log pi(y)]."""
-    policy = np.exp(log_softmax(logits))
-    gradient: Vector = (policy * np.exp(-implicit_reward(logits, at) / at.beta)) @ score(logits)
-    return gradient
-
-
 def selm_loss(logits: Vector, at: World, alpha: float) -> float:
     """L + alpha beta S (constants dropped)."""
     return dpo_loss(logits, at) + alpha * at.beta * float(at.reference @ log_softmax(logits))
@@ -158,14 +151,6 @@ def descend(
         logits = logits - rate * selm_gradient(logits, at, alpha)
         path.append(logits)
     return np.array(path)
-
-
-def regularised_value(policy: Vector, rewarder: Vector, at: World) -> float:
-    """E_pi[r_rho] + beta KL(pi || rho) with r_rho the implicit reward of ``rewarder`` (logits of
-    rho): what Theorem 5.1 minimises.
-    """
-    rho = np.exp(log_softmax(rewarder))
-    return float(policy @ implicit_reward(rewarder, at)) + at.beta * kl(policy, rho)
 
 
 def tilted(rewards: Vector, at: World) -> Vector:
@@ -204,21 +189,6 @@ def reward_models(at: World, true: Vector, low: float, high: float) -> tuple[Vec
             best, best_value = candidate, optimism(candidate, at)
     return plain, best
 
-
-TWO_BASINS = World(
-    np.array([0.36, 0.60, 0.04]),
-    np.array([2, 2]),
-    np.array([0, 1]),
-    np.array([0.38, 0.43]),
-    np.array([0.54, 0.46]),
-    beta=1.0,
-)
-TWO_BASINS_START = np.array([-0.5, 2.0, 2.0])
-"""Convex minus concave: from this start, descent on alpha 0.4 stops nearer to the reference than on
-alpha 0.3, and from the reference alpha 0.35 has no minimiser at all. (Where global minimisers
-exist, a larger alpha never raises S: add the two optimality inequalities.) So what alpha does is a
-statement about early steps.
-"""
 
 FIGURE_ONE = world(
     reference=(0.22, 0.20, 0.16, 0.12, 0.10, 0.08, 0.07, 0.05),

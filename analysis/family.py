@@ -21,6 +21,7 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 from analysis.layout import Floats, Layout, complete, paired
 from analysis.rank import Permutation, floor_flags, needed
 from analysis.stats import (
+    LEVEL,
     MIN_SEEDS,
     NEW_SEEDS,
     Estimate,
@@ -40,15 +41,10 @@ ORDERS = "these seeds, every order of the arms equally likely"
 class Trend:
     """Does a score fall or rise with α? estimate: slope over seeds with "A" and "B"; page:
     one-sided exact p in the declared direction.
-
-    x: the positions the slope is taken on, one per α. rho: Spearman of α and score for every seed.
     """
 
-    expected: str
     alphas: tuple[float, ...]
-    x: tuple[float, ...]
     estimate: Estimate
-    rho: tuple[float | None, ...]
     page: Permutation
     p_directed: float | None
     flags: tuple[str, ...] = ()
@@ -58,61 +54,39 @@ def trend(
     arms: Mapping[float, Layout],
     expected: str,
     *,
-    scale: str = "rank",
-    level: float = 0.95,
     min_complete: float = 1.0,
     generator: np.random.Generator | None = None,
 ) -> Trend:
     """Trend of the score in α, seeds as blocks. expected: "falling" or "rising", declared before
     the data were seen.
 
-    Slope: C_si = Σ_α (x_α − x̄)·Y_αsi / Σ(x_α − x̄)², x the rank of α, α itself ("linear") or log10
-    α ("log", α > 0 only); C is a layout like any other, so (A) and (B) and their p are those of a
-    mean. ``p_directed`` is (A)'s one-sided p. page: Page's L on ranks within a seed, every order
-    within a seed equally likely (exact with ties up to 7 arms), floor (A!)^{−S}.
+    Slope: C_si = Σ_α (x_α − x̄)·Y_αsi / Σ(x_α − x̄)², x the rank of α; C is a layout like any other,
+    so (A) and (B) and their p are those of a mean. ``p_directed`` is (A)'s one-sided p. page:
+    Page's L on ranks within a seed, every order within a seed equally likely (exact with ties up to
+    7 arms), floor (A!)^{−S}.
     """
     if expected not in ("falling", "rising"):
         raise ValueError(f"expected is {expected!r}; declare 'falling' or 'rising'")
-    alphas = sorted(a for a in arms if scale != "log" or a > 0)
-    flags = ("α = 0 is not on a log scale and was left out",) if len(alphas) < len(arms) else ()
-    if len(alphas) < 3 or scale not in ("rank", "linear", "log"):
-        raise ValueError(
-            f"a trend needs three values of α and scale rank, linear or log; got {len(alphas)} "
-            f"values, scale {scale!r}"
-        )
-    x = np.array(
-        {
-            "rank": list(range(len(alphas))),
-            "linear": alphas,
-            "log": [math.log10(a) if a > 0 else 0.0 for a in alphas],
-        }[scale],
-        dtype=float,
-    )
+    alphas = sorted(arms)
+    if len(alphas) < 3:
+        raise ValueError(f"a trend needs three values of α; got {len(alphas)}")
+    x = np.arange(len(alphas), dtype=float)
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     slope, lost = _contrast([arms[a] for a in alphas], weights)
-    estimate = mean_over_seeds(slope, null=0.0, level=level, min_complete=min_complete)
+    estimate = mean_over_seeds(slope, null=0.0, min_complete=min_complete)
     sign = -1.0 if expected == "falling" else 1.0
     a = estimate.intervals["A"]
     directed = None
     if estimate.value is not None and a.se and a.df:
         directed = float(distributions.t.sf(sign * estimate.value / a.se, a.df[0]))
     means = _block_means([arms[v] for v in alphas], slope, min_complete)
-    rho = tuple(_rho(row) for row in means)
     page = (
         page_trend(means * sign, generator)
         if means.size
         else replace(_NO_PAGE, undefined="; ".join(estimate.flags) or "no scores")
     )
-    return Trend(
-        expected,
-        tuple(alphas),
-        tuple(x.tolist()),
-        replace(estimate, method=f"slope on {scale} of α"),
-        rho,
-        page,
-        directed,
-        flags + lost,
-    )
+    estimate = replace(estimate, method="slope on rank of α")
+    return Trend(tuple(alphas), estimate, page, directed, lost)
 
 
 def _contrast(cells: Sequence[Layout], weights: Floats) -> tuple[Layout, tuple[str, ...]]:
@@ -133,14 +107,6 @@ def _block_means(cells: Sequence[Layout], slope: Layout, min_complete: float) ->
     parts = [cell.take(used.seeds).spread(slope.clusters) for cell in cells]
     there = np.isin(np.array(slope.clusters), np.array(used.clusters))
     return np.array([part.values[:, there].mean(axis=1) for part in parts]).T
-
-
-def _rho(row: Floats) -> float | None:
-    return (
-        None
-        if np.ptp(row) == 0
-        else float(distributions.spearmanr(np.arange(row.size), row).statistic)
-    )
 
 
 _NO_PAGE = Permutation(ORDERS, "Page's L", None, None, None, 0)
@@ -293,9 +259,7 @@ class _Pool:
     unequal: frozenset[str]
 
 
-def family(
-    arms: Mapping[str, Layout], baseline: str, *, level: float = 0.95, min_complete: float = 1.0
-) -> Family:
+def family(arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1.0) -> Family:
     """Every arm minus ``baseline``, paired by seed and item; with three or more arms the headline
     pools the arm × seed residual.
 
@@ -310,7 +274,7 @@ def family(
     (flagged), INCOMPLETE arms too. The order of ``arms`` is that of the members, no more.
     """
     pairs = {
-        name: difference(cell, arms[baseline], level=level, min_complete=min_complete)
+        name: difference(cell, arms[baseline], min_complete=min_complete)
         for name, cell in arms.items()
         if name != baseline
     }
@@ -319,7 +283,7 @@ def family(
     }
     pool, flags = _pool(usable, baseline, min_complete)
     flags += [f"{name} left out: {e.flags[0]}" for name, e in pairs.items() if e.incomplete]
-    members = [_member(name, e, pool, level) for name, e in pairs.items()]
+    members = [_member(name, e, pool) for name, e in pairs.items()]
     adjusted = {
         key: holm({m.arm: _p(m, key) for m in members})
         for key in ("A", "B", "A_paired", "B_paired")
@@ -376,7 +340,7 @@ def _pool(
     return _Pool(seeds, float(ms), df, len(different), off), flags
 
 
-def _member(name: str, pair: Estimate, pool: _Pool | None, level: float) -> Member:
+def _member(name: str, pair: Estimate, pool: _Pool | None) -> Member:
     beside = {f"{key}_paired": interval for key, interval in pair.intervals.items() if key in "AB"}
     why = "no pooled residual"
     flags = pair.flags
@@ -394,15 +358,15 @@ def _member(name: str, pair: Estimate, pool: _Pool | None, level: float) -> Memb
             why = ""
     if why or pool is None or pair.value is None or pair.squares is None:
         dunnett = Interval(
-            NEW_SEEDS, "Dunnett", level, undefined=pair.flags[0] if pair.incomplete else why
+            NEW_SEEDS, "Dunnett", undefined=pair.flags[0] if pair.incomplete else why
         )
         return Member(
             name, replace(pair, intervals={**pair.intervals, **beside}, flags=flags), dunnett, {}
         )
     a2, df = 2 * pool.ms / len(pool.seeds), float(pool.df)
     pooled = {
-        "A": seed_interval(pair.value, a2, df, pair.seeds, null=0.0, level=level),
-        "B": crossed_interval(pair.value, a2, df, pair.squares, null=0.0, level=level),
+        "A": seed_interval(pair.value, a2, df, pair.seeds, null=0.0),
+        "B": crossed_interval(pair.value, a2, df, pair.squares, null=0.0),
     }
     pooled = {
         key: replace(i, method=f"{i.method}, arm × seed residual pooled over {pool.arms} arms")
@@ -411,15 +375,15 @@ def _member(name: str, pair: Estimate, pool: _Pool | None, level: float) -> Memb
     estimate = replace(
         pair, method=POOLED, intervals={**pair.intervals, **pooled, **beside}, flags=flags
     )
-    return Member(name, estimate, _dunnett(pair.value, a2, pool.arms - 1, df, level), {})
+    return Member(name, estimate, _dunnett(pair.value, a2, pool.arms - 1, df), {})
 
 
-def _dunnett(value: float, a2: float, arms: int, df: float, level: float) -> Interval:
-    blank = Interval(NEW_SEEDS, f"Dunnett, {arms} arms simultaneously", level, df=(df,))
+def _dunnett(value: float, a2: float, arms: int, df: float) -> Interval:
+    blank = Interval(NEW_SEEDS, f"Dunnett, {arms} arms simultaneously", df=(df,))
     if a2 <= 0:
         return replace(blank, undefined="all seeds give the same difference")
     se = math.sqrt(a2)
-    half = dunnett_critical(arms, df, level) * se
+    half = dunnett_critical(arms, df) * se
     return replace(
         blank, low=value - half, high=value + half, se=se, p=dunnett_p(value / se, arms, df)
     )
@@ -453,15 +417,15 @@ def dunnett_p(t: float, arms: int, df: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def dunnett_critical(arms: int, df: float, level: float = 0.95) -> float:
-    """The d with P(max |T_j| ≤ d) = level (Dunnett 1955, two-sided)."""
-    low = float(distributions.t.isf((1 - level) / 2, df))
+def dunnett_critical(arms: int, df: float) -> float:
+    """The d with P(max |T_j| ≤ d) = 0.95 (Dunnett 1955, two-sided)."""
+    low = float(distributions.t.isf((1 - LEVEL) / 2, df))
     if arms == 1:
         return low
-    high = float(distributions.t.isf((1 - level) / 2 / arms, df))
+    high = float(distributions.t.isf((1 - LEVEL) / 2 / arms, df))
     return float(
         optimize.brentq(
-            lambda q: dunnett_cdf(q, arms, df) - level, low * 0.99, high * 1.01, xtol=1e-10
+            lambda q: dunnett_cdf(q, arms, df) - LEVEL, low * 0.99, high * 1.01, xtol=1e-10
         )
     )
 
@@ -499,19 +463,13 @@ class Selection:
 
 
 def reestimate_best(
-    arms: Mapping[str, Layout],
-    baseline: str,
-    *,
-    choosing: Sequence[int] | None = None,
-    level: float = 0.95,
-    min_complete: float = 1.0,
+    arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1.0
 ) -> Selection:
-    """Choose the arm with the highest mean on ``choosing`` seeds, and estimate its paired
-    difference on the other seeds.
+    """Choose the arm with the highest mean on the first half of the common seeds (rounded down, at
+    least 1), and estimate its paired difference on the other seeds.
 
-    choosing: default the first half of the common seeds (rounded down, at least 1). Below 3 other
-    seeds the estimate has no interval. INCOMPLETE arms cannot be chosen. ``trials`` counts every
-    arm that was tried, complete or not.
+    Below 3 other seeds the estimate has no interval. INCOMPLETE arms cannot be chosen. ``trials``
+    counts every arm that was tried, complete or not.
     """
     pairs = {
         name: paired(cell, arms[baseline])[0] for name, cell in arms.items() if name != baseline
@@ -524,21 +482,15 @@ def reestimate_best(
             f"nothing to choose from: {len(names)} complete arms beside {baseline!r}, "
             f"{len(seeds)} common seeds (2 needed)"
         )
-    first = tuple(seeds[: max(len(seeds) // 2, 1)] if choosing is None else sorted(set(choosing)))
-    others = tuple(s for s in seeds if s not in first)
-    if not set(first) <= set(seeds) or not first or not others:
-        raise ValueError(
-            f"choosing seeds {list(first)} must be some, not all, of the common seeds {seeds}"
-        )
+    half = max(len(seeds) // 2, 1)
+    first, others = tuple(seeds[:half]), tuple(seeds[half:])
     D = np.array([checked[name][0].values.mean(axis=1) for name in names])
-    at = {s: i for i, s in enumerate(seeds)}
-    scores = D[:, [at[s] for s in first]].mean(axis=1)
+    scores = D[:, :half].mean(axis=1)
     best = names[int(scores.argmax())]
-    left = [seeds[:i] + seeds[i + 1 :] for i in range(len(seeds))]
-    choices = [int(D[:, [at[s] for s in rest]].mean(axis=1).argmax()) for rest in left]
+    choices = [int(np.delete(D, i, axis=1).mean(axis=1).argmax()) for i in range(len(seeds))]
     rotated = float(np.mean([D[c, i] for i, c in enumerate(choices)]))
     estimate = difference(
-        arms[best].take(others), arms[baseline].take(others), level=level, min_complete=min_complete
+        arms[best].take(others), arms[baseline].take(others), min_complete=min_complete
     )
     flags = tuple(
         f"{name} could not be chosen: {reason}"

@@ -16,9 +16,10 @@ variance 0–95 % and 3–10 seeds, 78.5–81 % for a pooled headline with its g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ from analysis.layout import Floats
 from analysis.stats import MIN_SEEDS, Estimate, MeanSquares, cochran_half_width
 
 POWER, SIZE = 0.80, 0.05
+MOST_SEEDS, MOST_ITEMS = 1000, 1_000_000
+"""Up to which a needed number is looked for."""
 Population = Literal["A", "B"]
 
 
@@ -44,7 +47,6 @@ class Components:
     low: float | None = None
     high: float | None = None
     df: int | None = None
-    flags: tuple[str, ...] = ()
 
 
 def from_components(sigma_s: float, sigma_i: float, sigma_e: float) -> Components:
@@ -74,15 +76,6 @@ def from_squares(
         return math.sqrt(max(mean_square - error, 0.0) / n)
 
     low, high = (sigma(ms_seed * nu / float(distributions.chi2.isf(q, nu))) for q in (0.025, 0.975))
-    flags: tuple[str, ...] = (
-        ()
-        if nu >= 8
-        else (
-            f"{nu} degrees of freedom: the spread over seeds is known only within the range shown",
-        )
-    )
-    if ms_seed == 0:
-        flags += ("all seeds gave the same mean: no spread over seeds could be estimated",)
     return Components(
         sigma(ms_seed),
         math.sqrt(max(float(squares.item) - error, 0.0) / S),
@@ -90,7 +83,6 @@ def from_squares(
         low,
         high,
         nu,
-        flags,
     )
 
 
@@ -120,50 +112,41 @@ def _nodes(df: float) -> tuple[Floats, Floats]:
     return z**2 / df, w / w.sum()
 
 
-def power_at(
-    delta: float, a2: float, df_a: float, b2: float = 0.0, df_b: float = 1.0, *, size: float = SIZE
-) -> float:
+def power_at(delta: float, a2: float, df_a: float, b2: float = 0.0, df_b: float = 1.0) -> float:
     """Probability that Cochran's interval leaves out 0 when the truth is ``delta``: mean over the
     chi-squares of both variances (2-d quadrature).
     """
     total = math.sqrt(a2 + b2)
     if total == 0:
-        return 1.0 if delta else size
+        return 1.0 if delta else SIZE
     (x, w), (y, v) = _nodes(df_a), _nodes(df_b) if b2 > 0 else (np.ones(1), np.ones(1))
-    half = cochran_half_width(a2 * x[:, None], df_a, b2 * y[None, :], df_b, 1 - size)
+    half = cochran_half_width(a2 * x[:, None], df_a, b2 * y[None, :], df_b, 1 - SIZE)
     return float(
         w @ (special.ndtr((delta - half) / total) + special.ndtr((-delta - half) / total)) @ v
     )
 
 
 @lru_cache(maxsize=1024)
-def multiplier(df: float, power: float = POWER, size: float = SIZE) -> float:
-    """λ_df: the shift, in standard errors, that a two-sided t test detects with this power.
+def multiplier(df: float) -> float:
+    """λ_df: the shift, in standard errors, that a two-sided t test detects with 80 % power.
     (scipy's noncentral t fails at few df.)
     """
-    t = float(distributions.t.isf(size / 2, df))
+    t = float(distributions.t.isf(SIZE / 2, df))
     return float(
-        optimize.brentq(
-            lambda shift: power_at(shift, 1.0, df, size=size) - power, 0.0, 4 * t + 10, xtol=1e-10
-        )
+        optimize.brentq(lambda shift: power_at(shift, 1.0, df) - POWER, 0.0, 4 * t + 10, xtol=1e-10)
     )
 
 
 @dataclass(frozen=True)
 class Detectable:
-    """Smallest difference detected with ``power``. low, high: over the range of σ_s. floor: what no
-    number of seeds can undercut ((B)).
+    """Smallest difference detected with 80 % power. low, high: over the range of σ_s. floor: what
+    no number of seeds can undercut ((B)).
     """
 
-    population: Population
-    seeds: int
-    clusters: int
-    df: int
     value: float | None
     low: float | None
     high: float | None
     floor: float
-    power: float
     undefined: str = ""
 
 
@@ -173,78 +156,35 @@ def seed_df(seeds: int, arms: int = 2) -> int:
 
 
 def _mde(
-    sigma_s: float,
-    c: Components,
-    seeds: int,
-    clusters: int,
-    df: int,
-    population: Population,
-    power: float,
+    sigma_s: float, c: Components, seeds: int, clusters: int, df: int, population: Population
 ) -> float:
     a2 = sigma_s**2 / seeds + c.sigma_e**2 / (seeds * clusters)
     b2 = c.sigma_i**2 / clusters if population == "B" else 0.0
     if a2 + b2 == 0:
         return 0.0
-    shift_b = multiplier(max(clusters - 1, 1), power) if b2 > 0 else 0.0
-    return (multiplier(df, power) * a2 + shift_b * b2) / math.sqrt(a2 + b2)
+    shift_b = multiplier(max(clusters - 1, 1)) if b2 > 0 else 0.0
+    return (multiplier(df) * a2 + shift_b * b2) / math.sqrt(a2 + b2)
 
 
 def detectable(
-    c: Components,
-    seeds: int,
-    clusters: int,
-    population: Population = "B",
-    *,
-    arms: int = 2,
-    power: float = POWER,
+    c: Components, seeds: int, clusters: int, population: Population = "B", *, arms: int = 2
 ) -> Detectable:
     """Minimum detectable effect of a two-sided 5 % test with ``seeds`` and ``clusters``, in the
     score's units.
     """
     df = seed_df(seeds, arms)
-    floor = (
-        float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(power))
-        * c.sigma_i
-        / math.sqrt(clusters)
-        if population == "B"
-        else 0.0
-    )
-    blank = (population, seeds, clusters, df)
+    shift = float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(POWER))
+    floor = shift * c.sigma_i / math.sqrt(clusters) if population == "B" else 0.0
     if seeds < MIN_SEEDS or (clusters < 2 and population == "B"):
-        return Detectable(
-            *blank,
-            None,
-            None,
-            None,
-            floor,
-            power,
-            f"{seeds} seeds, {clusters} items: no interval, so nothing is detectable",
-        )
-    value = _mde(c.sigma_s, c, seeds, clusters, df, population, power)
-    if value == 0:
-        return Detectable(*blank, None, None, None, floor, power, "no variance in the components")
-    low, high = (
-        None if s is None else _mde(s, c, seeds, clusters, df, population, power)
-        for s in (c.low, c.high)
-    )
-    return Detectable(*blank, value, low, high, floor, power)
+        why = f"{seeds} seeds, {clusters} items: no interval, so nothing is detectable"
+        return Detectable(None, None, None, floor, why)
 
+    def mde(sigma_s: float | None) -> float | None:
+        return None if sigma_s is None else _mde(sigma_s, c, seeds, clusters, df, population)
 
-def power_table(
-    c: Components,
-    *,
-    seeds: Sequence[int] = (3, 5, 8, 10, 15, 20),
-    clusters: Sequence[int],
-    arms: int = 2,
-    power: float = POWER,
-) -> list[Detectable]:
-    """Minimum detectable effects for every number of seeds × items × population, in that order."""
-    return [
-        detectable(c, S, n, p, arms=arms, power=power)
-        for S in seeds
-        for n in clusters
-        for p in ("A", "B")
-    ]  # type: ignore[arg-type]
+    if mde(c.sigma_s) == 0:
+        return Detectable(None, None, None, floor, "no variance in the components")
+    return Detectable(mde(c.sigma_s), mde(c.low), mde(c.high), floor)
 
 
 @dataclass(frozen=True)
@@ -253,10 +193,6 @@ class Needed:
     within the limit (``reason`` when the value is).
     """
 
-    what: Literal["seeds", "items"]
-    population: Population
-    delta: float
-    given: int
     value: int | None
     low: int | None
     high: int | None
@@ -265,76 +201,38 @@ class Needed:
 
 
 def seeds_needed(
-    c: Components,
-    delta: float,
-    clusters: int,
-    population: Population = "B",
-    *,
-    arms: int = 2,
-    power: float = POWER,
-    limit: int = 1000,
+    c: Components, delta: float, clusters: int, population: Population = "B"
 ) -> Needed:
     """Fewest seeds that detect ``delta`` on ``clusters`` items. Says so when the items alone forbid
     it ((B): delta under 2.80·σ_i/√n).
     """
     _positive(delta)
 
-    def search(sigma_s: float) -> int | None:
-        return _first(
-            lambda S: _mde(sigma_s, c, S, clusters, seed_df(S, arms), population, power) <= delta,
-            MIN_SEEDS,
-            limit,
-        )
+    def enough(sigma_s: float, S: int) -> bool:
+        return _mde(sigma_s, c, S, clusters, S - 1, population) <= delta
 
-    floor = detectable(c, MIN_SEEDS, clusters, population, power=power).floor
-    reason = (
-        f"items alone allow no less than {floor:.3g}: more items, not more seeds"
-        if floor > delta
-        else f"more than {limit} seeds"
-    )
-    return _needed("seeds", population, delta, clusters, c, search, limit, reason)
+    floor = detectable(c, MIN_SEEDS, clusters, population).floor
+    forbidden = f"items alone allow no less than {floor:.3g}: more items, not more seeds"
+    reason = forbidden if floor > delta else f"more than {MOST_SEEDS} seeds"
+    return _needed(c, enough, MIN_SEEDS, MOST_SEEDS, reason)
 
 
-def items_needed(
-    c: Components,
-    delta: float,
-    seeds: int,
-    population: Population = "B",
-    *,
-    arms: int = 2,
-    power: float = POWER,
-    limit: int = 1_000_000,
-) -> Needed:
+def items_needed(c: Components, delta: float, seeds: int, population: Population = "B") -> Needed:
     """Fewest item clusters that detect ``delta`` with ``seeds``. Says so when the seeds alone
     forbid it (λ_ν·σ_s/√S over delta).
     """
     _positive(delta)
     if seeds < MIN_SEEDS:
-        return Needed(
-            "items",
-            population,
-            delta,
-            seeds,
-            None,
-            None,
-            None,
-            limit,
-            f"{seeds} seeds: no interval below {MIN_SEEDS}",
-        )
-    df = seed_df(seeds, arms)
+        return Needed(None, None, None, MOST_ITEMS, f"{seeds} seeds: no interval below {MIN_SEEDS}")
+    df = seeds - 1
 
-    def search(sigma_s: float) -> int | None:
-        return _first(
-            lambda n: _mde(sigma_s, c, seeds, n, df, population, power) <= delta, 2, limit
-        )
+    def enough(sigma_s: float, n: int) -> bool:
+        return _mde(sigma_s, c, seeds, n, df, population) <= delta
 
-    floor = multiplier(df, power) * c.sigma_s / math.sqrt(seeds)
-    reason = (
-        f"seeds alone allow no less than {floor:.3g}: more seeds, not more items"
-        if floor > delta
-        else f"more than {limit} items"
-    )
-    return _needed("items", population, delta, seeds, c, search, limit, reason)
+    floor = multiplier(df) * c.sigma_s / math.sqrt(seeds)
+    forbidden = f"seeds alone allow no less than {floor:.3g}: more seeds, not more items"
+    reason = forbidden if floor > delta else f"more than {MOST_ITEMS} items"
+    return _needed(c, enough, 2, MOST_ITEMS, reason)
 
 
 def _positive(delta: float) -> None:
@@ -344,31 +242,18 @@ def _positive(delta: float) -> None:
         )
 
 
-def _first(enough: Callable[[int], bool], start: int, limit: int) -> int | None:
-    """Smallest number from ``start`` to ``limit`` for which ``enough`` holds (it holds for all
-    larger ones), or None.
-    """
-    if not enough(limit):
-        return None
-    low, high = start - 1, limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
-
-
 def _needed(
-    what: Literal["seeds", "items"],
-    population: Population,
-    delta: float,
-    given: int,
-    c: Components,
-    search: Callable[[float], int | None],
-    limit: int,
-    reason: str,
+    c: Components, enough: Callable[[float, int], bool], start: int, limit: int, reason: str
 ) -> Needed:
-    value = search(c.sigma_s)
-    low, high = (None if s is None else search(s) for s in (c.low, c.high))
-    return Needed(
-        what, population, delta, given, value, low, high, limit, reason if value is None else ""
-    )
+    """Smallest numbers from ``start`` to ``limit`` that are enough (as are all larger ones), by σ_s
+    and the ends of its range. reason: why there is none at σ_s.
+    """
+
+    def first(sigma_s: float | None) -> int | None:
+        if sigma_s is None or not enough(sigma_s, limit):
+            return None
+        numbers = range(start, limit + 1)
+        return numbers[bisect_left(numbers, True, key=partial(enough, sigma_s))]
+
+    value = first(c.sigma_s)
+    return Needed(value, first(c.low), first(c.high), limit, reason if value is None else "")

@@ -12,18 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize  # type: ignore[import-untyped]
-from scipy import stats as distributions
+from scipy import stats as distributions  # type: ignore[import-untyped]
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
-from analysis.layout import Floats, Layout, complete
-from analysis.stats import NEW_SEEDS, Interval
+from analysis.layout import Floats
+from analysis.stats import LEVEL, NEW_SEEDS, Interval
 
 EXACT_FLIPS = 16
 """Seeds up to which all 2^S sign flips are listed."""
 MIN_SEEDS_IQM = 5
-MIN_SEEDS_IMPROVEMENT = 10
-THESE = "these checkpoints only, new items"
 
 
 @dataclass(frozen=True)
@@ -84,32 +81,6 @@ def sign_flip(
     )
 
 
-def item_flip(
-    difference: Layout, generator: np.random.Generator, *, draws: int = 4999
-) -> Permutation:
-    """Sign flips of item clusters (means over seeds of D). It answers "these checkpoints only":
-    seeds are taken as they came.
-
-    Under a true null over seeds it rejects 7–38 % of the time at a nominal 5 %, so it is never
-    evidence about the method.
-    """
-    used, reason, flags = complete(difference)
-    d = used.values.mean(axis=0) if not reason else np.empty(0)
-    blank = Permutation(THESE, "sign flip over items", None, None, None, d.size, draws)
-    if reason or d.size < 2:
-        return replace(blank, undefined=reason or "one item cluster")
-    if not d.any():
-        return replace(blank, undefined="all differences are zero")
-    p, floor = _drawn_flips(d, generator, draws)
-    return replace(
-        blank,
-        statistic=float(d.mean()),
-        p=p,
-        floor=max(floor, 2.0 ** (1 - d.size)),
-        flags=(*flags, "says nothing about new seeds"),
-    )
-
-
 def needed(generator: np.random.Generator | None, what: str) -> np.random.Generator:
     """The generator, or a TypeError that says what needs one."""
     if generator is None:
@@ -137,32 +108,23 @@ class Improvement:
 
     k: float
     pairs: int
-    share: float
     p: float
     floor: float
-    interval: Interval
-    flags: tuple[str, ...] = ()
 
 
 def probability_of_improvement(
-    arm: Sequence[float] | Floats, baseline: Sequence[float] | Floats, *, level: float = 0.95
+    arm: Sequence[float] | Floats, baseline: Sequence[float] | Floats
 ) -> Improvement:
-    """P(a run of the arm beats a run of the baseline), runs unpaired, from one mean per seed.
-
-    The p counts every split of the pooled runs (exact with ties too); the interval, from 10 seeds,
-    is Newcombe's.
+    """P(a run of the arm beats a run of the baseline), runs unpaired, from one mean per seed. The p
+    counts every split of the pooled runs (exact with ties too).
     """
     x, y = np.asarray(arm, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if not x.size or not y.size or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("probability_of_improvement needs at least one finite mean on each side")
     wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
-    k, splits = float(wins.sum()), math.comb(x.size + y.size, x.size)
+    splits = math.comb(x.size + y.size, x.size)
     floor = min(2 / splits, 1.0)
-    share = k / (x.size * y.size)
-    interval = _improvement_interval(x.size, y.size, share, level)
-    return Improvement(
-        k, x.size * y.size, share, _exact_splits(x, y), floor, interval, floor_flags(floor)
-    )
+    return Improvement(float(wins.sum()), x.size * y.size, _exact_splits(x, y), floor)
 
 
 def _exact_splits(x: Floats, y: Floats) -> float:
@@ -181,33 +143,6 @@ def _exact_splits(x: Floats, y: Floats) -> float:
     )
 
 
-def _improvement_interval(m: int, n: int, share: float, level: float) -> Interval:
-    """Newcombe's (2006, method 5) score interval: the θ with |share − θ| ≤ z·√V(θ), defined at
-    complete separation too.
-
-    V(θ) = θ(1−θ)·[1 + c(1−θ)/(2−θ) + cθ/(1+θ)]/(m·n), c = (m+n)/2 − 1. Covers 94–97 % at 10 seeds,
-    where Brunner and Munzel's t covers 87–94 % and its logit form 97–98 %.
-    """
-    blank = Interval("new seeds of both, unpaired", "Newcombe's score interval", level)
-    if min(m, n) < MIN_SEEDS_IMPROVEMENT:
-        return replace(blank, undefined=f"{min(m, n)} seeds: none below {MIN_SEEDS_IMPROVEMENT}")
-    z, c = float(distributions.norm.isf((1 - level) / 2)), (m + n) / 2 - 1
-
-    def excess(theta: float) -> float:
-        variance = (
-            theta
-            * (1 - theta)
-            * (1 + c * (1 - theta) / (2 - theta) + c * theta / (1 + theta))
-            / (m * n)
-        )
-        return abs(share - theta) - z * math.sqrt(variance)
-
-    inside = min(max(share, 1e-9), 1 - 1e-9)  # at 0 and 1 the variance is nil: start beside them
-    low = 0.0 if share == 0 else float(optimize.brentq(excess, 0.0, inside, xtol=1e-12))
-    high = 1.0 if share == 1 else float(optimize.brentq(excess, inside, 1.0, xtol=1e-12))
-    return replace(blank, low=low, high=high)
-
-
 @dataclass(frozen=True)
 class InterquartileMean:
     """Mean of the middle half of the seeds' means on one benchmark, with its interval (A)."""
@@ -218,9 +153,7 @@ class InterquartileMean:
     undefined: str = ""
 
 
-def interquartile_mean(
-    points: Sequence[float] | Floats, *, level: float = 0.95
-) -> InterquartileMean:
+def interquartile_mean(points: Sequence[float] | Floats) -> InterquartileMean:
     """IQM of seed means, (S,), from 5 seeds (at 3 it would be the mean): ⌊S/4⌋ cut at each end
     (scipy's trim_mean).
 
@@ -230,7 +163,7 @@ def interquartile_mean(
     """
     x = np.sort(np.asarray(points, dtype=np.float64))
     S = x.size
-    blank = Interval(NEW_SEEDS, "trimmed-mean t (Tukey–McLaughlin)", level)
+    blank = Interval(NEW_SEEDS, "trimmed-mean t (Tukey–McLaughlin)")
     if S < MIN_SEEDS_IQM or not np.isfinite(x).all():
         why = (
             f"{S} seeds: none below {MIN_SEEDS_IQM}"
@@ -251,7 +184,7 @@ def interquartile_mean(
         return InterquartileMean(
             value, S, replace(blank, undefined="the middle seeds give the same mean")
         )
-    half = float(distributions.t.isf((1 - level) / 2, h - 2)) * se
+    half = float(distributions.t.isf((1 - LEVEL) / 2, h - 2)) * se
     return InterquartileMean(
         value, S, replace(blank, low=value - half, high=value + half, se=se, df=(h - 2.0,))
     )
@@ -271,11 +204,11 @@ class Proportion:
     undefined: str = ""
 
 
-def proportion(k: int, n: int, *, level: float = 0.95) -> Proportion:
+def proportion(k: int, n: int) -> Proportion:
     """k of n with Wilson's interval; undefined at n = 0."""
     if n == 0:
         return Proportion(k, n, None, None, None, "nothing counted")
-    low, high = proportion_confint(k, n, alpha=1 - level, method="wilson")
+    low, high = proportion_confint(k, n, alpha=1 - LEVEL, method="wilson")
     return Proportion(k, n, k / n, float(low), float(high))
 
 
@@ -299,7 +232,7 @@ class JudgeNoise:
     undefined: str = ""
 
 
-def judge_noise(repeats: Floats, *, items: int, level: float = 0.95) -> JudgeNoise:
+def judge_noise(repeats: Floats, *, items: int) -> JudgeNoise:
     """Noise of the judge from ``repeats`` (sampled items × repeats, NaN where missing), pooled
     within items, for a benchmark of ``items``.
     """
@@ -311,14 +244,14 @@ def judge_noise(repeats: Floats, *, items: int, level: float = 0.95) -> JudgeNoi
         )
     df = int((counts - 1).sum())
     spread = np.nanmax(used, axis=1) - np.nanmin(used, axis=1)
-    changed = proportion(int((spread > 0).sum()), len(used), level=level)
+    changed = proportion(int((spread > 0).sum()), len(used))
     ss = float(np.nansum((used - np.nanmean(used, axis=1, keepdims=True)) ** 2))
     if not spread.any():
         return JudgeNoise(None, None, None, df, items, None, None, changed, "all repeats agree")
     sd = math.sqrt(ss / df)
     low, high = (
         math.sqrt(ss / float(distributions.chi2.isf(q, df)))
-        for q in ((1 - level) / 2, (1 + level) / 2)
+        for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
     )
     return JudgeNoise(
         sd, low, high, df, items, sd / math.sqrt(items), sd * math.sqrt(2 / items), changed

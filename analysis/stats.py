@@ -41,28 +41,10 @@ from scipy import optimize  # type: ignore[import-untyped]
 from scipy import stats as distributions
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
-from analysis.layout import Floats, Layout, complete, from_array, layout, paired
+from analysis.layout import Floats, Layout, complete, paired
 
-__all__ = [
-    "Estimate",
-    "Interval",
-    "Layout",
-    "MeanSquares",
-    "cochran_half_width",
-    "cochran_p",
-    "complete",
-    "crossed_interval",
-    "difference",
-    "from_array",
-    "incomplete",
-    "layout",
-    "mean_over_seeds",
-    "one_checkpoint",
-    "paired",
-    "seed_interval",
-    "two_way",
-]
-
+LEVEL = 0.95
+"""Of an interval where no other is asked for."""
 MIN_SEEDS = 3
 """No interval over seeds below this number."""
 FEW_CLUSTERS = 10
@@ -83,7 +65,7 @@ class Interval:
 
     population: str
     method: str
-    level: float = 0.95
+    level: float = LEVEL
     low: float | None = None
     high: float | None = None
     se: float | None = None
@@ -176,7 +158,7 @@ def two_way(values: Floats) -> MeanSquares:
     )
 
 
-def cochran_half_width(a2: Any, df_a: float, b2: Any, df_b: float, level: float = 0.95) -> Any:
+def cochran_half_width(a2: Any, df_a: float, b2: Any, df_b: float, level: float = LEVEL) -> Any:
     """(t_{df_a}·a² + t_{df_b}·b²)/√(a² + b²), a weighted mean of the two t quantiles times the
     standard error. Broadcasts; 0 at a² + b² = 0.
     """
@@ -221,7 +203,7 @@ def seed_interval(
     seeds: int,
     *,
     null: float | None = None,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Interval:
     """(A): value ± t_df·a. Undefined below 3 seeds and when the seed means do not differ."""
     blank = Interval(NEW_SEEDS, f"t with {df:g} degrees of freedom", level, df=(df,))
@@ -241,7 +223,7 @@ def crossed_interval(
     squares: MeanSquares,
     *,
     null: float | None = None,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Interval:
     """(B): Cochran's interval with b² from ``squares``. Undefined below 3 seeds, with one cluster,
     and without any variance.
@@ -291,7 +273,7 @@ def incomplete(method: str, cell: Layout, reason: str, names: Sequence[str]) -> 
 
 
 def one_checkpoint(
-    cell: Layout, *, null: float | None = None, level: float = 0.95, min_complete: float = 1.0
+    cell: Layout, *, null: float | None = None, level: float = LEVEL, min_complete: float = 1.0
 ) -> Estimate:
     """Mean of one checkpoint (S = 1) ± t_{n−1}·sd/√n over clusters; Wilson where every score is at
     an end of ``cell.scale`` (0 or 1, 0 or 100).
@@ -352,7 +334,7 @@ def _wilson(y: Floats, scale: tuple[float, float], blank: Interval, null: float 
 
 
 def mean_over_seeds(
-    cell: Layout, *, null: float | None = None, level: float = 0.95, min_complete: float = 1.0
+    cell: Layout, *, null: float | None = None, level: float = LEVEL, min_complete: float = 1.0
 ) -> Estimate:
     """Mean over seeds with intervals "A" (this benchmark, new seeds) and "B" (new seeds and new
     items); p against ``null`` by inversion.
@@ -387,7 +369,7 @@ def _crossed(
 
 
 def difference(
-    arm: Layout, baseline: Layout, *, level: float = 0.95, min_complete: float = 1.0
+    arm: Layout, baseline: Layout, *, level: float = LEVEL, min_complete: float = 1.0
 ) -> Estimate:
     """Mean of D_si = arm − baseline (same seed, same item) with "A", "B" and p against 0; with one
     seed also "items" (these two checkpoints only).

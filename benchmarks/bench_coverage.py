@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,9 @@ SEEDS = (3, 5, 10)
 COVERAGE, POWER, SIZE, AT_MOST = (0.93, 0.975), (0.78, 0.82), (0.04, 0.06), (0.0, 0.05)
 
 
+Target = tuple[float, float] | None
+
+
 @dataclass(frozen=True)
 class Row:
     """One simulated rate with its target; ``ok`` allows twice the Monte Carlo standard error. An
@@ -51,7 +55,7 @@ class Row:
     share: float | None
     rate: float
     draws: int
-    target: tuple[float, float] | None
+    target: Target
 
     @property
     def ok(self) -> bool | None:
@@ -59,6 +63,14 @@ class Row:
             return None
         slack = 2 * math.sqrt(max(self.rate * (1 - self.rate), 1e-4) / self.draws)
         return self.target[0] - slack <= self.rate <= self.target[1] + slack
+
+
+def rate(
+    what: str, estimator: str, seeds: int, clusters: int, share: float | None, hits: Any, to: Target
+) -> Row:
+    """The row of ``hits``, one truth value a simulated study, with its target."""
+    found = np.asarray(hits, dtype=bool)
+    return Row(what, estimator, seeds, clusters, share, float(found.mean()), found.size, to)
 
 
 @dataclass(frozen=True)
@@ -112,9 +124,8 @@ def means(
             for part in blocks(R, S * n):
                 y, own = crossed(rng, part, S, n, c)
                 if what == "difference":  # two arms whose common seed and item effects cancel
-                    common = 3 * rng.standard_normal((part, 1, n)) + 3 * rng.standard_normal(
-                        (part, S, 1)
-                    )
+                    items = 3 * rng.standard_normal((part, 1, n))
+                    common = items + 3 * rng.standard_normal((part, S, 1))
                     y = (y + common) - common
                 q = two_way(y)
                 half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, S - 1)
@@ -124,9 +135,8 @@ def means(
                 hits["power A"] += int((np.abs(q.mean - own + shift["A"]) > half_a).sum())
                 hits["power B"] += int((np.abs(q.mean + shift["B"]) > half_b).sum())
             for name, count in hits.items():
-                yield Row(
-                    what, name, S, n, share, count / R, R, POWER if "power" in name else COVERAGE
-                )
+                target = POWER if "power" in name else COVERAGE
+                yield Row(what, name, S, n, share, count / R, R, target)
 
 
 def pooled(
@@ -152,12 +162,8 @@ def pooled(
     for S in SEEDS:
         for share in (0.5, 0.95) if odd else SHARES:
             c = sigmas(S, n, share)
-            lift = (
-                detectable(
-                    from_components(*(math.sqrt(2) * v for v in (c.s, c.i, c.e))), S, n, arms=A
-                ).value
-                or 0.0
-            )
+            spread = from_components(*(math.sqrt(2) * v for v in (c.s, c.i, c.e)))
+            lift = detectable(spread, S, n, arms=A).value or 0.0
             parts = [_headline(rng, part, A, S, n, c, lift, odd) for part in blocks(R, A * S * n)]
             rates = np.sum([hits for hits, _ in parts], axis=0) / R
             what = f"{A} arms{', ' * bool(odd)}{odd}"
@@ -165,16 +171,8 @@ def pooled(
                 if not (odd and "power" in name):
                     yield Row(what, name, S, n, share, float(rate), R, target)
             wide = np.sum([widths for _, widths in parts], axis=0)
-            yield Row(
-                what,
-                "width of B, headline / paired",
-                S,
-                n,
-                share,
-                float(wide[0] / wide[1]),
-                R,
-                None,
-            )
+            ratio = float(wide[0] / wide[1])
+            yield Row(what, "width of B, headline / paired", S, n, share, ratio, R, None)
 
 
 ONE_WIDE, GROWING = "the last 3 times the seed spread", "seed spread grows with α"
@@ -187,44 +185,34 @@ def _headline(
     df, arm = (A - 1) * (S - 1), np.arange(A)[:, None, None]
     item = c.i * rng.standard_normal((R, A, 1, n))
     y = item + c.e * rng.standard_normal((R, A, S, n)) + rng.standard_normal((R, 1, S, 1))
-    y += (
-        c.s
-        * rng.standard_normal((R, A, S, 1))
-        * np.where((odd == ONE_WIDE) & (arm == A - 1), 3.0, 1.0)
-    )
-    if (
-        odd == GROWING
-        # a common effect of the seed, in proportion to the rank of α, twice the arm's own at the
-        # largest
-    ):
+    wide = np.where((odd == ONE_WIDE) & (arm == A - 1), 3.0, 1.0)
+    y += c.s * rng.standard_normal((R, A, S, 1)) * wide
+    if odd == GROWING:
+        # A common effect of the seed, in proportion to the rank of α, twice the arm's own at the
+        # largest.
         y += 2 * c.s * arm / (A - 1) * rng.standard_normal((R, 1, S, 1))
     cell, own = y.mean(axis=3), item.mean(axis=(2, 3))
     back = unequal(cell, A - 1, 0)
     a2, q = 2 * residual(cell)[0] / S, two_way(y[:, -1] - y[:, 0])
     zero = 0 * a2
-    alone_a, alone_b = (
-        cochran_half_width(q.a2, S - 1, zero, 1),
-        cochran_half_width(q.a2, S - 1, q.b2, n - 1),
-    )
+    alone_a = cochran_half_width(q.a2, S - 1, zero, 1)
+    alone_b = cochran_half_width(q.a2, S - 1, q.b2, n - 1)
     pool_a, pool_b = cochran_half_width(a2, df, zero, 1), cochran_half_width(a2, df, q.b2, n - 1)
     half_a, half_b = np.where(back, alone_a, pool_a), np.where(back, alone_b, pool_b)
     fixed = cell.mean(axis=2) - own
     off = np.abs(fixed[:, -1] - fixed[:, 0])
-    everywhere = np.abs(fixed[:, 1:] - fixed[:, :1]).max(axis=1) < dunnett_critical(
-        A - 1, df
-    ) * np.sqrt(a2)
+    widest = np.abs(fixed[:, 1:] - fixed[:, :1]).max(axis=1)
     hits = [
         off < half_a,
         np.abs(q.mean) < half_b,
         np.abs(q.mean + lift) > half_b,
-        everywhere,
+        widest < dunnett_critical(A - 1, df) * np.sqrt(a2),
         back,
         off < pool_a,
         off < alone_a,
     ]
-    return np.array([h.sum() for h in hits], dtype=np.float64), np.array(
-        [half_b.sum(), alone_b.sum()]
-    )
+    counts = np.array([h.sum() for h in hits], dtype=np.float64)
+    return counts, np.array([half_b.sum(), alone_b.sum()])
 
 
 def limits(rng: np.random.Generator, R: int) -> Iterator[Row]:
@@ -249,28 +237,10 @@ def limits(rng: np.random.Generator, R: int) -> Iterator[Row]:
                     twin, of_twin = crossed(rng, R, S, n, c, skewed)
                     y, own = y - twin, own - of_twin
                 q = two_way(y)
-                yield Row(
-                    what,
-                    "A",
-                    S,
-                    n,
-                    share,
-                    float(
-                        (np.abs(q.mean - own) < cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)).mean()
-                    ),
-                    R,
-                    target,
-                )
-                yield Row(
-                    what,
-                    "B",
-                    S,
-                    n,
-                    share,
-                    float((np.abs(q.mean) < cochran_half_width(q.a2, S - 1, q.b2, n - 1)).mean()),
-                    R,
-                    target,
-                )
+                half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)
+                half_b = cochran_half_width(q.a2, S - 1, q.b2, n - 1)
+                yield rate(what, "A", S, n, share, np.abs(q.mean - own) < half_a, target)
+                yield rate(what, "B", S, n, share, np.abs(q.mean) < half_b, target)
 
 
 def binary(rng: np.random.Generator, R: int, n: int = 80) -> Iterator[Row]:
@@ -286,19 +256,12 @@ def binary(rng: np.random.Generator, R: int, n: int = 80) -> Iterator[Row]:
             q, own = two_way(y[:, 1] - y[:, 0]), exact[:, 1] - exact[:, 0]
             what = f"0/100 scores, seeds {tau:g}"
             moved = q.a2 > 0  # equal seed means: (A) is undefined there and counts as no interval
-            a = np.abs(q.mean - own)[moved] < cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)[moved]
+            half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, S - 1)
             a2 = np.where(moved, q.a2, q.error / (S * n))
-            yield Row(what, "A", S, n, None, float(a.mean()), int(moved.sum()), COVERAGE)
-            yield Row(
-                what,
-                "B",
-                S,
-                n,
-                None,
-                float((np.abs(q.mean) < cochran_half_width(a2, S - 1, q.b2, n - 1)).mean()),
-                R,
-                COVERAGE,
-            )
+            half_b = cochran_half_width(a2, S - 1, q.b2, n - 1)
+            inside = (np.abs(q.mean - own) < half_a)[moved]
+            yield rate(what, "A", S, n, None, inside, COVERAGE)
+            yield rate(what, "B", S, n, None, np.abs(q.mean) < half_b, COVERAGE)
 
 
 def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
@@ -307,34 +270,17 @@ def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
         y = np.clip(np.rint(rng.normal(7.5, 2.0, (R, n))), 1, 10)
         truth = _rounded_mean(7.5, 2.0)
         half = distributions.t.isf(0.025, n - 1) * y.std(axis=1, ddof=1) / math.sqrt(n)
-        yield Row(
-            "one checkpoint, ratings",
-            "items",
-            1,
-            n,
-            None,
-            float((np.abs(y.mean(axis=1) - truth) < half).mean()),
-            R,
-            COVERAGE,
-        )
+        inside = np.abs(y.mean(axis=1) - truth) < half
+        yield rate("one checkpoint, ratings", "items", 1, n, None, inside, COVERAGE)
         for p in (0.05, 0.5, 0.9):
             counts, times = np.unique(rng.binomial(n, p, R), return_counts=True)
             cover = 0
             for k, m in zip(counts.tolist(), times.tolist(), strict=True):
-                interval = one_checkpoint(
-                    from_array([[1.0] * k + [0.0] * (n - k)], scale=(0.0, 1.0))
-                ).intervals["items"]
-                cover += m * int((interval.low or 0.0) <= p <= (interval.high or 0.0))
-            yield Row(
-                f"one checkpoint, {p:g} correct",
-                "items, Wilson",
-                1,
-                n,
-                None,
-                cover / R,
-                R,
-                (0.92, 0.98),
-            )
+                cell = from_array([[1.0] * k + [0.0] * (n - k)], scale=(0.0, 1.0))
+                found = one_checkpoint(cell).intervals["items"]
+                cover += m * int((found.low or 0.0) <= p <= (found.high or 0.0))
+            what = f"one checkpoint, {p:g} correct"
+            yield Row(what, "items, Wilson", 1, n, None, cover / R, R, (0.92, 0.98))
 
 
 def _rounded_mean(mean: float, sd: float) -> float:
@@ -347,74 +293,25 @@ def seed_tests(rng: np.random.Generator, R: int) -> Iterator[Row]:
     for S in SEEDS:
         d = rng.standard_normal((R, S))
         t = distributions.ttest_1samp(d, 0.0, axis=1).pvalue
-        yield Row("size", "t over seeds", S, 0, None, float((t <= 0.05).mean()), R, SIZE)
         few = min(R, 2000)
-        flips = np.array([sign_flip(row).p for row in d[:few]], dtype=np.float64)
-        yield Row("size", "sign flip", S, 0, None, float((flips <= 0.05).mean()), few, AT_MOST)
-        wins = np.array(
-            [
-                probability_of_improvement(rng.standard_normal(S), rng.standard_normal(S)).p
-                for _ in range(min(few, 300))
-            ]
-        )
-        yield Row(
-            "size",
-            "Mann–Whitney, exact",
-            S,
-            0,
-            None,
-            float((wins <= 0.05).mean()),
-            len(wins),
-            AT_MOST,
-        )
-        pages = np.array(
-            [page_trend(rng.standard_normal((S, 5))).p for _ in range(few)], dtype=np.float64
-        )
-        yield Row(
-            "size",
-            "Page, 5 arms, one-sided",
-            S,
-            0,
-            None,
-            float((pages <= 0.05).mean()),
-            few,
-            AT_MOST,
-        )
+        flips = [sign_flip(row).p for row in d[:few]]
+        wins = [
+            probability_of_improvement(rng.standard_normal(S), rng.standard_normal(S)).p
+            for _ in range(min(few, 300))
+        ]
+        pages = [page_trend(rng.standard_normal((S, 5))).p for _ in range(few)]
+        for name, p, target in (
+            ("t over seeds", t, SIZE),
+            ("sign flip", flips, AT_MOST),
+            ("Mann–Whitney, exact", wins, AT_MOST),
+            ("Page, 5 arms, one-sided", pages, AT_MOST),
+        ):
+            rejected = np.array(p, dtype=np.float64) <= 0.05
+            yield rate("size", name, S, 0, None, rejected, target)
         if S >= 10:
             spans = [interquartile_mean(row).interval for row in d[:few].tolist()]
-            yield Row(
-                "IQM",
-                "trimmed t",
-                S,
-                0,
-                None,
-                float(np.mean([(i.low or 0) <= 0 <= (i.high or 0) for i in spans])),
-                few,
-                COVERAGE,
-            )
-        if S >= 10:
-            yield from _improvement(rng, S, min(few, 400))
-
-
-def _improvement(rng: np.random.Generator, S: int, R: int) -> Iterator[Row]:
-    for shift in (0.0, 1.0):
-        truth, cover, defined = float(special.ndtr(shift / math.sqrt(2))), 0, 0
-        for _ in range(R):
-            interval = probability_of_improvement(
-                rng.normal(shift, 1, S), rng.standard_normal(S)
-            ).interval
-            defined += interval.defined
-            cover += interval.defined and (interval.low or 0) <= truth <= (interval.high or 0)
-        yield Row(
-            f"P(improvement) {truth:.2f}",
-            "Newcombe",
-            S,
-            0,
-            None,
-            cover / defined,
-            defined,
-            COVERAGE,
-        )
+            inside = [(i.low or 0) <= 0 <= (i.high or 0) for i in spans]
+            yield rate("IQM", "trimmed t", S, 0, None, inside, COVERAGE)
 
 
 def simulate(draws: int, seed: int = 0) -> list[Row]:
@@ -476,11 +373,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"{time.perf_counter() - start:.0f} s"
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(
-        {"draws": draws, "rows": [{**asdict(r), "ok": r.ok} for r in rows]},
-        indent=1,
-        ensure_ascii=False,
-    )
+    told = {"draws": draws, "rows": [{**asdict(r), "ok": r.ok} for r in rows]}
+    text = json.dumps(told, indent=1, ensure_ascii=False)
     (options.out / "coverage.json").write_text(text + "\n", encoding="utf-8")
     return 1 if missed else 0
 

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from analysis.layout import from_array
-from analysis.rank import item_flip
 from analysis.stats import difference, mean_over_seeds, one_checkpoint
 from harness.evaluate import lc
 from harness.records import Score, write_scores
@@ -87,14 +86,13 @@ def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def estimators() -> dict[str, float]:
-    """15 runs × 10,000 items: mean, difference, one checkpoint, permutation over items."""
+    """15 runs × 10,000 items: mean, difference, one checkpoint."""
     scores = np.random.default_rng(7).normal(size=(15, 10_000))
     cell, twin = from_array(scores), from_array(scores[::-1] + 0.1)
     return {
         "mean_over_seeds_s": seconds(lambda: mean_over_seeds(cell, null=0.0)),
         "difference_s": seconds(lambda: difference(cell, twin)),
         "one_checkpoint_s": seconds(lambda: one_checkpoint(cell.take([3]))),
-        "item_flip_s": seconds(lambda: item_flip(cell, np.random.default_rng(0))),
     }
 
 

@@ -208,11 +208,13 @@ def test_p_is_the_level_at_which_the_interval_touches_zero() -> None:
     cell = from_array(
         rng.normal(0.3, 1, (4, 25)) + rng.normal(0, 0.3, (4, 1)) + rng.normal(0, 0.5, 25)
     )
-    p = mean_over_seeds(cell, null=0.0).intervals["B"].p
+    found = mean_over_seeds(cell, null=0.0)
+    p, squares = found.intervals["B"].p, found.squares
     assert p is not None
+    assert squares is not None
     assert 0 < p < 1
-    touching = mean_over_seeds(cell, level=1 - p).intervals["B"]
-    assert min(abs(touching.low or 0), abs(touching.high or 0)) == pytest.approx(0.0, abs=1e-9)
+    half = cochran_half_width(squares.a2, 3, squares.b2, 24, 1 - p)
+    assert abs(found.value or 0) - half == pytest.approx(0.0, abs=1e-9)
 
 
 def test_p_of_extreme_and_zero_differences_is_finite() -> None:

@@ -17,6 +17,39 @@ ALPHAS = (0.0, 0.1, 0.3, 1.0, 3.0)
 SEEDS = range(8)
 
 
+TWO_BASINS = exact.World(
+    np.array([0.36, 0.60, 0.04]),
+    np.array([2, 2]),
+    np.array([0, 1]),
+    np.array([0.38, 0.43]),
+    np.array([0.54, 0.46]),
+    beta=1.0,
+)
+TWO_BASINS_START = np.array([-0.5, 2.0, 2.0])
+"""Convex minus concave: from this start, descent on alpha 0.4 stops nearer to the reference than on
+alpha 0.3, and from the reference alpha 0.35 has no minimiser at all. (Where global minimisers
+exist, a larger alpha never raises S: add the two optimality inequalities.) So what alpha does is a
+statement about early steps.
+"""
+
+
+def exploration_gradient_on_policy(logits: np.ndarray, at: exact.World) -> np.ndarray:
+    """The same gradient as eq. 4.3 writes it: E_{y ~ pi}[exp(-r(y) / beta) grad log pi(y)]."""
+    policy = np.exp(exact.log_softmax(logits))
+    gradient: np.ndarray = (
+        policy * np.exp(-exact.implicit_reward(logits, at) / at.beta)
+    ) @ exact.score(logits)
+    return gradient
+
+
+def regularised_value(policy: np.ndarray, rewarder: np.ndarray, at: exact.World) -> float:
+    """E_pi[r_rho] + beta KL(pi || rho) with r_rho the implicit reward of ``rewarder`` (logits of
+    rho): what Theorem 5.1 minimises.
+    """
+    rho = np.exp(exact.log_softmax(rewarder))
+    return float(policy @ exact.implicit_reward(rewarder, at)) + at.beta * exact.kl(policy, rho)
+
+
 def random_world(seed: int, answers: int = 6) -> tuple[exact.World, np.ndarray]:
     """A world with soft labels on half of the pairs, and a policy away from its reference."""
     rng = np.random.default_rng(seed)
@@ -78,9 +111,7 @@ def test_gradient_identity_4_3(seed: int) -> None:
     at, logits = random_world(seed)
     by_reference = exact.exploration_gradient(logits, at)
     assert np.abs(by_reference).max() > 1e-3
-    assert exact.exploration_gradient_on_policy(logits, at) == pytest.approx(
-        by_reference, abs=1e-13
-    )
+    assert exploration_gradient_on_policy(logits, at) == pytest.approx(by_reference, abs=1e-13)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -90,11 +121,11 @@ def test_theorem_5_1(seed: int) -> None:
     """
     at, rewarder = random_world(seed)
     rng = np.random.default_rng(100 + seed)
-    assert exact.regularised_value(at.reference, rewarder, at) == pytest.approx(0.0, abs=1e-13)
+    assert regularised_value(at.reference, rewarder, at) == pytest.approx(0.0, abs=1e-13)
     for _ in range(50):
         policy = rng.dirichlet(np.full(len(rewarder), rng.choice([0.3, 1.0, 10.0]))).clip(1e-12)
         policy /= policy.sum()
-        value = exact.regularised_value(policy, rewarder, at)
+        value = regularised_value(policy, rewarder, at)
         assert value == pytest.approx(at.beta * exact.kl(policy, at.reference), abs=1e-11)
         assert value > 0
 
@@ -141,10 +172,10 @@ def test_more_alpha_lowers_reference_answers_further_over_twenty_steps(seed: int
 
 
 def test_at_convergence_more_alpha_need_not_lower_them() -> None:
-    at = exact.TWO_BASINS
+    at = TWO_BASINS
     found = {}
     for alpha in (0.3, 0.4):
-        logits = exact.descend(at, alpha, steps=6000, rate=4.0, start=exact.TWO_BASINS_START)[-1]
+        logits = exact.descend(at, alpha, steps=6000, rate=4.0, start=TWO_BASINS_START)[-1]
         assert np.abs(exact.selm_gradient(logits, at, alpha)).max() < 1e-13, (
             "converged: a stationary point, not a stop on the way"
         )
@@ -155,7 +186,7 @@ def test_at_convergence_more_alpha_need_not_lower_them() -> None:
 
 def test_there_may_be_no_minimiser() -> None:
     """Soft labels over every pair that matters; still at alpha 0.35 the loss falls without end."""
-    at = exact.TWO_BASINS
+    at = TWO_BASINS
     path = exact.descend(at, 0.35, steps=6000, rate=4.0)
     losses = [exact.selm_loss(path[k], at, 0.35) for k in (0, 2000, 4000, 6000)]
     assert losses == sorted(losses, reverse=True)
