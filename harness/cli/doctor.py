@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.engine import runs
     from harness.evaluate import registry as benchmarks
     from harness.judge import endpoint as endpoints
-    from harness.model import chat, checkpoint_files, policy
+    from harness.model import chat, checkpoint_files, gguf, policy
     from harness.model import checkpoint as checkpoints
     from harness.model import shape as shapes
     from harness.model.shape import Shape
@@ -57,6 +57,7 @@ else:
         chat,
         checkpoints,
         checkpoint_files,
+        gguf,
         policy,
         shapes,
         optimizers,
@@ -69,6 +70,7 @@ else:
         "harness.model.chat",
         "harness.model.checkpoint",
         "harness.model.checkpoint_files",
+        "harness.model.gguf",
         "harness.model.policy",
         "harness.model.shape",
         "harness.study.optimizers",
@@ -394,7 +396,7 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
         ):
             yield ok(f"ranker {source}", ranker_files.check_ranker(folder))
             return
-        if Path(source).expanduser().is_dir():
+        if Path(source).expanduser().exists():
             checkpoints.check_checkpoint(
                 folder, head="causal", trust_remote_code=code, pickle_weights=pickled
             )
@@ -412,6 +414,8 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
 
 def _tokenizer_folder(source: str, revision: str) -> Path:
     folder = Path(source).expanduser()
+    if gguf.is_gguf(folder):
+        return gguf.checkpoint_of(folder)
     if folder.is_dir():
         return folder
     if not is_hub_id(source):

@@ -141,7 +141,7 @@ def load_model(found: CheckpointSummary, *, dtype: str, attention: str | None, d
         if attention != "eager" and "attention implementation" in str(error):
             message += "; set model.attention: eager"
         raise HarnessError(message) from error
-    check_fit(_fit(model, info), {}, found.source)
+    check_fit(fit_of(model, info), {}, found.source)
     model = model.to(device).eval()
     check_values(found.source, model.named_parameters(), ends(model))
     return model
@@ -182,7 +182,8 @@ class Fit:
     errors: list[str] = field(default_factory=list)
 
 
-def _fit(model: Any, info: Mapping[str, Any]) -> Fit:
+def fit_of(model: Any, info: Mapping[str, Any]) -> Fit:
+    """What transformers said of a loading (``output_loading_info``)."""
     mismatched = [(name, list(has), list(wants)) for name, has, wants in info["mismatched_keys"]]
     return Fit(
         model,
@@ -240,7 +241,7 @@ def _dry_load(stored: Stored, config: Any, head: Head, code: bool) -> Fit:
             f"{stored.source}: config.json describes no {use} that can be built "
             f"({first_line(error, 300)})"
         ) from error
-    fit = _fit(model, info)
+    fit = fit_of(model, info)
     own, body = model.state_dict(), model.base_model_prefix
     doubled = [
         f"{name} and {body}.{name} are one tensor of it"

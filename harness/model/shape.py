@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from harness.model import gguf
 from harness.model.checkpoint_files import settings_of
 from harness.records import HarnessError
 from harness.study.settings import Recipe
@@ -80,6 +81,8 @@ def shape_of(recipe: Recipe) -> Shape:
         )
     if source in KNOWN:
         return KNOWN[source]
+    if gguf.is_gguf(source):
+        return shape_from_config(source, gguf.settings_of(Path(source).expanduser()))
     file: Any = Path(source) / "config.json"
     if not file.is_file():
         file = None

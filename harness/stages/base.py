@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.model import gguf
 from harness.model.chat import preflight
 from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import check_no_adapter
@@ -31,7 +32,7 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     allowed_pickle = settings.pickle_weights
     revision = settings.commit or settings.revision
     path = resolve(source, revision, pickle_weights=allowed_pickle)
-    found = fingerprint(path)
+    found = fingerprint(Path(source).expanduser() if gguf.is_gguf(source) else path)
     _same_files(source, settings.source_fingerprint, found)
     needs_template = settings.needs_template
     where = {
@@ -71,12 +72,14 @@ def _same_files(source: str, planned: str, found: str) -> None:
 
 
 def resolve(source: str, revision: str = "", *, pickle_weights: str = "") -> Path:
-    """The checkpoint's local folder: ``source`` itself, or the hub's files from the cache, fetched
-    when there is a network.
+    """The checkpoint's local folder: ``source`` itself, what a GGUF file holds, or the hub's files
+    from the cache, fetched when there is a network.
 
     Raises HarnessError for a missing, gated or unreachable one, saying what to do.
     """
     folder = Path(source).expanduser()
+    if gguf.is_gguf(folder):
+        return gguf.checkpoint_of(folder)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             check_no_adapter(folder, source)

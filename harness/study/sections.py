@@ -58,7 +58,7 @@ Schedule = float | list[float] | Linear
 
 class ModelSettings(Section):
     source: str = "pocket"
-    """``pocket``, a checkpoint folder, or a hub id."""
+    """``pocket``, a checkpoint folder, a GGUF file (extra ``gguf``), or a hub id."""
     revision: str = ""
     dtype: Dtype = "float32"
     attention: Attention = "sdpa"
