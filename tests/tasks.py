@@ -60,6 +60,7 @@ REQUIRED: Mapping[str, Any] = {
     "trust_remote_code": "",
     "chat_template": "",
     "template_date": RECIPE.model.template_date,
+    "template_arguments": {},
     "pickle_weights": "",
     "needs_template": True,
     "reference_set": RECIPE.evaluation.mt_bench.reference_set,

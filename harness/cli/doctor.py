@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from harness.model.shape import Shape
     from harness.rankers import checkpoint as ranker_files
     from harness.rankers import registry as rankers
-    from harness.study import optimizers, tasks, yaml
+    from harness.study import optimizers, sections, tasks, yaml
     from harness.study import study as studies
     from harness.study.settings import Recipe
     from harness.train import memory as memories
@@ -61,6 +61,7 @@ else:
         policy,
         shapes,
         optimizers,
+        sections,
         studies,
         tasks,
         yaml,
@@ -74,6 +75,7 @@ else:
         "harness.model.policy",
         "harness.model.shape",
         "harness.study.optimizers",
+        "harness.study.sections",
         "harness.study.study",
         "harness.study.tasks",
         "harness.study.yaml",
@@ -384,12 +386,11 @@ def _cached(name: str, kind: str) -> bool:
 
 def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
     """Template and stop tokens of a model; of one not here, only its tokenizer is fetched."""
-    revision = code = pickled = template = ""
-    if recipe:
-        revision, code = recipe.model.revision, recipe.model.trust_remote_code
-        pickled, template = recipe.model.pickle_weights, recipe.model.chat_template
+    asked = recipe.model if recipe else sections.ModelSettings()
+    code, template = asked.trust_remote_code, asked.chat_template
+    told = policy.template_settings(template, asked.template_date, asked.template_arguments)
     try:
-        folder = _tokenizer_folder(source, revision)
+        folder = _tokenizer_folder(source, asked.revision)
         config = folder / "config.json"
         if config.is_file() and ranker_files.is_ranker(
             checkpoint_files.settings_of(config, source)
@@ -398,11 +399,11 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
             return
         if Path(source).expanduser().exists():
             checkpoints.check_checkpoint(
-                folder, head="causal", trust_remote_code=code, pickle_weights=pickled
+                folder, head="causal", trust_remote_code=code, pickle_weights=asked.pickle_weights
             )
         elif (folder / "config.json").is_file():
             checkpoint_files.check_code(folder, source, code)
-        tokenizer = policy.load_tokenizer(folder, template=policy.template_settings(template))
+        tokenizer = policy.load_tokenizer(folder, trust_remote_code=code, template=told)
         chat.preflight(tokenizer)
     except (HarnessError, OSError) as error:
         yield wrong(f"loading {source}", " ".join(str(error).split()))

@@ -220,6 +220,7 @@ class Runs(Builder):
             trust_remote_code=model.trust_remote_code,
             chat_template=model.chat_template,
             template_date=model.template_date,
+            template_arguments=model.template_arguments if needs_template else {},
             pickle_weights=model.pickle_weights,
             needs_template=needs_template,
             commit=self._commit("model", source, revision),

@@ -20,6 +20,7 @@ from harness.model.template import (
     ANSWERED,
     FORMS,
     Messages,
+    check_own_method,
     frame,
     render,
     takes_system_turn,
@@ -154,13 +155,7 @@ def encode_response(
     """
     turns = [*messages, {"role": "assistant", "content": text}]
     marked, mark = _marked(tokenizer, turns)
-    header = render(tokenizer, marked[:-1], generation=True)
-    whole = render(tokenizer, marked, generation=False)
-    if not whole.startswith(header):
-        raise HarnessError(
-            "the chat template rewrites the prompt when the answer is added: "
-            f"{_difference(header, whole)}"
-        )
+    header, whole = _written(tokenizer, marked)
     body = _answer(tokenizer, whole[len(header) :], marked[-1]["content"])
     prompt_ids = _encode(tokenizer, header, mark)
     ids = _encode(tokenizer, header + body, mark)
@@ -172,6 +167,20 @@ def encode_response(
         first, *rest = _pieces(tokenizer, body, mark)
         ids = _continued(tokenizer, first) + _spelled(tokenizer, rest)
     return list(ids[:max_tokens] if max_tokens else ids)
+
+
+def _written(tokenizer: Any, turns: Messages) -> tuple[str, str]:
+    """What the template writes up to the last turn's answer, and of the whole conversation. Raises
+    HarnessError where the second does not go on from the first.
+    """
+    header = render(tokenizer, turns[:-1], generation=True)
+    whole = render(tokenizer, turns, generation=False)
+    if not whole.startswith(header):
+        raise HarnessError(
+            "the chat template rewrites the prompt when the answer is added: "
+            f"{_difference(header, whole)}"
+        )
+    return header, whole
 
 
 def _answer(tokenizer: Any, written: str, text: str) -> str:
@@ -229,6 +238,8 @@ def check_rows(
         try:
             _check_bare(tokenizer, texts)
             lost = _lost_roles(tokenizer, messages)
+            for answer in answers:
+                _written(tokenizer, [*messages, {"role": "assistant", "content": answer}])
             if joined and not join_system:
                 raise HarnessError(
                     "a system turn, which the chat template has no place for; data.system_turns: "
@@ -279,24 +290,21 @@ def preflight(tokenizer: Any) -> None:
     """
     if re.search(r"\|\s*random\b|\blipsum\s*\(", template_of(tokenizer)):
         raise HarnessError("the chat template draws at random: what it writes cannot be repeated")
+    check_own_method(tokenizer)
     for messages in FORMS:
-        header = render(tokenizer, messages, generation=True)
         whole = render(tokenizer, [*messages, ANSWERED], generation=False)
         try:
-            _check_form(tokenizer, messages, header, whole)
+            _check_form(tokenizer, messages, whole)
         except HarnessError as error:
             shown = _shown(tokenizer, _encode(tokenizer, whole))
             raise HarnessError(f"{error}. Tokens: {shown}") from error
 
 
-def _check_form(tokenizer: Any, messages: Messages, header: str, whole: str) -> None:
-    prompt_ids, ids = _encode(tokenizer, header), _encode(tokenizer, whole)
+def _check_form(tokenizer: Any, messages: Messages, whole: str) -> None:
+    ids = _encode(tokenizer, whole)
     _check_bos(tokenizer, ids, whole)
-    if not whole.startswith(header):
-        raise HarnessError(
-            "the chat template rewrites the prompt when the answer is added: "
-            f"{_difference(header, whole)}"
-        )
+    header, _ = _written(tokenizer, [*messages, ANSWERED])
+    prompt_ids = _encode(tokenizer, header)
     at = 0
     for turn in messages:
         at = header.find(turn["content"], at)

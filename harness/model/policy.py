@@ -12,12 +12,13 @@ from harness.model import tokenizer as stored_tokenizer
 from harness.model.chat import stop_tokens
 from harness.model.checkpoint import check_checkpoint, load_model
 from harness.model.checkpoint_files import location, model_folder
-from harness.model.template import chosen, dated
+from harness.model.template import chosen, told
 from harness.records import HarnessError, first_line
+from harness.study.sections import Argument
 
-TEMPLATE = ("chat_template", "template_name", "template_date")
+TEMPLATE = ("chat_template", "template_name", "template_date", "template_arguments")
 """What ``location.json`` says of the chat template: a text in place of the checkpoint's, or which
-of its named ones; the day it is told.
+of its named ones; the day and the arguments it is told.
 """
 CACHE_SIZE = 2
 """Policies kept in this process: the one being used and the one before it."""
@@ -48,13 +49,16 @@ def release_policies() -> None:
         torch.cuda.empty_cache()
 
 
-def template_settings(asked: str) -> dict[str, str]:
-    """What ``model.chat_template`` asks for, as ``location.json`` says it: the text of a file, or a
-    name among the checkpoint's own.
+def template_settings(
+    asked: str, day: str = "", arguments: Mapping[str, Argument] | None = None
+) -> dict[str, Any]:
+    """What ``model.chat_template`` asks for (a file's text, or a name among the checkpoint's own),
+    and what the template is told, as ``location.json`` says it.
     """
+    text, name = "", asked
     if Path(asked).is_file():
-        return {"chat_template": Path(asked).read_text(encoding="utf-8"), "template_name": ""}
-    return {"chat_template": "", "template_name": asked}
+        text, name = Path(asked).read_text(encoding="utf-8"), ""
+    return dict(zip(TEMPLATE, (text, name, day, dict(arguments or {})), strict=True))
 
 
 def load_policy(
@@ -78,8 +82,8 @@ def load_policy(
     path = model_folder(folder)
     where = location(folder)
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
-    told = (str(where.get(name, "")) for name in TEMPLATE)
-    asked = (dtype, attention, device, trust, *told, weights)
+    template = (str(where.get(name, "")) for name in TEMPLATE)
+    asked = (dtype, attention, device, trust, *template, weights)
     key = (str(path.resolve()), *asked, _stamp(path))
     if cached and key in _CACHE:
         _CACHE.move_to_end(key)
@@ -124,11 +128,10 @@ def _empty_model(path: Path, dtype: str, code: bool) -> Any:
 
 
 def load_tokenizer(
-    folder: Path, *, trust_remote_code: str = "", template: Mapping[str, str] | None = None
+    folder: Path, *, trust_remote_code: str = "", template: Mapping[str, Any] | None = None
 ) -> Any:
     """Tokenizer of a policy folder, with the chat template that ``location.json`` (or ``template``,
-    see ``template_settings``) chooses and the day it is told fixed in it; a pad token is always
-    set.
+    see ``template_settings``) chooses, and what it is told fixed in it; a pad token is always set.
 
     Its ids are those of the stored ``tokenizer.json`` (see ``stored_tokenizer``).
     """
@@ -143,7 +146,8 @@ def load_tokenizer(
         raise HarnessError(message) from error
     own = chosen(tokenizer.chat_template, str(where.get("template_name", "")))
     text = str(where.get("chat_template") or own)
-    tokenizer.chat_template = dated(text, str(where.get("template_date", ""))) or None
+    day, arguments = str(where.get("template_date", "")), where.get("template_arguments")
+    tokenizer.chat_template = told(text, day, arguments) or None
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise HarnessError(

@@ -1,9 +1,10 @@
-"""A chat template as text: which one a checkpoint uses, on what day, and what it writes around the
-turns of a conversation. Tokens are ``chat``'s.
+"""A chat template as text: which one a checkpoint uses, what it is told (a day, its own arguments),
+and what it writes around the turns of a conversation. Tokens are ``chat``'s.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from harness.records import HarnessError, first_line
-from harness.study.sections import TEMPLATE_DATE
+from harness.study.sections import TEMPLATE_DATE, Argument
 
 Messages = Sequence[Mapping[str, str]]
 _DIRECTIVES = "aAbBdHIjmMpSuUwWxXyYcDeFGVTR"
-_FIXED = "{%- set date_string = "
-"""How a template begins once its day is fixed."""
+_ARGUMENTS, _DAY = "{#- arguments #}", "{%- set date_string = "
+_TOLD = re.compile(rf"({re.escape(_ARGUMENTS)}.*\n)?({re.escape(_DAY)}.*\n)?")
+"""The lines before a template that say what it is told."""
 
 ANSWER = "Fine thanks"
 ANSWERED = {"role": "assistant", "content": ANSWER}
@@ -53,32 +55,51 @@ def chosen(given: Any, name: str = "") -> str:
     return str(given or "")
 
 
-@lru_cache(maxsize=64)
-def dated(template: str, day: str = "") -> str:
-    """The template with its clock stopped: ``strftime_now`` and ``date_string`` give ``day`` in
-    whatever renders it: transformers, lm-eval, vLLM, or who loads the trained checkpoint.
+def told(template: str, day: str = "", arguments: Mapping[str, Argument] | None = None) -> str:
+    """The template with its clock stopped and its arguments given, in whatever renders it:
+    transformers, lm-eval, vLLM, or who loads the trained checkpoint. ``strftime_now`` and
+    ``date_string`` give ``day``. What it was told before stays where nothing else is said.
 
-    day: ISO date; empty: the day it was given before, else ``TEMPLATE_DATE``. A template that reads
-    neither stays as it is.
+    day: ISO date; empty: ``TEMPLATE_DATE``. arguments: variables of the template's own
+    (``enable_thinking``). A template that reads no clock stays as it is. Raises HarnessError for an
+    argument that it does not read.
     """
-    if template.startswith(_FIXED):
-        if not day:
-            return template
-        template = template.partition("\n")[2]
-    if not re.search(r"\b(strftime_now|date_string)\b", template):
-        return template
-    when = date.fromisoformat(day or TEMPLATE_DATE)
+    before = _TOLD.match(template)
+    asked, stopped = (before[1] or "", before[2] or "") if before else ("", "")
+    text = template[len(asked) + len(stopped) :]
+    if re.search(r"\b(strftime_now|date_string)\b", text) and (day or not stopped):
+        stopped = _stopped(day or TEMPLATE_DATE)
+    if arguments:
+        unread = [name for name in arguments if not re.search(rf"\b{re.escape(name)}\b", text)]
+        if unread:
+            raise HarnessError(
+                f"model.template_arguments.{unread[0]}: the chat template reads no such variable"
+            )
+        sets = (f"{{%- set {name} = {_literal(value)} %}}" for name, value in arguments.items())
+        asked = f"{_ARGUMENTS}{''.join(sets)}\n"
+    return f"{asked}{stopped}{text}"
+
+
+def _literal(value: Argument) -> str:
+    """The value in Jinja, whose constants for booleans and texts are JSON's."""
+    return json.dumps(value)
+
+
+@lru_cache(maxsize=64)
+def _stopped(day: str) -> str:
+    """The line that stops the clock."""
+    when = date.fromisoformat(day)
     values = {f"%{letter}": when.strftime(f"%{letter}") for letter in _DIRECTIVES}
     short = {f"%-{key[1]}": value.lstrip("0") or "0" for key, value in values.items()}
     replaced = "".join(f".replace('{a}', '{b}')" for a, b in {**short, **values, "%%": "%"}.items())
-    stopped = f"{_FIXED}'{when:%d %b %Y}' %}}{{%- macro strftime_now(format) %}}"
+    macro = f"{{%- macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{%- endmacro %}}"
     # The template's first line break of its own stays: Jinja drops the one after a block.
-    return f"{stopped}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"
+    return f"{_DAY}'{when:%d %b %Y}' %}}{macro}\n"
 
 
 def template_of(tokenizer: Any) -> str:
     """The text of the tokenizer's template, its clock stopped. Raises HarnessError for none."""
-    text = dated(chosen(tokenizer.chat_template))
+    text = told(chosen(tokenizer.chat_template))
     if not text:
         raise HarnessError(
             "the tokenizer has no chat template; give one with model.chat_template: <file.jinja>"
@@ -97,20 +118,47 @@ def render(tokenizer: Any, messages: Messages, *, generation: bool) -> str:
 
 
 def _apply(tokenizer: Any, messages: Messages, generation: bool) -> str:
-    text = template_of(tokenizer)
-    # A repository's own method may not know the argument.
-    given = {} if text == tokenizer.chat_template else {"chat_template": text}
+    from transformers import PreTrainedTokenizerBase
+
+    text, turns = template_of(tokenizer), [dict(m) for m in messages]
+    # Not a repository's own method, which may write something else (`check_own_method`).
+    apply = PreTrainedTokenizerBase.apply_chat_template
+    given: dict[str, Any] = {
+        "tokenize": False,
+        "add_generation_prompt": generation,
+        "chat_template": text,
+    }
     try:
-        found = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation, **given
-        )
-    except Exception as error:
-        if type(error).__module__.startswith("jinja2"):
-            roles = [m.get("role") for m in messages]
-            message = f"the chat template refuses a conversation with roles {roles}: "
-            raise HarnessError(message + first_line(error, 300)) from error
-        raise
-    return str(found)
+        return str(apply(tokenizer, turns, **given))
+    except Exception as error:  # templates are programs: theirs are of any kind
+        roles = [m.get("role") for m in messages]
+        message = f"the chat template refuses a conversation with roles {roles}: "
+        raise HarnessError(message + first_line(error, 300)) from error
+
+
+def check_own_method(tokenizer: Any) -> None:
+    """Raise HarnessError where a repository's own ``apply_chat_template``, which lm-eval and others
+    call, writes something else than its chat template.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template:
+        return
+    for form in FORMS:
+        if form[0]["role"] == "system" and not takes_system_turn(tokenizer):
+            continue
+        wanted = _apply(tokenizer, form, True)
+        turns = [dict(turn) for turn in form]
+        try:
+            own = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # noqa: BLE001 - code of the repository: any kind
+            own = first_line(error)
+        if own != wanted:
+            raise HarnessError(
+                "the repository's own apply_chat_template does not write what its chat template "
+                f"does: {str(own)[:80]!r} instead of {wanted[:80]!r}. Save the tokenizer without "
+                "its own class (PreTrainedTokenizerFast), with the template that it was trained on"
+            )
 
 
 def takes_system_turn(tokenizer: Any) -> bool:

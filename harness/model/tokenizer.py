@@ -55,10 +55,11 @@ def load(path: Path, *, trust_remote_code: bool = False) -> Any:
     repository's own code; otherwise the file is loaded as it is, without that class. What
     ``tokenizer_config.json`` sets beside the file (``SETTINGS``) counts as stored. Raises what
     transformers raises for a folder without a readable tokenizer, and HarnessError when the file
-    cannot be read or followed.
+    cannot be read or followed, or there is a sentencepiece model in its place.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    _check_stored(Path(path), trust_remote_code)
     named: Any = AutoTokenizer.from_pretrained(
         path, local_files_only=True, trust_remote_code=trust_remote_code
     )
@@ -84,6 +85,25 @@ def load(path: Path, *, trust_remote_code: bool = False) -> Any:
         f"{path}: {file.name} splits {text!r} into {wanted[:12]}, but loads as a tokenizer that "
         f"makes {found[:12]} of it; "
         "save the checkpoint's tokenizer again with the transformers that trained it"
+    )
+
+
+def _check_stored(path: Path, own_code: bool) -> None:
+    """Raise HarnessError for a sentencepiece or tiktoken model without the ``tokenizer.json`` made
+    of it: what transformers 5 makes (without the package, from the bytes as tiktoken's) loses the
+    blank before a text and the pieces of several. A repository's own class reads it itself.
+    """
+    models = sorted(file.name for file in path.glob("*.model"))
+    beside = path / "tokenizer_config.json"
+    if not models or (path / "tokenizer.json").is_file():
+        return
+    if own_code and beside.is_file() and "auto_map" in beside.read_text(encoding="utf-8"):
+        return
+    raise HarnessError(
+        f"{path}: has {models[0]} but no tokenizer.json, and what the installed transformers makes "
+        "of it has other ids than the model was trained on. Make tokenizer.json once, with the "
+        "transformers of that model's time (pip install 'transformers<5' sentencepiece protobuf): "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
     )
 
 

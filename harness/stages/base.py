@@ -23,9 +23,9 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     """Write ``location.json``: path, source, revision, fingerprint, and what loading it needs.
 
     Settings: source, revision, trust_remote_code, chat_template (a file, or the name of one that
-    the checkpoint brings), template_date, needs_template (False for
-    rankers), and optionally source_fingerprint, which the files must match. The tokenizer passes
-    the token pre-flight where a template is needed.
+    the checkpoint brings), template_date, template_arguments, needs_template (False for rankers),
+    and optionally source_fingerprint, which the files must match. The tokenizer passes the token
+    pre-flight where a template is needed.
     """
     settings = task.settings
     source = settings.source
@@ -42,8 +42,11 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
         "fingerprint": found,
         "trust_remote_code": settings.trust_remote_code,
         "pickle_weights": allowed_pickle,
-        **(template_settings(settings.chat_template) if needs_template else {}),
-        "template_date": settings.template_date,
+        **template_settings(
+            settings.chat_template if needs_template else "",
+            settings.template_date,
+            settings.template_arguments,
+        ),
     }
     (task.out / "location.json").write_text(canonical_json(where) + "\n", encoding="utf-8")
     if not needs_template:

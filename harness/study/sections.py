@@ -6,6 +6,7 @@ unknown keys are errors. What only changes speed lives under ``runtime`` and nev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -27,6 +28,15 @@ Placebo = Literal["none", "negative", "other_prompt"]
 
 TEMPLATE_DATE = "2024-07-26"
 """The day that Llama-3.2's authors name for where there is no clock."""
+
+
+TOLD_OTHERWISE = {
+    *("messages", "add_generation_prompt", "tools", "documents", "date_string", "strftime_now"),
+    *("bos_token", "eos_token", "pad_token", "unk_token"),
+}
+"""Variables of chat templates that conversations, tokenizer and ``template_date`` decide."""
+Argument = bool | int | float | str
+"""A value that a chat template is given."""
 
 
 class Section(BaseModel):
@@ -80,6 +90,10 @@ class ModelSettings(Section):
     """The day that the chat template is told (Llama-3.2's and Granite's ask for it); no clock is
     read.
     """
+    template_arguments: dict[str, Argument] = {}
+    """Variables of the chat template's own, in training, sampling and evaluation alike:
+    ``{enable_thinking: false}`` (Qwen3 thinks unless told).
+    """
     pickle_weights: str = ""
     """Name of the one checkpoint whose pickle weights may be loaded; must equal its source. Empty:
     safetensors only.
@@ -89,6 +103,14 @@ class ModelSettings(Section):
     @classmethod
     def _is_a_day(cls, value: str) -> str:
         date.fromisoformat(value)
+        return value
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _are_its_own(cls, value: dict[str, Argument]) -> dict[str, Argument]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in TOLD_OTHERWISE:
+                raise ValueError(f"{name!r} is no variable of a chat template's own")
         return value
 
 

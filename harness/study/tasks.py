@@ -15,6 +15,7 @@ from pydantic import Field
 
 from harness.study.sections import (
     TEMPLATE_DATE,
+    Argument,
     Attention,
     Backend,
     DataSettings,
@@ -111,7 +112,7 @@ class PocketBaseTask(PocketBaseSettings, Threads):
 class CheckpointTask(Fetched):
     """``base.checkpoint``. needs_template: False for rankers."""
 
-    later: ClassVar[Mapping[str, Any]] = {"template_date": TEMPLATE_DATE}
+    later: ClassVar[Mapping[str, Any]] = {"template_date": TEMPLATE_DATE, "template_arguments": {}}
 
     source: str
     revision: str
@@ -122,6 +123,7 @@ class CheckpointTask(Fetched):
     pickle_weights: str
     needs_template: bool
     template_date: str
+    template_arguments: dict[str, Argument]
     source_fingerprint: str = ""
 
 

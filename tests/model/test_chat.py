@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from harness.model import chat, template
 from harness.model.policy import load_tokenizer, template_settings
 from harness.records import HarnessError
+from harness.study.sections import ModelSettings
 from tests import tiny
 from tests.model.families import FAMILIES, Family
 
@@ -183,16 +185,93 @@ def test_a_template_is_told_the_recipes_day_whoever_renders_it(
 def test_every_form_of_date_is_that_day(format: str, told: str) -> None:
     tokenizer = tiny.tokenizer("chatml")
     text = "\n{# day #}{{ strftime_now('" + format + "') }}\n" + tiny.CHATML
-    tokenizer.chat_template = template.dated(text, "2024-03-05")
+    tokenizer.chat_template = template.told(text, "2024-03-05")
     written = chat.render(tokenizer, HI, generation=True)
     assert written == f"\n{told}\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_template_without_a_day_stays_as_it_is() -> None:
-    assert template.dated(tiny.CHATML, "2025-01-02") == tiny.CHATML
+    assert template.told(tiny.CHATML, "2025-01-02") == tiny.CHATML
     for draws in ("{{ ['a', 'b'] | random }}", "{{ lipsum(1) }}"):
         with pytest.raises(HarnessError, match="draws at random"):
             chat.preflight(tiny.tokenizer("chatml", template=draws + tiny.CHATML))
+
+
+# Arguments of the template's own
+# ---------------------------------------------------------------------------------------
+
+
+def told(made: Any, folder: Path, **arguments: Any) -> Any:
+    tiny.save(made, folder)
+    return load_tokenizer(folder, template=template_settings("", "2025-01-02", arguments))
+
+
+def test_a_template_is_given_its_arguments_whoever_renders_it(tmp_path: Path) -> None:
+    qwen = told(FAMILIES["qwen3"].tokenizer(), tmp_path / "a", enable_thinking=False)
+    open_turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    asked = f"{open_turn}<think>\n\n</think>\n\n"
+    chat.preflight(qwen)
+    assert qwen.decode(chat.encode_prompt(qwen, HI)) == asked
+    assert qwen.decode(chat.encode_response(qwen, HI, "Blue.")) == "Blue.<|im_end|>"
+    assert qwen.apply_chat_template(HI, tokenize=False, add_generation_prompt=True) == asked
+    trained = told(qwen, tmp_path / "b")
+    assert trained.decode(chat.encode_prompt(trained, HI)) == asked
+    thinks = told(qwen, tmp_path / "c", enable_thinking=True)
+    assert thinks.decode(chat.encode_prompt(thinks, HI)) == open_turn
+    thought = ("a.jsonl:3", HI, ("<think>Hm</think>Blue.", "Red."))
+    assert chat.check_rows(thinks, [thought]) == {}
+    with pytest.raises(HarnessError, match=r"^a\.jsonl:3: the chat template rewrites the prompt"):
+        chat.check_rows(trained, [thought])
+
+
+def test_arguments_of_every_kind_stand_beside_the_day_and_the_last_told_counts(
+    tmp_path: Path,
+) -> None:
+    text = "{{ strftime_now('%Y') }}{{ n + 1 }}{{ said }}{{ 'x' if flag else 'y' }}" + tiny.CHATML
+    made = tiny.tokenizer("chatml", template=text)
+    first = told(made, tmp_path / "a", n=1, said='it\'s "{%" \n é', flag=True)
+    assert chat.render(first, HI, generation=True).startswith('20252it\'s "{%" \n éx<|im_start|>')
+    second = told(first, tmp_path / "b", n=2.5, said="", flag=False)
+    assert chat.render(second, HI, generation=True).startswith("20253.5y<|im_start|>")
+    assert second.chat_template.count("set n =") == second.chat_template.count("macro") // 2 == 1
+
+
+def test_an_argument_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"template_arguments\.thinking: .* reads no such var"):
+        told(FAMILIES["qwen3"].tokenizer(), tmp_path, thinking=False)
+    for name in ("messages", "date_string", "a b"):
+        with pytest.raises(ValueError, match="is no variable of a chat template's own"):
+            ModelSettings(template_arguments={name: True})
+
+
+# Code of the repository, and templates that fail
+# ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", ["other text", "fails", "same"])
+def test_a_repositorys_own_way_of_writing_turns_must_be_its_templates(
+    own: str, tmp_path: Path
+) -> None:
+    class Own(PreTrainedTokenizerFast):  # type: ignore[misc]
+        def apply_chat_template(self, turns: Any, **options: Any) -> Any:
+            if own == "fails":
+                raise TypeError("no such argument")
+            written = super().apply_chat_template(turns, **options)
+            return written if own == "same" else f"[gMASK]{written}"
+
+    made = Own.from_pretrained(tiny.save(FAMILIES["zephyr"].tokenizer(), tmp_path))
+    assert made.decode(chat.encode_prompt(made, HI)) == FAMILIES["zephyr"].prompt
+    if own == "same":
+        chat.preflight(made)
+        return
+    with pytest.raises(HarnessError, match=r"own apply_chat_template does not .*: '(\[gMASK|no)"):
+        chat.preflight(made)
+
+
+@pytest.mark.parametrize("broken", ["{{ 1 + 'a' }}", "{% for m in %}", "{{ messages.x.y.z }}"])
+def test_a_template_that_fails_is_told_in_its_own_words(broken: str) -> None:
+    with pytest.raises(HarnessError, match=r"the chat template refuses a conversation with roles"):
+        chat.preflight(tiny.tokenizer("chatml", template=broken + tiny.CHATML))
 
 
 # Named templates

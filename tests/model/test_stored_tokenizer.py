@@ -130,6 +130,40 @@ def test_special_tokens_inside_a_text_are_compared_too() -> None:
     )
 
 
+OWN = """
+from transformers import PreTrainedTokenizer
+
+class Own(PreTrainedTokenizer):
+    vocab_files_names = {"vocab_file": "tokenizer.model"}
+    vocab_size = 256
+
+    def get_vocab(self):
+        return {chr(i): i for i in range(256)} | self.added_tokens_encoder
+
+    def _tokenize(self, text, **_):
+        return list(text)
+
+    def _convert_token_to_id(self, token):
+        return ord(token)
+"""
+
+
+def test_a_sentencepiece_model_without_tokenizer_json_is_refused(tmp_path: Path) -> None:
+    """The installed transformers makes other ids of it; a repository's own class reads it."""
+    path = folder(tmp_path, None, tokenizer_class="LlamaTokenizer")
+    (path / "tokenizer.json").unlink()
+    shutil.copy(DEBERTA.parent / "authors" / "encoder" / "spm.model", path / "tokenizer.model")
+    with pytest.raises(HarnessError, match=r"tokenizer\.model but no tokenizer\.json.*Make tok"):
+        load_tokenizer(path)
+    (path / "own.py").write_text(OWN)
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(HarnessError, match=r"tokenizer\.model but no"):
+        load_tokenizer(path)
+    assert type(load_tokenizer(path, trust_remote_code=str(path))).__name__ == "Own"
+
+
 def test_a_class_that_agrees_with_its_file_is_kept(tmp_path: Path) -> None:
     path = folder(tmp_path, None, tokenizer_class="Qwen2Tokenizer")
     (path / "tokenizer.json").unlink()
