@@ -134,7 +134,13 @@ def base(tmp: Path) -> Path:
     return folder
 
 
-def stage_inputs(tmp: Path, roles: Sequence[str] = ROLES, **pairs: Any) -> dict[str, Path]:
+def stage_inputs(
+    tmp: Path,
+    roles: Sequence[str] = ROLES,
+    scoring: Mapping[str, Any] | None = None,
+    runtime: Mapping[str, Any] | None = None,
+    **pairs: Any,
+) -> dict[str, Path]:
     """Folders that the train stage reads, made by the reference stage from a tiny policy."""
     inputs = {
         "policy": base(tmp),
@@ -144,10 +150,10 @@ def stage_inputs(tmp: Path, roles: Sequence[str] = ROLES, **pairs: Any) -> dict[
     }
     inputs["reference"].mkdir(exist_ok=True)
     settings = {**COMMON, "max_length": 128, "max_prompt_length": 96, "roles": list(roles)}
+    settings |= scoring or {}
     scored = {name: inputs[name] for name in ("policy", "pairs")}
-    reference.run(
-        stage_task("r", "reference", settings, scored, inputs["reference"], {"device": "cpu"})
-    )
+    told = {"device": "cpu", **(runtime or {})}
+    reference.run(stage_task("r", "reference", settings, scored, inputs["reference"], told))
     return inputs
 
 

@@ -54,6 +54,7 @@ REQUIRED: Mapping[str, Any] = {
     "truncated_y": RECIPE.pairs.truncated_y,
     "placebo": "none",
     "roles": ["chosen", "rejected", "explore"],
+    "mixed": False,
     "rows": RECIPE.pocket.rows,
     "best_style_share": RECIPE.pocket.best_style_share,
     "revision": "",

@@ -239,10 +239,12 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         yield wrong("optimiser", str(error))
     if recipe.model.source == "pocket":
         return
-    backend, attention = recipe.model.generation_backend, recipe.model.attention
+    backend = recipe.model.generation_backend
+    attends = backend == "transformers" or "academic" in recipe.evaluation.benchmarks
+    flash = attends and recipe.model.attention == "flash_attention_2"
     for package, needed, install, instead in (
         ("vllm", backend == "vllm", '-e ".[gpu]"', "model.generation_backend: transformers"),
-        ("flash-attn", attention == "flash_attention_2", "flash-attn", "model.attention: sdpa"),
+        ("flash-attn", flash, "flash-attn", "model.attention: sdpa"),
     ):
         if needed and not _version(package):
             how = f"`pip install {install}` on a CUDA machine, or set {instead}"
@@ -266,7 +268,11 @@ def _memory(recipe: Recipe, shape: Shape, room: float) -> Iterator[Finding]:
     weights, cache = costs.generating_bytes(recipe, shape)
     if recipe.model.generation_backend == "vllm":  # it keeps what fits and queues the rest
         cache = 0.0
-    needs = {"training": memories.training_bytes(shape, recipe), "generating": weights + cache}
+    needs = {
+        "training": memories.training_bytes(shape, recipe),
+        "scoring": memories.scoring_bytes(shape, recipe),
+        "generating": weights + cache,
+    }
     for what, needed in needs.items():
         says = f"{needed / GB:.1f} GB before the first row, {room / GB:.1f} GB usable on a device"
         if needed <= room:

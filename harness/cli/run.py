@@ -135,6 +135,8 @@ def show_plan(plan: Plan, store: Store, workers: int) -> None:
         f"Stage-seconds of the whole study: {whole:.0f} with sharing, {unshared:.0f} without "
         f"({unshared / max(whole, 1e-9):.2f}×)."
     )
+    if needed := costs.node(plan.study.base):
+        shown.say(needed)
     _show_same_arms(plan)
     left = sum(seconds[key] for key in plan.nodes if states[key] != "done")
     shown.say(

@@ -19,7 +19,7 @@ from harness.model.shape import Shape, shape_of
 from harness.records import HarnessError
 from harness.study.settings import Recipe
 from harness.study.work import LENGTHS, POCKET_LENGTHS, Lengths, Work
-from harness.train.memory import GB, arithmetic, training_bytes, training_parts
+from harness.train.memory import GB, arithmetic, node_needed, training_bytes, training_parts
 
 USABLE = 0.9
 """Share of a device's memory that can be filled: the rest is for fragments and buffers."""
@@ -258,12 +258,25 @@ def memory_lines(recipe: Recipe, shape: Shape, assumed: Assumptions) -> Iterator
     parts = training_parts(shape, recipe)
     yield f"Memory of training before the first row: {arithmetic(parts)}."
     yield f"  in all: {verdict(training_bytes(shape, recipe), assumed)}"
+    yield f"  {node_needed(shape, recipe)}"
     weights, cache = generating_bytes(recipe, shape)
     yield (
         f"Memory of generating: weights {weights / GB:.1f} GB, keys and values of "
         f"{recipe.model.generation_batch} longest answers {cache / GB:.1f} GB."
     )
     yield f"  in all: {verdict(weights + cache, assumed)}"
+
+
+def node(recipe: Recipe) -> str:
+    """The node that training needs, in a sentence; empty where no device is needed or the model's
+    sizes are not known here.
+    """
+    if recipe.model.source == "pocket":
+        return ""
+    try:
+        return node_needed(shape_of(recipe), recipe)
+    except HarnessError:
+        return ""
 
 
 def generating_bytes(recipe: Recipe, shape: Shape) -> tuple[float, float]:

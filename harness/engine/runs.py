@@ -328,6 +328,7 @@ class Runs(Builder):
                 *explore_roles(recipe.exploration.samples),
                 *others_of(recipe.objective.name),
             ],
+            mixed=recipe.model.dtype == "bfloat16" and recipe.training.lora is None,
         )
 
     def _optimiser(self, recipe: Recipe, iteration: int) -> tasks.OptimiserTask:

@@ -2,16 +2,19 @@
 attention implementation.
 
 All tokens of a batch are one row of N tokens, prompt after prompt, each followed by its responses.
-A token sees its own prompt and its own response's past, nothing else. Two forms give the same
-numbers: one padded call for all prompts (short prompts), or one causal call per response (long
-ones; a first response is contiguous with its prompt and needs no mask).
+A token sees its own prompt and its own response's past, nothing else. Three forms give the same
+numbers. In half precision on a GPU: one call of FlashAttention over sequences of different lengths,
+without a mask (``add_sequences``). Elsewhere: one padded call for all prompts (short prompts), or
+one causal call per response (long ones; a first response is contiguous with its prompt and needs
+no mask).
 
-Legend: N tokens, B prompts, T longest prompt with its responses.
+Legend: N tokens, B prompts, T longest prompt with its responses, S sequences, K their keys.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +25,14 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from harness.records import HarnessError
+
+varlen_attn: Any = None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    VARLEN_TAKES: tuple[str, ...] = ()
+else:
+    VARLEN_TAKES = tuple(inspect.signature(varlen_attn).parameters)
 
 ATTENTION = "selm_shared_prefix"
 """Name under which the attention of packed batches is registered; without a layout it is plain
@@ -44,8 +55,9 @@ class Layout:
 
     positions: (N,) place within prompt and own response. owner: (N,) number of the response,
     negative for prompt tokens. padded: (B * T,) indices into the N tokens when the padded form is
-    used; place: (N,) index of each token in that form. masks: additive masks by (window, form),
-    made at first use and shared by all layers. calls: attention calls that read the layout.
+    used; place: (N,) index of each token in that form. sequences: on GPUs. masks: additive masks by
+    (window, form), made at first use and shared by all layers. calls: attention calls that read the
+    layout.
     """
 
     prompt_spans: tuple[tuple[int, int], ...]
@@ -55,8 +67,84 @@ class Layout:
     padded: Tensor | None = None
     place: Tensor | None = None
     longest: int = 0
+    sequences: Sequences | None = None
     calls: int = 0
     masks: dict[Any, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Layout:
+        """The layout on another device."""
+        moved = replace(
+            self,
+            positions=self.positions.to(device),
+            owner=self.owner.to(device),
+            padded=None if self.padded is None else self.padded.to(device),
+            place=None if self.place is None else self.place.to(device),
+            masks={},
+        )
+        if torch.device(device).type == "cuda":
+            add_sequences(moved, device)
+        return moved
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The batch as S causal sequences: a prompt with its first response, and each further response
+    after a copy of its prompt. Their queries are the N tokens in order; only keys are copied.
+
+    keys: (K,) tokens in the order of the sequences. own: (N,) place of each token's own key among
+    the K. copies: (tokens, their places among the K) of the second, third, … copy of a prompt; no
+    token twice in one of them. query_starts, key_starts: (S + 1,) int32, ends of the last included.
+    """
+
+    keys: Tensor
+    own: Tensor
+    copies: tuple[tuple[Tensor, Tensor], ...]
+    query_starts: Tensor
+    key_starts: Tensor
+    most_queries: int
+    most_keys: int
+
+
+def add_sequences(layout: Layout, device: torch.device | str) -> None:
+    """The batch as sequences, on ``device``."""
+    keys: list[int] = []
+    own: list[int] = []
+    copies: list[tuple[list[int], list[int]]] = []
+    query_sizes, key_sizes = [], []
+    for (start, prompt_end), responses in zip(
+        layout.prompt_spans, layout.response_spans, strict=True
+    ):
+        for number, (first, last) in enumerate(responses):
+            begin, prompt = len(keys), range(start, prompt_end)
+            keys += [*prompt, *range(first, last)]
+            inside = range(begin + len(prompt), len(keys))
+            if number == 0:
+                inside = range(begin, len(keys))
+            else:
+                if number > len(copies):
+                    copies.append(([], []))
+                tokens, places = copies[number - 1]
+                tokens += prompt
+                places += range(begin, begin + len(prompt))
+            own += inside
+            query_sizes.append(len(inside))
+            key_sizes.append(len(keys) - begin)
+
+    def indices(values: list[int]) -> Tensor:
+        return torch.tensor(values).to(device, non_blocking=True)
+
+    def starts(sizes: list[int]) -> Tensor:
+        return torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32)
+
+    layout.sequences = Sequences(
+        indices(keys),
+        indices(own),
+        tuple((indices(tokens), indices(places)) for tokens, places in copies),
+        starts(query_sizes),
+        starts(key_sizes),
+        max(query_sizes),
+        max(key_sizes),
+    )
 
 
 def add_padded_form(layout: Layout) -> None:
@@ -96,12 +184,90 @@ def shared_prefix_attention(
             "batches do not compute"
         )
     layout.calls += 1
+    window, scale = kwargs.get("sliding_window"), kwargs.get("scaling")
+    dropout = kwargs.get("dropout", 0.0)
+    if torch.is_autocast_enabled(query.device.type):
+        # The rotary embedding leaves queries and keys in float32; SDPA would round them here too.
+        half = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(half) for x in (query, key, value))
+    if layout.sequences is not None and flash_computes(query, value, dropout):
+        output = _attend_sequences(layout.sequences, query, key, value, window, scale)
+        return output, None
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     form = _attend_padded if layout.padded is not None else _attend_blocks
-    options = {"scale": kwargs.get("scaling"), "dropout_p": kwargs.get("dropout", 0.0)}
-    output = form(layout, query, key, value, window=kwargs.get("sliding_window"), **options)
+    options = {"scale": scale, "dropout_p": dropout}
+    output = form(layout, query, key, value, window=window, **options)
     return output.transpose(1, 2).contiguous(), None
+
+
+def flash_computes(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether torch's FlashAttention takes these heads: half precision on a GPU, at most 256 wide,
+    no dropout.
+    """
+    width = query.shape[-1]
+    return (
+        varlen_attn is not None
+        and query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and value.shape[-1] == width
+        and width % 8 == 0
+        and width <= 256
+        and dropout == 0.0
+    )
+
+
+def _attend_sequences(
+    sequences: Sequences,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int | None,
+    scale: float | None,
+) -> Tensor:
+    """One call for all sequences, (1, N, heads, width). Causality is aligned at the sequences'
+    ends: a response's first query sees its whole prompt.
+    """
+    keys, values = (_WithCopies.apply(x[0].transpose(0, 1), sequences) for x in (key, value))
+    queries = query[0].transpose(0, 1)
+    # What it takes differs between torch 2.10 and 2.13.
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in VARLEN_TAKES else {}
+    if "window_size" in VARLEN_TAKES:
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    elif window is None:
+        options["is_causal"] = True
+    else:
+        raise HarnessError("sliding windows on a GPU need torch 2.11 or newer")
+    output: Tensor = varlen_attn(
+        queries,
+        keys,
+        values,
+        sequences.query_starts,
+        sequences.key_starts,
+        sequences.most_queries,
+        sequences.most_keys,
+        scale=scale,
+        **options,
+    )
+    return output[None]
+
+
+class _WithCopies(torch.autograd.Function):
+    """Rows of x (N, …) in the order of the sequences' keys (K, …). The gradients of a prompt's
+    copies are added one copy after the other: a GPU adds those of plain indexing in any order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sequences: Sequences) -> Tensor:
+        ctx.sequences = sequences
+        return x.index_select(0, sequences.keys)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        found = grad.index_select(0, ctx.sequences.own)
+        for tokens, places in ctx.sequences.copies:
+            found.index_add_(0, tokens, grad.index_select(0, places))
+        return found, None
 
 
 def _attend_padded(

@@ -75,19 +75,9 @@ class PackedBatch:
         """The batch on another device."""
         if torch.device(device) == self.input_ids.device:
             return self
-        layout = self.layout
-        moved = replace(
-            layout,
-            positions=layout.positions.to(device),
-            owner=layout.owner.to(device),
-            padded=None if layout.padded is None else layout.padded.to(device),
-            place=None if layout.place is None else layout.place.to(device),
-            masks={},
-        )
         names = ("input_ids", "position_ids", "predict", "targets", "response_of")
-        return replace(
-            self, layout=moved, **{name: getattr(self, name).to(device) for name in names}
-        )
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, layout=self.layout.to(device), **moved)
 
 
 def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
@@ -301,18 +291,26 @@ def sequence_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return zeros.index_add(0, batch.response_of, token_logps.double())
 
 
+def mixed_precision(model: nn.Module, mixed: bool) -> contextlib.AbstractContextManager[Any]:
+    """The arithmetic of mixed-precision training (bfloat16 autocast), or the model's own."""
+    if not mixed:
+        return contextlib.nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
+
+
 def response_logps(
-    model: nn.Module, rows: Sequence[PackedPrompt], *, token_budget: int = 8192
+    model: nn.Module, rows: Sequence[PackedPrompt], *, token_budget: int = 8192, mixed: bool = False
 ) -> list[list[float]]:
     """log pi(response | prompt) in nats, summed over the response's tokens; one list per row, in
     the responses' order.
 
     No gradient. ``token_budget`` bounds the tokens of one pass (a single longer row still runs).
+    ``mixed``: in bfloat16 mixed precision.
     """
     base = base_model_of(model)
     device = next(base.parameters()).device
     results: list[list[float]] = [[] for _ in rows]
-    with torch.no_grad(), packed_attention(base):
+    with torch.no_grad(), packed_attention(base), mixed_precision(base, mixed):
         for members in chunk_by_tokens([row.tokens for row in rows], token_budget):
             batch = pack([rows[i] for i in members]).to(device)
             values = iter(sequence_logps(base, batch).tolist())

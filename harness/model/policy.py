@@ -72,7 +72,7 @@ def load_policy(
     weights: bool = True,
 ) -> Policy:
     """Load model and tokenizer from ``folder`` (see ``model_folder``); the last two policies of
-    this process are kept.
+    this process are kept. A GPU holds one: what was kept goes before the next is loaded.
 
     ``cached=False`` gives a model of the caller's own, free to be trained. ``weights=False`` gives
     an empty model (its configuration and stop tokens), for a sampler that loads the weights itself.
@@ -93,6 +93,8 @@ def load_policy(
     found = check_checkpoint(
         folder, head="causal", tokenizer=tokenizer, trust_remote_code=trust, values=not weights
     )
+    if weights and device.startswith("cuda"):
+        release_policies()
     if weights:
         model = load_model(found, dtype=dtype, attention=attention, device=device)
     else:

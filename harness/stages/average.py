@@ -20,7 +20,7 @@ def run(task: StageTask[AverageTask]) -> StageOutcome:
         load_policy(
             task.inputs[name],
             dtype="float32",
-            attention=settings.attention,
+            attention=settings.scoring_attention,
             device="cpu",
             cached=False,
         ).model

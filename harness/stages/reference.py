@@ -19,20 +19,22 @@ FILE = "reference.parquet"
 
 
 def run(task: StageTask[ReferenceTask]) -> StageOutcome:
-    """Score the pairs under the reference policy. Settings: max_length, max_prompt_length,
-    truncation, dtype, attention, roles.
+    """Score the pairs under the reference policy, in the precision in which training computes the
+    policy's: before the first step both are then the same numbers, but for how batches are cut.
+    Settings: max_length, max_prompt_length, truncation, dtype, mixed, attention, roles.
     """
     settings = task.settings
     policy = load_policy(
         task.inputs["policy"],
-        dtype=settings.dtype,
-        attention=settings.attention,
+        dtype="float32" if settings.mixed else settings.dtype,
+        attention=settings.scoring_attention,
         device=task.runtime.device,
     )
     rows = encode_pairs(policy.tokenizer, task.inputs["pairs"], settings.limits)
     rows = with_others(rows, settings.roles, settings.max_length)
     budget = task.runtime.token_budget or 8192
-    rows = with_reference(policy.model, rows, settings.roles, budget)
+    half = settings.dtype == "bfloat16"
+    rows = with_reference(policy.model, rows, settings.roles, budget, mixed=half)
     written = write_reference(task.out / FILE, rows)
     tokens = sum(row.packed(list(row.reference))[0].tokens for row in rows)
     return StageOutcome(rows=written, costs={"tokens_scored": tokens})

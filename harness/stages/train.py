@@ -159,7 +159,7 @@ def _load(task: StageTask[TrainTask]) -> Any:
     return load_policy(
         task.inputs["policy"],
         dtype=dtype if lora else "float32",
-        attention=task.settings.attention,
+        attention=task.settings.scoring_attention,
         # Of several ranks, the trainer places each where it belongs.
         device=task.runtime.device if alone else "cpu",
         cached=False,

@@ -72,6 +72,10 @@ class ModelSettings(Section):
     revision: str = ""
     dtype: Dtype = "float32"
     attention: Attention = "sdpa"
+    """How transformers' loop samples and lm-eval reads; vLLM has its own. Scoring and training
+    attend to packed batches in a form of their own, on a GPU by FlashAttention from torch; models
+    that cannot be packed, by eager where that is named, else by sdpa.
+    """
     generation_batch: Positive = 128
     """Rows generated at once. Equal batches repeat exactly, so this is part of the key of every
     stage that generates.

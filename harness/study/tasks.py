@@ -62,6 +62,13 @@ class Computing(Threads):
     dtype: Dtype
     attention: Attention
 
+    @property
+    def scoring_attention(self) -> str:
+        """The attention that a policy is loaded with to score and to train; models that compute
+        packed batches put their own form in its place.
+        """
+        return "eager" if self.attention == "eager" else "sdpa"
+
 
 class Generating(Computing):
     """Stages that draw tokens."""
@@ -250,9 +257,14 @@ class Lengths(Section):
 
 
 class ReferenceTask(Lengths, Computing):
-    """``reference``."""
+    """``reference``. mixed: in mixed precision over float32 weights, as training the whole model in
+    bfloat16 computes the policy's.
+    """
+
+    later: ClassVar[Mapping[str, Any]] = {**Lengths.later, "mixed": False}
 
     roles: list[str]
+    mixed: bool
 
 
 class ObjectiveTask(Section):

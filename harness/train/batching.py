@@ -138,13 +138,20 @@ def with_others(
 
 
 def with_reference(
-    model: Any, rows: Sequence[PreferenceRow], roles: Sequence[str], token_budget: int = 8192
+    model: Any,
+    rows: Sequence[PreferenceRow],
+    roles: Sequence[str],
+    token_budget: int = 8192,
+    *,
+    mixed: bool = False,
 ) -> list[PreferenceRow]:
     """The rows with log pi (nats, under ``model``) of those of ``roles`` that they have. Responses
-    that are equal are scored once.
+    that are equal are scored once. ``mixed``: in the arithmetic of bfloat16 mixed precision, as
+    training in it computes the policy's.
     """
     packed = [row.packed([role for role in roles if role in row.responses]) for row in rows]
-    values = response_logps(model, [prompt for prompt, _ in packed], token_budget=token_budget)
+    prompts = [prompt for prompt, _ in packed]
+    values = response_logps(model, prompts, token_budget=token_budget, mixed=mixed)
     return [
         replace(row, reference={role: own[slot] for role, slot in slots.items()})
         for row, own, (_, slots) in zip(rows, values, packed, strict=True)

@@ -59,6 +59,30 @@ def training_bytes(shape: Shape, recipe: Recipe) -> float:
     return sum(part.size for part in training_parts(shape, recipe))
 
 
+def scoring_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Bytes of the policy that scores pairs, on one device: in mixed precision float32 weights and
+    their bfloat16 copies.
+    """
+    half = recipe.model.dtype == "bfloat16"
+    if half and not recipe.training.lora:
+        return 6 * shape.parameters
+    return (2 if half else 4) * shape.parameters
+
+
+def node_needed(shape: Shape, recipe: Recipe) -> str:
+    """The node that a training stage needs, in a sentence."""
+    runtime = recipe.runtime
+    count = f"{runtime.processes} GPUs" if runtime.processes > 1 else "one GPU"
+    whole = runtime.sharding == "none"
+    divided = "" if whole else f", divided by {runtime.sharding}"
+    return (
+        f"Training {shape.name} needs a node of {count}, and on each "
+        f"{training_bytes(shape, recipe) / GB:.1f} GB for weights, gradients and "
+        f"{recipe.training.optimizer}'s states{divided}; scoring pairs, "
+        f"{scoring_bytes(shape, recipe) / GB:.1f} GB on one. Rows and fragments come on top."
+    )
+
+
 def arithmetic(parts: Sequence[Part]) -> str:
     """``weights: 7.24 B × 4 bytes = 29.0 GB; …``"""
     return "; ".join(f"{part.what}: {part.how} = {part.size / GB:.1f} GB" for part in parts)

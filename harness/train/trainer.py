@@ -31,7 +31,12 @@ from harness.data.files import Row
 from harness.data.rows import prompt_of, response_of
 from harness.data.turns import NotAPairError
 from harness.model.chat import PromptTooLongError, check_rows
-from harness.model.logprobs import base_model_of, enable_packed_forward, sequence_logps
+from harness.model.logprobs import (
+    base_model_of,
+    enable_packed_forward,
+    mixed_precision,
+    sequence_logps,
+)
 from harness.records import HarnessError, Pair, canonical_json, content_hash
 from harness.train.batching import (
     GlobalBatchSampler,
@@ -440,8 +445,9 @@ class PreferenceTrainer(Trainer):
 
     def _live_reference(self, micro: MicroBatch) -> dict[str, Tensor]:
         assert self.ref_model is not None
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logps = sequence_logps(base_model_of(self.ref_model), micro.batch)
+        model = base_model_of(self.ref_model)
+        with torch.no_grad(), mixed_precision(model, self.args.bf16):
+            logps = sequence_logps(model, micro.batch)
         return {role: logps.index_select(0, slots) for role, slots in micro.slots.items()}
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -626,7 +632,8 @@ def _scored(
     """The rows with log-probabilities under ``model``, unless they have them."""
     if _have_reference(rows, roles):
         return rows
-    return with_reference(model, rows, roles, args.token_budget or 8192)
+    budget = args.token_budget or 8192
+    return with_reference(model, rows, roles, budget, mixed=args.bf16)
 
 
 def _references(

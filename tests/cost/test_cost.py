@@ -84,7 +84,7 @@ def test_zephyrs_training_by_hand(tmp_path: Path) -> None:
     verdicts = sum(line.usd for line in found.of("judge.alpaca_eval"))
     assert verdicts == pytest.approx(5 * 805 * (1300 * 10 + 1 * 30) / 1e6)
     states = training_bytes(found.shape, found.plan.study.base)
-    assert states == pytest.approx(16 * found.shape.parameters)
+    assert states == pytest.approx(16 * found.shape.parameters / 8), "eight shards"
 
 
 def test_lora_needs_the_adapters_optimiser_only() -> None:
@@ -141,10 +141,24 @@ def test_the_command_prints_a_budget_that_can_be_followed(name: str, tmp_path: P
         "× 2.50 USD",
         "Judge:",
         "Memory of training before the first row: weights:",
-        "too much for one H100 80 GB",
+        "GB usable on one H100 80 GB: fits",
+        "needs a node of 8 GPUs, and on each",
         "Assumptions:",
     ):
         assert text in result.output, text
+
+
+def test_a_plan_says_which_node_training_needs(tmp_path: Path) -> None:
+    recipes = (("zephyr-7b", "8 GPUs, and on each 14.5 GB"), ("phi-3-mini", "one GPU, and on each"))
+    for name, node in recipes:
+        study = tmp_path / f"{name}.yaml"
+        study.write_text(
+            f"name: which\nquestion: Which node?\nrecipe: {RECIPES / name}.yaml\nseeds: [0]\n"
+        )
+        result = CliRunner().invoke(
+            app, ["plan", str(study), "--store", str(tmp_path)], env={"COLUMNS": "300"}
+        )
+        assert f"needs a node of {node}" in result.output, result.output
 
 
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from harness.model import policy
 from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import CheckpointError
 from harness.model.policy import load_policy
@@ -458,3 +459,21 @@ def test_a_reward_model_starts_from_a_whole_policy_with_a_new_head_only(tmp_path
             reward.train_reward_model(folder, prompts, tmp_path / "never", settings)
     with pytest.raises(CheckpointError, match="reward head: a policy is saved without it"):
         reward.train_reward_model(ranker(tmp_path / "rm"), prompts, tmp_path / "no", settings)
+
+
+def test_a_gpu_holds_one_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process kept goes before the next is loaded, so that no device holds two."""
+    kept: list[int] = []
+
+    def loading(*_: Any, device: str, **__: Any) -> Any:
+        kept.append(len(policy._CACHE))
+        return tiny.model("llama", tiny.tokenizer())
+
+    monkeypatch.setattr(policy, "load_model", loading)
+    folders = [tiny.checkpoint(tmp_path / name) for name in ("a", "b", "c")]
+    policy.release_policies()
+    for folder in folders:
+        load_policy(folder, device="cuda")
+    load_policy(folders[0], device="cuda", cached=False)
+    assert kept == [0, 0, 0, 0]
+    policy.release_policies()

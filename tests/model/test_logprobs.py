@@ -14,6 +14,7 @@ from torch import nn
 
 from harness.model import attention as shared_prefix
 from harness.model import head as head_module
+from harness.model.attention import add_sequences
 from harness.model.head import head_logps, plain_head
 from harness.model.logprobs import (
     PackedPrompt,
@@ -54,11 +55,42 @@ def model_of(architecture: str, dtype: torch.dtype = torch.float32, **changes: A
     return tiny.model(architecture, Tokens(), **changes).to(dtype)
 
 
-@pytest.fixture(params=["padded", "blocks"])
+def flash_on_cpu(queries: Any, keys: Any, values: Any, *sizes: Any, **options: Any) -> Any:
+    """What FlashAttention computes of sequences of different lengths, one after the other."""
+    assert options["enable_gqa"]
+    query_starts, key_starts, most_queries, most_keys = sizes
+    left, right = options["window_size"]
+    pieces = []
+    for number in range(len(query_starts) - 1):
+        q = queries[query_starts[number] : query_starts[number + 1]].transpose(0, 1)
+        inside = slice(key_starts[number], key_starts[number + 1])
+        k, v = keys[inside].transpose(0, 1), values[inside].transpose(0, 1)
+        assert q.shape[1] <= most_queries
+        assert k.shape[1] <= most_keys
+        last = torch.arange(k.shape[1])
+        distance = last[-q.shape[1] :, None] - last[None, :]
+        seen = distance >= -right
+        if left >= 0:
+            seen &= distance <= left
+        groups = q.shape[0] // k.shape[0]
+        scores = q @ k.repeat_interleave(groups, 0).transpose(1, 2) * options["scale"]
+        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
+        pieces.append((weights @ v.repeat_interleave(groups, 0)).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.fixture(params=["padded", "blocks", "sequences"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(
-        shared_prefix, "SHORT_PROMPT_TOKENS", 10_000 if request.param == "padded" else 0
+        shared_prefix, "SHORT_PROMPT_TOKENS", 0 if request.param == "blocks" else 10_000
     )
+    if request.param == "sequences":  # a GPU's form, with its kernel's part done here
+        monkeypatch.setattr(shared_prefix, "varlen_attn", flash_on_cpu)
+        monkeypatch.setattr(shared_prefix, "VARLEN_TAKES", ("window_size", "enable_gqa"))
+        monkeypatch.setattr(shared_prefix, "flash_computes", lambda *_: True)
+        monkeypatch.setattr(
+            shared_prefix, "add_padded_form", lambda layout: add_sequences(layout, "cpu")
+        )
     return str(request.param)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import json
+import math
 import os
 import random
 import signal
@@ -31,6 +32,7 @@ from tests import plain, tiny
 from tests.preferences import ROLES, run_train, stage_inputs, train_task
 
 ROOT = Path(__file__).parents[2]
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
 
 
 @pytest.fixture(scope="module")
@@ -532,12 +534,28 @@ def test_ways_to_train(changes: dict[str, Any], inputs: dict[str, Path], tmp_pat
     assert str(after.model.dtype).endswith(settings.get("dtype", "float32"))
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
 def test_gradient_checkpointing_changes_memory_not_numbers(
-    inputs: dict[str, Path], tmp_path: Path
+    lora: Any, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    run_train(inputs, tmp_path / "a", gradient_checkpointing=True)
-    run_train(inputs, tmp_path / "b")
+    run_train(inputs, tmp_path / "a", lora=lora, gradient_checkpointing=True)
+    run_train(inputs, tmp_path / "b", lora=lora)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("budget", "most"), [(8192, 1e-6), (300, 2e-4)], ids=["whole", "cut"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_bfloat16_begins_at_log_2(lora: Any, budget: int, most: float, tmp_path: Path) -> None:
+    """Policy and reference are the same numbers before the first step; of rows that were cut into
+    other batches, the same but for the rounding of other shapes.
+    """
+    scoring = {"dtype": "bfloat16", "mixed": lora is None}
+    inputs = stage_inputs(tmp_path, scoring=scoring, count=30)
+    runtime = {"token_budget": budget}
+    settings = {"dtype": "bfloat16", "lora": lora, "batch_size": 30, "epochs": 1}
+    run_train(inputs, tmp_path / "out", runtime=runtime, **settings)
+    (step,) = steps_of(tmp_path / "out")
+    assert step["loss"] == pytest.approx(math.log(2), abs=most)
 
 
 RANKS = """

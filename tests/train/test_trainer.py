@@ -481,6 +481,17 @@ def test_metrics_of_the_first_step_by_hand(tmp_path: Path) -> None:
         assert entry[name] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("precomputed", [True, False])
+def test_bfloat16_begins_at_log_2(precomputed: bool, tmp_path: Path) -> None:
+    """Reference log-probabilities are computed in the precision of the policy's."""
+    args = config(
+        tmp_path, bf16=True, max_steps=1, precompute_ref_log_probs=precomputed, global_batch_size=12
+    )
+    trainer = PreferenceTrainer(model(), args, rows(12))
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+
+
 def test_ten_lines(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer("zephyr")
     policy = tiny.model("mistral", tokenizer)

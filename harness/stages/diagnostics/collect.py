@@ -59,6 +59,9 @@ class Policies:
     """The stage's policies by role, distinct checkpoints once."""
 
     def __init__(self, task: StageTask[DiagnosticsTask]) -> None:
+        settings = task.settings
+        samples = settings.backend == "transformers"
+        attention = settings.attention if samples else settings.scoring_attention
         self.names: dict[str, str] = {}
         self.loaders: dict[str, Callable[[], Policy]] = {}
         for role, name in ROLES.items():
@@ -67,8 +70,8 @@ class Policies:
             self.loaders[checkpoint] = partial(
                 load_policy,
                 task.inputs[name],
-                dtype=task.settings.dtype,
-                attention=task.settings.attention,
+                dtype=settings.dtype,
+                attention=attention,
                 device=task.runtime.device,
             )
 
