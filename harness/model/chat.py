@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from harness.model.template import (
+    ANSWER,
     ANSWERED,
     FORMS,
     Messages,
@@ -285,12 +286,13 @@ def preflight(tokenizer: Any) -> None:
     the tokens.
 
     Looks for: no template, one that draws at random, doubled BOS, a BOS that the tokenizer adds, no
-    end-of-turn token, a template that rewrites the prompt when the answer is added, drops or
-    rewrites a turn, or ignores the generation prompt.
+    end-of-turn token, text that does not come back from its tokens, a template that rewrites the
+    prompt when the answer is added, drops or rewrites a turn, or ignores the generation prompt.
     """
     if re.search(r"\|\s*random\b|\blipsum\s*\(", template_of(tokenizer)):
         raise HarnessError("the chat template draws at random: what it writes cannot be repeated")
     check_own_method(tokenizer)
+    _check_text_comes_back(tokenizer)
     for messages in FORMS:
         whole = render(tokenizer, [*messages, ANSWERED], generation=False)
         try:
@@ -298,6 +300,17 @@ def preflight(tokenizer: Any) -> None:
         except HarnessError as error:
             shown = _shown(tokenizer, _encode(tokenizer, whole))
             raise HarnessError(f"{error}. Tokens: {shown}") from error
+
+
+def _check_text_comes_back(tokenizer: Any) -> None:
+    """What is drawn is judged and trained on as text."""
+    ids = _encode(tokenizer, ANSWER)
+    found = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    if tokenizer.unk_token_id not in ids and found != ANSWER:
+        raise HarnessError(
+            f"the tokenizer does not give back the text of its tokens: {ANSWER!r} becomes "
+            f"{found!r} (does tokenizer.json lack its decoder, or lower its text?)"
+        )
 
 
 def _check_form(tokenizer: Any, messages: Messages, whole: str) -> None:

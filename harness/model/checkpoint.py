@@ -88,11 +88,11 @@ def check_checkpoint(
 ) -> CheckpointSummary:
     """Check a stage's or a checkpoint's folder against the model that its config.json describes.
 
-    Names, shapes, types and layers from the files' headers; the tokenizer's ids against the
-    embedding; with ``values`` every weight is read and must be finite (``load_model`` looks at them
-    itself). tokenizer: the folder's, where it is loaded already. PairRM's own network is checked
-    where it is loaded. Raises CheckpointError, and HarnessError for pickled weights or repository
-    code that is not allowed by name.
+    Names, shapes, types and layers from the files' headers; the ids of tokenizer and end tokens
+    against the embedding; with ``values`` every weight is read and must be finite (``load_model``
+    looks at them itself). tokenizer: the folder's, where it is loaded already. PairRM's own network
+    is checked where it is loaded. Raises CheckpointError, and HarnessError for pickled weights or
+    repository code that is not allowed by name.
     """
     path, where = model_folder(Path(folder)), location(Path(folder))
     source = str(where.get("source", path))
@@ -107,6 +107,8 @@ def check_checkpoint(
     _check_tied(fit.model, stored)
     tokenizer = tokenizer or stored_tokenizer.load(path, trust_remote_code=code)
     _check_vocabulary(fit.model, source, tokenizer)
+    if head != "sequence":
+        _check_stops(fit.model, path, source)
     if head == "new":
         config.num_labels = 1
         fit = _dry_load(stored, config, head, code)
@@ -345,6 +347,24 @@ def _check_vocabulary(model: Any, source: str, tokenizer: Any) -> None:
             f"{first}{more}. Give the checkpoint's own tokenizer, or resize the embedding "
             "(resize_token_embeddings) and train it"
         )
+
+
+def _check_stops(model: Any, path: Path, source: str) -> None:
+    """The tokens that end an answer, by the two files that name some, have rows of the embedding.
+    transformers goes on without a generation config that it cannot read.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    for name in ("config.json", "generation_config.json"):
+        if not (path / name).is_file():
+            continue
+        listed = settings_of(path / name, source).get("eos_token_id")
+        for number in listed if isinstance(listed, list) else [listed]:
+            if number is not None and not (isinstance(number, int) and 0 <= number < rows):
+                raise CheckpointError(
+                    f"{source}: {name} ends answers with eos_token_id {number!r}, which is no row "
+                    f"of the embedding (0 to {rows - 1}); fetch the file again, or set the "
+                    "tokenizer's own id"
+                )
 
 
 # -- what to do ------------------------------------------------------------------------------------

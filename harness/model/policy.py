@@ -13,7 +13,7 @@ from harness.model.chat import stop_tokens
 from harness.model.checkpoint import check_checkpoint, load_model
 from harness.model.checkpoint_files import location, model_folder
 from harness.model.template import chosen, told
-from harness.records import HarnessError, first_line
+from harness.records import HarnessError
 from harness.study.sections import Argument
 
 TEMPLATE = ("chat_template", "template_name", "template_date", "template_arguments")
@@ -57,7 +57,10 @@ def template_settings(
     """
     text, name = "", asked
     if Path(asked).is_file():
-        text, name = Path(asked).read_text(encoding="utf-8"), ""
+        try:
+            text, name = Path(asked).read_text(encoding="utf-8"), ""
+        except UnicodeDecodeError as error:
+            raise HarnessError(f"model.chat_template: {asked} is no UTF-8 ({error})") from error
     return dict(zip(TEMPLATE, (text, name, day, dict(arguments or {})), strict=True))
 
 
@@ -141,11 +144,7 @@ def load_tokenizer(
     where = {**location(folder), **(template or {})}
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
     may_run_code = bool(trust) and trust == where.get("source", str(path))
-    try:
-        tokenizer = stored_tokenizer.load(path, trust_remote_code=may_run_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        message = f"{path}: cannot load the tokenizer ({first_line(error, 300)})"
-        raise HarnessError(message) from error
+    tokenizer = stored_tokenizer.load(path, trust_remote_code=may_run_code)
     own = chosen(tokenizer.chat_template, str(where.get("template_name", "")))
     text = str(where.get("chat_template") or own)
     day, arguments = str(where.get("template_date", "")), where.get("template_arguments")

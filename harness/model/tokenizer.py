@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.records import HarnessError
+from harness.model.checkpoint_files import settings_of
+from harness.records import HarnessError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,6 +38,7 @@ PROBES = (
 JOINTS = ("Hi{}there", "Hi {} there", "Hi.{}\nThere", "{} Hi")
 """Around special tokens: some pipelines begin every piece of text between them anew."""
 MARKS_TRIED = 8
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SETTINGS = (
     ("pre_tokenizer", "ByteLevel", "add_prefix_space", "add_prefix_space"),
     ("normalizer", "BertNormalizer", "do_lower_case", "lowercase"),
@@ -53,24 +55,25 @@ def load(path: Path, *, trust_remote_code: bool = False) -> Any:
 
     The class the folder names is kept when it agrees with the file, and always when it is the
     repository's own code; otherwise the file is loaded as it is, without that class. What
-    ``tokenizer_config.json`` sets beside the file (``SETTINGS``) counts as stored. Raises what
-    transformers raises for a folder without a readable tokenizer, and HarnessError when the file
-    cannot be read or followed, or there is a sentencepiece model in its place.
+    ``tokenizer_config.json`` sets beside the file (``SETTINGS``) counts as stored. Raises
+    HarnessError for a folder without a readable tokenizer, when the file cannot be followed, and
+    when there is a sentencepiece model in its place.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     _check_stored(Path(path), trust_remote_code)
-    named: Any = AutoTokenizer.from_pretrained(
-        path, local_files_only=True, trust_remote_code=trust_remote_code
-    )
     file = Path(path) / "tokenizer.json"
+    stored = _read(file) if file.is_file() else None
+    named = _named(Path(path), trust_remote_code)
     if (
-        not file.is_file()
+        stored is None
         or not hasattr(named, "backend_tokenizer")
         or not type(named).__module__.startswith("transformers.")
     ):
         return named
-    stored = _read(file)
+    # transformers asks for neither unless it is told to, whatever the file says.
+    named.backend_tokenizer.no_padding()
+    named.backend_tokenizer.no_truncation()
     texts = _texts(stored, named)
     if first_difference(stored, named.backend_tokenizer, texts) is None:
         return named
@@ -88,16 +91,30 @@ def load(path: Path, *, trust_remote_code: bool = False) -> Any:
     )
 
 
+def _named(path: Path, trust_remote_code: bool) -> Any:
+    """What transformers makes of the folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # of any kind, by which of its files is wrong
+        raise HarnessError(
+            f"{path}: cannot load the tokenizer ({type(error).__name__}: {first_line(error, 300)})"
+        ) from error
+
+
 def _check_stored(path: Path, own_code: bool) -> None:
-    """Raise HarnessError for a sentencepiece or tiktoken model without the ``tokenizer.json`` made
-    of it: what transformers 5 makes (without the package, from the bytes as tiktoken's) loses the
-    blank before a text and the pieces of several. A repository's own class reads it itself.
+    """Raise HarnessError for a file of settings that holds none, and for a sentencepiece or
+    tiktoken model without the ``tokenizer.json`` made of it: what transformers 5 makes (without the
+    package, from the bytes as tiktoken's) loses the blank before a text and the pieces of several.
+    A repository's own class reads it itself.
     """
+    found = {name: settings_of(path / name, str(path)) for name in FILES if (path / name).is_file()}
     models = sorted(file.name for file in path.glob("*.model"))
-    beside = path / "tokenizer_config.json"
-    if not models or (path / "tokenizer.json").is_file():
-        return
-    if own_code and beside.is_file() and "auto_map" in beside.read_text(encoding="utf-8"):
+    own = own_code and "auto_map" in found.get("tokenizer_config.json", {})
+    if not models or own or (path / "tokenizer.json").is_file():
         return
     raise HarnessError(
         f"{path}: has {models[0]} but no tokenizer.json, and what the installed transformers makes "
@@ -135,7 +152,9 @@ def _read(file: Path) -> Tokenizer:
                 content[part][stored_as] = asked[name]
         stored: Tokenizer = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises nothing narrower
-        raise HarnessError(f"{file}: cannot be read as a tokenizer ({str(error)[:200]})") from error
+        raise HarnessError(
+            f"{file}: cannot be read as a tokenizer ({first_line(error)}); fetch or save it again"
+        ) from error
     stored.no_padding()
     stored.no_truncation()
     return stored

@@ -268,6 +268,22 @@ def test_a_repositorys_own_way_of_writing_turns_must_be_its_templates(
         chat.preflight(made)
 
 
+@pytest.mark.parametrize(("part", "found"), [("decoder", "F i n e"), ("normalizer", "fine tha")])
+def test_text_must_come_back_from_its_tokens(part: str, found: str, tmp_path: Path) -> None:
+    file = tiny.save(tiny.tokenizer("chatml"), tmp_path) / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    stored[part] = {"type": "Lowercase"} if part == "normalizer" else None
+    file.write_text(json.dumps(stored))
+    with pytest.raises(HarnessError, match=f"'Fine thanks' becomes '{found}"):
+        chat.preflight(load_tokenizer(tmp_path))
+
+
+def test_a_template_file_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_bytes(b"\xe9")
+    with pytest.raises(HarnessError, match=r"model\.chat_template: .*own\.jinja is no UTF-8"):
+        template_settings(str(tmp_path / "own.jinja"))
+
+
 @pytest.mark.parametrize("broken", ["{{ 1 + 'a' }}", "{% for m in %}", "{{ messages.x.y.z }}"])
 def test_a_template_that_fails_is_told_in_its_own_words(broken: str) -> None:
     with pytest.raises(HarnessError, match=r"the chat template refuses a conversation with roles"):

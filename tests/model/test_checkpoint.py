@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -22,7 +23,7 @@ from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import CheckpointError
 from harness.model.policy import load_policy
 from harness.rankers import reward_model
-from harness.records import Prompt
+from harness.records import HarnessError, Prompt
 from harness.stages import base, reward
 from tests import tiny
 from tests.tasks import settings_of, stage_task
@@ -239,6 +240,58 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+GENERATION = "generation_config.json"
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a cut generation config": (beside(GENERATION, '{"eos'), f"{GENERATION} cannot be read"),
+    "a generation config that is a list": (beside(GENERATION, "[]"), "holds no settings, but '"),
+    "an end token by its text": (
+        beside(GENERATION, '{"eos_token_id": "</s>"}'),
+        f"{GENERATION} ends answers with eos_token_id '</s>', which is no row",
+    ),
+    "an end token beyond the rows": (
+        beside(GENERATION, '{"eos_token_id": [256, 128009]}'),
+        r"ends answers with eos_token_id 128009, which is no row of the embedding \(0 to 261\)",
+    ),
+    "another end token of the model": (
+        configured(eos_token_id=262),
+        r"config\.json ends ans.* 262",
+    ),
+    "a cut tokenizer config": (
+        beside("tokenizer_config.json", "{"),
+        "tokenizer_config.json cannot",
+    ),
+    "a list of settings": (beside("tokenizer_config.json", "[]"), "tokenizer_config.json holds no"),
+    "a cut tokenizer": (beside("tokenizer.json", "{"), "cannot be read as a tokenizer"),
+    "an empty tokenizer": (beside("tokenizer.json"), "cannot be read as a tokenizer"),
+    "a pointer in place of the tokenizer": (
+        beside("tokenizer.json", "version https://git-lfs.github.com/spec/v1"),
+        "cannot be read as a tokenizer",
+    ),
+    "special tokens that are a list": (
+        beside("special_tokens_map.json", "[]"),
+        "holds no settings",
+    ),
+    "a template that is no UTF-8": (
+        lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xe9"),
+        "cannot load the tokenizer .*UnicodeDecodeError",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_file_beside_the_weights_that_holds_no_settings_is_told(
+    case: str, tmp_path: Path
+) -> None:
+    """transformers passes over a generation config that it cannot read: answers would not end."""
+    spoil, message = BROKEN[case]
+    folder = tiny.checkpoint(tmp_path / "policy")
+    spoil(folder)
+    for load in (load_policy, lambda where: located(where, tmp_path / "out")):
+        with pytest.raises(HarnessError, match=message) as raised:
+            load(folder)
+        assert str(folder) in str(raised.value)
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_no_policy_is_loaded_that_was_not_saved_so(case: str, tmp_path: Path) -> None:
     """By a load, and before it by the stage that takes a checkpoint into a study."""
@@ -273,6 +326,14 @@ def pickled_beside(folder: Path) -> None:
     torch.save({"lm_head.weight": torch.zeros(3)}, folder / "pytorch_model.bin")
 
 
+def cutting_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    stored = Tokenizer.from_file(str(file))
+    stored.enable_truncation(4)
+    stored.enable_padding(length=64)
+    stored.save(str(file))
+
+
 RIGHT: dict[str, Callable[[Path], None]] = {
     "in shards": sharded,
     "named as by the body alone": bare_names,
@@ -284,6 +345,7 @@ RIGHT: dict[str, Callable[[Path], None]] = {
     ),
     "beside pickled weights, which are not read": pickled_beside,
     "beside what a trainer leaves": beside("trainer_state.json"),
+    "with a tokenizer that was saved as it cut and filled up": cutting_tokenizer,
 }
 
 
