@@ -1,7 +1,11 @@
-"""Files that are whole or absent: hashes, atomic and exclusive writes, flushing to disk."""
+"""Files that are whole or absent: hashes, atomic and exclusive writes, flushing to disk; and files
+that one process holds.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import uuid
@@ -59,6 +63,25 @@ def write_exclusive(path: Path, text: str, temporary: Path | None = None) -> Non
         os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def held(path: Path) -> int | None:
+    """Descriptor of the file (made where it is missing), open for appending, while this process
+    alone holds it; None where another does. The kernel lets go when the descriptor is closed or its
+    owner dies.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last owner may have deleted it between our opening and our lock.
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.ENOENT):
+            os.close(descriptor)
+            raise
+    os.close(descriptor)
+    return None
 
 
 def sync_tree(folder: Path) -> None:

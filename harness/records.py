@@ -359,15 +359,20 @@ _ENCODER = json.JSONEncoder(
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
     """Write rows (dataclasses or mappings) one JSON object a line and flush them to disk; returns
-    the number of rows.
+    the number of rows. A kill or a full disk leaves what was there before.
     """
-    count = 0
-    with open(path, "w", encoding="utf-8") as handle:
-        for row in rows:
-            handle.write(canonical_json(row) + "\n")
-            count += 1
-        handle.flush()
-        os.fsync(handle.fileno())
+    count, part = 0, path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "w", encoding="utf-8") as handle:
+            for row in rows:
+                handle.write(canonical_json(row) + "\n")
+                count += 1
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return count
 
 

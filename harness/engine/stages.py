@@ -53,7 +53,7 @@ STAGES: Mapping[str, Stage] = {
     "reference": Stage(
         "harness.stages.reference:run", tasks.ReferenceTask, seconds=0.3, accelerator=True
     ),
-    "average": Stage("harness.stages.average:run", tasks.AverageTask, seconds=0.1),
+    "average": Stage("harness.stages.reference:average", tasks.AverageTask, seconds=0.1),
     "train": Stage("harness.stages.train:run", tasks.TrainTask, seconds=3, accelerator=True),
     "answer": Stage("harness.stages.answer:run", tasks.AnswerTask, seconds=1, accelerator=True),
     **{

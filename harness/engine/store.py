@@ -28,6 +28,7 @@ from typing import Any
 from harness.files import (
     RECORD,
     hash_file,
+    held,
     names,
     sync_folder,
     sync_tree,
@@ -148,29 +149,21 @@ class Store:
         """
         path = self.root / "locks" / f"{key}.lock"
         try:
-            opened = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+            lease = held(path)
         except OSError as error:
             raise self._unwritable(error) from error
-        with opened as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                yield False
-                return
-            if not _same_file(handle.fileno(), path):
-                yield False
-                return
-            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-            with contextlib.suppress(OSError):  # nameless on a full disk, and still a lease
-                os.ftruncate(handle.fileno(), 0)
-                os.write(handle.fileno(), canonical_json(owner).encode())
-            try:
-                yield True
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
+        if lease is None:
+            yield False
+            return
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        with contextlib.suppress(OSError):  # nameless on a full disk, and still a lease
+            os.ftruncate(lease, 0)
+            os.write(lease, canonical_json(owner).encode())
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(lease)
 
     def is_locked(self, key: str) -> bool:
         path = self.root / "locks" / f"{key}.lock"
@@ -457,10 +450,3 @@ def check_schema(root: Path) -> None:
             f"{path}: the store has schema {found}, this version reads and writes "
             f"{SCHEMA_VERSION}. Give another folder with --store, or use the version that wrote it"
         )
-
-
-def _same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.fstat(descriptor).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False

@@ -12,7 +12,6 @@ attempts or errors' traces, byte-identical for equal replies.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.files import held
 from harness.records import FINAL_STATUSES, HarnessError, canonical_json, read_jsonl, write_jsonl
 
 JOURNAL_NAME = "judge.journal.jsonl"
@@ -164,12 +164,9 @@ def finalise(
             continue
         kept = {name: row[name] for name in COMMITTED_FIELDS if name in row}
         rows[identity] = {**(extra or {}).get(identity[:2], {}), **kept}
-    partial = out.with_name(out.name + ".partial")
     try:
-        write_jsonl(partial, [rows[identity] for identity in sorted(rows)])
-        os.replace(partial, out)
+        write_jsonl(out, [rows[identity] for identity in sorted(rows)])
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise HarnessError(
             f"{out}: cannot write ({error.strerror}); the journal is kept, free some space and "
             "run again"
@@ -186,24 +183,14 @@ def _open_locked(path: Path, wait_s: float) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + wait_s
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(handle).st_ino == os.stat(path).st_ino:
-                return handle  # else: finished and deleted by its owner while we waited
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(handle)
-                raise HarnessError(
-                    f"{path}: another process has been judging into this journal for {wait_s:g} "
-                    "s; wait for it or stop it"
-                ) from None
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+    while (handle := held(path)) is None:
+        if time.monotonic() > until:
+            raise HarnessError(
+                f"{path}: another process has been judging into this journal for {wait_s:g} s; "
+                "wait for it or stop it"
+            )
         time.sleep(0.05)
+    return handle
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
-from harness.files import hash_file
+from harness.files import hash_file, write_atomic
 from harness.records import HarnessError, content_hash
 
 IGNORED = frozenset(
@@ -77,10 +78,5 @@ class _Memory:
         """
         if not self.new:
             return
-        part = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self._read() | self.new, sort_keys=True), encoding="utf-8")
-            os.replace(part, self.file)
-        except OSError:
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(HarnessError, OSError):
+            write_atomic(self.file, json.dumps(self._read() | self.new, sort_keys=True))

@@ -1,5 +1,5 @@
 """Stage `reference`: log pi_ref of every response of every pair, once per (policy, pairs), shared
-by all that train from them.
+by all that train from them. Stage `average`: the moving pi_ref of ``loop.reference_policy: ema``.
 
 Written: reference.parquet, one row per (pair, role): row (place in pairs.jsonl), prompt_id, role,
 logp (nats, summed over the response's tokens, end of turn included), tokens.
@@ -7,12 +7,15 @@ logp (nats, summed over the response's tokens, end of turn included), tokens.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from harness.model.policy import load_policy
 from harness.records import StageOutcome, StageTask
-from harness.study.tasks import ReferenceTask
+from harness.study.tasks import AverageTask, ReferenceTask
 from harness.train.batching import PreferenceRow, encode_pairs, with_others, with_reference
 
 FILE = "reference.parquet"
@@ -62,3 +65,29 @@ def write_reference(path: Path, rows: Sequence[PreferenceRow]) -> int:
         pa.table(columns, schema=pa.schema(list(types.items()))), path, compression="zstd"
     )
     return len(flat)
+
+
+def average(task: StageTask[AverageTask]) -> StageOutcome:
+    """Write the policy's folder with its parameters replaced by d average + (1 - d) policy,
+    computed in float32 and stored in the run's precision. d: ``decay``.
+    """
+    settings = task.settings
+    former, policy = (
+        load_policy(
+            task.inputs[name],
+            dtype="float32",
+            attention=settings.scoring_attention,
+            device="cpu",
+            cached=False,
+        ).model
+        for name in ("average", "policy")
+    )
+    kept = dict(former.named_parameters())
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.lerp_(kept[name], settings.decay)
+    shutil.copytree(task.inputs["policy"] / "model", task.out / "model", dirs_exist_ok=True)
+    for file in (task.out / "model").glob("*.safetensors*"):
+        file.unlink()
+    policy.to(getattr(torch, settings.dtype)).save_pretrained(task.out / "model")
+    return StageOutcome(rows=len(kept))

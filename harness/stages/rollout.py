@@ -8,7 +8,6 @@ has a seed of its own.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -246,6 +245,5 @@ def _draw(
     ]
     done.update({(r.prompt_id, r.sample, r.seed): r for r in drawn})
     responses = [done[w.prompt.id, w.sample, w.seed] for w in wanted]
-    write_jsonl(file.with_suffix(".part"), responses)
-    os.replace(file.with_suffix(".part"), file)
+    write_jsonl(file, responses)
     return responses, drawn

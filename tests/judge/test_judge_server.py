@@ -24,7 +24,7 @@ import pytest
 
 from harness.evaluate import libraries
 from harness.judge.client import JOURNAL_NAME, JudgeClient, JudgeRequest
-from harness.pocket import judge_opinion, judge_prompts, oracle
+from harness.pocket import judge_opinion, oracle
 from harness.pocket.judge_opinion import OPINION, surface_quality, verdict
 from harness.pocket.judge_server import FaultRates, JudgeServer, serve, shared_server
 from harness.study.sections import JudgeSettings
@@ -72,7 +72,7 @@ def alpaca_prompt(instruction: str, output_1: str, output_2: str) -> str:
     assert spec is not None
     assert spec.submodule_search_locations
     template = (
-        Path(spec.submodule_search_locations[0]) / judge_prompts.ALPACA_TEMPLATE
+        Path(spec.submodule_search_locations[0]) / judge_opinion.ALPACA_TEMPLATE
     ).read_text()
     values = {"instruction": instruction, "output_1": output_1, "output_2": output_2}
     return re.sub(r"\{(instruction|output_1|output_2)\}", lambda match: values[match[1]], template)
@@ -260,8 +260,8 @@ def test_fastchats_own_caller_and_parser_read_the_rating(
 # -- reading prompts -------------------------------------------------------------------------------
 
 
-def read(text: str) -> judge_prompts.Judgment:
-    found = judge_prompts.read(user(text))
+def read(text: str) -> judge_opinion.Judgment:
+    found = judge_opinion.read(user(text))
     assert found is not None
     return found
 
@@ -363,7 +363,7 @@ def test_every_alpaca_eval_prompt_is_read_back_exactly(shared_data: Path) -> Non
         if path.parent.name == "NullModel":
             continue  # its answer is an attack on this very prompt: see below
         for row in json.loads(path.read_text()):
-            found = judge_prompts.read(
+            found = judge_opinion.read(
                 alpaca_user(row["instruction"], row["output_1"], row["output_2"])
             )
             assert found is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from harness.model.policy import load_policy
-from harness.stages import average
+from harness.stages.reference import average
 from tests import tiny
 from tests.tasks import stage_task
 
@@ -25,7 +25,7 @@ def test_parameters_are_averaged_and_the_folder_is_a_policy(tmp_path: Path) -> N
     folders["average"] = elsewhere
     out = tmp_path / "out"
     out.mkdir()
-    average.run(stage_task("k", "average", {"decay": 0.75}, folders, out))
+    average(stage_task("k", "average", {"decay": 0.75}, folders, out))
     old, new, mixed = (
         dict(load_policy(folder).model.named_parameters())
         for folder in (folders["average"], folders["policy"], out)
