@@ -59,7 +59,8 @@ class Stage:
 @dataclass(frozen=True)
 class Run:
     """One arm with one seed. ``iterations[t]`` maps stage names to keys; ``c`` and ``kappa`` are
-    per iteration, from 1. baseline_run: name of the run that this one is compared with.
+    per iteration, from 1. baseline_run: name of the run that this one is compared with. given: it
+    was trained elsewhere, and its iterations are steps; absent: why a stage of a step is not there.
     """
 
     name: str
@@ -70,6 +71,13 @@ class Run:
     c: Mapping[int, float]
     kappa: Mapping[int, float]
     iterations: Mapping[int, Mapping[str, str]]
+    given: bool = False
+    absent: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> str:
+        """What its iterations are called before their number."""
+        return "step" if self.given else "iter"
 
     @property
     def arm_name(self) -> str:
@@ -101,7 +109,9 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        return f"{self.label}, iter {self.iteration}" if self.iteration > 0 else self.label
+        if self.iteration <= 0:
+            return self.label
+        return f"{self.label}, {self.runs[0].counted} {self.iteration}"
 
     @property
     def place(self) -> dict[str, object]:
@@ -169,6 +179,8 @@ def read_run(row: Mapping[str, Any]) -> Run:
         c=c,
         kappa=kappa,
         iterations=dict(sorted(iterations.items())),
+        given=bool(row.get("given")),
+        absent={int(step): reasons for step, reasons in row.get("absent", {}).items()},
     )
 
 
@@ -227,7 +239,7 @@ def read_scores(runs: Sequence[Run], stages: Mapping[str, Stage]) -> pd.DataFram
                 table = tables[key]
                 if table is not None and table.num_rows:
                     here = np.full(table.num_rows, number, dtype=np.int32)
-                    at = np.full(table.num_rows, iteration, dtype=np.int16)
+                    at = np.full(table.num_rows, iteration, dtype=np.int32)
                     table = table.append_column("run", pa.array(here))
                     parts.append(table.append_column("iteration", pa.array(at)))
     frame: pd.DataFrame
@@ -322,6 +334,11 @@ class StudyData:
     def last_iteration(self) -> int:
         return max((run.last_iteration for run in self.runs), default=0)
 
+    @cached_property
+    def iterations(self) -> list[int]:
+        """The iterations, or given steps, from the first model (0) on."""
+        return sorted({i for run in self.runs for i in run.iterations if i >= 0}) or [0]
+
     def own_last(self, arm: str) -> int:
         """An arm's last iteration: arms may differ in it (a study of the number of iterations)."""
         return max((run.last_iteration for run in self.arms.get(arm, ())), default=0)
@@ -397,7 +414,7 @@ class StudyData:
         if int(iteration) <= 0:
             label = run.start if iteration == "0" else "Base"
             return f"{label}, seed {run.seed}"
-        return f"{run.label}, iter {iteration}, seed {run.seed}"
+        return f"{run.label}, {run.counted} {iteration}, seed {run.seed}"
 
     # -- scores ------------------------------------------------------------------------------------
     @cached_property
@@ -545,7 +562,9 @@ class StudyData:
     def why_absent(self, run: Run, iteration: int, benchmark: str) -> str:
         """Why a run has no rows of a benchmark: the failed or missing stage, with its reason."""
         stage = self.stage_of(run, iteration, benchmark)
-        if stage is None or stage.state == "done":
+        if stage is None:
+            return run.absent.get(iteration, {}).get(self.scoring_stages.get(benchmark, ""), "")
+        if stage.state == "done":
             return ""
         return f"{stage.name} {stage.state}" + (f" ({stage.reason})" if stage.reason else "")
 

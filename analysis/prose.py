@@ -37,10 +37,15 @@ def after(data: StudyData, iteration: int) -> str:
     """ "after iteration 3"; where arms end at different iterations and the last is meant, that it
     is each arm's own.
     """
-    ends = {data.own_last(arm) for arm in data.arms}
+    ends, counted = {data.own_last(arm) for arm in data.arms}, counted_in(data)
     if iteration == data.last_iteration and len(ends) > 1:
-        return f"after each arm's last iteration ({min(ends)} to {max(ends)})"
-    return f"after iteration {iteration}"
+        return f"after each arm's last {counted} ({min(ends)} to {max(ends)})"
+    return f"after {counted} {iteration}"
+
+
+def counted_in(data: StudyData) -> str:
+    """What checkpoints are counted in."""
+    return "step" if any(run.given for run in data.runs) else "iteration"
 
 
 def named(label: str) -> str:
@@ -445,6 +450,13 @@ def conditions(data: StudyData) -> str:
         else f"{min(ends)} to {max(ends)} iterations"
     )
     parts = [f"{plural(len(data.arms), 'arm')} × {plural(len(data.seeds), 'seed')} × {iterations}"]
+    if any(run.given for run in data.runs):
+        steps = sum(len([step for step in run.iterations if step > 0]) for run in data.runs)
+        told = f"{plural(len(data.arms), 'arm')}, {plural(len(data.runs), 'run')}"
+        return (
+            f"{told}, {plural(steps, 'checkpoint')} after training, all made elsewhere: how they "
+            "were trained, and what a seed of theirs varied, is not known here."
+        )
     bases = {run.iterations.get(0, {}).get("base", "") for run in data.runs}
     if len(bases) == 1:
         parts.append("all runs start from one shared base, so every statement is conditional on it")

@@ -106,7 +106,7 @@ def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) 
             _read_prompts(data, stage, benchmark, book, cut)
             found |= _answers(data, run, iteration, stage.folder, benchmark, book, cut)
         if found:
-            name = f"{run.label}, seed {run.seed}, iter {iteration}"
+            name = f"{run.label}, seed {run.seed}, {run.counted} {iteration}"
             start = "base" if iteration < 0 else run.start.lower()
             names.append(name if iteration > 0 else f"{start}, seed {run.seed}")
             for key, turns in found.items():

@@ -195,7 +195,7 @@ def _drift(
     """One arm from the base on: every seed's point after every iteration, a line through means."""
     style, xs, ys = styles(data)[arm], [], []
     rows: list[Observation] = []
-    for iteration in range(data.last_iteration + 1):
+    for iteration in data.iterations:
         checkpoint = data.checkpoint(arm, iteration)
         rewards = measures.points(data, checkpoint, reward) if checkpoint else {}
         drifts = dict.fromkeys(rewards, 0.0)  # the base is at no distance from itself

@@ -49,7 +49,7 @@ def curve(axes: Axes, data: StudyData, measure: Measure, panel: str) -> list[Obs
     look, rows, arms = styles(data), [], list(data.arms)
     for number, arm in enumerate(arms):
         xs, means, errors, style = [], [], [], look[arm]
-        for iteration in range(data.last_iteration + 1):
+        for iteration in data.iterations:
             checkpoint = data.checkpoint(arm, iteration)
             points = measures.points(data, checkpoint, measure) if checkpoint else {}
             if not checkpoint or not points:
@@ -163,7 +163,7 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     rows = curve(left, data, measure, "left")
     left.set_ylabel(axis_label(measure))
     left.set_title("by iteration")
-    at = min(2, data.last_iteration)
+    at = data.iterations[: 2 + 1][-1]
     rewards = {arm: _rewards(data, arm, at, reward) for arm in data.arms}
     outlines = [Outline(look[a].label, look[a], found) for a, found in rewards.items() if found]
     if not rows and not outlines:
@@ -193,10 +193,12 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
 
 def _by_iteration(axes: Axes, data: StudyData, arm: str, reward: Measure) -> list[Observation]:
     """An arm's histograms, light to dark with the iteration."""
-    count, outlines = data.last_iteration + 1, []
-    for i, colour in enumerate(ramp("cividis", 0.85, 0.0, count)[: data.own_last(arm) + 1]):
-        label = f"iter {i}" if i else "base"
-        style = ArmStyle(colour, MARKERS[i % len(MARKERS)], LINES[(i + 1) % len(LINES)], label)
+    outlines, counted = [], data.runs[0].counted
+    colours = ramp("cividis", 0.85, 0.0, len(data.iterations))
+    for place, (i, colour) in enumerate(zip(data.iterations, colours, strict=False)):
+        label = f"{counted} {i}" if i else "base"
+        mark, line = MARKERS[place % len(MARKERS)], LINES[(place + 1) % len(LINES)]
+        style = ArmStyle(colour, mark, line, label)
         if found := _rewards(data, arm, i, reward):
             outlines.append(Outline(label, style, found))
     if not outlines:

@@ -202,7 +202,7 @@ def table_differences_by_iteration(data: StudyData) -> Table | Unavailable:
     measure = found.primary_measure
     declared = {(c.measure.key, c.iteration, c.arm): c for c in found.declared}
     rows = []
-    for iteration in range(1, data.last_iteration + 1):
+    for iteration in [one for one in data.iterations if one > 0]:
         for c in findings.compare_arms(data, measure, iteration):
             rows.append(declared.get((c.measure.key, c.iteration, c.arm), c))
     title = f"{measure.name}: differences to {_baseline(data)} by iteration"

@@ -43,13 +43,15 @@ class Node:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A cell's stages: for every iteration of the method (`iterations_of`), from the base on, a
-    mapping of stage name to key; and its coefficients.
+    """A cell's stages: for every iteration of the method (`iterations_of`), from the base on, or
+    every step that is given, a mapping of stage name to key; and its coefficients (none of a given
+    step). absent: why a stage of a step is not there.
     """
 
     cell: Cell
     iterations: Mapping[int, Mapping[str, str]]
     coefficients: Mapping[int, Mapping[str, float]]
+    absent: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def last(self) -> Mapping[str, str]:
@@ -149,6 +151,11 @@ def with_fingerprints(settings: Section, fingerprints: Mapping[str, str]) -> Sec
             filled = with_fingerprints(value, fingerprints)
             if filled is not value:
                 changes[name] = filled
+        elif name in settings.flattened:
+            entries = {key: one for key, one in value.items() if isinstance(one, Section)}
+            within = {key: with_fingerprints(one, fingerprints) for key, one in entries.items()}
+            if any(within[key] is not one for key, one in entries.items()):
+                changes[name] = {**value, **within}
         elif name + FINGERPRINT in fields and value in fingerprints:
             changes[name + FINGERPRINT] = fingerprints[value]
     return settings.model_copy(update=changes) if changes else settings
@@ -296,9 +303,11 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
             "label": run.cell.label,
             "seed": run.cell.seed,
             "baseline_run": run.cell.baseline_run,
-            "alpha": [n["alpha"] for n in run.coefficients.values()],
-            "c": [n["c"] for n in run.coefficients.values()],
-            "kappa": [n["kappa"] for n in run.coefficients.values()],
+            "alpha": [n.get("alpha") for n in run.coefficients.values()],
+            "c": [n.get("c") for n in run.coefficients.values()],
+            "kappa": [n.get("kappa") for n in run.coefficients.values()],
+            "given": bool(run.cell.given),
+            "absent": run.absent,
             "iterations": [
                 {"iteration": i, "stages": dict(stages)} for i, stages in run.iterations.items()
             ],

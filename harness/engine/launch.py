@@ -17,9 +17,10 @@ from harness.data.hub import commit_of
 from harness.engine.execute import Executor, Inline, Listener, Pool, Summary, execute
 from harness.engine.graph import Plan, manifest
 from harness.engine.ray import RayExecutor
-from harness.engine.runs import build_plan, files_of, hub_of
+from harness.engine.runs import build_plan, named_by
 from harness.engine.store import Store
 from harness.files import hash_file
+from harness.model.checkpoint_files import check_no_adapter
 from harness.model.fingerprint import fingerprint
 from harness.model.shape import shape_of
 from harness.records import HarnessError, content_hash, is_hub_id
@@ -37,9 +38,15 @@ def fingerprints(study: Study) -> dict[str, str]:
     """Content hash of every file and checkpoint folder the study's recipes use, and the commit of
     everything from the hub. A missing file is an error here, before any compute.
     """
-    hub = {one for cell in study.cells for one in hub_of(cell.recipe)}
+    for row in (row for cell in study.cells for row in cell.given.values()):
+        folder = Path(row.checkpoint)
+        if row.checkpoint and folder.is_dir() and not (folder / "config.json").is_file():
+            where = f"{row.place}: column 'checkpoint': {row.checkpoint}"
+            check_no_adapter(folder, where)
+            raise HarnessError(f"{where}: this folder is no checkpoint (no config.json)")
+    names, hub = named_by(study)
     found = {str(one): commit_of(one.kind, one.name, one.revision) for one in hub}
-    for name in sorted({name for cell in study.cells for name in files_of(cell.recipe)}):
+    for name in names:
         path = Path(name)
         if path.is_file():
             found[name] = hash_file(path)
@@ -96,7 +103,7 @@ def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
 def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor:
     """The executor by name. Pools have one worker per core, or per GPU where there are any."""
     recipes = {id(cell.recipe): cell.recipe for cell in plan.study.cells}.values()
-    hub = any(hub_of(recipe) for recipe in recipes)
+    hub = bool(named_by(plan.study)[1])
     here = None if kind == "ray" else len(devices())
     for recipe in recipes:
         check_ready(recipe.runtime, 0 if recipe.runtime.device == "cpu" else here)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.engine.given import given_run
 from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule_at
 from harness.engine.scores import add_pairs, add_scores
 from harness.evaluate.registry import BENCHMARKS
@@ -45,9 +47,7 @@ def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> P
 
 def files_of(recipe: Recipe) -> list[str]:
     """Every file or checkpoint folder whose content decides a run: the caller fingerprints them."""
-    names = []
-    for name, benchmark in BENCHMARKS.items():
-        names += benchmark.named_files(recipe.evaluation.of(name))
+    names = benchmark_files(recipe)
     names += [recipe.data.heldout_path]
     template = recipe.model.chat_template
     named = Path(template).suffix not in FILE_ENDINGS and not Path(template).exists()
@@ -60,6 +60,14 @@ def files_of(recipe: Recipe) -> list[str]:
     return sorted({name for name in names if name})
 
 
+def benchmark_files(recipe: Recipe) -> list[str]:
+    """Those of the benchmarks."""
+    names = []
+    for name, benchmark in BENCHMARKS.items():
+        names += benchmark.named_files(recipe.evaluation.of(name))
+    return names
+
+
 @dataclass(frozen=True)
 class HubName:
     """A repository of the hub at a revision; as text, its name among the fingerprints."""
@@ -70,6 +78,21 @@ class HubName:
 
     def __str__(self) -> str:
         return f"{self.kind}s/{self.name}@{self.revision}"
+
+
+def named_by(study: Study) -> tuple[list[str], set[HubName]]:
+    """Every file or checkpoint folder that decides the study's numbers, and what it takes from the
+    hub.
+    """
+    recipes = {id(cell.recipe): cell.recipe for cell in study.cells}.values()
+    read = files_of if study.has_models else benchmark_files
+    names = {name for recipe in recipes for name in read(recipe)}
+    hub = {one for recipe in recipes for one in hub_of(recipe)} if study.has_models else set()
+    for row in (row for cell in study.cells for row in cell.given.values()):
+        names |= row.files
+        if row.checkpoint and is_hub_id(row.checkpoint):
+            hub.add(HubName("model", row.checkpoint, row.revision))
+    return sorted(names), hub
 
 
 def hub_of(recipe: Recipe) -> set[HubName]:
@@ -154,7 +177,11 @@ class Runs(Builder):
         return found
 
     def _prepare(self, recipe: Recipe) -> dict[str, str]:
-        prepared = self._pocket(recipe) if recipe.data.source == "pocket" else self._files(recipe)
+        pocket = recipe.data.source == "pocket"
+        if not self.study.has_models:
+            made = self._pocket_benchmarks if pocket else self._file_benchmarks
+            return {"benchmarks": made(recipe)}
+        prepared = self._pocket(recipe) if pocket else self._files(recipe)
         ranker, model = RANKERS[recipe.ranker.kind], recipe.ranker.model
         if model and ranker.checkpoint != "none":
             prepared["ranker"] = self._checkpoint(recipe, model, recipe.ranker.revision, False)
@@ -169,16 +196,23 @@ class Runs(Builder):
         return prepared
 
     def _pocket(self, recipe: Recipe) -> dict[str, str]:
-        pocket, evaluation = recipe.pocket, recipe.evaluation
+        data = self._pocket_data(recipe)
+        base_task = tasks.PocketBaseTask(**vars(recipe.pocket), threads=recipe.training.threads)
+        base = self.add("base.pocket", base_task, {"data": data}, recipe)
+        return {"data": data, "base": base, "benchmarks": self._pocket_benchmarks(recipe)}
+
+    def _pocket_data(self, recipe: Recipe) -> str:
+        pocket = recipe.pocket
         data_task = tasks.PocketDataTask(
             **vars(recipe.data),
             rows=pocket.rows,
             best_style_share=pocket.best_style_share,
             world=_offline_world(recipe.world),
         )
-        data = self.add("data.pocket", data_task, {}, recipe)
-        base_task = tasks.PocketBaseTask(**vars(pocket), threads=recipe.training.threads)
-        base = self.add("base.pocket", base_task, {"data": data}, recipe)
+        return self.add("data.pocket", data_task, {}, recipe)
+
+    def _pocket_benchmarks(self, recipe: Recipe) -> str:
+        evaluation, data = recipe.evaluation, self._pocket_data(recipe)
         # No judge in it: a benchmark's gamed-baseline rows come with it, whoever judges later.
         limits = {
             name: tasks.Limit(limit=evaluation.of(name).limit)
@@ -186,11 +220,9 @@ class Runs(Builder):
             if name in ALWAYS_PREPARED or (benchmark.pocket and name in evaluation.benchmarks)
         }
         bench_task = tasks.PocketBenchmarksTask(seed=recipe.data.seed, limits=limits)
-        benchmarks = self.add("benchmarks.pocket", bench_task, {"data": data}, recipe)
-        return {"data": data, "base": base, "benchmarks": benchmarks}
+        return self.add("benchmarks.pocket", bench_task, {"data": data}, recipe)
 
     def _files(self, recipe: Recipe) -> dict[str, str]:
-        evaluation = recipe.evaluation
         base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision, True)
         data_task = tasks.FileDataTask(
             **vars(recipe.data),
@@ -198,14 +230,17 @@ class Runs(Builder):
             commit=self._commit("dataset", recipe.data.path, recipe.data.revision),
         )
         data = self.add("data.files", data_task, {"base": base}, recipe)
+        return {"data": data, "base": base, "benchmarks": self._file_benchmarks(recipe)}
+
+    def _file_benchmarks(self, recipe: Recipe) -> str:
+        evaluation = recipe.evaluation
         sections = {
             name: evaluation.of(name)
             for name, benchmark in BENCHMARKS.items()
             if name in ALWAYS_PREPARED or (benchmark.prepare and name in evaluation.benchmarks)
         }
         bench_task = tasks.FileBenchmarksTask(benchmarks=evaluation.benchmarks, sections=sections)
-        benchmarks = self.add("benchmarks.files", bench_task, {}, recipe)
-        return {"data": data, "base": base, "benchmarks": benchmarks}
+        return self.add("benchmarks.files", bench_task, {}, recipe)
 
     def _commit(self, kind: Literal["dataset", "model"], name: str, revision: str) -> str:
         return self.fingerprints.get(str(HubName(kind, name, revision)), "")
@@ -231,6 +266,8 @@ class Runs(Builder):
     def run(self, cell: Cell) -> RunPlan:
         recipe = cell.recipe
         shared = self.prepared(recipe)
+        if cell.given:
+            return given_run(self, cell, shared, partial(self._checkpoint, recipe))
         base, *trained = iterations_of(recipe)
         scored = dict(shared) | add_scores(self, cell, base, shared, shared["base"], {})
         iterations: dict[int, Mapping[str, str]] = {base: scored}

@@ -56,6 +56,8 @@ STAGES: Mapping[str, Stage] = {
     "average": Stage("harness.stages.reference:average", tasks.AverageTask, seconds=0.1),
     "train": Stage("harness.stages.train:run", tasks.TrainTask, seconds=3, accelerator=True),
     "answer": Stage("harness.stages.answer:run", tasks.AnswerTask, seconds=1, accelerator=True),
+    "answers.given": Stage("harness.evaluate.given:answers", tasks.GivenAnswersTask),
+    "verdicts.given": Stage("harness.evaluate.given:verdicts", tasks.GivenVerdictsTask),
     **{
         one.stage: Stage(
             one.run,

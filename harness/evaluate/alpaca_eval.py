@@ -30,6 +30,7 @@ from harness.evaluate.benchmark import (
     Benchmark,
     Counting,
     Desk,
+    GivenFiles,
     Measure,
     PairStage,
     Samples,
@@ -520,4 +521,9 @@ BENCHMARK = Benchmark(
         "alpaca_eval.json", "win_rate", "preferred to the baseline, percent", form="alpaca_eval"
     ),
     pairs=PairStage("judge.pairwise", "harness.evaluate.alpaca_eval:run_pair", _work),
+    given=GivenFiles(
+        "harness.evaluate.given:alpaca_eval_answers",
+        "harness.evaluate.given:alpaca_eval_verdicts",
+        both=True,
+    ),
 )

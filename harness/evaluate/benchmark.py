@@ -183,6 +183,18 @@ class PairStage:
 
 
 @dataclass(frozen=True)
+class GivenFiles:
+    """By what somebody else's files are read, "module:function" each. answers: (file, the model's
+    name in it, the benchmark's folder, out) writes them as the answer stage does. verdicts: a
+    stage's function that scores verdicts which exist. both: a file of verdicts holds the answers.
+    """
+
+    answers: str
+    verdicts: str
+    both: bool = False
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """name: in ``evaluation.benchmarks``, and of its section ``evaluation.<name>``. settings: the
     section's type, None without one.
@@ -200,6 +212,8 @@ class Benchmark:
     other_files: may be given. prepare: lays them out in a folder and tells how many items there are
     ("expected"). pocket: "module:function" of (seed, limit, folder) that writes the pocket world's
     and returns their number.
+
+    given: how others' files of answers and verdicts are read, None where they are not.
 
     measures: of the evaluation section. samples: how the report shows an item.
     """
@@ -228,6 +242,7 @@ class Benchmark:
     pocket: str = ""
     samples: Samples | None = None
     pairs: PairStage | None = None
+    given: GivenFiles | None = None
 
     def named_files(self, settings: Any) -> list[str]:
         """The files that its section of a recipe names."""

@@ -26,6 +26,7 @@ from harness.evaluate.benchmark import (
     Benchmark,
     Counting,
     Desk,
+    GivenFiles,
     Measure,
     PairStage,
     Samples,
@@ -511,4 +512,7 @@ BENCHMARK = Benchmark(
     pocket="harness.pocket.benchmarks:write_mt_bench",
     samples=Samples("mt_bench.jsonl", "rating", "rating", form="mt_bench"),
     pairs=PairStage("judge.mt_bench_pairwise", "harness.evaluate.mt_bench:run_pair", _pair_work),
+    given=GivenFiles(
+        "harness.evaluate.given:mt_bench_answers", "harness.evaluate.given:mt_bench_verdicts"
+    ),
 )

@@ -213,7 +213,7 @@ def _annotated(sheet: Sheet, annotations: Path, outputs: Path, public: AlpacaEva
     import pandas as pd
 
     stored = read_json_rows(annotations)
-    _check_annotations(stored)
+    check_annotations(stored)
     places = public.positions([row["instruction"] for row in stored])
     if isinstance(places, list):
         stored = [
@@ -239,7 +239,7 @@ def _annotated(sheet: Sheet, annotations: Path, outputs: Path, public: AlpacaEva
     _refit(sheet, frame, board.get(LC), public, places)
 
 
-def _check_annotations(stored: Sequence[Mapping[str, Any]]) -> None:
+def check_annotations(stored: Sequence[Mapping[str, Any]]) -> None:
     """One annotation of every instruction, by one annotator, of one model against one baseline."""
     if not stored:
         raise HarnessError("holds no annotation")

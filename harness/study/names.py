@@ -24,7 +24,8 @@ def _free(name: str) -> str:
     return name
 
 
-def _visible(label: str) -> str:
+def check_label(label: str) -> str:
+    """The label of an arm. Raises ValueError for one that cannot be shown or is taken."""
     if not label.strip():
         raise ValueError("a label is empty; tables call the arm by it")
     if not label.isprintable():
@@ -38,7 +39,7 @@ FolderName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=LONGEST), AfterValidator(_free)
 ]
 """Names a folder below ``results/``."""
-Label = Annotated[str, Field(max_length=LONGEST), AfterValidator(_visible)]
+Label = Annotated[str, Field(max_length=LONGEST), AfterValidator(check_label)]
 
 
 def run_name(arm: Mapping[str, Any], seed: int) -> str:

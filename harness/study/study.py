@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from harness.records import HarnessError
 from harness.study import names
+from harness.study.given import Given, check_rows, read_table
 from harness.study.names import FolderName, Label
 from harness.study.sections import Section
 from harness.study.settings import Recipe
@@ -91,7 +92,13 @@ class StudyFile(Section):
     """Recipe keys and the values each takes; the arms are their grid."""
     arms: list[Arm] = []
     """In place of axes: arms that change several keys together."""
-    seeds: list[Annotated[int, Field(ge=0)]]
+    given: str = ""
+    """In place of axes, arms and seeds: a table (CSV or YAML, beside the study) of checkpoints that
+    were trained elsewhere, or of answers and verdicts that exist (`harness.study.given`). Nothing
+    is trained: the recipe's model is the base that training started from; its data, ranker,
+    evaluation and diagnostics are used.
+    """
+    seeds: list[Annotated[int, Field(ge=0)]] = []
     """One run per arm and seed: order of prompts, samples and training all follow it."""
     baseline: dict[str, Any] = {}
     """The arm every other is compared with on the same seeds and items, for example
@@ -108,7 +115,7 @@ class StudyFile(Section):
 @dataclass(frozen=True)
 class Cell:
     """One arm with one seed: a run. ``recipe`` is fully resolved. baseline_run: the run of the
-    baseline with this seed, empty without one.
+    baseline with this seed, empty without one. given: by step, what somebody else made.
     """
 
     run: str
@@ -117,6 +124,7 @@ class Cell:
     seed: int
     recipe: Recipe
     baseline_run: str
+    given: Mapping[int, Given] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,12 @@ class Study:
     keep: Keep
     cells: tuple[Cell, ...]
     fail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_models(self) -> bool:
+        """Whether any of it has weights: a study may be of given answers alone."""
+        rows = [row for cell in self.cells for row in cell.given.values()]
+        return not rows or any(row.checkpoint for row in rows)
 
 
 @dataclass(frozen=True)
@@ -198,16 +212,21 @@ class _Arm:
     preset: str = ""
 
 
-def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
+def load_study(
+    path: Path, overrides: Mapping[str, Any] | None = None, found: Sequence[Given] = ()
+) -> Study:
     """Read, check and resolve a study. ``overrides`` (dotted key → value) come last, as from the
-    command line.
+    command line. found: given checkpoints besides those of the study's table.
 
     Raises HarnessError naming file, line, key and what is allowed.
     """
     data, lines = load_yaml(path)
     if not isinstance(data, dict):
         raise HarnessError(f"{path}:1: a study is a mapping with name, recipe and seeds")
-    return _study(path, validate(StudyFile, data, path, lines), lines, overrides or {})
+    asked = validate(StudyFile, data, path, lines)
+    if asked.given or found:
+        return _given_study(path, asked, lines, overrides or {}, found)
+    return _study(path, asked, lines, overrides or {})
 
 
 def compose(
@@ -236,9 +255,10 @@ def compose(
     return _study(file, asked, {}, changes)
 
 
-def _study(
+def _base(
     path: Path, asked: StudyFile, lines: Mapping[Location, int], overrides: Mapping[str, Any]
-) -> Study:
+) -> _Settings:
+    """What all arms share."""
     recipe_path = _beside(path, "recipe", asked.recipe, lines, ("recipe",))
     values, recipe_lines = load_yaml(recipe_path)
     if not isinstance(values, dict):
@@ -246,7 +266,13 @@ def _study(
     places = {at: f"{recipe_path}:{line}" for at, line in recipe_lines.items() if at}
     settings = _preset(_Settings(values, places), path, asked.preset, lines, ("preset",))
     settings = settings.changed(asked.set, str(path), lines, ("set",))
-    settings = settings.changed(overrides, "command line")
+    return settings.changed(overrides, "command line")
+
+
+def _study(
+    path: Path, asked: StudyFile, lines: Mapping[Location, int], overrides: Mapping[str, Any]
+) -> Study:
+    settings = _base(path, asked, lines, overrides)
     base = settings.recipe(str(path))
     if not asked.seeds:
         raise HarnessError(f"{path}:{_line(lines, ('seeds',))}: seeds is empty; give at least one")
@@ -278,6 +304,57 @@ def _study(
         tuple(cells),
         asked.fail,
     )
+
+
+def _given_study(
+    path: Path,
+    asked: StudyFile,
+    lines: Mapping[Location, int],
+    overrides: Mapping[str, Any],
+    found: Sequence[Given],
+) -> Study:
+    for key in ("axes", "arms", "seeds"):
+        if getattr(asked, key):
+            raise HarnessError(
+                f"{path}:{_line(lines, (key,))}: {key} are to be trained, and what is given is "
+                f"trained already: its table says arm, seed and step; leave {key} or given out"
+            )
+    rows = [*read_table(_given_table(path, asked.given, lines)), *found] if asked.given else found
+    settings = _base(path, asked, lines, overrides)
+    untrained = {"loop.iterations": 0, "loop.warmup_dpo": False}
+    recipe = settings.changed(untrained, "a study of what is given").recipe(str(path))
+    check_rows(rows, recipe.evaluation.benchmarks)
+    runs: dict[tuple[str, int], dict[int, Given]] = {}
+    for row in rows:
+        runs.setdefault((row.arm, row.seed), {})[row.step] = row
+    arms = {arm: _Arm({"arm": arm}, arm, {}, ()) for arm, _ in runs}
+    baseline = _baseline(asked, list(arms.values()), path, lines)
+    cells = []
+    for (arm, seed), steps in runs.items():
+        beside = baseline and (baseline["arm"], seed) in runs
+        run, values = names.run_name(arms[arm].values, seed), arms[arm].values
+        other = names.run_name(baseline, seed) if beside else ""
+        cells.append(Cell(run, values, arm, seed, recipe, other, dict(sorted(steps.items()))))
+    return Study(
+        path,
+        asked.name,
+        asked.question,
+        recipe,
+        {"arm": list(arms)},
+        tuple(sorted({seed for _, seed in runs})),
+        baseline,
+        asked.declare,
+        asked.keep,
+        tuple(cells),
+        asked.fail,
+    )
+
+
+def _given_table(study: Path, name: str, lines: Mapping[Location, int]) -> Path:
+    for candidate in (study.parent / name, Path(name)):
+        if candidate.is_file():
+            return candidate
+    raise HarnessError(f"{study}:{_line(lines, ('given',))}: given: {name} does not exist")
 
 
 def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_Arm]:

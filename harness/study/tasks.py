@@ -358,6 +358,30 @@ class AnswerTask(Generating):
     max_prompt_length: Positive
 
 
+class GivenFile(Section):
+    """A file of answers or verdicts that somebody else made. model: its name where it holds more
+    than one.
+    """
+
+    path: str
+    model: str
+    path_fingerprint: str = ""
+
+
+class GivenAnswersTask(Section):
+    """``answers.given``. files: by benchmark."""
+
+    flattened: ClassVar[tuple[str, ...]] = ("files",)
+
+    files: dict[str, GivenFile]
+
+
+class GivenVerdictsTask(GivenFile):
+    """``verdicts.given``."""
+
+    benchmark: str
+
+
 class DiagnosticsTask(DiagnosticsSamples, Lengths, Generating):
     later: ClassVar[Mapping[str, Any]] = {**Generating.later, **Lengths.later}
 
