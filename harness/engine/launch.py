@@ -149,7 +149,7 @@ def _driver_says(what: str, *chosen: str) -> list[str]:
 
 
 # -- before it runs --------------------------------------------------------------------------------
-CHECKS = ("data.files", "base.checkpoint", "benchmarks.files")
+CHECKS = ("data.files", "data.rules", "base.checkpoint", "benchmarks.files")
 """Stages that only read and check what the recipe names. They go first, and nothing else starts
 when one of them fails.
 """

@@ -53,7 +53,7 @@ def files_of(recipe: Recipe) -> list[str]:
     named = Path(template).suffix not in FILE_ENDINGS and not Path(template).exists()
     names += [] if named else [template]
     data = recipe.data
-    local = data.source == "files" or (data.source == "hub" and Path(data.path).is_dir())
+    local = data.source in ("files", "rules") or (data.source == "hub" and Path(data.path).is_dir())
     names += [data.path] if local else []
     names += [recipe.model.source] if recipe.model.source != "pocket" else []
     names += [recipe.ranker.model, recipe.exploration.checkpoint]
@@ -164,8 +164,8 @@ class Runs(Builder):
         """Role (data, base, benchmarks, and ranker or explorer where there is one) → key."""
 
         def make() -> dict[str, str]:
-            shared = {"model", "pocket", "world", "data", "evaluation", "ranker", "ranker_training"}
-            shared |= {"exploration", "runtime"}
+            shared = {"model", "pocket", "world", "rules", "data", "evaluation", "ranker"}
+            shared |= {"ranker_training", "exploration", "runtime"}
             training = recipe.training
             tag = recipe.model_dump_json(include=shared)
             tag += f"/{training.threads}/{training.max_prompt_length}"
@@ -224,12 +224,7 @@ class Runs(Builder):
 
     def _files(self, recipe: Recipe) -> dict[str, str]:
         base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision, True)
-        data_task = tasks.FileDataTask(
-            **vars(recipe.data),
-            max_prompt_length=recipe.training.max_prompt_length,
-            commit=self._commit("dataset", recipe.data.path, recipe.data.revision),
-        )
-        data = self.add("data.files", data_task, {"base": base}, recipe)
+        data = self._rows(recipe, base)
         return {"data": data, "base": base, "benchmarks": self._file_benchmarks(recipe)}
 
     def _file_benchmarks(self, recipe: Recipe) -> str:
@@ -241,6 +236,15 @@ class Runs(Builder):
         }
         bench_task = tasks.FileBenchmarksTask(benchmarks=evaluation.benchmarks, sections=sections)
         return self.add("benchmarks.files", bench_task, {}, recipe)
+
+    def _rows(self, recipe: Recipe, base: str) -> str:
+        fields = vars(recipe.data) | {"max_prompt_length": recipe.training.max_prompt_length}
+        if recipe.data.source == "rules":
+            rules = tasks.RulesDataTask(**fields, rules=recipe.rules)
+            return self.add("data.rules", rules, {"base": base}, recipe)
+        commit = self._commit("dataset", recipe.data.path, recipe.data.revision)
+        files = tasks.FileDataTask(**fields, commit=commit)
+        return self.add("data.files", files, {"base": base}, recipe)
 
     def _commit(self, kind: Literal["dataset", "model"], name: str, revision: str) -> str:
         return self.fingerprints.get(str(HubName(kind, name, revision)), "")

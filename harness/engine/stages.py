@@ -37,6 +37,7 @@ class Stage:
 STAGES: Mapping[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", tasks.PocketDataTask),
     "data.files": Stage("harness.stages.data:run", tasks.FileDataTask, version=2, seconds=2),
+    "data.rules": Stage("harness.rules.data:run", tasks.RulesDataTask, seconds=10),
     "base.pocket": Stage(
         "harness.pocket.base:run", tasks.PocketBaseTask, version=2, seconds=80, accelerator=True
     ),

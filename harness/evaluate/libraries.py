@@ -82,6 +82,28 @@ def alpaca_eval() -> Any:
     return module
 
 
+@functools.cache
+def ifeval() -> Any:
+    """lm-eval's IFEval checkers by id (``INSTRUCTION_DICT``), with its ``utils`` as an attribute.
+
+    Its import fetches NLTK's punkt_tab where that is not there, which only the kinds that count
+    sentences or capital words need: nothing is fetched here. Language detection draws at random
+    unless it is seeded, and an answer's score must not.
+    """
+    import langdetect
+    import nltk
+
+    with _LOCK, contextlib.redirect_stdout(io.StringIO()):
+        download, nltk.download = nltk.download, lambda *_args, **_kwargs: False
+        try:
+            registry: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_registry")
+            registry.utils = importlib.import_module("lm_eval.tasks.ifeval.utils")
+        finally:
+            nltk.download = download
+    langdetect.DetectorFactory.seed = 0
+    return registry
+
+
 def _stub(name: str, **attributes: Any) -> types.ModuleType:
     module = types.ModuleType(name)
     for key, value in attributes.items():

@@ -152,6 +152,17 @@ class WorldSettings(Section):
         return self.offline_best_style_share == 0
 
 
+class RulesSettings(Section):
+    """What is true of questions with constraints that can be checked (ignored for other data)."""
+
+    most: Positive = 3
+    """Largest number of constraints in a prompt; the smallest is 1."""
+    kinds: list[str] = []
+    """Kinds of constraints by IFEval's ids (`harness.rules.constraints`); empty: every one."""
+    unmet_offline: list[str] = []
+    """Kinds that no offline answer meets: only exploration finds answers that do."""
+
+
 class DataSettings(Section):
     later: ClassVar[Mapping[str, Any]] = {
         "columns": {},
@@ -159,10 +170,11 @@ class DataSettings(Section):
         "system_turns": "join",
     }
 
-    source: Literal["pocket", "files", "hub"] = "pocket"
+    source: Literal["pocket", "files", "hub", "rules"] = "pocket"
     path: str = ""
     """JSON (one object a line or one list, .gz too) or Parquet in a form that `harness.data.rows`
-    reads (``files``), or the dataset's hub id (``hub``).
+    reads (``files``), the dataset's hub id (``hub``), or rows of question and answer (``rules``;
+    empty: ours).
     """
     revision: str = ""
     train_split: str = "train_prefs"
@@ -173,9 +185,11 @@ class DataSettings(Section):
     """Training prompts used in all; 0 means every one."""
     heldout: Positive = 64
     ood: NonNegative = 0
-    """Out-of-distribution prompts (pocket world: held-out compositions)."""
+    """Out-of-distribution prompts (pocket world: held-out compositions; ``rules``: constraints of
+    ``rules.unmet_offline`` alone).
+    """
     ranker_pairs: NonNegative = 0
-    """Pairs set aside to train a reward model on (``files`` and ``hub``): the policy never trains
+    """Pairs set aside to train a reward model on (not in the pocket world): the policy never trains
     on them.
     """
     seed: NonNegative = 0

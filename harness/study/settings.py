@@ -22,6 +22,7 @@ from harness.study.sections import (
     Positive,
     RankerSettings,
     RankerTrainingSettings,
+    RulesSettings,
     RuntimeSettings,
     Section,
     TrainingSettings,
@@ -75,6 +76,7 @@ class Recipe(Section):
     model: ModelSettings = ModelSettings()
     pocket: PocketBaseSettings = PocketBaseSettings()
     world: WorldSettings = WorldSettings()
+    rules: RulesSettings = RulesSettings()
     data: DataSettings = DataSettings()
     loop: LoopSettings = LoopSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -95,7 +97,7 @@ class Recipe(Section):
                 f"model.trust_remote_code names {self.model.trust_remote_code!r}, but "
                 f"model.source is {self.model.source!r}"
             )
-        if self.data.source != "pocket" and not self.data.path:
+        if self.data.source in ("files", "hub") and not self.data.path:
             raise ValueError(f"data.path is empty; data.source {self.data.source!r} needs one")
         if self.pairs.rule not in PAIR_RULES:
             known = ", ".join(PAIR_RULES)

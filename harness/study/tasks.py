@@ -30,6 +30,7 @@ from harness.study.sections import (
     Positive,
     RankerSettings,
     RankerTrainingSettings,
+    RulesSettings,
     RuntimeSettings,
     Section,
     Share,
@@ -109,6 +110,13 @@ class FileDataTask(DataSettings, Fetched):
 
     later: ClassVar[Mapping[str, Any]] = {**DataSettings.later, **Fetched.later}
 
+    max_prompt_length: Positive
+
+
+class RulesDataTask(DataSettings):
+    """``data.rules``. max_prompt_length: of every prompt."""
+
+    rules: RulesSettings
     max_prompt_length: Positive
 
 

@@ -1,0 +1,1 @@
+"""Real questions with constraints that can be checked: the world whose reward is exact."""
