@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -246,7 +247,7 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         ("vllm", backend == "vllm", '-e ".[gpu]"', "model.generation_backend: transformers"),
         ("flash-attn", flash, "flash-attn", "model.attention: sdpa"),
     ):
-        if needed and not _version(package):
+        if needed and not find_spec(package.replace("-", "_")):
             how = f"`pip install {install}` on a CUDA machine, or set {instead}"
             yield wrong(package, f"is missing; {how}")
     try:

@@ -23,6 +23,7 @@ from harness.files import hash_file
 from harness.model.checkpoint_files import check_no_adapter
 from harness.model.fingerprint import fingerprint
 from harness.model.shape import shape_of
+from harness.model.vllm_engine import check_vllm
 from harness.records import HarnessError, content_hash, is_hub_id
 from harness.study.optimizers import check_installed
 from harness.study.study import Study, compose, load_study
@@ -109,6 +110,8 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
         check_ready(recipe.runtime, 0 if recipe.runtime.device == "cpu" else here)
         if kind != "ray":  # a cluster's nodes have packages of their own
             check_installed(recipe.training.optimizer)
+            if recipe.model.generation_backend == "vllm":
+                check_vllm()
     if kind == "inline":
         return Inline(store, hub)
     if kind == "ray":

@@ -21,13 +21,20 @@ from harness.engine.worker import Result, worker_main
 LOST_WORKER_RETRIES = 2
 NO_DEVICE = "-1"
 """Device of a worker that sees no accelerator (as CUDA_VISIBLE_DEVICES)."""
+SAMPLING = ("rollout", "answer", "diagnostics")
+"""Stages that draw answers with ``model.generation_backend``."""
 
 
 def devices_needed(node: Node) -> int:
-    """Accelerators a stage uses at once: none, one, or one for each process that trains."""
+    """Accelerators a stage uses at once: none, one, one for each process that trains, or those of
+    vLLM's engines.
+    """
     if not STAGES[node.stage].accelerator or node.runtime.device == "cpu":
         return 0
-    return node.runtime.processes if node.stage == "train" else 1
+    if node.stage == "train":
+        return node.runtime.processes
+    samples = node.stage in SAMPLING and getattr(node.settings, "backend", "") == "vllm"
+    return node.runtime.vllm_devices if samples else 1
 
 
 @dataclass
@@ -113,9 +120,9 @@ class Pool:
         needs = self._needs(node)
         if needs > self._devices:
             reason = (
-                f"stage {node.stage} asks for {needs} devices (runtime.processes), but this "
-                f"machine has {self._devices}; ask for less, or use --executor ray on nodes with "
-                "so many"
+                f"stage {node.stage} asks for {needs} devices (runtime.processes, or "
+                f"runtime.vllm_tensor_parallel × vllm_data_parallel), but this machine has "
+                f"{self._devices}; ask for less, or use --executor ray on nodes with so many"
             )
             self.store.fail(node.key, node.stage, reason)
             self._refused.append(Result(node.key, "failed", message=reason))

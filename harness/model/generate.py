@@ -15,18 +15,18 @@ prompts, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness.model.policy import Policy
-from harness.records import Generation, GenerationRequest, HarnessError, Status
+from harness.model.policy import Policy, release_policies
+from harness.model.vllm_engine import Drawn, Engine
+from harness.records import Generation, GenerationRequest, Status
+from harness.study.tasks import Generating, Runtime
 
-Drawn = tuple[list[int], Status, str]
-"""Token ids, status and error of one request."""
 KEEP_SHARE = 0.75
 """The batch is compacted when fewer than this share of its rows still run: a copy of the cache
 against idle rows.
@@ -38,23 +38,62 @@ def generate(
     requests: Sequence[GenerationRequest],
     *,
     batch_size: int = 64,
-    backend: str = "transformers",
+    engine: Engine | None = None,
 ) -> list[Generation]:
-    """Draw every request, in the order given. Out of memory halves the batch; a single request that
-    does not fit is an "error" row.
+    """Draw every request, in the order given: by the policy's model, or by vLLM's ``engine``, which
+    chooses its batches itself.
 
-    backend "vllm" hands the requests to ``generate_vllm``, which chooses its batches itself.
+    A prompt without room for an answer is "no_answer", one with a token that the model has no
+    embedding of an "error". Out of memory halves the batch; a single request that does not fit is
+    an "error" row.
     """
-    if backend == "vllm":
-        return generate_vllm(policy, requests)
+    found = [_refused(policy, request) for request in requests]
+    asked = {
+        i: replace(request, max_new_tokens=_room(policy, request))
+        for i, request in enumerate(requests)
+        if found[i] is None
+    }
+    for batch in [list(asked)] if engine else _batches(requests, batch_size):
+        rows = [i for i in batch if i in asked]
+        together = [asked[i] for i in rows]
+        drawn = engine.draw(together) if engine else _attempt(policy, together)
+        for i, row in zip(rows, drawn, strict=True):
+            found[i] = row
+    return _texts(policy, [row for row in found if row is not None])
+
+
+def engine_of(
+    policy: Policy, settings: Generating, runtime: Runtime
+) -> AbstractContextManager[Engine | None]:
+    """vLLM's engine of a policy where ``model.generation_backend`` asks for it, until the block
+    ends. It wants the device for itself: the policies that this process keeps are released.
+    """
+    if settings.backend == "transformers":
+        return nullcontext()
+    release_policies()
+    return Engine(policy.folder, policy.stop_token_ids, settings, runtime)
+
+
+def _refused(policy: Policy, request: GenerationRequest) -> Drawn | None:
+    """The row of a request that no model is asked for."""
+    ids, words = request.prompt_ids, policy.model.get_input_embeddings().num_embeddings
+    if ids and not 0 <= min(ids) <= max(ids) < words:
+        token = next(token for token in ids if not 0 <= token < words)
+        return [], "error", f"token {token} of the prompt is none of the model's {words:,}"
+    if _room(policy, request) == 0:
+        return [], "no_answer", f"no room to answer: the prompt has {len(ids)} tokens"
+    return None
+
+
+def _batches(requests: Sequence[GenerationRequest], batch_size: int) -> Iterator[list[int]]:
+    """Rows that are drawn together: by length, so that little is padded."""
     prompts = [request.prompt_ids for request in requests]
     order = sorted(range(len(requests)), key=lambda i: (len(prompts[i]), prompts[i], i))
-    drawn: dict[int, Drawn] = {}
     for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        results = _attempt(policy, [requests[i] for i in batch])
-        drawn.update(zip(batch, results, strict=True))
-    found = [drawn[i] for i in range(len(requests))]
+        yield order[start : start + batch_size]
+
+
+def _texts(policy: Policy, found: Sequence[Drawn]) -> list[Generation]:
     stops = set(policy.stop_token_ids)
     bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids, _, _ in found]
     texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=True) if bodies else []
@@ -65,6 +104,8 @@ def generate(
 
 
 def _attempt(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
+    if not requests:
+        return []
     try:
         return _decode(policy, requests)
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -97,21 +138,10 @@ def _room(policy: Policy, request: GenerationRequest) -> int:
 
 @torch.inference_mode()
 def _decode(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
-    results: list[Drawn] = [([], "error", "") for _ in requests]
-    rooms = [_room(policy, request) for request in requests]
-    rows = [i for i, room in enumerate(rooms) if room > 0]
-    for i, room in enumerate(rooms):
-        if room == 0:
-            tokens = len(requests[i].prompt_ids)
-            results[i] = ([], "no_answer", f"no room to answer: the prompt has {tokens} tokens")
-    if not rows:
-        return results
-    state = _Rows(policy, [requests[i] for i in rows], [rooms[i] for i in rows])
+    state = _Rows(policy, requests)
     while state.alive:
         state.step()
-    for i, (ids, status, error) in zip(rows, state.finished(), strict=True):
-        results[i] = (ids, status, error)
-    return results
+    return state.finished()
 
 
 class _Rows:
@@ -119,7 +149,7 @@ class _Rows:
     rows of the batch.
     """
 
-    def __init__(self, policy: Policy, requests: list[GenerationRequest], rooms: list[int]) -> None:
+    def __init__(self, policy: Policy, requests: list[GenerationRequest]) -> None:
         self.policy = policy
         device = policy.device
         count = len(requests)
@@ -128,6 +158,7 @@ class _Rows:
             [r.temperature for r in requests], dtype=torch.float64, device=device
         )
         self.top_p_B = torch.tensor([r.top_p for r in requests], dtype=torch.float64, device=device)
+        rooms = [r.max_new_tokens for r in requests]
         self.room_B = torch.tensor(rooms, device=device)
         self.stops = torch.tensor(policy.stop_token_ids, device=device)
         self.drawn_BT = torch.full((count, max(rooms)), -1, dtype=torch.int64, device=device)
@@ -280,74 +311,3 @@ def gumbel(seeds_B: Tensor, position: int, vocabulary: int) -> Tensor:
     bits_BV = (_mix(state_B[:, None] + counter_V) >> 11) & (2**53 - 1)
     u_BV = (bits_BV.double() + 0.5) * 2.0**-53
     return -torch.log(-torch.log(u_BV))
-
-
-# --- vLLM -----------------------------------------------------------------------------------------
-# Written to vLLM's documented interface; NOT YET MEASURED. Its samples are not the ones above:
-# another sampler makes another use of the seed. Every request still carries its own, so that an
-# answer does not depend on its neighbours (up to the floating-point effects of vLLM's batching).
-
-
-def generate_vllm(
-    policy: Policy, requests: Sequence[GenerationRequest], *, memory_share: float = 0.9
-) -> list[Generation]:
-    """Draw every request, in the order given. ``policy`` gives the checkpoint's folder, tokenizer
-    and stop tokens; its model is not used.
-    """
-    try:
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-    except ImportError as error:
-        raise HarnessError(
-            'model.generation_backend vllm needs the package vllm: pip install -e ".[gpu]" on a '
-            "machine with a CUDA GPU"
-        ) from error
-    engine = _engine(
-        str(policy.folder), str(policy.model.dtype).removeprefix("torch."), memory_share
-    )
-    prompts = [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in requests]
-    parameters = [
-        SamplingParams(
-            n=1,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed % 2**63,
-            max_tokens=request.max_new_tokens,
-            stop_token_ids=list(policy.stop_token_ids),
-            ignore_eos=False,
-            detokenize=False,
-        )
-        for request in requests
-    ]
-    outputs = engine.generate(prompts, parameters, use_tqdm=False)
-    return [_generation(policy, output.outputs[0]) for output in outputs]
-
-
-def _generation(policy: Policy, output: Any) -> Generation:
-    """vLLM's finish_reason: "stop" (a stop token, which is the last of token_ids or its
-    stop_reason), "length", or anything else: an error.
-    """
-    ids = [int(token) for token in output.token_ids]
-    if output.finish_reason not in ("stop", "length"):
-        return Generation((), "", "error", f"vLLM ended the request with {output.finish_reason!r}")
-    if output.finish_reason == "length":
-        return Generation(
-            tuple(ids), policy.tokenizer.decode(ids, skip_special_tokens=True), "truncated"
-        )
-    if not ids or ids[-1] not in policy.stop_token_ids:
-        stop = output.stop_reason
-        ids.append(int(policy.tokenizer.eos_token_id if stop is None else stop))
-    return Generation(tuple(ids), policy.tokenizer.decode(ids[:-1], skip_special_tokens=True), "ok")
-
-
-@lru_cache(maxsize=1)
-def _engine(folder: str, dtype: str, memory_share: float) -> Any:
-    from vllm import LLM
-
-    return LLM(
-        model=folder,
-        dtype=dtype,
-        gpu_memory_utilization=memory_share,
-        trust_remote_code=False,
-        enable_prefix_caching=True,
-    )

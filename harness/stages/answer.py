@@ -16,8 +16,9 @@ from typing import Any
 from harness.evaluate.benchmark import Ask
 from harness.evaluate.registry import BENCHMARKS
 from harness.model.chat import PromptTooLongError, encode_prompt
-from harness.model.generate import generate
+from harness.model.generate import engine_of, generate
 from harness.model.policy import Policy, load_policy
+from harness.model.vllm_engine import Engine
 from harness.records import (
     Generation,
     GenerationRequest,
@@ -32,8 +33,8 @@ from harness.study.tasks import AnswerTask
 class AnswerDesk:
     """Draws answers and keeps them by key."""
 
-    def __init__(self, policy: Policy, settings: AnswerTask) -> None:
-        self.policy, self.settings = policy, settings
+    def __init__(self, policy: Policy, settings: AnswerTask, engine: Engine | None = None) -> None:
+        self.policy, self.settings, self.engine = policy, settings, engine
         self.answers: dict[tuple[Any, ...], Generation] = {}
 
     def seed(self, key: tuple[Any, ...]) -> int:
@@ -52,10 +53,8 @@ class AnswerDesk:
             keys.append(ask.key)
             seed = self.seed(ask.key)
             requests.append(GenerationRequest(ids, ask.max_new_tokens, ask.temperature, 1.0, seed))
-        settings = self.settings
-        drawn = generate(
-            self.policy, requests, batch_size=settings.generation_batch, backend=settings.backend
-        )
+        batch, engine = self.settings.generation_batch, self.engine
+        drawn = generate(self.policy, requests, batch_size=batch, engine=engine)
         self.answers.update(zip(keys, drawn, strict=True))
 
 
@@ -69,11 +68,12 @@ def run(task: StageTask[AnswerTask]) -> StageOutcome:
         device=task.runtime.device,
         weights=settings.backend != "vllm",
     )
-    desk = AnswerDesk(policy, settings)
     makers = [BENCHMARKS[name].questions for name in settings.sets]
     asking = [make(task) for make in makers if make is not None]
-    for together in itertools.zip_longest(*(one.rounds(desk) for one in asking), fillvalue=()):
-        desk.ask(itertools.chain(*together))
+    with engine_of(policy, settings, task.runtime) as engine:
+        desk = AnswerDesk(policy, settings, engine)
+        for together in itertools.zip_longest(*(one.rounds(desk) for one in asking), fillvalue=()):
+            desk.ask(itertools.chain(*together))
     for one in asking:
         one.write(desk, task.out)
     return _outcome(desk, task.stage)

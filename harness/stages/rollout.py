@@ -9,17 +9,19 @@ has a seed of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.model.chat import PromptTooLongError, encode_prompt
-from harness.model.generate import generate
-from harness.model.policy import Policy, load_policy, load_tokenizer
+from harness.model.generate import engine_of, generate
+from harness.model.policy import load_policy, load_tokenizer
 from harness.records import (
+    Generation,
     GenerationRequest,
     HarnessError,
     Pair,
@@ -112,7 +114,9 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
         for sample in range(first, first + settings.samples)
     ]
     write_jsonl(task.out / "prompts.jsonl", (prompt for prompt, _ in kept))
-    responses, drawn = _draw(policy, wanted, settings, task.out / "responses.jsonl")
+    with engine_of(policy, settings, task.runtime) as engine:
+        draw = partial(generate, policy, batch_size=settings.generation_batch, engine=engine)
+        responses, drawn = _draw(draw, wanted, settings, task.out / "responses.jsonl")
     statuses = Counter(response.status for response in responses)
     tokens = sum(len(response.token_ids) for response in drawn)
     summary = {"prompts": len(kept), "status": dict(sorted(statuses.items()))}
@@ -218,7 +222,10 @@ def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
 
 
 def _draw(
-    policy: Policy, wanted: Sequence[_Wanted], settings: RolloutTask, file: Path
+    draw: Callable[[Sequence[GenerationRequest]], list[Generation]],
+    wanted: Sequence[_Wanted],
+    settings: RolloutTask,
+    file: Path,
 ) -> tuple[list[Response], list[Response]]:
     """All responses, in order, and those drawn now; ``file`` is replaced when they are complete."""
     old = (
@@ -237,11 +244,9 @@ def _draw(
         GenerationRequest(w.ids, settings.max_new_tokens, temperature, settings.top_p, w.seed)
         for w in missing
     ]
-    backend = settings.backend
-    answers = generate(policy, requests, batch_size=settings.generation_batch, backend=backend)
     drawn = [
         Response(w.prompt.id, w.sample, a.text, a.token_ids, a.status, w.seed)
-        for w, a in zip(missing, answers, strict=True)
+        for w, a in zip(missing, draw(requests), strict=True)
     ]
     done.update({(r.prompt_id, r.sample, r.seed): r for r in drawn})
     responses = [done[w.prompt.id, w.sample, w.seed] for w in wanted]

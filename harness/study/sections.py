@@ -465,6 +465,20 @@ class RuntimeSettings(Section):
     before it starts. off: no look. (Rows are fitted while training: ``token_budget`` is halved
     whenever a device runs out of memory.)
     """
+    vllm_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """With ``model.generation_backend: vllm``: share of a device's memory that an engine takes; on
+    a CPU of main memory. Empty: 0.9 of a GPU, 0.2 of main memory (every worker has an engine).
+    """
+    vllm_tensor_parallel: Positive = 1
+    """Devices over which an engine divides the model."""
+    vllm_data_parallel: Positive = 1
+    """Engines at once, each with devices of its own and its part of the prompts."""
+
+    @property
+    def vllm_devices(self) -> int:
+        """Devices of a stage that samples by vLLM."""
+        return self.vllm_tensor_parallel * self.vllm_data_parallel
+
     report_to: str = "none"
     """Where the trainer logs (transformers' ``report_to``): none, tensorboard, wandb, …"""
     judge_concurrency: Positive = 8

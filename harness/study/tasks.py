@@ -44,7 +44,7 @@ class Runtime(RuntimeSettings):
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Resolved before the stage runs: ``cpu`` or ``cuda``."""
     devices: str = ""
-    """Accelerators lent to a training stage of several processes, as CUDA_VISIBLE_DEVICES."""
+    """Accelerators lent to a stage that uses several at once, as CUDA_VISIBLE_DEVICES."""
     judge_dry_run: bool = False
     """Count what a judge would be asked, ask nothing."""
     pocket_judge_url: str = ""

@@ -15,7 +15,8 @@ from harness.engine.pool import NO_DEVICE, Pool, devices_needed
 from harness.engine.ray import RayExecutor
 from harness.engine.store import Store
 from harness.engine.worker import Result
-from harness.study.tasks import Nothing, Runtime
+from harness.study.sections import Section
+from harness.study.tasks import Generating, Nothing, Runtime
 
 
 class Process:
@@ -70,8 +71,9 @@ class Fake(Pool):
         )  # type: ignore[attr-defined]
 
 
-def node(key: str, stage: str, **runtime: Any) -> Node:
-    return Node(key, stage, 1, Nothing(), {}, {}, Runtime(**{"device": "auto", **runtime}))
+def node(key: str, stage: str, settings: Section | None = None, **runtime: Any) -> Node:
+    told = Runtime(**{"device": "auto", **runtime})
+    return Node(key, stage, 1, settings or Nothing(), {}, {}, told)
 
 
 @pytest.fixture
@@ -92,6 +94,28 @@ def store(tmp_path: Path) -> Store:
 )
 def test_devices_of_a_stage(stage: str, runtime: dict[str, Any], devices: int) -> None:
     assert devices_needed(node("a", stage, **runtime)) == devices
+
+
+def test_vllm_samples_on_the_devices_of_its_engines(store: Store) -> None:
+    """Two engines of two devices each; what scores by transformers, and the CPU, need no more."""
+    store.open()
+    drawing = Generating(
+        threads=1, dtype="float32", attention="sdpa", generation_batch=8, backend="vllm"
+    )
+    wide = {"vllm_tensor_parallel": 2, "vllm_data_parallel": 2}
+    asked = [
+        devices_needed(node("a", stage, settings, **wide, **more))
+        for stage, settings, more in (
+            ("answer", drawing, {}),
+            ("answer", drawing, {"device": "cpu"}),
+            ("answer", drawing.model_copy(update={"backend": "transformers"}), {}),
+            ("academic", drawing, {}),
+        )
+    ]
+    assert asked == [4, 0, 1, 1]
+    pool = Fake(store, 1, ["0", "1", "2", "3"])
+    pool.submit(node("a", "rollout", drawing, **wide), False)
+    assert pool.sent("a").runtime.devices == "0,1,2,3"
 
 
 def test_judging_leaves_the_devices_to_others(store: Store) -> None:
@@ -152,7 +176,8 @@ def test_more_devices_than_there_are_fails_at_once(store: Store) -> None:
     assert pool.free() == 0
     (result,) = pool.collect(0.0)
     assert result.state == "failed"
-    assert "asks for 3 devices (runtime.processes), but this machine has 2" in result.message
+    assert "asks for 3 devices (runtime.processes" in result.message
+    assert "this machine has 2" in result.message
 
 
 def test_without_devices_processes_take_one_worker(store: Store) -> None:

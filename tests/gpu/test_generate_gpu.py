@@ -13,6 +13,7 @@ from harness.model import generate as g
 from harness.model.chat import encode_prompt
 from harness.model.policy import load_policy
 from harness.records import GenerationRequest, request_seed
+from harness.study.tasks import Generating, Runtime
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -54,12 +55,14 @@ def test_vllm_greedy_is_ours_and_seeds_decide(tmp_path):
     policy = load_policy(
         tiny.checkpoint(tmp_path, hidden_size=128, num_attention_heads=2, num_key_value_heads=2)
     )
-    greedy = _requests(policy, 8, temperature=0.0)
-    ours, theirs = g.generate(policy, greedy), g.generate_vllm(policy, greedy, memory_share=0.3)
+    settings = Generating(
+        threads=1, dtype="float32", attention="sdpa", generation_batch=8, backend="vllm"
+    )
+    greedy, sampled = _requests(policy, 8, temperature=0.0), _requests(policy, 8)
+    ours = g.generate(policy, greedy)
+    with g.engine_of(policy, settings, Runtime(device="cuda", vllm_memory_share=0.3)) as engine:
+        theirs = g.generate(policy, greedy, engine=engine)
+        first, again = (g.generate(policy, sampled, engine=engine) for _ in range(2))
     assert [a.token_ids[:4] for a in ours] == [a.token_ids[:4] for a in theirs]
-    sampled = _requests(policy, 8)
-    first = g.generate_vllm(policy, sampled, memory_share=0.3)
-    assert [a.token_ids for a in first] == [
-        a.token_ids for a in g.generate_vllm(policy, sampled, memory_share=0.3)
-    ]
+    assert [a.token_ids for a in first] == [a.token_ids for a in again]
     assert all((a.status == "ok") == (a.token_ids[-1] in policy.stop_token_ids) for a in first)

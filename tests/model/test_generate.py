@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -277,65 +275,18 @@ def test_generation_from_a_loaded_checkpoint(tmp_path):
     }
 
 
-class _FakeVllm:
-    """vLLM's interface as documented, answering from a script of (token ids, finish_reason,
-    stop_reason).
-    """
-
-    def __init__(self, script):
-        self.script, self.seen = script, []
-
-    def modules(self):
-        fake = self
-
-        class LLM:
-            def __init__(self, **options):
-                fake.options = options
-
-            def generate(self, prompts, parameters, use_tqdm):
-                fake.seen = list(zip(prompts, parameters, strict=True))
-                outputs = [
-                    SimpleNamespace(token_ids=ids, finish_reason=reason, stop_reason=stop)
-                    for ids, reason, stop in fake.script
-                ]
-                return [SimpleNamespace(outputs=[output]) for output in outputs]
-
-        vllm, inputs = ModuleType("vllm"), ModuleType("vllm.inputs")
-        vllm.LLM, vllm.SamplingParams, inputs.TokensPrompt = (
-            LLM,
-            lambda **fields: SimpleNamespace(**fields),
-            dict,
-        )
-        return {"vllm": vllm, "vllm.inputs": inputs}
-
-
-def test_vllm_requests_carry_their_seeds_and_replies_their_reason(tmp_path, monkeypatch):
-    policy = load_policy(tiny.checkpoint(tmp_path), weights=False)
-    stop = policy.stop_token_ids[0]
-    fake = _FakeVllm(
-        [
-            ((65, stop), "stop", stop),
-            ((65,), "stop", stop),
-            ((65, 66), "length", None),
-            ((), "abort", None),
-        ]
-    )
-    for name, module in fake.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("harness.model.generate._engine", g._engine.__wrapped__)
-    requests = _requests(policy, 4)
-    answers = g.generate(policy, requests, backend="vllm")
-    text = policy.tokenizer.decode([65])
-    assert answers[0] == answers[1] == Generation((65, stop), text, "ok")
-    assert (answers[2].status, answers[2].token_ids) == ("truncated", (65, 66))
-    assert (answers[3].status, answers[3].token_ids) == ("error", ())
-    assert fake.options["model"] == str(tmp_path)
-    assert fake.options["dtype"] == "float32"
-    for (prompt, parameters), request in zip(fake.seen, requests, strict=True):
-        assert tuple(prompt["prompt_token_ids"]) == request.prompt_ids
-        assert (parameters.seed, parameters.max_tokens, parameters.temperature) == (
-            request.seed,
-            12,
-            1.0,
-        )
-        assert parameters.stop_token_ids == list(policy.stop_token_ids)
+def test_a_request_that_no_model_can_answer_is_a_row_of_its_own(policy):
+    """Between good ones: an empty prompt, no new tokens asked for, a token without an embedding."""
+    good = _requests(policy, 2)
+    words = policy.model.config.vocab_size
+    bad = [
+        GenerationRequest((), 4, 1.0),
+        GenerationRequest((65,), 0, 1.0),
+        GenerationRequest((65, words), 4, 1.0),
+        GenerationRequest((-1,), 4, 1.0),
+    ]
+    answers = g.generate(policy, [good[0], *bad, good[1]])
+    statuses = ["no_answer", "no_answer", "error", "error"]
+    assert [answer.status for answer in answers[1:-1]] == statuses
+    assert f"token {words} of the prompt" in answers[3].error
+    assert [answers[0], answers[-1]] == g.generate(policy, good)

@@ -135,7 +135,7 @@ def _requests(monkeypatch) -> list[list[g.GenerationRequest]]:
     calls: list[list[g.GenerationRequest]] = []
     real = g.generate
 
-    def spy(policy, requests, *, batch_size=64, backend="transformers"):
+    def spy(policy, requests, *, batch_size, engine):
         calls.append(list(requests))
         return real(policy, requests, batch_size=batch_size)
 
@@ -185,7 +185,7 @@ def test_a_failed_first_turn_fails_the_second_and_is_never_text(inputs, tmp_path
     real = g.generate
     calls = []
 
-    def fails(policy, requests, *, batch_size=64, backend="transformers"):
+    def fails(policy, requests, *, batch_size, engine):
         calls.append(len(requests))
         made = real(policy, requests, batch_size=batch_size)
         return [g.Generation((), "", "error", "injected"), *made[1:]] if len(calls) == 1 else made

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.model.chat import PromptTooLongError, encode_prompt, encode_response
 from harness.model.checkpoint_files import model_folder
-from harness.model.generate import generate
+from harness.model.generate import engine_of, generate
 from harness.model.logprobs import PackedPrompt, response_logps
 from harness.model.policy import Policy, load_policy
 from harness.pocket import oracle
@@ -59,11 +59,12 @@ class Policies:
     """The stage's policies by role, distinct checkpoints once."""
 
     def __init__(self, task: StageTask[DiagnosticsTask]) -> None:
-        settings = task.settings
+        settings = self.settings = task.settings
+        self.runtime = task.runtime
         samples = settings.backend == "transformers"
         attention = settings.attention if samples else settings.scoring_attention
         self.names: dict[str, str] = {}
-        self.loaders: dict[str, Callable[[], Policy]] = {}
+        self.loaders: dict[str, Callable[..., Policy]] = {}
         for role, name in ROLES.items():
             checkpoint = str(model_folder(task.inputs[name]).resolve())
             self.names[role] = checkpoint
@@ -79,20 +80,25 @@ class Policies:
         """The policy of a role (theta, reference, base, previous)."""
         return self.loaders[self.names[role]]()
 
+    def sampler(self, role: str) -> Policy:
+        """The same to draw from: without its weights where vLLM loads them."""
+        weights = self.settings.backend != "vllm"
+        return self.loaders[self.names[role]](weights=weights)
+
 
 def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evidence]]:
     """Evidence by split. Draws what no earlier stage has drawn: samples of the reference policy,
     and own ones if there is no ``answer`` input.
     """
     settings, policies = task.settings, Policies(task)
-    theta = policies.load("theta")
-    drafts = read_drafts(task, theta.tokenizer)
+    drafts = read_drafts(task, policies.sampler("theta").tokenizer)
     heldout = [draft for draft in drafts["heldout"] if draft.sheet is not None]
     own = stored_samples(task.inputs.get("answer"), heldout)
     if not own:
-        own = draw(theta, heldout, settings, "theta")
+        own = draw(policies, heldout, "theta")
     previous = stored_samples(task.inputs.get("answer_previous"), heldout)
-    reference = draw(policies.load("reference"), heldout, settings, "reference")
+    reference = draw(policies, heldout, "reference")
+    theta = policies.load("theta")
     for draft in heldout:
         draft.own, draft.reference = own.get(draft.id, []), reference.get(draft.id, [])
         draft.previous = [sample.text for sample in previous.get(draft.id, [])]
@@ -185,10 +191,11 @@ def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, li
     return found
 
 
-def draw(
-    policy: Policy, drafts: Sequence[Draft], settings: DiagnosticsTask, role: str
-) -> dict[str, list[Sample]]:
-    """Fresh samples at temperature 1, seeded by run seed, iteration, role, prompt and sample."""
+def draw(policies: Policies, drafts: Sequence[Draft], role: str) -> dict[str, list[Sample]]:
+    """Fresh samples of a role's policy at temperature 1, seeded by run seed, iteration, role,
+    prompt and sample.
+    """
+    settings, policy = policies.settings, policies.sampler(role)
     names, requests = [], []
     for draft, sample in product(drafts, range(settings.samples)):
         assert draft.sheet is not None
@@ -198,8 +205,9 @@ def draw(
         requests.append(GenerationRequest(ids, most, temperature=1.0, seed=seed))
         names.append(draft.id)
     found: dict[str, list[Sample]] = {}
-    batch, backend = settings.generation_batch, settings.backend
-    drawn = generate(policy, requests, batch_size=batch, backend=backend)
+    with engine_of(policy, settings, policies.runtime) as engine:
+        batch = settings.generation_batch
+        drawn = generate(policy, requests, batch_size=batch, engine=engine)
     for name, answer in zip(names, drawn, strict=True):
         if answer.status != "error" and answer.token_ids:
             kept = Sample(tuple(answer.token_ids), answer.text, answer.status)
