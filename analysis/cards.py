@@ -27,6 +27,7 @@ from harness.records import content_hash
 
 MARK = "<!-- written by selm report -->"
 """In every card, so that only what was written here is ever removed."""
+WEIGHTS = re.compile(r"model/.*\.safetensors")
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "selm-harness")
 
 
@@ -80,17 +81,10 @@ def kept(data: StudyData) -> list[Kept]:
     for key, (run, iteration) in places.items():
         stage = data.stages.get(key)
         record = read_json(stage.folder / "record.json") if stage and stage.state == "done" else {}
-        weights = [
-            name
-            for name in record.get("files") or {}
-            if name.startswith("model/") and name.endswith(".safetensors")
-        ]
-        if (
-            stage
-            and weights
-            and not (stage.folder / "dropped").exists()
-            and all((stage.folder / name).is_file() for name in weights)
-        ):
+        weights = [name for name in record.get("files") or {} if WEIGHTS.fullmatch(name)]
+        if stage is None or not weights or (stage.folder / "dropped").exists():
+            continue
+        if all((stage.folder / name).is_file() for name in weights):
             found.append(Kept(run, iteration, stage, record, tuple(users[key])))
     return found
 
@@ -121,21 +115,15 @@ def _remove_empty(folder: Path, until: Path) -> None:
 
 
 def _index(data: StudyData, items: Sequence[Kept]) -> str:
-    lines = [
-        f"# Checkpoints of {text.markdown(data.name)}",
-        "",
-        MARK,
-        "",
-        "Weights that are still in the store, one card each.",
-        "",
-    ]
-    lines += ["| run | iteration | content hash | card |", "| :-- | --: | :-- | :-- |"]
-    lines += [
+    rows = [
         f"| {text.markdown(item.run.name)} | {item.iteration} | `{item.content[:12]}` | "
         f"[card](<{item.folder}/README.md>) |"
         for item in items
     ]
-    return "\n".join([*lines, ""])
+    lines = [f"# Checkpoints of {text.markdown(data.name)}", "", MARK, ""]
+    lines += ["Weights that are still in the store, one card each.", ""]
+    lines += ["| run | iteration | content hash | card |", "| :-- | --: | :-- | :-- |", *rows, ""]
+    return "\n".join(lines)
 
 
 # -- one card --------------------------------------------------------------------------------------
@@ -152,62 +140,34 @@ def scores(data: StudyData, item: Kept) -> list[Scored]:
     """Every headline measure that this one checkpoint holds, with the interval over items (this
     checkpoint, new items).
     """
-    checkpoint = Checkpoint(
-        item.run.arm_name if item.iteration > 0 else "", item.run.label, item.iteration, (item.run,)
-    )
+    arm = item.run.arm_name if item.iteration > 0 else ""
+    checkpoint = Checkpoint(arm, item.run.label, item.iteration, (item.run,))
     found = []
     for measure in (m for table in measures.tables(data) for m in measures.columns(data, table)):
         estimate = findings.estimate(data, checkpoint, measure)
         if estimate.expected:
-            found.append(
-                Scored(
-                    measure,
-                    estimate,
-                    ""
-                    if measure.strata
-                    else data.identity(checkpoint, measure.benchmark, measure.metric),
-                )
-            )
+            of = (measure.benchmark, measure.metric)
+            judge = "" if measure.strata else data.identity(checkpoint, *of)
+            found.append(Scored(measure, estimate, judge))
     return found
 
 
 def card(data: StudyData, item: Kept) -> str:
     """The card's text. Everything that is not ours is escaped."""
     found = scores(data, item)
-    front = yaml.safe_dump(
-        _front_matter(data, item, found), sort_keys=False, allow_unicode=True, width=120
-    )
-    title = (
-        f"{data.name}: {item.run.label if item.iteration > 0 else 'the base'}, iteration "
-        f"{item.iteration}, seed {item.run.seed}"
-    )
-    lines = [
-        "---",
-        front.rstrip(),
-        "---",
-        "",
-        f"# {text.markdown(title)}",
-        "",
-        MARK,
-        "",
-        *_what(item),
-        "",
-    ]
-    lines += [
-        "## Scores",
-        "",
-        *_scores(data, item, found),
-        "",
-        "## Recipe",
-        "",
-        *_recipe(data, item),
-        "",
-        "## Provenance",
-        "",
-        *_provenance(data, item),
-        "",
-    ]
-    lines += ["## Limits", "", *_limits(data, item), ""]
+    matter = _front_matter(data, item, found)
+    front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=120)
+    what = item.run.label if item.iteration > 0 else "the base"
+    title = f"{data.name}: {what}, iteration {item.iteration}, seed {item.run.seed}"
+    lines = ["---", front.rstrip(), "---", "", f"# {text.markdown(title)}", "", MARK, ""]
+    lines += [*_what(item), ""]
+    for head, part in {
+        "Scores": _scores(data, item, found),
+        "Recipe": _recipe(data, item),
+        "Provenance": _provenance(data, item),
+        "Limits": _limits(data, item),
+    }.items():
+        lines += [f"## {head}", "", *part, ""]
     return "\n".join(lines)
 
 
@@ -220,34 +180,26 @@ def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> dict[
         front["base_model"] = str(model["source"])
     if source.get("source") == "hub" and source.get("path"):
         front["datasets"] = [text.one_line(str(source["path"]))]
-    front["tags"] = [
-        tag
-        for tag in (
-            "selm-harness",
-            "preference-optimization" if item.iteration > 0 else "base",
-            objective,
-        )
-        if tag
-    ]
-    results = [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"type": measure.benchmark, "name": text.one_line(measure.name)},
-            "metrics": [
-                {
-                    "type": measure.metric,
-                    "name": text.one_line(f"{measure.name} [{measure.unit}]"),
-                    "value": scored.estimate.value,
-                }
-            ],
-        }
-        for scored in found
-        if (measure := scored.measure) and scored.estimate.value is not None
-    ]
-    front["model-index"] = [{"name": name, "results": results}]
-    return (
-        front if results else {key: value for key, value in front.items() if key != "model-index"}
-    )
+    kind = "preference-optimization" if item.iteration > 0 else "base"
+    front["tags"] = [tag for tag in ("selm-harness", kind, objective) if tag]
+    results = [_result(one) for one in found if one.estimate.value is not None]
+    if results:
+        front["model-index"] = [{"name": name, "results": results}]
+    return front
+
+
+def _result(scored: Scored) -> dict[str, Any]:
+    measure = scored.measure
+    metric = {
+        "type": measure.metric,
+        "name": text.one_line(f"{measure.name} [{measure.unit}]"),
+        "value": scored.estimate.value,
+    }
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": measure.benchmark, "name": text.one_line(measure.name)},
+        "metrics": [metric],
+    }
 
 
 def _is_hub(source: str) -> bool:
@@ -262,27 +214,19 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _what(item: Kept) -> list[str]:
     shared = f" Shared by {len(item.users)} runs of the study." if len(item.users) > 1 else ""
-    what = (
-        f"Checkpoint after iteration {item.iteration} of run {item.run.name}"
-        if item.iteration
-        else "The first model of the study's runs"
-    )
+    what = "The first model of the study's runs"
+    if item.iteration:
+        what = f"Checkpoint after iteration {item.iteration} of run {item.run.name}"
+    weights = sorted(part for part in item.files.items() if part[0].startswith("model/"))
     rows = [
         ("folder in the store", f"objects/{item.stage.key[:2]}/{item.stage.key}/model"),
         ("key of its stage", item.stage.key),
         ("content hash of the stage's files", item.content),
-        *(
-            (f"SHA-256 of {name}", digest)
-            for name, digest in sorted(item.files.items())
-            if name.startswith("model/")
-        ),
+        *((f"SHA-256 of {name}", digest) for name, digest in weights),
     ]
     how = "Load it with transformers' AutoModelForCausalLM and AutoTokenizer from that folder."
-    return [
-        f"{text.markdown(what)}, seed {item.run.seed}.{shared} {how}",
-        "",
-        *_rows(("what", "value"), rows),
-    ]
+    lead = f"{text.markdown(what)}, seed {item.run.seed}.{shared} {how}"
+    return [lead, "", *_rows(("what", "value"), rows)]
 
 
 def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
@@ -292,38 +236,20 @@ def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
     for scored in found:
         m, e = scored.measure, scored.estimate
         interval = e.intervals.get("items")
-        known = interval is not None and interval.low is not None
-        shown = (
-            text.number(e.value, m.digits)
-            if e.value is not None
-            else f"INCOMPLETE ({e.scored} of {e.expected})"
-        )
-        error = text.number(interval.se if interval else None, m.digits + 1)
-        ends = (
-            f"{text.number(interval.low, m.digits)} to {text.number(interval.high, m.digits)}"
-            if interval and known
-            else "–"
-        )
+        shown = cells.incomplete_text(e) if e.value is None else text.number(e.value, m.digits)
         rows.append(
             (
                 f"{m.name} [{m.unit}]",
                 shown,
-                error,
-                ends,
+                text.number(interval.se if interval else None, m.digits + 1),
+                cells.interval_text(interval, m.digits),
                 f"{e.clusters} {m.unit_of_items}",
                 f"{e.scored} of {e.expected}",
                 scored.judge,
             )
         )
-    head = (
-        "measure",
-        "score",
-        "standard error",
-        "95 % interval",
-        "n",
-        "rows scored",
-        "judge, benchmark version",
-    )
+    scored_by = ("rows scored", "judge, benchmark version")
+    head = ("measure", "score", "standard error", "95 % interval", "n", *scored_by)
     notes = []
     for title, measure in cells.judged(data).items():
         summary = data.summary(item.run, item.iteration, measure.benchmark)
@@ -349,50 +275,41 @@ def _recipe(data: StudyData, item: Kept) -> list[str]:
             if not setting.endswith("base_url")
         ]
     arm = ", ".join(f"{name} = {value}" for name, value in item.run.arm.items())
-    c, kappa = (
-        text.coefficient(found.get(item.iteration)) for found in (item.run.c, item.run.kappa)
-    )
-    lead = (
-        f"Arm: {arm or 'the recipe as it is'}; c = {c} (coefficient on log π(y)), κ = 2c/β = "
-        f"{kappa}."
-        if item.iteration
-        else "The base recipe."
-    )
-    return (
-        [text.markdown(lead), "", *_rows(("setting", "value"), rows)]
-        if rows
-        else [text.markdown(lead)]
-    )
+    lead = "The base recipe."
+    if item.iteration:
+        told = (item.run.c, item.run.kappa)
+        c, kappa = (text.coefficient(found.get(item.iteration)) for found in told)
+        lead = (
+            f"Arm: {arm or 'the recipe as it is'}; c = {c} (coefficient on log π(y)), κ = 2c/β = "
+        )
+        lead += f"{kappa}."
+    return [text.markdown(lead), *(["", *_rows(("setting", "value"), rows)] if rows else [])]
 
 
 def _provenance(data: StudyData, item: Kept) -> list[str]:
     environment = item.record.get("environment") or {}
     packages = environment.get("versions") or {}
-    versions = [f"{name} {packages[name]}" for name in LIBRARIES if name in packages]
-    versions += [
-        f"{name} {environment[name]}"
-        for name in ("python", "machine", "kernels")
-        if environment.get(name)
-    ]
+    told = {name: packages.get(name) for name in LIBRARIES}
+    told |= {name: environment.get(name) for name in ("python", "machine", "kernels")}
+    versions = [f"{name} {version}" for name, version in told.items() if version]
     rows = [(stage.name, stage.key, stage.state) for stage in _ancestors(data, item.stage)]
     file = text.one_line(str((data.manifest.get("study") or {}).get("file", "")) or data.name)
     again = (
-        f"From `selm run {re.sub('[`|]', ' ', file)}` (the study file as it was then; run "
-        "again, it computes only what is missing)."
+        f"From `selm run {re.sub('[`|]', ' ', file)}` (the study file as it was then; run again, "
+        "it computes only what is missing). Made with "
+        f"{text.markdown(', '.join(versions) or 'unknown versions')}."
     )
-    return [
-        f"{again} Made with {text.markdown(', '.join(versions) or 'unknown versions')}.",
-        "",
-        "Every stage this checkpoint rests on, inputs before what reads them; a key is the hash "
-        "of a stage's settings and its inputs' keys.",
-        "",
-        *_rows(("stage", "key", "state"), rows),
-    ]
+    about = (
+        "Every stage this checkpoint rests on, inputs before what reads them; a key is the hash of "
+        "a stage's settings and its inputs' keys."
+    )
+    return [again, "", about, "", *_rows(("stage", "key", "state"), rows)]
 
 
 def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
     """Every stage that ``stage`` rests on, each after all of its own inputs."""
     found: dict[str, Stage] = {}
+
     waiting = [(key, False) for key in sorted(stage.inputs.values(), reverse=True)]
     while waiting:
         key, expanded = waiting.pop()
@@ -402,10 +319,8 @@ def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
         if expanded:
             found[key] = here
         else:
-            waiting += [
-                (key, True),
-                *((parent, False) for parent in sorted(here.inputs.values(), reverse=True)),
-            ]
+            parents = sorted(here.inputs.values(), reverse=True)
+            waiting += [(key, True), *((parent, False) for parent in parents)]
     return list(found.values())
 
 
