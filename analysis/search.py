@@ -162,11 +162,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     }
     for trial in trials:
         values: list[float | None] = [*values_of(trial)] or [None] * len(study.directions)
-        names = (
-            ["value"]
-            if len(study.directions) == 1
-            else [f"value_{place}" for place in range(len(values))]
-        )
+        names = [f"value_{place}" for place in range(len(values))] if len(values) > 1 else ["value"]
         seeds = {f"seed_{seed}": found[0] for seed, found in seed_values(trial).items()}
         note = trial.user_attrs.get("reason", "")
         if state_of(trial) == "lost":
@@ -199,23 +195,13 @@ def write_search(study: optuna.Study, folder: Path, found: Found) -> Path:
     drawn = draw_all(study, found.metrics)
     for figure in drawn:
         write_figure(figure, folder)
-    lines = [
-        f"# Search {study.study_name}",
-        "",
-        *([markdown(found.question), ""] if found.question else []),
-        *_summary(study, table, found),
-        "",
-    ]
+    lines = [f"# Search {study.study_name}", ""]
+    lines += [markdown(found.question), ""] if found.question else []
+    lines += [*_summary(study, table, found), ""]
     lines += [*_finals(study, found), ""] if found.winners else ["No trial ended with a value.", ""]
-    for figure in drawn:
-        lines += [
-            f"## {figure.title}",
-            "",
-            figure.caption,
-            "",
-            f"![{figure.title}]({figure.key}.svg)",
-            "",
-        ]
+    for one in drawn:
+        picture = f"![{one.title}]({one.key}.svg)"
+        lines += [f"## {one.title}", "", one.caption, "", picture, ""]
     lines += [*_notes(table), "## Trials", "", *_trials(study, table, found), ""]
     path = folder / "search.md"
     write_atomic(path, "\n".join(lines))
@@ -247,23 +233,20 @@ def _summary(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str
     counts = table["state"].value_counts().to_dict()
     order = ("complete", "pruned", "failed", "lost", "running", "waiting")
     aims = ", ".join(
-        f"{name} ({'higher' if direction == optuna.study.StudyDirection.MAXIMIZE else 'lower'} is "
-        "better)"
-        for name, direction in zip(found.metrics, study.directions, strict=True)
+        f"{name} ({'higher' if _maximised(study, place) else 'lower'} is better)"
+        for place, name in enumerate(found.metrics)
     )
+    told = ", ".join(f"{counts[name]} {name}" for name in order if counts.get(name))
+    spent = (
+        f"Trials ran for {found.hours * 60:.1f} minutes; judging for them cost {found.usd:.4g} USD."
+    )
+    if found.ended:
+        spent += f" Ended at {found.ended}; with a larger budget the same command continues."
     return [
         f"- Objective: {markdown(aims)}, mean over seeds {_listed(found.seeds)}; the finals are "
         f"on seeds {_listed(found.fresh_seeds)}.",
-        f"- {len(table)} trials: "
-        + ", ".join(f"{counts[name]} {name}" for name in order if counts.get(name))
-        + ".",
-        f"- Trials ran for {found.hours * 60:.1f} minutes; judging for them cost {found.usd:.4g} "
-        "USD."
-        + (
-            f" Ended at {found.ended}; with a larger budget the same command continues."
-            if found.ended
-            else ""
-        ),
+        f"- {len(table)} trials: {told}.",
+        f"- {spent}",
     ]
 
 
@@ -275,10 +258,9 @@ def _listed(seeds: Sequence[int]) -> str:
 def over_seeds(values: Sequence[float], null: float | None = None) -> tuple[float, Interval]:
     """Mean over seeds with its t interval (new seeds, these items)."""
     array = np.asarray(values, dtype=np.float64)
-    a2 = float(array.var(ddof=1)) / len(array) if len(array) > 1 else 0.0
-    return float(array.mean()), seed_interval(
-        float(array.mean()), a2, float(len(array) - 1), len(array), null=null
-    )
+    count, mean = len(array), float(array.mean())
+    a2 = float(array.var(ddof=1)) / count if count > 1 else 0.0
+    return mean, seed_interval(mean, a2, float(count - 1), count, null=null)
 
 
 def shown_estimate(values: Sequence[float], signed: bool = False) -> str:
@@ -294,68 +276,61 @@ def shown_estimate(values: Sequence[float], signed: bool = False) -> str:
 
 def _finals(study: optuna.Study, found: Found) -> list[str]:
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    several = len(found.metrics) > 1
     lines = [
-        "## The winner on fresh seeds"
-        if len(found.metrics) == 1
-        else "## Trials of the front on fresh seeds",
+        "## Trials of the front on fresh seeds" if several else "## The winner on fresh seeds",
         "",
     ]
     for place, metric in enumerate(found.metrics):
-        lines += (
-            [f"{markdown(metric)}, mean (95 % interval over seeds):", ""]
-            if len(found.metrics) > 1
-            else []
-        )
+        if several:
+            lines += [f"{markdown(metric)}, mean (95 % interval over seeds):", ""]
         lines += [
             "| settings | the search's own estimate (optimistic) | on seeds no trial saw | minus "
             "the default, paired by seed |",
             "|---|---|---|---|",
         ]
-        base = found.fresh["default"][place] if "default" in found.fresh else {}
         if found.fresh:
-            lines.append(f"| default | | {shown_estimate(list(base.values()))} | |")
+            base = list(found.fresh["default"][place].values())
+            lines.append(f"| default | | {shown_estimate(base)} | |")
         for label, number in found.winners.items():
             own = [values[place] for values in seed_values(trials[number]).values()]
-            fresh = found.fresh[label][place] if label in found.fresh else {}
-            paired = [value - base[seed] for seed, value in fresh.items() if seed in base]
-            lines.append(
-                f"| {label} | {shown_estimate(own)} | "
-                f"{shown_estimate(list(fresh.values())) if found.fresh else 'to come'} | "
-                f"{shown_estimate(paired, signed=True) if paired else ''} |"
-            )
+            fresh = found.fresh[label][place].values() if found.fresh else ()
+            paired = _paired(found, label, place)
+            ours = shown_estimate(list(fresh)) if found.fresh else "to come"
+            apart = shown_estimate(paired, signed=True) if paired else ""
+            lines.append(f"| {label} | {shown_estimate(own)} | {ours} | {apart} |")
         lines += ["", *_verdicts(study, found, place)]
-    lines += (
-        ["Comparisons are not corrected for their number.", ""]
-        if found.fresh and len(found.winners) * len(found.metrics) > 1
-        else []
-    )
+    if found.fresh and len(found.winners) * len(found.metrics) > 1:
+        lines += ["Comparisons are not corrected for their number.", ""]
     best_of = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     lines += [f"- default: {_settings(found.default)}."] if found.default else []
     lines += [
         f"- {label} is trial {number}: {_settings(trials[number].params)}."
         for label, number in found.winners.items()
     ]
-    lines += [
-        "",
+    about = (
         f"The search's own estimate is that of the best of {best_of} complete trials on the seeds "
-        "that chose it: it flatters the winner, and its "
-        "interval leaves the choosing out. The fresh seeds do neither. Intervals are over seeds "
-        "at these items."
-        + (
-            " The finalists' whole report: [../report/report.md](../report/report.md)."
-            if found.fresh
-            else ""
-        ),
-    ]
-    return lines
+        "that chose it: it flatters the winner, and its interval leaves the choosing out. The "
+        "fresh seeds do neither. Intervals are over seeds at these items."
+    )
+    if found.fresh:
+        about += " The finalists' whole report: [../report/report.md](../report/report.md)."
+    return [*lines, "", about]
+
+
+def _paired(found: Found, label: str, place: int) -> list[float]:
+    """A finalist's values minus the default's on the fresh seeds that both have."""
+    if not found.fresh:
+        return []
+    base, fresh = found.fresh["default"][place], found.fresh[label][place]
+    return [value - base[seed] for seed, value in fresh.items() if seed in base]
 
 
 def _verdicts(study: optuna.Study, found: Found, place: int) -> list[str]:
     """One sentence per finalist: is it better than the default on fresh seeds?"""
     lines = []
-    for label in found.winners if "default" in found.fresh else ():
-        base, fresh = found.fresh["default"][place], found.fresh[label][place]
-        paired = [value - base[seed] for seed, value in fresh.items() if seed in base]
+    for label in found.winners:
+        paired = _paired(found, label, place)
         if not paired:
             continue
         sign = 1 if _maximised(study, place) else -1
@@ -387,12 +362,10 @@ def _notes(table: pd.DataFrame) -> list[str]:
     for state, title in (("failed", "Failed trials"), ("lost", "Trials that lost their worker")):
         some = table[table["state"] == state]
         if len(some):
-            lines += [
-                f"## {title}",
-                "",
-                *(f"- trial {row.trial}: {markdown(str(row.note))}" for row in some.itertuples()),
-                "",
+            listed = [
+                f"- trial {row.trial}: {markdown(str(row.note))}" for row in some.itertuples()
             ]
+            lines += [f"## {title}", "", *listed, ""]
     return lines
 
 
@@ -403,29 +376,21 @@ def _trials(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str]
     seeds = [name for name in table.columns if name.startswith("seed_")]
     if values:
         rank = table["state"].map({"complete": 0, "pruned": 1}).fillna(2)
-        table = table.assign(rank=rank).sort_values(
-            ["rank", values[0], "trial"], ascending=[True, not _maximised(study, 0), True]
-        )
-    heads = dict(zip(values, found.metrics, strict=True)) | {
-        name: name.replace("_", " ") for name in seeds
-    }
+        order = ["rank", values[0], "trial"]
+        rising = [True, not _maximised(study, 0), True]
+        table = table.assign(rank=rank).sort_values(order, ascending=rising)
+    heads = dict(zip(values, found.metrics, strict=True))
+    heads |= {name: name.replace("_", " ") for name in seeds}
+    heads |= {name: short(name) for name in settings}
     columns = ["trial", "state", *values, *(key for key in settings if key in table), *seeds]
-    lines = [
-        "| "
-        + " | ".join(
-            markdown(heads.get(name, short(name) if name in settings else name)) for name in columns
-        )
-        + " |"
-    ]
+    lines = [f"| {' | '.join(markdown(heads.get(name, name)) for name in columns)} |"]
     lines.append("|" + "---|" * len(columns))
     for row in table.head(SHOWN_TRIALS).to_dict("records"):
         lines.append("| " + " | ".join(_cell(row[name]) for name in columns) + " |")
     more = len(table) - SHOWN_TRIALS
-    rest = (
-        f"{more} more are in [trials.csv](trials.csv)."
-        if more > 0
-        else "The same at full precision: [trials.csv](trials.csv)."
-    )
+    rest = "The same at full precision: [trials.csv](trials.csv)."
+    if more > 0:
+        rest = f"{more} more are in [trials.csv](trials.csv)."
     return [*lines, "", f"A pruned trial shows the mean over what it ran; it is never best. {rest}"]
 
 

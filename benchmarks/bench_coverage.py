@@ -1,6 +1,6 @@
 """Coverage, size and power of every interval and test of the analysis, by simulation.
 
-    python benchmarks/bench_coverage.py [--quick] [--out results/bench]
+    python -m benchmarks.bench_coverage [--quick] [--out results/bench]
 
 Scores are drawn as seed + item + rest (crossed), with 0, 20, 50, 80 and 95 % of the variance of the
 mean from seeds, at 3, 5 and 10 seeds; then with what breaks the normal model. Prints a table and
@@ -13,7 +13,6 @@ Axis letters: R simulated studies, S seeds, n item clusters, A arms.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -32,6 +31,7 @@ from analysis.layout import from_array
 from analysis.power import detectable, from_components
 from analysis.rank import interquartile_mean, probability_of_improvement, sign_flip
 from analysis.stats import cochran_half_width, one_checkpoint, two_way
+from benchmarks import OUT, write
 
 Floats = NDArray[np.float64]
 SHARES = (0.0, 0.2, 0.5, 0.8, 0.95)
@@ -354,15 +354,9 @@ def table(rows: list[Row]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="2,000 studies a case instead of 20,000"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("results/bench"), help="folder for coverage.json"
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="2,000 studies a case, not 20,000")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for coverage.json")
     options = parser.parse_args(arguments)
     draws, start = 2_000 if options.quick else 20_000, time.perf_counter()
     rows = simulate(draws)
@@ -372,10 +366,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"{len(rows)} rates, {len(missed)} outside their target, {draws} studies a case, "
         f"{time.perf_counter() - start:.0f} s"
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     told = {"draws": draws, "rows": [{**asdict(r), "ok": r.ok} for r in rows]}
-    text = json.dumps(told, indent=1, ensure_ascii=False)
-    (options.out / "coverage.json").write_text(text + "\n", encoding="utf-8")
+    write("coverage", told, options.out)
     return 1 if missed else 0
 
 

@@ -2,7 +2,6 @@
 model. Writes ``generation.json``.
 
     python -m benchmarks.bench_generation [--rounds 3] [--questions 80] [--store results/store]
-    [--out results/bench]
 
 FastChat's ``get_model_answers`` runs as installed; adapted are its model loading (the same weights,
 already in memory), its GPU call (``.cuda()`` stays on the CPU) and the conversation template (the
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import write
 from harness.engine.execute import Inline, execute
 from harness.engine.launch import prepare
 from harness.engine.store import Store
@@ -132,9 +132,8 @@ def checkpoint(store: Store) -> Path:
     plan = prepare(STUDY, {})
     summary = execute(plan, store, Inline(store), only=("data.pocket", "base.pocket"))
     assert summary.exit_status == 0, summary
-    return store.folder(
-        next(key for key, node in plan.nodes.items() if node.stage == "base.pocket")
-    )
+    key = next(key for key, node in plan.nodes.items() if node.stage == "base.pocket")
+    return store.folder(key)
 
 
 def write_questions(folder: Path, count: int) -> list[dict[str, Any]]:
@@ -169,17 +168,13 @@ def measure(folder: Path, count: int, rounds: int) -> dict[str, Any]:
                 out = root / f"{name}{number}"
                 out.mkdir()
                 start = time.perf_counter()
-                arm.answers = (
-                    sequential(policy, questions, out)
-                    if name == "fastchat"
-                    else ours(folder, root / "benchmarks", out)
-                )
+                if name == "fastchat":
+                    arm.answers = sequential(policy, questions, out)
+                else:
+                    arm.answers = ours(folder, root / "benchmarks", out)
                 arm.seconds += [time.perf_counter() - start] if number else []
-    greedy = [
-        q["question_id"]
-        for q in questions
-        if mt_bench.ANSWER_TEMPERATURE.get(q["category"], 0.0) == 0.0
-    ]
+    temperature = mt_bench.ANSWER_TEMPERATURE
+    greedy = [q["question_id"] for q in questions if not temperature.get(q["category"], 0.0)]
     equal = [n for n in greedy if arms["fastchat"].answers[n] == arms["ours"].answers[n]]
     ratios = [a / b for a, b in zip(arms["fastchat"].seconds, arms["ours"].seconds, strict=True)]
     return {
@@ -201,16 +196,13 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=80)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--store", type=Path, default=Path("results/store"))
-    parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found = measure(checkpoint(Store(args.store)), args.questions, args.rounds)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "generation.json").write_text(json.dumps(found, indent=1) + "\n")
+    write("generation", found)
     print(json.dumps(found, indent=1))
-    return (
-        0 if found["ratio"] >= 5 and found["greedy_identical"] == found["greedy_questions"] else 1
-    )
+    identical = found["greedy_identical"] == found["greedy_questions"]
+    return 0 if found["ratio"] >= 5 and identical else 1
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from benchmarks import write
 from harness.evaluate import lc
 
 TARGET = (92.5, 97.5)
@@ -88,7 +89,6 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args(argv)
     folder = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "alpaca_eval"
     if not folder.is_dir():
@@ -99,15 +99,9 @@ def main(argv: list[str] | None = None) -> int:
         own, gamed = public(folder, path.parent.name)
         if len(own.delta) == len(np.unique(gamed.item)) and not lc.degenerate(own):
             found[path.parent.name] = coverage(own, gamed, args.draws, np.random.default_rng(0))
-            print(
-                path.parent.name,
-                {key: round(value, 3) for key, value in found[path.parent.name].items()},
-                flush=True,
-            )
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "lc.json").write_text(
-        json.dumps({"draws": args.draws, "models": found}, indent=1, sort_keys=True) + "\n"
-    )
+            shown = {key: round(value, 3) for key, value in found[path.parent.name].items()}
+            print(path.parent.name, shown, flush=True)
+    write("lc", {"draws": args.draws, "models": found})
     return int(any(not TARGET[0] <= row["coverage"] <= TARGET[1] for row in found.values()))
 
 

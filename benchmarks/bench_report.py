@@ -1,7 +1,7 @@
 """A report from a million score rows, the estimators on 15 × 10,000 scores, and 805 refits of the
 length-controlled fit. Writes ``analysis.json``.
 
-    python -m benchmarks.bench_report [--rows 1000000] [--out results/bench]
+    python -m benchmarks.bench_report [--rows 1000000]
 
 The report is written by a process of its own, so that its peak memory is its own. Expected on one
 2020s core: under 30 s and 2 GB.
@@ -14,8 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 
 from analysis.layout import from_array
 from analysis.stats import difference, mean_over_seeds, one_checkpoint
+from benchmarks import seconds, write
 from harness.evaluate import lc
 from harness.records import Score, write_scores
 from tests import synthetic
@@ -75,16 +74,6 @@ def report(rows: int) -> dict[str, Any]:
         return {"score_rows": written, **{name: round(value, 2) for name, value in found.items()}}
 
 
-def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
-    """The best of a few runs."""
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return round(best, 4)
-
-
 def estimators() -> dict[str, float]:
     """15 runs × 10,000 items: mean, difference, one checkpoint."""
     scores = np.random.default_rng(7).normal(size=(15, 10_000))
@@ -114,15 +103,13 @@ def refits(count: int = 805) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
     found = {
         "report": report(args.rows),
         "estimators_15_by_10000": estimators(),
         "length_controlled": refits(),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
+    write("analysis", found)
     print(json.dumps(found, indent=1))
     return 0 if found["report"]["cpu_seconds"] < 30 and found["report"]["peak_gb"] < 2 else 1
 

@@ -20,8 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import seconds, write
+from harness.cli import COMMANDS
 from harness.engine import stages, worker
 from harness.engine.execute import Inline, execute
+from harness.engine.graph import Node, manifest
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.files import hash_tree
@@ -37,29 +40,6 @@ from harness.study.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "ablations" / "alpha.yaml"
-COMMANDS = (
-    "",
-    "plan",
-    "run",
-    "status",
-    "show",
-    "report",
-    "tune",
-    "verify",
-    "gc",
-    "export",
-    "import",
-)
-
-
-def seconds(job: Callable[[], Any], repeats: int = 3) -> float:
-    """Wall seconds of a job, the fastest of several: what it takes where nothing else runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        job()
-        times.append(time.perf_counter() - start)
-    return round(min(times), 4)
 
 
 def planning(folder: Path, cells: int = 10_000) -> dict[str, Any]:
@@ -99,8 +79,6 @@ def status(folder: Path, stages: int = 10_000) -> dict[str, Any]:
     text = STUDY.read_text().replace("seeds: [0, 1, 2]", f"seeds: {list(range(seeds))}")
     (folder / "alpha.yaml").write_text(text)
     plan = build_plan(load_study(folder / "alpha.yaml"))
-    from harness.engine.graph import manifest
-
     store = Store(folder / "store")
     store.open()
     (folder / "results" / "alpha").mkdir(parents=True)
@@ -182,15 +160,13 @@ def overhead(folder: Path) -> dict[str, Any]:
         store = Store(folder / "overhead")
         store.open()
         taken: list[float] = []
+
+        def note(event: str, _node: Node | None, result: worker.Result | None) -> None:
+            if event == "end" and result:
+                taken.append(result.seconds)
+
         start = time.perf_counter()
-        summary = execute(
-            plan,
-            store,
-            Inline(store),
-            lambda event, _node, result: (
-                taken.append(result.seconds) if event == "end" and result else None
-            ),
-        )
+        summary = execute(plan, store, Inline(store), note)
         whole = time.perf_counter() - start
     finally:
         setattr(worker, "function_of", real)  # noqa: B010
@@ -207,10 +183,8 @@ def overhead(folder: Path) -> dict[str, Any]:
 def helps() -> dict[str, float]:
     """Seconds of ``selm --help`` and of every command's help."""
     return {
-        f"selm {command}".strip() + " --help": seconds(
-            partial(_selm, *command.split(), "--help"), 5
-        )
-        for command in COMMANDS
+        f"selm {command}".strip() + " --help": seconds(partial(_selm, *command.split(), "--help"))
+        for command in ("", *COMMANDS)
     }
 
 
@@ -243,9 +217,7 @@ def main() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "load_average_at_end": round(os.getloadavg()[0], 2),
         }
-    path = ROOT / "results" / "bench" / "store.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write("store", found)
     return found
 
 

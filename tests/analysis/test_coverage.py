@@ -4,27 +4,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_coverage.py"
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_coverage", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from benchmarks import bench_coverage as bench
 
 
 @pytest.mark.slow
@@ -41,7 +27,7 @@ def bench() -> ModuleType:
         "seed tests",
     ],
 )
-def test_rates_reach_their_targets(bench: ModuleType, part: str) -> None:
+def test_rates_reach_their_targets(part: str) -> None:
     rng = np.random.default_rng(20)
     rows = {
         "means": lambda: bench.means(rng, 3000),
@@ -61,7 +47,7 @@ def test_rates_reach_their_targets(bench: ModuleType, part: str) -> None:
 
 
 @pytest.mark.slow
-def test_pooling_narrows_the_interval_at_three_seeds(bench: ModuleType) -> None:
+def test_pooling_narrows_the_interval_at_three_seeds() -> None:
     rows = list(bench.pooled(np.random.default_rng(21), 1000))
     widths = {
         row.share: row.rate for row in rows if row.estimator.startswith("width") and row.seeds == 3
@@ -69,7 +55,7 @@ def test_pooling_narrows_the_interval_at_three_seeds(bench: ModuleType) -> None:
     assert all(0.5 < w < 0.9 for w in widths.values()), widths
 
 
-def test_a_rate_outside_its_target_is_seen(bench: ModuleType) -> None:
+def test_a_rate_outside_its_target_is_seen() -> None:
     row = bench.Row("what", "B", 3, 80, 0.5, 0.80, 2000, bench.COVERAGE)
     assert row.ok is False
     assert "80.0!" in bench.table([row])
@@ -77,7 +63,7 @@ def test_a_rate_outside_its_target_is_seen(bench: ModuleType) -> None:
     assert bench.Row("what", "B", 3, 80, 0.5, 0.1, 2000, None).ok is None
 
 
-def test_a_nested_bootstrap_would_fail_the_simulation(bench: ModuleType) -> None:
+def test_a_nested_bootstrap_would_fail_the_simulation() -> None:
     rng = np.random.default_rng(22)
     S, n, R = 3, 40, 200
     y, _ = bench.crossed(rng, R, S, n, bench.sigmas(S, n, 0.8))
@@ -94,16 +80,14 @@ def test_a_nested_bootstrap_would_fail_the_simulation(bench: ModuleType) -> None
     assert np.mean((low < 0) & (high > 0)) < 0.9
 
 
-def test_the_same_seed_gives_the_same_rates(bench: ModuleType) -> None:
+def test_the_same_seed_gives_the_same_rates() -> None:
     one, again, other = (list(bench.binary(np.random.default_rng(s), 50)) for s in (1, 1, 2))
     assert one == again
     assert one != other
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_table(
-    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench.main(["--quick", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "coverage.json").read_text(encoding="utf-8"))
     assert written["draws"] == 2000
