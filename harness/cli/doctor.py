@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,34 +19,34 @@ import typer
 
 from harness.cli.finding import Finding, note, ok, wrong
 from harness.cli.options import STORE, Overrides, StoreRoot, lazy, parse_overrides
-from harness.records import HarnessError, is_hub_id, redact
+from harness.records import HarnessError, is_hub_id
 
 if TYPE_CHECKING:
-    import httpx
     import huggingface_hub as hub_client
     import torch
 
     from harness.cli import console as shown
-    from harness.cli import doctor_data
+    from harness.cli import doctor_data, doctor_judge
     from harness.cost import budget as costs
-    from harness.engine import runs
+    from harness.engine import launch, runs
+    from harness.engine import store as stores
     from harness.evaluate import registry as benchmarks
-    from harness.judge import endpoint as endpoints
     from harness.model import chat, checkpoint_files, gguf, policy
     from harness.model import checkpoint as checkpoints
     from harness.model import shape as shapes
     from harness.model.shape import Shape
     from harness.rankers import checkpoint as ranker_files
     from harness.rankers import registry as rankers
-    from harness.study import optimizers, sections, tasks, yaml
+    from harness.study import optimizers, sections, yaml
     from harness.study import study as studies
     from harness.study.settings import Recipe
     from harness.train import memory as memories
 else:
-    httpx, hub_client, torch = lazy("httpx", "huggingface_hub", "torch")
-    shown, doctor_data, costs, runs, benchmarks, ranker_files, rankers = lazy(
+    hub_client, torch = lazy("huggingface_hub", "torch")
+    shown, doctor_data, doctor_judge, costs, runs, benchmarks, ranker_files, rankers = lazy(
         "harness.cli.console",
         "harness.cli.doctor_data",
+        "harness.cli.doctor_judge",
         "harness.cost.budget",
         "harness.engine.runs",
         "harness.evaluate.registry",
@@ -54,7 +54,8 @@ else:
         "harness.rankers.registry",
     )
     (
-        endpoints,
+        launch,
+        stores,
         chat,
         checkpoints,
         checkpoint_files,
@@ -64,11 +65,11 @@ else:
         optimizers,
         sections,
         studies,
-        tasks,
         yaml,
         memories,
     ) = lazy(
-        "harness.judge.endpoint",
+        "harness.engine.launch",
+        "harness.engine.store",
         "harness.model.chat",
         "harness.model.checkpoint",
         "harness.model.checkpoint_files",
@@ -78,7 +79,6 @@ else:
         "harness.study.optimizers",
         "harness.study.sections",
         "harness.study.study",
-        "harness.study.tasks",
         "harness.study.yaml",
         "harness.train.memory",
     )
@@ -87,7 +87,6 @@ PACKAGE = "selm-harness"
 GB = 1e9
 FREE_SPACE = 2 * GB
 HUB = "https://huggingface.co"
-TIMEOUT_S = 10.0
 ROWS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 """How the name of a file of preference rows ends."""
 COLUMNS = "data.columns."
@@ -97,8 +96,8 @@ def doctor(
     what: Annotated[
         str,
         typer.Argument(
-            help="A study, recipe, checkpoint folder, hub id, or file of preference rows; empty: "
-            "the installation alone."
+            help="A study, recipe, checkpoint folder, hub id, file of preference rows, judge's "
+            "profile (llama-3-70b) or address (https://…/v1); empty: the installation alone."
         ),
     ] = "",
     policy_model: Annotated[
@@ -114,6 +113,9 @@ def doctor(
 
     Of a file of preference rows: what is read and what is left out; with --model also what the
     template does to them, and three rows as tokens, those that are trained between « and ».
+
+    Of a judge: whether its endpoint has the model, whether one short request of each kind that
+    benchmarks send is answered and read (the only calls that cost anything), prices, and its end.
 
     Exit status 1 if something needed is wrong.
 
@@ -160,6 +162,10 @@ def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[F
     yield from accelerators(recipe)
     yield from disk(store, recipe)
     if recipe is None:
+        profile = doctor_judge.profile_of(what)
+        if profile or what.startswith(("http://", "https://")):
+            yield from doctor_judge.profile(profile) if profile else doctor_judge.address(what)
+            return
         if is_hub_id(what) and not Path(what).exists():
             yield _hub_entry(what, "model", "")
         yield from model(what) if what else ()
@@ -169,7 +175,20 @@ def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[F
     if recipe.model.source != "pocket":
         yield from hub(recipe)
         yield from model(recipe.model.source, recipe)
-    yield judge(recipe)
+    yield from doctor_judge.recipe(recipe)
+    yield from judging_cost(what, overrides, store)
+
+
+def judging_cost(what: str, overrides: Mapping[str, Any], store: Path) -> Iterator[Finding]:
+    """What the study's judging would cost, judge by judge, with what is done already left out."""
+    try:
+        plan = launch.prepare_recipe(Path(what), overrides)
+        found = costs.budget(plan, stores.Store(store), costs.Assumptions())
+    except HarnessError as error:
+        yield note("price of judging", f"not counted: {' '.join(str(error).split())}")
+        return
+    for bill in found.bills():
+        yield ok("price of judging", str(bill))
 
 
 def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
@@ -177,6 +196,8 @@ def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
     if not what.endswith((".yaml", ".yml")):
         return None
     path = Path(what)
+    if doctor_judge.profile_of(what):
+        return None
     tree, _ = yaml.load_yaml(path)
     if isinstance(tree, dict) and "recipe" not in tree:
         whole = str(path.resolve())
@@ -437,30 +458,3 @@ def _tokenizer_folder(source: str, revision: str) -> Path:
     except Exception as error:
         says = f"its tokenizer cannot be fetched ({type(error).__name__})"
         raise HarnessError(f"{says}; see the line on the hub") from error
-
-
-def judge(recipe: Recipe, get: Callable[..., Any] | None = None) -> Finding:
-    """Whether the judge's key is there and its endpoint answers. get: what asks (httpx.get)."""
-    if recipe.judge.kind == "pocket":
-        if recipe.data.source == "pocket":
-            return ok("judge", "the local one")
-        heuristic = "it reads real text by a plain heuristic and measures nothing"
-        return note("judge", f"the local one; {heuristic}")
-    key, url = endpoints.KEY_VARIABLE, endpoints.URL_VARIABLE
-    try:
-        endpoint = endpoints.resolve_endpoint(recipe.judge, tasks.Runtime())
-        headers = endpoints.auth_headers(recipe.judge, endpoint)
-    except HarnessError as error:
-        return wrong("judge", str(error))
-    try:
-        ask = get or httpx.get
-        status = ask(f"{endpoint.url}/models", headers=headers, timeout=TIMEOUT_S).status_code
-    except httpx.HTTPError as error:
-        says = f"{endpoint.url} does not answer ({type(error).__name__})"
-        return wrong("judge", redact(f"{says}; check {url} and the network"))
-    if status in (401, 403):
-        return wrong("judge", f"{endpoint.url} refuses the key in {key} (status {status})")
-    if status >= 500:
-        return wrong("judge", f"{endpoint.url} answers with status {status}; try again later")
-    given = "set" if headers else "not needed"
-    return ok("judge", f"{endpoint.url} answers; {key} is {given}")

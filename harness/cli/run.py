@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from harness.engine.execute import Summary
     from harness.engine.graph import Plan
     from harness.engine.store import Store
+    from harness.study import judges
     from harness.study import study as studies
     from harness.tune import search as searches
     from harness.tune import workers as searching
@@ -54,13 +56,14 @@ else:
         "analysis.report",
         "analysis.search",
     )
-    shown, costs, execute, graph, launch, stores, studies = lazy(
+    shown, costs, execute, graph, launch, stores, judges, studies = lazy(
         "harness.cli.console",
         "harness.cost.budget",
         "harness.engine.execute",
         "harness.engine.graph",
         "harness.engine.launch",
         "harness.engine.store",
+        "harness.study.judges",
         "harness.study.study",
     )
     searches, searching = lazy("harness.tune.search", "harness.tune.workers")
@@ -102,6 +105,7 @@ def plan(
         raise HarnessError(f"--device {device!r} is unknown; allowed: {', '.join(costs.DEVICES)}")
     assumed = costs.Assumptions(costs.DEVICES[device], devices, usd_per_gpu_hour=gpu_price)
     found = costs.budget(launch.prepare_recipe(study, changes), opened, assumed)
+    _show_sunsets(found.plan)
     title = f"Cost of {found.plan.study.name}: {len(found.lines)} stages to do, {found.done} done"
     heads = costs.columns(found)
     left = [index for index, head in enumerate(heads) if head in ("stage", "from")]
@@ -138,11 +142,20 @@ def show_plan(plan: Plan, store: Store, workers: int) -> None:
     if needed := costs.node(plan.study.base):
         shown.say(needed)
     _show_same_arms(plan)
+    _show_sunsets(plan)
     left = sum(seconds[key] for key in plan.nodes if states[key] != "done")
     shown.say(
         f"Left to do: {left:.0f} stage-seconds, about {left / max(1, workers) / 60:.1f} minutes "
         f"on {workers} worker{'s' if workers != 1 else ''}."
     )
+
+
+def _show_sunsets(plan: Plan) -> None:
+    """What a reader should know of judges that are gone or soon will be."""
+    asked = [judge for cell in plan.study.cells for judge in judges.asked(cell.recipe).values()]
+    for told in dict.fromkeys(judges.sunset(judge, date.today()) for judge in asked):
+        if told:
+            shown.say(f"Judge: {told}.", wrong=True)
 
 
 def _show_same_arms(plan: Plan) -> None:
@@ -220,6 +233,7 @@ def run_plan(
     todo = sum(state != "done" for state in states.values())
     shown.say(f"Study {plan.study.name}: {len(plan.nodes)} stages, {todo} to do.")
     _show_same_arms(plan)
+    _show_sunsets(plan)
     started = time.time()
     summary = _walk(plan, store, executor, workers, only, todo)
     freed = execute.retain(plan, store)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from harness.cost import judging
 from harness.cost.work import Counting
 from harness.engine.execute import estimate, longest_chain
 from harness.engine.graph import Node, Plan
@@ -17,6 +18,7 @@ from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.model.shape import Shape, shape_of
 from harness.records import HarnessError
+from harness.study.sections import JudgeSettings
 from harness.study.settings import Recipe
 from harness.study.work import LENGTHS, POCKET_LENGTHS, Lengths, Work
 from harness.train.memory import GB, arithmetic, node_needed, training_bytes, training_parts
@@ -82,10 +84,15 @@ class Line:
 
     @property
     def usd(self) -> float:
-        """Price of its judge's tokens by the recipe's prices."""
-        runtime, work = self.node.runtime, self.work
-        prompt = work.judge_prompt * runtime.price_prompt_usd_per_million
-        return (prompt + work.judge_reply * runtime.price_completion_usd_per_million) / 1e6
+        """Price of its judge's tokens by the judge's profile, or the recipe's prices."""
+        judge = self.judge
+        return judging.usd(judge, self.node.runtime, self.work) if judge else 0.0
+
+    @property
+    def judge(self) -> JudgeSettings | None:
+        """Whom it asks."""
+        found: JudgeSettings | None = getattr(self.node.settings, "judge", None)
+        return found
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,12 @@ class Budget:
         if self.pocket:
             return 0.0
         return sum(line.seconds for line in lines if STAGES[line.node.stage].accelerator)
+
+    def bills(self) -> Sequence[judging.Bill]:
+        """What each judge takes."""
+        return judging.bills(
+            (line.judge, line.node.runtime, line.work) for line in self.lines if line.judge
+        )
 
     def elapsed(self, workers: int) -> float:
         """Seconds on so many workers: work shared evenly, but no less than the longest chain."""
@@ -204,6 +217,8 @@ def explained(found: Budget, workers: int) -> Iterator[str]:
         if line.work.how:
             yield f"  {stage}: {line.work.how}{_operations(found, line)}"
     yield from _time_and_price(found, workers)
+    for bill in found.bills():
+        yield f"Judge: {bill}."
     if not found.pocket:
         yield from memory_lines(found.plan.study.base, found.shape, found.assumptions)
     yield from _assumed(found)
@@ -244,13 +259,6 @@ def _time_and_price(found: Budget, workers: int) -> Iterator[str]:
     if assumed.usd_per_gpu_hour:
         price = assumed.usd_per_gpu_hour
         yield f"Devices: {hours:,.1f} × {price:.2f} USD = {hours * price:,.0f} USD."
-    calls = sum(line.work.judge_calls for line in lines)
-    prompt = sum(line.work.judge_prompt for line in lines)
-    reply = sum(line.work.judge_reply for line in lines)
-    usd = sum(line.usd for line in lines)
-    noted = "" if usd or not calls else " (no prices in runtime.price_…)"
-    tokens = f"{amount(prompt)} + {amount(reply)} tokens"
-    yield f"Judge: {calls:,.0f} calls of {tokens} = {usd:,.2f} USD{noted}."
 
 
 def memory_lines(recipe: Recipe, shape: Shape, assumed: Assumptions) -> Iterator[str]:

@@ -102,7 +102,7 @@ def stage_key(
 def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """What of a stage's settings enters its key: every field; a file as the hash of its content
     (``<name>_fingerprint``), so that a path never does; without fields added later that stand at
-    their default.
+    their default, and without those that nothing depends on.
     """
     single, others = _fields(type(settings))
     values = vars(settings)
@@ -136,7 +136,7 @@ def _fields(kind: type[Section]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     others: list[str] = []
     for name, info in kind.model_fields.items():
         plain = info.annotation in (int, float, bool, str) or get_origin(info.annotation) is Literal
-        if not name.endswith(FINGERPRINT):
+        if not name.endswith(FINGERPRINT) and name not in kind.unkeyed:
             (single if plain and name not in kind.later else others).append(name)
     return tuple(single), tuple(others)
 
@@ -237,9 +237,14 @@ class Builder:
             "backend": model.generation_backend,
         }
 
-    def judge(self, recipe: Recipe) -> JudgeSettings:
-        """The judge as stages are given it."""
-        found: JudgeSettings = self.once(recipe, "judge", lambda: recipe.judge.within(recipe.world))
+    def judge(self, recipe: Recipe, benchmark: str = "") -> JudgeSettings:
+        """The judge as stages are given it: a benchmark's own where it has one."""
+
+        def make() -> JudgeSettings:
+            own: JudgeSettings | None = getattr(recipe.evaluation.of(benchmark), "judge", None)
+            return (own or recipe.judge).within(recipe.world)
+
+        found: JudgeSettings = self.once(recipe, ("judge", benchmark), make)
         return found
 
     def computing(self, recipe: Recipe) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def settled(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Section:
         asked = Asked(
             settings=recipe.evaluation.of(benchmark.name),
             evaluation=recipe.evaluation,
-            judge=builder.judge(recipe),
+            judge=builder.judge(recipe, benchmark.name),
             ranker=builder.ranker(recipe),
             ranker_judge=builder.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
             generating=builder.generating(recipe),

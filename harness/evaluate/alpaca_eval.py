@@ -17,11 +17,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation, Pair, annotate
+from harness.evaluate.annotator import (
+    OFFICIAL_ANNOTATOR,
+    Annotation,
+    Pair,
+    annotate,
+    annotator_of,
+    pooled,
+)
 from harness.evaluate.benchmark import (
     MODEL_ID,
     PERCENT,
@@ -38,6 +45,7 @@ from harness.evaluate.benchmark import (
     finish,
     given_file,
     judged_work,
+    reply_tokens,
 )
 from harness.evaluate.lc import Metrics, compute_metrics, read_gamed, write_gamed
 from harness.judge import verdicts
@@ -65,6 +73,8 @@ OFFICIAL_JUDGE = "gpt-4-1106-preview"
 
 
 class AlpacaEvalSettings(Section):
+    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
+
     instructions: str = ""
     """JSON list with instruction, output (the baseline's), dataset; empty: the pocket world's."""
     gamed_baseline: str = ""
@@ -74,6 +84,8 @@ class AlpacaEvalSettings(Section):
     """Of the policy's answers; 0: greedy."""
     limit: NonNegative = 0
     max_new_tokens: Positive = 24
+    judge: JudgeSettings | None = None
+    """Its own judge, or the name of its profile; empty: the recipe's."""
 
 
 class JudgeTask(Section):
@@ -337,10 +349,11 @@ def _judge(
     judge, annotator = task.settings.judge, task.settings.annotator
     pairs = [safe_pair(row) for row in rows if row.status == "ok"]
     with JudgeClient(judge, task.runtime, task.out / JOURNAL_NAME) as client:
-        found = annotate(pairs, client, annotator=annotator, repeats=judge.repeats)
+        drawn = annotate(pairs, client, annotator=annotator, repeats=judge.repeats * judge.samples)
         costs = client.costs
     flags = {row.item.id: row.flags for row in rows}
-    notes = {key: note.fields() | {"flags": flags[key[0]]} for key, note in found.items()}
+    notes = {key: note.fields() | {"flags": flags[key[0]]} for key, note in drawn.items()}
+    found = pooled(drawn, judge.samples)
     finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, notes)
     gamed_file = task.inputs["benchmarks"] / NAME / "df_gamed.csv"
     gamed = read_gamed(gamed_file, len(instructions))
@@ -479,7 +492,8 @@ LENGTH = Measure(
 
 def settle(asked: Asked) -> JudgeTask:
     """Settings of the judging stage."""
-    return JudgeTask(judge=asked.judge, annotator=asked.settings.annotator)
+    annotator = annotator_of(asked.judge, asked.settings.annotator)
+    return JudgeTask(judge=asked.judge, annotator=annotator)
 
 
 def _items(count: Counting) -> int:
@@ -492,8 +506,10 @@ def _asked(count: Counting, task: AnswerTask) -> Work:
 
 
 def _work(count: Counting, task: JudgeTask) -> Work:
-    calls, lengths = _items(count) * task.judge.repeats, count.lengths
-    return judged_work(calls, lengths.verdict_prompt, lengths.verdict_reply, "verdicts")
+    judge, lengths = task.judge, count.lengths
+    calls = _items(count) * judge.repeats * judge.samples
+    reply = reply_tokens(judge, lengths, pairwise=True)
+    return judged_work(calls, lengths.verdict_prompt, reply, "verdicts")
 
 
 BENCHMARK = Benchmark(

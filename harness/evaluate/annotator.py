@@ -4,6 +4,7 @@ the judge in one batch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,12 +13,20 @@ from harness.evaluate import libraries
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
 from harness.records import HarnessError, Status
+from harness.study.sections import JudgeSettings
 
 OFFICIAL_ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
+TEXT_ANNOTATOR = "alpaca_eval_gpt4"
+"""The library's deterministic one that needs no tools: the judge writes a ranking as text."""
 ORDER_SEED = 0
 """The library's default: the published annotations were ordered with it."""
 SENT = ("max_tokens", "temperature", "top_p", "logprobs", "top_logprobs")
-"""Sampling settings of an annotator that are passed on; others are refused rather than dropped."""
+"""Sampling settings of an annotator that are passed on; others are refused rather than dropped. One
+that reads text has the judge's own: its reply may hold thinking, and samples need a temperature.
+"""
+OF_THE_ENDPOINT = ("model_name", "requires_chatml", "client_kwargs", "price_per_token")
+"""Where the library would ask, which is here the judge's settings."""
+_FENCED = re.compile(r"\s*```[a-z]*\n(.*?)\n?```\s*", re.DOTALL)
 
 Shown = tuple[str, str, str]
 """(instruction, output_1, output_2): what names a pair where the library drops ids."""
@@ -51,6 +60,28 @@ class Annotation:
     def fields(self) -> dict[str, Any]:
         fields = asdict(self)
         return {"score_status": fields.pop("status")} | fields
+
+
+def annotator_of(judge: JudgeSettings, given: str) -> str:
+    """The annotator that asks this judge. given: the benchmark's setting."""
+    if judge.annotator:
+        return judge.annotator
+    return TEXT_ANNOTATOR if judge.verdict == "text" and given == OFFICIAL_ANNOTATOR else given
+
+
+def pooled(
+    drawn: Mapping[tuple[str, int], Annotation], samples: int
+) -> dict[tuple[str, int], Annotation]:
+    """(pair id, repeat) → the mean of its ``samples`` annotations, which ``drawn`` counts one after
+    another.
+    """
+    found: dict[tuple[str, int], Annotation] = {}
+    for name, call in drawn:
+        if call % samples == 0:
+            notes = [drawn[name, call + number] for number in range(samples)]
+            mean, status = verdicts.mean_of([(note.preference, note.status) for note in notes])
+            found[name, call // samples] = replace(notes[0], preference=mean, status=status)
+    return found
 
 
 def annotate(
@@ -94,14 +125,22 @@ def _library_annotator(name: str, exchange: _Exchange) -> Any:
     except FileNotFoundError:
         raise HarnessError(f"{key}: alpaca_eval knows no annotator {name!r}") from None
     for single in pool.annotators.values():
-        unknown = sorted(set(single.completions_kwargs) - {"model_name", *SENT})
+        unknown = sorted(set(single.completions_kwargs) - {*OF_THE_ENDPOINT, *SENT})
         if unknown or single.batch_size != 1:
             wanted = ", ".join(unknown) or "several examples in a prompt"
             raise HarnessError(f"{key} {name!r} wants {wanted}, which is not supported")
-        if "numerator_token" not in single.fn_completion_parser.keywords:
-            raise HarnessError(f"{key} {name!r} does not read its verdict from log-probabilities")
+        reads, wanted = "logprobs" if by_logprobs(single) else "text", exchange.client.judge.verdict
+        if wanted and reads != wanted:
+            raise HarnessError(
+                f"{key} {name!r} reads {reads}, but judge.verdict is {wanted}: change one of them"
+            )
         exchange.watch(single)
     return pool
+
+
+def by_logprobs(single: Any) -> bool:
+    """Whether one of the library's annotators reads log-probabilities."""
+    return "numerator_token" in getattr(single.fn_completion_parser, "keywords", {})
 
 
 class _Exchange:
@@ -118,7 +157,8 @@ class _Exchange:
         """Learn which pair each prompt belongs to (the library shuffles them) and take its
         completions from the judge.
         """
-        make_prompts, parse = single._make_prompts, single.fn_completion_parser
+        make_prompts = single._make_prompts
+        reading = Reading(single.fn_completion_parser, by_logprobs(single))
 
         def recorded(frame: Any, *args: Any, **kwargs: Any) -> Any:
             prompts, frame = make_prompts(frame, *args, **kwargs)
@@ -134,14 +174,14 @@ class _Exchange:
             return prompts, frame
 
         def complete(prompts: Sequence[str], **kwargs: Any) -> dict[str, list[Any]]:
-            params = {name: kwargs[name] for name in SENT if name in kwargs}
-            return self.complete(prompts, params, parse)
+            params = {name: kwargs[name] for name in SENT if name in kwargs and reading.logprobs}
+            return self.complete(prompts, params, reading)
 
         single._make_prompts = recorded
         single.fn_completions = complete
 
     def complete(
-        self, prompts: Sequence[str], params: Mapping[str, Any], parse: Any
+        self, prompts: Sequence[str], params: Mapping[str, Any], reading: Reading
     ) -> dict[str, list[Any]]:
         """The library's completions dictionary. A failed reply becomes one that its parser reads as
         missing.
@@ -153,14 +193,14 @@ class _Exchange:
             requests = []
             for repeat in range(self.repeats):
                 requests += [JudgeRequest(self.names[k], m, params, repeat) for k, m in asked]
-            replies = self.client.complete(requests, accept=lambda reply: _readable(reply, parse))
+            replies = self.client.complete(requests, accept=reading.accepts)
             keys = self.shown * self.repeats
             for key, reply in zip(keys, replies, strict=True):
                 self.replies[key, reply.repeat] = reply
         mine = [self.replies[key, self.repeat] for key in self.shown]
         return {
-            "completions": [reply.text for reply in mine],
-            "completions_all": [_choice(reply, parse) for reply in mine],
+            "completions": [reading.text(reply) for reply in mine],
+            "completions_all": [reading.choice(reply) for reply in mine],
         }
 
     def annotation(self, row: Mapping[str, Any]) -> Annotation:
@@ -180,21 +220,52 @@ class _Exchange:
         return Annotation(None, status, self.switched[key], reply.error)
 
 
-def _choice(reply: JudgeReply, parse: Any) -> dict[str, Any]:
-    """The reply as the annotator's parser takes it: the log-probabilities of its verdict's tokens,
-    or none where there is no verdict.
-    """
-    text, found = "", None
-    if reply.status == "ok":
-        text = reply.text
-        found = _verdict(reply.logprobs or [], parse.keywords)
-    top = [{"token": token, "logprob": value} for token, value in (found or {}).items()]
-    return {
-        "text": text,
-        "message": {"role": "assistant", "content": text},
-        "logprobs": {"content": [{"token": text, "logprob": 0.0, "top_logprobs": top}]},
-        "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-    }
+@dataclass(frozen=True)
+class Reading:
+    """How an annotator reads a reply: by its parser, from log-probabilities or from the text."""
+
+    parse: Any
+    logprobs: bool
+
+    def accepts(self, reply: JudgeReply) -> bool:
+        """Whether the annotator's own parser finds a preference. Raises HarnessError of a reply
+        without the log-probabilities that were asked for: no other will have them.
+        """
+        if self.logprobs and reply.logprobs is None:
+            raise HarnessError(
+                "the judge answered without the log-probabilities that the annotator reads; set "
+                "judge.verdict: text, or name a judge that gives them"
+            )
+        try:
+            values = list(self.parse(self.choice(reply) if self.logprobs else self.text(reply)))
+        except (AssertionError, KeyError, ValueError, TypeError, AttributeError):
+            return False
+        return len(values) == 1 and values[0] is not None and values[0] == values[0]
+
+    def text(self, reply: JudgeReply) -> str:
+        """What the parser reads of a text: without a fence around the whole; nothing of a reply
+        that holds no verdict.
+        """
+        if reply.status != "ok":
+            return ""
+        fenced = _FENCED.fullmatch(reply.text)
+        return fenced[1] if fenced else reply.text.strip()
+
+    def choice(self, reply: JudgeReply) -> dict[str, Any]:
+        """The reply as a parser of log-probabilities takes it: those of its verdict's tokens, or
+        none where there is no verdict.
+        """
+        text, found = "", None
+        if reply.status == "ok" and self.logprobs:
+            text = reply.text
+            found = _verdict(reply.logprobs or [], self.parse.keywords)
+        top = [{"token": token, "logprob": value} for token, value in (found or {}).items()]
+        return {
+            "text": text,
+            "message": {"role": "assistant", "content": text},
+            "logprobs": {"content": [{"token": text, "logprob": 0.0, "top_logprobs": top}]},
+            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
+        }
 
 
 def _verdict(
@@ -208,14 +279,3 @@ def _verdict(
         return None
     tokens = (parser["numerator_token"], *parser["denominator_tokens"])
     return verdicts.verdict_logprobs(logprobs[0 if place == "batch" else place], tokens)
-
-
-def _readable(reply: JudgeReply, parse: Any) -> bool:
-    """Whether the annotator's own parser finds a preference in the reply."""
-    if not reply.logprobs:
-        return False
-    try:
-        values = list(parse(_choice(reply, parse)))
-    except (AssertionError, KeyError, ValueError, TypeError):
-        return False
-    return len(values) == 1 and values[0] is not None and values[0] == values[0]

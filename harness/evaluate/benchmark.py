@@ -296,6 +296,16 @@ def asked_work(items: int, length: int, what: str) -> Work:
     return Work(items, generated=items * length, how=f"{items:,} {what} × {length}")
 
 
+def reply_tokens(judge: JudgeSettings, lengths: Lengths, *, pairwise: bool) -> int:
+    """Tokens of a judge's reply to one request: a rating, or a verdict on a pair; with its thinking
+    where it thinks.
+    """
+    said = lengths.rating_reply
+    if pairwise:
+        said = lengths.verdict_text if judge.verdict == "text" else lengths.verdict_reply
+    return said + (lengths.thinking if judge.reasoning_effort not in ("", "none") else 0)
+
+
 def judged_work(calls: int, prompt: int, reply: int, what: str) -> Work:
     """Calls of a judge, each of so many tokens."""
     how = f"{calls:,} {what} of {prompt:,} + {reply} tokens"

@@ -219,7 +219,7 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
             items.append(item)
     if given and len(told) <= len(items):
         raise HarnessError(f"{path}: judges what the benchmark does not ask: {', '.join(given)}")
-    judged = ((item, found.get((item.name, 0))) for item in items)
+    judged = ((one, [found[one.name, 0]] if (one.name, 0) in found else []) for one in items)
     label = f"{judge.model} (given)"
     scores = [
         replace(mt_bench.score_row(one, 0, row, bench, judge), judge=label) for one, row in judged

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.evaluate import fastchat
 from harness.evaluate.benchmark import (
@@ -35,6 +35,7 @@ from harness.evaluate.benchmark import (
     given_file,
     judged_work,
     mean,
+    reply_tokens,
 )
 from harness.evaluate.fastchat import Bench
 from harness.judge import verdicts
@@ -68,6 +69,8 @@ OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
 
 
 class MTBenchSettings(Section):
+    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
+
     questions: str = ""
     references: str = ""
     judge_prompts: str = ""
@@ -75,6 +78,8 @@ class MTBenchSettings(Section):
     reference_set: str = "pocket"
     limit: NonNegative = 0
     max_new_tokens: Positive = 24
+    judge: JudgeSettings | None = None
+    """Its own judge, or the name of its profile; empty: the recipe's."""
 
 
 class JudgeTask(Section):
@@ -206,8 +211,8 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     items = plan_items(bench, answers, judge.model)
     judged = [item for item in items if item.match is not None]
     requests = []
-    for repeat in range(judge.repeats):
-        requests += [JudgeRequest(item.name, item.messages, {}, repeat) for item in judged]
+    for call in range(judge.repeats * judge.samples):
+        requests += [JudgeRequest(item.name, item.messages, {}, call) for item in judged]
     replies, costs = ask(judge, task, requests, accept=readable)
     by_name = {item.name: item for item in judged}
     found = {
@@ -216,8 +221,10 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     }
     scores = []
     for repeat in range(judge.repeats):
-        rows = [(item, found.get((item.name, repeat))) for item in items]
-        scores += [score_row(item, repeat, row, bench, judge) for item, row in rows]
+        calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
+        for item in items:
+            drawn = [found[item.name, call] for call in calls if (item.name, call) in found]
+            scores.append(score_row(item, repeat, drawn, bench, judge))
     finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
     return finish(task, scores, summarise(scores, items, found, bench, judge), costs)
 
@@ -283,20 +290,24 @@ def verdict(item: Item, reply: JudgeReply, judge_model: str) -> dict[str, Any]:
 
 
 def score_row(
-    item: Item, repeat: int, found: Mapping[str, Any] | None, bench: Bench, judge: JudgeSettings
+    item: Item, repeat: int, drawn: Sequence[Mapping[str, Any]], bench: Bench, judge: JudgeSettings
 ) -> Score:
-    """The score row of an item: its rating, or the reason why there is none. Its version names the
+    """The score row of an item: the mean of its ratings (one, unless the judge is sampled), or the
+    reason why there is none. Its version names the
     library and the hashed inputs: rows of different sets never compare as equal.
     """
     library = f"fschat-{metadata.version('fschat')}"
+    value, status = None, item.status
+    if drawn:
+        value, status = verdicts.mean_of([(row["rating"], row["score_status"]) for row in drawn])
     return Score(
         NAME,
         f"{library} questions:{bench.hashes['questions']} {bench.references_hash}",
         item.name,
         str(item.question["question_id"]),
         "rating",
-        found["rating"] if found else None,
-        found["score_status"] if found else item.status,
+        value,
+        status,
         verdicts.judge_label(judge),
         repeat,
         item.source,
@@ -482,15 +493,18 @@ def _asked(count: Counting, task: AnswerTask) -> Work:
 
 
 def _work(count: Counting, task: JudgeTask) -> Work:
-    calls, lengths = turns_to_judge(count) * task.judge.repeats, count.lengths
-    return judged_work(calls, lengths.rating_prompt, lengths.rating_reply, "ratings")
+    judge, lengths = task.judge, count.lengths
+    calls = turns_to_judge(count) * judge.repeats * judge.samples
+    reply = reply_tokens(judge, lengths, pairwise=False)
+    return judged_work(calls, lengths.rating_prompt, reply, "ratings")
 
 
-def _pair_work(count: Counting, _task: JudgeTask) -> Work:
+def _pair_work(count: Counting, task: JudgeTask) -> Work:
     """Two games a turn; a prompt holds a second answer."""
     calls, lengths = 2 * turns_to_judge(count), count.lengths
     prompt = lengths.rating_prompt + lengths.judged_answer
-    return judged_work(calls, prompt, lengths.rating_reply, "games")
+    reply = reply_tokens(task.judge, lengths, pairwise=False)
+    return judged_work(calls, prompt, reply, "games")
 
 
 BENCHMARK = Benchmark(

@@ -35,6 +35,7 @@ from harness.judge.endpoint import (
     estimate_tokens,
     read_reply,
     resolve_endpoint,
+    token_limit,
 )
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
 from harness.records import FINAL_STATUSES, HarnessError, StageTask, Status, content_hash, redact
@@ -104,7 +105,7 @@ def _body(
     request: JudgeRequest, judge: JudgeSettings, ask: int = 0, room: int = 1
 ) -> dict[str, Any]:
     """The call's JSON. The seed is sent only where it says something: given, or a repeat, or a
-    re-ask. room: factor on ``max_tokens``.
+    re-ask. room: factor on the limit of the reply.
     """
     params = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, **request.params}
     params["max_tokens"] *= room
@@ -113,7 +114,11 @@ def _body(
     shift = request.repeat + ask * REASK_SEED_STEP
     if shift or "seed" in params:
         params["seed"] = int(params.get("seed", 0)) + shift
-    return {"model": judge.model, "messages": [dict(m) for m in request.messages], **params}
+    params[judge.max_tokens_as] = params.pop("max_tokens")
+    if judge.reasoning_effort:
+        params["reasoning_effort"] = judge.reasoning_effort
+    messages = [dict(m) for m in request.messages]
+    return {"model": judge.model, "messages": messages, **params, **judge.extra_body}
 
 
 def request_key(request: JudgeRequest, judge: JudgeSettings, identity: str) -> str:
@@ -139,12 +144,9 @@ class Budget:
     """
 
     def __init__(self, judge: JudgeSettings, runtime: Runtime) -> None:
-        prompt, completion = (
-            runtime.price_prompt_usd_per_million,
-            runtime.price_completion_usd_per_million,
-        )
-        self.prices, self.limit = (prompt, completion), runtime.max_cost_usd
-        if self.limit and judge.kind != "pocket" and not any(self.prices):
+        self.prices, self.limit = judge.prices(runtime), runtime.max_cost_usd
+        priced = any(self.prices) or judge.facts
+        if self.limit and judge.kind != "pocket" and not priced:
             raise HarnessError(
                 "max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million "
                 "and price_completion_usd_per_million"
@@ -168,7 +170,7 @@ class Budget:
             yield
             return
         prompt = estimate_tokens(body["messages"]) * self.prices[0]
-        worst = (prompt + int(body["max_tokens"]) * self.prices[1]) / 1e6
+        worst = (prompt + (token_limit(body) or 0) * self.prices[1]) / 1e6
         mine = object()
         async with self.released:
             while self.spent() + sum(self.reserved.values()) + worst > self.limit:
@@ -513,7 +515,7 @@ def plan_cost(
     """
     bodies = [_body(request, judge) for request in requests]
     prompt = sum(estimate_tokens(body["messages"]) for body in bodies)
-    completion = sum(int(body["max_tokens"]) for body in bodies)
+    completion = sum(token_limit(body) or 0 for body in bodies)
     usd = (prompt * prices[0] + completion * prices[1]) / 1e6
     return {
         "judge_calls": len(bodies),

@@ -44,7 +44,8 @@ _FILTER = re.compile(
     r"content_filter|content_policy_violation|(input|prompt) was (flagged|blocked)", re.IGNORECASE
 )
 _PARAMETER = re.compile(
-    r"(?<![\w])(max_tokens|max_completion_tokens|temperature|top_logprobs|logprobs|top_p|seed)(?!\w)"
+    r"(?<![\w])(max_tokens|max_completion_tokens|temperature|top_logprobs|logprobs|top_p|seed"
+    r"|reasoning_effort)(?!\w)"
 )
 _NOT_TAKEN = re.compile(
     r"(un|not |n't )(support|allow|permit|recogni[sz]|accept|available)"
@@ -55,10 +56,9 @@ _KEY_OF = {
     "max_tokens": "judge.max_tokens",
     "max_completion_tokens": "judge.max_tokens",
     "temperature": "judge.temperature (null: not sent)",
+    "reasoning_effort": "judge.reasoning_effort",
 }
-_OTHER_KEY = (
-    "evaluation.alpaca_eval.annotator or ranker.kind (the verdict is read from log-probabilities)"
-)
+_OTHER_KEY = "judge.verdict (text: no log-probabilities are asked for)"
 _PARAMETERS = frozenset({*_KEY_OF, "seed", "top_logprobs", "logprobs", "top_p"})
 NO_LOGPROB = -9999.0
 CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"})
@@ -284,6 +284,11 @@ def _completion(data: Mapping[str, Any], body: Mapping[str, Any]) -> Reply:
     logprobs = (choice.get("logprobs") or {}).get("content")
     reason, limit = str(choice.get("finish_reason") or "").lower(), token_limit(body)
     said = verdicts.spoken(text)
+    if said is None and limit == 1:
+        raise HarnessError(
+            "the judge thinks before it answers, so its first token is no verdict; turn its "
+            "thinking off (judge.extra_body) or set judge.verdict: text"
+        )
     status: Status = "ok"
     error = ""
     if reason in FILTERED or refusal:

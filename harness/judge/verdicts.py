@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.records import content_hash
+from harness.records import Status, content_hash
 from harness.study.sections import JudgeSettings
 
 _DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
@@ -188,6 +188,16 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
     return text, found
 
 
+def mean_of(verdicts: Sequence[tuple[float | None, Status]]) -> tuple[float | None, Status]:
+    """One judgment of several sampled verdicts: the mean of those that were read. One that failed
+    makes it an error, which the next run asks again; the first's status stands for none read.
+    """
+    read = [value for value, _ in verdicts if value is not None]
+    if any(status == "error" for _, status in verdicts):
+        return None, "error"
+    return (sum(read) / len(read), "ok") if read else (None, verdicts[0][1])
+
+
 def cut_off(reasons: Mapping[tuple[str, int], str]) -> list[str]:
     """``item#repeat`` of the verdicts that are missing because a reply was cut off."""
     found = [key for key, reason in reasons.items() if reason.startswith(CUT_OFF)]
@@ -197,5 +207,6 @@ def cut_off(reasons: Mapping[tuple[str, int], str]) -> list[str]:
 def judge_label(judge: JudgeSettings) -> str:
     """The judge's name and a hash of what else decides its verdicts (not its address)."""
     unset = {name for name, default in judge.later.items() if getattr(judge, name) == default}
-    defining = judge.model_dump(exclude={"base_url", "allow_insecure_url", "repeats"} | unset)
+    elsewhere = {"base_url", "allow_insecure_url", "repeats", *judge.unkeyed}
+    defining = judge.model_dump(exclude=elsewhere | unset)
     return f"{judge.model}@{content_hash(defining, length=8)}"

@@ -8,9 +8,9 @@ reference, moderate length, little repetition. It keeps runs on real text going 
 It is no measure of quality.
 
 Read are the prompts that judged benchmarks send: FastChat's single and pairwise grading,
-alpaca_eval's weighted annotator. Answers may hold verdict syntax and the prompts' own delimiters.
-Questions are trusted, answers are not: a delimiter before an answer is taken at its first
-occurrence, the one after it at its last.
+alpaca_eval's weighted and ranking annotators. Answers may hold verdict syntax and the prompts' own
+delimiters. Questions are trusted, answers are not: a delimiter before an answer is taken at its
+first occurrence, the one after it at its last.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ def verdict(
     second = min(max(_preference(judgment, settings, seed), 1e-6), 1.0 - 1e-6)
     if judgment.form == "token":
         return ("M" if second > 0.5 else "m"), {"m": 1.0 - second, "M": second}
+    if judgment.form == "ranking":
+        ranks = (2, 1) if second > 0.5 else (1, 2)
+        models = zip(("model_1", "model_2"), ranks, strict=True)
+        return str([{"model": model, "rank": rank} for model, rank in models]), None
     log_odds = math.log(second / (1.0 - second))
     winner = "B" if log_odds > 0 else "A"
     if abs(log_odds) < TIE_LOG_ODDS:
@@ -150,7 +154,11 @@ def surface_quality(question: str, answer: str, reference: str = "") -> float:
 
 # -- reading what is asked ------------------------------------------------------------------------
 Message = dict[str, str]
-ALPACA_TEMPLATE = "evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
+ALPACA_TEMPLATES: Mapping[Literal["token", "ranking"], str] = {
+    "token": "evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
+    "ranking": "evaluators_configs/alpaca_eval_gpt4/alpaca_eval.txt",
+}
+"""How the verdict is written → the prompt of alpaca_eval that asks for it so."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ class Judgment:
     how the verdict is written.
     """
 
-    form: Literal["rating", "pair", "token"]
+    form: Literal["rating", "pair", "token", "ranking"]
     messages: list[Message]
     answers: tuple[str, ...]
     reference: str = ""
@@ -299,29 +307,28 @@ def _last_reference(text: str) -> str:
 
 
 @functools.cache
-def _alpaca_pieces() -> tuple[str, ...]:
-    """The literal pieces around {instruction}, {output_1}, {output_2} in the prompt that the
+def _alpaca_pieces(template: str) -> tuple[str, ...]:
+    """The literal pieces around {instruction}, {output_1}, {output_2} in a prompt that the
     installed alpaca_eval ships; () without it.
     """
     spec = importlib.util.find_spec("alpaca_eval")
     if spec is None or not spec.submodule_search_locations:
         return ()
-    template = (Path(spec.submodule_search_locations[0]) / ALPACA_TEMPLATE).read_text(
-        encoding="utf-8"
-    )
-    user = template.split("<|im_start|>user\n")[1].split("<|im_end|>")[0].strip()
+    text = (Path(spec.submodule_search_locations[0]) / template).read_text(encoding="utf-8")
+    user = text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0].strip()
     return tuple(re.split(r"\{instruction\}|\{output_1\}|\{output_2\}", user))
 
 
 def _alpaca(text: str) -> Judgment | None:
-    pieces = _alpaca_pieces()
-    if not pieces or not text.startswith(pieces[0]):
-        return None
-    instruction, found, rest = text[len(pieces[0]) :].partition(pieces[1])
-    output_1, between, output_2 = rest.rpartition(pieces[2])
-    if not found or not between:
-        return None
-    cut = output_2.rfind(pieces[3].rstrip())
-    return Judgment(
-        "token", _user(instruction), (output_1, output_2[:cut] if cut >= 0 else output_2)
-    )
+    for form, template in ALPACA_TEMPLATES.items():
+        pieces = _alpaca_pieces(template)
+        if not pieces or not text.startswith(pieces[0]):
+            continue
+        instruction, found, rest = text[len(pieces[0]) :].partition(pieces[1])
+        output_1, between, output_2 = rest.rpartition(pieces[2])
+        if not found or not between:
+            return None
+        cut = output_2.rfind(pieces[3].rstrip())
+        second = output_2[:cut] if cut >= 0 else output_2
+        return Judgment(form, _user(instruction), (output_1, second))
+    return None

@@ -18,7 +18,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from aiohttp import web
 
 from harness.judge import chat_http
 from harness.pocket.judge_opinion import OPINION, verdict
+from harness.records import HarnessError
 
 GARBAGE_TEXTS = (
     "I would rather talk about the weather.",
@@ -92,10 +93,23 @@ class FaultRates:
     )
 
 
+MANNERS = {
+    "no-logprobs": "answers without the log-probabilities that were asked for",
+    "refuses-logprobs": "answers a request for log-probabilities with an error",
+    "new-parameters": "takes neither max_tokens nor a temperature",
+    "thinks": "writes its thoughts before its answer",
+    "thinks-apart": "thinks in a field of its own, within the same limit",
+    "parts": "gives its text in parts",
+    "streams-only": "answers in a stream whatever was asked",
+}
+"""How endpoints of several makers differ from the plain one."""
+THOUGHTS = "Let me see. It could be [[3]] or m. No."
+
+
 @dataclass
 class JudgeServer:
     """The running server's state: what is asked of it, what it answered. ``script`` replaces the
-    judge's text in tests.
+    judge's text in tests; ``like``: names in ``MANNERS``.
     """
 
     settings: Mapping[str, Any]
@@ -103,8 +117,12 @@ class JudgeServer:
     script: Callable[[Mapping[str, Any]], str] | None = None
     counters: Counter[str] = field(default_factory=Counter)
     base_url: str = ""
+    like: Collection[str] = ()
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.like if name not in MANNERS]
+        if unknown:
+            raise HarnessError(f"--like {unknown[0]!r} is unknown; allowed: {', '.join(MANNERS)}")
         self._random = random.Random(self.faults.seed)
         self._tokens, self._filled = float(self.faults.burst), time.monotonic()
         self.in_flight = 0
@@ -161,13 +179,34 @@ class JudgeServer:
             await asyncio.sleep(self.faults.hang_s)
         try:
             body = json.loads(raw)
+            untaken = self._untaken(body)
+            if untaken is not None:
+                return untaken
             answer = self._answer(body, fault)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return chat_http.error(
                 400, "invalid_request_error", f"bad request: {type(error).__name__}: {error}"
             )
         self.counters["answered"] += 1
+        if "streams-only" in self.like:
+            chunk = json.dumps({**answer, "object": "chat.completion.chunk"})
+            return web.Response(text=f"data: {chunk}\n\ndata: [DONE]\n\n")
         return chat_http.reply(answer)
+
+    def _untaken(self, body: Mapping[str, Any]) -> web.Response | None:
+        """The error about a parameter that this endpoint does not take."""
+        if "refuses-logprobs" in self.like and body.get("logprobs"):
+            says = "'logprobs' is not supported with this model."
+            return chat_http.error(400, "unsupported_parameter", f"Unsupported parameter: {says}")
+        if "new-parameters" not in self.like:
+            return None
+        if "max_tokens" in body:
+            says = "'max_tokens' is not supported with this model. Use 'max_completion_tokens'."
+            return chat_http.error(400, "unsupported_parameter", f"Unsupported parameter: {says}")
+        if body.get("temperature", 1) != 1:
+            says = "'temperature' does not support other values than the default (1)."
+            return chat_http.error(400, "unsupported_value", f"Unsupported value: {says}")
+        return None
 
     def _refusal(self, request: web.BaseRequest) -> web.Response | None:
         """Key, quota and rate limit."""
@@ -224,15 +263,32 @@ class JudgeServer:
             text, tokens = self.script(body), None
         else:
             text, tokens = verdict(body, self.settings)
-        return _completion(body, text, tokens, fault)
+        if "thinks" in self.like:
+            text, tokens = f"<think>\n{THOUGHTS}\n</think>\n\n{text}", None
+        found = _completion(body, text, tokens, fault, "thinks-apart" in self.like)
+        for choice in found["choices"]:
+            if "no-logprobs" in self.like:
+                choice["logprobs"] = None
+            if "parts" in self.like:
+                said = {"type": "text", "text": choice["message"]["content"]}
+                choice["message"]["content"] = [{"type": "thinking", "thinking": THOUGHTS}, said]
+        return found
 
 
 def _completion(
-    body: Mapping[str, Any], text: str, tokens: Mapping[str, float] | None, fault: str
+    body: Mapping[str, Any],
+    text: str,
+    tokens: Mapping[str, float] | None,
+    fault: str,
+    apart: bool = False,
 ) -> dict[str, Any]:
-    """The judge's text as a published completion: words are its tokens."""
+    """The judge's text as a published completion: words are its tokens. apart: it thinks first, in
+    a field that is not its text.
+    """
     pieces = re.findall(r"\s*\S+\s*", text) or [text]
+    thought = len(THOUGHTS.split()) if apart else 0
     limit = int(body.get("max_tokens") or body.get("max_completion_tokens") or 4096)
+    limit = max(0, limit - thought)
     reason = "length" if len(pieces) > limit or (limit == 1 and pieces) else "stop"
     if fault == "truncated":
         reason, pieces = "length", pieces[: len(pieces) // 2]
@@ -242,7 +298,7 @@ def _completion(
     top = int(body.get("top_logprobs") or 0)
     logprobs = [_token(piece, tokens, top) for piece in pieces] if body.get("logprobs") else None
     prompt_tokens = sum(4 + len(str(m.get("content") or "")) // 4 for m in body["messages"])
-    choice = chat_http.Choice("".join(pieces), reason, len(pieces), logprobs)
+    choice = chat_http.Choice("".join(pieces), reason, len(pieces) + thought, logprobs)
     return chat_http.completion(
         body["model"], [choice] * int(body.get("n") or 1), prompt_tokens, "pocket"
     )
@@ -278,11 +334,13 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     script: Callable[[Mapping[str, Any]], str] | None = None,
+    like: Collection[str] = (),
 ) -> Iterator[JudgeServer]:
     """Serve from a thread of this process while the block runs; yields the server with its
     ``base_url`` and ``counters``.
     """
-    server = JudgeServer({**OPINION, **(settings or {})}, faults or FaultRates(), script)
+    opinion = {**OPINION, **(settings or {})}
+    server = JudgeServer(opinion, faults or FaultRates(), script, like=like)
     with chat_http.serving(server.handle, host, port) as server.base_url:
         yield server
 
@@ -306,7 +364,9 @@ def run_forever(
     port: int,
     settings: Mapping[str, Any] | None = None,
     faults: FaultRates | None = None,
+    like: Collection[str] = (),
 ) -> None:
     """Serve until interrupted; prints the address. For ``selm judge-server``."""
-    server = JudgeServer({**OPINION, **(settings or {})}, faults or FaultRates())
+    opinion = {**OPINION, **(settings or {})}
+    server = JudgeServer(opinion, faults or FaultRates(), like=like)
     chat_http.serve_until_interrupted(server.handle, host, port)

@@ -44,7 +44,9 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
         for i, item in enumerate(items)
         for a, b in permutations(range(len(item.texts)), 2)
     ]
-    parameters = {"temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+    parameters: dict[str, Any] = {}
+    if context.judge.verdict != "text":
+        parameters = {"temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
     requests = [
         JudgeRequest(
             f"{items[i].id}:{a}:{b}",

@@ -54,6 +54,18 @@ class Section(BaseModel):
     flattened: ClassVar[tuple[str, ...]] = ()
     """Mappings whose entries stand in a key as if they were fields."""
 
+    unkeyed: ClassVar[tuple[str, ...]] = ()
+    """Fields on which no number depends: they are in no key."""
+
+
+def a_day(value: str) -> str:
+    """``value`` where it is a date, YYYY-MM-DD. Raises ValueError."""
+    date.fromisoformat(value)
+    return value
+
+
+Day = Annotated[str, AfterValidator(a_day)]
+
 
 class Linear(Section):
     """Linear interpolation from ``start`` (first iteration) to ``end`` (last iteration)."""
@@ -90,7 +102,7 @@ class ModelSettings(Section):
     """File with a Jinja chat template in place of the checkpoint's, or the name of one of several
     that it brings.
     """
-    template_date: str = TEMPLATE_DATE
+    template_date: Day = TEMPLATE_DATE
     """The day that the chat template is told (Llama-3.2's and Granite's ask for it); no clock is
     read.
     """
@@ -102,12 +114,6 @@ class ModelSettings(Section):
     """Name of the one checkpoint whose pickle weights may be loaded; must equal its source. Empty:
     safetensors only.
     """
-
-    @field_validator("template_date")
-    @classmethod
-    def _is_a_day(cls, value: str) -> str:
-        date.fromisoformat(value)
-        return value
 
     @field_validator("template_arguments")
     @classmethod
@@ -384,9 +390,50 @@ class LoopSettings(Section):
     """
 
 
-class JudgeSettings(Section):
-    later: ClassVar[Mapping[str, Any]] = {"best_style_worth": None}
+class JudgeFacts(Section):
+    """What is known of a judge beside how it is asked. Prices in USD per million tokens."""
 
+    about: str
+    licence: str
+    price_prompt: Annotated[float, Field(ge=0)]
+    price_completion: Annotated[float, Field(ge=0)]
+    end_of_life: Day | None = None
+    """The day on which its maker shuts it down; empty: none is announced."""
+    instead: str = ""
+    """The profile to use when it is gone."""
+    sources: Annotated[dict[str, str], Field(min_length=1)]
+    """Where each fact stands, and when it was read."""
+
+    @model_validator(mode="after")
+    def _says_what_to_use(self) -> Self:
+        if self.end_of_life and not self.instead:
+            raise ValueError("end_of_life needs instead: the profile that takes its place")
+        return self
+
+
+OF_THE_CLIENT = frozenset(
+    {
+        *("model", "messages", "stream", "n", "seed", "temperature", "reasoning_effort"),
+        *("max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"),
+    }
+)
+"""Parameters of a request that have settings of their own."""
+
+
+class JudgeSettings(Section):
+    later: ClassVar[Mapping[str, Any]] = {
+        "best_style_worth": None,
+        "verdict": "",
+        "annotator": "",
+        "samples": 1,
+        "max_tokens_as": "max_tokens",
+        "reasoning_effort": "",
+        "extra_body": {},
+    }
+    unkeyed: ClassVar[tuple[str, ...]] = ("profile", "facts")
+
+    profile: str = ""
+    """The file in ``judges/`` that these settings began as; the keys beside it change them."""
     kind: Literal["pocket", "openai"] = "pocket"
     model: str = "pocket-judge"
     base_url: str = ""
@@ -404,6 +451,25 @@ class JudgeSettings(Section):
     many, and has no verdict if it is cut off again.
     """
     repeats: Positive = 1
+    verdict: Literal["", "logprobs", "text"] = ""
+    """How it says which of two answers is better: by the log-probabilities of one token, or in
+    words. Empty: as the annotator has it.
+    """
+    annotator: str = ""
+    """alpaca_eval's annotator that asks it; empty: ``evaluation.alpaca_eval.annotator``, and with
+    verdict text the library's deterministic one."""
+    samples: Positive = 1
+    """Verdicts drawn for one judgment, whose mean it is."""
+    max_tokens_as: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The name under which the endpoint takes a reply's limit."""
+    reasoning_effort: str = ""
+    """Sent where it is given."""
+    extra_body: dict[str, Any] = {}
+    """Further parameters of every request (vLLM: ``{chat_template_kwargs: {enable_thinking:
+    false}}``).
+    """
+    facts: JudgeFacts | None = None
+    """Prices, end of life, licence and sources."""
     noise: float = 0.3
     position_bias: float = 0.05
     length_bias: float = 0.0
@@ -411,6 +477,24 @@ class JudgeSettings(Section):
     """noise, position_bias, length_bias, seed: the pocket judge's (log-odds or rating points)."""
     best_style_worth: Share | None = None
     """What the pocket judge thinks ``world.best_style_worth`` is; empty: the truth."""
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        double = sorted(OF_THE_CLIENT & set(self.extra_body))
+        if double:
+            raise ValueError(f"extra_body holds {', '.join(double)}, which the client sets itself")
+        if self.samples > 1 and (self.verdict == "logprobs" or self.temperature == 0):
+            raise ValueError(
+                f"samples is {self.samples}, but verdicts by log-probabilities or at temperature 0 "
+                "are one verdict: set verdict: text and a temperature (null: the endpoint's own)"
+            )
+        return self
+
+    def prices(self, runtime: RuntimeSettings) -> tuple[float, float]:
+        """USD per million tokens of prompt and of reply: the profile's, else the recipe's."""
+        if self.facts:
+            return self.facts.price_prompt, self.facts.price_completion
+        return (runtime.price_prompt_usd_per_million, runtime.price_completion_usd_per_million)
 
     @property
     def opinion(self) -> dict[str, Any]:
@@ -491,7 +575,9 @@ class RuntimeSettings(Section):
     """
     price_prompt_usd_per_million: Annotated[float, Field(ge=0)] = 0.0
     price_completion_usd_per_million: Annotated[float, Field(ge=0)] = 0.0
-    """The judge's prices per million tokens, for ``max_cost_usd`` and the dry run."""
+    """The judge's prices per million tokens, for ``max_cost_usd`` and the dry run; a profile's own
+    go before them.
+    """
     max_cost_usd: float = 0.0
     """0: no limit."""
 

@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from harness.records import HarnessError
-from harness.study import names
+from harness.study import judges, names
 from harness.study.given import Given, check_rows, read_table
 from harness.study.names import FolderName, Label
-from harness.study.sections import Section
+from harness.study.sections import JudgeSettings, Section
 from harness.study.settings import Recipe
 from harness.study.yaml import Location, load_yaml
 from harness.train.objectives import OBJECTIVES
@@ -156,6 +156,8 @@ class _Settings:
 
     values: dict[str, Any]
     places: dict[Location, str]
+    files: tuple[Path, ...]
+    """Beside which a judge's profile is looked for."""
 
     def changed(
         self,
@@ -179,11 +181,29 @@ class _Settings:
             given.add(location)
             _put(values, location, leaf)
             places[location] = where
-        return _Settings(values, places)
+        return _Settings(values, places, self.files)
+
+    def with_judges(self, where: str) -> _Settings:
+        """With the settings of every judge that is named by its profile."""
+        values, places = copy.deepcopy(self.values), dict(self.places)
+        for at in judges.places(values):
+            section: Any = values
+            for key in at[:-1]:
+                section = section[key]
+            given = section["judge"]
+            own = {"profile": given} if isinstance(given, str) else given
+            found = [places[at[:n]] for n in range(len(at), 0, -1) if at[:n] in places]
+            path = judges.find(str(own["profile"]), self.files, next(iter(found), where))
+            profile, lines = judges.read(path)
+            section["judge"] = {**profile, **own, "profile": path.stem}
+            written = {(*at, *key): f"{path}:{line}" for key, line in lines.items() if key}
+            places = written | places
+        return _Settings(values, places, self.files)
 
     def recipe(self, where: str) -> Recipe:
         """The recipe, checked as a whole. where: named for what has no place of its own."""
-        recipe = _checked(Recipe, self.values, self.places, where)
+        settings = self.with_judges(where)
+        recipe = _checked(Recipe, settings.values, settings.places, where)
         name, params = recipe.objective.name, recipe.objective.params
         if name not in OBJECTIVES:
             place = self.places.get(("objective", "name"), where)
@@ -229,6 +249,12 @@ def load_study(
     return _study(path, asked, lines, overrides or {})
 
 
+def checked_judge(path: Path) -> JudgeSettings:
+    """A judge's profile by itself. Raises HarnessError naming file, line and key."""
+    values, lines = judges.read(path)
+    return validate(JudgeSettings, values, path, lines)
+
+
 def compose(
     file: Path,
     name: str,
@@ -264,7 +290,8 @@ def _base(
     if not isinstance(values, dict):
         raise HarnessError(f"{recipe_path}:1: a recipe is a mapping of settings")
     places = {at: f"{recipe_path}:{line}" for at, line in recipe_lines.items() if at}
-    settings = _preset(_Settings(values, places), path, asked.preset, lines, ("preset",))
+    settings = _Settings(values, places, (path, recipe_path))
+    settings = _preset(settings, path, asked.preset, lines, ("preset",))
     settings = settings.changed(asked.set, str(path), lines, ("set",))
     return settings.changed(overrides, "command line")
 
@@ -443,7 +470,8 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
 def _put(values: dict[str, Any], location: Sequence[str], value: Any) -> None:
     for key in location[:-1]:
         if not isinstance(values.get(key), dict):
-            values[key] = {}
+            named = key == "judge" and isinstance(values.get(key), str)
+            values[key] = {"profile": values[key]} if named else {}
         values = values[key]
     values[location[-1]] = value
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class Lengths:
     """Mean tokens of a prompt and of an answer: assumptions, shown with every budget. An answer
     never counts over its limit. judged_answer: answers on MT-Bench and AlpacaEval are longer.
+    thinking: of a judge that thinks, before each reply.
     """
 
     prompt: int = 180
@@ -18,6 +19,8 @@ class Lengths:
     rating_reply: int = 200
     verdict_prompt: int = 1300
     verdict_reply: int = 1
+    verdict_text: int = 50
+    thinking: int = 500
 
 
 LENGTHS = Lengths()

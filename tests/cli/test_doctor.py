@@ -19,17 +19,12 @@ from harness.cli import app, doctor
 from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import CheckpointError
 from harness.records import HarnessError
-from harness.study.sections import JudgeSettings, RankerSettings
+from harness.study.sections import RankerSettings
 from harness.study.settings import Recipe
 from tests import tiny
 from tests.model.test_checkpoint import ranker
 from tests.study.test_recipes import RECIPES, recipe
 from tests.tree import ROOT
-
-KEY = "sk-very-secret-0123456789"
-OPENAI = Recipe(
-    judge=JudgeSettings(kind="openai", model="gpt", base_url="https://judge.example/v1")
-)
 
 
 def states(found: Any) -> dict[str, tuple[str, str]]:
@@ -142,43 +137,6 @@ def test_benchmark_files_that_a_recipe_leaves_open_are_asked_for() -> None:
     found = states(doctor.files(recipe("llama-3-8b")))
     assert "evaluation.mt_bench.questions" in found["mt_bench"][1]
     assert "evaluation.alpaca_eval.instructions" in found["alpaca_eval"][1]
-
-
-@pytest.mark.parametrize(
-    ("status", "state", "says"),
-    [
-        (200, "ok", "is set"),
-        (404, "ok", "answers"),
-        (401, "WRONG", "refuses the key"),
-        (503, "WRONG", "503"),
-    ],
-)
-def test_the_judge_is_asked_once_and_the_key_stays_hidden(
-    status: int, state: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    asked: list[Any] = []
-
-    def get(url: str, **options: Any) -> SimpleNamespace:
-        asked.append((url, options))
-        return SimpleNamespace(status_code=status)
-
-    found = doctor.judge(OPENAI, get)
-    assert found.state == state
-    assert [url for url, _ in asked] == ["https://judge.example/v1/models"]
-    assert says in found.says and KEY not in found.says
-
-
-def test_no_key_and_no_answer_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert "set the OPENAI_API_KEY variable" in doctor.judge(OPENAI).says
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-    def refuse(url: str, **options: Any) -> None:
-        raise httpx.ConnectError(f"no route with {KEY}")
-
-    found = doctor.judge(OPENAI, refuse)
-    assert found.state == "WRONG" and "does not answer" in found.says and KEY not in found.says
 
 
 def test_a_models_template_is_checked(tmp_path: Path) -> None:

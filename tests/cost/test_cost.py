@@ -71,7 +71,7 @@ def test_a_model_of_unknown_size_is_refused_with_what_to_do(tmp_path: Path) -> N
 
 
 def test_zephyrs_training_by_hand(tmp_path: Path) -> None:
-    found = budget_of(ZEPHYR, tmp_path)
+    found = budget_of(ZEPHYR, tmp_path, evaluation__alpaca_eval__judge="gpt-4-1106-preview")
     trained = found.of("train")
     names = [line.node.settings.objective.name for line in trained]  # type: ignore[attr-defined]
     assert names == ["dpo", "selm", "selm", "selm"]

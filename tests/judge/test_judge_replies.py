@@ -213,8 +213,8 @@ def test_a_seed_that_is_refused_is_left_out(tmp_path: Path) -> None:
             "judge.temperature",
         ),
         (400, error("`temperature` is deprecated for this model."), "judge.temperature"),
-        (403, error("You are not allowed to request logprobs from this model"), "annotator"),
-        (400, error("property 'logprobs' is unsupported"), "annotator"),
+        (403, error("You are not allowed to request logprobs from this model"), "judge.verdict"),
+        (400, error("property 'logprobs' is unsupported"), "judge.verdict"),
         (400, error("max_tokens is too large: 2048", "invalid_value", "max_tokens"), "max_tokens"),
         (404, error("The model `judge-1` does not exist", "model_not_found"), "judge.model"),
         (404, {"error": 'model "judge-1" not found, try pulling it first'}, "judge.model"),
@@ -366,7 +366,7 @@ def weighted(content: Any, folder: Path) -> annotator.Annotation:
             return annotate([Pair("1", "Name a fruit.", "Apple.", "A pear.")], client)["1", 0]
 
 
-@pytest.mark.parametrize("content", [*([one] for one in UNREADABLE), None, []])
+@pytest.mark.parametrize("content", [*([one] for one in UNREADABLE), []])
 def test_a_verdict_read_off_the_tail_is_unparsed(content: Any, tmp_path: Path) -> None:
     note = weighted(content, tmp_path)
     assert (note.preference, note.status) == (None, "unparsed")

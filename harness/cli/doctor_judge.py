@@ -1,0 +1,206 @@
+"""``selm doctor`` of judges: is the model there, is each kind of request answered and read, what
+does it cost, and how long will it be there?
+
+Costs one short call for every kind of request; the pocket judge is not asked.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from harness.cli.finding import Finding, note, ok, wrong
+from harness.cost import judging
+from harness.evaluate import annotator
+from harness.judge import endpoint as endpoints
+from harness.judge import verdicts
+from harness.judge.client import JudgeClient, JudgeRequest
+from harness.judge.journal import JOURNAL_NAME
+from harness.records import HarnessError, redact
+from harness.study import judges
+from harness.study.sections import JudgeSettings
+from harness.study.settings import Recipe
+from harness.study.study import checked_judge
+from harness.study.tasks import Runtime
+
+TIMEOUT_S = 10.0
+Get = Callable[..., Any]
+FOLDERS = (Path("ablations") / "judges", Path("judges"))
+QUESTION = "Name a fruit."
+RATING = (
+    "Rate the answer to the question on a scale of 1 to 10 and end with the rating in double "
+    f'brackets, for example "Rating: [[5]]".\n\n[Question]\n{QUESTION}\n\n'
+    "[The Start of Assistant's Answer]\nAn apple.\n[The End of Assistant's Answer]"
+)
+PAIR = annotator.Pair("0", QUESTION, "I would rather not.", "An apple.")
+
+
+def profile_of(name: str) -> Path | None:
+    """The profile that a word on the command line names: a file in a ``judges`` folder, or the name
+    of one in ``ablations/judges``.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path if path.is_file() and path.resolve().parent.name == judges.FOLDER else None
+    files = [folder / f"{name}.yaml" for folder in FOLDERS]
+    return next((file for file in files if file.is_file()), None)
+
+
+def profile(path: Path, get: Get = httpx.get) -> Iterator[Finding]:
+    """Findings about one profile's judge, both kinds of request, and its price of a checkpoint."""
+    judge = checked_judge(path)
+    yield from asked(judge, tuple(judging.CHECKPOINT), Runtime(), get)
+    yield ok("price", judging.of_a_checkpoint(judge, Runtime()))
+
+
+def recipe(found: Recipe, get: Get = httpx.get) -> Iterator[Finding]:
+    """Findings about every judge of a recipe, each asked once for each kind of request."""
+    runtime = Runtime(**vars(found.runtime))
+    kinds: dict[str, list[str]] = {}
+    by_judge: dict[str, JudgeSettings] = {}
+    for benchmark, judge in judges.asked(found).items():
+        key = judge.model_dump_json()
+        by_judge[key] = judge
+        kinds.setdefault(key, []).append(benchmark)
+    for key, judge in by_judge.items():
+        if judge.kind == "pocket" and found.data.source != "pocket":
+            says = "the local one; it reads real text by a plain heuristic and measures nothing"
+            yield note("judge", says)
+            continue
+        yield from asked(judge, kinds[key], runtime, get)
+
+
+def asked(
+    judge: JudgeSettings, benchmarks: Sequence[str], runtime: Runtime, get: Get
+) -> Iterator[Finding]:
+    """One judge: facts, end, endpoint, model, and an answer of each kind. get: httpx.get."""
+    name = f"judge {judge.profile or judge.model}"
+    if judge.kind == "pocket":
+        yield ok(name, "the local one")
+        return
+    if judge.facts:
+        facts = judge.facts
+        where = "; ".join(f"{what}: {source}" for what, source in facts.sources.items())
+        yield ok(name, f"{facts.about}; {facts.licence} ({where})")
+    ends = judges.sunset(judge, date.today())
+    if ends:
+        gone = judge.facts and str(judge.facts.end_of_life) <= date.today().isoformat()
+        yield wrong(name, ends) if gone else note(name, ends)
+    there = list(model(judge, get, name))
+    yield from there
+    if any(finding.state == "WRONG" for finding in there):
+        return
+    for benchmark in benchmarks:
+        yield request(judge, benchmark, runtime, name)
+
+
+def model(judge: JudgeSettings, get: Get, name: str) -> Iterator[Finding]:
+    """Whether the key is there, and whether the endpoint lists the model."""
+    key, url = endpoints.KEY_VARIABLE, endpoints.URL_VARIABLE
+    try:
+        endpoint = endpoints.resolve_endpoint(judge, Runtime())
+        headers = endpoints.auth_headers(judge, endpoint)
+    except HarnessError as error:
+        yield wrong(name, str(error))
+        return
+    try:
+        found = get(f"{endpoint.url}/models", headers=headers, timeout=TIMEOUT_S)
+    except httpx.HTTPError as error:
+        says = f"{endpoint.url} does not answer ({type(error).__name__})"
+        yield wrong(name, redact(f"{says}; check {url}, judge.base_url and the network"))
+        return
+    status = found.status_code
+    if status in (401, 403):
+        yield wrong(name, f"{endpoint.url} refuses the key in {key} (status {status})")
+        return
+    if status >= 500:
+        yield wrong(name, f"{endpoint.url} answers with status {status}; try again later")
+        return
+    given = "set" if headers else "not needed"
+    listed = _listed(found)
+    if not listed:
+        yield note(name, f"{endpoint.url} answers, but lists no models; {key} is {given}")
+    elif judge.model not in listed:
+        others = ", ".join(sorted(listed)[:8])
+        yield wrong(name, f"{endpoint.url} has no {judge.model!r}; it has {others}")
+    else:
+        yield ok(name, f"{endpoint.url} has {judge.model}; {key} is {given}")
+        ends = listed[judge.model]
+        if ends and not (judge.facts and judge.facts.end_of_life == ends):
+            yield note(name, f"its maker shuts it down on {ends}: write that into its profile")
+
+
+def _listed(found: Any) -> dict[str, str]:
+    """Models that an endpoint lists, each with the day on which it is shut down, where it says."""
+    try:
+        rows = found.json()["data"] if found.status_code == 200 else []
+        return {str(row["id"]): str(row.get("shutdown_date") or "") for row in rows}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def request(judge: JudgeSettings, benchmark: str, runtime: Runtime, name: str) -> Finding:
+    """One short request as a benchmark will send it, and whether its answer is read."""
+    changes = {"judge_deadline_s": min(60.0, runtime.judge_deadline_s), "max_cost_usd": 0.0}
+    what = f"{name} for {benchmark}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            journal = Path(folder) / JOURNAL_NAME
+            with JudgeClient(judge, runtime.model_copy(update=changes), journal) as client:
+                says, status = _ask(client, judge, benchmark)
+                spent = client.costs
+        except HarnessError as error:
+            return wrong(what, " ".join(str(error).split()))
+    took = f"{spent['judge_prompt_tokens']:.0f} + {spent['judge_completion_tokens']:.0f} tokens"
+    if status != "ok":
+        return wrong(what, f"gave no verdict ({status}: {says or 'not of the form asked for'})")
+    return ok(what, f"{says}, read from one request of {took}")
+
+
+def _ask(client: JudgeClient, judge: JudgeSettings, benchmark: str) -> tuple[str, str]:
+    """(what was read, or why nothing was; status) of one request."""
+    if benchmark == "mt_bench":
+        messages = ({"role": "user", "content": RATING},)
+        requests = [JudgeRequest("0", messages, {})]
+        reply = client.complete(requests, accept=lambda one: _rating(one.text) is not None)[0]
+        return (f"rating {_rating(reply.text):g}" if reply.status == "ok" else reply.error), str(
+            reply.status
+        )
+    name = annotator.annotator_of(judge, annotator.OFFICIAL_ANNOTATOR)
+    found = annotator.annotate([PAIR], client, annotator=name)["0", 0]
+    if found.preference is None:
+        return found.reason, found.status
+    return f"preference {found.preference:.3f} by {name}", found.status
+
+
+def _rating(text: str) -> float | None:
+    return verdicts.parse_rating(text).value
+
+
+# -- an address ------------------------------------------------------------------------------------
+def address(url: str, get: Get = httpx.get) -> Iterator[Finding]:
+    """What an endpoint has, and how its first model can be asked: the two lines of a profile."""
+    anyone = JudgeSettings(kind="openai", base_url=url, model="?")
+    try:
+        endpoint = endpoints.resolve_endpoint(anyone, Runtime())
+        headers = endpoints.auth_headers(anyone, endpoint)
+        listed = list(_listed(get(f"{url}/models", headers=headers, timeout=TIMEOUT_S)))
+    except (HarnessError, httpx.HTTPError) as error:
+        yield wrong(url, redact(f"cannot be asked: {error}"))
+        return
+    if not listed:
+        yield wrong(url, "lists no models; is this the address that ends in /v1?")
+        return
+    yield ok(url, f"has {', '.join(listed[:8])}")
+    for verdict in ("logprobs", "text"):
+        fields = {"kind": "openai", "base_url": url, "model": listed[0], "verdict": verdict}
+        found = request(JudgeSettings.model_validate(fields), "alpaca_eval", Runtime(), listed[0])
+        if found.state == "ok":
+            yield ok(f"{listed[0]} by verdict: {verdict}", found.says)
+        else:
+            yield note(f"{listed[0]} by verdict: {verdict}", found.says)
