@@ -10,6 +10,7 @@ counted, and so is every column of text that is not read.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,21 +37,33 @@ PROMPTS = ("prompt", "question", "instruction", "input", "messages", "conversati
 """
 BESIDE = ("system", "history", "prompt_id", "id", "category")
 NAMES = (*ANSWERS, *PROMPTS, *BESIDE)
-LABELS = ("label", "preference", "winner", "choice")
+LABELS = ("label", "preference", "winner", "choice", "status")
+TIE, OTHER_WAY, THIS_WAY = ("tie", "draw", "same", "equal"), ("rejected",), ("chosen",)
+KNOWN = (*TIE, *OTHER_WAY, *THIS_WAY)
+"""How labels begin that say whether the pair is one."""
+TEACHING = re.compile(r"((sample|loss)_?)?weights?|margin|train|split|.*_logps?")
+"""Columns of any kind that change what a row teaches elsewhere, and nothing here."""
 SCORE = re.compile("(score|rating|reward).*chosen|chosen.*(score|rating|reward)")
 """Columns whose counterpart of the rejected answer must not be higher."""
-READ = {*ANSWERS, *PROMPTS, *BESIDE, *LABELS, *CARRYING}
+READ = {*ANSWERS, *PROMPTS, *BESIDE, *CARRYING}
 DESCRIBING = re.compile(
-    r"(source|dataset|model|language|lang|split|tags?|topic|domain|type|date|timestamp)s?$"
+    r"(source|dataset|model|language|lang|tags?|topic|domain|type|date|timestamp)s?$"
     r"|.*_(ids?|models?|scores?|ratings?|source|name|type)$"
 )
 """Names of columns that describe a row and hold none of its text."""
+OF_TURNS = {"role", "content", "from", "value", "name", *CARRYING}
 NO_TEXT = re.compile("[\ud800-\udfff\0]")
 """What text never holds: halves of surrogate pairs and null characters."""
+OPENAI = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 FOREIGN = (
     ({"completion", "label"}, "unpaired rows (KTO): each has one answer, and a pair needs two"),
     ({"kto_tag"}, "unpaired rows (KTO): each has one answer, and a pair needs two"),
-    ({"completions"}, "UltraFeedback before it was binarized: say which completion is rejected"),
+    (
+        {"completions"},
+        "answers with scores, such as UltraFeedback's before it was binarized: write the one with "
+        "the highest overall_score as chosen and another, drawn or the lowest, as rejected, or "
+        "take HuggingFaceH4/ultrafeedback_binarized",
+    ),
     ({"human_ref_A"}, "SHP's two answers with a label: write them as chosen and rejected"),
     ({"response_0"}, "two answers with a label beside them: write them as chosen and rejected"),
     ({"response_1"}, "two answers with a label beside them: write them as chosen and rejected"),
@@ -117,15 +130,29 @@ def unique(prompts: Sequence[Prompt], taken: set[str]) -> list[Prompt]:
 
 
 def unread(values: Mapping[str, Any]) -> list[str]:
-    """Columns that hold text or lists, and are neither read nor known to describe the row."""
-    return [
-        name
-        for name, value in values.items()
-        if isinstance(value, (str, list, dict))
-        and not absent(value)
-        and name not in READ
-        and not DESCRIBING.match(name.lower())
-    ]
+    """Columns that hold text or lists, or would weigh a row, and are neither read nor known to
+    describe the row; and such keys of turns, as ``column[].key``.
+    """
+    values = _unwrapped(values)
+    found = [name for name, value in values.items() if name not in READ and _tells(name, value)]
+    for name in (*ANSWERS, *PROMPTS):
+        found += [f"{name}[].{key}" for key in _of_turns(values.get(name))]
+    return found
+
+
+def _tells(name: str, value: Any) -> bool:
+    if absent(value) or (name in LABELS and _label(value).startswith(KNOWN)):
+        return False
+    if name in LABELS or TEACHING.fullmatch(name.lower()):
+        return True
+    return isinstance(value, (str, list, dict)) and not DESCRIBING.match(name.lower())
+
+
+def _of_turns(value: Any) -> list[str]:
+    """Keys of turns that say something and are not read."""
+    turns = [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
+    found = {key: one for turn in turns for key, one in turn.items() if not absent(one)}
+    return [key for key, one in found.items() if key not in OF_TURNS and _tells(key, one)]
 
 
 def named(row: Row, columns: Mapping[str, str]) -> Row:
@@ -143,11 +170,23 @@ def named(row: Row, columns: Mapping[str, str]) -> Row:
     return Row(values | {name: row.values[theirs] for name, theirs in columns.items()}, row.place)
 
 
+def _unwrapped(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Columns of a row; those of OpenAI's preference form ({input: {messages, tools},
+    preferred_output, …}) under our names.
+    """
+    asked = values.get("input")
+    if not isinstance(asked, Mapping) or not OPENAI.keys() <= values.keys():
+        return values
+    own = {OPENAI.get(name, name): one for name, one in values.items() if name != "input"}
+    return own | {name: asked[name] for name in ("messages", "tools") if name in asked}
+
+
 def prompt_of(row: Row) -> Prompt:
     """The row as a Prompt; HarnessError for a wrong form, NotAPairError for a row without a usable
     pair.
     """
-    values = row.values
+    values = _unwrapped(row.values)
+    row = Row(values, row.place)
     refuse_carried(values, row.place)
     prompts = _prompts(row)
     messages, chosen, rejected = _pair(row, prompts)
@@ -344,10 +383,24 @@ def _check(messages: Messages, chosen: str, rejected: str) -> None:
 
 def _check_labels(values: Mapping[str, Any]) -> None:
     """Scores and labels beside the pair must not say another thing than the pair."""
-    if any(str(values.get(name)).strip().lower().startswith("tie") for name in LABELS):
+    said = [_label(values.get(name)) for name in LABELS]
+    if any(label.startswith(TIE) for label in said):
         raise NotAPairError("labelled a tie")
+    if any(label.startswith(OTHER_WAY) for label in said):
+        raise NotAPairError("labelled the other way")
     for name, best in values.items():
         worst = values.get(name.replace("chosen", "rejected")) if SCORE.search(name) else None
-        numbers = isinstance(best, (int, float)) and isinstance(worst, (int, float))
-        if numbers and best < worst:
+        if _number(best) < _number(worst):
             raise NotAPairError("the rejected answer has the higher score")
+
+
+def _label(value: Any) -> str:
+    return str(value).strip().lower()
+
+
+def _number(value: Any) -> float:
+    """NaN, of which nothing is less or more, where it is none."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) else math.nan
+    except ValueError:
+        return math.nan

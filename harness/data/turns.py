@@ -24,7 +24,7 @@ CARRYING = (
     *("tools", "tool_calls", "tool_call_id", "tool_responses"),
     *("functions", "function_call", "observation"),
     *("image", "images", "video", "videos", "audio", "audios"),
-    *("documents", "thinking", "reasoning_content", "chat_template_kwargs"),
+    *("documents", "thinking", "reasoning", "reasoning_content", "refusal", "chat_template_kwargs"),
 )
 """Columns and keys of turns that a model would be shown beside the text: none of them is trained
 here, so a row that has one is refused.
@@ -90,13 +90,16 @@ def _turn(turn: Any, at: str) -> Mapping[str, str]:
     names = ("role", "content")
     if isinstance(turn, Mapping) and "role" not in turn:
         names = ("from", "value")
+    if isinstance(turn, Mapping):
+        refuse_carried(turn, at)
     if not isinstance(turn, Mapping) or not isinstance(turn.get(names[0]), str):
         raise HarnessError(f"{at} is not {{role: text, content: text}}: {shown(turn)}")
-    refuse_carried(turn, at)
+    if names[1] not in turn:
+        raise HarnessError(f"{at} has no {names[1]}: {shown(turn)}")
     role = turn[names[0]]
     if role not in ROLES:
         raise HarnessError(f"{at} has role {role!r}; allowed: {', '.join(ROLES)}")
-    return {"role": ROLES[role], "content": _content(turn.get(names[1]), at)}
+    return {"role": ROLES[role], "content": _content(turn[names[1]], at)}
 
 
 def _content(content: Any, at: str) -> str:

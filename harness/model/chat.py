@@ -258,16 +258,38 @@ def check_rows(
     return {name: count for name, count in counts.items() if count}
 
 
+BEGINS = re.compile(
+    r"(<s>\s*)?(<\|(im_start|start_header_id|begin_of_text|user|system|assistant|start_of_role)\|>"
+    r"|<bos>|<start_of_turn>|\[INST\]|<｜(begin▁of▁sentence|User)｜>|<\|START_OF_TURN_TOKEN\|>)"
+)
+ENDS = re.compile(
+    r"(<\|(im_end|eot_id|end|end_of_text|endoftext|return|END_OF_TURN_TOKEN)\|>|<end_of_turn>|<eos>"
+    r"|</s>|\[/INST\]|<｜end▁of▁sentence｜>)$"
+)
+"""How the templates of known families begin a text and end it."""
+
+
 def _check_bare(tokenizer: Any, texts: Sequence[str]) -> None:
+    """Raise HarnessError for a text that went through a chat template: the tokenizer's own, which
+    would write its marks once more, or another model's, whose marks would be trained as text.
+    """
     around = frame(tokenizer)
     ends = (around.end, str(tokenizer.eos_token or around.end))
-    for text in texts:
-        opened = next((one for one in around.openings if text.lstrip().startswith(one)), "")
-        ended = next((one for one in ends if text.rstrip().endswith(one)), "")
+    for text in map(str.strip, texts):
+        opened = next((one for one in around.openings if text.startswith(one)), "")
+        ended = next((one for one in ends if text.endswith(one)), "")
+        struck = "<s>" in text  # out, in HTML
+        foreign = BEGINS.match(text) or ENDS.search(text.removesuffix("</s>") if struck else text)
         if opened or ended:
             raise HarnessError(
                 f"a text {'begins' if opened else 'ends'} with {opened or ended!r}, as after a "
                 "chat template, which would write it once more; give the bare text of each turn"
+            )
+        if foreign:
+            raise HarnessError(
+                f"a text {'begins' if foreign.start() == 0 else 'ends'} with {foreign[0]!r}, as "
+                "after the chat template of another model, and would be trained with it; give the "
+                "bare text of each turn"
             )
 
 

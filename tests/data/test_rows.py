@@ -151,6 +151,14 @@ READ: dict[str, tuple[dict[str, Any], list[Any]]] = {
         {"messages": [*HI, ASK, BLUE], "rejected_messages": [*HI, ASK, NO]},
         [*HI, ASK],
     ),
+    "OpenAI's preference form": (
+        {
+            "input": {"messages": [KIND, ASK], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [BLUE],
+            "non_preferred_output": [NO],
+        },
+        [KIND, ASK],
+    ),
     # How columns are written
     "turns as JSON text": (
         {"chosen": json.dumps([*HI, ASK, BLUE]), "rejected": json.dumps([*HI, ASK, NO])},
@@ -249,6 +257,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {**PLAIN, "prompt": ["\ud800"]},
         r"f:1, column prompt: turn 1 is not .*: \\ud800",
     ),
+    "tools beside OpenAI's messages": (
+        {
+            "input": {"messages": [ASK], "tools": [{"type": "function"}]},
+            "preferred_output": [BLUE],
+            "non_preferred_output": [NO],
+        },
+        "f:1: 'tools' is not read here",
+    ),
+    "a thought under another name": (
+        {**PLAIN, "chosen": [{**BLUE, "reasoning": "Hm"}]},
+        "f:1, column chosen: turn 1: 'reasoning' is not read here",
+    ),
+    "a call without content": (
+        {**PLAIN, "chosen": [{"role": "assistant", "tool_calls": [{"id": 1}]}]},
+        "f:1, column chosen: turn 1: 'tool_calls' is not read here",
+    ),
+    "a turn whose text has another name": (
+        {**PLAIN, "prompt": [{"role": "user", "text": "Name a colour"}]},
+        "f:1, column prompt: turn 1 has no content: ",
+    ),
     "a list of text": ({**PLAIN, "prompt": ["hello"]}, "f:1, column prompt: turn 1 is not"),
     "tools": ({**PLAIN, "tools": '[{"name": "search"}]'}, "f:1: 'tools' is not read here"),
     "images": ({**PLAIN, "images": ["a.png"]}, "f:1: 'images' is not read here"),
@@ -282,7 +310,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "UltraFeedback's completions": (
         {"instruction": "a", "completions": [{"response": "b", "overall_score": 7}]},
-        r"f:1: no column 'chosen' \(UltraFeedback before it was binarized",
+        r"f:1: no column 'chosen' \(answers with scores.*highest overall_score as chosen",
     ),
     "two answers and a label": (
         {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1},
@@ -339,6 +367,12 @@ LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
         "column messages holds another prompt than the answers",
     ),
     "a tie": ({**PLAIN, "label": "Tie (both bad)"}, "labelled a tie"),
+    "a tie by its status": ({**PLAIN, "status": "tie"}, "labelled a tie"),
+    "another winner": ({**PLAIN, "winner": "Rejected"}, "labelled the other way"),
+    "scores as text the other way": (
+        {**PLAIN, "chosen_score": "3.5", "rejected_score": "10"},
+        "the rejected answer has the higher score",
+    ),
     "scores the other way": (
         {**PLAIN, "score_chosen": 3, "score_rejected": 8},
         "the rejected answer has the higher score",
@@ -380,6 +414,34 @@ def test_columns_of_text_that_are_not_read_are_told() -> None:
         "'context' is not read",
         ("f:1",),
     )
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("weight", 0.0),
+        ("sample_weight", 2),
+        ("margin", -1),
+        ("reference_chosen_logps", -3.5),
+        ("split", "test"),
+        ("label", 0),
+        ("winner", "b"),
+        ("status", "swapped"),
+    ],
+)
+def test_a_column_that_would_weigh_a_row_is_told(column: str, value: Any) -> None:
+    (_,), reader = read({**PLAIN, column: value})
+    assert [one.reason for one in reader.left_out()] == [f"{column!r} is not read"]
+
+
+def test_what_turns_say_beside_their_text_is_told() -> None:
+    said = {**BLUE, "train": False, "weight": 0, "model": "m", "name": "Ann", "thoughts": None}
+    (_,), reader = read({"prompt": [{**ASK, "toxic": "no"}], "chosen": [said], "rejected": [NO]})
+    assert [one.reason for one in reader.left_out()] == [
+        "'chosen[].train' is not read",
+        "'chosen[].weight' is not read",
+        "'prompt[].toxic' is not read",
+    ]
 
 
 def test_ids_come_from_the_data_or_the_content() -> None:

@@ -99,6 +99,23 @@ def test_rows_that_went_through_the_template_are_refused_by_place(family: Family
             chat.check_rows(tokenizer, rows)
 
 
+@families
+def test_rows_that_went_through_another_models_template_are_refused_by_place(
+    family: Family,
+) -> None:
+    """Their marks are plain text to this tokenizer, and would be trained."""
+    tokenizer = tiny.tokenizer("chatml", template=tiny.CHATML.replace("im_", "own_"))
+    tokenizer.add_special_tokens({"eos_token": "<|own_end|>"})
+    asked = [{"role": "user", "content": family.prompt}]
+    with pytest.raises(HarnessError, match=r"^a:1: a text begins with .* of another model"):
+        chat.check_rows(tokenizer, [("a:1", asked, ("Blue.", "Red."))])
+    with pytest.raises(HarnessError, match=r"^a:1: a text ends with .* of another model"):
+        chat.check_rows(tokenizer, [("a:1", HI, ("Red.", family.answer + "\n"))])
+    quoted = "Write [INST] before a turn and <|eot_id|> after it."
+    struck = "<s>struck out</s>"
+    assert chat.check_rows(tokenizer, [("a:1", HI, (quoted, struck))]) == {}
+
+
 def test_what_the_template_does_to_rows_is_counted_and_three_refused_rows_are_named() -> None:
     zephyr, phi, qwen = (FAMILIES[name].tokenizer() for name in ("zephyr", "phi-3-mini", "qwen3"))
     rows = [("1", HI, ("a </s> b", "x <s> </s> x")), ("2", BRIEF, ("a", "b"))]
