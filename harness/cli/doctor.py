@@ -202,7 +202,14 @@ def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
     if isinstance(tree, dict) and "recipe" not in tree:
         whole = str(path.resolve())
         return studies.compose(path, path.stem, whole, overrides, {"recipe": {}}, [0]).base
-    return studies.load_study(path, overrides).base
+    study = studies.load_study(path, overrides)
+    if study.has_models:
+        return study.base
+    # Given answers: no model answers, nothing is trained on or ranked.
+    fresh = type(study.base)()
+    unread = study.base.data.model_copy(update={"path": "", "heldout_path": ""})
+    unused = {"model": fresh.model, "ranker": fresh.ranker, "data": unread}
+    return study.base.model_copy(update=unused)
 
 
 # -- the machine -----------------------------------------------------------------------------------

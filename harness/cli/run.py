@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,11 +40,14 @@ if TYPE_CHECKING:
     from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
     from harness.engine import store as stores
+    from harness.engine import watch as watching
     from harness.engine.execute import Summary
     from harness.engine.graph import Plan
     from harness.engine.store import Store
+    from harness.engine.watch import Watcher
     from harness.study import judges
     from harness.study import study as studies
+    from harness.study.given import Given
     from harness.tune import search as searches
     from harness.tune import workers as searching
     from harness.tune.search import Search
@@ -56,12 +59,13 @@ else:
         "analysis.report",
         "analysis.search",
     )
-    shown, costs, execute, graph, launch, stores, judges, studies = lazy(
+    shown, costs, execute, graph, launch, watching, stores, judges, studies = lazy(
         "harness.cli.console",
         "harness.cost.budget",
         "harness.engine.execute",
         "harness.engine.graph",
         "harness.engine.launch",
+        "harness.engine.watch",
         "harness.engine.store",
         "harness.study.judges",
         "harness.study.study",
@@ -183,18 +187,32 @@ def run(
     ] = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     max_cost: MaxCost = 0.0,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="Score the checkpoints below this folder as they become whole."),
+    ] = None,
+    patience: Annotated[
+        float,
+        typer.Option(min=0, help="With --watch: end after so many seconds without one; 0: never."),
+    ] = 0.0,
 ) -> None:
     """Run every stage of a study that is not done, then write its report.
 
     Run it again to continue. Exit status: 0 all there; 1 something failed; 2 the study or the
     command is wrong; 3 rows are still missing.
 
+    With --watch the study is of checkpoints that somebody trains meanwhile (it names no axes, arms
+    or seeds): RUN/checkpoint-500 is step 500 of arm RUN, with a part seed-1 in RUN of that seed.
+
     Example: selm run ablations/smoke.yaml
+
+    Example: selm run ours.yaml --watch outputs/
     """
-    laid_out = launch.prepare(study, parse_overrides(overrides))
-    limited = launch.share_cost(laid_out, stores.Store(store), max_cost)
-    raise typer.Exit(
-        run_plan(
+
+    def go(found: Sequence[Given]) -> int:
+        laid_out = launch.prepare(study, parse_overrides(overrides), found)
+        limited = launch.share_cost(laid_out, stores.Store(store), max_cost)
+        return run_plan(
             limited,
             store,
             results,
@@ -203,7 +221,27 @@ def run(
             only=only or (),
             report=report,
         )
-    )
+
+    if watch is None:
+        raise typer.Exit(go(()))
+    memory = results / studies.name_of(study) / "watched.json"
+    raise typer.Exit(_watch(watching.Watcher(watch, memory), patience, go))
+
+
+def _watch(watcher: Watcher, patience: float, go: Callable[[Sequence[Given]], int]) -> int:
+    """Score what becomes whole until nothing did for ``patience`` seconds; the last status."""
+    status, scored, last = 0, 0, time.monotonic()
+    while not patience or time.monotonic() - last < patience:
+        rows = watcher.look()
+        if len(rows) > scored:
+            status, scored = go(rows), len(rows)
+            last = time.monotonic()
+        time.sleep(watching.POLL_S)
+    for folder, reason in watcher.waiting.items():
+        shown.say(f"not scored: {shown.relative(Path(folder))}: {reason}", wrong=True)
+    if not scored:
+        raise HarnessError(f"--watch {watcher.folder}: no whole checkpoint in {patience:g} seconds")
+    return status
 
 
 def open_store(root: Path) -> Store:
@@ -315,7 +353,7 @@ def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
     """Folder and manifest of a study given by name or by its YAML file."""
     name = study
     if study.endswith((".yaml", ".yml")):
-        name = studies.load_study(Path(study)).name
+        name = studies.name_of(Path(study))
     path = results / name / "manifest.json"
     if not path.is_file():
         known = ", ".join(sorted(p.parent.name for p in results.glob("*/manifest.json")))

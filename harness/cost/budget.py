@@ -136,13 +136,14 @@ def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
     differ between arms.
     """
     recipe = plan.study.base
-    shape = shape_of(recipe)
+    # Given answers need no model: nothing is counted that one would do.
+    shape = shape_of(recipe if plan.study.has_models else Recipe())
     if any(cell.recipe.model.source != recipe.model.source for cell in plan.study.cells):
         raise HarnessError(
             f"{plan.study.file}: its arms use different models; ask for the cost of one at a time "
             "(--set model.source=…)"
         )
-    pocket = shape.name == "pocket"
+    pocket = recipe.data.source == "pocket"
     if pocket:
         assumptions = replace(assumptions, lengths=POCKET_LENGTHS)
     if recipe.model.generation_backend == "transformers":

@@ -25,6 +25,7 @@ from harness.model.fingerprint import fingerprint
 from harness.model.shape import shape_of
 from harness.model.vllm_engine import check_vllm
 from harness.records import HarnessError, content_hash, is_hub_id
+from harness.study.given import Given
 from harness.study.optimizers import check_installed
 from harness.study.study import Study, compose, load_study
 from harness.study.yaml import load_yaml
@@ -45,9 +46,14 @@ def fingerprints(study: Study) -> dict[str, str]:
             where = f"{row.place}: column 'checkpoint': {row.checkpoint}"
             check_no_adapter(folder, where)
             raise HarnessError(f"{where}: this folder is no checkpoint (no config.json)")
+    rows = [row for cell in study.cells for row in cell.given.values() if row.content]
+    gone = {row.checkpoint: row.content for row in rows if not Path(row.checkpoint).exists()}
     names, hub = named_by(study)
     found = {str(one): commit_of(one.kind, one.name, one.revision) for one in hub}
     for name in names:
+        if name in gone:
+            found[name] = gone[name]
+            continue
         path = Path(name)
         if path.is_file():
             found[name] = hash_file(path)
@@ -66,9 +72,9 @@ def plan_study(study: Study) -> Plan:
     return build_plan(study, fingerprints(study))
 
 
-def prepare(path: Path, overrides: Mapping[str, Any]) -> Plan:
-    """Read a study's file and lay out its graph."""
-    return plan_study(load_study(path, overrides))
+def prepare(path: Path, overrides: Mapping[str, Any], found: Sequence[Given] = ()) -> Plan:
+    """Read a study's file and lay out its graph. found: given checkpoints besides its table's."""
+    return plan_study(load_study(path, overrides, found))
 
 
 def prepare_recipe(path: Path, overrides: Mapping[str, Any]) -> Plan:

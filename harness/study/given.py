@@ -33,7 +33,8 @@ COLUMNS = ("arm", "seed", "step", "checkpoint", "revision", "model", *FILES)
 @dataclass(frozen=True)
 class Given:
     """One row. step: 0 is what the arm started from. place: file and line. model: its name in files
-    that hold several. answers, verdicts: benchmark → file.
+    that hold several. answers, verdicts: benchmark → file. content: fingerprint of a checkpoint
+    that may be deleted once it is scored.
     """
 
     arm: str
@@ -45,6 +46,7 @@ class Given:
     model: str = ""
     answers: Mapping[str, str] = field(default_factory=dict)
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    content: str = ""
 
     @property
     def files(self) -> set[str]:

@@ -240,10 +240,7 @@ def load_study(
 
     Raises HarnessError naming file, line, key and what is allowed.
     """
-    data, lines = load_yaml(path)
-    if not isinstance(data, dict):
-        raise HarnessError(f"{path}:1: a study is a mapping with name, recipe and seeds")
-    asked = validate(StudyFile, data, path, lines)
+    asked, lines = _read(path)
     if asked.given or found:
         return _given_study(path, asked, lines, overrides or {}, found)
     return _study(path, asked, lines, overrides or {})
@@ -253,6 +250,18 @@ def checked_judge(path: Path) -> JudgeSettings:
     """A judge's profile by itself. Raises HarnessError naming file, line and key."""
     values, lines = judges.read(path)
     return validate(JudgeSettings, values, path, lines)
+
+
+def _read(path: Path) -> tuple[StudyFile, Mapping[Location, int]]:
+    data, lines = load_yaml(path)
+    if not isinstance(data, dict):
+        raise HarnessError(f"{path}:1: a study is a mapping with name, recipe and seeds")
+    return validate(StudyFile, data, path, lines), lines
+
+
+def name_of(path: Path) -> str:
+    """The name of a study's file."""
+    return _read(path)[0].name
 
 
 def compose(
@@ -355,7 +364,8 @@ def _given_study(
     for row in rows:
         runs.setdefault((row.arm, row.seed), {})[row.step] = row
     arms = {arm: _Arm({"arm": arm}, arm, {}, ()) for arm, _ in runs}
-    baseline = _baseline(asked, list(arms.values()), path, lines)
+    early = found and asked.baseline.get("arm") not in arms  # it is being trained yet
+    baseline = {} if early else _baseline(asked, list(arms.values()), path, lines)
     cells = []
     for (arm, seed), steps in runs.items():
         beside = baseline and (baseline["arm"], seed) in runs

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import typer
 import yaml
 
 from analysis.compare import compare
 from analysis.load import load_study as load_results
+from harness.cli import run as running
 from harness.cli.run import run_plan
 from harness.engine.execute import Inline, execute
 from harness.engine.graph import Plan
 from harness.engine.launch import plan_study
 from harness.engine.store import Store
+from harness.engine.watch import Watcher
 from harness.records import read_jsonl, write_jsonl
 from harness.study.study import load_study
 from tests import evaluation_files
@@ -121,6 +125,93 @@ def test_the_same_answers_given_score_the_same_and_the_rest_is_said(
     reason = "no checkpoint is given, and no file of its answers or verdicts"
     assert data.why_absent(data.runs[1], 1, "mt_bench") == reason
     assert reason in (tmp_path / "answers" / "report" / "report.md").read_text()
+
+
+# -- as they appear --------------------------------------------------------------------------------
+def sharded(weights: Path, folder: Path) -> Path:
+    """The same checkpoint in several shards."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(weights, folder)
+    (folder / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_pretrained(weights).save_pretrained(folder, max_shard_size="300KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def test_a_checkpoint_counts_when_it_is_whole_and_no_longer_written(
+    world: tuple[Path, Store, Mapping[str, str]], tmp_path: Path
+) -> None:
+    _, store, ours = world
+    whole = sharded(store.folder(ours["train"]) / "model", tmp_path / "whole")
+    outputs = tmp_path / "outputs"
+    run = outputs / "dpo-seed3" / "checkpoint-20"
+    run.mkdir(parents=True)
+    (outputs / "config.json").write_text("{}")
+    watcher = Watcher(outputs, tmp_path / "memory.json")
+    *rest, last = sorted(
+        whole.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name)
+    )
+    for file in rest:
+        shutil.copy(file, run)
+        assert not watcher.look()
+        assert not watcher.look()
+    assert "absent" in watcher.waiting[str(run)]
+    (run / last.name).write_bytes(last.read_bytes()[:-8])
+    assert not watcher.look()
+    assert not watcher.look()
+    (run / last.name).write_bytes(last.read_bytes())
+    assert not watcher.look()
+    assert watcher.waiting[str(run)] == "it changed since the last look"
+    (found,) = watcher.look()
+    assert (found.arm, found.seed, found.step) == ("dpo", 3, 20)
+    assert watcher.waiting == {str(outputs): "the name ends in no step"}
+    shutil.rmtree(run)
+    assert Watcher(outputs, tmp_path / "memory.json").look() == [found]
+
+
+def test_watching_scores_each_as_it_appears_and_keeps_what_a_trainer_deletes(
+    world: tuple[Path, Store, Mapping[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, store, ours = world
+    weights, outputs = store.folder(ours["train"]) / "model", tmp_path / "outputs"
+    first, second = outputs / "dpo" / "checkpoint-1", outputs / "ipo" / "checkpoint-2"
+    shutil.copytree(weights, first)
+    seen = []
+
+    def work() -> Iterator[None]:
+        """What happens outside between one look and the next."""
+        yield
+        data = load_results(tmp_path / "watched", store.root)
+        seen.append([(run.label, list(run.iterations)) for run in data.runs])
+        shutil.rmtree(first)
+        shutil.copytree(weights, second)
+        (second / "marks").write_text("another folder, other content")
+        yield
+
+    steps = work()
+    monkeypatch.setattr(running.time, "sleep", lambda _seconds: next(steps, None))
+    recipe = str(ROOT / "ablations" / "recipes" / "pocket.yaml")
+    told = {"name": "watched", "recipe": recipe, "set": SMALL, "baseline": {"arm": "ipo"}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(told))
+    with pytest.raises(typer.Exit) as ended:
+        running.run(
+            tmp_path / "s.yaml",
+            store.root,
+            tmp_path,
+            workers=1,
+            executor="inline",
+            watch=outputs,
+            patience=1.0,
+        )
+    assert not ended.value.exit_code
+    assert seen == [[("dpo", [0, 1])]]
+    data = load_results(tmp_path / "watched", store.root)
+    assert [(run.label, list(run.iterations)) for run in data.runs] == [
+        ("dpo", [0, 1]),
+        ("ipo", [0, 2]),
+    ]
+    assert not data.unfinished
 
 
 def trained_by_trl(folder: Path, checkpoint: Path, pairs: Path) -> None:
