@@ -104,7 +104,8 @@ def write_pairs(folder: Path, count: int = 10, long_y: bool = False, same_start:
         pairs.append(Pair(f"p{number}", messages, chosen, rejected, y, scores=scores, y_role=role))  # type: ignore[arg-type]
     if same_start:
         start = "a" * same_start
-        pairs.append(Pair("same", pairs[0].messages, f"{start} yes", f"{start} no", ""))
+        messages = ({"role": "user", "content": f"{QUESTIONS[0]} (0)"},)
+        pairs.append(Pair("same", messages, f"{start} yes", f"{start} no", ""))
     write_jsonl(folder / "pairs.jsonl", pairs)
     return folder
 

@@ -92,7 +92,8 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     objective = ResolvedObjective(**vars(settings.objective))
     with isolated_rng():
         tokenizer = load_tokenizer(task.inputs["policy"])
-        rows, left_out = teaching(task, tokenizer, training_rows(task, tokenizer, objective))
+        every = training_rows(task, tokenizer, objective)
+        rows, left_out = teaching(task, tokenizer, every, objective.roles)
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
         trainer, clock = _trainer(task, _load(task), rows, work)
         with distributed.termination_noted(clock.terminate):
@@ -190,13 +191,6 @@ def training_rows(
     """
     pairs = task.inputs["pairs"]
     rows = encode_pairs(tokenizer, pairs, task.settings.training.limits)
-    for row in rows:
-        absent = sorted(set(objective.roles) - set(row.responses))
-        if absent:
-            raise HarnessError(
-                f"{pairs / 'pairs.jsonl'}: prompt {row.prompt_id} has no {absent[0]!r} response, "
-                f"which objective {objective.name} reads"
-            )
     rows = with_others(rows, objective.scored, task.settings.training.max_length)
     if not objective.needs_reference:
         return rows
@@ -205,7 +199,7 @@ def training_rows(
     filled = []
     for number, row in enumerate(rows):
         reference = {}
-        for role in objective.scored:
+        for role in (role for role in objective.scored if role in row.responses):
             one = stored.get((number, role))
             if one is None:
                 raise HarnessError(
@@ -225,25 +219,33 @@ def training_rows(
 
 
 def teaching(
-    task: StageTask[TrainTask], tokenizer: Any, rows: Sequence[PreferenceRow]
+    task: StageTask[TrainTask], tokenizer: Any, rows: Sequence[PreferenceRow], roles: Sequence[str]
 ) -> tuple[list[PreferenceRow], tuple[LeftOut, ...]]:
-    """The rows whose chosen and rejected answers differ in a token that is trained on: where they
-    do not, the preference loss is log 2 whatever the policy. Raises HarnessError where more than
+    """The rows that have every response of ``roles`` (y may have had no room to answer) and whose
+    chosen and rejected answers differ in a token that is trained on: where they do not, the
+    preference loss is log 2 whatever the policy. Raises HarnessError where more than
     ``max_left_out`` do not.
     """
     limit, end = task.settings.training.max_length, end_of_turn(tokenizer)
     pairs, answers = Tally(task.stage, "pairs"), Tally(task.stage, "answers")
-    kept = []
+    kept, where = [], str(task.inputs["pairs"] / "pairs.jsonl")
     for row in rows:
-        same = row.responses["chosen"] == row.responses["rejected"]
-        pairs.meet(row.prompt_id, f"equal after cutting to {MAX_LENGTH}" if same else "ok")
-        if not same:
+        status = "ok"
+        if absent := sorted(set(roles) - set(row.responses)):
+            name = task.settings.objective.name
+            status = f"no {absent[0]!r} response, which objective {name} reads"
+        elif row.responses["chosen"] == row.responses["rejected"]:
+            status = f"equal after cutting to {MAX_LENGTH}"
+        else:
             kept.append(row)
+        pairs.meet(row.prompt_id, status)
         room = limit - len(row.prompt_ids)
         for ids in set(row.responses.values()):
             cut = len(ids) == room and tokenizer.convert_ids_to_tokens(ids[-1]) != end
             answers.meet(row.prompt_id, f"cut at {MAX_LENGTH}" if cut else "ok")
-    pairs.check(task.settings.max_left_out, str(task.inputs["pairs"] / "pairs.jsonl"))
+    pairs.check(task.settings.max_left_out, where)
+    if not kept:
+        raise HarnessError(f"{where}: no pair is left to train on")
     return kept, pairs.left_out() + answers.left_out()
 
 

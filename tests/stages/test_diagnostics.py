@@ -17,7 +17,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import spearmanr
 
 from harness.model.policy import load_policy
-from harness.records import Pair, Prompt, StageTask, write_jsonl
+from harness.records import Generation, Pair, Prompt, StageTask, write_jsonl
 from harness.stages.diagnostics import measures, passes, stage
 from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, score_sheets
@@ -463,6 +463,21 @@ def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTa
     rows_of(task)
     assert first == {f.name: f.read_bytes() for f in task.out.iterdir()}
     assert set(first) == {"scores.parquet", "summary.json", "arrays.json"}
+
+
+def test_prompts_that_were_not_measured_are_told(
+    task: StageTask[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(_policy: Any, requests: Any, **_options: Any) -> list[Any]:
+        return [Generation((), "", "no_answer") for _ in requests]
+
+    task.out.mkdir()
+    (told,) = stage.run(task).left_out
+    assert (told.what, told.count, told.of, told.examples) == ("heldout prompts", 1, 4, ("long",))
+    assert told.reason == "over training.max_prompt_length = 128 tokens"
+    monkeypatch.setattr("harness.stages.diagnostics.collect.generate", nothing)
+    found = {one.reason: one.count for one in stage.run(task).left_out}
+    assert found == {told.reason: 1, "no answer drawn": 3}
 
 
 def test_another_seed_draws_other_reference_samples(task: StageTask[Any]) -> None:

@@ -488,6 +488,22 @@ def test_an_over_long_y_is_cut_at_the_maximum_length(tmp_path: Path) -> None:
     run_train(cut, tmp_path / "out")
 
 
+def test_a_pair_whose_y_had_no_room_is_left_out_where_the_objective_reads_it(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    one_without = stage_inputs(tmp_path / "one", same_start=4)
+    outcome = run_train(one_without, tmp_path / "with", alpha=0.5)
+    run_train(inputs, tmp_path / "without", alpha=0.5)
+    assert same_files(tmp_path / "with", tmp_path / "without")
+    (told,) = outcome.left_out
+    assert (told.what, told.count, told.of, told.examples) == ("pairs", 1, 11, ("same",))
+    assert told.reason == "no 'explore' response, which objective selm reads"
+    assert run_train(one_without, tmp_path / "dpo", alpha=0.0).rows == 11
+    none = stage_inputs(tmp_path / "none", same_start=4, count=0)
+    with pytest.raises(HarnessError, match=r"pairs\.jsonl: no pair is left to train on"):
+        run_train(none, tmp_path / "out", alpha=0.5, max_left_out=1.0)
+
+
 def test_pairs_equal_after_cutting_teach_nothing_and_are_counted(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -16,7 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.records import Score, StageOutcome, StageTask, Status, content_hash, write_scores
+from harness.records import (
+    LeftOut,
+    Score,
+    StageOutcome,
+    StageTask,
+    Status,
+    Tally,
+    content_hash,
+    write_scores,
+)
 from harness.stages.diagnostics import passes
 from harness.stages.diagnostics.collect import Policies, collect
 from harness.stages.diagnostics.measures import DIAGNOSTICS, Evidence
@@ -42,7 +51,26 @@ def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     rows = write_scores(task.out / "scores.parquet", scores)
     drawn = sum(len(answer.token_ids) for e in found["heldout"] for answer in e.reference)
     shown: dict[str, Any] = {name: summary[name]["mean"] for name in HEADLINE if name in summary}
-    return StageOutcome(rows=rows, costs={"tokens_generated": drawn}, summary=shown)
+    left_out = unmeasured(task, found)
+    return StageOutcome(rows, costs={"tokens_generated": drawn}, summary=shown, left_out=left_out)
+
+
+def unmeasured(
+    task: StageTask[DiagnosticsTask], found: Mapping[str, Sequence[Evidence]]
+) -> tuple[LeftOut, ...]:
+    """Prompts of each split that are over the limit or of which a policy drew no answer."""
+    reasons: dict[bool, str] = {
+        True: f"over training.max_prompt_length = {task.settings.max_prompt_length} tokens",
+        False: "no answer drawn",
+    }
+    left_out: tuple[LeftOut, ...] = ()
+    for split, rows in found.items():
+        tally = Tally(task.stage, f"{split} prompts")
+        for e in rows:
+            undrawn = split == "heldout" and not (e.own and e.reference)
+            tally.meet(e.id, reasons[e.refused] if e.refused or undrawn else "ok")
+        left_out += tally.left_out()
+    return left_out
 
 
 def _write_json(path: Path, value: Any, **options: Any) -> None:
