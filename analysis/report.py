@@ -19,6 +19,7 @@ from analysis.load import StudyData, load_study
 from analysis.page import FIRST_TABLES, flat, is_volatile, page, settings, summary, versions
 from analysis.table import Table, Unavailable, as_markdown, write_table
 from analysis.tables import tables_of
+from analysis.tables.bridge import study_tables
 from harness.files import write_atomic
 
 SEARCH = "search/search.md"
@@ -33,7 +34,7 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
     """
     data = load_study(Path(study_dir), Path(store_dir))
     folder = Path(study_dir) / "report"
-    tables = tables_of(data)
+    tables = tables_of(data) | study_tables(data, Path(study_dir).parent)
     figures = {key: draw(key, data) for key in FIGURES}
     _remove_stale(folder, tables, figures)
     for table in tables.values():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 import typer
 
-from harness.cli import doctor, judge, run, store
+from harness.cli import bridge, doctor, judge, run, store
 from harness.records import HarnessError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": judge.evaluate,
     "judge": judge.judge,
     "meta-judge": judge.meta_judge,
+    "bridge": bridge.bridge,
     "published": judge.published,
     "compare": run.compare,
     "power": run.power,

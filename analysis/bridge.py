@@ -1,0 +1,312 @@
+"""Two judges on the same answers: how far they agree, and the map from one's scale to the other's.
+
+Rows are those of ``harness.evaluate.bridge``: old and new score of an item, a model and a measure.
+Everything here but a regression is a function of sums over items, so one estimator serves all:
+the delete-one-cluster jackknife, value ± t_{n−1}·sd(pseudo-values)/√n, which speaks for *new items
+of these models*. Only the map to the published scale for *another model* has an interval over
+models: the prediction interval of the regression of old on new means (t with M − 2 degrees of
+freedom), which needs three models; their items' noise is in its residuals.
+
+No interval has zero width: where every item says the same there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm  # type: ignore[import-untyped]
+from scipy import stats as distributions
+from statsmodels.stats.inter_rater import cohens_kappa  # type: ignore[import-untyped]
+
+from analysis import rank
+from analysis.layout import Floats
+from analysis.load import read_json
+from analysis.rank import JudgeNoise
+from analysis.stats import LEVEL
+
+FILE = "bridge.json"
+RATINGS = range(1, 11)
+WON = 50.0
+MOST_MODELS_WITHOUT_SCATTER = 2
+"""A line through two models leaves nothing that says how another would lie beside it."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A value and its interval; without one where the items do not vary or there are too few."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def holds(self, truth: float) -> bool:
+        """Whether the interval holds a value; where there is none, whether it is the value."""
+        if self.low is None or self.high is None:
+            return abs(self.value - truth) < 1e-9
+        return self.low <= truth <= self.high
+
+
+def jackknife(parts: Floats, statistic: Callable[[Floats], float]) -> Known:
+    """``statistic`` of the sums of ``parts`` (clusters, …) over clusters, with its delete-one
+    interval.
+    """
+    n, whole = len(parts), parts.sum(axis=0)
+    value = statistic(whole)
+    if n < 2:
+        return Known(value)
+    pseudo = np.array([n * value - (n - 1) * statistic(whole - part) for part in parts])
+    se = float(pseudo.std(ddof=1)) / math.sqrt(n)
+    if not math.isfinite(se) or se < 1e-9 * max(1.0, abs(value)):
+        return Known(value)
+    half = float(distributions.t.isf((1 - LEVEL) / 2, n - 1)) * se
+    return Known(value, value - half, value + half)
+
+
+# -- one measure -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Scale:
+    """One measure of one benchmark under both judges.
+
+    sums: (clusters, models, 3): old, new and count of every cluster, of items that both judges
+    scored for every model, means over repeats. rows: one for each item and model.
+    """
+
+    benchmark: str
+    metric: str
+    models: tuple[str, ...]
+    clusters: tuple[str, ...]
+    sums: Floats
+    rows: pd.DataFrame
+    left_out: int
+    noise: JudgeNoise
+
+    def mean(self, judge: int, model: int) -> Known:
+        """A model's score by the old judge (0) or the new (1)."""
+        return jackknife(self.sums[:, model], lambda total: float(total[judge] / total[2]))
+
+    def shift(self, model: int) -> Known:
+        """New minus old score of a model."""
+        return jackknife(self.sums[:, model], lambda t: float((t[1] - t[0]) / t[2]))
+
+    def difference(self, judge: int, a: int, b: int) -> Known:
+        """Model a minus model b under one judge, on the same items."""
+        return jackknife(
+            self.sums[:, [a, b]], lambda t: float(t[0, judge] / t[0, 2] - t[1, judge] / t[1, 2])
+        )
+
+    def line(self) -> tuple[Known, Known] | None:
+        """(intercept, slope) of the map old = intercept + slope · new over the models, with the
+        intervals of new items; None of a single model or equal new scores.
+        """
+        if len(self.models) < 2 or np.ptp(_means(self.sums.sum(axis=0))[1]) < 1e-9:
+            return None
+        found = [
+            jackknife(self.sums, lambda total, which=which: _line(total)[which])  # type: ignore[misc]
+            for which in (0, 1)
+        ]
+        return found[0], found[1]
+
+    def published(self, new: float) -> Known | None:
+        """A score by the new judge on the old judge's scale: the map's value, and the prediction
+        interval for another model.
+        """
+        if self.line() is None:
+            return None
+        old, scores = _means(self.sums.sum(axis=0))
+        if len(self.models) <= MOST_MODELS_WITHOUT_SCATTER:
+            intercept, slope = _line(self.sums.sum(axis=0))
+            return Known(intercept + slope * new)
+        fit = sm.OLS(old, sm.add_constant(scores)).fit()
+        told = fit.get_prediction([[1.0, new]]).summary_frame(alpha=1 - LEVEL).iloc[0]
+        value, low, high = (float(told[name]) for name in ("mean", "obs_ci_lower", "obs_ci_upper"))
+        return Known(value, low, high) if high - low > 1e-9 else Known(value)
+
+    def kept_signs(self) -> tuple[int, int, int, int]:
+        """(pairs of models that both judges put in one order, pairs; the same of the pairs whose
+        old difference is outside its interval).
+        """
+        kept = clear = kept_clear = pairs = 0
+        for a, b in combinations(range(len(self.models)), 2):
+            old, new = self.difference(0, a, b), self.difference(1, a, b)
+            same = old.value * new.value > 0
+            pairs, kept = pairs + 1, kept + same
+            if old.low is not None and not old.holds(0.0):
+                clear, kept_clear = clear + 1, kept_clear + same
+        return kept, pairs, kept_clear, clear
+
+    def correlation(self) -> float | None:
+        """Kendall's tau of the models' scores under both judges; None below three models."""
+        if len(self.models) < 3:
+            return None
+        old, new = _means(self.sums.sum(axis=0))
+        return float(distributions.kendalltau(old, new).statistic)
+
+
+def _means(total: Floats) -> tuple[Floats, Floats]:
+    """Old and new means of every model."""
+    return total[:, 0] / total[:, 2], total[:, 1] / total[:, 2]
+
+
+def _line(total: Floats) -> tuple[float, float]:
+    old, new = _means(total)
+    slope, intercept = np.polyfit(new, old, 1)
+    return float(intercept), float(slope)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Scale]]:
+    """What a bridge's file says of itself, and its measures."""
+    told = read_json(path)
+    return told, scales(told["rows"])
+
+
+def scales(rows: Sequence[Mapping[str, Any]]) -> list[Scale]:
+    """The measures of a bridge's rows; an item that misses a score of any model is left out of all
+    and counted.
+    """
+    frame = pd.DataFrame(rows)
+    found = []
+    for (benchmark, metric), part in frame.groupby(["benchmark", "metric"], sort=True):
+        found.append(_scale(str(benchmark), str(metric), part))
+    return found
+
+
+def _scale(benchmark: str, metric: str, part: pd.DataFrame) -> Scale:
+    part = part.assign(old=part["old"].astype(float), new=part["new"].astype(float))
+    names = ["model", "cluster", "item"]
+    mean = part.groupby(names, sort=True).agg(
+        old=("old", "first"),
+        new=("new", "mean"),
+        first=("first", "first"),
+        length=("length", "first"),
+    )
+    rows = mean.reset_index()
+    models = tuple(sorted(rows["model"].unique()))
+    items = rows["item"].nunique()
+    rows = rows.dropna(subset=["old", "new"])
+    counts = rows.groupby("item")["model"].transform("size")
+    rows = rows[counts == len(models)].reset_index(drop=True)
+    clusters = tuple(sorted(rows["cluster"].unique()))
+    sums = np.zeros((len(clusters), len(models), 3))
+    where = (
+        {name: place for place, name in enumerate(clusters)},
+        {m: i for i, m in enumerate(models)},
+    )
+    for row in rows.itertuples():
+        sums[where[0][row.cluster], where[1][row.model]] += (row.old, row.new, 1.0)
+    every = part.pivot_table(index=["model", "item"], columns="repeat", values="new", dropna=False)
+    noise = rank.judge_noise(every.to_numpy(dtype=float), items=max(1, items))
+    left = items - rows["item"].nunique()
+    return Scale(benchmark, metric, models, clusters, sums, rows, left, noise)
+
+
+# -- item by item ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Agreement:
+    """How the two judges' verdicts on single items agree. share: the same winner, or the same
+    rating; near: ratings at most one apart. kappa: Cohen's, of winners; quadratically weighted, of
+    ratings. ties: items without a winner under one of them, left out.
+    """
+
+    share: Known
+    kappa: Known
+    near: Known | None
+    ties: int
+
+
+def agreement(scale: Scale) -> Agreement | None:
+    """Agreement over all models' items; None of length-controlled scores, which no verdict has."""
+    rows = scale.rows
+    if scale.metric == "length_controlled_win_rate":
+        return None
+    rated = scale.metric == "rating"
+    if rated:
+        codes = [np.rint(rows[judge].to_numpy()).astype(int) - 1 for judge in ("old", "new")]
+        kinds, ties = len(RATINGS), np.zeros(len(rows), dtype=bool)
+    else:
+        codes = [(rows[judge].to_numpy() > WON).astype(int) for judge in ("old", "new")]
+        kinds = 2
+        ties = (rows["old"].to_numpy() == WON) | (rows["new"].to_numpy() == WON)
+    places = pd.Categorical(rows["cluster"], categories=list(scale.clusters)).codes
+    tables = np.zeros((len(scale.clusters), kinds, kinds))
+    np.add.at(tables, (places[~ties], codes[0][~ties], codes[1][~ties]), 1.0)
+    weights = "quadratic" if rated else None
+
+    def kappa(table: Floats) -> float:
+        if len(np.flatnonzero(table.sum(axis=0) + table.sum(axis=1))) < 2:
+            return math.nan
+        return float(cohens_kappa(table, wt=weights, return_results=False))
+
+    def near(table: Floats) -> float:
+        return sum(float(np.trace(table, offset)) for offset in (-1, 0, 1)) / float(table.sum())
+
+    return Agreement(
+        jackknife(tables, lambda table: float(np.trace(table) / table.sum())),
+        jackknife(tables, kappa),
+        jackknife(tables, near) if rated else None,
+        int(ties.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What a judge leans to. first: how much oftener than half the answer shown first wins, in
+    points (None without pairs). length: effect of a longer answer, in log-odds of winning per
+    standard deviation of the difference's tanh, or in rating points per e-fold of characters.
+    """
+
+    first: Known | None
+    length: Known | None
+
+
+def bias(scale: Scale, judge: str) -> Bias:
+    """Position and length bias of "old" or "new", over all models; each model has a level of its
+    own, standard errors are clustered by item.
+    """
+    rows = scale.rows
+    return Bias(_first(scale, rows, judge), _length(rows, judge, scale.metric == "rating"))
+
+
+def _first(scale: Scale, rows: pd.DataFrame, judge: str) -> Known | None:
+    """Both orders are weighted alike, model by model, so that a model's strength is no bias."""
+    shown = rows[rows["first"].notna()]
+    if shown.empty or scale.metric != "win_rate":
+        return None
+    places = pd.Categorical(shown["cluster"], categories=list(scale.clusters)).codes
+    model = pd.Categorical(shown["model"], categories=list(scale.models)).codes
+    order = shown["first"].astype(bool).astype(int).to_numpy()
+    parts = np.zeros((len(scale.clusters), len(scale.models), 2, 2))
+    scores = shown[judge].to_numpy(dtype=float)
+    np.add.at(parts, (places, model, order), np.column_stack([scores, np.ones_like(scores)]))
+
+    def advantage(total: Floats) -> float:
+        means = total[..., 0] / total[..., 1]
+        return float((means[:, 1] - means[:, 0]).mean() / 2)
+
+    return jackknife(parts, advantage) if (parts.sum(axis=0)[..., 1] > 1).all() else None
+
+
+def _length(rows: pd.DataFrame, judge: str, rated: bool) -> Known | None:
+    used = rows[rows["length"].notna()]
+    length = used["length"].to_numpy(dtype=float)
+    if len(used) < 10 or np.ptp(length) == 0:
+        return None
+    x = np.log(np.maximum(length, 1.0)) if rated else np.tanh(length / length.std(ddof=1))
+    design = pd.get_dummies(used["model"], dtype=float).assign(length=x)
+    value = used[judge].to_numpy(dtype=float)
+    groups = {"groups": pd.factorize(used["cluster"])[0]}
+    if rated:
+        fit = sm.OLS(value, design).fit(cov_type="cluster", cov_kwds=groups)
+    elif np.ptp(value) == 0:
+        return None
+    else:
+        family = sm.families.Binomial()
+        fit = sm.GLM(value / 100, design, family=family).fit(cov_type="cluster", cov_kwds=groups)
+    low, high = fit.conf_int(alpha=1 - LEVEL).loc["length"]
+    return Known(float(fit.params["length"]), float(low), float(high))

@@ -1,0 +1,294 @@
+"""``selm bridge``: public answers that carry an old judge's verdicts, judged again by another.
+
+FOLDER is laid out as the benchmarks' owners publish: ``alpaca_eval/<model>/annotations.json``
+(with a ``df_gamed*.csv`` for length-controlled win rates) and ``mt_bench/judgments_*.jsonl`` with
+``judge_prompts.jsonl``. Every model is judged on the same items. What comes of it is a row for each
+item, model, measure and repeat with both judges' scores, which `analysis.bridge` reads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.evaluate import annotator, mt_bench
+from harness.evaluate.alpaca_eval import instruction_key, read_json_rows
+from harness.evaluate.benchmark import reply_tokens
+from harness.evaluate.lc import compute_metrics, read_gamed
+from harness.evaluate.published import AlpacaEvalArtefacts, check_annotations
+from harness.files import write_atomic
+from harness.judge import verdicts
+from harness.judge.client import JudgeClient, JudgeRequest
+from harness.judge.endpoint import estimate_tokens
+from harness.judge.journal import JOURNAL_NAME
+from harness.records import HarnessError, Status, canonical_json, read_jsonl
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
+from harness.study.work import LENGTHS
+
+Messages = tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answer with the old judge's verdict. old: percent for the model, or a rating; None where
+    it gave none. length: characters of the model's answer, less those of the baseline where there
+    is one. shown: what a new judge is shown, a pair or whole messages. position: of the instruction
+    in the benchmark's own order.
+    """
+
+    benchmark: str
+    model: str
+    item: str
+    cluster: str
+    old: float | None
+    length: float | None
+    shown: annotator.Pair | Messages
+    position: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of one request, estimated."""
+        if isinstance(self.shown, annotator.Pair):
+            said = [{"content": text} for text in self.shown.shown]
+            return estimate_tokens(said) + TEMPLATE_TOKENS
+        return estimate_tokens(self.shown)
+
+
+TEMPLATE_TOKENS = 300
+"""Of AlpacaEval's annotator prompts without the pair."""
+
+
+def read_public(folder: Path) -> list[Judged]:
+    """Every answer below ``folder`` that carries a verdict. Raises HarnessError where none does."""
+    found = [*_alpaca_eval(folder / "alpaca_eval"), *_mt_bench(folder / "mt_bench")]
+    if not found:
+        raise HarnessError(
+            f"{folder}: no answers with verdicts; looked for alpaca_eval/*/annotations.json and "
+            "mt_bench/judgments_*.jsonl"
+        )
+    return found
+
+
+def _alpaca_eval(folder: Path) -> Iterable[Judged]:
+    public = AlpacaEvalArtefacts(folder)
+    for path in sorted([*folder.glob("*/annotations.json"), *folder.glob("*/*/annotations.json")]):
+        model, stored = path.relative_to(folder).parts[0], read_json_rows(path)
+        try:
+            check_annotations(stored)
+            texts = [row["instruction"] for row in stored]
+            pairs = [(str(row["output_1"]), str(row["output_2"])) for row in stored]
+        except (HarnessError, LookupError, TypeError) as error:
+            raise HarnessError(f"{path}: {error}") from error
+        places = public.positions(texts)
+        if all(one == two for one, two in pairs):
+            continue  # the baseline against itself, which no judge was asked
+        if isinstance(places, str):
+            places = list(range(len(texts)))
+        for row, text, pair, place in zip(stored, texts, pairs, places, strict=True):
+            value = row.get("preference")
+            score = None
+            if isinstance(value, (int, float)) and 1.0 <= value <= 2.0:
+                score = 100.0 * (value - 1.0)
+            item = instruction_key(text)
+            name, delta = f"{model}/{place}", float(len(pair[1]) - len(pair[0]))
+            shown = annotator.Pair(name, text, *pair)
+            yield Judged("alpaca_eval", model, item, item, score, delta, shown, place)
+
+
+def _mt_bench(folder: Path) -> Iterable[Judged]:
+    files = sorted(
+        [*folder.glob("judgments_*.jsonl"), *folder.glob("model_judgment/*_single.jsonl")]
+    )
+    if not files:
+        return
+    prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
+    lengths: dict[str, dict[str, float]] = {}
+    for path in files:
+        for row in read_jsonl(path):
+            try:
+                model, number, turn = str(row["model"]), row["question_id"], int(row["turn"])
+                system = prompts[row["judge"][1]]["system_prompt"]
+                said, score = row["user_prompt"], float(row["score"])
+            except (LookupError, TypeError, ValueError) as error:
+                raise HarnessError(f"{path}: a judgment without {error}") from error
+            if model not in lengths:
+                lengths[model] = _lengths(folder / "model_answer" / f"{model}.jsonl")
+            item = f"{number}:{turn}"
+            old = score if 1.0 <= score <= 10.0 else None
+            roles = ({"role": "system", "content": system}, {"role": "user", "content": said})
+            length = lengths[model].get(item)
+            yield Judged("mt_bench", model, item, str(number), old, length, roles)
+
+
+def _lengths(path: Path) -> dict[str, float]:
+    """Characters of every answer of a model, where its answers are there."""
+    if not path.exists():
+        return {}
+    return {
+        f"{row['question_id']}:{turn}": float(len(text))
+        for row in read_jsonl(path)
+        for turn, text in enumerate(row["choices"][0]["turns"], 1)
+    }
+
+
+# -- how many --------------------------------------------------------------------------------------
+def sample(
+    found: Sequence[Judged], judge: JudgeSettings, runtime: Runtime, items: int, repeats: int
+) -> list[Judged]:
+    """The answers of at most ``items`` clusters a benchmark (0: all), the same for all models, and
+    of no more than ``runtime.max_cost_usd`` pays for. More of them is a superset.
+
+    Raises HarnessError where that pays for none.
+    """
+    price, limit = cost(found, judge, runtime, repeats), runtime.max_cost_usd
+    share = min(1.0, limit / price) if limit and price else 1.0
+    kept: set[tuple[str, str]] = set()
+    for benchmark in {one.benchmark for one in found}:
+        clusters = sorted({one.cluster for one in found if one.benchmark == benchmark})
+        count = min(items or len(clusters), int(share * len(clusters)))
+        if not count:
+            raise HarnessError(
+                f"max_cost_usd {limit:g} pays for no item of {benchmark} that all models answered; "
+                f"everything takes about {price:.2f} USD"
+            )
+        random.Random(0).shuffle(clusters)
+        kept |= {(benchmark, cluster) for cluster in clusters[:count]}
+    return [one for one in found if (one.benchmark, one.cluster) in kept]
+
+
+def cost(found: Sequence[Judged], judge: JudgeSettings, runtime: Runtime, repeats: int) -> float:
+    """USD of judging these answers, estimated."""
+    prompt, completion = judge.prices(runtime)
+    each = [
+        one.prompt_tokens * prompt
+        + reply_tokens(judge, LENGTHS, pairwise=one.benchmark == "alpaca_eval") * completion
+        for one in found
+    ]
+    return sum(each) * repeats * judge.samples / 1e6
+
+
+# -- judging ---------------------------------------------------------------------------------------
+Value = tuple[float | None, Status, bool | None]
+"""Score (percent or rating), status, and whether the model's answer was shown first."""
+
+
+def judge_again(
+    found: Sequence[Judged], judge: JudgeSettings, runtime: Runtime, folder: Path, repeats: int
+) -> tuple[dict[tuple[int, int], Value], dict[str, float]]:
+    """(place in ``found``, repeat) → the new judge's verdict; costs. Replies stay in ``folder``'s
+    journal: run again, it goes on where it stopped.
+    """
+    calls = repeats * judge.samples
+    pairs = {i: one.shown for i, one in enumerate(found) if isinstance(one.shown, annotator.Pair)}
+    rated = {
+        i: one.shown for i, one in enumerate(found) if not isinstance(one.shown, annotator.Pair)
+    }
+    values: dict[tuple[int, int], Value] = {}
+    with JudgeClient(judge, runtime, folder / JOURNAL_NAME) as client:
+        name = annotator.annotator_of(judge, annotator.OFFICIAL_ANNOTATOR)
+        drawn = annotator.annotate(
+            [replace(pair, id=str(i)) for i, pair in pairs.items()],
+            client,
+            annotator=name,
+            repeats=calls,
+        )
+        for (place, repeat), note in annotator.pooled(drawn, judge.samples).items():
+            score = None if note.preference is None else 100.0 * (note.preference - 1.0)
+            first = None if note.reason == "identical outputs" else note.switched
+            values[int(place), repeat] = score, note.status, first
+        requests = [
+            JudgeRequest(str(i), messages, {}, call)
+            for call in range(calls)
+            for i, messages in rated.items()
+        ]
+        ratings: dict[tuple[int, int], list[tuple[float | None, Status]]] = {}
+        for reply in client.complete(requests, accept=mt_bench.readable):
+            read = verdicts.parse_rating(reply.text).value if reply.status == "ok" else None
+            key = int(reply.id), reply.repeat // judge.samples
+            ratings.setdefault(key, []).append((read, reply.status))
+        for key, several in ratings.items():
+            values[key] = (*verdicts.mean_of(several), None)
+        return values, client.costs
+
+
+# -- rows ------------------------------------------------------------------------------------------
+METRIC = {"alpaca_eval": "win_rate", "mt_bench": "rating"}
+LENGTH_CONTROLLED = "length_controlled_win_rate"
+
+
+def rows_of(
+    found: Sequence[Judged], values: Mapping[tuple[int, int], Value], gamed: Path | None
+) -> list[dict[str, Any]]:
+    """A row for every answer, measure and repeat. Length-controlled win rates are the jackknife's
+    pseudo-values, whose mean over items is the win rate.
+    """
+    rows = []
+    for (place, repeat), (new, status, first) in sorted(values.items()):
+        one = found[place]
+        rows.append(
+            {
+                "benchmark": one.benchmark,
+                "metric": METRIC[one.benchmark],
+                "model": one.model,
+                "item": one.item,
+                "cluster": one.cluster,
+                "repeat": repeat,
+                "old": one.old,
+                "new": new,
+                "status": status,
+                "first": first,
+                "length": one.length,
+            }
+        )
+    if gamed is None:
+        return rows
+    return rows + _length_controlled(found, rows, gamed)
+
+
+def _length_controlled(
+    found: Sequence[Judged], rows: Sequence[Mapping[str, Any]], gamed: Path
+) -> list[dict[str, Any]]:
+    """The rows of AlpacaEval again, with both judges' length-controlled pseudo-values."""
+    shown = {
+        (one.model, one.item): (one.shown, one.position)
+        for one in found
+        if isinstance(one.shown, annotator.Pair)
+    }
+    baseline = read_gamed(gamed, 1 + max(position for _, position in shown.values()))
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        both = row["old"] is not None and row["new"] is not None
+        if row["benchmark"] == "alpaca_eval" and both:
+            groups.setdefault((row["model"], row["repeat"]), []).append(row)
+    result = []
+    for group in groups.values():
+        ordered = sorted(group, key=lambda row: shown[row["model"], row["item"]][1])
+        pairs = [shown[row["model"], row["item"]] for row in ordered]
+        texts = [pair for pair, _ in pairs]
+        pseudo = [
+            compute_metrics(
+                [1.0 + row[judge] / 100.0 for row in ordered],
+                [pair.output_1 for pair in texts],
+                [pair.output_2 for pair in texts],
+                [position for _, position in pairs],
+                baseline,
+            ).pseudo
+            for judge in ("old", "new")
+        ]
+        for row, old, new in zip(ordered, *pseudo, strict=True):
+            result.append({**row, "metric": LENGTH_CONTROLLED, "old": old, "new": new})
+    return result
+
+
+def gamed_of(folder: Path) -> Path | None:
+    """The gamed baselines beside public annotations."""
+    return AlpacaEvalArtefacts(folder / "alpaca_eval").gamed
+
+
+def write(path: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """``bridge.json``: what was judged by whom, and the rows."""
+    write_atomic(path, canonical_json({**about, "rows": list(rows)}) + "\n")
