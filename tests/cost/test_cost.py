@@ -199,3 +199,9 @@ def test_measured_seconds_come_before_priors(tmp_path: Path) -> None:
     assert (line.seconds, line.source) == (7.0, "measured")
     trained = found.of("train")[0]
     assert (trained.seconds, trained.source) == (STAGES["train"].seconds, "prior")
+
+
+def test_a_training_row_holds_no_more_than_its_limit(tmp_path: Path) -> None:
+    changes = {"training__max_length": 300, "training__max_prompt_length": 200}
+    found = budget_of(ZEPHYR, tmp_path / "store", **changes)
+    assert "pairs × (180 + 2.33 × 120) tokens" in found.of("reference")[-1].work.how
