@@ -30,7 +30,7 @@ from typing import Any
 
 from harness.evaluate.academic import PAPER_TASKS, AcademicTask, item_name, scale_of
 from harness.evaluate.benchmark import unscored
-from harness.model.chat import encode_prompt, preflight
+from harness.model import chat
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy
 from harness.records import (
@@ -64,7 +64,7 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
         task.inputs["policy"], dtype=settings.dtype, attention=settings.attention, device=device
     )
     if settings.chat_template:
-        preflight(policy.tokenizer)
+        chat.preflight(policy.tokenizer)
     scores, samples, summary, (cut, asked) = evaluate_policy(
         policy, task.inputs["benchmarks"] / "academic", settings
     )
@@ -431,7 +431,8 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
 
     class LengthBatchedLM(HFLM):  # type: ignore[misc]
         """HFLM whose batches follow the requests' lengths; it repeats no encoding of a context and
-        counts the ones cut to fit.
+        counts the ones cut to fit. What an item says is text: a special token spelled out in it is
+        encoded as its letters, as in training.
         """
 
         shrink = 1
@@ -443,16 +444,33 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
             if any(value is not None for value in (*args, *kwargs.values())):
                 return list(super().tok_encode(string, *args, **kwargs))
             if string != self._last[0]:
-                self._last = (string, list(super().tok_encode(string)))
+                self._last = (string, self._encoded(string))
             return list(self._last[1])
+
+        def _encoded(self, string: str) -> list[int]:
+            string = self._spelled(string)
+            if chat.MARK in string:
+                return chat.encode_spelled(self.tokenizer, string)
+            return list(super().tok_encode(string))
+
+        def _spelled(self, string: str) -> str:
+            # Under a chat template the turns are marked when it is applied.
+            return string if settings.chat_template else chat.spelled(self.tokenizer, string)
+
+        # lm-eval's own drops a system turn that the template has no place for.
+        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+            turns = [dict(turn) for turn in chat.spelled_turns(self.tokenizer, chat_history)]
+            return str(super().apply_chat_template(turns, add_generation_prompt))
 
         # lm-eval's own encodes the context twice; this is the same split with the one above.
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             spaces = len(context) - len(context.rstrip())
             if spaces:
                 context, continuation = context[:-spaces], context[-spaces:] + continuation
+            if settings.chat_template:
+                continuation = chat.spelled(self.tokenizer, continuation)
             start = self.tok_encode(context)
-            whole = list(super().tok_encode(context + continuation))
+            whole = self._encoded(context + continuation)
             return start, whole[len(start) :]
 
         # "auto" batches are found by trying until memory runs out, and differ between machines.
@@ -476,13 +494,17 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
         def tok_batch_encode(
             self, strings: Any, *args: Any, left_truncate_len: int | None = None, **kwargs: Any
         ) -> Any:
+            if any(chat.MARK in self._spelled(string) for string in strings):
+                rows = {"input_ids": [self._encoded(string) for string in strings]}
+                found = self.tokenizer.pad(rows, padding_side="left", return_tensors="pt")
+                ids, mask = found["input_ids"], found["attention_mask"]
+            else:
+                ids, mask = super().tok_batch_encode(strings, *args, **kwargs)
             if left_truncate_len:
-                _, mask = super().tok_batch_encode(strings, *args, **kwargs)
                 self.asked += len(strings)
                 self.cut += int((mask.sum(1) > left_truncate_len).sum())
-            return super().tok_batch_encode(
-                strings, *args, left_truncate_len=left_truncate_len, **kwargs
-            )
+                ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+            return ids, mask
 
     lm = LengthBatchedLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size="auto")
     if settings.chat_template:
@@ -498,7 +520,7 @@ def check_tokens(lm: Any, tokenizer: Any) -> None:
         roles = ("user", "assistant", "user")[:turns]
         messages = [{"role": role, "content": "Hello there"} for role in roles]
         text = lm.apply_chat_template(messages)
-        expected = encode_prompt(tokenizer, messages)
+        expected = chat.encode_prompt(tokenizer, messages)
         batched, _ = lm.tok_batch_encode([text])
         for found in (lm.tok_encode(text), batched[0].tolist()):
             if found != expected:

@@ -23,6 +23,7 @@ from harness.model.template import (
     Messages,
     check_own_method,
     frame,
+    placed,
     render,
     takes_system_turn,
     template_of,
@@ -31,6 +32,8 @@ from harness.records import HarnessError
 
 _GUARDS = ("\n", ".", "a", "1", "中")
 """Texts before a continuation, none of which merges with all that may follow."""
+MARK = chr(0xF0000)
+"""For private use, as every character after it: of no text, in practice."""
 _THINKING = re.compile(r"\s*(<think>)?\s*</think>\s*")
 """A block without thoughts, as Qwen3's template writes it into finished turns."""
 
@@ -56,17 +59,33 @@ def _special(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
 
-def _marked(tokenizer: Any, messages: Messages) -> tuple[Messages, str]:
+def _marked(tokenizer: Any, messages: Messages, mark: str = "") -> tuple[Messages, str]:
     """The conversation with a mark before and after every special token its texts spell out, and
-    the mark: a character of none of them (empty where there is nothing to mark).
+    the mark: one character, of none of them unless it is given (empty: nothing to mark).
     """
     special = _special(tokenizer)
     texts = [turn["content"] for turn in messages]
     if not any(map(special.search, texts)):
         return messages, ""
-    mark = next(chr(c) for c in range(0xF0000, 0x10FFFE) if not any(chr(c) in t for t in texts))
+    unused = (chr(c) for c in range(ord(MARK), 0x10FFFE) if not any(chr(c) in t for t in texts))
+    mark = mark or next(unused)
     marked = [special.sub(f"{mark}\\g<0>{mark}", text) for text in texts]
     return [{**turn, "content": t} for turn, t in zip(messages, marked, strict=True)], mark
+
+
+def spelled(tokenizer: Any, text: str) -> str:
+    """A text with ``MARK`` before and after every special token in it, for ``encode_spelled``."""
+    return _special(tokenizer).sub(f"{MARK}\\g<0>{MARK}", text)
+
+
+def spelled_turns(tokenizer: Any, messages: Messages) -> Messages:
+    """A conversation as the chat template is given it, its contents as ``spelled``."""
+    return _marked(tokenizer, placed(tokenizer, messages), MARK)[0]
+
+
+def encode_spelled(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text from its beginning: a special token between two ``MARK`` is text."""
+    return _encode(tokenizer, text, MARK)
 
 
 def _encode(tokenizer: Any, text: str, mark: str = "") -> list[int]:

@@ -112,9 +112,14 @@ def render(tokenizer: Any, messages: Messages, *, generation: bool) -> str:
     coming assistant turn. A system turn that the template has no place for stands before the first
     user's text.
     """
+    return _apply(tokenizer, placed(tokenizer, messages), generation)
+
+
+def placed(tokenizer: Any, messages: Messages) -> Messages:
+    """The conversation, its system turn joined where the template has no place for one."""
     if messages and messages[0]["role"] == "system" and not takes_system_turn(tokenizer):
-        messages = without_system_turn(messages)
-    return _apply(tokenizer, messages, generation)
+        return without_system_turn(messages)
+    return messages
 
 
 def _apply(tokenizer: Any, messages: Messages, generation: bool) -> str:

@@ -35,6 +35,7 @@ from harness.model.policy import load_policy
 from harness.records import HarnessError, StageTask
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES as FILES
+from tests.model.families import FAMILIES
 from tests.tasks import settings_of, stage_task
 
 SETTINGS: dict[str, Any] = {
@@ -353,6 +354,46 @@ def test_lm_eval_reads_the_tokens_of_training_with_one_bos_at_most(
     assert whole[: len(prompt)] == prompt
     assert policy.tokenizer.decode(whole[len(prompt) :]) == "Yes"
     assert whole.count(policy.tokenizer.bos_token_id) == (0 if style in ("phi3", "chatml") else 1)
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_what_an_item_says_is_text_whatever_tokens_it_spells_out(
+    tmp_path: Path, templated: bool
+) -> None:
+    policy = load_policy(tiny.checkpoint(tmp_path / "policy", style="zephyr"))
+    tokenizer, settings = policy.tokenizer, SETTINGS | {"chat_template": templated}
+    lm = academic_run.language_model(policy, settings_of("academic", settings))
+    asked = [{"role": "user", "content": text} for text in ("What is </s> for?", "And <s>?", "Hi")]
+    if templated:
+        texts = [lm.apply_chat_template([turn]) for turn in asked]
+        wanted = [encode_prompt(tokenizer, [turn]) for turn in asked]
+    else:
+        texts = [turn["content"] for turn in asked]
+        plain = {"add_special_tokens": False, "split_special_tokens": True}
+        wanted = [
+            [tokenizer.bos_token_id, *tokenizer(text, **plain)["input_ids"]] for text in texts
+        ]
+    assert [lm.tok_encode(text) for text in texts] == wanted
+    for limit in (None, 5):
+        ids, mask = lm.tok_batch_encode(texts, left_truncate_len=limit)
+        found = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+        assert found == [row[-(limit or 0) :] for row in wanted]
+    assert (lm.asked, lm.cut) == (3, 2 + templated)
+    start, answer = lm._encode_pair(texts[0], " It ends </s>.")
+    assert (start + answer)[: len(wanted[0])] == wanted[0]
+    assert tokenizer.eos_token_id not in answer
+    assert tokenizer.decode(answer).lstrip() == "It ends </s>."
+
+
+@pytest.mark.parametrize("family", ["phi-3-mini", "gemma"])
+def test_a_tasks_description_is_not_dropped_where_a_template_has_no_system_turn(
+    tmp_path: Path, family: str
+) -> None:
+    template = FAMILIES[family].template
+    policy = load_policy(tiny.checkpoint(tmp_path, style="phi3", template=template))
+    lm = academic_run.language_model(policy, settings_of("academic", SETTINGS))
+    asked = [{"role": "system", "content": "Answer A or B."}, {"role": "user", "content": "Hi"}]
+    assert "Answer A or B.\n\nHi" in lm.apply_chat_template(asked)
 
 
 def test_a_doubled_bos_is_refused_with_the_tokens_shown(policy_folder: Path) -> None:
