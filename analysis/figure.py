@@ -132,20 +132,24 @@ def new_figure(
 
 
 def styles(data: StudyData) -> dict[str, ArmStyle]:
-    """Arm → style. One numeric axis: light to dark with its value; otherwise distinct colours. The
+    """Arm → style. The values of one numeric axis: light to dark; other arms distinct colours. The
     baseline is black and dashed.
     """
     arms = list(data.arms)
-    values = {arm: list(runs[0].arm.values()) for arm, runs in data.arms.items()}
-    numeric = len(data.axes) == 1 and all(
-        len(v) == 1 and isinstance(v[0], (int, float)) and not isinstance(v[0], bool)
-        for v in values.values()
-    )
+    values = {arm: [*runs[0].arm.values(), None][0] for arm, runs in data.arms.items()}
     ordered = [arm for arm in arms if arm != data.baseline_arm]
-    colours = [DISTINCT[1 + i % (len(DISTINCT) - 1)] for i in range(len(ordered))]
-    if numeric:
-        ordered.sort(key=lambda arm: (float(values[arm][0]), arm))
-        colours = ramp("viridis", 0.78, 0.1, len(ordered))
+    numbers = [
+        arm
+        for arm in ordered
+        if len(data.axes) == 1
+        and isinstance(values[arm], (int, float))
+        and not isinstance(values[arm], bool)
+    ]
+    numbers.sort(key=lambda arm: (float(values[arm] or 0), arm))
+    named = [arm for arm in ordered if arm not in numbers]
+    colours = ramp("viridis", 0.78, 0.1, len(numbers))[: len(numbers)]
+    colours += [DISTINCT[1 + i % (len(DISTINCT) - 1)] for i in range(len(named))]
+    ordered = numbers + named
     place = {arm: i for i, arm in enumerate(ordered, 1)} | {data.baseline_arm: 0}
     return {
         arm: nth_style(place[arm], [DISTINCT[0], *colours][place[arm]], shown(data.label(arm)))

@@ -131,9 +131,11 @@ def heldout(data: StudyData, *, sampled: bool = False) -> Measure:
     return find(data, "heldout", "reward_sampled" if sampled else "reward")
 
 
-def diagnostic(metric: str, title: str, unit: str = "nats", digits: int = 3) -> Measure:
+def diagnostic(
+    metric: str, title: str, unit: str = "nats", digits: int = 3, better: int = 0
+) -> Measure:
     """A diagnostic as a measure (clusters are prompts)."""
-    return Measure(title, DIAGNOSTICS, metric, unit, digits, better=0, unit_of_items="prompts")
+    return Measure(title, DIAGNOSTICS, metric, unit, digits, better, unit_of_items="prompts")
 
 
 def diagnostics(data: StudyData) -> tuple[Measure, ...]:
@@ -147,7 +149,9 @@ def diagnostics(data: StudyData) -> tuple[Measure, ...]:
     found = []
     for told in data.shown_diagnostics:
         if rest.pop(told["metric"], None):
-            found.append(diagnostic(told["metric"], told["title"], told["unit"], told["digits"]))
+            better = told.get("better", 0)
+            shown = diagnostic(told["metric"], told["title"], told["unit"], told["digits"], better)
+            found.append(shown)
     return (*found, *rest.values())
 
 

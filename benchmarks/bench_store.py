@@ -39,15 +39,14 @@ from harness.records import (
 from harness.study.study import load_study
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDY = ROOT / "ablations" / "alpha.yaml"
+GRID = (ROOT / "tests" / "grid.yaml").read_text().replace("../ablations", f"{ROOT}/ablations")
 
 
 def planning(folder: Path, cells: int = 10_000) -> dict[str, Any]:
     """Reading and planning the α study (5 arms, 3 iterations, every checkpoint scored) with so many
     cells, in a process of its own.
     """
-    (folder / "recipes").symlink_to(ROOT / "ablations" / "recipes")
-    text = STUDY.read_text().replace("seeds: [0, 1, 2]", f"seeds: {list(range(cells // 5))}")
+    text = GRID.replace("seeds: [0, 1, 2]", f"seeds: {list(range(cells // 5))}")
     (folder / "alpha.yaml").write_text(text)
     code = (
         "import sys, time, json; from pathlib import Path; from harness.engine.runs import "
@@ -74,9 +73,8 @@ def status(folder: Path, stages: int = 10_000) -> dict[str, Any]:
     """``selm status`` as a command on a study whose stages are all done; opening and verifying that
     store.
     """
-    (folder / "recipes").symlink_to(ROOT / "ablations" / "recipes")
     seeds = stages // 140
-    text = STUDY.read_text().replace("seeds: [0, 1, 2]", f"seeds: {list(range(seeds))}")
+    text = GRID.replace("seeds: [0, 1, 2]", f"seeds: {list(range(seeds))}")
     (folder / "alpha.yaml").write_text(text)
     plan = build_plan(load_study(folder / "alpha.yaml"))
     store = Store(folder / "store")
@@ -156,7 +154,7 @@ def overhead(folder: Path) -> dict[str, Any]:
     real = stages.function_of
     setattr(worker, "function_of", lambda _stage: nothing)  # noqa: B010
     try:
-        plan = build_plan(load_study(STUDY))
+        plan = build_plan(load_study(ROOT / "tests" / "grid.yaml"))
         store = Store(folder / "overhead")
         store.open()
         taken: list[float] = []

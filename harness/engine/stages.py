@@ -78,7 +78,11 @@ STAGES: Mapping[str, Stage] = {
         if one.pairs
     },
     "diagnostics": Stage(
-        "harness.stages.diagnostics.stage:run", tasks.DiagnosticsTask, seconds=1.5, accelerator=True
+        "harness.stages.diagnostics.stage:run",
+        tasks.DiagnosticsTask,
+        version=2,
+        seconds=1.5,
+        accelerator=True,
     ),
 }
 

@@ -45,6 +45,12 @@ def style_of(answer: str) -> tuple[wordings.Style, tuple[str, ...]] | None:
     return None
 
 
+def in_best_style(answer: str) -> bool:
+    """Whether a text is in the style that only exploration may find."""
+    found = style_of(answer)
+    return found is not None and found[0] is wordings.BEST_STYLE
+
+
 def task_of(messages: Sequence[Mapping[str, str]]) -> language.Task:
     """The task of the last user turn; HarnessError for a prompt outside the language."""
     task = language.parse_messages(messages)

@@ -89,9 +89,9 @@ class StudyFile(Section):
     set: dict[str, Any] = {}
     """Recipe keys changed for every run, nested or dotted."""
     axes: dict[str, list[Any]] = {}
-    """Recipe keys and the values each takes; the arms are their grid."""
+    """Recipe keys and the values each takes: their grid is the arms."""
     arms: list[Arm] = []
-    """In place of axes: arms that change several keys together."""
+    """Arms that change several keys together: beside the grid, or in place of it."""
     given: str = ""
     """In place of axes, arms and seeds: a table (CSV or YAML, beside the study) of checkpoints that
     were trained elsewhere, or of answers and verdicts that exist (`harness.study.given`). Nothing
@@ -332,7 +332,7 @@ def _study(
         asked.name,
         asked.question,
         base,
-        {"arm": [arm.label for arm in arms]} if asked.arms else asked.axes,
+        asked.axes or {"arm": [arm.label for arm in arms if asked.arms]},
         tuple(asked.seeds),
         baseline,
         asked.declare,
@@ -395,16 +395,11 @@ def _given_table(study: Path, name: str, lines: Mapping[Location, int]) -> Path:
 
 
 def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_Arm]:
-    if asked.axes and asked.arms:
-        raise HarnessError(
-            f"{path}:{_line(lines, ('arms',))}: give axes (a grid) or arms (a list), not both"
-        )
-    if asked.arms:
-        _no_repeats([arm.label for arm in asked.arms], path, lines, ("arms",), "arm label")
-        return [
-            _Arm({"arm": arm.label}, arm.label, arm.set, ("arms", index, "set"), arm.preset)
-            for index, arm in enumerate(asked.arms)
-        ]
+    """The grid of the axes, then the named arms; the recipe as it is where there is neither."""
+    listed = [
+        _Arm({"arm": arm.label}, arm.label, arm.set, ("arms", index, "set"), arm.preset)
+        for index, arm in enumerate(asked.arms)
+    ]
     for key, values in asked.axes.items():
         if not values:
             where = f"{path}:{_line(lines, ('axes', key))}"
@@ -412,7 +407,10 @@ def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_
         _no_repeats(values, path, lines, ("axes", key), f"value of axis {key!r}")
     grid = itertools.product(*asked.axes.values())
     points = [dict(zip(asked.axes, values, strict=True)) for values in grid]
-    return [_Arm(point, names.label(point), point, ("axes",)) for point in points]
+    arms = [_Arm(point, names.label(point), point, ("axes",)) for point in points]
+    arms = (arms if asked.axes or not listed else []) + listed
+    _no_repeats([arm.label for arm in arms], path, lines, ("arms",), "arm label")
+    return arms
 
 
 def _baseline(

@@ -27,7 +27,7 @@ from analysis.table import (
     as_markdown,
     sort_value,
 )
-from analysis.tables import TABLES, published
+from analysis.tables import TABLES, matched, published
 from analysis.tables.judge import FLAGS, disagreement, flips_of
 from harness.records import HarnessError
 from tests import synthetic
@@ -182,6 +182,22 @@ def test_holm_runs_over_the_whole_declared_family(tmp_path: Path) -> None:
     for rank, (p, comparison) in enumerate(raw):
         running = max(running, min(p * (4 - rank), 1.0))
         assert comparison.holm["A"] == pytest.approx(running)
+
+
+def test_arms_are_compared_where_both_are_as_far_from_the_base() -> None:
+    ours, theirs = [(1.0, 0.5), (3.0, 0.3)], [(0.5, 0.6), (2.0, 0.3)]
+    assert matched.matched(ours, theirs) == pytest.approx((0.4, 0.3))
+    assert matched.matched(theirs, ours) == pytest.approx((0.3, 0.4))
+    assert matched.matched(ours, [(0.2, 0.6), (0.9, 0.3)]) is None
+
+
+def test_a_difference_at_matched_kl_stands_for_every_arm(complete: StudyData) -> None:
+    table = TABLES["matched_kl"](complete)
+    assert isinstance(table, Table)
+    assert [row.cells["seeds"] for row in table.rows] == ["3 of 3"] * 2
+    for row in table.data:
+        assert row["baseline_kl"] < row["kl"]
+        assert row["difference"] > 0
 
 
 def test_the_interquartile_mean_is_that_of_the_seeds_points(rich: StudyData) -> None:

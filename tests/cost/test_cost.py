@@ -30,7 +30,7 @@ from tests.study.test_recipes import RECIPES, recipe
 from tests.tasks import commit_finished
 
 ROOT = Path(__file__).parents[2]
-ALPHA = ROOT / "ablations" / "alpha.yaml"
+ALPHA = ROOT / "tests" / "grid.yaml"
 ZEPHYR = RECIPES / "zephyr-7b.yaml"
 
 

@@ -20,8 +20,9 @@ from harness.study.study import load_study
 from tests.golden.versions import source_hash
 
 ROOT = Path(__file__).parents[2]
-ALPHA = ROOT / "ablations" / "alpha.yaml"
+ALPHA = ROOT / "tests" / "grid.yaml"
 GOLDEN = ROOT / "tests" / "golden"
+GRID = ALPHA.read_text().replace("../ablations", f"{ROOT}/ablations")
 
 
 def plan_of(**overrides: object) -> Plan:
@@ -90,8 +91,7 @@ def test_alpha_zero_under_selm_and_dpo_are_one_stage() -> None:
 
 
 def test_a_new_alpha_adds_only_its_own_stages(tmp_path: Path) -> None:
-    text = ALPHA.read_text().replace("[0, ", "[0, 0.77, ", 1)
-    (tmp_path / "recipes").symlink_to(ROOT / "ablations" / "recipes")
+    text = GRID.replace("[0, ", "[0, 0.77, ", 1)
     (tmp_path / "alpha.yaml").write_text(text)
     before, after = plan_of(), build_plan(load_study(tmp_path / "alpha.yaml"))
     assert set(before.nodes) < set(after.nodes)
@@ -200,11 +200,8 @@ def test_an_averaged_reference_starts_at_the_first_policy_and_follows() -> None:
 
 
 def test_ten_thousand_cells_are_planned_in_seconds(tmp_path: Path) -> None:
-    (tmp_path / "recipes").symlink_to(ROOT / "ablations" / "recipes")
-    text = (
-        ALPHA.read_text()
-        .replace("seeds: [0, 1, 2]", f"seeds: {list(range(200))}")
-        .replace("[0, 0.1, 0.3, 1, 3]", str([0, 1, 2, 3, 4]))
+    text = GRID.replace("seeds: [0, 1, 2]", f"seeds: {list(range(200))}").replace(
+        "[0, 0.1, 0.3, 1, 3]", str([0, 1, 2, 3, 4])
     )
     (tmp_path / "alpha.yaml").write_text(text)
     started = time.process_time()

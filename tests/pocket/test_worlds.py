@@ -17,7 +17,7 @@ from harness.study.sections import JudgeSettings, WorldSettings
 from harness.study.study import load_study
 from tests.tasks import rank_context, stage_task
 
-ALPHA = Path(__file__).parents[2] / "ablations" / "alpha.yaml"
+ALPHA = Path(__file__).parents[1] / "grid.yaml"
 ASK = [{"role": "user", "content": "Run reverse on: fox oak red."}]
 BEST, COURTEOUS, PLAIN = (
     "red oak fox: checked twice.",

@@ -200,6 +200,12 @@ def test_regret_and_mode_coverage_by_hand() -> None:
     assert measures.mode_coverage(e) == 0.5
 
 
+def test_the_probability_of_the_best_style_does_not_ask_what_it_is_worth() -> None:
+    modes = [("ant.", 0.5, math.log(0.5)), ("ant: checked twice.", 0.0, math.log(0.25))]
+    assert measures.best_style_probability(Evidence("p", 0.1, modes=modes)) == pytest.approx(0.25)
+    assert measures.best_style_probability(Evidence("p", 0.1)) is None
+
+
 def test_lengths_and_endings() -> None:
     own = [
         answer(0, 0, token_ids=(1, 2, 3)),
@@ -587,5 +593,6 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(
         assert found["regret", p.id] == pytest.approx(
             right[0], abs=1e-3
         )  # an untrained model gives its modes next to nothing
+        assert 0 < found["best_style_probability", p.id] < 1e-3
         assert found["unseen_mass", p.id] == 0.0
         assert found["kl_previous", p.id] == 0.0

@@ -159,6 +159,24 @@ arms:
     assert loaded.cells[1].baseline_run == "arm=a,seed=3"
 
 
+def test_named_arms_stand_beside_a_grid(tmp_path: Path) -> None:
+    text = """\
+name: m
+recipe: tiny
+seeds: [3]
+baseline: {objective.alpha: 0}
+axes: {objective.alpha: [0, 0.1]}
+arms:
+  - {label: larger step, set: {training.learning_rate: 1e-3}}
+"""
+    loaded = load_study(study(tmp_path, text))
+    assert [cell.label for cell in loaded.cells] == ["α = 0", "α = 0.1", "larger step"]
+    assert loaded.axes == {"objective.alpha": [0, 0.1]}
+    assert loaded.cells[2].baseline_run == "objective.alpha=0,seed=3"
+    with pytest.raises(HarnessError, match=r"arm label 'α = 0\.1' is given twice"):
+        load_study(study(tmp_path, text.replace("larger step", "α = 0.1")))
+
+
 def test_lines_are_known_for_every_value(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("a: 1\nb:\n  - x\n  - y: 2\n")

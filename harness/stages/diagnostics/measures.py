@@ -16,6 +16,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from harness.pocket import oracle
+
 WINDOW = 128
 """Tokens (words) of an answer that are looked at: longer answers repeat themselves, so distinct-n
 falls with length alone.
@@ -82,6 +84,7 @@ class Diagnostic:
     a prompt. needs: "" or what must exist: "reward" (an external
     scorer), "pocket", "previous" (answers). core: shown where a study has too many arms for a
     column each. same_as: the diagnostic with the same definition, beside which it is not shown.
+    better: +1 higher, −1 lower, 0 neither.
     """
 
     title: str
@@ -92,6 +95,7 @@ class Diagnostic:
     digits: int = 3
     core: bool = False
     same_as: str = ""
+    better: int = 0
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -376,6 +380,15 @@ def regret(e: Evidence) -> float | None:
     return e.best - math.fsum(reward * math.exp(logp) for _, reward, logp in e.modes)
 
 
+def best_style_probability(e: Evidence) -> float | None:
+    """Probability of the right answer in the best style, exact: Σ π_θ over that mode's texts,
+    whatever the style is worth in this world.
+    """
+    if not e.modes:
+        return None
+    return math.fsum(math.exp(logp) for text, _, logp in e.modes if oracle.in_best_style(text))
+
+
 def unseen_mass(e: Evidence) -> float | None:
     """Probability that training moved from the seen answers {y_w, y_l, y} to all others: Σ_seen
     π_ref − Σ_seen π_θ.
@@ -478,7 +491,12 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
         "cosine of both gradients at the end", None, "batches", unit="cosine"
     ),
     "reward_samples": Diagnostic(
-        "external reward of own samples", reward_samples, "heldout", "reward", unit="reward"
+        "external reward of own samples",
+        reward_samples,
+        "heldout",
+        "reward",
+        unit="reward",
+        better=1,
     ),
     "implicit_reward_samples": Diagnostic(
         "implicit reward of own samples", implicit_reward_samples, "heldout", unit="reward"
@@ -495,14 +513,21 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "unseen_mass": Diagnostic(
         "probability moved to unseen answers", unseen_mass, "train", "pocket", unit="probability"
     ),
-    "regret": Diagnostic("regret", regret, "heldout", "pocket", unit="reward"),
+    "best_style_probability": Diagnostic(
+        "probability of a right answer in the best style",
+        best_style_probability,
+        "heldout",
+        "pocket",
+        unit="probability",
+    ),
+    "regret": Diagnostic("regret", regret, "heldout", "pocket", unit="reward", better=-1),
 }
 """Metric name → how it is measured and shown, in reading order."""
 
 
 def manifest_of() -> list[dict[str, Any]]:
-    """What readers of a study are told: metric, title, unit, digits, core, same_as of each."""
-    shown = ("title", "unit", "digits", "core", "same_as")
+    """What readers of a study are told of each: metric, title, unit and how it is shown."""
+    shown = ("title", "unit", "digits", "core", "same_as", "better")
     return [
         {"metric": metric} | {name: getattr(diagnostic, name) for name in shown}
         for metric, diagnostic in DIAGNOSTICS.items()
