@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats as distributions  # type: ignore[import-untyped]
+from scipy import optimize  # type: ignore[import-untyped]
+from scipy import stats as distributions
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
 from analysis.layout import Floats
@@ -21,6 +22,7 @@ from analysis.stats import LEVEL, NEW_SEEDS, Interval
 EXACT_FLIPS = 16
 """Seeds up to which all 2^S sign flips are listed."""
 MIN_SEEDS_IQM = 5
+MIN_SEEDS_IMPROVEMENT = 10
 
 
 @dataclass(frozen=True)
@@ -108,23 +110,29 @@ class Improvement:
 
     k: float
     pairs: int
+    share: float
     p: float
     floor: float
+    interval: Interval
 
 
 def probability_of_improvement(
     arm: Sequence[float] | Floats, baseline: Sequence[float] | Floats
 ) -> Improvement:
-    """P(a run of the arm beats a run of the baseline), runs unpaired, from one mean per seed. The p
-    counts every split of the pooled runs (exact with ties too).
+    """P(a run of the arm beats a run of the baseline), runs unpaired, from one mean per seed.
+
+    The p counts every split of the pooled runs (exact with ties too); the interval, from 10 seeds,
+    is Newcombe's.
     """
     x, y = np.asarray(arm, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if not x.size or not y.size or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("probability_of_improvement needs at least one finite mean on each side")
     wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
     splits = math.comb(x.size + y.size, x.size)
-    floor = min(2 / splits, 1.0)
-    return Improvement(float(wins.sum()), x.size * y.size, _exact_splits(x, y), floor)
+    pairs, floor = x.size * y.size, min(2 / splits, 1.0)
+    share = float(wins.sum()) / pairs
+    interval = _improvement_interval(x.size, y.size, share)
+    return Improvement(float(wins.sum()), pairs, share, _exact_splits(x, y), floor, interval)
 
 
 def _exact_splits(x: Floats, y: Floats) -> float:
@@ -141,6 +149,29 @@ def _exact_splits(x: Floats, y: Floats) -> float:
     return float(
         ways[m, away >= abs(int(doubled[:m].sum()) - m * (total + 1))].sum() / ways[m].sum()
     )
+
+
+def _improvement_interval(m: int, n: int, share: float) -> Interval:
+    """Newcombe's (2006, method 5) score interval: the θ with |share − θ| ≤ z·√V(θ), defined at
+    complete separation too.
+
+    V(θ) = θ(1−θ)·[1 + c(1−θ)/(2−θ) + cθ/(1+θ)]/(m·n), c = (m+n)/2 − 1. Covers 94–97 % at 10 seeds,
+    where Brunner and Munzel's t covers 87–94 % and its logit form 97–98 %.
+    """
+    blank = Interval("new seeds of both, unpaired", "Newcombe's score interval")
+    if min(m, n) < MIN_SEEDS_IMPROVEMENT:
+        return replace(blank, undefined=f"{min(m, n)} seeds: none below {MIN_SEEDS_IMPROVEMENT}")
+    z, c = float(distributions.norm.isf((1 - LEVEL) / 2)), (m + n) / 2 - 1
+
+    def excess(theta: float) -> float:
+        spread = 1 + c * (1 - theta) / (2 - theta) + c * theta / (1 + theta)
+        variance = theta * (1 - theta) * spread / (m * n)
+        return abs(share - theta) - z * math.sqrt(variance)
+
+    inside = min(max(share, 1e-9), 1 - 1e-9)  # at 0 and 1 the variance is nil: start beside them
+    low = 0.0 if share == 0 else float(optimize.brentq(excess, 0.0, inside, xtol=1e-12))
+    high = 1.0 if share == 1 else float(optimize.brentq(excess, inside, 1.0, xtol=1e-12))
+    return replace(blank, low=low, high=high)
 
 
 @dataclass(frozen=True)

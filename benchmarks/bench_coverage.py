@@ -312,6 +312,18 @@ def seed_tests(rng: np.random.Generator, R: int) -> Iterator[Row]:
             spans = [interquartile_mean(row).interval for row in d[:few].tolist()]
             inside = [(i.low or 0) <= 0 <= (i.high or 0) for i in spans]
             yield rate("IQM", "trimmed t", S, 0, None, inside, COVERAGE)
+            yield from _improvement(rng, S, min(few, 400))
+
+
+def _improvement(rng: np.random.Generator, S: int, R: int) -> Iterator[Row]:
+    for shift in (0.0, 1.0):
+        truth, inside = float(special.ndtr(shift / math.sqrt(2))), []
+        for _ in range(R):
+            x, y = rng.normal(shift, 1, S), rng.standard_normal(S)
+            found = probability_of_improvement(x, y).interval
+            if found.defined:
+                inside.append((found.low or 0) <= truth <= (found.high or 0))
+        yield rate(f"P(improvement) {truth:.2f}", "Newcombe", S, 0, None, inside, COVERAGE)
 
 
 def simulate(draws: int, seed: int = 0) -> list[Row]:

@@ -114,6 +114,8 @@ def _observation(c: Comparison) -> dict[str, object]:
         "pairs_won": c.improvement and c.improvement.k,
         "pairs": c.improvement and c.improvement.pairs,
         "mann_whitney_p": c.improvement and c.improvement.p,
+        "improvement_low": c.improvement and c.improvement.interval.low,
+        "improvement_high": c.improvement and c.improvement.interval.high,
         **counts(value),
         "points": ";".join(map(repr, value.points)),
         "method": value.method,

@@ -183,9 +183,11 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     # hand (`harness.tune.workers`).
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", message="Heartbeat of storage")
+    # SQLAlchemy reads a bare postgresql:// as psycopg 3's; the extra [postgresql] has psycopg2.
+    url = re.sub(r"^postgresql://", "postgresql+psycopg2://", url)
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     shown = re.sub(r"//.*@", "//[redacted]@", url.partition("?")[0])
-    forms = "sqlite:////FOLDER/FILE.db or postgresql+psycopg2://USER@HOST/NAME"
+    forms = "sqlite:////FOLDER/FILE.db or postgresql://USER@HOST/NAME"
     try:
         if sqlalchemy.make_url(url).database in (None, "", ":memory:"):
             raise HarnessError(

@@ -37,22 +37,6 @@ NEEDS_NOTHING = {"figure_1", "bandit"}
 """Figures that are worked out, not read from scores."""
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
-    return load_study(
-        *synthetic.build(
-            tmp_path_factory.mktemp("complete"), synthetic.Synthetic(faults=False, answers=False)
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
-    return load_study(
-        *synthetic.build(tmp_path_factory.mktemp("faulty"), synthetic.Synthetic(answers=False))
-    )
-
-
 @pytest.mark.parametrize("key", sorted(set(FIGURES) - NEEDS_MORE))
 def test_every_figure_is_drawn_with_the_same_bytes_twice(
     complete: StudyData, key: str, tmp_path: Path

@@ -66,6 +66,7 @@ def test_probability_of_improvement_by_hand() -> None:
     assert (result.k, result.pairs) == (8, 9)
     assert result.floor == 2 / 20
     assert result.p == pytest.approx(4 / 20)
+    assert result.interval.undefined == "3 seeds: none below 10"
 
 
 def test_mann_whitney_agrees_with_scipy_without_ties() -> None:
@@ -87,6 +88,40 @@ def test_ties_count_half_and_stay_exact() -> None:
     assert result.k == 6.5
     assert result.p == pytest.approx(np.mean(np.abs(np.array(k) - 4.5) >= abs(6.5 - 4.5) - 1e-9))
     assert probability_of_improvement([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]).p == 1.0
+
+
+def test_interval_of_improvement_from_ten_seeds() -> None:
+    result = probability_of_improvement(np.arange(10.0) + 3.5, np.arange(10.0))
+    low, high = result.interval.low, result.interval.high
+    assert low is not None
+    assert high is not None
+    assert 0 < low < result.share < high < 1
+    for theta in (low, high):  # both ends solve |share − θ| = 1.96·√V(θ), m = n = 10, c = 9
+        variance = (
+            theta
+            * (1 - theta)
+            * (1 + 9 * (1 - theta) / (2 - theta) + 9 * theta / (1 + theta))
+            / 100
+        )
+        assert abs(result.share - theta) == pytest.approx(
+            1.959963985 * math.sqrt(variance), rel=1e-8
+        )
+
+
+def test_complete_separation_is_not_certainty() -> None:
+    up, down = (
+        probability_of_improvement(a, b)
+        for a, b in (
+            (np.arange(10.0) + 20, np.arange(10.0)),
+            (np.arange(10.0), np.arange(10.0) + 20),
+        )
+    )
+    assert up.share == 1.0
+    assert up.interval.high == 1.0
+    assert up.interval.low is not None
+    assert 0.6 < up.interval.low < 0.95
+    assert down.interval.low == 0.0
+    assert down.interval.high == pytest.approx(1 - up.interval.low)
 
 
 def test_forty_runs_stay_exact_and_fast() -> None:

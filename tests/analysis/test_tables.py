@@ -34,22 +34,6 @@ from tests import synthetic
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
-    return load_study(
-        *synthetic.build(
-            tmp_path_factory.mktemp("complete"), synthetic.Synthetic(faults=False, answers=False)
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
-    return load_study(
-        *synthetic.build(tmp_path_factory.mktemp("faulty"), synthetic.Synthetic(answers=False))
-    )
-
-
-@pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
     folder = tmp_path_factory.mktemp("empty")
     study, _ = synthetic.build(folder, synthetic.Synthetic(answers=False))
@@ -75,6 +59,16 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
         task_items=4,
     )
     return load_study(*synthetic.build(tmp_path_factory.mktemp("rich"), spec))
+
+
+def test_from_ten_seeds_the_share_of_pairs_won_has_an_interval(tmp_path: Path) -> None:
+    sizes = {"alphas": (0.0, 1.0), "iterations": 1, "heldout": 4, "ood": 2, "task_items": 4}
+    spec = synthetic.Synthetic(seeds=range(10), faults=False, answers=False, **sizes)
+    table = TABLES["difference_checks"](load_study(*synthetic.build(tmp_path, spec)))
+    assert isinstance(table, Table)
+    for row in table.data:
+        won, high = row["pairs_won"] / row["pairs"], row["improvement_high"]
+        assert row["improvement_low"] < won <= high <= 1
 
 
 NEEDS_MORE = {"iqm": "it needs 5 seeds and there are 3", "position_flips": "declare.pairwise"}

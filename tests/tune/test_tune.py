@@ -493,6 +493,7 @@ def test_the_search_that_ships_loads() -> None:
             r"127\.0\.0\.1:1/db: cannot be used .*refused",
         ),
         ("postgresql+psycopg2://me@127.0.0.1:1/db?password=canary-9", "cannot be used"),
+        ("postgresql://me:canary-9@127.0.0.1:1/db", r"127\.0\.0\.1:1/db: cannot be used .*refused"),
         (
             "postgresql+psycopg2://me:canary-9@p/ss@127.0.0.1:1/db",
             "cannot be used|no database address",
