@@ -4,6 +4,8 @@ manifest that tells readers which import nothing of the harness.
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -298,9 +300,16 @@ def same_arms(plan: Plan) -> list[list[str]]:
     return [same for same in labels.values() if len(same) > 1]
 
 
+def _as_typed(key: str, value: Any) -> str:
+    """What ``--set`` was given, quoted for a shell."""
+    said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shlex.quote(f"{key}={said}")
+
+
 def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What analysis reads: each run's stages by iteration, the recipe, what was declared."""
     study = plan.study
+    told = {"name": study.name, "question": study.question, "file": study.file.name}
     runs = [
         {
             "run": run.cell.run,
@@ -330,7 +339,7 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
     }
     return {
         "schema": 1,
-        "study": {"name": study.name, "question": study.question, "file": study.file.name},
+        "study": told | {"set": [_as_typed(*change) for change in study.changes.items()]},
         "recipe": study.base.model_dump(mode="json"),
         "axes": {name: list(values) for name, values in study.axes.items()},
         "seeds": list(study.seeds),

@@ -142,6 +142,8 @@ class Study:
     keep: Keep
     cells: tuple[Cell, ...]
     fail: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What the command line changed, by dotted key."""
 
     @property
     def has_models(self) -> bool:
@@ -302,7 +304,8 @@ def _base(
     settings = _Settings(values, places, (path, recipe_path))
     settings = _preset(settings, path, asked.preset, lines, ("preset",))
     settings = settings.changed(asked.set, str(path), lines, ("set",))
-    return settings.changed(overrides, "command line")
+    changes = {key: value for key, value in overrides.items() if key != "seeds"}
+    return settings.changed(changes, "command line")
 
 
 def _study(
@@ -310,9 +313,7 @@ def _study(
 ) -> Study:
     settings = _base(path, asked, lines, overrides)
     base = settings.recipe(str(path))
-    if not asked.seeds:
-        raise HarnessError(f"{path}:{_line(lines, ('seeds',))}: seeds is empty; give at least one")
-    _no_repeats(asked.seeds, path, lines, ("seeds",), "seed")
+    seeds = _seeds(asked.seeds, overrides.get("seeds"), path, lines)
     arms = _arms(asked, path, lines)
     recipes = [
         _preset(settings, path, arm.preset, lines, arm.at)
@@ -323,7 +324,7 @@ def _study(
     baseline = _baseline(asked, arms, path, lines)
     cells = []
     for arm, recipe in zip(arms, recipes, strict=True):
-        for seed in asked.seeds:
+        for seed in seeds:
             beside = names.run_name(baseline, seed) if baseline else ""
             run = names.run_name(arm.values, seed)
             cells.append(Cell(run, arm.values, arm.label, seed, recipe, beside))
@@ -333,12 +334,13 @@ def _study(
         asked.question,
         base,
         asked.axes or {"arm": [arm.label for arm in arms if asked.arms]},
-        tuple(asked.seeds),
+        seeds,
         baseline,
         asked.declare,
         asked.keep,
         tuple(cells),
         asked.fail,
+        dict(overrides),
     )
 
 
@@ -350,7 +352,7 @@ def _given_study(
     found: Sequence[Given],
 ) -> Study:
     for key in ("axes", "arms", "seeds"):
-        if getattr(asked, key):
+        if getattr(asked, key) or key in overrides:
             raise HarnessError(
                 f"{path}:{_line(lines, (key,))}: {key} are to be trained, and what is given is "
                 f"trained already: its table says arm, seed and step; leave {key} or given out"
@@ -384,6 +386,7 @@ def _given_study(
         asked.keep,
         tuple(cells),
         asked.fail,
+        dict(overrides),
     )
 
 
@@ -392,6 +395,29 @@ def _given_table(study: Path, name: str, lines: Mapping[Location, int]) -> Path:
         if candidate.is_file():
             return candidate
     raise HarnessError(f"{study}:{_line(lines, ('given',))}: given: {name} does not exist")
+
+
+def _seeds(
+    asked: Sequence[int], given: Any, path: Path, lines: Mapping[Location, int]
+) -> tuple[int, ...]:
+    """The file's seeds, or those of ``--set seeds=``: a list, or how many (the file's first, then
+    the numbers after its largest).
+    """
+    if not asked:
+        raise HarnessError(f"{path}:{_line(lines, ('seeds',))}: seeds is empty; give at least one")
+    _no_repeats(asked, path, lines, ("seeds",), "seed")
+    if given is None:
+        return tuple(asked)
+    if type(given) is int and given > 0:
+        more = range(max(asked) + 1, max(asked) + 1 + given)
+        return (*asked, *more)[:given]
+    whole = isinstance(given, list) and all(type(one) is int and one >= 0 for one in given)
+    if not whole or not given or len(set(given)) < len(given):
+        raise HarnessError(
+            f"command line: seeds: {given!r} is neither how many seeds (seeds=5) nor a list of "
+            "different ones (seeds=[3,4,5])"
+        )
+    return tuple(given)
 
 
 def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_Arm]:

@@ -61,6 +61,18 @@ def test_cells_are_arms_times_seeds_with_their_baseline_runs(tmp_path: Path) -> 
     assert loaded.cells[0].recipe.loop.iterations == 2
 
 
+def test_seeds_of_the_command_line_are_a_count_or_a_list(tmp_path: Path) -> None:
+    path = study(tmp_path, GOOD.replace("seeds: [0, 1]", "seeds: [3, 1]"))
+    assert load_study(path, {"seeds": 4}).seeds == (3, 1, 4, 5)
+    assert load_study(path, {"seeds": 1}).seeds == (3,)
+    found = load_study(path, {"seeds": [7, 8, 9]})
+    assert [cell.seed for cell in found.cells[:3]] == [7, 8, 9]
+    assert found.changes == {"seeds": [7, 8, 9]}
+    for wrong in (0, "many", [1, 1], [], [-1], True):
+        with pytest.raises(HarnessError, match=r"command line: seeds: .* neither how many"):
+            load_study(path, {"seeds": wrong})
+
+
 def test_scientific_notation_is_a_number_and_yes_is_text() -> None:
     assert parse_scalar("1e-3") == 0.001
     assert parse_scalar("-2E+4") == -20000.0
