@@ -28,7 +28,8 @@ class Comparison:
     """One arm minus the baseline on one measure after one iteration.
 
     holm: p by population over the whole declared family; empty for an exploratory comparison.
-    detectable: minimum detectable effect by population, or the reason why there is none. flip: sign
+    detectable: minimum detectable effect by population, or the reason why there is none; spread and
+    arms: what it rests on (the components, and how many arms estimate the seeds' part). flip: sign
     flips over seeds. improvement: k of S² pairs.
     """
 
@@ -39,6 +40,8 @@ class Comparison:
     member: Member
     holm: Mapping[str, float | None] = field(default_factory=dict)
     detectable: Mapping[str, power.Detectable] = field(default_factory=dict)
+    spread: power.Components | None = None
+    arms: int = 2
     flip: rank.Permutation | None = None
     improvement: rank.Improvement | None = None
     pooled: bool = False
@@ -157,10 +160,11 @@ def _comparison(
 ) -> Comparison:
     value = member.estimate
     detectable: dict[str, power.Detectable] = {}
-    flip = improvement = None
+    spread = flip = improvement = None
+    arms = 2
     pooled = value.method == "difference, pooled"
     if value.tells_spread:
-        spread, arms = power.from_estimate(value), 2
+        spread = power.from_estimate(value)
         if pooled and found.pooled:
             spread = power.from_estimate(value, ms=found.ms, df=found.df)
             arms = (found.df or 0) // max(value.seeds - 1, 1) + 1
@@ -179,6 +183,8 @@ def _comparison(
         iteration,
         member,
         detectable=detectable,
+        spread=spread,
+        arms=arms,
         flip=flip,
         improvement=improvement,
         pooled=pooled,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import findings
+from analysis.findings import Comparison
 from analysis.load import load_study
 from analysis.power import (
     Components,
@@ -14,7 +16,6 @@ from analysis.power import (
     Needed,
     detectable,
     from_components,
-    from_estimate,
     items_needed,
     seeds_needed,
 )
@@ -25,12 +26,13 @@ from harness.records import HarnessError
 
 @dataclass(frozen=True)
 class Design:
-    """A comparison's spread and the seeds and items it has now."""
+    """A comparison's spread, the seeds and items it has now, and how many arms told the spread."""
 
     name: str
     spread: Components
     seeds: int
     items: int
+    arms: int = 2
 
 
 def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
@@ -42,12 +44,10 @@ def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
     _check_delta(delta)
     found = findings.find(load_study(study_dir, store_dir))
     designs = []
-    for comparison in found.primary:
-        estimate = comparison.estimate
-        if estimate.tells_spread:
-            name = f"{comparison.label} minus {found.baseline_label}"
-            spread = from_estimate(estimate)
-            designs.append(Design(name, spread, estimate.seeds, estimate.clusters))
+    for c in found.primary:
+        if c.spread is not None:
+            name = f"{c.label} minus {found.baseline_label}"
+            designs.append(Design(name, c.spread, c.estimate.seeds, c.estimate.clusters, c.arms))
     if not designs:
         raise HarnessError(
             f"{study_dir}: no complete comparison over 2 seeds or more; give --sigma-seed, "
@@ -66,6 +66,18 @@ def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta
     return _table([given], delta, given.name)
 
 
+def seeds_for_less(c: Comparison) -> Needed | None:
+    """Seeds that would detect, under (A), the largest round difference (1, 2 or 5 times a power of
+    ten) that is at most half of what the study can detect now; None where that is undefined.
+    """
+    now = c.detectable.get("A")
+    if c.spread is None or now is None or now.value is None:
+        return None
+    power = math.floor(math.log10(now.value / 2))
+    delta = max(step for n in (1, 2, 5) if (step := n * 10.0**power) <= now.value / 2)
+    return seeds_needed(c.spread, delta, c.estimate.clusters, "A", arms=c.arms)
+
+
 def _check_delta(delta: float) -> None:
     if not delta > 0:
         raise HarnessError(f"power: --delta is {delta}; it must be above 0, in the score's units")
@@ -75,9 +87,11 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
     rows, observations = [], []
     for design in designs:
         for population in findings.POPULATIONS:
-            now = detectable(design.spread, design.seeds, design.items, population)
-            seeds = seeds_needed(design.spread, delta, design.items, population)
-            items = items_needed(design.spread, delta, design.seeds, population)
+            now = detectable(
+                design.spread, design.seeds, design.items, population, arms=design.arms
+            )
+            seeds = seeds_needed(design.spread, delta, design.items, population, arms=design.arms)
+            items = items_needed(design.spread, delta, design.seeds, population, arms=design.arms)
             rows.append(TableRow(_cells(design, population, now, seeds, items)))
             observations.append(_observation(design, population, now, seeds, items))
     caption = (
