@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -227,8 +228,8 @@ def dodge(number: int, count: int, width: float = 0.36) -> float:
 def seed_points(
     axes: Axes, x: float, values: Sequence[float], style: ArmStyle, spread: float = 0.05
 ) -> None:
-    """Every seed's point, hollow and small, side by side, in front of the mean."""
-    axes.plot(side_by_side(x, len(values), spread), values, zorder=5, **hollow(style))
+    """Every seed's point, small and pale, side by side, behind the lines."""
+    axes.plot(side_by_side(x, len(values), spread), values, **pale(style))
 
 
 def side_by_side(x: float, count: int, spread: float) -> list[float]:
@@ -246,6 +247,20 @@ def hollow(style: ArmStyle, size: float = 2.4, fill: str = "white") -> dict[str,
         "markeredgecolor": style.color,
         "markeredgewidth": 0.6,
     }
+
+
+def pale(style: ArmStyle) -> dict[str, Any]:
+    """How the mark of a single seed is drawn where lines run: it must not hide them."""
+    return {**hollow(style, 2.2, "none"), "alpha": 0.45, "zorder": 1.5}
+
+
+def set_title(axes: Axes, title: str) -> None:
+    """A title on as many lines as its panel is wide, and symbols as mathematics."""
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    columns = axes.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    room = figure.get_size_inches()[0] / columns - 0.5
+    axes.set_title("\n".join(symbols(line) for line in textwrap.wrap(title, int(room / 0.062))))
 
 
 def axis_label(measure: Measure) -> str:

@@ -17,8 +17,8 @@ from analysis.figure import (
     hollow,
     new_figure,
     seeds_and_mean,
+    set_title,
     shown,
-    side_by_side,
     styles,
 )
 from analysis.figures.scores import headline
@@ -84,10 +84,8 @@ class Panel:
 
     def put(self, position: int, points: Sequence[float], told: Estimate, style: ArmStyle) -> None:
         """Every seed's point, both intervals, the mean, at one level."""
-        aside = side_by_side(position, len(points), 0.2)
-        if self.below:
-            aside = [position - 0.24] * len(points)
-        self.plot(aside, points, zorder=5, **hollow(style))
+        aside = [position - 0.24] * len(points)
+        self.plot(aside, points, **hollow(style, fill="none"))
         if told.value is None:
             return
         for name, thick in (("B", 0.6), ("A", 1.8)):
@@ -106,7 +104,7 @@ class Panel:
         title = shown({"objective.alpha": "α", "objective.beta": "β", "arm": ""}.get(axis, axis))
         if self.below:  # a name beside few levels would be cut
             self.axes.set_ylim(len(names) - 0.5, -0.5)
-            self.axes.set_title(title)
+            set_title(self.axes, title)
         else:
             self.axes.set_xlim(-0.5, len(names) - 0.5)
             along.set_label_text(title)

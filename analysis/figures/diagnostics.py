@@ -16,9 +16,9 @@ from analysis.figure import (
     axis_label,
     error_bar_note,
     half_width,
-    hollow,
     legend_below,
     new_figure,
+    pale,
     seeds_and_mean,
     shown,
     styles,
@@ -204,7 +204,7 @@ def _drift(
         both = {seed: (drifts[seed], rewards[seed]) for seed in sorted({*drifts} & {*rewards})}
         if not both:
             continue
-        axes.plot(*zip(*both.values(), strict=True), zorder=5, **hollow(style))
+        axes.plot(*zip(*both.values(), strict=True), **pale(style))
         means = np.array(list(both.values())).mean(axis=0).tolist()
         xs.append(means[0])
         ys.append(means[1])

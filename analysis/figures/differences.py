@@ -20,9 +20,9 @@ from analysis.figure import (
     hollow,
     legend_below,
     new_figure,
+    set_title,
     shown,
     styles,
-    symbols,
 )
 from analysis.findings import POPULATIONS, Comparison
 from analysis.layout import Floats, Layout, paired
@@ -133,7 +133,7 @@ def _sorted_panels(
                 place = {**where, "iteration": panel.iteration}
                 rows += _sorted_curves(axes, difference, panel.factor, look[arm], place)
         axes.axhline(0, color="black", linewidth=0.6)
-        axes.set_title(symbols(panel.heading))
+        set_title(axes, panel.heading)
         axes.set_xlabel("prompts, sorted (share)")
         axes.set_ylabel(f"arm − {look[data.baseline_arm].label} [{panel.unit}]")
     if not rows:

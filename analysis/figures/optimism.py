@@ -38,6 +38,7 @@ def figure_1(_: StudyData | None = None) -> Drawn:
         *middle.plot([], [], label="plain reward model", **PLAIN),
         *middle.plot([], [], label="optimistic reward model", **OPTIMISTIC),
         *left.plot([], [], label="true reward", **TRUE),
+        *right.get_legend_handles_labels()[0],
     ]
     legend_below(figure, handles, 3)
     caption = (
@@ -106,5 +107,4 @@ def _steps(axes: Axes, found: dict[str, Any]) -> list[Observation]:
     axes.set_title(r"$E_{\pi_{\mathrm{ref}}}[r/\beta] = -KL(\pi_{\mathrm{ref}} \Vert \pi)$")
     axes.set_xlabel("gradient step")
     axes.set_ylabel("nats")
-    axes.legend(loc="best")
     return rows

@@ -30,9 +30,9 @@ from analysis.figure import (
     ramp,
     seed_points,
     seeds_and_mean,
+    set_title,
     shown,
     styles,
-    symbols,
 )
 from analysis.load import DIAGNOSTICS, StudyData
 from analysis.measures import Measure
@@ -78,7 +78,7 @@ def curve(axes: Axes, data: StudyData, measure: Measure, panel: str) -> list[Obs
             )
     axes.set_xlabel("iteration")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(symbols(measure.name))
+    set_title(axes, measure.name)
     axes.set_ylabel(measure.unit)
     return rows
 
@@ -162,7 +162,7 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     left, middle, right = grid[0]
     rows = curve(left, data, measure, "left")
     left.set_ylabel(axis_label(measure))
-    left.set_title("by iteration")
+    set_title(left, "by iteration")
     at = data.iterations[: 2 + 1][-1]
     rewards = {arm: _rewards(data, arm, at, reward) for arm in data.arms}
     outlines = [Outline(look[a].label, look[a], found) for a, found in rewards.items() if found]
@@ -171,10 +171,10 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     few = outlines[:MOST_OUTLINES]
     if few:
         rows += histogram(middle, few, "histogram middle", reward)
-    middle.set_title(f"iteration {at}, by arm")
+    set_title(middle, f"iteration {at}, by arm")
     arm = _strongest(data)
     rows += _by_iteration(right, data, arm, reward)
-    right.set_title(f"{look[arm].label}, by iteration")
+    set_title(right, f"{look[arm].label}, by iteration")
     for axes in (middle, right):
         axes.set_xlabel(reward.title)
     legend_below(figure, [style.handle() for style in look.values()])
