@@ -20,8 +20,8 @@ import yaml
 from analysis import cells, findings, measures, text
 from analysis.load import Checkpoint, Run, Stage, StudyData, read_json
 from analysis.measures import Measure
-from analysis.page import flat
 from analysis.stats import Estimate
+from analysis.table import flat
 from harness.files import write_atomic
 from harness.records import content_hash
 

@@ -201,7 +201,7 @@ class Needed:
 
 
 def seeds_needed(
-    c: Components, delta: float, clusters: int, population: Population = "B"
+    c: Components, delta: float, clusters: int, population: Population = "B", *, arms: int = 2
 ) -> Needed:
     """Fewest seeds that detect ``delta`` on ``clusters`` items. Says so when the items alone forbid
     it ((B): delta under 2.80·σ_i/√n).
@@ -209,7 +209,7 @@ def seeds_needed(
     _positive(delta)
 
     def enough(sigma_s: float, S: int) -> bool:
-        return _mde(sigma_s, c, S, clusters, S - 1, population) <= delta
+        return _mde(sigma_s, c, S, clusters, seed_df(S, arms), population) <= delta
 
     floor = detectable(c, MIN_SEEDS, clusters, population).floor
     forbidden = f"items alone allow no less than {floor:.3g}: more items, not more seeds"
@@ -217,14 +217,16 @@ def seeds_needed(
     return _needed(c, enough, MIN_SEEDS, MOST_SEEDS, reason)
 
 
-def items_needed(c: Components, delta: float, seeds: int, population: Population = "B") -> Needed:
+def items_needed(
+    c: Components, delta: float, seeds: int, population: Population = "B", *, arms: int = 2
+) -> Needed:
     """Fewest item clusters that detect ``delta`` with ``seeds``. Says so when the seeds alone
     forbid it (λ_ν·σ_s/√S over delta).
     """
     _positive(delta)
     if seeds < MIN_SEEDS:
         return Needed(None, None, None, MOST_ITEMS, f"{seeds} seeds: no interval below {MIN_SEEDS}")
-    df = seeds - 1
+    df = seed_df(seeds, arms)
 
     def enough(sigma_s: float, n: int) -> bool:
         return _mde(sigma_s, c, seeds, n, df, population) <= delta

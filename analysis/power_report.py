@@ -66,16 +66,17 @@ def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta
     return _table([given], delta, given.name)
 
 
-def seeds_for_less(c: Comparison) -> Needed | None:
-    """Seeds that would detect, under (A), the largest round difference (1, 2 or 5 times a power of
-    ten) that is at most half of what the study can detect now; None where that is undefined.
+def seeds_for_less(c: Comparison) -> tuple[float, Needed] | None:
+    """The largest round difference (1, 2 or 5 times a power of ten) that is at most half of what
+    the study can detect now, and the seeds that would detect it, under (A); None where that is
+    undefined.
     """
     now = c.detectable.get("A")
     if c.spread is None or now is None or now.value is None:
         return None
     power = math.floor(math.log10(now.value / 2))
     delta = max(step for n in (1, 2, 5) if (step := n * 10.0**power) <= now.value / 2)
-    return seeds_needed(c.spread, delta, c.estimate.clusters, "A", arms=c.arms)
+    return delta, seeds_needed(c.spread, delta, c.estimate.clusters, "A", arms=c.arms)
 
 
 def _check_delta(delta: float) -> None:

@@ -1,9 +1,10 @@
 """The finding in words, generated from the numbers: what differed, by how much, for whom it speaks,
 and what could have been told.
 
-A null result is worded as one: no difference was detected, and this is what would have been.
-Nothing here is chosen after looking: the order is the declared one, and the arm that is named under
-a null is the one farthest from zero.
+A statement is plain words for any reader and, below them, one line of statistics for specialists,
+whose terms are defined once (``screen.TERMS``). A null result is worded as one: no difference was
+detected, and this is what would have been. Nothing here is chosen after looking: the order is the
+declared one, and the arm that is named under a null is the one farthest from zero.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from analysis import findings
 from analysis.findings import Comparison, Findings, TrendFinding
 from analysis.load import StudyData
 from analysis.measures import Measure
+from analysis.screen import Statement
 from analysis.stats import Estimate, Interval
 from analysis.text import capitalised, listed, number, p_value, plural
 
@@ -53,166 +55,203 @@ def named(label: str) -> str:
     return label if " = " in label and "," not in label else f"“{label}”"
 
 
-def finding(data: StudyData) -> list[str]:
-    """Sentences of the first paragraph. The first one is the answer."""
+def finding(data: StudyData) -> Statement:
+    """The answer to the study's question on its primary outcome."""
     found = findings.find(data)
     measure = found.primary_measure
     outcome = f"{measure.name} {after(data, found.primary_iteration)}"
-    if not data.baseline_arm:
-        return [
-            "This study declares no baseline, so it compares nothing; its scores are in Table 1 "
-            f"and Table 2. Primary outcome: {outcome}."
-        ]
     if len(data.arms) < 2:
-        return [
-            f"This study has one arm, {named(found.baseline_label)}, so it compares nothing. "
-            f"{_alone(data, measure)}"
-        ]
+        arm = next(iter(data.arms), "")
+        return _alone(data, f"This study has one arm, {named(data.label(arm))}, so", measure)
+    if not data.baseline_arm:
+        return Statement(
+            "This study declares no baseline, so it compares nothing; the table shows its scores. "
+            f"Primary outcome: {outcome}."
+        )
     if not found.primary:
         pair = f"{named(found.baseline_label)} and another arm"
         if data.unfinished:
-            return [f"No finding yet: {outcome} is not stored for {pair} ({progress(data)})."]
-        return [
+            return Statement(
+                f"No finding yet: {outcome} is not stored for {pair} ({progress(data)})."
+            )
+        return Statement(
             f"No finding: all stages are done, but {outcome} has no scored row for {pair}; the "
             "table of completeness says why."
-        ]
+        )
     complete = [c for c in found.primary if c.estimate.value is not None]
     lost = [c for c in found.primary if c.estimate.value is None]
+    rows = "; ".join(
+        f"{named(c.label)}: {c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost
+    )
     if not complete:
-        reasons = "; ".join(
-            f"{named(c.label)}: {c.estimate.scored} of {c.estimate.expected} rows scored"
-            for c in lost
-        )
-        return [
+        return Statement(
             f"No finding yet: every difference to {named(found.baseline_label)} in {outcome} is "
-            f"INCOMPLETE ({reasons})."
-        ]
-    sentences = _answer(data, found, complete)
-    if lost:
-        rows = [f"{c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost]
-        sentences.append(
-            f"Not included: {listed(named(c.label) for c in lost)} ({'; '.join(rows)}); a cell "
-            "that is INCOMPLETE takes no part."
+            f"INCOMPLETE ({rows})."
         )
-    return sentences
+    answer = _answer(data, found, complete)
+    if not lost:
+        return answer
+    return Statement(
+        f"{answer.plain} Not included, because INCOMPLETE cells take no part: {rows}.", answer.exact
+    )
 
 
-def _alone(data: StudyData, measure: Measure) -> str:
-    """The score of a study's only arm after its last iteration, in one sentence."""
-    checkpoint = data.at(next(iter(data.arms)), data.last_iteration)
+def _alone(data: StudyData, head: str, measure: Measure) -> Statement:
+    """The score of a study's only arm after its last iteration."""
+    checkpoint = data.at(next(iter(data.arms), ""), data.last_iteration)
     value = findings.estimate(data, checkpoint, measure) if checkpoint else None
-    if checkpoint is None or value is None or value.value is None:
-        return (
-            f"{measure.name} {after(data, data.last_iteration)} is not stored or incomplete "
-            f"({progress(data)})."
-        )
-    items = measure.unit_of_items
-    who = {
-        "items": f"over new {items}, this checkpoint only,",
-        "A": "(A) new seeds",
-        "B": f"(B) new seeds and new {items}",
-    }
+    head = f"{head} it compares nothing. {measure.name} {after(data, data.last_iteration)}"
+    if value is None or value.value is None:
+        return Statement(f"{head} is not stored or incomplete ({progress(data)}).")
     intervals = [
-        f"{who[name]} {_range(i, measure.digits)}"
-        for name, i in value.intervals.items()
-        if i.low is not None
+        f"({name}) {_range(interval, measure.digits)}"
+        if name in "AB"
+        else f"over new {measure.unit_of_items}, this checkpoint only: "
+        f"{_range(interval, measure.digits)}"
+        for name, interval in value.intervals.items()
     ]
-    return (
-        f"{measure.name} {after(data, data.last_iteration)} is "
-        f"{number(value.value, measure.digits)} {measure.unit} "
-        f"(95 %: {', '.join(intervals) or 'no interval'}; n = {_n(value, measure.unit_of_items)})."
+    return Statement(
+        f"{head} is {number(value.value, measure.digits)} {measure.unit}.".replace("  ", " "),
+        f"{'; '.join(intervals)}; n = {_n(value, measure.unit_of_items)}.",
     )
 
 
-def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> list[str]:
-    measure, when, baseline = (
-        found.primary_measure,
-        after(data, found.primary_iteration),
-        named(found.baseline_label),
-    )
+def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> Statement:
+    measure, when = found.primary_measure, after(data, found.primary_iteration)
+    baseline = named(found.baseline_label)
     if complete[0].estimate.seeds < 3:
-        far = _farthest(complete)
-        most = ", the largest of the differences," if len(complete) > 1 else ""
-        return [
-            f"With {plural(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
-            "intervals over seeds "
-            f"need 3. Measured for what it is, {named(far.label)} minus {baseline}{most} is "
-            f"{number(far.estimate.value, measure.digits, sign=True)} {unit(measure)} in "
-            f"{measure.name} {when}.",
-            *_one_seed(far),
-        ]
+        return _few_seeds(found, complete, when)
     detected = [c for c in complete if c.detected("A") or c.detected("B")]
     if not detected:
-        return _null(data, found, complete)
+        return _null(found, complete, when)
     ordered = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))
-    verbs = {c.arm: "raised" if (c.estimate.value or 0) > 0 else "lowered" for c in ordered}
-    head = "; ".join(
-        f"{named(c.label)} {verbs[c.arm]} {measure.name} by "
-        f"{number(abs(c.estimate.value or 0), measure.digits)} {unit(measure)}"
-        for c in ordered[:MOST_NAMED]
-    )
-    more = (
-        f" ({len(ordered) - MOST_NAMED} further arms also differ: see the table of differences)"
-        if len(ordered) > MOST_NAMED
-        else ""
-    )
+    head = "; ".join(f"{named(c.label)} {_effect(c)}" for c in ordered[:MOST_NAMED])
+    more = ""
+    if len(ordered) > MOST_NAMED:
+        more = f"; {len(ordered) - MOST_NAMED} further arms also differ"
     sentences = [f"Against {baseline} {when}, {head}{more}."]
-    sentences += [_details(c, found.family_size) for c in ordered[:MOST_NAMED]]
-    sentences += [_reach(c) for c in ordered[:MOST_NAMED] if _reach(c)]
+    sentences += [reach for c in ordered[:MOST_NAMED] if (reach := _reach(c))]
     rest = [c for c in complete if c not in detected]
     if rest:
-        smallest = min((p for c in rest if (p := c.p("A")) is not None), default=None)
-        others = listed(named(c.label) for c in rest)
-        sentences.append(
-            f"For {others} no difference was detected (smallest p after Holm: {p_value(smallest)} "
-            "under (A))."
+        others = listed(named(c.label) for c in rest[:MOST_NAMED])
+        if len(rest) > MOST_NAMED:
+            others = f"the {len(rest)} other arms"
+        sentences.append(f"For {others} no difference was detected in {measure.name}.")
+    return Statement(" ".join(sentences), _exact(ordered[:MOST_NAMED]))
+
+
+def _effect(c: Comparison) -> str:
+    """ "raised MT-Bench mean by 0.32 rating points (better; 95 % interval 0.10 to 0.54)"."""
+    value = c.estimate.value or 0.0
+    verdict = ""
+    if c.measure.better:
+        verdict = "better; " if value * c.measure.better > 0 else "worse; "
+    name = "A" if c.detected("A") else "B"
+    return (
+        f"{'raised' if value > 0 else 'lowered'} {c.measure.name} by "
+        f"{number(abs(value), c.measure.digits)} {unit(c.measure)} "
+        f"({verdict}95 % interval {_range(c.estimate.intervals[name], c.measure.digits)})"
+    )
+
+
+def _few_seeds(found: Findings, complete: list[Comparison], when: str) -> Statement:
+    """Below three seeds: what was measured, with an interval over items where there is one seed."""
+    far = _farthest(complete)
+    most = ", the largest of the differences," if len(complete) > 1 else ""
+    items, exact = far.estimate.intervals.get("items"), ""
+    if items is not None and items.low is not None:
+        exact = (
+            f"Over new {far.measure.unit_of_items}, for these two checkpoints only: "
+            f"{_range(items, far.measure.digits)}, {p_words(items.p)}, n = {far.estimate.clusters}."
         )
-    sentences.append(_told(ordered[0], null=False, family=found.family_size))
-    return sentences
+    return Statement(
+        f"With {plural(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
+        f"intervals over seeds need 3. Measured for what it is, {named(far.label)} minus "
+        f"{named(found.baseline_label)}{most} is "
+        f"{number(far.estimate.value, far.measure.digits, sign=True)} {unit(far.measure)} in "
+        f"{far.measure.name} {when}.",
+        exact,
+    )
 
 
-def _null(data: StudyData, found: Findings, complete: list[Comparison]) -> list[str]:
+def _null(found: Findings, complete: list[Comparison], when: str) -> Statement:
     measure, far = found.primary_measure, _farthest(complete)
     arms = named(far.label) if len(complete) == 1 else f"any of the {len(complete)} arms"
-    return [
+    largest = "The observed difference"
+    if len(complete) > 1:
+        largest = f"The largest observed difference is that of {named(far.label)}, which"
+    return Statement(
         f"No difference from {named(found.baseline_label)} was detected in {measure.name} "
-        f"{after(data, found.primary_iteration)} for {arms}; "
-        "that is not evidence of no effect.",
-        f"The {'' if len(complete) == 1 else 'largest '}observed difference is that of "
-        f"{_details(far, found.family_size)}",
-        _told(far, null=True, family=found.family_size),
-    ]
+        f"{when} for {arms}; that is not evidence of no effect. {largest} is "
+        f"{number(far.estimate.value, measure.digits, sign=True)} {unit(measure)} (95 % interval "
+        f"{_range(far.estimate.intervals['A'], measure.digits)}).",
+        _exact([far]),
+    )
+
+
+def detectable(data: StudyData) -> Statement | None:
+    """What could have been detected on the primary outcome; None where there is no difference over
+    three seeds.
+    """
+    found = findings.find(data)
+    complete = [c for c in found.primary if c.estimate.value is not None]
+    if not complete or complete[0].estimate.seeds < 3:
+        return None
+    far = _farthest(complete)
+    sizes = [d.value for d in far.detectable.values() if d.value is not None]
+    if not sizes:
+        return Statement(
+            "What could have been detected is undefined here: the scores hold no variance to "
+            "estimate it from."
+        )
+    single = " in one comparison alone" if found.family_size > 1 else ""
+    least = number(sizes[0], far.measure.digits)
+    said = (
+        f"Could we have told? A true difference of {least} {unit(far.measure)} would be found four "
+        f"times in five{single}"
+    )
+    if not any(c.detected("A") or c.detected("B") for c in complete):
+        ending = "; a smaller one, in either direction, would most likely have been missed."
+    elif abs(far.estimate.value or 0.0) < min(sizes):
+        ending = (
+            "; the estimate is below that, and estimates that just pass a test tend to be too "
+            "large."
+        )
+    else:
+        ending = "."
+    shown = []
+    for population, known in far.detectable.items():
+        if known.value is None:
+            continue
+        ends = [number(end, far.measure.digits) for end in (known.low, known.high)]
+        about = f" ({ends[0]} to {ends[1]})" if ends[0] != ends[1] and population == "A" else ""
+        shown.append(f"({population}) {number(known.value, far.measure.digits)}{about}")
+    return Statement(said + ending, f"MDE: {'; '.join(shown)}; {_n_of(far)}.")
 
 
 def _farthest(complete: list[Comparison]) -> Comparison:
     return max(complete, key=lambda c: (abs(c.estimate.value or 0.0), c.arm))
 
 
-def _details(c: Comparison, family: int) -> str:
-    value, digits = c.estimate, c.measure.digits
-    parts = [
-        f"{_population(p, c)}: {_range(value.intervals[p], digits)}, "
-        f"{p_words(value.intervals[p].p)}"
-        + (
-            f", {p_value(c.holm[p])} after Holm over {family}"
-            if c.holm.get(p) is not None and family > 1
-            else ""
-        )
-        for p in ("A", "B")
-    ]
-    unequal = next((f" Note: {flag}." for flag in value.flags if flag.startswith("unequal")), "")
-    return (
-        f"{named(c.label)}: {number(value.value, digits, sign=True)} {unit(c.measure)} (95 % "
-        f"intervals; {'; '.join(parts)}; "
-        f"n = {_n(value, c.measure.unit_of_items)}).{unequal}"
-    )
+def _exact(comparisons: list[Comparison]) -> str:
+    """Both intervals of every comparison with their p, plain and after Holm."""
+    return " ".join(f"{named(c.label)}: {_details(c)}" for c in comparisons)
 
 
-def _population(population: str, c: Comparison) -> str:
-    return {
-        "A": "(A) this benchmark, new seeds",
-        "B": f"(B) new seeds and new {c.measure.unit_of_items}",
-    }[population]
+def _details(c: Comparison) -> str:
+    parts = []
+    for population in findings.POPULATIONS:
+        interval = c.estimate.intervals[population]
+        said = f"({population}) {_range(interval, c.measure.digits)}, {p_words(interval.p)}"
+        if c.holm.get(population) is not None:
+            said += f", Holm {p_value(c.holm[population])}"
+        parts.append(said)
+    unequal = [f" {capitalised(flag)}." for flag in c.estimate.flags if flag.startswith("unequal")]
+    return f"{'; '.join(parts)}; {_n_of(c)}.{''.join(unequal)}"
+
+
+def _n_of(c: Comparison) -> str:
+    return f"n = {_n(c.estimate, c.measure.unit_of_items)}"
 
 
 def _range(interval: Interval, digits: int) -> str:
@@ -244,178 +283,102 @@ def _reach(c: Comparison) -> str:
     return ""
 
 
-def _told(c: Comparison, *, null: bool, family: int) -> str:
-    """Could we have told? The minimum detectable effect with its range."""
-    shown = []
-    for population in ("A", "B"):
-        d = c.detectable.get(population)
-        if d is None or d.value is None:
-            continue
-        low, high = (
-            number(end, c.measure.digits) if end is not None else "?" for end in (d.low, d.high)
-        )
-        known = (
-            f" (between {low} and {high}, as far as the spread over seeds is known)"
-            if low != high and population == "A"
-            else ""
-        )
-        shown.append(
-            f"{number(d.value, c.measure.digits)} {unit(c.measure)} under ({population}){known}"
-        )
-    if not shown:
-        return (
-            "What could have been detected is undefined here: the scores hold no variance to "
-            "estimate it from."
-        )
-    single = f", for one comparison alone (Holm over {family} asks for more)," if family > 1 else ""
-    text = (
-        f"Could we have told? With 80 % power at the 5 % level{single} this design detects a "
-        f"difference of {' and of '.join(shown)}"
-    )
-    if null:
-        return text + "; a smaller effect, in either direction, would most likely have been missed."
-    smallest = min(d.value for d in c.detectable.values() if d.value is not None)
-    if abs(c.estimate.value or 0.0) < smallest:
-        return (
-            text
-            + "; the estimate is below that, and estimates that just pass a test tend to be too "
-            "large."
-        )
-    return text + "."
-
-
-def _one_seed(c: Comparison) -> list[str]:
-    items = c.estimate.intervals.get("items")
-    if items is None or items.low is None:
-        return []
-    return [
-        f"Over new {c.measure.unit_of_items}, for these two checkpoints only: "
-        f"{_range(items, c.measure.digits)} (95 %, {p_words(items.p)}, "
-        f"n = {c.estimate.clusters})."
-    ]
-
-
 # -- the rest of the summary -----------------------------------------------------------------------
-def other_outcomes(data: StudyData) -> str:
-    """The further declared outcomes in one sentence, or an empty text."""
+def other_outcomes(data: StudyData) -> Statement | None:
+    """The further declared outcomes in one sentence."""
     found = findings.find(data)
     rest = [c for c in found.declared if c not in found.primary]
     if not rest:
-        return ""
+        return None
     hits = [c for c in rest if c.detected("A") or c.detected("B")]
     head = (
         f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} "
-        f"differ{'s' * (len(hits) == 1)} from {named(found.baseline_label)} "
-        "after Holm"
+        f"differ{'s' * (len(hits) == 1)} from {named(found.baseline_label)}"
     )
-    shown = [_hit(c) for c in hits[:6]]
-    return head + (": " + "; ".join(shown) if shown else "") + "."
+    shown = "; ".join(f"{named(c.label)} {_effect(c)}" for c in hits[:6])
+    return Statement(f"{head}{': ' * bool(shown)}{shown}.", _exact(hits[:6]))
 
 
-def _hit(c: Comparison) -> str:
-    told = " and ".join(f"({p})" for p in "AB" if c.detected(p))
-    return (
-        f"{named(c.label)} in {c.measure.name}, "
-        f"{number(c.estimate.value, c.measure.digits, sign=True)}, under {told}"
-    )
-
-
-def selection(data: StudyData) -> str:
+def selection(data: StudyData) -> Statement | None:
     """The best arm, on seeds that did not choose it."""
     found = findings.find(data)
     chosen, measure = found.selection, found.primary_measure
     if chosen is None:
-        return ""
-    label, value = data.label(chosen.best), chosen.estimate
-    a = value.intervals.get("A")
-    interval = ""
-    if a and a.low is not None:
-        interval = f" (95 %, (A) {_range(a, measure.digits)})"
-    elif a:
-        interval = f" (no interval from {a.undefined})"
-    return (
-        f"Of {chosen.trials} arms tried, {named(label)} is best on "
-        f"seed{'s' * (len(chosen.choosing) != 1)} {', '.join(map(str, chosen.choosing))} "
-        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on the "
-        f"seed{'s' * (len(chosen.estimating) != 1)} "
-        f"that did not choose it, {', '.join(map(str, chosen.estimating))}, its difference is "
-        f"{number(value.value, measure.digits, sign=True)} {unit(measure)}{interval}."
+        return None
+    value, a = chosen.estimate, chosen.estimate.intervals.get("A")
+    seeds = [
+        f"seed{'s' * (len(some) != 1)} {', '.join(map(str, some))}"
+        for some in (chosen.choosing, chosen.estimating)
+    ]
+    return Statement(
+        f"Of {chosen.trials} arms tried, {named(data.label(chosen.best))} is best on {seeds[0]} "
+        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on {seeds[1]}, "
+        "which did not choose it, its difference is "
+        f"{number(value.value, measure.digits, sign=True)} {unit(measure)}.",
+        f"(A) {_range(a, measure.digits)}." if a else "",
     )
 
 
-def improvement(data: StudyData) -> str:
+def improvement(data: StudyData) -> Statement:
     """Whether training improves on the base at all: without that, α has nothing to change."""
     found = findings.find(data).improvement
     if found.estimate is None or found.estimate.value is None:
-        return (
+        return Statement(
             "Whether training improves on the base cannot be said: "
             f"{found.reason or 'held-out reward is incomplete'}."
         )
     value, digits = found.estimate, found.measure.digits
-    a, b = value.intervals.get("A"), value.intervals.get("B")
-    shown = [
-        f"({p}) {_range(i, digits)}"
-        for p, i in (("A", a), ("B", b))
-        if i is not None and i.low is not None
-    ]
-    sure = all(i is not None and i.low is not None and i.low > 0 for i in (a, b))
-    worse = all(i is not None and i.high is not None and i.high < 0 for i in (a, b))
+    known = {p: value.intervals[p] for p in findings.POPULATIONS if p in value.intervals}
+    shown = [f"({p}) {_range(i, digits)}" for p, i in known.items() if i.low is not None]
     verb = "It is not established that training improves on the base"
-    if sure:
+    if known and all(i.low is not None and i.low > 0 for i in known.values()):
         verb = "Training improves on the base"
-    elif worse:
+    elif known and all(i.high is not None and i.high < 0 for i in known.values()):
         verb = "Training makes the base worse"
-    ends = (
-        f"{number(found.before, digits)} to {number(found.after, digits)}"
-        if found.before is not None and found.after is not None
-        else ""
-    )
-    return (
+    return Statement(
         f"{verb}: from the base to {named(found.label)} after iteration {found.iteration}, "
-        f"{found.measure.name} goes from {ends}, a change of "
-        f"{number(value.value, digits, sign=True)} (95 %: "
-        f"{', '.join(shown) or 'no interval below 3 seeds'}; n = {_n(value, 'prompts')})."
+        f"{found.measure.name} goes from {number(found.before, digits)} to "
+        f"{number(found.after, digits)}.",
+        f"Change {number(value.value, digits, sign=True)}; "
+        f"{'; '.join(shown) or 'no interval below 3 seeds'}; n = {_n(value, 'prompts')}.",
     )
 
 
-def trend(data: StudyData) -> str:
+def trend(data: StudyData) -> Statement | None:
     """The diagnostic declared in advance."""
     found = findings.find(data).trend
-    return "" if found is None else _trend(found)
+    return None if found is None else _trend(found)
 
 
-def _trend(found: TrendFinding) -> str:
-    name = f"{found.measure.name} after iteration {found.iteration}"
+def _trend(found: TrendFinding) -> Statement:
     along = found.axis.rsplit(".", 1)[-1].replace("alpha", "α")
     head = (
-        f"Declared in advance: {name}, expected to "
+        f"Declared in advance: {found.measure.name} after iteration {found.iteration}, expected to "
         f"{found.expected.replace('falling', 'fall').replace('rising', 'rise')} with {along}."
     )
     if found.result is None:
-        return f"{head} Not tested: {found.reason}."
+        return Statement(f"{head} Not tested: {found.reason}.")
     value, result = found.result.estimate, found.result
     if value.value is None:
-        return f"{head} Not tested: {'; '.join(value.flags) or 'incomplete'}."
-    a, b = value.intervals["A"], value.intervals["B"]
+        return Statement(f"{head} Not tested: {'; '.join(value.flags) or 'incomplete'}.")
     as_expected = (value.value < 0) == (found.expected == "falling")
-    established = result.p_directed is not None and result.p_directed < 0.05
     verdict = "Observed in the opposite direction"
-    if established:
+    if result.p_directed is not None and result.p_directed < 0.05:
         verdict = f"It {'falls' if value.value < 0 else 'rises'}"
     elif as_expected:
         verdict = "Observed in that direction, but not established"
-    page = (
-        f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below "
-        f"{result.page.floor:.2g})"
-        if result.page.p is not None
-        else ""
-    )
-    return (
-        f"{head} {verdict}: slope {number(value.value, 3, sign=True)} {found.measure.unit} per "
-        f"step up the {len(result.alphas)} values of {along} "
-        f"(95 %: (A) {_range(a, 3)}; "
-        f"(B) {_range(b, 3)}; one-sided {p_words(result.p_directed)} under (A){page}; n = "
-        f"{_n(value, 'prompts')})."
+    page = ""
+    if result.page.p is not None:
+        page = (
+            f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below "
+            f"{result.page.floor:.2g})"
+        )
+    ranges = "; ".join(f"({p}) {_range(value.intervals[p], 3)}" for p in findings.POPULATIONS)
+    return Statement(
+        f"{head} {verdict}.",
+        f"Slope {number(value.value, 3, sign=True)} {found.measure.unit} per step up the "
+        f"{len(result.alphas)} values of {along}; {ranges}; one-sided {p_words(result.p_directed)} "
+        f"under (A){page}; n = {_n(value, 'prompts')}.",
     )
 
 

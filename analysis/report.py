@@ -1,14 +1,17 @@
-"""The report of a study: ``report.md``, ``index.html``, ``tables/``, ``figures/``; a pure function
-of the store.
+"""The report of a study: ``report.md``, ``index.html``, ``finding.json``, ``tables/``,
+``figures/``; a pure function of the store.
 
-``report.md``, tables and figures hold no times, hosts or versions, so they are byte-identical for
-equal results. Costs and versions are in ``costs/``; the HTML page shows them too.
+Both documents have one order: the finding with its pictures, further figures, then tables of
+numbers. ``report.md``, ``finding.json``, tables and figures hold no times, hosts or versions, so
+they are byte-identical for equal results. Costs and versions are in ``costs/``; the page shows them
+too.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,19 @@ from analysis import cards, text
 from analysis.figure import Drawn, write_figure
 from analysis.figures import FIGURES, draw
 from analysis.load import StudyData, load_study
-from analysis.page import FIRST_TABLES, flat, is_volatile, page, settings, summary, versions
-from analysis.table import Table, Unavailable, as_markdown, write_table
+from analysis.opening import opening
+from analysis.page import Block, Figures, Parts, page
+from analysis.screen import ADAPTER, TERMS, Next, Opening, Statement, command
+from analysis.table import Table, Unavailable, as_markdown, flat, pipes, write_table
 from analysis.tables import tables_of
 from analysis.tables.bridge import study_tables
 from harness.files import write_atomic
 
 SEARCH = "search/search.md"
 """What a search wrote beside the report of its finalists."""
+FIRST_FIGURES = ("differences", "matrix")
+"""Drawn above the text of the finding."""
+Tables = Mapping[str, Table | Unavailable]
 
 
 def write_report(study_dir: Path, store_dir: Path) -> Path:
@@ -43,22 +51,23 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
     for figure in figures.values():
         if isinstance(figure, Drawn):
             write_figure(figure, folder / "figures")
-    facts = versions(data)
-    write_atomic(
-        folder / "costs" / "versions.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
-    )
-    write_atomic(
-        folder / "settings.json", json.dumps(settings(data), indent=1, sort_keys=True) + "\n"
-    )
-    path = folder / "report.md"
+    _write_json(folder / "costs" / "versions.json", versions(data))
+    _write_json(folder / "settings.json", settings(data))
     models = len(cards.write_cards(data, Path(study_dir)))
     searched = (Path(study_dir) / SEARCH).is_file()
-    write_atomic(path, markdown(data, tables, figures, searched, models))
-    write_atomic(
-        folder / "index.html",
-        page(data, tables, figures, facts, search=f"../{SEARCH}" if searched else ""),
-    )
+    found = opening(data)
+    if searched:  # its file is no study
+        found = replace(found, next=tuple(Next(step.says) for step in found.next))
+    write_atomic(folder / "finding.json", ADAPTER.dump_json(found, indent=1) + b"\n")
+    parts = parts_of(data, found, tables, figures, searched, models)
+    write_atomic(folder / "index.html", page(data, parts, figures))
+    path = folder / "report.md"
+    write_atomic(path, markdown(parts, files(tables, figures)))
     return path
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomic(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _remove_stale(
@@ -80,112 +89,173 @@ def _remove_stale(
                 path.unlink()
 
 
-def markdown(
+# -- the document ----------------------------------------------------------------------------------
+def parts_of(
     data: StudyData,
-    tables: Mapping[str, Table | Unavailable],
-    figures: Mapping[str, Drawn | Unavailable],
+    found: Opening,
+    tables: Tables,
+    figures: Figures,
     searched: bool = False,
     models: int = 0,
-) -> str:
-    """The whole report as Markdown; figures are linked as PNG. models: checkpoints that have a
-    model card.
+) -> Parts:
+    """Everything that both documents show, in their order. models: checkpoints that have a model
+    card.
     """
-    lines = [f"# {text.markdown(data.name)}", ""]
-    paragraphs = summary(data)
-    head, *rest = paragraphs[0]
-    lines += [f"**{text.markdown(head)}** {text.markdown(' '.join(rest))}".rstrip(), ""]
-    if data.question:
-        lines += [f"Question asked: {text.markdown(data.question)}", ""]
-    for paragraph in paragraphs[1:]:
-        lines += [text.markdown(" ".join(paragraph)), ""]
+    drawn = [key for key in FIRST_FIGURES if isinstance(figures.get(key), Drawn)]
+    first = [Block(f"figure-{key}", _picture(key, figures[key])) for key in drawn]
+    shown: dict[str, list[Block]] = {"tables": [], "costs": []}
+    for key, table in tables.items():
+        volatile = isinstance(table, Table) and table.volatile
+        block = Block(f"table-{key}", _table(table))
+        shown["costs" if volatile else "tables"].append(block)
+    return Parts(
+        {
+            "answer": [Block("finding", _answer(found))],
+            "pictures": first,
+            "text": [Block("said", _said(data, found, searched))],
+        },
+        {
+            "Figures": [
+                Block(
+                    f"figure-{key}", f"### {text.markdown(figure.title)}\n\n{_picture(key, figure)}"
+                )
+                for key, figure in figures.items()
+                if key not in drawn
+            ],
+            "Tables": shown["tables"],
+            "Settings": [Block("settings", _settings(data, models))],
+        },
+        {"Costs": shown["costs"], "Versions": [Block("versions", _versions(data))]},
+    )
+
+
+def markdown(parts: Parts, links: str) -> str:
+    """The whole report as Markdown; figures are linked as PNG."""
+    blocks = [block.markdown for some in parts.opening.values() for block in some]
+    for title, some in parts.sections.items():
+        blocks += [f"## {title}", *(block.markdown for block in some)]
+    return "\n\n".join([*(block.strip() for block in blocks), "## Files", links]) + "\n"
+
+
+def _answer(found: Opening) -> str:
+    asked = [f"*{text.markdown(found.question)}*"] if found.question else []
+    notes = [f"**Note:** {text.markdown(warning)}" for warning in found.warnings]
+    answer = _statement(found.answer, "**")
+    return "\n\n".join([f"# {text.markdown(found.name)}", *asked, answer, *notes])
+
+
+def _statement(statement: Statement, mark: str = "") -> str:
+    """Plain words, and the statistics as a quotation under them."""
+    exact = f"\n\n> {text.markdown(statement.exact)}" if statement.exact else ""
+    plain = f"{mark}{text.markdown(statement.plain)}{mark}" if statement.plain else ""
+    return f"{plain}{exact}".strip()
+
+
+def _said(data: StudyData, found: Opening, searched: bool) -> str:
+    said = [_statement(statement) for statement in found.statements]
+    said.append(f"> {text.markdown(TERMS)}")
+    for step in found.next:
+        typed = command(step, str(data.manifest["study"]["file"]), found.changed)
+        code = f": `{typed.replace('`', ' ')}`" if typed else "."
+        said.append(f"Next: {text.markdown(step.says)}{code}")
     if searched:
-        lines += [
+        said.append(
             "The settings compared here were found by a search: [its trials, failures, "
-            f"importance and figures](../{SEARCH}).",
-            "",
-        ]
-    lines += ["## Scores", ""]
-    lines += [_table(tables[key]) for key in FIRST_TABLES]
-    lines += ["## Figures", ""]
-    lines += [_figure(key, figure) for key, figure in figures.items()]
-    lines += ["## Further tables", ""]
-    lines += [
-        _table(table)
-        for key, table in tables.items()
-        if key not in FIRST_TABLES and not is_volatile(table)
-    ]
-    lines += ["## Settings, versions, costs", ""]
-    lines += [
-        f"Study file: {text.markdown(str(data.manifest['study'].get('file', '')))}. The resolved "
-        "recipe, axes, seeds and declaration are in "
-        "[settings.json](settings.json). Costs by stage ([costs/costs.csv](costs/costs.csv)) and "
-        "package versions "
-        "([costs/versions.json](costs/versions.json)) differ between two runs of the same study "
-        "and are kept apart from the results.",
-        "",
-    ]
-    if models:
-        lines += [
-            f"Checkpoints whose weights are kept: {models}, each with a model card; "
-            "`models/README.md` beside the report's folder lists them.",
-            "",
-        ]
-    lines += [_settings_table(data), ""]
-    lines += ["## Files", "", *(f"- {line}" for line in _files(tables, figures)), ""]
-    return "\n".join(lines)
+            f"importance and figures](../{SEARCH})."
+        )
+    return "\n\n".join(said)
 
 
 def _table(table: Table | Unavailable) -> str:
     if isinstance(table, Unavailable):
-        return (
-            f"### {text.markdown(table.title)}\n\nNot available: {text.markdown(table.reason)}.\n"
-        )
+        return f"### {text.markdown(table.title)}\n\nNot available: {text.markdown(table.reason)}."
     return as_markdown(table)
 
 
-def _figure(key: str, figure: Drawn | Unavailable) -> str:
-    title = text.markdown(figure.title)
+def _picture(key: str, figure: Drawn | Unavailable) -> str:
     if isinstance(figure, Unavailable):
-        return f"### {title}\n\nNot available: {text.markdown(figure.reason)}.\n"
+        return f"Not available: {text.markdown(figure.reason)}."
     image = f"![{text.markdown(figure.alt or figure.title)}](figures/{key}.png)"
-    return f"### {title}\n\n{image}\n\n{text.markdown(figure.caption)}\n"
+    return f"{image}\n\n{text.markdown(figure.caption)}"
 
 
-def _settings_table(data: StudyData) -> str:
-    shown = [
-        row
-        for row in flat(data.recipe)
-        if row[0].split(".")[0]
-        in ("model", "loop", "objective", "exploration", "ranker", "pairs", "training", "judge")
+# -- settings, versions, files ---------------------------------------------------------------------
+SHOWN_SETTINGS = (
+    *("model", "loop", "objective", "exploration"),
+    *("ranker", "pairs", "training", "judge"),
+)
+
+
+def _settings(data: StudyData, models: int) -> str:
+    lines = [
+        f"Study file: {text.markdown(str(data.manifest['study'].get('file', '')))}. The resolved "
+        "recipe, axes, seeds and declaration are in [settings.json](settings.json). Costs by stage "
+        "([costs/costs.csv](costs/costs.csv)) and package versions "
+        "([costs/versions.json](costs/versions.json)) differ between two runs of the same study "
+        "and are kept apart from the results."
     ]
-    lines = ["| setting | value |", "| :-- | :-- |"]
-    for name, value in shown:
-        varied = data.axes.get(name)
-        said = (
-            f"varied: {', '.join(str(level) for level in varied)}"
-            if varied and len(varied) > 1
-            else value
+    if models:
+        lines.append(
+            f"Checkpoints whose weights are kept: {models}, each with a model card; "
+            "`models/README.md` beside the report's folder lists them."
         )
-        if not name.startswith("judge.base_url"):
-            lines.append(f"| {text.markdown(name)} | {text.markdown(said)} |")
-    return "\n".join(lines)
+    rows = []
+    for name, value in flat(data.recipe):
+        if name.split(".")[0] not in SHOWN_SETTINGS or name.startswith("judge.base_url"):
+            continue
+        varied = data.axes.get(name, ())
+        if len(varied) > 1:
+            value = f"varied: {', '.join(map(str, varied))}"
+        rows.append((name, value))
+    return "\n\n".join([*lines, pipes(("setting", "value"), rows, 2)])
 
 
-def _files(
-    tables: Mapping[str, Table | Unavailable], figures: Mapping[str, Drawn | Unavailable]
-) -> list[str]:
+def _versions(data: StudyData) -> str:
+    rows = [
+        (name, ", ".join(f"{value} ({count} stages)" for value, count in sorted(seen.items())))
+        for name, seen in versions(data).items()
+    ]
+    return pipes(("what the stages ran under", "values"), rows, 2)
+
+
+def settings(data: StudyData) -> dict[str, Any]:
+    """What was asked: recipe, axes, seeds, baseline, declaration, and every run's coefficients."""
+    runs = [
+        {"run": r.name, "label": r.label, "seed": r.seed, "c": dict(r.c), "kappa": dict(r.kappa)}
+        for r in data.runs
+    ]
+    keep = ("study", "recipe", "axes", "seeds", "declare", "baseline", "checkpoints_kept")
+    return {**{key: data.manifest.get(key) for key in keep}, "runs": runs}
+
+
+def versions(data: StudyData) -> dict[str, dict[str, int]]:
+    """Hosts and package versions that the stages ran under: name → value → number of stages."""
+    counted: dict[str, dict[str, int]] = {}
+    for stage in data.stages.values():
+        env = dict(stage.environment)
+        packages = env.pop("versions", {})
+        for name, value in {**env, **(packages if isinstance(packages, Mapping) else {})}.items():
+            if name in ("finished", "seconds", "started") or isinstance(value, (Mapping, list)):
+                continue
+            seen = counted.setdefault(str(name), {})
+            seen[str(value)] = seen.get(str(value), 0) + 1
+    return dict(sorted(counted.items()))
+
+
+def files(tables: Tables, figures: Figures) -> str:
+    """A line an exhibit that links its files."""
     lines = []
     for key, table in tables.items():
         if isinstance(table, Table):
             folder = "costs" if table.volatile else "tables"
             lines.append(
-                f"{folder}/{key}: "
+                f"- {folder}/{key}: "
                 f"{', '.join(f'[{s}]({folder}/{key}.{s})' for s in ('csv', 'md', 'tex'))}"
             )
     for key, figure in figures.items():
         if isinstance(figure, Drawn):
             lines.append(
-                f"figures/{key}: "
+                f"- figures/{key}: "
                 f"{', '.join(f'[{s}](figures/{key}.{s})' for s in ('pdf', 'svg', 'png', 'csv'))}"
             )
-    return lines
+    return "\n".join(lines)

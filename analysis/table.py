@@ -1,9 +1,8 @@
-"""A table and its four forms: Markdown, LaTeX (booktabs), CSV of the full-precision data, and HTML
-that can be sorted.
-"""
+"""A table and its three forms: Markdown, LaTeX (booktabs), and CSV of the full-precision data."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,18 +75,21 @@ class Unavailable:
 
 def as_markdown(table: Table, level: int = 3) -> str:
     """Heading, pipe table, notes."""
+    lines = [f"{'#' * level} {text.markdown(table.title)}", "", text.markdown(table.caption), ""]
+    lines.append(pipes(table.columns, (row.cells.values() for row in table.rows), table.left))
+    lines += ["", *(f"- {text.markdown(note)}" for note in table.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def pipes(columns: Sequence[str], rows: Iterable[Iterable[str]], left: int) -> str:
+    """A Markdown table; the first ``left`` columns are aligned left."""
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(text.markdown(cell) for cell in cells) + " |"
 
-    right = len(table.columns) - table.left
-    lines = [f"{'#' * level} {text.markdown(table.title)}", "", text.markdown(table.caption), ""]
-    lines += [line(table.columns), "|" + " :-- |" * table.left + " --: |" * right]
-    lines += [line(row.cells.values()) for row in table.rows]
-    if not table.rows:
-        lines.append("| none |" + " |" * (len(table.columns) - 1))
-    lines += ["", *(f"- {text.markdown(note)}" for note in table.notes)]
-    return "\n".join(lines).rstrip() + "\n"
+    lines = [line(columns), "|" + " :-- |" * left + " --: |" * (len(columns) - left)]
+    body = [line(row) for row in rows] or ["| none |" + " |" * (len(columns) - 1)]
+    return "\n".join([*lines, *body])
 
 
 _LATEX = r"""% needs \usepackage{booktabs,graphicx,textcomp} and \usepackage[T1]{fontenc}
@@ -138,54 +140,6 @@ def as_csv(table: Table) -> str:
     return text.csv_text(table.data_columns, (row.values() for row in table.data))
 
 
-def as_html(table: Table) -> str:
-    """A table in a scrollable region; column heads are buttons that sort."""
-    head = []
-    for i, name in enumerate(table.columns):
-        kind = " class=text" if i < table.left else ""
-        button = f'<button type="button" class="sort">{text.html(name)}</button>'
-        head.append(f'<th scope="col"{kind} aria-sort="none">{button}</th>')
-    body = []
-    for row in table.rows:
-        cells = "".join(
-            _html_cell(i, cell, table.left) for i, cell in enumerate(row.cells.values())
-        )
-        body.append(f"<tr{' class=rule' if row.rule else ''}>{cells}</tr>")
-    if not table.rows:
-        body.append(f'<tr><td colspan="{len(table.columns)}">none</td></tr>')
-    notes = "".join(f"<li>{text.html(note)}</li>" for note in table.notes)
-    title = text.html(table.title)
-    return (
-        f'<section id="table-{table.key}" class="exhibit"><h3>{title}</h3>'
-        f'<p class="caption">{text.html(table.caption)}</p>'
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">'
-        f'<table class="sortable"><thead><tr>{"".join(head)}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-        + (f"<ul class=notes>{notes}</ul>" if notes else "")
-        + "</section>"
-    )
-
-
-def _html_cell(column: int, cell: str, left: int) -> str:
-    value = f'data-v="{text.html(sort_value(cell))}">{text.html(cell)}'
-    if column == 0:
-        return f'<th scope="row" {value}</th>'
-    if column < left:
-        return f'<td class="text" {value}</td>'
-    missing = ' class="missing"' if cell.startswith("INCOMPLETE") else ""
-    return f"<td{missing} {value}</td>"
-
-
-def sort_value(cell: str) -> str:
-    """The number a cell starts with, as a plain decimal; other text as it is, and missing values as
-    an empty text (sorted last).
-    """
-    if cell in ("", "–") or cell.startswith("INCOMPLETE"):
-        return ""
-    match = re.match(r"[+<≥≈ ]*([−-]?\d+(?:\.\d+)?(?:e[−+-]?\d+)?)(?=$|[\s/%†(])", cell)
-    return match.group(1).replace("−", "-") if match else cell
-
-
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write ``<key>.md``, ``.tex`` and ``.csv``; returns the paths."""
     forms = {".md": as_markdown(table), ".tex": as_latex(table), ".csv": as_csv(table)}
@@ -193,6 +147,18 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     for path, content in zip(paths, forms.values(), strict=True):
         write_atomic(path, content)
     return paths
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted keys and JSON values of a nested mapping, in order."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            rows.append((f"{prefix}{key}", said))
+    return rows
 
 
 def unique(notes: Sequence[str]) -> list[str]:

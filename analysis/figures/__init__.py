@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis.figure import Drawn, paper_style
-from analysis.figures import ablations, bandit, diagnostics, differences, optimism, scores
+from analysis.figures import ablations, bandit, diagnostics, differences, matrix, optimism, scores
 from analysis.load import StudyData
 from analysis.table import Unavailable
 
 FIGURES: dict[str, Callable[[StudyData], Drawn | Unavailable]] = {
     "differences": differences.figure_differences,
+    "matrix": matrix.figure_matrix,
     "figure_3": scores.figure_3,
     "curves": scores.figure_curves,
     "trend": diagnostics.figure_trend,

@@ -1,22 +1,16 @@
-"""What a person sees: a run's progress, and tables. Plain lines where output is no terminal."""
+"""What a person sees: a run's progress, its finding, and tables."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from harness.engine.graph import Node, Plan
@@ -24,6 +18,7 @@ from harness.engine.worker import Result
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+MINUTE = 60.0
 MARKS = {"done": "done   ", "partial": "partial", "failed": "FAILED "}
 
 
@@ -33,45 +28,98 @@ def say(text: str, *, wrong: bool = False) -> None:
 
 
 class ProgressDisplay:
-    """Listener of a walk: a live bar on a terminal, otherwise one line per ended stage."""
+    """Listener of a walk: a live bar by kind of stage on a terminal, otherwise one line a minute.
+    What fails is said at once; ``verbose``: every ended stage.
 
-    def __init__(self, plan: Plan, todo: int) -> None:
-        self.names = describe(plan)
-        self.todo, self.ended, self.started = todo, 0, time.time()
-        self.live = console.is_terminal
+    seconds: what each stage is expected to take; done: keys that are there already.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        seconds: Mapping[str, float],
+        done: Collection[str],
+        workers: int,
+        verbose: bool = False,
+    ) -> None:
+        self.names, self.verbose, self.workers = describe(plan), verbose, workers
+        self.todo = {key: seconds[key] for key in plan.nodes if key not in done}
+        self.kinds: dict[str, list[int]] = {}
+        """Ended and all stages of a name."""
+        for key in self.todo:
+            self.kinds.setdefault(plan.nodes[key].stage, [0, 0])[1] += 1
+        self.left, self.started = dict(self.todo), time.monotonic()
+        columns = ("{task.description}", "{task.fields[left]}")
         self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
+            TextColumn(columns[0]),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TextColumn(columns[1], justify="right"),
             console=console,
-            disable=not self.live,
+            disable=not console.is_terminal,
+            expand=True,
         )
-        self.task = self.bar.add_task("starting", total=todo)
+        self.tasks = {
+            kind: self.bar.add_task(kind, total=count, left="")
+            for kind, (_, count) in self.kinds.items()
+        }
+        self.whole = self.bar.add_task("all", total=len(self.todo), left=self.remaining())
+        self.over = threading.Event()
+        self.clock = threading.Thread(target=self._every_minute, daemon=True)
 
     def __enter__(self) -> ProgressDisplay:
         self.bar.start()
+        if self.bar.disable:
+            self.clock.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over.set()
         self.bar.stop()
 
     def __call__(self, event: str, node: Node | None, result: Result | None) -> None:
-        if node is None:
+        if event != "end" or node is None or result is None:
             return
-        name = self.names.get(node.key, node.stage)
-        if event == "start":
-            self.bar.update(self.task, description=escape(name))
-        elif event == "end" and result is not None:
-            self.ended += 1
-            self.bar.update(self.task, completed=self.ended)
-            if self.live and result.state == "done":
-                return
+        if self.left.pop(node.key, None) is not None:
+            self.kinds[node.stage][0] += 1
+            self.bar.advance(self.tasks[node.stage])
+            self.bar.update(self.whole, advance=1, left=self.remaining())
+        if self.verbose or result.state != "done":
             mark = MARKS.get(result.state, result.state)
             note = f"  {result.message}" if result.message else ""
-            when = f"{time.time() - self.started:7.1f} s  {self.ended:4d}/{self.todo}"
-            say(f"{when}  {mark}  {name}  {result.seconds:.1f} s{note}")
+            name = self.names.get(node.key, node.stage)
+            say(f"{self.counted()}  {mark}  {name}  {result.seconds:.1f} s{note}")
+
+    def counted(self) -> str:
+        """Time since the start, and stages that ended."""
+        ended = len(self.todo) - len(self.left)
+        return f"{duration(time.monotonic() - self.started):>8}  {ended:4d}/{len(self.todo)}"
+
+    def remaining(self) -> str:
+        """Expected from what is left, at the pace so far."""
+        left, whole = sum(self.left.values()), sum(self.todo.values())
+        ended, elapsed = whole - left, time.monotonic() - self.started
+        pace = elapsed / ended if ended > 0 else 1.0 / max(1, self.workers)
+        return f"about {duration(left * pace)} left"
+
+    def line(self) -> str:
+        """``2 min 0 s  40/442  about 11 min left  (train 3/45, answer 5/48)``."""
+        kinds = [f"{kind} {done}/{count}" for kind, (done, count) in self.kinds.items()]
+        return f"{self.counted()}  {self.remaining()}  ({', '.join(kinds)})"
+
+    def _every_minute(self) -> None:
+        while not self.over.wait(MINUTE):
+            say(self.line())
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def describe(plan: Plan) -> dict[str, str]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import analysis.report as reporting
     import analysis.search as found_search
     from harness.cli import console as shown
+    from harness.cli import screen
     from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
     from harness.engine import store as stores
@@ -59,8 +60,9 @@ else:
         "analysis.report",
         "analysis.search",
     )
-    shown, costs, execute, graph, launch, watching, stores, judges, studies = lazy(
+    shown, screen, costs, execute, graph, launch, watching, stores, judges, studies = lazy(
         "harness.cli.console",
+        "harness.cli.screen",
         "harness.cost.budget",
         "harness.engine.execute",
         "harness.engine.graph",
@@ -195,8 +197,9 @@ def run(
         float,
         typer.Option(min=0, help="With --watch: end after so many seconds without one; 0: never."),
     ] = 0.0,
+    verbose: Annotated[bool, typer.Option("--verbose", help="A line for every stage.")] = False,
 ) -> None:
-    """Run every stage of a study that is not done, then write its report.
+    """Run every stage of a study that is not done, then write its report and show its finding.
 
     Run it again to continue. Exit status: 0 all there; 1 something failed; 2 the study or the
     command is wrong; 3 rows are still missing.
@@ -220,6 +223,7 @@ def run(
             workers=worker_count(workers),
             only=only or (),
             report=report,
+            verbose=verbose,
         )
 
     if watch is None:
@@ -261,26 +265,33 @@ def run_plan(
     workers: int,
     only: Sequence[str] = (),
     report: bool = True,
+    verbose: bool = False,
 ) -> int:
-    """Run what is missing of a plan, write its manifest and its report; returns the exit status."""
-    store = open_store(store_root)
-    folder = results / plan.study.name
-    told = graph.manifest(plan, _seconds(plan, store))
+    """Run what is missing of a plan, write its manifest and its report, show its finding; returns
+    the exit status.
+    """
+    store, folder = open_store(store_root), results / plan.study.name
+    seconds = _seconds(plan, store)
+    told = graph.manifest(plan, seconds)
     write_atomic(folder / "manifest.json", canonical_json(told))
     states = store.states(list(plan.nodes))
-    todo = sum(state != "done" for state in states.values())
+    done = {key for key, state in states.items() if state == "done"}
+    todo = len(plan.nodes) - len(done)
     shown.say(f"Study {plan.study.name}: {len(plan.nodes)} stages, {todo} to do.")
     _show_same_arms(plan)
     _show_sunsets(plan)
     started = time.time()
-    summary = _walk(plan, store, executor, workers, only, todo)
+    summary = execute.Summary(reused=len(done))
+    if todo:
+        display = shown.ProgressDisplay(plan, seconds, done, workers, verbose)
+        summary = _walk(plan, store, executor, workers, only, display)
     freed = execute.retain(plan, store)
     _show_summary(summary, time.time() - started, shown.describe(plan))
     if freed:
         shown.say(f"Retention ({plan.study.keep}): {freed / 1e6:.1f} MB of weights deleted.")
-    if report:
-        _report_if_changed(plan, store, folder)
     show_left_out(store, plan.nodes)
+    if report:
+        show_report(plan, store, folder)
     return summary.exit_status
 
 
@@ -292,15 +303,18 @@ def show_left_out(store: Store, keys: Iterable[str]) -> None:
 
 
 def _walk(
-    plan: Plan, store: Store, kind: str, workers: int, only: Sequence[str], todo: int
+    plan: Plan,
+    store: Store,
+    kind: str,
+    workers: int,
+    only: Sequence[str],
+    display: shown.ProgressDisplay,
 ) -> Summary:
-    if not todo:
-        return execute.Summary(reused=len(plan.nodes))
     if kind != "ray":
         launch.check_memory(plan, launch.device_memory())
     pool = launch.make_executor(kind, store, workers, plan)
     try:
-        with execute.terminable(), shown.ProgressDisplay(plan, todo) as display:
+        with execute.terminable(), display:
             return launch.execute_checked(plan, store, pool, display, only)
     finally:
         pool.close()
@@ -317,15 +331,15 @@ def _show_summary(summary: Summary, elapsed: float, names: Mapping[str, str]) ->
             shown.say(f"{title} {names.get(key, key[:12])} [{key[:12]}]: {reason}", wrong=True)
 
 
-def _report_if_changed(plan: Plan, store: Store, folder: Path) -> None:
+def show_report(plan: Plan, store: Store, folder: Path) -> None:
+    """Write the report where anything in it changed, and show its finding."""
     sources = Path(reporting.__file__).parent.rglob("*.py")
     stamp, kept = launch.report_stamp(plan, store, sources), folder / "report.stamp"
-    path = folder / "report" / "report.md"
-    if path.is_file() and kept.is_file() and kept.read_text(encoding="utf-8") == stamp:
-        shown.say(f"Report: {shown.relative(path)} is up to date.")
-        return
-    write_report(folder, store.root)
-    write_atomic(kept, stamp)
+    written = (folder / "report" / "finding.json").is_file() and kept.is_file()
+    if not written or kept.read_text(encoding="utf-8") != stamp:
+        reporting.write_report(folder, store.root)
+        write_atomic(kept, stamp)
+    screen.show(folder / "report", str(plan.study.file))
 
 
 # -- what was found --------------------------------------------------------------------------------
@@ -339,14 +353,10 @@ def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
     Example: selm report alpha
     """
     folder, manifest = read_manifest(results, study)
-    write_report(folder, store)
+    reporting.write_report(folder, store)
     show_left_out(stores.Store(store), manifest["stages"])
-
-
-def write_report(folder: Path, store_root: Path) -> None:
-    """Write the report of a study from its manifest and the store."""
-    path = reporting.write_report(folder, store_root)
-    shown.say(f"Report: {shown.relative(path)}")
+    by_file = study.endswith((".yaml", ".yml"))
+    screen.show(folder / "report", study if by_file else manifest["study"]["file"])
 
 
 def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.left_out import kinds, lines
 from analysis.load import StudyData, load_study
-from analysis.page import summary
+from analysis.opening import opening
 from analysis.tables.study import table_left_out
 from harness.cli.run import show_left_out
 from harness.engine.graph import Node
@@ -66,9 +66,9 @@ def test_the_report_opens_with_what_is_over_a_hundredth_and_lists_all(tmp_path: 
     many = record("prompts", 10, long=["a", "b"])
     few = record("samples", 1000, truncated=["x"])
     data = _study(tmp_path, many + few)
-    said = [" ".join(paragraph) for paragraph in summary(data)]
-    assert said[1].startswith("Left out or cut: 20.0 % of prompts by rollout (2 of 10: long 2).")
-    assert "samples" not in said[1]
+    (said,) = opening(data).warnings
+    assert said.startswith("Left out or cut: 20.0 % of prompts by rollout (2 of 10: long 2).")
+    assert "samples" not in said
     table = table_left_out(data)
     assert [(row["what"], row["count"], row["of"]) for row in table.data] == [
         ("prompts", 2, 10),
@@ -79,5 +79,5 @@ def test_the_report_opens_with_what_is_over_a_hundredth_and_lists_all(tmp_path: 
 
 def test_a_study_that_left_nothing_out_says_so_in_the_table_alone(tmp_path: Path) -> None:
     data = _study(tmp_path, [])
-    assert not any("Left out" in " ".join(paragraph) for paragraph in summary(data))
+    assert opening(data).warnings == ()
     assert table_left_out(data).rows == []

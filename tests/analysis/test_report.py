@@ -12,6 +12,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ import pytest
 from analysis import prose, samples
 from analysis.figures import FIGURES
 from analysis.load import StudyData, load_study
+from analysis.opening import opening
 from analysis.page import CSS, JS, page, policy
-from analysis.report import write_report
+from analysis.power_report import power_study
+from analysis.report import parts_of, write_report
+from analysis.screen import Next, command
 from analysis.tables import TABLES
 from harness.records import Score, write_scores
 from tests import synthetic
@@ -47,80 +51,109 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # -- the finding -----------------------------------------------------------------------------------
 def test_a_real_effect_is_stated_with_interval_p_holm_mde_and_n(tmp_path: Path) -> None:
-    sentences = " ".join(prose.finding(study(tmp_path)))
-    assert sentences.startswith(
-        "Against α = 0 after iteration 2, α = 1 raised AlpacaEval LC by 29.60 points; α = 0.3 "
-        "raised AlpacaEval LC by 9.51 points."
+    data = study(tmp_path)
+    said = prose.finding(data)
+    assert said.plain == (
+        "Against α = 0 after iteration 2, α = 1 raised AlpacaEval LC by 29.60 points (better; 95 % "
+        "interval 28.26 to 30.95); α = 0.3 raised AlpacaEval LC by 9.51 points (better; 95 % "
+        "interval 8.17 to 10.85)."
     )
-    for part in (
-        "(A) this benchmark, new seeds:",
-        "(B) new seeds and new instructions:",
-        "after Holm over 2",
-        "n = 3 seeds × 24 instructions",
-        "Could we have told? With 80 % power",
-    ):
-        assert part in sentences, part
+    assert said.exact.startswith(
+        "α = 1: (A) 28.26 to 30.95, p < 0.001, Holm < 0.001; (B) 27.28 to 31.92, p < 0.001, "
+        "Holm < 0.001; n = 3 seeds × 24 instructions. α = 0.3: (A) "
+    )
+    told = prose.detectable(data)
+    assert told is not None
+    assert told.plain == (
+        "Could we have told? A true difference of 3.08 points would be found four times in five in "
+        "one comparison alone."
+    )
+    assert told.exact == "MDE: (A) 3.08 (3.08 to 5.23); (B) 4.07; n = 3 seeds × 24 instructions."
 
 
 def test_a_null_says_that_it_is_one_and_what_would_have_been_found(tmp_path: Path) -> None:
-    sentences = prose.finding(study(tmp_path, effect=0.0, seeds=(0, 1, 2, 3)))
-    assert sentences[0] == (
+    data = study(tmp_path, effect=0.0, seeds=(0, 1, 2, 3))
+    assert prose.finding(data).plain == (
         "No difference from α = 0 was detected in AlpacaEval LC after iteration 2 for any of the "
-        "2 arms; that is not evidence of no effect."
+        "2 arms; that is not evidence of no effect. The largest observed difference is that of "
+        "α = 1, which is +1.34 points (95 % interval −0.64 to 3.31)."
     )
-    assert sentences[1].startswith("The largest observed difference is that of α = ")
-    assert sentences[-1].startswith("Could we have told?")
-    assert sentences[-1].endswith(
-        "a smaller effect, in either direction, would most likely have been missed."
+    told = prose.detectable(data)
+    assert told is not None
+    assert told.plain.startswith("Could we have told? A true difference of 2.73 points")
+    assert told.plain.endswith(
+        "a smaller one, in either direction, would most likely have been missed."
     )
+
+
+def test_where_less_is_better_a_lower_score_is_called_better(tmp_path: Path) -> None:
+    regret = {"benchmark": "diagnostics", "metric": "rhat_reference_samples", "iteration": 1}
+    folder, store = synthetic.build(
+        tmp_path, synthetic.Synthetic(answers=False, faults=False, declare={"primary": regret})
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for told in manifest["diagnostics"]:
+        told["better"] = -1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = opening(load_study(folder, store))
+    assert re.search(
+        r"α = 1 lowered .* by 0\.\d+ nats \(better; 95 % interval −", found.answer.plain
+    )
+    assert found.matrix.cells[2][0].value < 0 < found.matrix.cells[2][0].effect  # type: ignore[operator]
 
 
 def test_one_arm_alone_is_scored_and_compared_with_nothing(tmp_path: Path) -> None:
-    (sentence,) = prose.finding(study(tmp_path, alphas=(0.0,)))
-    assert sentence.startswith(
+    said = prose.finding(study(tmp_path, alphas=(0.0,)))
+    assert said.plain == (
         "This study has one arm, α = 0, so it compares nothing. AlpacaEval LC after iteration 2 is "
+        "49.95 percent."
     )
-    assert "n = 3 seeds × 24 instructions" in sentence
+    assert said.exact.endswith("n = 3 seeds × 24 instructions.")
 
 
 def test_arms_with_names_are_quoted_and_their_own_last_iterations_are_meant(tmp_path: Path) -> None:
-    named = prose.finding(study(tmp_path / "a", axes={"arm": ["constant", "decay at the last"]}))[0]
-    assert named.startswith(
+    def answer(name: str, **axes: list[Any]) -> str:
+        return prose.finding(study(tmp_path / name, axes=axes)).plain
+
+    assert answer("a", arm=["constant", "decay at the last"]).startswith(
         "Against “constant” after iteration 2, “decay at the last” raised AlpacaEval LC by "
     )
-    lengths = prose.finding(study(tmp_path / "b", axes={"loop.iterations": [1, 2]}))[0]
-    assert lengths.startswith(
+    assert answer("b", **{"loop.iterations": [1, 2]}).startswith(
         "Against iterations = 1 after each arm's last iteration (1 to 2), iterations = 2 raised "
         "AlpacaEval LC by "
     )
-    crossed = prose.finding(
-        study(
-            tmp_path / "c",
-            axes={"objective.alpha": [0, 1], "pairs.rule": ["best_worst", "replace"]},
-        )
-    )[0]
-    assert crossed.startswith(
+    crossed = {"objective.alpha": [0, 1], "pairs.rule": ["best_worst", "replace"]}
+    assert answer("c", **crossed).startswith(
         "Against “α = 0, rule = best_worst” after iteration 2, “α = 1, rule = replace” raised "
     )
 
 
 def test_below_three_seeds_nothing_is_claimed_about_seeds(tmp_path: Path) -> None:
-    one = " ".join(prose.finding(study(tmp_path / "one", seeds=(0,))))
-    assert one.startswith("With 1 seed nothing can be said about other seeds")
-    assert "for these two checkpoints only" in one
-    two = " ".join(prose.finding(study(tmp_path / "two", seeds=(0, 1))))
-    assert two.startswith("With 2 seeds nothing can be said about other seeds")
-    assert "p =" not in two
+    one = prose.finding(study(tmp_path / "one", seeds=(0,)))
+    assert one.plain.startswith("With 1 seed nothing can be said about other seeds")
+    assert "for these two checkpoints only" in one.exact
+    two = study(tmp_path / "two", seeds=(0, 1))
+    said = prose.finding(two)
+    assert said.plain.startswith("With 2 seeds nothing can be said about other seeds")
+    assert "p =" not in said.plain + said.exact
+    found = opening(two)
+    assert found.next == (Next("3 seeds would give intervals over seeds", ("seeds=3",)),)
+    assert {score.half for row in found.matrix.cells for score in row} == {None}
 
 
 def test_an_unfinished_study_says_so_and_names_what_takes_no_part(tmp_path: Path) -> None:
     data = study(tmp_path, faults=True)
-    assert "Not included: α = 1 (48 of 72 rows scored)" in " ".join(prose.finding(data))
-    assert prose.missing(data).startswith(
+    assert "α = 1: 48 of 72 rows scored" in prose.finding(data).plain
+    found = opening(data)
+    (warning,) = found.warnings
+    assert warning.startswith(
         "This study is unfinished: 177 of 180 stages are done, 1 failed, 1 partial and 1 missing."
     )
+    assert found.matrix.cells[2][0].shown == "48 of 72 scored"
+    assert found.next == (Next("Continue the run; what failed is tried again", ()),)
     folder, _ = synthetic.build(tmp_path / "bare")
-    assert prose.finding(load_study(folder, tmp_path / "nowhere"))[0].startswith("No finding yet")
+    bare = load_study(folder, tmp_path / "nowhere")
+    assert prose.finding(bare).plain.startswith("No finding yet")
 
 
 def test_a_study_without_baseline_compares_nothing(
@@ -132,38 +165,41 @@ def test_a_study_without_baseline_compares_nothing(
     for run in manifest["runs"]:
         run["baseline_run"] = ""
     (folder / "manifest.json").write_text(json.dumps(manifest | {"baseline": {}}))
-    data = load_study(folder, store)
-    assert prose.finding(data)[0].startswith("This study declares no baseline")
-    assert (
-        "Not available"
-        not in (
-            write_report(folder, store).read_text().split("## Figures")[0].split("### Table 1")[1]
-        )
-    )
+    found = opening(load_study(folder, store))
+    assert found.answer.plain.startswith("This study declares no baseline")
+    assert all(score.baseline for row in found.matrix.cells for score in row)
+    write_report(folder, store)
 
 
 def test_improvement_and_declared_trend_are_stated(tmp_path: Path) -> None:
     data = study(tmp_path)
-    assert prose.improvement(data).startswith(
+    assert prose.improvement(data).plain.startswith(
         "Training improves on the base: from the base to α = 0 after iteration 2, held-out reward "
         "(greedy) goes from"
     )
     trend = prose.trend(data)
-    assert "expected to fall with α. It falls: slope −0.2" in trend
-    assert "Page's test" in trend
-    against = study(
-        tmp_path / "b",
-        declare={
-            "trend": {
-                "benchmark": "diagnostics",
-                "metric": "rhat_reference_samples",
-                "iteration": 1,
-                "axis": "objective.alpha",
-                "expected": "rising",
-            }
-        },
+    assert trend is not None
+    assert trend.plain.endswith("expected to fall with α. It falls.")
+    assert trend.exact.startswith("Slope −0.2")
+    assert "Page's test" in trend.exact
+    rising = data.declare["trend"] | {"expected": "rising"}
+    against = prose.trend(study(tmp_path / "b", declare={"trend": rising}))
+    assert against is not None
+    assert "Observed in the opposite direction" in against.plain
+
+
+def test_seeds_to_run_next_are_those_of_the_power_table(tmp_path: Path) -> None:
+    folder, store = synthetic.build(
+        tmp_path, synthetic.Synthetic(answers=False, faults=False, effect=0.0, seeds=(0, 1, 2, 3))
     )
-    assert "Observed in the opposite direction" in prose.trend(against)
+    (step,) = opening(load_study(folder, store)).next
+    assert step.says == "22 seeds would detect a difference of 1 point in AlpacaEval LC"
+    table = power_study(folder, store, 1.0)
+    asked = {(row["comparison"], row["population"]): row["seeds"] for row in table.data}
+    assert asked["α = 1 minus α = 0", "A"] == 22
+    assert command(step, "a study.yaml", ["seeds=[1,2]", "loop.iterations=2"]) == (
+        "selm run 'a study.yaml' --set loop.iterations=2 --set seeds=22"
+    )
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -290,7 +326,7 @@ def test_hostile_outputs_are_text_and_the_page_loads_nothing(written: Path) -> N
     reader = _Reader()
     reader.feed(html)
     assert reader.handlers == []
-    assert reader.loads == []
+    assert set(reader.loads) == {"settings.json", "costs/costs.csv", "costs/versions.json"}  # links
     assert [script.get("type") for script in reader.scripts] == ["application/json", None]
     stored = json.loads(reader.content[0])
     texts = json.dumps(stored, ensure_ascii=False)
@@ -362,7 +398,9 @@ def test_a_hundred_checkpoints_stay_under_ten_megabytes(tmp_path: Path) -> None:
     assert len(found.checkpoints) == 90  # 10 bases and 2 × 10 × 4
     assert len(found.as_json()) < 6_000_000
     assert any("prompts are shown" in notice for notice in found.notices)
-    assert len(page(data, {key: TABLES[key](data) for key in TABLES}, {}, {}).encode()) < 10_000_000
+    tables = {key: build(data) for key, build in TABLES.items()}
+    parts = parts_of(data, opening(data), tables, {})
+    assert len(page(data, parts, {}).encode()) < 10_000_000
 
 
 @pytest.mark.slow

@@ -16,17 +16,8 @@ from analysis import findings, measures, text
 from analysis.cells import cell_text
 from analysis.compare import compare
 from analysis.load import StudyData, load_study
-from analysis.table import (
-    Observation,
-    Table,
-    TableRow,
-    Unavailable,
-    as_csv,
-    as_html,
-    as_latex,
-    as_markdown,
-    sort_value,
-)
+from analysis.page import sort_value, to_html
+from analysis.table import Observation, Table, TableRow, Unavailable, as_csv, as_latex, as_markdown
 from analysis.tables import TABLES, matched, published
 from analysis.tables.judge import FLAGS, disagreement, flips_of
 from harness.records import HarnessError
@@ -85,7 +76,7 @@ def test_every_table_is_built_in_every_form(complete: StudyData, rich: StudyData
     latex = as_latex(table)
     assert latex.count("{") == latex.count("}")
     assert latex.isascii()
-    assert as_html(table).count("<tr") == len(table.rows or [0]) + 1
+    assert to_html(as_markdown(table), {}).count("<tr") == len(table.rows or [0]) + 1
 
 
 def test_every_table_and_flag_is_explained() -> None:
@@ -404,8 +395,8 @@ def test_hostile_text_stays_text_in_every_form(evil: str) -> None:
     table, plain = (
         Table("t", s, s, [TableRow({"a": s, s: s})], [{"a": s, s: 1.0}], [s]) for s in (evil, "x")
     )
-    page = as_html(table)
-    assert _tags(page) == _tags(as_html(plain))
+    page = to_html(as_markdown(table), {})
+    assert _tags(page) == _tags(to_html(as_markdown(plain), {}))
     for form in (as_markdown(table), as_latex(table), as_csv(table), page):
         form.encode("utf-8")
         assert not any(c in form for c in "\x1b\x07\u202e\u200f\ud800")

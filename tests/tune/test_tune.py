@@ -421,7 +421,7 @@ def test_the_command_searches_runs_the_finals_and_reports_both(
     monkeypatch.setattr(
         "harness.engine.launch.make_executor", lambda kind, store, workers, plan: Inline(store)
     )
-    monkeypatch.setattr("harness.cli.run.write_report", lambda folder, store: folder)
+    monkeypatch.setattr("harness.cli.run.show_report", lambda plan, store, folder: None)
     text = changed(
         SEARCH.replace("set: {", "set: {objective.alpha: 0.1, "),
         trials="6",

@@ -1,0 +1,134 @@
+"""The finding on one terminal screen, and a run's progress: nothing cut off, failures at once."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis.load import load_study
+from analysis.opening import opening
+from analysis.screen import Opening
+from harness.cli import console, screen
+from harness.engine.graph import Node, Plan
+from harness.engine.launch import prepare
+from harness.engine.worker import Result, State
+from tests import synthetic
+
+SMOKE = Path(__file__).parents[2] / "ablations" / "smoke.yaml"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Opening:
+    """Twenty arms with long names."""
+    arms = ["DPO", *(f"an objective with a long name, {i}" for i in range(19))]
+    made = synthetic.Synthetic(
+        axes={"arm": arms},
+        iterations=1,
+        faults=False,
+        answers=False,
+        heldout=4,
+        ood=2,
+        task_items=2,
+        questions=4,
+        instructions=6,
+    )
+    return opening(load_study(*synthetic.build(tmp_path_factory.mktemp("many"), made)))
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Opening:
+    made = synthetic.Synthetic(answers=False)
+    return opening(load_study(*synthetic.build(tmp_path_factory.mktemp("faulty"), made)))
+
+
+def printed(found: Opening, width: int) -> str:
+    to = Console(file=io.StringIO(), width=width, highlight=False)
+    to.print(screen.screen(found, Path("results/x/report"), "ablations/x.yaml", width))
+    return to.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("study", ["many", "faulty"])
+def test_the_screen_fits_and_says_it_all(
+    study: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    found: Opening = request.getfixturevalue(study)
+    text = printed(found, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    whole, narrow = " ".join(text.split()), "".join(text.split())
+    assert found.answer.plain in whole
+    assert found.answer.exact in whole
+    for warning in found.warnings:
+        assert warning in whole
+    for label, row in zip(found.matrix.arms, found.matrix.cells, strict=True):
+        assert row[0].shown in text
+        assert any(word in text for word in label.split())
+    assert "selmrunablations/x.yaml" in narrow
+    assert "results/x/report/index.html" in narrow
+
+
+def test_a_wider_terminal_shows_more_measures(faulty: Opening) -> None:
+    narrow, wide = printed(faulty, 80), printed(faulty, 140)
+    assert faulty.matrix.cells[0][0].shown in narrow
+    assert faulty.matrix.cells[0][4].shown not in narrow
+    assert faulty.matrix.cells[0][4].shown in wide
+
+
+# -- progress --------------------------------------------------------------------------------------
+@pytest.fixture
+def plan() -> Plan:
+    return prepare(SMOKE, {})
+
+
+def display(plan: Plan, *, verbose: bool = False) -> console.ProgressDisplay:
+    seconds = dict.fromkeys(plan.nodes, 2.0)
+    done = {node.key for node in plan.nodes.values() if node.stage.startswith("data.")}
+    return console.ProgressDisplay(plan, seconds, done, 2, verbose)
+
+
+def ended(node: Node, state: State, message: str = "") -> Result:
+    return Result(node.key, state, 3.0, message, {"seconds": 3.0})
+
+
+def test_only_what_fails_is_said_and_at_once(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show, (first, second, *_) = display(plan), list(plan.nodes.values())[1:]
+    show("end", first, ended(first, "done"))
+    assert capsys.readouterr().out == ""
+    show("end", second, ended(second, "failed", "the judge's key was refused"))
+    said = capsys.readouterr().out
+    assert "FAILED" in said
+    assert "the judge's key was refused" in said
+    show = display(plan, verbose=True)
+    show("end", first, ended(first, "done"))
+    assert first.stage in capsys.readouterr().out
+
+
+def test_a_line_counts_kinds_and_expects_the_rest(plan: Plan) -> None:
+    show = display(plan)
+    todo, base = len(plan.nodes) - 1, next(n for n in plan.nodes.values() if "base" in n.stage)
+    assert f"0/{todo}  about {console.duration(todo)} left" in show.line()  # 2 s each, 2 workers
+    show("end", base, ended(base, "done"))
+    assert f"1/{todo}" in show.line()
+    assert "base.pocket 1/1" in show.line()
+    assert "train 0/2" in show.line()
+
+
+def test_one_line_a_minute_where_output_is_no_terminal(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "MINUTE", 0.05)
+    with display(plan) as show:
+        show.over.wait(0.4)
+    lines = capsys.readouterr().out.splitlines()
+    assert 2 <= len(lines) <= 8
+    assert all("left  (" in line for line in lines)
+
+
+def test_durations_read_as_people_say_them() -> None:
+    assert [console.duration(s) for s in (4.4, 125, 7500)] == ["4 s", "2 min 5 s", "2 h 5 min"]
