@@ -24,15 +24,56 @@ from harness.study.settings import Recipe
 from harness.study.study import load_study
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES
+from tests.model.families import FAMILIES
 from tests.study.test_recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parent.parent
-SHAPES = {
-    "zephyr-7b": ("mistral", "zephyr"),
-    "llama-3-8b": ("llama", "llama3"),
-    "phi-3-mini": ("phi3", "phi3"),
-    "small-1b-lora": ("qwen3", "chatml"),
+SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "zephyr-7b": ("mistral", "zephyr", {}),
+    "llama-3-8b": ("llama", "llama3", {}),
+    "phi-3-mini": ("phi3", "phi3", {}),
+    "small-1b-lora": ("qwen3", "chatml", {}),
+    "llama-3.2-1b": (
+        "llama",
+        "llama-3.2",
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500_000.0,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 2048,
+            },
+        },
+    ),
+    "phi-4-mini": (
+        "phi3",
+        "phi-4-mini",
+        {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+    ),
+    "gemma-3-1b": (
+        "gemma3_text",
+        "gemma",
+        {
+            "tie_word_embeddings": True,
+            "vocab_size": 262_144,
+            "sliding_window": 512,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
 }
+"""Recipe → architecture, template (of `tiny.STYLES` or `FAMILIES`), and what its configuration has
+beside the sizes.
+"""
 MAY_DIFFER = (
     *(
         "model.",
@@ -56,10 +97,10 @@ STAYS = {"model.chat_template", "evaluation.iterations", "evaluation.heldout_sam
 
 def double_study(name: str, folder: Path, shared: Path) -> Path:
     """The study file of a recipe's double, with its checkpoint and data below ``folder``."""
-    architecture, style = SHAPES[name]
-    start = tiny.checkpoint(
-        folder / "start", architecture, style, max_position_embeddings=4096, initializer_range=0.05
-    )
+    architecture, style, more = SHAPES[name]
+    made = tiny.tokenizer(style) if style in tiny.STYLES else FAMILIES[style].tokenizer()
+    sizes = {"max_position_embeddings": 4096, "initializer_range": 0.05}
+    start = tiny.written(folder / "start", architecture, made, **sizes | more)
     rows = []
     with gzip.open(
         shared / "preferences" / "hh_helpful_base_test.jsonl.gz", "rt", encoding="utf-8"
@@ -136,7 +177,7 @@ def test_a_recipe_runs_whole_with_a_double_of_its_shape(
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     manifest, store = (

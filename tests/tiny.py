@@ -102,7 +102,14 @@ def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
     """A two-layer, 32-wide configuration of the architecture, with grouped keys; ``changes``
     override.
     """
-    from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
+    from transformers import (
+        Gemma3TextConfig,
+        LlamaConfig,
+        MistralConfig,
+        Phi3Config,
+        Qwen2Config,
+        Qwen3Config,
+    )
 
     kinds = {
         "llama": LlamaConfig,
@@ -110,6 +117,7 @@ def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
         "phi3": Phi3Config,
         "qwen2": Qwen2Config,
         "qwen3": Qwen3Config,
+        "gemma3_text": Gemma3TextConfig,
     }
     settings: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -122,7 +130,7 @@ def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
         "initializer_range": 0.3,
         "tie_word_embeddings": False,
     }
-    if architecture == "qwen3":
+    if architecture in ("qwen3", "gemma3_text"):
         settings["head_dim"] = 8
     return kinds[architecture](**{**settings, **changes})
 
@@ -134,14 +142,12 @@ def model(architecture: str, made: Any, *, seed: int = 0, **changes: Any) -> Any
     import torch
     from transformers import AutoModelForCausalLM
 
-    settings = config(
-        architecture,
-        len(made),
-        bos_token_id=made.bos_token_id,
-        eos_token_id=made.eos_token_id,
-        pad_token_id=made.pad_token_id,
-        **changes,
-    )
+    given = {
+        "bos_token_id": made.bos_token_id,
+        "eos_token_id": made.eos_token_id,
+        "pad_token_id": made.pad_token_id,
+    }
+    settings = config(architecture, len(made), **given | changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(settings).eval()
@@ -157,8 +163,12 @@ def checkpoint(
     **changes: Any,
 ) -> Path:
     """Write a tiny safetensors checkpoint with its tokenizer into ``folder`` and return it."""
-    made = tokenizer(style, template=template)
-    model(architecture, made, seed=seed, **changes).save_pretrained(folder, safe_serialization=True)
+    return written(folder, architecture, tokenizer(style, template=template), seed=seed, **changes)
+
+
+def written(folder: Path, architecture: str, made: Any, **changes: Any) -> Path:
+    """The same with a tokenizer of one's own."""
+    model(architecture, made, **changes).save_pretrained(folder, safe_serialization=True)
     made.save_pretrained(folder)
     return folder
 

@@ -54,6 +54,11 @@ KNOWN = {
         "Llama 3 8B", 32, 4096, 14336, 32, 8, 128, 128_256
     ),
     "microsoft/Phi-3-mini-4k-instruct": Shape("Phi-3 mini", 32, 3072, 8192, 32, 32, 96, 32_064),
+    "meta-llama/Llama-3.2-1B-Instruct": Shape(
+        "Llama 3.2 1B", 16, 2048, 8192, 32, 8, 64, 128_256, True
+    ),
+    "microsoft/Phi-4-mini-instruct": Shape("Phi-4 mini", 32, 3072, 8192, 24, 8, 128, 200_064, True),
+    "google/gemma-3-1b-it": Shape("Gemma 3 1B", 26, 1152, 6912, 4, 1, 256, 262_144, True),
     "Qwen/Qwen3-1.7B": Shape("Qwen3 1.7B", 28, 2048, 6144, 16, 8, 128, 151_936, True),
 }
 """Shapes of the recipes' models, so that a budget needs no download."""

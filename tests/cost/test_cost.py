@@ -46,6 +46,9 @@ def budget_of(path: Path, store: Path, **overrides: Any) -> Budget:
         ("meta-llama/Meta-Llama-3-8B-Instruct", 8.030e9),
         ("microsoft/Phi-3-mini-4k-instruct", 3.821e9),
         ("Qwen/Qwen3-1.7B", 1.721e9),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1.236e9),
+        ("microsoft/Phi-4-mini-instruct", 3.836e9),
+        ("google/gemma-3-1b-it", 1.000e9),
     ],
 )
 def test_known_shapes_have_the_published_parameters(source: str, published: float) -> None:

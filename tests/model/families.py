@@ -155,6 +155,17 @@ FAMILIES: dict[str, Family] = {
         "<|assistant|>\n",
         answer="Blue.<|end|>",
     ),
+    "phi-4-mini": Family(
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}"
+        "{% else %}{{ eos_token }}{% endif %}",
+        eos="<|endoftext|>",
+        special=("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
+        prompt="<|user|>Hi<|end|><|assistant|>",
+        system="<|system|>Be brief<|end|><|user|>Hi<|end|><|assistant|>",
+        long="<|user|>Hi<|end|><|assistant|>Yo<|end|><|user|>Bye<|end|><|assistant|>",
+        answer="Blue.<|end|>",
+    ),
     "qwen3": Family(
         "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
         "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"

@@ -1,0 +1,158 @@
+"""IFEval: instructions whose fulfilment lm-eval's own code checks, without a judge.
+
+Zhou et al. 2023, arXiv 2311.07911. Strict and loose accuracy of prompts (all instructions of one
+met) and of instructions; loose ignores asterisks and a first or last line, as the paper does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from harness.evaluate import benchmark
+from harness.evaluate.libraries import ifeval
+from harness.records import (
+    HarnessError,
+    Score,
+    StageOutcome,
+    StageTask,
+    Status,
+    content_hash,
+    read_jsonl,
+    write_jsonl,
+)
+from harness.study.sections import NonNegative, Positive, Section
+from harness.study.tasks import Answers, AnswerTask, Nothing
+from harness.study.work import Work
+
+NAME = "ifeval"
+ITEMS = 541
+READ = ("ok", "truncated")
+SENTENCES = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
+"""Kinds whose checkers need NLTK's punkt_tab."""
+METRICS = {
+    "prompt_level_strict_acc": "prompts, strict",
+    "inst_level_strict_acc": "instructions, strict",
+    "prompt_level_loose_acc": "prompts, loose",
+    "inst_level_loose_acc": "instructions, loose",
+}
+"""lm-eval's names, and what they count."""
+
+
+class IFEvalSettings(Section):
+    questions: str = ""
+    """JSONL in google/IFEval's form: key, prompt, instruction_id_list, kwargs."""
+    limit: NonNegative = 0
+    max_new_tokens: Positive = 1280
+
+
+def prepare(settings: IFEvalSettings, out: Path) -> Mapping[str, Any]:
+    """The user's prompts, for every checkpoint alike. Raises HarnessError for rows of another form,
+    unknown instructions, and instructions whose checker lacks its data.
+    """
+    path = benchmark.given_file(settings, NAME, "questions")
+    rows = [_row(row, f"{path}, item {n}") for n, row in enumerate(read_jsonl(path), 1)]
+    rows = rows[: settings.limit or None]
+    asked = {kind for row in rows for kind in row["instruction_id_list"]}
+    if asked & set(SENTENCES) and not _has_sentences():
+        raise HarnessError(
+            f"{path}: instructions that count sentences or capital words need NLTK's data: run "
+            "`python -m nltk.downloader punkt_tab` where there is a network"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    return {"expected": write_jsonl(out / "questions.jsonl", rows)}
+
+
+def _row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    kinds, options = row.get("instruction_id_list"), row.get("kwargs")
+    if not (row.get("prompt") and isinstance(kinds, list) and isinstance(options, list)):
+        raise HarnessError(
+            f"{place}: wants key, prompt, instruction_id_list and kwargs; has: {', '.join(row)}"
+        )
+    unknown = sorted(set(kinds) - set(ifeval().INSTRUCTION_DICT))
+    if unknown or len(kinds) != len(options):
+        wrong = f"unknown instruction {unknown[0]}" if unknown else "not one kwargs an instruction"
+        raise HarnessError(f"{place}: {wrong}")
+    named = {"id": str(row["key"]), "question": row["prompt"], "kwargs": options}
+    return named | {"instruction_id_list": kinds}
+
+
+def _has_sentences() -> bool:
+    data = importlib.import_module("nltk").data
+    try:
+        data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return False
+    return True
+
+
+def write_pocket(_seed: int, _limit: int, _folder: Path) -> NoReturn:
+    """Raises HarnessError: the pocket world's language has no such instructions."""
+    raise HarnessError(
+        "ifeval asks real questions, which a pocket model does not speak; leave it out of "
+        "evaluation.benchmarks"
+    )
+
+
+def run(task: StageTask[Nothing]) -> StageOutcome:
+    """Stage ``ifeval``: one score row a prompt, and one an instruction (cluster: its prompt)."""
+    rows = list(read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl"))
+    scores = [score for row in rows for score in _scores(row)]
+    known: dict[str, list[float]] = {name: [] for name in METRICS}
+    for score in scores:
+        if score.value is not None:
+            known[score.metric].append(score.value)
+    means = {name: benchmark.mean(values) for name, values in known.items()}
+    return benchmark.finish(task, scores, means, primary="prompt_level_strict_acc")
+
+
+def _scores(row: Mapping[str, Any]) -> Iterator[Score]:
+    """An empty answer meets nothing; one that is missing has no value."""
+    name, said = row["id"], row["output"]
+    status: Status = row["status"]
+    doc = {"key": 0, "prompt": row["question"], "kwargs": row["kwargs"]}
+    doc |= {"instruction_id_list": row["instruction_id_list"]}
+    found = ifeval().utils.process_results(doc, [said]) if status in READ else {}
+    source = content_hash(row["question"], said, length=16)
+    for metric in METRICS:
+        parts = row["instruction_id_list"] if metric.startswith("inst") else [""]
+        for place in range(len(parts)):
+            value = None
+            if found:
+                met = found[metric]
+                value = 100.0 * bool(met[place] if isinstance(met, list) else met)
+            item = f"{name}#{place}" if metric.startswith("inst") else name
+            kept: Status = "ok" if found else status
+            yield Score(NAME, "4", item, name, metric, value, kept, source=source)
+
+
+def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
+    """One answer a prompt."""
+    length = min(count.lengths.answer, task.answers[NAME].max_new_tokens)
+    return benchmark.asked_work(count.limit(NAME, ITEMS), length, "IFEval prompts")
+
+
+BENCHMARK = benchmark.Benchmark(
+    NAME,
+    "IFEval",
+    settings=IFEvalSettings,
+    stage=NAME,
+    run="harness.evaluate.ifeval:run",
+    task=Nothing,
+    settle=lambda _asked: Nothing(),
+    measures=lambda _evaluation: [
+        benchmark.Measure(NAME, name, title, "percent", 1, scale=benchmark.PERCENT, table=NAME)
+        for name, title in METRICS.items()
+    ],
+    inputs=("answer",),
+    work=lambda _count, _task: Work(rows=1),
+    questions=lambda task: benchmark.QuestionRows(NAME, task),
+    answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens, temperature=0.0),
+    asked=asked,
+    files=("questions",),
+    prepare=prepare,
+    pocket="harness.evaluate.ifeval:write_pocket",
+    samples=benchmark.Samples(f"{NAME}.jsonl", "prompt_level_strict_acc", "all met"),
+)
