@@ -455,6 +455,7 @@ BENCHMARK = Benchmark(
     measures=measures,
     work=_work,
     inputs=("policy", "benchmarks"),
+    version=2,
     seconds=4.0,
     accelerator=True,
     other_files=("data",),

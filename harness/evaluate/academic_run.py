@@ -3,7 +3,9 @@ score row per item.
 
 Inputs: policy, benchmarks (its ``academic`` folder: tasks.json and task YAMLs with paths relative
 to the folder). Out: scores.parquet, samples.jsonl (the text or log-likelihoods that earned each
-score), summary.json {column: {"value", "stderr", "n", …}}.
+score), summary.json {column: {"value", "stderr", "n", …}}. Tasks are evaluated one after another,
+and each is kept in a journal of its own as soon as it is done: an attempt that is killed repeats
+the one it was at.
 
 Prompts, few-shot draws, answer parsing and metrics are lm-eval's; here is only what it leaves open:
 batches by length, no cache that forgets the model, no global seeding left behind, tokens checked
@@ -24,12 +26,14 @@ import re
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from harness.evaluate.academic import PAPER_TASKS, AcademicTask, item_name, scale_of
 from harness.evaluate.benchmark import unscored
+from harness.files import write_atomic
 from harness.model import chat
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy
@@ -40,6 +44,7 @@ from harness.records import (
     StageOutcome,
     StageTask,
     Status,
+    canonical_json,
     content_hash,
     write_jsonl,
     write_scores,
@@ -54,6 +59,18 @@ Logged = list[dict[str, Any]] | None
 """lm-eval's samples of one task; None where it ran out of memory."""
 
 
+@dataclass(frozen=True)
+class Done:
+    """One task's score rows and sample rows, and how many of how many requests lm-eval cut on the
+    left to fit the model.
+    """
+
+    scores: list[Score]
+    samples: list[dict[str, Any]]
+    cut: int
+    asked: int
+
+
 def run(task: StageTask[AcademicTask]) -> StageOutcome:
     """Score one checkpoint. Raises HarnessError for a policy or a task that lm-eval would score on
     wrong tokens or prompts.
@@ -66,7 +83,7 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
     if settings.chat_template:
         chat.preflight(policy.tokenizer)
     scores, samples, summary, (cut, asked) = evaluate_policy(
-        policy, task.inputs["benchmarks"] / "academic", settings
+        policy, task.inputs["benchmarks"] / "academic", settings, task.out
     )
     write_jsonl(task.out / "samples.jsonl", samples)
     (task.out / "summary.json").write_text(
@@ -74,6 +91,8 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
     )
     rows = write_scores(task.out / "scores.parquet", scores)
     errors = sum(score.status == "error" for score in scores)
+    for journal in task.out.glob("*.journal.jsonl") if not errors else ():
+        journal.unlink()
     shown = {column: entry["value"] for column, entry in summary.items()}
     left_out = unscored(task.stage, scores)
     if cut:
@@ -83,10 +102,10 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
 
 
 def evaluate_policy(
-    policy: Any, folder: Path, settings: AcademicTask
+    policy: Any, folder: Path, settings: AcademicTask, journals: Path | None = None
 ) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], tuple[int, int]]:
     """Score rows, samples, summary by column, and how many of how many requests lm-eval cut on the
-    left to fit the model.
+    left to fit the model. journals: folder in which finished tasks are kept and found.
     """
     entries = task_entries(folder, settings.tasks)
     with (
@@ -104,19 +123,33 @@ def evaluate_policy(
             }
             for task in tasks.values():
                 keep_shots_apart(column, task)
-        every: dict[str, Any] = {}
-        for tasks in columns.values():
-            every |= tasks
-        found = evaluate_all(lm, every, settings)
-        scores: list[Score] = []
-        samples: list[dict[str, Any]] = []
-        summary: dict[str, Any] = {}
+        found: dict[str, list[Done]] = {}
         for column, tasks in columns.items():
-            rows, texts = score_rows(column, entries[column], tasks, found, settings.limit)
-            scores += rows
-            samples += texts
-            summary[column] = summarise(entries[column], rows)
-    return scores, samples, summary, (lm.cut, lm.asked)
+            found[column] = []
+            for name, task in tasks.items():
+                said = f"{name}:" if len(tasks) > 1 else ""
+                asked = (lm, column, entries[column], name, task, settings, said)
+                found[column].append(_kept(journals, name, functools.partial(score_task, *asked)))
+    every = [done for each in found.values() for done in each]
+    rows = {column: [row for done in each for row in done.scores] for column, each in found.items()}
+    summary = {column: summarise(entries[column], mine) for column, mine in rows.items()}
+    scores = [row for done in every for row in done.scores]
+    samples = [text for done in every for text in done.samples]
+    return scores, samples, summary, (sum(d.cut for d in every), sum(d.asked for d in every))
+
+
+def _kept(journals: Path | None, name: str, evaluate: Callable[[], Done]) -> Done:
+    """A task as its journal holds it, else evaluated now. One with a row in error is not kept."""
+    if journals is None:
+        return evaluate()
+    file = journals / f"{content_hash(name, length=16)}.journal.jsonl"
+    if file.is_file():
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Done(**told | {"scores": [Score(**row) for row in told["scores"]]})
+    done = evaluate()
+    if all(row.status != "error" for row in done.scores):
+        write_atomic(file, canonical_json(asdict(done)) + "\n")
+    return done
 
 
 # -- tasks -----------------------------------------------------------------------------------------
@@ -253,50 +286,45 @@ def load_tasks(
 
 
 # -- evaluation ------------------------------------------------------------------------------------
-def evaluate_all(lm: Any, tasks: Mapping[str, Any], settings: AcademicTask) -> dict[str, Logged]:
-    """lm-eval's logged samples by task; None for a task that ran out of memory even one row at a
-    time.
+def score_task(
+    lm: Any, column: str, entry: Entry, name: str, task: Any, settings: AcademicTask, prefix: str
+) -> Done:
+    """One lm-eval task. prefix: before the names of its items, in a column of several tasks. Error
+    rows where it ran out of memory even one row at a time.
     """
+    lm.shrink = 1
     try:
-        return dict(_with_smaller_batches(lm, tasks, settings))
+        logged = _with_smaller_batches(lm, name, task, settings)
     except MemoryError:
-        lm.shrink = 1
-    found: dict[str, Logged] = {}
-    for name, task in tasks.items():
-        try:
-            found |= _with_smaller_batches(lm, {name: task}, settings)
-        except MemoryError:
-            found[name] = None
-    return found
+        logged = None
+    scores, samples = score_rows(column, entry, task, logged, settings.limit, prefix)
+    return Done(scores, samples, lm.cut, lm.asked)
 
 
-def _with_smaller_batches(
-    lm: Any, tasks: Mapping[str, Any], settings: AcademicTask
-) -> dict[str, Logged]:
+def _with_smaller_batches(lm: Any, name: str, task: Any, settings: AcademicTask) -> Logged:
     """One evaluation; out of memory halves the batches and starts again. Raises MemoryError when
     batches of one row do not fit.
     """
     while True:
+        lm.cut = lm.asked = 0
         try:
-            return _evaluate(lm, tasks, settings)
+            return _evaluate(lm, name, task, settings)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
                 raise
             if lm.shrink >= max(ROWS, settings.generation_batch):
                 raise MemoryError(str(error)) from error
             lm.shrink *= 2
-            lm.cut = lm.asked = 0
 
 
-def _evaluate(lm: Any, tasks: Mapping[str, Any], settings: AcademicTask) -> dict[str, Logged]:
+def _evaluate(lm: Any, name: str, task: Any, settings: AcademicTask) -> Logged:
     from lm_eval.evaluator import evaluate
 
-    for task in tasks.values():
-        task.set_fewshot_seed(FEWSHOT_SEED)
+    task.set_fewshot_seed(FEWSHOT_SEED)
     try:
         results = evaluate(
             lm,
-            {"tasks": dict(tasks), "groups": {}, "group_map": {}},
+            {"tasks": {name: task}, "groups": {}, "group_map": {}},
             limit=settings.limit or None,
             bootstrap_iters=0,
             log_samples=True,
@@ -308,42 +336,39 @@ def _evaluate(lm: Any, tasks: Mapping[str, Any], settings: AcademicTask) -> dict
             f"lm-eval refuses the academic tasks: {error} (a shorter academic.max_new_tokens or "
             "fewer shots may help)"
         ) from error
-    samples: dict[str, Logged] = results["samples"]
+    samples: Logged = results["samples"][name]
     return samples
 
 
 # -- rows ------------------------------------------------------------------------------------------
 def score_rows(
-    column: str, entry: Entry, tasks: Mapping[str, Any], found: Mapping[str, Logged], limit: int
+    column: str, entry: Entry, task: Any, logged: Logged, limit: int, prefix: str
 ) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Score rows in percent and sample rows of one column, in lm-eval's order of items."""
+    """Score rows in percent and sample rows of one task, in lm-eval's order of items."""
     scores: list[Score] = []
     samples: list[dict[str, Any]] = []
-    several = len(tasks) > 1
-    for name, task in tasks.items():
-        shown = name if several else entry.get("lm_eval_task", entry["task"])
-        benchmark_version = f"lm_eval {version('lm_eval')} {shown} {task.VERSION}"
-        logged = found[name]
-        docs: list[tuple[int, Any, dict[str, Any] | None]]
-        if logged is None:
-            wanted = itertools.islice(task.eval_docs, limit or None)
-            docs = [(position, doc, None) for position, doc in enumerate(wanted)]
-        else:
-            docs = [(one["doc_id"], one["doc"], one) for one in _filtered(column, entry, logged)]
-        names = _item_names([(position, doc) for position, doc, _ in docs])
-        for item, (_, _, sample) in zip(names, docs, strict=True):
-            item = f"{name}:{item}" if several else item
-            value, source = None, ""
-            if sample is not None:
-                value = _value(column, entry, sample)
-                hashes = [sample[f"{part}_hash"] for part in ("doc", "prompt", "target")]
-                source = content_hash(*hashes, length=16)
-                said = {"answer": sample["filtered_resps"], "raw": sample["resps"]}
-                plain = {key: _plain(text) for key, text in said.items()}
-                samples.append({"benchmark": column, "item": item, "value": value} | plain)
-            status: Status = "error" if value is None else "ok"
-            row = (column, benchmark_version, item, item, "score", value, status)
-            scores.append(Score(*row, source=source))
+    shown = prefix.removesuffix(":") or entry.get("lm_eval_task", entry["task"])
+    benchmark_version = f"lm_eval {version('lm_eval')} {shown} {task.VERSION}"
+    docs: list[tuple[int, Any, dict[str, Any] | None]]
+    if logged is None:
+        wanted = itertools.islice(task.eval_docs, limit or None)
+        docs = [(position, doc, None) for position, doc in enumerate(wanted)]
+    else:
+        docs = [(one["doc_id"], one["doc"], one) for one in _filtered(column, entry, logged)]
+    names = _item_names([(position, doc) for position, doc, _ in docs])
+    for item, (_, _, sample) in zip(names, docs, strict=True):
+        item = prefix + item
+        value, source = None, ""
+        if sample is not None:
+            value = _value(column, entry, sample)
+            hashes = [sample[f"{part}_hash"] for part in ("doc", "prompt", "target")]
+            source = content_hash(*hashes, length=16)
+            said = {"answer": sample["filtered_resps"], "raw": sample["resps"]}
+            plain = {key: _plain(text) for key, text in said.items()}
+            samples.append({"benchmark": column, "item": item, "value": value} | plain)
+        status: Status = "error" if value is None else "ok"
+        row = (column, benchmark_version, item, item, "score", value, status)
+        scores.append(Score(*row, source=source))
     return scores, samples
 
 

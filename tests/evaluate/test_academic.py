@@ -8,9 +8,11 @@ import gzip
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+from harness.engine.store import Store
 from harness.evaluate import academic_run
 from harness.evaluate.academic import (
     PAPER_TASKS,
@@ -550,6 +553,58 @@ def test_prompts_that_lm_eval_cuts_are_counted(data: dict[str, str], tmp_path: P
 
 
 # --- failures -------------------------------------------------------------------------------------
+
+
+WANTED = ["arc_challenge", "truthfulqa_mc2", "openbookqa"]
+
+
+def killed_at_the_second(data: dict[str, str], policy: str, root: str, store: str) -> None:
+    """An attempt of the stage whose process is killed when it comes to its second task."""
+    evaluated, original = [], academic_run._evaluate
+
+    def killed(lm: Any, name: str, *rest: Any) -> Any:
+        evaluated.append(name)
+        if len(evaluated) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(lm, name, *rest)
+
+    academic_run._evaluate = killed
+    task, opened = stage(data, Path(policy), Path(root), tasks=WANTED), Store(Path(store))
+    with opened.lock(KEY):
+        academic_run.run(replace(task, out=opened.begin(KEY)))
+
+
+KEY = "ab" + "0" * 62
+
+
+def test_a_kill_between_two_tasks_repeats_at_most_one(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = stage(data, policy_folder, tmp_path, tasks=WANTED)
+    academic_run.run(task)
+    whole = {f.name: f.read_bytes() for f in task.out.iterdir()}
+    assert sorted(whole) == ["samples.jsonl", "scores.parquet", "summary.json"]
+    store = Store(tmp_path / "store")
+    store.open()
+    made = killed_at_the_second
+    called = f"from {made.__module__} import {made.__name__} as attempt"
+    code = f"import json, sys; {called}; attempt(*json.loads(sys.argv[1]))"
+    given = json.dumps([data, str(policy_folder), str(tmp_path), str(store.root)])
+    child = subprocess.run([sys.executable, "-c", code, given], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert [one.action for one in store.open()] == ["its journal is kept and will be continued"]
+    evaluated, original = [], academic_run._evaluate
+
+    def watched(lm: Any, name: str, *rest: Any) -> Any:
+        evaluated.append(name)
+        return original(lm, name, *rest)
+
+    monkeypatch.setattr(academic_run, "_evaluate", watched)
+    with store.lock(KEY):
+        again = store.begin(KEY)
+        academic_run.run(replace(task, out=again))
+    assert evaluated == ["selm_truthfulqa_mc2", "selm_openbookqa"]
+    assert {f.name: f.read_bytes() for f in again.iterdir()} == whole
 
 
 def test_out_of_memory_shrinks_the_batches(
