@@ -54,6 +54,7 @@ def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
         if measure.benchmark not in benchmarks:
             continue
         comparable: dict[str, bool] = {}
+        read: dict[str, str] = {}
         titles: dict[str, list[str]] = {}
         for checkpoint in data.checkpoints:
             name = data.identity(checkpoint, measure.benchmark, measure.metric)
@@ -64,9 +65,11 @@ def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
                 summary = data.summary(run, checkpoint.iteration, measure.benchmark)
                 same = not summary or summary.get("comparable") is True
                 comparable[name] = comparable.get(name, True) and same
+                read[name] = str(summary.get("verdict", ""))
         for name, same in comparable.items():
             where = f" ({', '.join(titles[name])})" if len(titles) > 1 else ""
-            sentences.append(f"{title}{where}, judged by {name}: {verdict(same)}.")
+            by = f"{name}, its verdicts read from {read[name]}" if read.get(name) else name
+            sentences.append(f"{title}{where}, judged by {by}: {verdict(same)}.")
         if len(titles) > 1:
             sentences.append(
                 f"{title}: rows of different judges or references are not comparable with one "

@@ -75,6 +75,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_another_judge_ends_in_one_table_of_both(finished: Path) -> None:
+    done = selm(finished, "judge", str(STUDY), "--set", "judge.noise=0.6")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "Arms against the baseline under two judges" in done.stdout
+    (path,) = finished.glob("e2e-judged-by-*/report/tables/two_judges.csv")
+    table = pd.read_csv(path)
+    assert set(table["measure"]) == {"AlpacaEval LC", "AlpacaEval WR", "MT-Bench mean"}
+    assert not table["first"].equals(table["second"])
+
+
 def test_every_checkpoint_has_scores_of_every_benchmark(finished: Path) -> None:
     manifest = json.loads((finished / "e2e" / "manifest.json").read_text())
     store = Store(finished / "store")

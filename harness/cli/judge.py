@@ -30,6 +30,9 @@ from harness.records import HarnessError, StageTask, canonical_json, content_has
 if TYPE_CHECKING:
     import torch
 
+    from analysis import load as loading
+    from analysis import table as written
+    from analysis import two_judges
     from analysis.tables import judge as judge_table
     from harness.cli import console as shown
     from harness.engine import launch, stages, worker
@@ -42,12 +45,13 @@ if TYPE_CHECKING:
     from harness.model import policy, template
     from harness.pocket import judge_server as pocket_judge
     from harness.stages import base as bases
-    from harness.study import sections, tasks
+    from harness.study import judges, sections, tasks
     from harness.study import study as studies
 else:
-    torch, judge_table, shown, launch, stages, worker, stores = lazy(
-        "torch",
-        "analysis.tables.judge",
+    torch, loading, written, two_judges, judge_table = lazy(
+        "torch", "analysis.load", "analysis.table", "analysis.two_judges", "analysis.tables.judge"
+    )
+    shown, launch, stages, worker, stores = lazy(
         "harness.cli.console",
         "harness.engine.launch",
         "harness.engine.stages",
@@ -63,11 +67,12 @@ else:
         "harness.judge.served",
         "harness.judge.verdicts",
     )
-    policy, template, pocket_judge, bases, sections, tasks, studies = lazy(
+    policy, template, pocket_judge, bases, judges, sections, tasks, studies = lazy(
         "harness.model.policy",
         "harness.model.template",
         "harness.pocket.judge_server",
         "harness.stages.base",
+        "harness.study.judges",
         "harness.study.sections",
         "harness.study.tasks",
         "harness.study.study",
@@ -122,7 +127,8 @@ def judge(
 ) -> None:
     """Judge a study's stored answers again, for example by another judge.
 
-    Trains and generates nothing, needs no GPU.
+    Trains and generates nothing, needs no GPU. Ends in one table that sets every arm against the
+    baseline under both judges.
 
     Example: selm judge ablations/alpha.yaml --set judge.noise=0.6 --dry-run
     """
@@ -142,12 +148,29 @@ def judge(
         told = ", ".join(f"{value:,.2f} {name}" for name, value in costs.items())
         shown.say(f"Nothing was asked. This would take: {told}")
         return
-    label = content_hash(plan.study.base.judge.model_dump(), length=8)
+    who = {name: verdicts.judge_label(one) for name, one in judges.asked(plan.study.base).items()}
+    label = content_hash(who, length=8)
     limited = launch.share_cost(plan, opened, max_cost)
     renamed = dataclasses.replace(plan.study, name=f"{plan.study.name}-judged-by-{label}")
     asked = dataclasses.replace(limited, study=renamed)
     count = worker_count(workers)
-    raise typer.Exit(run_plan(asked, store, results, workers=count, only=judged))
+    status = run_plan(asked, store, results, workers=count, only=judged)
+    show_both(results / plan.study.name, results / renamed.name, store)
+    raise typer.Exit(status)
+
+
+def show_both(first: Path, second: Path, store: Path) -> None:
+    """Every arm against the baseline under the study's own judge and another; kept beside the
+    other's report.
+    """
+    try:
+        both = [loading.load_study(folder, store) for folder in (first, second)]
+        table = two_judges.table_two_judges(*both)
+    except HarnessError as error:
+        shown.say(f"The two judges are not set side by side: {error}")
+        return
+    shown.analysis_table(table)
+    written.write_table(table, second / "report" / "tables")
 
 
 def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:

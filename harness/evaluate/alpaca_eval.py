@@ -27,6 +27,7 @@ from harness.evaluate.annotator import (
     Pair,
     annotate,
     annotator_of,
+    how_read,
     pooled,
 )
 from harness.evaluate.benchmark import (
@@ -370,6 +371,7 @@ def _judge(
     summary = summarise(rows, first, metrics[0]) | {
         "verdicts_cut_off": verdicts.cut_off({key: note.reason for key, note in found.items()}),
         "judge": judge.model,
+        "verdict": how_read(annotator, judge),
         "benchmark_version": version,
         "comparable": baseline_hash([row.item for row in rows]) == OFFICIAL_BASELINE
         and judge.model == OFFICIAL_JUDGE,

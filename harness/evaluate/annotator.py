@@ -138,6 +138,16 @@ def _library_annotator(name: str, exchange: _Exchange) -> Any:
     return pool
 
 
+def how_read(name: str, judge: JudgeSettings) -> str:
+    """How an annotator's verdicts are read from this judge, in words."""
+    library = libraries.alpaca_eval()
+    folder = library.constants.EVALUATORS_CONFIG_DIR
+    (config,) = library.utils.load_configs(name, relative_to=folder).values()
+    if config.get("fn_completion_parser") == "logprob_parser":
+        return "log-probabilities"
+    return "text" if judge.samples == 1 else f"the mean of {judge.samples} verdicts as text"
+
+
 def by_logprobs(single: Any) -> bool:
     """Whether one of the library's annotators reads log-probabilities."""
     return "numerator_token" in getattr(single.fn_completion_parser, "keywords", {})

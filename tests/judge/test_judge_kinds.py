@@ -98,6 +98,9 @@ def test_both_benchmarks_read_every_kind_with_one_call_a_verdict(
         if benchmark == "alpaca_eval" and judge.get("verdict") == "text":
             right = {key: 100.0 * (value > 50.0) for key, value in right.items()}  # type: ignore[operator]
         assert found == right
+        summary = json.loads((tmp_path / benchmark / "summary.json").read_text())
+        says = "text" if judge.get("verdict") == "text" else "log-probabilities"
+        assert benchmark == "mt_bench" or summary["verdict"] == says
         assert len(set(right.values())) > 1, "a judge that says one thing shows nothing"
 
 
