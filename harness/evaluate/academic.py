@@ -353,18 +353,17 @@ def _splits(
     """The task's items by split, and what tasks.json says about them."""
     column = paper.column
     path = Path(data[column])
-    items = convert(column, path)
+    items = with_ids(convert(column, path))
     _once(items, path)
     about: Item = {"source": path.name, "sha256": hash_file(path)}
     splits = {paper.split: items}
     train = data.get(f"{column}:train")
     if paper.trains and train is not None:
-        splits["train"] = convert(column, Path(train))
+        splits["train"] = with_ids(convert(column, Path(train)))
     elif paper.trains:
-        first = len(items) - shots - 1
         splits = {paper.split: items[: -(shots + 1)], "train": items[-(shots + 1) :]}
         about["shots_from"] = "held aside" if shots else "none"
-        about["held_aside"] = [item_name(one, first + i) for i, one in enumerate(splits["train"])]
+        about["held_aside"] = [item_name(one, 0) for one in splits["train"]]
     if not splits[paper.split]:
         raise HarnessError(
             f"{path}: {len(items)} items cannot spare {shots + 1} for shots; give "
@@ -385,6 +384,15 @@ def _once(items: Sequence[Item], path: Path) -> None:
 
 
 ID_KEYS = ("id", "ind", "question_id")
+
+
+def with_ids(items: Sequence[Item]) -> list[Item]:
+    """The items; where any has no id of its own, all are named by their content, so that the same
+    one has the same name in any order of the file.
+    """
+    if all(any(item.get(key) not in (None, "") for key in ID_KEYS) for item in items):
+        return list(items)
+    return [{**item, "id": content_hash(item, length=16)} for item in items]
 
 
 def item_name(doc: Mapping[str, Any], position: int) -> str:

@@ -25,6 +25,7 @@ from harness.engine.store import Store
 from harness.evaluate import academic_run
 from harness.evaluate.academic import (
     PAPER_TASKS,
+    AcademicSettings,
     convert,
     first_pass_prompt,
     prepare_academic,
@@ -219,6 +220,21 @@ def test_rows_in_the_hubs_own_form_pass_unchanged(tmp_path: Path) -> None:
     assert convert("arc_challenge", Path(write(tmp_path / "arc.jsonl", [row]))) == [row]
 
 
+def test_an_item_without_an_id_has_the_same_name_in_any_order(tmp_path: Path) -> None:
+    rows = [{"question": f"Q{n}", "answer": f"#### {n}"} for n in range(5)]
+    named = {}
+    for order in (rows, rows[::-1], [{**rows[0], "id": 7}, *rows[1:]]):
+        path = write(tmp_path / "gsm8k.jsonl", order)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        settings = AcademicSettings(tasks=["gsm8k"], data={"gsm8k": path}, shots={"gsm8k": 0})
+        prepare_academic(settings, tmp_path / "out")
+        written = [*read_rows(next((tmp_path / "out").glob("gsm8k_test*.jsonl")))]
+        named[len(named)] = {row["question"]: row["id"] for row in written}
+    assert named[0] == named[1]
+    assert len(set(named[0].values())) == len(named[0]) > 1
+    assert {type(name) for name in named[2].values()} == {str}
+
+
 def test_the_revision_part_of_an_eq_bench_prompt_is_removed() -> None:
     prompt = (
         "Score. Then critique your answer by thinking it through step by step. Finally, give your "
@@ -392,8 +408,10 @@ def test_what_an_item_says_is_text_whatever_tokens_it_spells_out(
 def test_a_tasks_description_is_not_dropped_where_a_template_has_no_system_turn(
     tmp_path: Path, family: str
 ) -> None:
-    template = FAMILIES[family].template
-    policy = load_policy(tiny.checkpoint(tmp_path, style="phi3", template=template))
+    made = FAMILIES[family].tokenizer()
+    tiny.model("llama", made).save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path)
     lm = academic_run.language_model(policy, settings_of("academic", SETTINGS))
     asked = [{"role": "system", "content": "Answer A or B."}, {"role": "user", "content": "Hi"}]
     assert "Answer A or B.\n\nHi" in lm.apply_chat_template(asked)
