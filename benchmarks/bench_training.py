@@ -301,7 +301,7 @@ def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -
                 reference,
                 config,
                 train_dataset=Dataset.from_list(data),
-                processing_class=_least_tokenizer(),
+                processing_class=least_tokenizer(),
             )
             ours = {
                 **common,
@@ -319,7 +319,7 @@ def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -
     return {"alpha0_vs_trl_dpo": statistics.median(ratios), "alpha0_rounds": ratios}
 
 
-def _least_tokenizer() -> Any:
+def least_tokenizer() -> Any:
     """The least tokenizer DPOTrainer accepts."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

@@ -75,10 +75,10 @@ class Layout:
         """The layout on another device."""
         moved = replace(
             self,
-            positions=self.positions.to(device),
-            owner=self.owner.to(device),
-            padded=None if self.padded is None else self.padded.to(device),
-            place=None if self.place is None else self.place.to(device),
+            positions=on_device(self.positions, device),
+            owner=on_device(self.owner, device),
+            padded=None if self.padded is None else on_device(self.padded, device),
+            place=None if self.place is None else on_device(self.place, device),
             masks={},
         )
         if torch.device(device).type == "cuda":
@@ -131,10 +131,10 @@ def add_sequences(layout: Layout, device: torch.device | str) -> None:
             key_sizes.append(len(keys) - begin)
 
     def indices(values: list[int]) -> Tensor:
-        return torch.tensor(values).to(device, non_blocking=True)
+        return on_device(torch.tensor(values), device)
 
     def starts(sizes: list[int]) -> Tensor:
-        return torch.tensor([0, *sizes]).cumsum(0).to(device, torch.int32)
+        return on_device(torch.tensor([0, *sizes]).cumsum(0).int(), device)
 
     layout.sequences = Sequences(
         indices(keys),
@@ -145,6 +145,15 @@ def add_sequences(layout: Layout, device: torch.device | str) -> None:
         max(query_sizes),
         max(key_sizes),
     )
+
+
+def on_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on another device. To a GPU without waiting for what it computes: the next batch is
+    laid out meanwhile.
+    """
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def add_padded_form(layout: Layout) -> None:

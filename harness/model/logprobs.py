@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.model import attention as shared_prefix
-from harness.model.attention import ATTENTION, Layout
+from harness.model.attention import ATTENTION, Layout, on_device
 from harness.model.head import enable_fused_head, head_logps, output_head
 from harness.records import HarnessError
 
@@ -76,7 +76,7 @@ class PackedBatch:
         if torch.device(device) == self.input_ids.device:
             return self
         names = ("input_ids", "position_ids", "predict", "targets", "response_of")
-        moved = {name: getattr(self, name).to(device) for name in names}
+        moved: dict[str, Any] = {name: on_device(getattr(self, name), device) for name in names}
         return replace(self, layout=self.layout.to(device), **moved)
 
 

@@ -178,7 +178,7 @@ def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
         return None
     model, lora = _load(task), task.settings.training.lora
     if lora:
-        model = _with_lora(model, lora, seed=0)
+        model = with_lora(model, lora, seed=0)
     model.load_state_dict(state)
     return model
 
@@ -260,7 +260,7 @@ def _trainer(
     parts = carried.parts if carried else 1
     without_dropout(model)
     if training.lora:
-        model = _with_lora(model, training.lora, seed)
+        model = with_lora(model, training.lora, seed)
     # Accelerate keeps the first precision of a process; a worker runs stages of several.
     AcceleratorState._reset_state()
     checkpointing: dict[str, Any] = {CHECKPOINTING: training.gradient_checkpointing}
@@ -307,7 +307,7 @@ def _trainer(
     return PreferenceTrainer(model, args, rows, callbacks=callbacks), clock
 
 
-def _with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:
+def with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:
     """The model with adapters whose first values follow the run's seed."""
     from peft import LoraConfig, get_peft_model
 

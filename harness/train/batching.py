@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.model.attention import on_device
 from harness.model.chat import encode_prompt, encode_response
 from harness.model.logprobs import PackedBatch, PackedPrompt, chunk_by_tokens, pack, response_logps
 from harness.records import HarnessError, Pair, content_hash, read_jsonl
@@ -161,7 +162,7 @@ def with_reference(
 @dataclass(frozen=True)
 class MicroBatch:
     """What one forward pass takes. slots: role → (B,) response index; weights: (B,) 1, or 0 for a
-    row that only keeps ranks in step.
+    row that only keeps ranks in step (``counts`` is false then).
     """
 
     batch: PackedBatch
@@ -172,6 +173,7 @@ class MicroBatch:
     extras: Mapping[str, Tensor]
     y_roles: tuple[str, ...]
     global_rows: int
+    counts: bool
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The micro-batch on another device."""
@@ -179,12 +181,12 @@ class MicroBatch:
             return self
 
         def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device) for name, tensor in tensors.items()}
+            return {name: on_device(tensor, device) for name, tensor in tensors.items()}
 
         return replace(
             self,
             batch=self.batch.to(device),
-            weights=self.weights.to(device),
+            weights=on_device(self.weights, device),
             slots=moved(self.slots),
             reference=moved(self.reference),
             tokens=moved(self.tokens),
@@ -228,6 +230,7 @@ def make_micro_batch(
         extras=shared([row.extras for row in rows]),
         y_roles=tuple(row.y_role for row in rows),
         global_rows=global_rows or len(rows),
+        counts=weight > 0,
     )
 
 

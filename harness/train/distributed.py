@@ -10,6 +10,7 @@ interface at a port that torch chooses.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -222,6 +223,8 @@ def launcher_main(folder: Path, processes: int) -> None:
 
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
+    later: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS}  # torch 2.13
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -231,9 +234,9 @@ def launcher_main(folder: Path, processes: int) -> None:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        shutdown_timeout=SHUTDOWN_SECONDS,
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+        **{name: value for name, value in later.items() if name in known},
     )
     try:
         elastic_launch(config, rank_main)(folder)

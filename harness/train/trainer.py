@@ -173,6 +173,8 @@ class PreferenceTrainer(Trainer):
                 scored = ref_model or model
                 evaluated = _each(evaluated, lambda given: _scored(scored, given, roles, args))
         enable_packed_forward(model)
+        if args.bf16:
+            round_once(model)
         super().__init__(
             model,
             args,
@@ -495,13 +497,15 @@ class StepMetrics:
     """What a step reports: sums and counts over micro-batches, drained once per logged step.
 
     All log-ratios r = log pi_theta - log pi_ref are in nats, summed over the response's tokens. A
-    mean over no rows is None.
+    mean over no rows is None. Log-ratios stay on their device until somebody asks, so that a GPU is
+    not waited for between micro-batches.
     """
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
+        self.waiting: list[tuple[list[str], Tensor, Tensor | None, tuple[str, ...]]] = []
         self.sums = dict.fromkeys(METRICS, 0.0)
         self.counts = dict.fromkeys(METRICS, 0.0)
         self.absolute = 0.0
@@ -509,19 +513,29 @@ class StepMetrics:
 
     def add(self, rows: Rows, micro: MicroBatch) -> None:
         """Count one micro-batch. Without a reference, r is the log-probability itself."""
-        weights = micro.weights
-        if not bool(weights.any()):
+        if not micro.counts:
             return
         with torch.no_grad():
             names = list(rows.logps)
             ratios = torch.stack(
                 [rows.ratio(role) if role in rows.reference else rows.logps[role] for role in names]
             ).detach()
-            table = dict(zip(names, ratios.tolist(), strict=True))
-            if rows.reference:
-                lengths = torch.stack([rows.tokens[role] for role in names])
-                self.absolute += float(ratios.abs().sum())
-                self.tokens += float(lengths.sum())
+            lengths = torch.stack([rows.tokens[role] for role in names]) if rows.reference else None
+        self.waiting.append((names, ratios, lengths, micro.y_roles))
+
+    def _settle(self) -> None:
+        """Count what waits."""
+        waiting, self.waiting = self.waiting, []
+        for one in waiting:
+            self._count_batch(*one)
+
+    def _count_batch(
+        self, names: list[str], ratios: Tensor, lengths: Tensor | None, y_roles: tuple[str, ...]
+    ) -> None:
+        table = dict(zip(names, ratios.tolist(), strict=True))
+        if lengths is not None:
+            self.absolute += float(ratios.abs().sum())
+            self.tokens += float(lengths.sum())
         chosen, rejected = table["chosen"], table["rejected"]
         self._count("margin", [c - r for c, r in zip(chosen, rejected, strict=True)])
         self._count("accuracy", [float(c > r) for c, r in zip(chosen, rejected, strict=True)])
@@ -529,7 +543,7 @@ class StepMetrics:
             self._count(f"rhat_{role.partition('_')[0]}", values)
         for role, source in ROLE_OF_Y.items():
             if source in table:
-                pairs = zip(table[source], micro.y_roles, strict=True)
+                pairs = zip(table[source], y_roles, strict=True)
                 self._count(f"rhat_y_{role}", [value for value, own in pairs if own == role])
 
     def _count(self, name: str, values: list[float]) -> None:
@@ -538,10 +552,12 @@ class StepMetrics:
 
     def drift(self) -> float:
         """Mean |r| in nats per token since the last drain (0 without a reference)."""
+        self._settle()
         return self.absolute / self.tokens if self.tokens else 0.0
 
     def drain(self, accelerator: Any = None) -> dict[str, Any]:
         """Means since the last drain over all ranks, then start again."""
+        self._settle()
         flat = [*self.sums.values(), *self.counts.values()]
         if accelerator is not None and accelerator.num_processes > 1:
             flat = accelerator.reduce(
@@ -569,6 +585,13 @@ def without_dropout(model: nn.Module) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             vars(module)["attention_dropout"] = 0.0
+
+
+def round_once(model: nn.Module) -> None:
+    """Leave the rounding of adapters' inputs to autocast; peft would copy each to float32 first."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            vars(module)["cast_input_dtype_enabled"] = False
 
 
 def _each(datasets: Any, change: Callable[[Any], Any]) -> Any:

@@ -16,7 +16,10 @@ from harness.records import GenerationRequest, request_seed
 from harness.study.tasks import Generating, Runtime
 from tests import tiny
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 
 def _requests(policy, count: int = 48, temperature: float = 1.0) -> list[GenerationRequest]:

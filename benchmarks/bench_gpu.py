@@ -1,0 +1,559 @@
+"""Training, memory, attention and sampling on one GPU, at the real shapes of Llama-3.2-1B and
+Llama-3-8B with random weights, against TRL's DPOTrainer on the same rows.
+
+    python -m benchmarks.bench_gpu [--parts attention one_b trl_one_b …]
+    [--out results/bench]
+    python -m benchmarks.bench_gpu --device cpu   (tiny shapes: does it run?)
+
+Writes ``gpu.json``, part after part, so that what was measured stays when time runs out. Needs no
+file and no network. Operations that are counted are those of the model (forward, and backward at
+twice that; nothing for what is computed again): 6 per weight of a linear layer and token, the head
+at predicted tokens only, attention by the pairs of tokens that see each other; with adapters 4,
+for frozen weights have no gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+import transformers
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from benchmarks.bench_training import PEAK_FLOPS, ROLES, least_tokenizer
+from benchmarks.rows import SHARES
+from harness.model import attention
+from harness.model.generate import generate
+from harness.model.head import head_logps
+from harness.model.logprobs import pack
+from harness.model.policy import Policy
+from harness.model.shape import Shape, shape_from_config
+from harness.records import GenerationRequest
+from harness.stages.train import with_lora
+from harness.study.sections import LoraSettings
+from harness.study.settings import Recipe
+from harness.train.batching import PreferenceRow
+from harness.train.memory import training_bytes
+from harness.train.trainer import PreferenceConfig, PreferenceTrainer, without_dropout
+
+BETA = 0.01
+PROMPT, RESPONSE = (150, 512), (250, 512)
+"""Median and most tokens; lengths are log-normal with a standard deviation of 0.8."""
+SIZES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "llama-3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+}
+VOCABULARY = 128_256
+LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how large. rows: of one optimiser step; steps: after one that is not counted."""
+
+    device: str
+    rows: int
+    steps: int
+    token_budget: int
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def vocabulary(self) -> int:
+        return VOCABULARY if self.on_gpu else 512
+
+    def model(self, name: str, dtype: torch.dtype) -> Any:
+        """A random model of a real shape (on a CPU: of a tiny one)."""
+        sizes = {**SIZES[name]}
+        if not self.on_gpu:
+            sizes |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+            sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+        sizes |= {"max_position_embeddings": 2048, "attn_implementation": "sdpa"}
+        config = LlamaConfig(vocab_size=self.vocabulary, **sizes)
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(dtype)
+            try:
+                return LlamaForCausalLM(config).eval()
+            finally:
+                torch.set_default_dtype(before)
+
+    def wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def peak(self) -> float:
+        """Most bytes allocated since the last call."""
+        if not self.on_gpu:
+            return 0.0
+        found = float(torch.cuda.max_memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+        return found
+
+    def median_ms(self, work: Callable[[], Any], repeats: int = 15) -> float:
+        """Median milliseconds of a call after three warm-ups."""
+        times = []
+        for number in range(repeats + 3):
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+            if number >= 3:
+                times.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times)
+
+
+def free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def ragged_rows(count: int, vocabulary: int, seed: int = 0) -> list[PreferenceRow]:
+    """Rows of random tokens whose lengths spread like a chat data set's; y is one of the pair as
+    often as ``SHARES`` says.
+    """
+    rng = np.random.default_rng(seed)
+
+    def ids(median: int, most: int) -> tuple[int, ...]:
+        size = int(np.clip(rng.lognormal(np.log(median), 0.8), 8, most))
+        return tuple(rng.integers(0, vocabulary, size).tolist())
+
+    rows = []
+    for number in range(count):
+        role = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        chosen, rejected, other = ids(*RESPONSE), ids(*RESPONSE), ids(*RESPONSE)
+        y = {"winner": chosen, "loser": rejected, "middle": other}[role]
+        responses = {"chosen": chosen, "rejected": rejected, "explore": y}
+        rows.append(PreferenceRow(str(number), ids(*PROMPT), responses, y_role=role))
+    return rows
+
+
+def operations(shape: Shape, rows: Sequence[PreferenceRow], roles: Sequence[str]) -> float:
+    """Forward operations of the model on every unique token of the rows."""
+    tokens = predicted = pairs = 0
+    for row in rows:
+        packed = row.packed(roles)[0]
+        tokens += packed.tokens
+        prompt = len(packed.prompt_ids)
+        pairs += prompt * (prompt + 1) // 2
+        for response in packed.responses:
+            size = len(response)
+            predicted += size
+            pairs += size * prompt + size * (size + 1) // 2
+    embeddings = shape.vocabulary * shape.hidden
+    trunk = shape.parameters - embeddings * (1 if shape.tied else 2)
+    seen = 4 * shape.layers * shape.heads * shape.head_size * pairs
+    return 2 * trunk * tokens + 2 * embeddings * predicted + seen
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Seconds of every optimiser step, and bytes held after the last."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.seconds, self.held, self.start = bench, [], 0.0, 0.0  # type: ignore[var-annotated]
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.bench.wait()
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.bench.wait()
+        self.seconds.append(time.perf_counter() - self.start)
+        self.held = float(torch.cuda.memory_allocated()) if self.bench.on_gpu else 0.0
+
+    @property
+    def step(self) -> float:
+        """Median seconds, the first step left out."""
+        return float(statistics.median(self.seconds[1:]))
+
+
+def options(bench: Bench, folder: str, **changes: Any) -> dict[str, Any]:
+    """Training arguments of both trainers."""
+    return {
+        "output_dir": folder,
+        "beta": BETA,
+        "learning_rate": 1e-6,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "use_cpu": not bench.on_gpu,
+        "bf16": True,
+        "precompute_ref_log_probs": True,
+        "max_length": PROMPT[1] + RESPONSE[1],
+        "gradient_checkpointing": False,
+        **changes,
+    }
+
+
+def ours(
+    bench: Bench, model: Any, rows: list[PreferenceRow], alpha: float, **changes: Any
+) -> tuple[Clock, float, float, float]:
+    """A short run of PreferenceTrainer: its clock, its peak memory, its first loss, seconds of the
+    references.
+    """
+    clock = Clock(bench)
+    changes = {"token_budget": bench.token_budget, **changes}
+    with tempfile.TemporaryDirectory() as scratch:
+        args = PreferenceConfig(
+            alpha=alpha,
+            global_batch_size=bench.rows,
+            per_device_train_batch_size=len(rows),
+            **options(bench, scratch, **changes),
+        )
+        bench.wait()
+        start = time.perf_counter()
+        trainer = PreferenceTrainer(model, args, rows, callbacks=[clock])
+        bench.wait()
+        scoring = time.perf_counter() - start
+        bench.peak()
+        trainer.train()
+    return clock, bench.peak(), trainer.state.log_history[0]["loss"], scoring
+
+
+def figures(
+    bench: Bench,
+    name: str,
+    shape: Shape,
+    rows: list[PreferenceRow],
+    found: tuple[Clock, float, float, float],
+    *,
+    roles: Sequence[str],
+    lora: bool = False,
+) -> dict[str, Any]:
+    """What a run says: rates by the median step, utilisation, memory beside the plan's estimate."""
+    clock, peak, loss, scoring = found
+    tokens = sum(row.packed(roles)[0].tokens for row in rows) * bench.rows / len(rows)
+    flops = operations(shape, rows, roles) * bench.rows / len(rows)
+    rate = flops * (2 if lora else 3) / clock.step
+    given: dict[str, Any] = {"training": {"lora": LORA}} if lora else {}
+    recipe = Recipe.model_validate({"model": {"dtype": "bfloat16"}, **given})
+    limit = peak_flops()
+    return {
+        "model": name,
+        "parameters": shape.parameters,
+        "seconds_per_step": clock.step,
+        "unique_tokens_per_second": tokens / clock.step,
+        "rows_per_second": bench.rows / clock.step,
+        "model_flops_per_second": rate,
+        "model_flops_utilisation": rate / limit if limit else None,
+        "seconds_of_references": scoring,
+        "first_loss": loss,
+        "bytes_held_after_a_step": clock.held,
+        "bytes_at_peak": peak,
+        "bytes_planned_before_rows": training_bytes(shape, recipe),
+    }
+
+
+def peak_flops() -> float | None:
+    """Dense bfloat16 operations a second of this card, from its data sheet."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+
+
+def one_b(bench: Bench) -> dict[str, Any]:
+    """Full training of 1 B: SELM (three responses) and DPO (two); SELM with checkpointing too."""
+    name = "llama-3.2-1b"
+    rows = ragged_rows(bench.rows * (bench.steps + 1), bench.vocabulary)
+    found = {}
+    for what, alpha, checkpointing in (
+        ("selm", 1e-3, False),
+        ("dpo", 0.0, False),
+        ("selm_checkpointing", 1e-3, True),
+    ):
+        roles = ROLES if alpha else ROLES[:2]
+        model = bench.model(name, torch.float32)
+        shape = shape_from_config(name, model.config.to_dict())
+        run = ours(bench, model, rows, alpha, gradient_checkpointing=checkpointing)
+        found[what] = figures(bench, name, shape, rows, run, roles=roles)
+        del model
+        free()
+    return found
+
+
+def eight_b_with_adapters(bench: Bench) -> tuple[Any, Shape]:
+    """Llama-3-8B in bfloat16 with LoRA on every linear layer, and its shape."""
+    model = bench.model("llama-3-8b", torch.bfloat16)
+    shape = shape_from_config("llama-3-8b", model.config.to_dict())
+    without_dropout(model)
+    return with_lora(model, LoraSettings.model_validate(LORA), seed=0), shape
+
+
+def eight_b(bench: Bench) -> dict[str, Any]:
+    """LoRA on 8 B in bfloat16 with checkpointing: SELM, and DPO beside TRL's, half the rows."""
+    half = replace(bench, rows=bench.rows // 2)
+    rows = ragged_rows(half.rows * (half.steps + 1), half.vocabulary)
+    found = {}
+    for what, alpha in (("selm", 1e-3), ("dpo", 0.0)):
+        roles = ROLES if alpha else ROLES[:2]
+        model, shape = eight_b_with_adapters(half)
+        run = ours(half, model, rows, alpha, gradient_checkpointing=True)
+        found[what] = figures(half, "llama-3-8b", shape, rows, run, roles=roles, lora=True)
+        del model
+        free()
+    return found
+
+
+def trl_one_b(bench: Bench) -> dict[str, Any]:
+    """TRL's DPOTrainer on the rows of ``one_b``."""
+    start = bench.model("llama-3.2-1b", torch.float32)
+    return trl(bench, start, copy.deepcopy(start))
+
+
+def trl_eight_b(bench: Bench) -> dict[str, Any]:
+    """TRL's DPOTrainer on the rows of ``eight_b``; its reference is the model without adapters."""
+    half = replace(bench, rows=bench.rows // 2)
+    return trl(half, eight_b_with_adapters(half)[0], None, gradient_checkpointing=True)
+
+
+def trl(bench: Bench, model: Any, reference: Any, **changes: Any) -> dict[str, Any]:
+    """TRL's DPOTrainer with stored references and the same global batch as ours."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class Tokenised(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    rows = ragged_rows(bench.rows * (bench.steps + 1), bench.vocabulary)
+    data = [
+        {
+            "prompt_ids": [*row.prompt_ids],
+            "chosen_ids": [*row.responses["chosen"]],
+            "rejected_ids": [*row.responses["rejected"]],
+        }
+        for row in rows
+    ]
+    size = 4 if bench.on_gpu else 2  # about as many tokens in a pass as ours
+    clock = Clock(bench)
+    with tempfile.TemporaryDirectory() as scratch:
+        config = DPOConfig(
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=bench.rows // size,
+            **options(bench, scratch, **changes),
+        )
+        trainer = Tokenised(
+            model,
+            reference,
+            config,
+            train_dataset=Dataset.from_list(data),
+            processing_class=least_tokenizer(),
+            callbacks=[clock],
+        )
+        bench.peak()
+        trainer.train()
+    return {
+        "seconds_per_step": clock.step,
+        "rows_per_second": bench.rows / clock.step,
+        "bytes_at_peak": bench.peak(),
+        "first_loss": trainer.state.log_history[0]["loss"],
+    }
+
+
+def forms_of_attention(bench: Bench) -> dict[str, Any]:
+    """Milliseconds of one layer's attention, forward and backward, of one packed batch at the shape
+    of Llama-3-8B in bfloat16.
+    """
+    heads, kv_heads, width = (32, 8, 128) if bench.on_gpu else (4, 2, 16)
+    prompts = [row.packed(ROLES)[0] for row in ragged_rows(64, bench.vocabulary)]
+    sizes = np.cumsum([prompt.tokens for prompt in prompts])
+    chosen = prompts[: max(2, int((sizes <= bench.token_budget).sum()))]
+    tokens = sum(prompt.tokens for prompt in chosen)
+    generator = torch.Generator(device=bench.device).manual_seed(0)
+
+    def drawn(count: int) -> torch.Tensor:
+        shape = (1, count, tokens, width)
+        made = torch.randn(shape, generator=generator, device=bench.device, dtype=torch.bfloat16)
+        return made.requires_grad_()
+
+    q, k, v, slope = drawn(heads), drawn(kv_heads), drawn(kv_heads), drawn(heads).detach()
+    module = torch.nn.Module()
+    module.num_key_value_groups = heads // kv_heads  # type: ignore[assignment]
+
+    def packed(threshold: int, flash: bool) -> Callable[[], Any]:
+        attention.SHORT_PROMPT_TOKENS = threshold
+        layout = pack(chosen).to(bench.device).layout
+        if not flash:
+            layout.sequences = None
+
+        def work() -> Any:
+            given = {"packed_layout": layout, "scaling": width**-0.5}
+            out, _ = attention.shared_prefix_attention(module, q, k, v, None, **given)
+            return torch.autograd.grad(out, (q, k, v), slope.transpose(1, 2))
+
+        return work
+
+    before = attention.SHORT_PROMPT_TOKENS
+    forms = {
+        "flash_sequences": packed(0, flash=True),
+        "sdpa_padded_mask": packed(10**6, flash=False),
+        "sdpa_call_per_response": packed(0, flash=False),
+    }
+    attention.SHORT_PROMPT_TOKENS = before
+    found: dict[str, Any] = {name: bench.median_ms(work) for name, work in forms.items()}
+    found["tokens"], found["prompts"] = tokens, len(chosen)
+    if bench.on_gpu:
+        wanted = forms["flash_sequences"]()
+        work = flex(pack(chosen).to(bench.device).layout, q, k, v, slope)
+        gaps = [float((a - b).norm() / b.norm()) for a, b in zip(work(), wanted, strict=True)]
+        found["flex_relative_difference"] = max(gaps)
+        found["flex_block_mask"] = bench.median_ms(work)
+    return found
+
+
+def flex(layout: Any, q: Any, k: Any, v: Any, slope: Any) -> Callable[[], Any]:
+    """FlexAttention with a block mask over the one row of tokens."""
+    spans = zip(layout.prompt_spans, layout.response_spans, strict=True)
+    prompt_of = torch.empty_like(layout.owner)
+    for number, ((start, _), responses) in enumerate(spans):
+        prompt_of[start : responses[-1][1]] = number
+    owner = layout.owner
+
+    def seen(_b: Any, _h: Any, i: Any, j: Any) -> Any:
+        same = (owner[j] < 0) | (owner[i] == owner[j])
+        return (prompt_of[i] == prompt_of[j]) & same & (j <= i)
+
+    tokens = q.shape[2]
+    mask = create_block_mask(seen, None, None, tokens, tokens, device=q.device)
+    compiled = torch.compile(flex_attention)
+
+    def work() -> Any:
+        out = compiled(q, k, v, block_mask=mask, enable_gqa=True)
+        return torch.autograd.grad(out, (q, k, v), slope)
+
+    return work
+
+
+def head(bench: Bench) -> dict[str, Any]:
+    """Fused head against all logits: forward and backward of 8,192 predicted tokens."""
+    tokens, width = (8192, 2048) if bench.on_gpu else (64, 32)
+    linear = torch.nn.Linear(width, bench.vocabulary, False, bench.device, torch.bfloat16)
+    hidden = torch.randn(tokens, width, device=bench.device, dtype=torch.bfloat16)
+    hidden.requires_grad_()
+    targets = torch.randint(bench.vocabulary, (tokens,), device=bench.device)
+
+    def fused() -> None:
+        head_logps(linear, hidden, targets).sum().backward()
+
+    def whole() -> None:
+        logps = linear(hidden).float().log_softmax(-1)
+        logps.gather(1, targets[:, None]).sum().backward()
+
+    found = {}
+    for name, work in (("fused", fused), ("all_logits", whole)):
+        free()
+        held = torch.cuda.memory_allocated() if bench.on_gpu else 0
+        bench.peak()
+        work()
+        peak = bench.peak()
+        found[name] = {"ms": bench.median_ms(work), "bytes": peak - held}
+    return found
+
+
+def generation(bench: Bench) -> dict[str, Any]:
+    """Tokens a second of transformers' loop with our noise: 1 B in bfloat16, nothing ends early."""
+    model = bench.model("llama-3.2-1b", torch.bfloat16)
+    rows, new = (64, 128) if bench.on_gpu else (4, 8)
+    prompts = [row.prompt_ids for row in ragged_rows(rows, bench.vocabulary)]
+    policy = Policy(model, least_tokenizer(), Path(), (-1,), bench.device)
+    found = {}
+    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        asked = [
+            GenerationRequest(prompt, new, temperature, seed=i) for i, prompt in enumerate(prompts)
+        ]
+        generate(policy, asked[:4])
+        bench.wait()
+        start = time.perf_counter()
+        answers = generate(policy, asked)
+        bench.wait()
+        drawn = sum(len(answer.token_ids) for answer in answers)
+        found[name] = {"tokens_per_second": drawn / (time.perf_counter() - start), "rows": rows}
+    return found
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "attention": forms_of_attention,
+    "one_b": one_b,
+    "trl_one_b": trl_one_b,
+    "eight_b": eight_b,
+    "trl_eight_b": trl_eight_b,
+    "head": head,
+    "generation": generation,
+}
+
+
+def main() -> None:
+    """Measure the parts asked for, each written as soon as it is known."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--rows", type=int, default=0, help="rows of a step (64; on a CPU 4)")
+    parser.add_argument("--steps", type=int, default=2, help="steps that are counted")
+    parser.add_argument("--token-budget", type=int, default=0, help="default 8,192; on a CPU 2,048")
+    parser.add_argument("--out", type=Path, default=Path("results/bench"))
+    args = parser.parse_args()
+    on_gpu = args.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device; --device cpu runs tiny shapes")
+    rows, budget = (64, 8192) if on_gpu else (4, 2048)
+    bench = Bench(args.device, args.rows or rows, args.steps, args.token_budget or budget)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / ("gpu.json" if on_gpu else "gpu_on_cpu.json")
+    result: dict[str, Any] = {
+        "card": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "settings": {"rows_per_step": bench.rows, "token_budget": bench.token_budget},
+    }
+    for name in args.parts:
+        start = time.perf_counter()
+        try:
+            result[name] = PARTS[name](bench)
+        except Exception as error:  # noqa: BLE001 - one part that fails must not cost the others
+            result[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+        result[name]["seconds_in_all"] = time.perf_counter() - start
+        free()
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(name, json.dumps(result[name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
