@@ -277,21 +277,10 @@ def table_ranker_judge(data: StudyData) -> Table | Unavailable:
         share = 100 * (apart + ties / 2) / pairs
         shown, n = number(share, 1), f"{pairs} pairs"
         rows.append(_ranker_row("order of checkpoints", shown, ties, n, rule=True))
-        observations.append(
-            {
-                "kind": "checkpoints",
-                "checkpoint": "",
-                "arm": "",
-                "iteration": None,
-                "disagreement": share,
-                **{
-                    f"{name}_{end}": None for name in ("A", "B", "items") for end in ("low", "high")
-                },
-                "ties": ties,
-                "n": pairs,
-                "seeds": len(data.seeds),
-            }
-        )
+        place = {"checkpoint": "", "arm": "", "iteration": None}
+        none = [f"{name}_{end}" for name in ("A", "B", "items") for end in ("low", "high")]
+        told = {"kind": "checkpoints", **place, "disagreement": share, **dict.fromkeys(none)}
+        observations.append({**told, "ties": ties, "n": pairs, "seeds": len(data.seeds)})
         notes.append("Pairs of checkpoints share checkpoints, so their share has no interval.")
     if not rows:
         reason = f"ranker and judge have not scored the same checkpoints yet; item by item: {ask}"
@@ -530,19 +519,7 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
             if (summary.get("n_total") or 0) < FEW_INSTRUCTIONS:
                 few += 1
                 raised.append("few_instructions")
-            observations.append(
-                {
-                    **checkpoint.place,
-                    "seed": run.seed,
-                    "scored": summary.get("n_total"),
-                    "expected": summary.get("expected"),
-                    **{field: summary.get(name) for name, (_, field, _) in SUMMARY.items()},
-                    "truncated": len(summary.get("truncated") or ()),
-                    "neutralised": len(summary.get("neutralised") or ()),
-                    "comparable": summary.get("comparable"),
-                    "flags": ";".join(raised),
-                }
-            )
+            observations.append(_alpaca_observation(checkpoint, run.seed, summary, raised))
         if not found or not (flags or data.is_end(checkpoint)):
             continue
         scored, expected = (
@@ -574,6 +551,22 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
             "length-controlled intervals are less sure than they look."
         )
     return Table("alpaca_eval", title, caption, rows, observations, notes)
+
+
+def _alpaca_observation(
+    checkpoint: Checkpoint, seed: int, summary: Mapping[str, Any], flags: Sequence[str]
+) -> Observation:
+    return {
+        **checkpoint.place,
+        "seed": seed,
+        "scored": summary.get("n_total"),
+        "expected": summary.get("expected"),
+        **{field: summary.get(name) for name, (_, field, _) in SUMMARY.items()},
+        "truncated": len(summary.get("truncated") or ()),
+        "neutralised": len(summary.get("neutralised") or ()),
+        "comparable": summary.get("comparable"),
+        "flags": ";".join(flags),
+    }
 
 
 def _mean(values: Sequence[Any]) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -73,67 +73,61 @@ def keys_page() -> str:
 
 def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object]]]]:
     """Title, heads and rows of everything that is listed."""
-    yield (
-        "Objectives",
-        ("name", "reads", "parameters", "definition", "source", "checked against"),
+    listed: tuple[tuple[str, str, Mapping[str, Any], Callable[[Any], tuple[object, ...]]], ...] = (
         (
-            (
-                f"`{name}`",
-                ", ".join(one.reads),
-                _pairs(one.parameters),
-                _first(one.function),
-                one.source,
-                f"TRL's {one.trl}" if one.trl else "the formula only",
-            )
-            for name, one in OBJECTIVES.items()
+            "Objectives",
+            "name, reads, parameters, definition, source, checked against",
+            OBJECTIVES,
+            _objective,
+        ),
+        (
+            "Benchmarks",
+            "name, title, stage, asks a judge, files outside the pocket world",
+            BENCHMARKS,
+            _benchmark,
+        ),
+        ("Rankers", "kind, compares texts, checkpoint, asks a judge, definition", RANKERS, _ranker),
+        (
+            "Pair rules",
+            "name, asks the ranker, definition",
+            PAIR_RULES,
+            lambda one: (_yes(one.scored), _first(one.choose)),
+        ),
+        (
+            "Diagnostics",
+            "name, measured on, unit, title",
+            DIAGNOSTICS,
+            lambda one: (one.split, one.unit, one.title),
+        ),
+        (
+            "Stages",
+            "stage, version, function",
+            STAGES,
+            lambda one: (one.version, f"`{one.function}`"),
         ),
     )
-    yield (
-        "Benchmarks",
-        ("name", "title", "stage", "asks a judge", "files outside the pocket world"),
-        (
-            (
-                f"`{name}`",
-                one.title,
-                f"`{one.stage}`",
-                "yes" if one.judged else "no",
-                ", ".join(f"`evaluation.{name}.{key}`" for key in one.files),
-            )
-            for name, one in BENCHMARKS.items()
-        ),
-    )
-    yield (
-        "Rankers",
-        ("kind", "compares texts", "checkpoint", "asks a judge", "definition"),
-        (
-            (
-                f"`{kind}`",
-                "with each other" if one.pairwise else "one by one",
-                one.checkpoint,
-                "yes" if one.asks_judge else "no",
-                _first(one.rank),
-            )
-            for kind, one in RANKERS.items()
-        ),
-    )
-    yield (
-        "Pair rules",
-        ("name", "asks the ranker", "definition"),
-        (
-            (f"`{name}`", "yes" if one.scored else "no", _first(one.choose))
-            for name, one in PAIR_RULES.items()
-        ),
-    )
-    yield (
-        "Diagnostics",
-        ("name", "measured on", "unit", "title"),
-        ((f"`{name}`", one.split, one.unit, one.title) for name, one in DIAGNOSTICS.items()),
-    )
-    yield (
-        "Stages",
-        ("stage", "version", "function"),
-        ((f"`{name}`", one.version, f"`{one.function}`") for name, one in STAGES.items()),
-    )
+    for title, heads, entries, told in listed:
+        yield title, heads.split(", "), [(f"`{key}`", *told(one)) for key, one in entries.items()]
+
+
+def _objective(one: Any) -> tuple[object, ...]:
+    checked = f"TRL's {one.trl}" if one.trl else "the formula only"
+    reads, parameters = ", ".join(one.reads), _pairs(one.parameters)
+    return reads, parameters, _first(one.function), one.source, checked
+
+
+def _benchmark(one: Any) -> tuple[object, ...]:
+    files = ", ".join(f"`evaluation.{one.name}.{key}`" for key in one.files)
+    return one.title, f"`{one.stage}`", _yes(one.judged), files
+
+
+def _ranker(one: Any) -> tuple[object, ...]:
+    compares = "with each other" if one.pairwise else "one by one"
+    return compares, one.checkpoint, _yes(one.asks_judge), _first(one.rank)
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
 
 
 def _pairs(values: Any) -> str:

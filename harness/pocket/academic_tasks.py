@@ -204,9 +204,8 @@ def write(folder: Path, rng: np.random.Generator, limit: int = 0) -> int:
         head = f"task: pocket_{column}\ndataset_path: json\ndataset_name: null\n"
         head += f"dataset_kwargs:\n  data_files:\n{files}"
         head += f"test_split: test\nnum_fewshot: {shots}\n"
-        (folder / f"{column}.yaml").write_text(
-            head + YAML[column] + "metadata:\n  version: 1.0\n", encoding="utf-8"
-        )
+        text = head + YAML[column] + "metadata:\n  version: 1.0\n"
+        (folder / f"{column}.yaml").write_text(text, encoding="utf-8")
         name = f"pocket_{column}"
         tasks[column] = {
             "task": name,
@@ -216,12 +215,12 @@ def write(folder: Path, rng: np.random.Generator, limit: int = 0) -> int:
             "shots": shots,
             "scale": scale,
             "source": "pocket",
+            "file": f"{column}.yaml",
+            "items": len(splits["test"]),
         }
-        tasks[column] = {**tasks[column], "file": f"{column}.yaml", "items": len(splits["test"])}
         count += len(splits["test"])
-    (folder / "tasks.json").write_text(
-        json.dumps(tasks, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(tasks, indent=1, sort_keys=True) + "\n"
+    (folder / "tasks.json").write_text(text, encoding="utf-8")
     return count
 
 

@@ -11,6 +11,7 @@ import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -157,73 +158,56 @@ def mt_bench(
     """
     questions: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []
+    how: dict[str, Any] = {"split": "benchmark", "two_turn_share": 0.0}
     drawn = {
-        c: language.sample_prompts(
-            MT_BENCH_PER_CATEGORY, rng, "benchmark", two_turn_share=0.0, category=c
-        )
-        for c in wordings.CATEGORIES
+        category: language.sample_prompts(MT_BENCH_PER_CATEGORY, rng, category=category, **how)
+        for category in wordings.CATEGORIES
     }
-    for place in range(MT_BENCH_PER_CATEGORY):
-        for category in wordings.CATEGORIES:
-            first = drawn[category][place].messages[0]
-            task = oracle.task_of([first])
-            follow_up = language.render(language.sample_follow_up(task, rng), rng)
-            number = FIRST_QUESTION + len(questions)
-            questions.append(
-                {
-                    "question_id": number,
-                    "category": category,
-                    "turns": [first["content"], follow_up],
-                }
-            )
-            if category in REFERENCE_CATEGORIES:
-                best = oracle.reference([first])
-                conversation = [
-                    first,
-                    {"role": "assistant", "content": best},
-                    {"role": "user", "content": follow_up},
-                ]
-                turns = [best, oracle.reference(conversation)]
-                choices = [{"index": 0, "turns": turns}]
-                references.append(
-                    {
-                        "question_id": number,
-                        "answer_id": f"pocket-{number}",
-                        "model_id": "pocket",
-                        "choices": choices,
-                        "tstamp": 0.0,
-                    }
-                )
+    for place, category in product(range(MT_BENCH_PER_CATEGORY), wordings.CATEGORIES):
+        first = drawn[category][place].messages[0]
+        second = language.render(language.sample_follow_up(oracle.task_of([first]), rng), rng)
+        number, turns = FIRST_QUESTION + len(questions), [first["content"], second]
+        questions.append({"question_id": number, "category": category, "turns": turns})
+        if category in REFERENCE_CATEGORIES:
+            references.append(_reference(number, first, second))
     kept = questions[:limit] if limit else questions
     numbers = {row["question_id"] for row in kept}
     return kept, [row for row in references if row["question_id"] in numbers]
 
 
+def _reference(number: int, first: Mapping[str, str], second: str) -> dict[str, Any]:
+    """The best answers to both turns of a question."""
+    best = oracle.reference([first])
+    said = {"role": "assistant", "content": best}
+    then = oracle.reference([first, said, {"role": "user", "content": second}])
+    return {
+        "question_id": number,
+        "answer_id": f"pocket-{number}",
+        "model_id": "pocket",
+        "choices": [{"index": 0, "turns": [best, then]}],
+        "tstamp": 0.0,
+    }
+
+
 def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]]:
     """Instructions with the baseline's outputs, in alpaca_eval's form and order."""
     rows: list[dict[str, str]] = []
+    shares = [BASELINE_SHARES[style.name] for style in wordings.STYLES]
     for prompt in language.sample_prompts(INSTRUCTIONS, rng, "benchmark", two_turn_share=0.0):
         task = oracle.task_of(prompt.messages)
-        content = (
-            language.solve(task)
-            if rng.random() < BASELINE_CORRECT_SHARE
-            else language.near_misses(task)[int(rng.integers(2))]
+        content = language.solve(task)
+        if rng.random() >= BASELINE_CORRECT_SHARE:
+            content = language.near_misses(task)[int(rng.integers(2))]
+        style = wordings.STYLES[int(rng.choice(len(shares), p=shares))]
+        rows.append(
+            {
+                "id": str(len(rows)),
+                "instruction": prompt.messages[0]["content"],
+                "output": style.render(content),
+                "generator": BASELINE,
+                "dataset": prompt.category,
+            }
         )
-        style = wordings.STYLES[
-            int(
-                rng.choice(
-                    len(wordings.STYLES), p=[BASELINE_SHARES[s.name] for s in wordings.STYLES]
-                )
-            )
-        ]
-        output = style.render(content)
-        row = {
-            "id": str(len(rows)),
-            "instruction": prompt.messages[0]["content"],
-            "output": output,
-            "generator": BASELINE,
-        }
-        rows.append({**row, "dataset": prompt.category})
     return rows[:limit] if limit else rows
 
 
