@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, TypeVar, cast, get_origin
 
 from harness.engine.stages import STAGES
 from harness.evaluate.benchmark import load
@@ -24,6 +24,7 @@ from harness.study.tasks import ObjectiveTask, Runtime
 from harness.train.objectives import ResolvedObjective, resolve
 
 FINGERPRINT = "_fingerprint"
+Made = TypeVar("Made")
 DIAGNOSTICS = "harness.stages.diagnostics.measures:manifest_of"
 
 
@@ -201,25 +202,23 @@ class Builder:
         self.nodes: dict[str, Node] = {}
         self._shared: dict[Any, Any] = {}
 
-    def once(self, recipe: Recipe, what: Any, make: Callable[[], Any]) -> Any:
+    def once(self, recipe: Recipe, what: Any, make: Callable[[], Made]) -> Made:
         """Cells of one arm have the same recipe object: what only it decides is computed once.
         Callers do not write into it.
         """
         key = (id(recipe), what)
         if key not in self._shared:
             self._shared[key] = make()
-        return self._shared[key]
+        return cast("Made", self._shared[key])
 
     # -- settings that several stages share -------------------------------------
     def objective(self, recipe: Recipe, iteration: int) -> tasks.ObjectiveTask:
         """The objective of one iteration as stages are given it."""
 
         def make() -> tasks.ObjectiveTask:
-            fields = vars(resolve_objective(recipe, iteration))
-            return tasks.ObjectiveTask(**fields)
+            return tasks.ObjectiveTask(**vars(resolve_objective(recipe, iteration)))
 
-        found: tasks.ObjectiveTask = self.once(recipe, ("objective", iteration), make)
-        return found
+        return self.once(recipe, ("objective", iteration), make)
 
     def ranker(self, recipe: Recipe) -> tasks.RankerTask:
         """The ranker as stages are given it."""
@@ -228,8 +227,7 @@ class Builder:
             version = RANKERS[recipe.ranker.kind].version
             return tasks.RankerTask(**vars(recipe.ranker), version=version, world=recipe.world)
 
-        found: tasks.RankerTask = self.once(recipe, "ranker", make)
-        return found
+        return self.once(recipe, "ranker", make)
 
     def generating(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of every stage that draws tokens."""
@@ -246,8 +244,7 @@ class Builder:
             own: JudgeSettings | None = getattr(recipe.evaluation.of(benchmark), "judge", None)
             return (own or recipe.judge).within(recipe.world)
 
-        found: JudgeSettings = self.once(recipe, ("judge", benchmark), make)
-        return found
+        return self.once(recipe, ("judge", benchmark), make)
 
     def computing(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of every stage that runs a model."""

@@ -173,8 +173,7 @@ class Runs(Builder):
                 self._prepared[tag] = self._prepare(recipe)
             return self._prepared[tag]
 
-        found: dict[str, str] = self.once(recipe, "prepared", make)
-        return found
+        return self.once(recipe, "prepared", make)
 
     def _prepare(self, recipe: Recipe) -> dict[str, str]:
         pocket = recipe.data.source == "pocket"

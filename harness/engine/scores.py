@@ -70,8 +70,7 @@ def settled(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Section:
         )
         return benchmark.settle(asked)
 
-    found: Section = builder.once(recipe, ("settled", benchmark.name), make)
-    return found
+    return builder.once(recipe, ("settled", benchmark.name), make)
 
 
 ALWAYS_KEYED = ("mt_bench", "alpaca_eval")

@@ -6,14 +6,13 @@ folder, and planning should not load them. A new file is all that a new benchmar
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.evaluate.benchmark import Benchmark
+from harness.files import defined
 
 FOLDER = Path(__file__).parent
 FIRST = ("mt_bench", "alpaca_eval", "academic", "heldout")
@@ -21,15 +20,8 @@ FIRST = ("mt_bench", "alpaca_eval", "academic", "heldout")
 
 
 def _found() -> Mapping[str, Benchmark]:
-    names = [
-        path.stem
-        for path in sorted(FOLDER.glob("*.py"))
-        if re.search(r"^BENCHMARK\b[^=\n]*=", path.read_text(encoding="utf-8"), re.MULTILINE)
-    ]
-    modules = (importlib.import_module(f"harness.evaluate.{name}") for name in names)
-    found = {module.BENCHMARK.name: module.BENCHMARK for module in modules}
-    order = [name for name in FIRST if name in found]
-    return {name: found[name] for name in [*order, *(n for n in found if n not in order)]}
+    found = {one.name: one for one in defined("harness.evaluate", FOLDER, "BENCHMARK")}
+    return {name: found[name] for name in dict.fromkeys([*FIRST, *found]) if name in found}
 
 
 BENCHMARKS: Mapping[str, Benchmark] = _found()

@@ -6,27 +6,18 @@ needs.
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.files import defined
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 
 FOLDER = Path(__file__).parent
 
 
-def _found() -> Mapping[str, Ranker]:
-    names = [
-        path.stem
-        for path in sorted(FOLDER.glob("*.py"))
-        if re.search(r"^RANKER\b[^=\n]*=", path.read_text(encoding="utf-8"), re.MULTILINE)
-    ]
-    modules = (importlib.import_module(f"harness.rankers.{name}") for name in names)
-    return {module.RANKER.kind: module.RANKER for module in modules}
-
-
-RANKERS: Mapping[str, Ranker] = _found()
+RANKERS: Mapping[str, Ranker] = {
+    one.kind: one for one in defined("harness.rankers", FOLDER, "RANKER")
+}
 
 
 def rank_texts(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
