@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import findings
 from analysis.findings import Comparison
+from analysis.judge_runs import advised
 from analysis.load import load_study
 from analysis.power import (
     Components,
@@ -42,7 +43,8 @@ def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
     Raises HarnessError when the study has no complete comparison over two seeds or more.
     """
     _check_delta(delta)
-    found = findings.find(load_study(study_dir, store_dir))
+    data = load_study(study_dir, store_dir)
+    found = findings.find(data)
     designs = []
     for c in found.primary:
         if c.spread is not None:
@@ -54,7 +56,11 @@ def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
             "--sigma-item and --sigma-error instead"
         )
     what = f"{found.primary_measure.name} after iteration {found.primary_iteration}"
-    return _table(designs, delta, what)
+    table = _table(designs, delta, what)
+    judged = {one["name"] for one in data.benchmarks if one["judged"]}
+    if found.primary_measure.benchmark not in judged:
+        return table
+    return replace(table, notes=[*table.notes, *(advised(data, c) for c in found.primary)])
 
 
 def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta: float) -> Table:

@@ -18,6 +18,7 @@ from typing import Any
 from analysis import cards, text
 from analysis.figure import Drawn, write_figure
 from analysis.figures import FIGURES, draw
+from analysis.judge_runs import table_judge_runs
 from analysis.load import StudyData, load_study
 from analysis.opening import opening
 from analysis.page import Block, Figures, Parts, page
@@ -43,6 +44,8 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
     data = load_study(Path(study_dir), Path(store_dir))
     folder = Path(study_dir) / "report"
     tables = tables_of(data) | study_tables(data, Path(study_dir).parent)
+    repeated = table_judge_runs(data)
+    tables |= {repeated.key: repeated} if repeated else {}
     figures = {key: draw(key, data) for key in FIGURES}
     _remove_stale(folder, tables, figures)
     for table in tables.values():

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "judge": judge.judge,
     "meta-judge": judge.meta_judge,
     "bridge": bridge.bridge,
+    "correct": bridge.correct,
     "published": judge.published,
     "compare": run.compare,
     "power": run.power,

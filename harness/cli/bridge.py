@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import RESULTS, MaxCost, Results, lazy
+from harness.cli.options import RESULTS, STORE, MaxCost, Results, StoreRoot, StudyName, lazy
 from harness.records import HarnessError, content_hash
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analysis import bridge as reading
+    from analysis import judge_runs as runs
+    from analysis import load as loading
     from analysis import table as tables
     from analysis.tables import bridge as shown_tables
     from harness.cli import console as shown
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from harness.study import study as studies
     from harness.study import tasks
 else:
+    pd, runs, loading = lazy("pandas", "analysis.judge_runs", "analysis.load")
     reading, tables, shown_tables, shown, doctor_judge, bridging, verdicts, studies, tasks = lazy(
         "analysis.bridge",
         "analysis.table",
@@ -91,3 +96,23 @@ def bridge(
     missing = sum(row["new"] is None for row in rows)
     shown.say(f"{missing} verdicts are missing. Kept in {shown.relative(out)}.")
     raise typer.Exit(3 if any(row["status"] == "error" for row in rows) else 0)
+
+
+def correct(
+    study: StudyName,
+    labels: Annotated[
+        Path, typer.Argument(help="CSV with columns checkpoint, item, preference (1 to 2).")
+    ],
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+) -> None:
+    """AlpacaEval win rates corrected by labels of a random subset (prediction-powered inference).
+
+    The labels are people's, or a dearer judge's. A checkpoint is named as in `selm compare`.
+
+    Example: selm correct alpha labels.csv
+    """
+    if not labels.is_file():
+        raise HarnessError(f"{labels}: no such file")
+    data = loading.load_study(results / study, store)
+    shown.analysis_table(runs.table_corrected(data, pd.read_csv(labels)))

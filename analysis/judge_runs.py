@@ -1,0 +1,265 @@
+"""The judge as a source of variance of its own, beside seeds and items, and a judge corrected by
+labels.
+
+Two runs of one judge on the same answers differ as a whole, not only item by item. With D (S, n, R)
+over seeds, items and judge runs (repeats), (C) adds c² = max(MS_run − MS_rest, 0)/(S·n·R) with
+R − 1 degrees of freedom to a² and b² of the means over runs, by the same approximation (Cochran's):
+half-width = Σ t_k·v_k / √Σ v_k. Checked by simulation in ``tests/analysis/test_judge_runs.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats as distributions
+
+from analysis import findings, measures, power
+from analysis.compare import resolve
+from analysis.findings import Comparison
+from analysis.layout import Floats
+from analysis.load import StudyData
+from analysis.measures import Measure
+from analysis.power import Components
+from analysis.stats import LEVEL, MIN_SEEDS, Interval, two_way
+from analysis.table import Table, TableRow
+from analysis.text import number
+from harness.records import HarnessError
+
+NEW_RUNS = "(C) new seeds, new items and new judge runs"
+LABEL_COLUMNS = ("checkpoint", "item", "preference")
+MIN_LABELS = 30
+"""The labelled subset's normal approximation."""
+
+
+@dataclass(frozen=True)
+class JudgeRuns:
+    """interval: (C). judge: variance of one verdict about its cell's mean over runs. runs: R."""
+
+    value: float
+    interval: Interval
+    judge: float
+    runs: int
+
+
+def judge_runs(values: Floats) -> JudgeRuns:
+    """(C) of ``values`` (S, n, R) without NaN; undefined below 3 seeds or 3 runs."""
+    S, n, R = values.shape
+    squares = two_way(values.mean(axis=-1))
+    value = float(squares.mean)
+    cells = values.mean(axis=-1, keepdims=True)
+    by_run = values.mean(axis=(0, 1)) - value
+    ms_run = S * n * float((by_run**2).sum()) / max(R - 1, 1)
+    rest = values - cells - by_run
+    ms_rest = float((rest**2).sum()) / max((S * n - 1) * (R - 1), 1)
+    within = float(((values - cells) ** 2).sum()) / max(S * n * (R - 1), 1)
+    blank = Interval(NEW_RUNS, "Cochran's t over seeds, items and judge runs", LEVEL)
+    if min(S, R) < MIN_SEEDS:
+        few = f"{S} seeds, {R} judge runs: none below {MIN_SEEDS} of either"
+        return JudgeRuns(value, replace(blank, undefined=few), within, R)
+    c2 = max(ms_run - ms_rest, 0.0) / (S * n * R)
+    parts = ((float(squares.a2), S - 1), (float(squares.b2), n - 1), (c2, R - 1))
+    total = sum(part for part, _ in parts)
+    if total <= 0:
+        return JudgeRuns(value, replace(blank, undefined="all scores are equal"), within, R)
+    tails = [float(distributions.t.isf((1 - LEVEL) / 2, df)) for _, df in parts]
+    weighed = sum(t * part for t, (part, _) in zip(tails, parts, strict=True))
+    half, df = weighed / math.sqrt(total), tuple(float(df) for _, df in parts)
+    ends = {"low": value - half, "high": value + half, "se": math.sqrt(total)}
+    return JudgeRuns(value, replace(blank, df=df, **ends), within, R)
+
+
+def differences(data: StudyData, measure: Measure, one: Comparison) -> Floats | None:
+    """D (S, n, R) of an arm against the baseline: seeds both have, clusters scored everywhere; None
+    of a measure that was judged once.
+    """
+    sides = []
+    for arm in (one.arm, data.baseline_arm):
+        checkpoint = data.at(arm, one.iteration)
+        if checkpoint is None:
+            return None
+        parts = []
+        for run in checkpoint.runs:
+            rows = data.rows(run.name, one.iteration, measure.benchmark, measure.metric)
+            rows = rows.astype({"cluster": str, "item": str})
+            if measure.part:
+                rows = rows[rows["item"].str.endswith(measure.part)]
+            parts.append(rows.assign(seed=run.seed))
+        frame = pd.concat(parts)
+        keys = ["seed", "cluster", "repeat"]
+        sides.append(frame.groupby(keys)["value"].agg(lambda v: v.mean(skipna=False)))
+    apart = (sides[0] - sides[1]).unstack("repeat").unstack("seed").dropna()
+    runs, seeds = (apart.columns.unique(level) for level in ("repeat", "seed"))
+    if len(runs) < 2 or apart.empty:
+        return None
+    cube = apart.to_numpy(dtype=float).reshape(len(apart), len(runs), len(seeds))
+    return np.ascontiguousarray(cube.transpose(2, 0, 1))
+
+
+def table_judge_runs(data: StudyData) -> Table | None:
+    """Arms against the baseline with the judge's runs as a third source of variance; None of a
+    study judged once.
+    """
+    rows, observations = [], []
+    judged = {benchmark["name"] for benchmark in data.benchmarks if benchmark["judged"]}
+    for measure in measures.columns(data, "table_1"):
+        if measure.benchmark not in judged or not measure.better:
+            continue
+        for one in findings.compare_arms(data, measure, data.last_iteration):
+            cube = differences(data, measure, one)
+            if cube is None:
+                continue
+            found, told_now = judge_runs(cube), one.estimate.intervals
+            b = told_now.get("B_paired", told_now["B"])
+            head = {"measure": measure.name, "arm": one.label}
+            half = found.interval.half_width
+            cells = {
+                "difference": number(found.value, measure.digits, sign=True),
+                "± (B)": number(b.half_width, measure.digits),
+                "± (C)": number(half, measure.digits),
+                "sd of one verdict": number(math.sqrt(found.judge), measure.digits),
+            }
+            rows.append(TableRow({**head, **cells}))
+            told = {"difference": found.value, "b": b.half_width, "c": half}
+            observations.append({**head, **told, "judge_sd": math.sqrt(found.judge)})
+    if not rows:
+        return None
+    caption = (
+        "After the last iteration, paired, on the mean over judge runs (repeats). (B): new seeds "
+        "and new items, this judge's runs as they fell. (C): new judge runs too; none below 3 runs."
+    )
+    title = "Arms against the baseline, with the judge's runs as a source of variance"
+    return Table("judge_runs", title, caption, rows, observations, left=2)
+
+
+# -- repeats or seeds ------------------------------------------------------------------------------
+def repeats_or_seeds(
+    spread: Components, judge: float, runs: int, seeds: int, items: int, arms: int = 2
+) -> dict[str, float | None]:
+    """What (A) detects now, with twice the judge runs, and with one more seed; and the judge's
+    share of its variance a² = σ_s²/S + σ_e²/(S·n), in which the judge has judge/R of σ_e².
+
+    judge: variance of one verdict of the difference.
+    """
+    own = min(judge / runs, spread.sigma_e**2)
+    doubled = replace(spread, sigma_e=math.sqrt(spread.sigma_e**2 - own / 2))
+    a2 = spread.sigma_s**2 / seeds + spread.sigma_e**2 / (seeds * items)
+    return {
+        "now": power.detectable(spread, seeds, items, "A", arms=arms).value,
+        "twice the repeats": power.detectable(doubled, seeds, items, "A", arms=arms).value,
+        "one more seed": power.detectable(spread, seeds + 1, items, "A", arms=arms).value,
+        "judge's share": own / (seeds * items) / a2 if a2 else None,
+    }
+
+
+def advised(data: StudyData, one: Comparison) -> str:
+    """Whether a comparison gains more by repeats or by seeds, in a sentence."""
+    cube = differences(data, one.measure, one)
+    if cube is None or one.spread is None:
+        return (
+            f"{one.label}: the judge's noise is unknown, so nothing says whether repeats or seeds "
+            "help more; judge.repeats 2 tells."
+        )
+    items = one.estimate.clusters
+    runs = judge_runs(cube)
+    found = repeats_or_seeds(one.spread, runs.judge, runs.runs, one.estimate.seeds, items, one.arms)
+    return advice(one.label, found)
+
+
+def advice(name: str, found: Mapping[str, float | None]) -> str:
+    """What more of either would bring, in a sentence."""
+    now, repeats, seeds = (found[key] for key in ("now", "twice the repeats", "one more seed"))
+    share = found["judge's share"]
+    if now is None or repeats is None or seeds is None or share is None:
+        return f"{name}: repeats and seeds cannot be compared below 3 seeds."
+    better = "more repeats help more" if repeats < seeds else "more seeds help more"
+    return (
+        f"{name}: the judge's noise is {100 * share:.0f} % of the variance of (A). Twice the "
+        f"repeats would detect {number(repeats)}, one more seed {number(seeds)} (now "
+        f"{number(now)}): {better}."
+    )
+
+
+# -- a judge corrected by labels -------------------------------------------------------------------
+@dataclass(frozen=True)
+class Corrected:
+    """A mean by prediction-powered inference. weight: how far the judge is relied on (0: the labels
+    alone). labels_alone: half-width that the labels have without the judge.
+    """
+
+    value: float
+    low: float
+    high: float
+    weight: float
+    labels_alone: float
+
+
+def corrected(labels: Floats, judged: Floats, rest: Floats) -> Corrected:
+    """Mean of the labels over all items, from the labelled ones (``labels`` and the judge's scores
+    of the same items) and the judge's scores of the ``rest``.
+
+    θ = ȳ + λ(f̄_rest − f̄_labelled), λ = cov(y, f)/(var f·(1 + n/N)), variance s²(y − λf)/n +
+    λ²s²(f)/N: Angelopoulos et al., Science 2023, arXiv 2301.09633, with the weight of arXiv
+    2311.01453. The labelled items must be drawn at random. Raises ValueError below 30 labels or 2
+    of the rest.
+    """
+    n, N = len(labels), len(rest)
+    if n < MIN_LABELS or N < 2 or len(judged) != n:
+        raise ValueError(f"{n} labels, {len(judged)} scores beside them and {N} others: too few")
+    together = np.concatenate([judged, rest])
+    spread = float(together.var(ddof=1))
+    weight = float(np.cov(labels, judged)[0, 1]) / (spread * (1 + n / N)) if spread else 0.0
+    value = float(labels.mean()) + weight * float(rest.mean() - judged.mean())
+    variance = float((labels - weight * judged).var(ddof=1)) / n + weight**2 * spread / N
+    tail = float(distributions.t.isf((1 - LEVEL) / 2, n - 1))
+    half, alone = tail * math.sqrt(variance), tail * float(labels.std(ddof=1)) / math.sqrt(n)
+    return Corrected(value, value - half, value + half, weight, alone)
+
+
+def table_corrected(data: StudyData, labels: pd.DataFrame) -> Table:
+    """AlpacaEval's win rate of every checkpoint that has labels (columns checkpoint, item and
+    preference: 1 the baseline, 2 the model, between them in part), corrected by them.
+
+    Raises HarnessError for a missing column, an unknown item, or too few labels.
+    """
+    missing = [name for name in LABEL_COLUMNS if name not in labels]
+    if missing:
+        raise HarnessError(f"the labels have no column {', '.join(missing)}")
+    rows, observations = [], []
+    for name, part in labels.groupby("checkpoint", sort=True):
+        checkpoint = resolve(data, str(name))
+        judged = pd.concat(
+            data.rows(run.name, checkpoint.iteration, "alpaca_eval", "win_rate")
+            for run in checkpoint.runs
+        )
+        score = judged.astype({"item": str}).groupby("item")["value"].mean().dropna()
+        label = part.assign(item=part["item"].astype(str)).groupby("item")["preference"].mean()
+        unknown = sorted(set(label.index) - set(score.index))
+        if unknown:
+            raise HarnessError(f"{name}: no judged item {', '.join(unknown[:5])}")
+        others = score[~score.index.isin(label.index)].to_numpy()
+        try:
+            percent = 100 * (label.to_numpy(dtype=float) - 1)
+            found = corrected(percent, score[label.index].to_numpy(), others)
+        except ValueError as error:
+            raise HarnessError(
+                f"{name}: {error}; {MIN_LABELS} drawn at random are needed"
+            ) from None
+        half = (found.high - found.low) / 2
+        cells = {
+            "labels": str(len(label)),
+            "by the judge": number(float(score.mean())),
+            "corrected": f"{number(found.value)} ± {number(half)}",
+            "labels alone": f"{number(float(percent.mean()))} ± {number(found.labels_alone)}",
+        }
+        rows.append(TableRow({"checkpoint": checkpoint.title, **cells}))
+        observations.append({"checkpoint": checkpoint.title, "labels": len(label), **vars(found)})
+    caption = (
+        "AlpacaEval win rate, percent: the judge's, and the labels' mean over all instructions by "
+        "prediction-powered inference, 95 % over new items of this checkpoint. The labelled items "
+        "must have been drawn at random."
+    )
+    return Table("corrected", "Win rates corrected by labels", caption, rows, observations)
