@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 from harness.evaluate.benchmark import PERCENT, Asked, Benchmark, Counting, Measure
 from harness.files import hash_file
 from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
-from harness.study.sections import NonNegative, Section
+from harness.study.sections import Different, NonNegative, Section
 from harness.study.tasks import Generating
 from harness.study.work import Work
 
@@ -95,7 +95,7 @@ OWN_EXAMPLES = {"gsm8k": 8}
 
 
 class AcademicSettings(Section):
-    tasks: list[str] = list(PAPER_TASKS)
+    tasks: Different = list(PAPER_TASKS)
     data: dict[str, str] = {}
     """Task → local data file, in place of the hub."""
     shots: dict[str, NonNegative] = {}

@@ -17,6 +17,17 @@ from harness.study import optimizers
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+
+
+def _different(names: list[str]) -> list[str]:
+    twice = next((name for name in names if names.count(name) > 1), "")
+    if twice:
+        raise ValueError(f"{twice!r} stands twice and would count twice")
+    return names
+
+
+Different = Annotated[list[str], AfterValidator(_different)]
+"""Names, none of them twice."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -121,6 +132,16 @@ class ModelSettings(Section):
         for name in value:
             if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in TOLD_OTHERWISE:
                 raise ValueError(f"{name!r} is no variable of a chat template's own")
+            said = value[name]
+            if isinstance(said, str) and said.lower() in (
+                "on",
+                "off",
+                "yes",
+                "no",
+                "true",
+                "false",
+            ):
+                raise ValueError(f"{name} is the text {said!r}; write true or false")
         return value
 
 

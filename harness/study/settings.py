@@ -12,8 +12,10 @@ from harness.rankers.registry import RANKERS
 from harness.study.sections import (
     DataSettings,
     DiagnosticsSettings,
+    Different,
     ExplorationSettings,
     JudgeSettings,
+    Linear,
     LoopSettings,
     ModelSettings,
     ObjectiveSettings,
@@ -33,7 +35,7 @@ from harness.study.sections import (
 class EvaluationSettings(Section):
     """What every checkpoint is scored on. Each benchmark that has settings adds its section."""
 
-    benchmarks: list[str] = ["mt_bench", "alpaca_eval", "academic", "heldout"]
+    benchmarks: Different = ["mt_bench", "alpaca_eval", "academic", "heldout"]
     heldout_samples: Positive = 4
     """Answers per held-out prompt at temperature 1 (besides the greedy one)."""
     heldout_max_new_tokens: Positive = 24
@@ -116,7 +118,7 @@ class Recipe(Section):
                 f"training.max_prompt_length {self.training.max_prompt_length} leaves a response "
                 f"no room within training.max_length {self.training.max_length}"
             )
-        reason = self._no_pair() or self._not_carried()
+        reason = self._no_schedule() or self._no_pair() or self._not_carried()
         if reason:
             raise ValueError(reason)
         missing = RANKERS[self.ranker.kind].missing(self.ranker, self.data)
@@ -130,6 +132,23 @@ class Recipe(Section):
         if (self.model.source == "pocket") != (self.data.source == "pocket"):
             raise ValueError("model.source and data.source must both be 'pocket' or neither")
         return self
+
+    def _no_schedule(self) -> str:
+        """What is wrong with a value over iterations; empty where nothing is."""
+        schedules = {
+            "objective.alpha": self.objective.alpha,
+            "objective.beta": self.objective.beta,
+            "training.learning_rate": self.training.learning_rate,
+        }
+        empty = [name for name, schedule in schedules.items() if schedule == []]
+        if empty:
+            return f"{empty[0]} is an empty list; give one value, or one for each iteration"
+        rate = self.training.learning_rate
+        ends = [rate.start, rate.end] if isinstance(rate, Linear) else rate
+        lowest = min(ends) if isinstance(ends, list) else ends
+        if lowest < 0:
+            return f"training.learning_rate is {lowest}: it would train away from the preferences"
+        return ""
 
     def _no_pair(self) -> str:
         """Why no pair can come of what the recipe asks for; empty where one can."""

@@ -125,6 +125,32 @@ BAD = {
         ":4:",
         "training.batch_size",
     ),
+    "a rate below zero": (
+        GOOD + "set: {training.learning_rate: [1e-3, -1e-3]}\n",
+        "",
+        "learning_rate is -0.001: it would train away",
+    ),
+    "a falling rate that passes zero": (
+        GOOD + "set: {training.learning_rate: {start: 1e-3, end: -1e-5}}\n",
+        "",
+        "learning_rate is -1e-05: it would train away",
+    ),
+    "a schedule of nothing": (GOOD + "set: {objective.beta: []}\n", "", "beta is an empty list"),
+    "a benchmark twice": (
+        GOOD + "set: {evaluation.benchmarks: [mt_bench, mt_bench]}\n",
+        ":7:",
+        "'mt_bench' stands twice",
+    ),
+    "a task twice": (
+        GOOD + "set: {evaluation.academic.tasks: [gsm8k, arc_challenge, gsm8k]}\n",
+        ":7:",
+        "'gsm8k' stands twice",
+    ),
+    "an argument of a template as text": (
+        GOOD + "set: {model.template_arguments: {enable_thinking: off}}\n",
+        "",
+        "enable_thinking is the text 'off'; write true or false",
+    ),
     "infinite alpha": (GOOD.replace("1e-3", ".inf"), "", "finite"),
 }
 
