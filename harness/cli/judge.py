@@ -287,8 +287,13 @@ def judge_server(
     The pocket judge rates pocket answers exactly and other text by a plain heuristic. A chat model
     (--model) answers by its own template, one request at a time, the same text for the same seed,
     with log-probabilities. A study asks it by judge.kind: openai, judge.base_url: the address
-    printed, judge.model: its name. For many judgments serve it by vLLM instead, which has the same
-    interface.
+    printed, judge.model: its name.
+
+    vLLM's server has the same interface and answers many requests at once:
+    ``vllm serve MODEL --served-model-name judge --generation-config vllm --port 8765``; on a CPU
+    ``.venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model MODEL --served-model-name
+    judge --generation-config vllm --port 8765 --enforce-eager --no-enable-chunked-prefill
+    --gpu-memory-utilization 0.2`` (of main memory; ``make test-vllm`` makes that environment).
 
     Example: selm judge-server --port 8765
 

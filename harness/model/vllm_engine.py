@@ -252,6 +252,8 @@ def _draw(engine: Any, told: Sequence[Mapping[str, Any]], stops: list[int]) -> l
 
     fits = int(engine.llm_engine.model_config.max_model_len)
     rows = [row for row in told if len(row["prompt_ids"]) < fits]
+    if not rows:
+        return [_too_long(fits) for _ in told]
     outputs = engine.generate(
         [TokensPrompt(prompt_token_ids=row["prompt_ids"]) for row in rows],
         [

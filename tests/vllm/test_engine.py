@@ -165,6 +165,7 @@ def test_two_engines_share_the_prompts(folder):
     with g.engine_of(policy, SETTINGS, two) as engine:
         theirs = g.generate(policy, asked, engine=engine)
         assert len(engine.processes) == 2
+        assert g.generate(policy, asked[:1], engine=engine) == theirs[:1]
     assert theirs == g.generate(policy, asked)
 
 
