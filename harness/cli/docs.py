@@ -1,12 +1,14 @@
 """Reference pages written from the code itself.
 
-``docs/cli.md`` from the commands, ``docs/keys.md`` from the settings and every registry.
-``python -m harness.cli.docs`` writes both; a test fails when they are stale.
+``docs/cli.md`` from the commands, ``docs/keys.md`` from the settings and every registry, and a JSON
+schema for each kind of YAML file. ``python -m harness.cli.docs`` writes them; a test fails when
+they are stale.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ import typer
 from pydantic import BaseModel
 
 from harness.cli import app
+from harness.cli.schema import schemas
 from harness.engine.stages import STAGES
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pair_rules import PAIR_RULES
@@ -187,7 +190,11 @@ def _type(annotation: Any) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page by its path."""
-    return {FOLDER / "cli.md": cli_page(), FOLDER / "keys.md": keys_page()}
+    made = {
+        FOLDER / f"{name}.schema.json": json.dumps(one, indent=1, ensure_ascii=False) + "\n"
+        for name, one in schemas().items()
+    }
+    return {FOLDER / "cli.md": cli_page(), FOLDER / "keys.md": keys_page()} | made
 
 
 def main() -> None:
