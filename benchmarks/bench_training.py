@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks import published
-from benchmarks.rows import PROMPT, RESPONSE, VOCABULARY, hh_rows, pocket_rows
+from benchmarks.rows import PROMPT, RESPONSE, VOCABULARY, hh_rows, pocket_rows, random_rows
 from harness.model.logprobs import enable_packed_forward, response_logps, sequence_logps
 from harness.train.batching import PreferenceRow, collate_for_rank
 from harness.train.objectives import Rows, resolve
@@ -50,6 +50,20 @@ POCKET_MODEL = {
     "intermediate_size": 256,
     "tie_word_embeddings": True,
 }
+SMOL_MODEL = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "tie_word_embeddings": True,
+}
+"""SmolLM2-135M's sizes, under the small vocabulary."""
+LENGTHS = {
+    "long_prompts_short_answers": ((200, 256), (8, 40)),
+    "short_prompts_long_answers": ((8, 16), (256, 256)),
+}
+"""Fewest and most tokens of a prompt and of an answer; the second's answers are all as long."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOP/s by name, from the vendor's data sheets."""
 ROLES = ("chosen", "rejected", "explore")
@@ -59,11 +73,8 @@ def make_model(vocabulary: int, sizes: dict[str, Any], args: argparse.Namespace)
     """A random Llama of these sizes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    heads = sizes["num_attention_heads"]
     options: dict[str, Any] = {"attn_implementation": "sdpa", **sizes}
-    config = LlamaConfig(
-        vocab_size=vocabulary, num_key_value_heads=heads, max_position_embeddings=1024, **options
-    )
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=1024, **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(config)
@@ -380,6 +391,20 @@ def _memory(name: str) -> float:
     return float(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
+def other_shapes(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Ratios by lengths of prompts and answers, and with a model of 135 M on the text (a step of
+    eight rows, two rounds at most: one takes minutes).
+    """
+    found = {}
+    for name, lengths in LENGTHS.items():
+        drawn = random_rows(args.rows * (args.rounds + 1), *lengths)
+        found[name] = selm_ratios(drawn, start, args)
+    few = argparse.Namespace(**vars(args))
+    few.rows, few.rounds = MICRO_BATCH if not args.quick else 2, min(2, args.rounds)
+    found["model_of_135m"] = selm_ratios(rows, make_model(VOCABULARY, SMOL_MODEL, args), few)
+    return found
+
+
 def main() -> None:
     """Measure and write ``training.json``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -418,6 +443,7 @@ def main() -> None:
     result |= trl_ratio(rows, start, args)
     small, vocabulary = pocket_rows(args.rows * (args.rounds + 1))
     result["pocket"] = selm_ratios(small, make_model(vocabulary, POCKET_MODEL, args), args)
+    result["shapes"] = other_shapes(rows, start, args)
     result["settings"] = {
         name: str(value)
         for name, value in vars(args).items()

@@ -103,6 +103,19 @@ def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
     return _with_y(triples, count, np.random.default_rng(seed)), len(made)
 
 
+def random_rows(
+    count: int, prompt: tuple[int, int], response: tuple[int, int], seed: int = 0
+) -> list[PreferenceRow]:
+    """``count`` rows of random tokens; fewest and most tokens of a prompt and of a response."""
+    rng = np.random.default_rng(seed)
+
+    def ids(limits: tuple[int, int]) -> tuple[int, ...]:
+        return tuple(rng.integers(2, VOCABULARY, rng.integers(limits[0], limits[1] + 1)).tolist())
+
+    triples = [(ids(prompt), ids(response), ids(response)) for _ in range(count + 1)]
+    return _with_y(triples, count, rng)
+
+
 def _with_y(
     triples: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]],
     count: int,

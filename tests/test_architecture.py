@@ -105,6 +105,8 @@ def test_analysis_reads_records_and_files_only(module: str) -> None:
         "analysis.stats",
         "harness.engine.runs",
         "harness.engine.launch",
+        "harness.engine.worker",  # which sets CUDA_VISIBLE_DEVICES before anything sees a device
+        "harness.engine.ray",
         "harness.evaluate.registry",
         "harness.rankers.registry",
         "harness.train.objectives",
@@ -115,6 +117,19 @@ def test_analysis_reads_records_and_files_only(module: str) -> None:
 def test_light_modules_do_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+LATE = {"lm_eval", "alpaca_eval", "fastchat", "openai", "anthropic", "vllm", "ray", "datasets"}
+"""What a node that only trains may lack."""
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("harness")])
+def test_benchmark_libraries_are_imported_where_they_are_used(module: str) -> None:
+    for node in tree_of(module).body:
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & LATE
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in LATE
 
 
 SEEDING = {"torch.manual_seed", "np.random.seed", "random.seed"}

@@ -602,8 +602,11 @@ def _each(datasets: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:
-    """Rows of tokens from rows of text or tokens. Prompts over the limit are dropped and told."""
-    limit = args.max_prompt_length or max((args.max_length or 0) - 1, 0)
+    """Rows of tokens from rows of text or tokens. Prompts over the limit, or that leave no room for
+    an answer, are dropped and told.
+    """
+    limits = [args.max_prompt_length, (args.max_length or 0) - 1]
+    limit = min((one for one in limits if one > 0), default=0)
     rows, long = [], []
     for number, item in enumerate(dataset):
         if isinstance(item, PreferenceRow):

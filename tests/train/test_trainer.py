@@ -572,7 +572,8 @@ def test_rows_with_prompts_over_the_limit_are_dropped_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = {**TEXT, "prompt": "Name a fruit. " * 9}
-    for limit in ({"max_prompt_length": 60}, {"max_length": 60}):
+    both = {"max_prompt_length": 500, "max_length": 60}
+    for limit in ({"max_prompt_length": 60}, {"max_length": 60}, both):
         caplog.clear()
         assert len(of_text(tmp_path, [TEXT, long, TEXT, long], **limit).train_dataset) == 2
         assert "2 of 4 rows have prompts over" in caplog.text
