@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from tokenizers import Tokenizer
 
 from harness.engine.store import Store
 from harness.study.settings import Recipe
@@ -95,10 +96,21 @@ MAY_DIFFER = (
 STAYS = {"model.chat_template", "evaluation.iterations", "evaluation.heldout_samples"}
 
 
+def widened(made: Any, size: int) -> Any:
+    """A tokenizer of ``size`` words: those that no text is split into can still be drawn and
+    read back.
+    """
+    state = json.loads(made.backend_tokenizer.to_str())
+    state["model"]["vocab"] |= {f"word{number}": number for number in range(len(made), size)}
+    made._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return made
+
+
 def double_study(name: str, folder: Path, shared: Path) -> Path:
     """The study file of a recipe's double, with its checkpoint and data below ``folder``."""
     architecture, style, more = SHAPES[name]
     made = tiny.tokenizer(style) if style in tiny.STYLES else FAMILIES[style].tokenizer()
+    made = widened(made, more.get("vocab_size", len(made)))
     sizes = {"max_position_embeddings": 4096, "initializer_range": 0.05}
     start = tiny.written(folder / "start", architecture, made, **sizes | more)
     rows = []
