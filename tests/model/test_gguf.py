@@ -16,11 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.model import gguf
 from harness.model.policy import load_policy
-from harness.records import HarnessError, StageTask
+from harness.records import HarnessError
 from harness.stages import base
-from harness.study.sections import TEMPLATE_DATE
-from harness.study.tasks import CheckpointTask, Runtime
 from tests import tiny
+from tests.tasks import stage_task
 
 writers = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
 
@@ -121,18 +120,9 @@ def made() -> tuple[Any, Any]:
 def located(source: Path, out: Path) -> Path:
     """What stage base.checkpoint writes for the source."""
     out.mkdir()
-    settings = CheckpointTask(
-        source=str(source),
-        revision="",
-        dtype="float32",
-        attention="sdpa",
-        trust_remote_code="",
-        chat_template="",
-        pickle_weights="",
-        needs_template=True,
-        template_date=TEMPLATE_DATE,
-    )
-    base.run(StageTask("key", "base.checkpoint", settings, {}, out, Runtime()))
+    settings = {"source": str(source), "chat_template": "", "pickle_weights": ""}
+    task = stage_task("k", "base.checkpoint", settings | {"needs_template": True}, {}, out)
+    base.run(task)
     return out
 
 
