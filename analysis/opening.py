@@ -15,7 +15,7 @@ from analysis.screen import Matrix, Next, Opening, Score, Statement
 from analysis.stats import MIN_SEEDS, Estimate
 from analysis.text import number
 
-MOST_MEASURES = 8
+MOST_MEASURES = 7
 
 
 def opening(data: StudyData) -> Opening:

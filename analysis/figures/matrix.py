@@ -5,44 +5,45 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 
-from analysis.figure import DOUBLE, Drawn, new_figure, shown
+from analysis.figure import SINGLE, Drawn, new_figure, shown
 from analysis.load import StudyData
 from analysis.opening import matrix
 from analysis.table import Unavailable
 
 DEEPEST = 3.0
-"""Effect over half the interval's width that has the deepest shade."""
-WRAP, LONGEST = 14, 30
-"""Characters of a measure's line, and of an arm's label."""
+"""Difference over half the interval's width that has the deepest shade."""
+LONGEST = 30
+"""Characters of a label."""
 
 
 def figure_matrix(data: StudyData) -> Drawn | Unavailable:
-    """A cell an arm and measure: the difference, blue where it is better and orange where worse."""
+    """The difference of every arm on every measure: purple where better, orange where worse."""
     key, title, found = "matrix", "Arms by measures", matrix(data)
     if not any(score.value is not None for row in found.cells for score in row):
         return Unavailable(key, title, "no score of an arm is stored yet")
     arms = [shown(label, LONGEST) for label in found.arms]
-    figure, grid = new_figure(DOUBLE, 0.75 + 0.24 * len(arms))
+    names = [shown(name, LONGEST) for name in found.measures]
+    width = max(SINGLE, 0.4 + 0.055 * max(map(len, arms)) + 0.43 * len(names))
+    figure, grid = new_figure(width, 1.3 + 0.26 * len(arms))
     axes = grid[0, 0]
-    effects = [[np.nan if s.effect is None else s.effect for s in row] for row in found.cells]
+    effects = np.array(
+        [[np.nan if s.effect is None else s.effect for s in row] for row in found.cells]
+    )
     shades = mpl.colormaps["PuOr"].with_extremes(bad="#f2f2f2")
-    axes.imshow(np.array(effects), cmap=shades, vmin=-DEEPEST, vmax=DEEPEST, aspect="auto")
+    axes.imshow(effects, cmap=shades, vmin=-DEEPEST, vmax=DEEPEST, aspect="auto")
     axes.grid(False)
-    for (row, column), effect in np.ndenumerate(np.array(effects)):
-        score = found.cells[row][column]
-        dark = abs(effect) > 0.7 * DEEPEST
-        axes.text(
-            column,
-            row,
-            score.shown.removesuffix("*"),
-            ha="center",
-            va="center",
-            fontsize=6,
-            color="white" if dark else "black",
-            fontweight="bold" if abs(effect) > 1 else "normal",
-        )
+    for (row, column), effect in np.ndenumerate(effects):
+        look = {
+            "color": "white" if abs(effect) > 0.7 * DEEPEST else "black",
+            "fontweight": "bold" if abs(effect) > 1 else "normal",
+            "fontsize": 6,
+            "ha": "center",
+            "va": "center",
+        }
+        said = found.cells[row][column].shown.removesuffix("*").replace(" ", "\n", 1)
+        axes.text(column, row, said, **look)
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(found.measures)), [_wrapped(name) for name in found.measures])
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(arms)), arms)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -57,12 +58,3 @@ def figure_matrix(data: StudyData) -> Drawn | Unavailable:
         "interval; bold: the interval leaves out 0; grey: nothing to compare or no interval."
     )
     return Drawn(key, title, caption, figure, rows, "Every arm on every measure.")
-
-
-def _wrapped(name: str) -> str:
-    lines = [""]
-    for word in shown(name).split():
-        if lines[-1] and len(lines[-1]) + len(word) >= WRAP:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)

@@ -129,7 +129,9 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
     return load_study(*synthetic.build(tmp_path_factory.mktemp("named"), spec))
 
 
-@pytest.mark.parametrize("key", ["figure_3", "matched_kl", "curves", "figure_6", "differences"])
+@pytest.mark.parametrize(
+    "key", ["figure_3", "matched_kl", "curves", "figure_6", "differences", "matrix"]
+)
 def test_long_names_and_many_arms_stay_inside_the_figure_and_apart(
     named: StudyData, key: str
 ) -> None:
@@ -148,13 +150,43 @@ def test_long_names_and_many_arms_stay_inside_the_figure_and_apart(
     ]
     rows = (
         [label.get_window_extent(renderer) for label in figure.axes[0].get_yticklabels()]
-        if key in ("figure_6", "differences")
+        if key in ("figure_6", "differences", "matrix")
         else []
     )
     for box in [*boxes, *rows]:
         assert box.x0 > -2 and box.y0 > -2 and box.x1 < width + 2 and box.y1 < height + 2
     assert len(rows) in (0, 14, 15)
     assert not any(a.overlaps(b) for i, a in enumerate(rows) for b in rows[:i])
+
+
+@pytest.mark.parametrize("key", sorted(set(FIGURES) - NEEDS_MORE))
+def test_titles_fit_their_panels_and_no_seed_hides_a_line(complete: StudyData, key: str) -> None:
+    drawn = draw(key, complete)
+    assert isinstance(drawn, Drawn)
+    with paper_style():
+        drawn.figure.draw_without_rendering()
+    figure, renderer = drawn.figure, drawn.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    titles = [axes.title.get_window_extent(renderer) for axes in figure.axes]
+    titles = [box for box in titles if box.width > 1]
+    assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
+    assert all(box.x0 > 0 and box.x1 < figure.bbox.width for box in titles)
+    for axes in figure.axes:
+        lines = [line for line in axes.lines if line.get_linestyle() not in ("None", "none")]
+        for seeds in (line for line in axes.lines if line.get_markersize() < 2.3):
+            assert all(seeds.get_zorder() < line.get_zorder() for line in lines)
+
+
+def test_the_matrix_is_shaded_by_what_is_better(complete: StudyData) -> None:
+    drawn = draw("matrix", complete)
+    assert isinstance(drawn, Drawn)
+    cells = {(row["arm"], row["measure"]): row for row in drawn.data}
+    best, base = (cells[arm, "AlpacaEval LC"] for arm in ("α = 1", "α = 0"))
+    assert best["value"] == pytest.approx(29.60, abs=0.01)
+    assert best["effect"] == pytest.approx(best["value"] / best["half_width"])
+    assert (base["effect"], base["value"] > 40) == (None, True)
+    shades = drawn.figure.axes[0].images[0].get_array()
+    assert shades is not None
+    assert shades[2, 0] == pytest.approx(best["effect"])
 
 
 def test_an_axis_of_lengths_shows_every_arm_at_its_own_last_iteration(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class Watched:
         assert [url for url in self.asked if url != self.home and not url.startswith("data:")] == []
 
 
-@pytest.fixture(params=[1280, 400])
+@pytest.fixture(params=[1300, 400])
 def watched(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Watched]:
     found = Watched(browser, report, request.param)
     yield found
@@ -164,6 +164,24 @@ def test_nothing_is_wider_than_the_screen(watched: Watched) -> None:
     assert page.evaluate(
         "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
     )
+    watched.clean()
+
+
+def test_the_answer_stands_above_the_fold_and_nothing_of_the_opening_is_cut_off(
+    watched: Watched,
+) -> None:
+    page = watched.page
+    answer = page.locator("#finding strong").first.bounding_box()
+    assert answer["y"] + answer["height"] < (850 if page.viewport_size["width"] == 400 else 450)
+    picture = page.locator("#figure-differences img").bounding_box()
+    assert picture["y"] < 900
+    shown = page.locator("header p, header blockquote, header img, nav a")
+    cut = shown.evaluate_all(
+        "all => all.filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth"
+        " || one.getBoundingClientRect().right > innerWidth).map(one => one.outerHTML.slice(0, 80))"
+    )
+    assert cut == []
+    assert page.locator("h2").first.inner_text() == "Figures"  # tables of numbers come behind
     watched.clean()
 
 
