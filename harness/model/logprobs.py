@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -298,6 +298,20 @@ def mixed_precision(model: nn.Module, mixed: bool) -> contextlib.AbstractContext
     return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
 
 
+def check_positions(model: nn.Module, rows: Iterable[PackedPrompt]) -> None:
+    """Raise HarnessError for a row with more tokens than the model has positions: where they are
+    learned there is no such row, where they are computed it was never trained on one.
+    """
+    config = base_model_of(model).config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    most = max((len(row.prompt_ids) + max(map(len, row.responses)) for row in rows), default=0)
+    if positions and most > positions:
+        raise HarnessError(
+            f"a prompt and its response have {most} tokens, the model has positions for "
+            f"{positions} (max_position_embeddings): set training.max_length to {positions} at most"
+        )
+
+
 def response_logps(
     model: nn.Module, rows: Sequence[PackedPrompt], *, token_budget: int = 8192, mixed: bool = False
 ) -> list[list[float]]:
@@ -308,6 +322,7 @@ def response_logps(
     ``mixed``: in bfloat16 mixed precision.
     """
     base = base_model_of(model)
+    check_positions(base, rows)
     device = next(base.parameters()).device
     results: list[list[float]] = [[] for _ in rows]
     with torch.no_grad(), packed_attention(base), mixed_precision(base, mixed):

@@ -33,6 +33,7 @@ from harness.data.turns import NotAPairError
 from harness.model.chat import PromptTooLongError, check_rows
 from harness.model.logprobs import (
     base_model_of,
+    check_positions,
     enable_packed_forward,
     mixed_precision,
     sequence_logps,
@@ -173,6 +174,7 @@ class PreferenceTrainer(Trainer):
                 scored = ref_model or model
                 evaluated = _each(evaluated, lambda given: _scored(scored, given, roles, args))
         enable_packed_forward(model)
+        check_positions(model, (row.packed(self.objective.scored)[0] for row in rows))
         if args.bf16:
             round_once(model)
         super().__init__(

@@ -29,7 +29,7 @@ from harness.stages import train
 from harness.train.batching import encode_pair
 from harness.train.trainer import PreferenceTrainer
 from tests import plain, tiny
-from tests.preferences import ROLES, run_train, stage_inputs, train_task
+from tests.preferences import ROLES, run_train, stage_inputs, train_task, write_pairs
 
 ROOT = Path(__file__).parents[2]
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
@@ -486,6 +486,22 @@ def test_an_over_long_y_is_cut_at_the_maximum_length(tmp_path: Path) -> None:
     for row in longest:
         assert row["tokens"] + len(encode_prompt(tokenizer, pairs[row["row"]]["messages"])) == 128
     run_train(cut, tmp_path / "out")
+
+
+@pytest.mark.parametrize("objective", ["dpo", "simpo"])
+def test_rows_longer_than_the_models_positions_are_refused(tmp_path: Path, objective: str) -> None:
+    """Learned positions end in an IndexError, computed ones in angles never trained on."""
+    tiny.checkpoint(tmp_path / "base" / "model", max_position_embeddings=100)
+    longest = r"have \d+ tokens, the model has positions for 100 .*training\.max_length to 100"
+    if objective == "dpo":
+        with pytest.raises(HarnessError, match=longest):
+            stage_inputs(tmp_path, long_y=True)
+        return
+    inputs = stage_inputs(tmp_path)
+    write_pairs(inputs["pairs"], same_start=60)
+    with pytest.raises(HarnessError, match=longest):
+        run_train(inputs, tmp_path / "out", name=objective, alpha=0.0)
+    run_train(inputs, tmp_path / "cut", name=objective, alpha=0.0, max_length=100)
 
 
 def test_a_pair_whose_y_had_no_room_is_left_out_where_the_objective_reads_it(
