@@ -446,7 +446,7 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
 class Selection:
     """The best of several arms, told on seeds that did not choose it.
 
-    naive: its difference to the baseline on the seeds that chose it (too high on average).
+    naive: its difference to the baseline on the seeds that chose it (too good on average).
     estimate: on the others. rotated: mean over seeds of the difference of the arm chosen without
     that seed (no interval: the choices share seeds).
     """
@@ -463,10 +463,10 @@ class Selection:
 
 
 def reestimate_best(
-    arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1.0
+    arms: Mapping[str, Layout], baseline: str, *, better: int = 1, min_complete: float = 1.0
 ) -> Selection:
-    """Choose the arm with the highest mean on the first half of the common seeds (rounded down, at
-    least 1), and estimate its paired difference on the other seeds.
+    """Choose the arm with the highest mean (lowest for ``better`` −1) on the first half of the
+    common seeds (rounded down, at least 1), and estimate its paired difference on the other seeds.
 
     Below 3 other seeds the estimate has no interval. INCOMPLETE arms cannot be chosen. ``trials``
     counts every arm that was tried, complete or not.
@@ -486,8 +486,11 @@ def reestimate_best(
     first, others = tuple(seeds[:half]), tuple(seeds[half:])
     D = np.array([checked[name][0].values.mean(axis=1) for name in names])
     scores = D[:, :half].mean(axis=1)
-    best = names[int(scores.argmax())]
-    choices = [int(np.delete(D, i, axis=1).mean(axis=1).argmax()) for i in range(len(seeds))]
+    sign = better or 1
+    chosen = int((sign * scores).argmax())
+    best = names[chosen]
+    others_of = (np.delete(D, i, axis=1) for i in range(len(seeds)))
+    choices = [int((sign * rest.mean(axis=1)).argmax()) for rest in others_of]
     rotated = float(np.mean([D[c, i] for i, c in enumerate(choices)]))
     estimate = difference(
         arms[best].take(others), arms[baseline].take(others), min_complete=min_complete
@@ -497,14 +500,14 @@ def reestimate_best(
         for name, (_, reason, _) in checked.items()
         if reason
     )
-    if int((scores == scores.max()).sum()) > 1:
+    if int((scores == scores[chosen]).sum()) > 1:
         flags += ("tied for best: the first by name was taken",)
     return Selection(
         best,
         len(pairs),
         first,
         others,
-        float(scores.max()),
+        float(scores[chosen]),
         estimate,
         rotated,
         tuple(names[c] for c in choices),

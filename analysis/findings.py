@@ -174,6 +174,8 @@ def _comparison(
         ours, theirs = (data.at(arm, iteration) for arm in (member.arm, data.baseline_arm))
         if ours and theirs:
             x, y = (measures.points(data, c, measure) for c in (ours, theirs))
+            if measure.better < 0:
+                x, y = y, x
             if x and y:
                 improvement = rank.probability_of_improvement(list(x.values()), list(y.values()))
     return Comparison(
@@ -249,7 +251,9 @@ def _selection(data: StudyData, measure: Measure, iteration: int) -> tuple[Selec
     if data.baseline_arm not in cells or len(cells) < 3:
         return None, "fewer than two arms beside the baseline: nothing was selected"
     try:
-        return reestimate_best(cells, data.baseline_arm, min_complete=data.min_complete), ""
+        return reestimate_best(
+            cells, data.baseline_arm, better=measure.better, min_complete=data.min_complete
+        ), ""
     except ValueError as error:
         return None, str(error)
 

@@ -215,6 +215,16 @@ def _library_point(data: StudyData, run: Run, iteration: int, measure: Measure) 
     return float(point) if isinstance(point, (int, float)) else None
 
 
+def penalised_to_nothing(summary: Mapping[str, Any]) -> bool:
+    """Whether AlpacaEval's own fit kept no coefficient: its L1 penalty, chosen by cross-validation
+    on few or near instructions, leaves every prediction at one half, and its LC at exactly 50.
+    """
+    point, spread = (
+        summary.get(name) for name in ("length_controlled_win_rate", "lc_standard_error_library")
+    )
+    return point == 50.0 and spread == 0.0 and summary.get("win_rate") != 50.0
+
+
 def crossed(data: StudyData, measure: Measure) -> bool:
     """Whether every run has values of a diagnostic on the same prompts. Training prompts differ
     between seeds, and some diagnostics are undefined on some prompts; then seeds are compared by

@@ -32,7 +32,7 @@ def opening(data: StudyData) -> Opening:
         data.name,
         text.one_line(data.question),
         prose.finding(data),
-        tuple(filter(None, (left_out.statement(data), prose.missing(data)))),
+        tuple(filter(None, (left_out.statement(data), prose.unfitted(data), prose.missing(data)))),
         tuple(statement for statement in said if statement is not None),
         matrix(data),
         next_steps(data),

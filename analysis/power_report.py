@@ -15,6 +15,7 @@ from analysis.power import (
     Components,
     Detectable,
     Needed,
+    Population,
     detectable,
     from_components,
     items_needed,
@@ -27,35 +28,46 @@ from harness.records import HarnessError
 
 @dataclass(frozen=True)
 class Design:
-    """A comparison's spread, the seeds and items it has now, and how many arms told the spread."""
+    """A comparison's spread, the seeds and items it has now, how many arms told the spread, and the
+    digits of its measure.
+    """
 
     name: str
     spread: Components
     seeds: int
     items: int
     arms: int = 2
+    digits: int = 2
 
 
-def power_study(study_dir: Path, store_dir: Path, delta: float) -> Table:
+SEEDS = (3, 5, 10)
+"""Numbers of seeds for which a table says what they would detect."""
+
+
+def power_study(study_dir: Path, store_dir: Path, delta: float | None) -> Table:
     """For the study's primary outcome, every arm against the baseline: what it could detect, what
-    ``delta`` would need.
+    ``delta`` would need (None: the largest round difference at most half of what it detects now).
 
     Raises HarnessError when the study has no complete comparison over two seeds or more.
     """
-    _check_delta(delta)
+    _check_delta(1.0 if delta is None else delta)
     data = load_study(study_dir, store_dir)
     found = findings.find(data)
+    if delta is None:
+        less = next(filter(None, map(seeds_for_less, found.primary)), None)
+        delta = less[0] if less else 1.0
     designs = []
     for c in found.primary:
         if c.spread is not None:
             name = f"{c.label} minus {found.baseline_label}"
-            designs.append(Design(name, c.spread, c.estimate.seeds, c.estimate.clusters, c.arms))
+            sizes = c.estimate.seeds, c.estimate.clusters
+            designs.append(Design(name, c.spread, *sizes, c.arms, c.measure.digits))
     if not designs:
         raise HarnessError(
             f"{study_dir}: no complete comparison over 2 seeds or more; give --sigma-seed, "
             "--sigma-item and --sigma-error instead"
         )
-    what = f"{found.primary_measure.name} after iteration {found.primary_iteration}"
+    what = f"{found.primary_measure.with_unit} after iteration {found.primary_iteration}"
     table = _table(designs, delta, what)
     judged = {one["name"] for one in data.benchmarks if one["judged"]}
     if found.primary_measure.benchmark not in judged:
@@ -102,7 +114,7 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
             rows.append(TableRow(_cells(design, population, now, seeds, items)))
             observations.append(_observation(design, population, now, seeds, items))
     caption = (
-        f"{what}: 80 % power, two-sided 5 %, delta = {delta:g} points; {designs[0].seeds} seeds × "
+        f"{what}: 80 % power, two-sided 5 %, delta = {delta:g}; {designs[0].seeds} seeds × "
         f"{designs[0].items} items now."
     )
     notes = (
@@ -113,28 +125,39 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
 
 
 def _cells(
-    design: Design, population: str, now: Detectable, seeds: Needed, items: Needed
+    design: Design, population: Population, now: Detectable, seeds: Needed, items: Needed
 ) -> dict[str, str]:
-    spread = design.spread
+    spread, digits = design.spread, design.digits
+    with_seeds = [number(found.value, digits) for found in _by_seeds(design, population).values()]
     return {
         "comparison": design.name,
         "population": population,
-        "σ seed": number(spread.sigma_s, 2),
-        "σ item": number(spread.sigma_i, 2),
-        "σ error": number(spread.sigma_e, 2),
-        "detectable now": now.undefined if now.value is None else number(now.value, 2),
+        "σ seed": number(spread.sigma_s, digits),
+        "σ item": number(spread.sigma_i, digits),
+        "σ error": number(spread.sigma_e, digits),
+        "detectable now": now.undefined if now.value is None else number(now.value, digits),
+        f"with {', '.join(map(str, SEEDS))} seeds": ", ".join(with_seeds),
         "seeds for delta": needed_text(seeds),
         "items for delta": needed_text(items),
     }
 
 
+def _by_seeds(design: Design, population: Population) -> dict[int, Detectable]:
+    """What other numbers of seeds would detect, the spread being as it is."""
+    return {
+        seeds: detectable(design.spread, seeds, design.items, population, arms=design.arms)
+        for seeds in SEEDS
+    }
+
+
 def _observation(
-    design: Design, population: str, now: Detectable, seeds: Needed, items: Needed
+    design: Design, population: Population, now: Detectable, seeds: Needed, items: Needed
 ) -> dict[str, object]:
     spread = design.spread
     return {
         "comparison": design.name,
         "population": population,
+        **{f"detectable_{n}_seeds": d.value for n, d in _by_seeds(design, population).items()},
         "sigma_s": spread.sigma_s,
         "sigma_s_low": spread.low,
         "sigma_s_high": spread.high,

@@ -9,7 +9,7 @@ declared one, and the arm that is named under a null is the one farthest from ze
 
 from __future__ import annotations
 
-from analysis import findings
+from analysis import findings, measures
 from analysis.findings import Comparison, Findings, TrendFinding
 from analysis.load import StudyData
 from analysis.measures import Measure
@@ -385,6 +385,23 @@ def _trend(found: TrendFinding) -> Statement:
 def progress(data: StudyData) -> str:
     done = sum(1 for stage in data.stages.values() if stage.state == "done")
     return f"{done} of {len(data.stages)} stages are done"
+
+
+def unfitted(data: StudyData) -> str:
+    """How many length-controlled win rates are the library's one half of an empty fit."""
+    found = [
+        summary
+        for checkpoint in data.checkpoints
+        for run in checkpoint.runs
+        if (summary := data.summary(run, checkpoint.iteration, "alpaca_eval"))
+    ]
+    empty = sum(map(measures.penalised_to_nothing, found))
+    if not empty:
+        return ""
+    return (
+        f"AlpacaEval LC is no measurement in {empty} of {len(found)} sets of verdicts: the "
+        "library's penalty left no coefficient of its fit, which then says 50. Read WR there."
+    )
 
 
 def missing(data: StudyData) -> str:

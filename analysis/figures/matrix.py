@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import matplotlib as mpl
 import numpy as np
 
@@ -32,16 +34,17 @@ def figure_matrix(data: StudyData) -> Drawn | Unavailable:
     shades = mpl.colormaps["PuOr"].with_extremes(bad="#f2f2f2")
     axes.imshow(effects, cmap=shades, vmin=-DEEPEST, vmax=DEEPEST, aspect="auto")
     axes.grid(False)
+    texts = [[s.shown.removesuffix("*").replace(" ", "\n", 1) for s in row] for row in found.cells]
+    longest = max(len(line) for said in chain(*texts) for line in said.split("\n"))
     for (row, column), effect in np.ndenumerate(effects):
         look = {
             "color": "white" if abs(effect) > 0.7 * DEEPEST else "black",
             "fontweight": "bold" if abs(effect) > 1 else "normal",
-            "fontsize": 6,
+            "fontsize": min(6.0, 34 / max(longest, 1)),  # a cell holds six characters at 6
             "ha": "center",
             "va": "center",
         }
-        said = found.cells[row][column].shown.removesuffix("*").replace(" ", "\n", 1)
-        axes.text(column, row, said, **look)
+        axes.text(column, row, texts[row][column], **look)
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(arms)), arms)

@@ -27,8 +27,8 @@ CHECK_NOTES = (
     "interval over all arms (–: withheld where arms differ in their spread over seeds). None of "
     "these p is corrected.",
     "Sign flip: permutation over seeds; its p is never below the floor. Pairs won: (arm seed, "
-    "baseline seed) pairs in which the arm is higher, ties one half, with the exact Mann–Whitney "
-    "p.",
+    "baseline seed) pairs in which the arm is better (higher where neither is), ties one half, "
+    "with the exact Mann–Whitney p.",
 )
 
 

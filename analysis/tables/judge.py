@@ -481,6 +481,7 @@ FLAGS = {
     "no_length_variance": "all length differences equal: LC is the plain win rate",
     "constant_preference": "constant preference: LC is the plain win rate",
     "constant_answers": "most answers are one text",
+    "penalised_to_nothing": "the library's penalty left no coefficient: LC 50 measures nothing",
 }
 """What the benchmark's stage flags, in words."""
 FEW_INSTRUCTIONS = 100
@@ -515,6 +516,8 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
                 continue
             found.append(summary)
             raised = list(summary.get("flags", ()))
+            if measures.penalised_to_nothing(summary):
+                raised.append("penalised_to_nothing")
             flags.update(raised)
             if (summary.get("n_total") or 0) < FEW_INSTRUCTIONS:
                 few += 1

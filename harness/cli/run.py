@@ -416,8 +416,12 @@ def power(
         str, typer.Argument(help="A study's name or YAML file; empty with given components.")
     ] = "",
     delta: Annotated[
-        float, typer.Option(help="The difference to detect, in the score's units.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="The difference to detect, in the score's units (default: about half of what the "
+            "study detects now; 1 with given components)."
+        ),
+    ] = None,
     sigma: Annotated[
         tuple[float, float, float] | None,
         typer.Option(help="Given components: over seeds, over items, residual."),
@@ -434,7 +438,9 @@ def power(
     Example: selm power alpha --delta 1.0
     """
     if sigma is not None:
-        shown.analysis_table(power_report.power_given(sigma, seeds, items, delta))
+        shown.analysis_table(
+            power_report.power_given(sigma, seeds, items, 1.0 if delta is None else delta)
+        )
         return
     folder, _ = read_manifest(results, study)
     shown.analysis_table(power_report.power_study(folder, store, delta))

@@ -275,6 +275,14 @@ def test_the_best_arm_is_told_on_seeds_that_did_not_choose_it() -> None:
     assert result.rotated_choices == ("steady", "steady", "lucky", "lucky", "lucky")
 
 
+def test_the_best_of_what_should_be_low_is_the_lowest() -> None:
+    base = np.zeros((5, 4))
+    cells = {"0": base, "high": base + 9.0, "low": base - [[3.0], [3.0], [1.0], [2.0], [3.0]]}
+    result = reestimate_best({arm: from_array(v) for arm, v in cells.items()}, "0", better=-1)
+    assert (result.best, result.naive, result.estimate.value) == ("low", -3.0, -2.0)
+    assert set(result.rotated_choices) == {"low"}
+
+
 def test_selection_removes_the_winners_luck() -> None:
     rng, naive, fair = np.random.default_rng(9), [], []
     for _ in range(200):

@@ -259,6 +259,14 @@ def test_without_ranked_answers_the_setting_is_named(complete: StudyData) -> Non
     assert [row.cells["checkpoint"] for row in table.rows] == ["order of checkpoints"]
 
 
+def test_a_fit_without_coefficients_is_no_measurement() -> None:
+    empty = {"length_controlled_win_rate": 50.0, "lc_standard_error_library": 0.0, "win_rate": 42.0}
+    assert measures.penalised_to_nothing(empty)
+    for other in ({"win_rate": 50.0}, {"lc_standard_error_library": 0.1}):
+        assert not measures.penalised_to_nothing(empty | other)
+    assert not measures.penalised_to_nothing({})
+
+
 def test_alpaca_evals_flags_are_in_words_and_few_instructions_are_said(
     complete: StudyData, tmp_path: Path
 ) -> None:

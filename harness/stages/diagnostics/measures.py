@@ -511,7 +511,12 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
         "coverage of answer modes", mode_coverage, "heldout", "pocket", unit="share"
     ),
     "unseen_mass": Diagnostic(
-        "probability moved to unseen answers", unseen_mass, "train", "pocket", unit="probability"
+        "probability moved to unseen answers",
+        unseen_mass,
+        "train",
+        "pocket",
+        unit="probability",
+        digits=4,
     ),
     "best_style_probability": Diagnostic(
         "probability of a right answer in the best style",
@@ -519,8 +524,9 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
         "heldout",
         "pocket",
         unit="probability",
+        digits=4,
     ),
-    "regret": Diagnostic("regret", regret, "heldout", "pocket", unit="reward", better=-1),
+    "regret": Diagnostic("regret", regret, "heldout", "pocket", unit="reward", digits=4, better=-1),
 }
 """Metric name → how it is measured and shown, in reading order."""
 
