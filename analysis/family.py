@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special  # type: ignore[import-untyped]
 from scipy import stats as distributions  # type: ignore[import-untyped]
-from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 
 from analysis.layout import Floats, Layout, complete, paired
 from analysis.rank import Permutation, floor_flags, needed
@@ -438,7 +437,11 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
         return {}
     names = sorted(p)
     raw = [1.0 if p[name] is None else float(p[name] or 0.0) for name in names]
-    adjusted = dict(zip(names, multipletests(raw, method="holm")[1].tolist(), strict=True))
+    # statsmodels' own collects garbage at every call, a quarter of a report's time
+    order = np.argsort(raw, kind="stable")
+    steps = np.asarray(raw)[order] * np.arange(len(raw), 0, -1)
+    values = np.minimum(np.maximum.accumulate(steps), 1.0)
+    adjusted = {names[at]: float(value) for at, value in zip(order, values, strict=True)}
     return {name: None if p[name] is None else adjusted[name] for name in p}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,11 +76,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_another_judge_ends_in_one_table_of_both(finished: Path) -> None:
-    done = selm(finished, "judge", str(STUDY), "--set", "judge.noise=0.6")
+@pytest.mark.slow
+def test_another_judge_ends_in_one_table_of_both(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "judged")
+    done = selm(folder, "judge", str(STUDY), "--set", "judge.noise=0.6")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "Arms against the baseline under two judges" in done.stdout
-    (path,) = finished.glob("e2e-judged-by-*/report/tables/two_judges.csv")
+    (path,) = folder.glob("e2e-judged-by-*/report/tables/two_judges.csv")
     table = pd.read_csv(path)
     assert set(table["measure"]) == {"AlpacaEval LC", "AlpacaEval WR", "MT-Bench mean"}
     assert not table["first"].equals(table["second"])
@@ -268,7 +271,6 @@ def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_t
 
 
 def test_a_failing_stage_is_reported_and_the_others_go_on(finished: Path, tmp_path: Path) -> None:
-    import shutil
 
     shutil.copytree(finished / "store", tmp_path / "store")
     failing = tmp_path / "failing.yaml"

@@ -164,6 +164,37 @@ def changed(ours: Recipe, original: Recipe) -> list[str]:
     return [key for key in a if a[key] != b.get(key)]
 
 
+def run(study: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli", "run", str(study), "--executor", "inline"]
+    where = ["--store", str(folder / "store"), "--results", str(folder)]
+    done = subprocess.run(
+        [*command, *where], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_figures_of_a_recipe_with_a_warm_up_show_its_arms_apart(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """Figures 3 to 5 count the method's iterations: after the first one the arms are there, and
+    their implicit rewards differ (after the warm-up they were one model).
+    """
+    study = double_study("zephyr-7b", tmp_path, shared_data)
+    asked = json.loads(study.read_text(encoding="utf-8"))
+    asked |= {"axes": {"objective.alpha": [0, 0.3]}, "baseline": {"objective.alpha": 0}}
+    study.write_text(json.dumps(asked), encoding="utf-8")
+    run(study, tmp_path)
+    figures = tmp_path / "zephyr-7b" / "report" / "figures"
+    curves = pd.read_csv(figures / "figure_3.csv")
+    first = curves[(curves["panel"] == "left") & (curves["iteration"] == 1)]
+    assert first["arm"].nunique() == 2
+    for number, iteration in ((4, 1), (5, 2)):
+        rows = pd.read_csv(figures / f"figure_{number}.csv")
+        assert set(rows["iteration"]) == {iteration}
+        assert rows["difference"].abs().max() > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_recipe_runs_whole_with_a_double_of_its_shape(
@@ -172,26 +203,7 @@ def test_a_recipe_runs_whole_with_a_double_of_its_shape(
     study = double_study(name, tmp_path, shared_data)
     differ = changed(load_study(study).base, recipe(name))
     assert all(key.startswith(MAY_DIFFER) and key not in STAYS for key in differ), differ
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        "run",
-        str(study),
-        "--executor",
-        "inline",
-        "--store",
-        str(tmp_path / "store"),
-    ]
-    done = subprocess.run(
-        [*command, "--results", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run(study, tmp_path)
     manifest, store = (
         json.loads((tmp_path / name / "manifest.json").read_text()),
         Store(tmp_path / "store"),

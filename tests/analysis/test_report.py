@@ -214,6 +214,7 @@ def test_every_table_and_figure_is_in_both_forms(written: Path) -> None:
     assert "published" in markdown.lower()
 
 
+@pytest.mark.slow
 def test_the_report_is_byte_identical_but_for_costs(written: Path, tmp_path: Path) -> None:
     folder, store = synthetic.build(tmp_path, synthetic.Synthetic(hostile=True))
     for record in store.glob("objects/*/*/record.json"):  # another run: other times and hosts
@@ -279,6 +280,7 @@ def test_a_search_is_linked_where_there_was_one(tmp_path: Path) -> None:
     assert 'href="../search/search.md"' in (folder / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_old_exhibit_does_not_outlive_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

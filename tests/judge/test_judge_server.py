@@ -72,7 +72,7 @@ def alpaca_prompt(instruction: str, output_1: str, output_2: str) -> str:
     assert spec is not None
     assert spec.submodule_search_locations
     template = (
-        Path(spec.submodule_search_locations[0]) / judge_opinion.ALPACA_TEMPLATE
+        Path(spec.submodule_search_locations[0]) / judge_opinion.ALPACA_TEMPLATES["token"]
     ).read_text()
     values = {"instruction": instruction, "output_1": output_1, "output_2": output_2}
     return re.sub(r"\{(instruction|output_1|output_2)\}", lambda match: values[match[1]], template)

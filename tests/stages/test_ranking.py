@@ -19,6 +19,7 @@ from harness.rankers.registry import RANKERS, rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, StageTask, read_jsonl, write_jsonl
 from harness.stages import rank
 from harness.stages import reward as reward_train
+from harness.study.sections import JudgeSettings
 from harness.study.settings import Recipe
 from tests import tiny
 from tests.tasks import rank_context, settings_of, stage_task
@@ -620,7 +621,7 @@ def test_judge_scores_by_hand(tmp_path, monkeypatch):
         costs = {"judge_calls": 2.0}
 
         def __init__(self, settings, runtime, journal):
-            assert settings == {"kind": "pocket"}
+            assert settings.kind == "pocket"
 
         def __enter__(self):
             return self
@@ -634,7 +635,7 @@ def test_judge_scores_by_hand(tmp_path, monkeypatch):
 
     monkeypatch.setattr(judge, "JudgeClient", Client)
     monkeypatch.setattr(judge, "finalise", lambda journal, out: 0)
-    context = _context(tmp_path, "judge", judge={"kind": "pocket"})
+    context = _context(tmp_path, "judge", judge=JudgeSettings(kind="pocket"))
     (ranked,) = rank_texts([RankItem("a", USER, ("A {output_2}", "B"))], context)
     assert ranked.scores == pytest.approx((0.8, 0.2))
     assert context.costs == {"judge_calls": 2.0}
