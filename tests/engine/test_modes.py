@@ -166,7 +166,7 @@ recipe: {root}/ablations/recipes/pocket.yaml
 preset: {root}/ablations/presets/online_dpo.yaml
 set:
   loop: {{mode: online, iterations: 100, prompts_per_iteration: 32, portions: 48}}
-  pocket: {{steps: 400, rows: 4000}}
+  pocket: {{steps: 800, rows: 4000}}
   training: {{epochs: 1, batch_size: 32, learning_rate: 0.001}}
   data: {{heldout: 8, ood: 4}}
   evaluation: {{benchmarks: [heldout], iterations: last}}
