@@ -57,18 +57,20 @@ def _statement(statement: Statement, style: str = "") -> list[RenderableType]:
 def _table(matrix: Matrix, width: int) -> Table:
     """As many measures as have room, the first of them first."""
     columns = [
-        max(len(row[at].shown) for row in matrix.cells) for at in range(len(matrix.measures))
+        max(*map(len, name.split()), *(len(row[at].shown) for row in matrix.cells))
+        for at, name in enumerate(matrix.measures)
     ]
     label = min(max(map(len, matrix.arms)), WIDEST_LABEL)
-    room = width - label - 2
+    room = width - label
     count = 0
-    while count < min(MOST_MEASURES, len(columns)) and (room := room - columns[count] - 2) >= 0:
+    # Three cells part two columns: a blank on either side of the place of a rule.
+    while count < min(MOST_MEASURES, len(columns)) and (room := room - columns[count] - 3) >= 0:
         count += 1
     count = max(count, 1)
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     found.add_column("arm", min_width=label, max_width=label, overflow="fold")
     for name, least in zip(matrix.measures[:count], columns, strict=False):
-        found.add_column(Text(name), justify="right", min_width=least)
+        found.add_column(Text(name), justify="right", width=least)
     for name, row in list(zip(matrix.arms, matrix.cells, strict=True))[:MOST_ARMS]:
         found.add_row(Text(name), *map(_cell, row[:count]))
     if len(matrix.arms) > MOST_ARMS:

@@ -71,6 +71,16 @@ def test_the_screen_fits_and_says_it_all(
     assert "results/x/report/index.html" in narrow
 
 
+@pytest.mark.parametrize("width", [60, 80, 81, 82, 83, 84, 90, 100, 140])
+def test_no_cell_is_cut_at_any_width(faulty: Opening, width: int) -> None:
+    lines = printed(faulty, width).splitlines()
+    for label, row in zip(faulty.matrix.arms, faulty.matrix.cells, strict=True):
+        words = (*label.split(), *row[0].shown.split())
+        (line,) = [x.split() for x in lines if tuple(x.split())[: len(words)] == words]
+        shown = line[len(label.split()) :]
+        assert shown in [" ".join(c.shown for c in row[:n]).split() for n in range(1, 9)]
+
+
 def test_a_wider_terminal_shows_more_measures(faulty: Opening) -> None:
     narrow, wide = printed(faulty, 80), printed(faulty, 140)
     assert faulty.matrix.cells[0][0].shown in narrow
