@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated
 
 import click
 import typer
 
-from harness.cli import bridge, doctor, judge, run, store
+from harness.cli import bridge, doctor, init, judge, run, store
 from harness.records import HarnessError
 
 app = typer.Typer(
@@ -21,7 +23,24 @@ app = typer.Typer(
     help="Does a change to preference optimisation help, by how much, and could we have told?",
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(metadata.version("selm-harness"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
+    del version
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init.init,
     "plan": run.plan,
     "run": run.run,
     "status": store.status,

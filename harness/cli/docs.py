@@ -8,7 +8,6 @@ they are stale.
 from __future__ import annotations
 
 import inspect
-import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
-from harness.cli import app
-from harness.cli.schema import schemas
+from harness.cli import app, schema
 from harness.engine.stages import STAGES
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pair_rules import PAIR_RULES
@@ -190,11 +188,8 @@ def _type(annotation: Any) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page by its path."""
-    made = {
-        FOLDER / f"{name}.schema.json": json.dumps(one, indent=1, ensure_ascii=False) + "\n"
-        for name, one in schemas().items()
-    }
-    return {FOLDER / "cli.md": cli_page(), FOLDER / "keys.md": keys_page()} | made
+    made = {"cli.md": cli_page(), "keys.md": keys_page()} | schema.files()
+    return {FOLDER / name: text for name, text in made.items()}
 
 
 def main() -> None:

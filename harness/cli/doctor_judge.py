@@ -22,7 +22,7 @@ from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.judge.journal import JOURNAL_NAME
 from harness.records import HarnessError, redact
-from harness.study import judges
+from harness.study import judges, shipped
 from harness.study.sections import JudgeSettings
 from harness.study.settings import Recipe
 from harness.study.study import checked_judge
@@ -30,7 +30,7 @@ from harness.study.tasks import Runtime
 
 TIMEOUT_S = 10.0
 Get = Callable[..., Any]
-FOLDERS = (Path("ablations") / "judges", Path("judges"))
+FOLDERS = (Path("ablations") / "judges", Path("judges"), shipped.FOLDER / "judges")
 QUESTION = "Name a fruit."
 RATING = (
     "Rate the answer to the question on a scale of 1 to 10 and end with the rating in double "

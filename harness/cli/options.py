@@ -11,10 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from harness.records import HarnessError
+from harness.study import shipped
 from harness.study.yaml import parse_scalar
 
 StudyFile = Annotated[
-    Path, typer.Argument(help="The study's YAML file, for example ablations/alpha.yaml.")
+    Path,
+    typer.Argument(
+        callback=shipped.study,
+        help="The study's YAML file, for example ablations/alpha.yaml, or the name of one there.",
+    ),
 ]
 StudyName = Annotated[
     str, typer.Argument(help="A study's name (a folder below --results) or its YAML file.")

@@ -27,6 +27,7 @@ from harness.cli.options import (
 )
 from harness.files import write_atomic
 from harness.records import HarnessError, canonical_json
+from harness.study import shipped
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -339,7 +340,7 @@ def show_report(plan: Plan, store: Store, folder: Path) -> None:
     if not written or kept.read_text(encoding="utf-8") != stamp:
         reporting.write_report(folder, store.root)
         write_atomic(kept, stamp)
-    screen.show(folder / "report", str(plan.study.file))
+    screen.show(folder / "report", shipped.word(plan.study.file))
 
 
 # -- what was found --------------------------------------------------------------------------------
@@ -452,7 +453,11 @@ def power(
 def tune(
     search: Annotated[
         Path,
-        typer.Argument(help="The search's YAML file, for example ablations/tune_alpha_beta.yaml."),
+        typer.Argument(
+            callback=shipped.study,
+            help="The search's YAML file, for example ablations/tune_alpha_beta.yaml, or the name "
+            "of one there.",
+        ),
     ],
     store: StoreRoot = STORE,
     results: Results = RESULTS,

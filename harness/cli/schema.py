@@ -4,6 +4,7 @@ meaning of a key, and wrong keys marked while typing. Made from the settings the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,12 @@ def schemas() -> dict[str, Schema]:
         "study": _with(StudyFile.model_json_schema(), named),
         "search": _with(TuneFile.model_json_schema(), named),
     }
+
+
+def files() -> dict[str, str]:
+    """The schemas as files, by name."""
+    texts = {name: json.dumps(one, indent=1, ensure_ascii=False) for name, one in schemas().items()}
+    return {f"{name}.schema.json": f"{text}\n" for name, text in texts.items()}
 
 
 def _is_tree(schema: Schema) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records import HarnessError
+from harness.study import shipped
 from harness.study.sections import JudgeSettings
 from harness.study.settings import Recipe
 from harness.study.yaml import Location, load_yaml
@@ -20,16 +21,17 @@ NEAR = timedelta(days=90)
 
 def find(name: str, beside: Sequence[Path], where: str) -> Path:
     """A profile's file, by its path or its name in ``judges/`` of the folder of one of the files
-    in ``beside``, or of the folder above.
+    in ``beside``, or of the folder above, or of the harness.
 
     Raises HarnessError, led by ``where``, with the names there are.
     """
-    folders = list(dict.fromkeys(up for file in beside for up in file.resolve().parents[:2]))
+    near = [up for file in beside for up in file.resolve().parents[:2]]
+    folders = list(dict.fromkeys([*near, shipped.FOLDER]))
     for folder in folders:
         for candidate in (folder / name, folder / FOLDER / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    known = sorted(path.stem for folder in folders for path in (folder / FOLDER).glob("*.yaml"))
+    known = shipped.named(folder / FOLDER for folder in folders)
     close = difflib.get_close_matches(name, known, n=1)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     raise HarnessError(

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from harness.records import HarnessError
-from harness.study import judges, names
+from harness.study import judges, names, shipped
 from harness.study.given import Given, check_rows, read_table
 from harness.study.names import FolderName, Label
 from harness.study.sections import JudgeSettings, Section
@@ -69,8 +69,8 @@ class Declaration(Section):
 class Arm(Section):
     label: Label
     preset: str = ""
-    """Name of a file in ``presets/`` beside the study: a published algorithm's keys, changed by
-    ``set``.
+    """Name of a file in ``presets/`` beside the study or of the harness: a published algorithm's
+    keys, changed by ``set``.
     """
     set: dict[str, Any] = {}
 
@@ -83,7 +83,7 @@ class StudyFile(Section):
     question: str = ""
     """What is asked, in a sentence; opens the report."""
     recipe: str
-    """A file, or the name of one in ``recipes/`` beside the study."""
+    """A file, or the name of one in ``recipes/`` beside the study or of the harness."""
     preset: str = ""
     """A published algorithm's keys for every run, as an arm's ``preset``."""
     set: dict[str, Any] = {}
@@ -468,11 +468,14 @@ def _no_repeats(
 
 
 def _beside(study: Path, kind: str, name: str, lines: Mapping[Location, int], at: Location) -> Path:
-    """The file of a recipe or a preset: given by its path, or by its name in ``<kind>s/``."""
-    for candidate in (study.parent / name, study.parent / f"{kind}s" / f"{name}.yaml"):
+    """The file of a recipe or a preset: given by its path, or by its name in ``<kind>s/`` beside
+    the study or of the harness.
+    """
+    folders = (study.parent / f"{kind}s", shipped.FOLDER / f"{kind}s")
+    for candidate in (study.parent / name, *(folder / f"{name}.yaml" for folder in folders)):
         if candidate.is_file():
             return candidate
-    known = sorted(path.stem for path in (study.parent / f"{kind}s").glob("*.yaml"))
+    known = shipped.named(folders)
     raise HarnessError(
         f"{study}:{_line(lines, at)}: {kind} {name!r} not found{_suggest(name, known)}; "
         f"known: {', '.join(known) or 'none'}"

@@ -81,7 +81,7 @@ class TuneFile(Section):
     """Names the folder below ``results/`` and the Optuna study."""
     question: str = ""
     recipe: str
-    """A file, or the name of one in ``recipes/`` beside the search."""
+    """A file, or the name of one in ``recipes/`` beside the search or of the harness."""
     set: dict[str, Any] = {}
     """Recipe keys changed for the search's trials and the finalists."""
     finalists: dict[str, Any] = {}
