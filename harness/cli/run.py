@@ -286,6 +286,7 @@ def run_plan(
     if todo:
         display = shown.ProgressDisplay(plan, seconds, done, workers, verbose)
         summary = _walk(plan, store, executor, workers, only, display)
+    summary.failed |= execute.untrained(plan, store)
     freed = execute.retain(plan, store)
     _show_summary(summary, time.time() - started, shown.describe(plan))
     if freed:

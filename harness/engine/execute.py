@@ -271,6 +271,23 @@ def _base_of(key: str, nodes: Mapping[str, Node | StageRecord]) -> str:
     return key
 
 
+def untrained(plan: Plan, store: Store) -> dict[str, str]:
+    """The last training stage of every run that trained on nothing, though it was to → why."""
+    found = {}
+    for run in plan.runs:
+        stages = [one for number, one in run.iterations.items() if number > 0]
+        trained = [one["train"] for one in stages if "train" in one]
+        if trained and all(store.has(key) and not store.record(key).rows for key in trained):
+            found[trained[-1]] = (
+                f"run {run.cell.run}: none of the {len(trained)} portions held a preference pair, "
+                "so that the policy is the one it began as; the table of what was left out says "
+                "why. Larger portions (loop.prompts_per_iteration), more candidates "
+                "(pairs.current, exploration.samples) or a ranker that tells them apart "
+                "(ranker.kind) give pairs"
+            )
+    return found
+
+
 def retain(plan: Plan, store: Store) -> int:
     """Apply the study's retention: delete weights of checkpoints no longer needed once all their
     users are done. Returns bytes freed.

@@ -62,7 +62,8 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     kept beside it.
 
     Settings: kind, rule, placebo, and the ranker's own. Prompts without a pair (identical answers,
-    all tied) are counted in the record. Rows whose ranker failed keep the stage partial.
+    all tied) are counted in the record; where none has one, nothing is trained on. Rows whose
+    ranker failed keep the stage partial. Raises HarnessError where no labelled pair is one.
     """
     rule = PAIR_RULES[task.settings.rule]
     rows = list(_read(task))
@@ -74,14 +75,11 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     if task.settings.truncated_y == "ended":
         pairs = [replace(pair, drawn={}) for pair in pairs]
     if task.settings.placebo == "other_prompt":
-        pairs = _other_prompt(pairs)
+        pairs = _other_prompt(pairs, tally)
     errors = sum(found.status == "error" for found in ranked)
-    if not pairs and not errors:
+    if not pairs and not errors and not rule.scored:
         reasons = {one.reason: one.count for one in tally.left_out()}
-        raise HarnessError(
-            f"no prompt gave a preference pair ({reasons}); the policy's samples and the offline "
-            "answers do not differ in score"
-        )
+        raise HarnessError(f"no prompt of the portion has a labelled pair ({reasons})")
     write_jsonl(task.out / "pairs.jsonl", pairs)
     roles = Counter(pair.y_role for pair in pairs)
     summary = {"pairs": len(pairs), "y_role": dict(sorted(roles.items()))}
@@ -199,16 +197,16 @@ def role_of(explore: str | None, chosen: str, rejected: str) -> Role:
     return "loser" if explore == rejected else "middle"
 
 
-def _other_prompt(pairs: Sequence[Pair]) -> list[Pair]:
+def _other_prompt(pairs: Sequence[Pair], tally: Tally) -> list[Pair]:
     """Placebo: every pair that has a y gets the y of the next such pair, the last that of the
-    first.
+    first. A single such pair has no other, and is left out.
     """
     places = [i for i, pair in enumerate(pairs) if pair.y_role != "absent"]
-    if len(places) < 2:
-        raise HarnessError(
-            "objective.placebo other_prompt needs at least two prompts with an exploration response"
-        )
     result = list(pairs)
+    if len(places) == 1:
+        alone = result.pop(places[0])
+        tally.leave_out("no other prompt's y for the placebo", alone.prompt_id)
+        return result
     for place, source in zip(places, [*places[1:], places[0]], strict=True):
         pair, other = pairs[place], pairs[source]
         drawn = {role: ids for role, ids in pair.drawn.items() if role in PAIR}

@@ -185,11 +185,6 @@ def fit(
             if rule == "truncate":
                 shorter = truncate(tokenizer, prompt, limit)
                 kept.append((shorter, tuple(encode_prompt(tokenizer, shorter.messages, limit))))
-    if not kept:
-        raise HarnessError(
-            f"all {len(prompts)} prompts of the portion are over training.max_prompt_length = "
-            f"{limit} tokens"
-        )
     if rule == "drop":
         tally.check(settings.max_left_out, "the portion's prompts")
     return kept, tally

@@ -6,7 +6,8 @@ with, `harness.train.carried`; only where there are parts) and steps.jsonl (one 
 step: step, loss, grad_norm, learning_rate, margin, accuracy, rhat_* in nats; null where a step had
 no such row). A run that was killed goes on from its last mid-iteration checkpoint to the same bits.
 With ``runtime.processes`` above one the same function runs in so many ranks, and the first of them
-writes.
+writes. Without a pair that can be trained on the policy passes through unchanged, and what is
+carried with it; the record says so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import functools
 import gc
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -46,7 +48,7 @@ from harness.study.sections import LoraSettings
 from harness.study.tasks import TrainTask
 from harness.train import distributed, sharding
 from harness.train.batching import PreferenceRow, encode_pairs, with_others
-from harness.train.carried import Carried
+from harness.train.carried import Carried, pass_on
 from harness.train.objectives import ResolvedObjective
 from harness.train.trainer import (
     CHECKPOINTING,
@@ -58,6 +60,7 @@ from harness.train.trainer import (
 
 STEP_COLUMNS = ("step", "loss", "grad_norm", "learning_rate")
 MAX_LENGTH = "training.max_length"
+NO_PAIR = "portions without a pair"
 JOURNAL = "train.journal.jsonl"
 """Its presence tells the store that a killed attempt left something to go on from."""
 
@@ -94,6 +97,8 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
         tokenizer = load_tokenizer(task.inputs["policy"])
         every = training_rows(task, tokenizer, objective)
         rows, left_out = teaching(task, tokenizer, every, objective.roles)
+        if not rows:
+            return _pass_through(task, tokenizer, left_out)
         sizes = [row.packed(objective.roles)[0].tokens for row in rows]
         trainer, clock = _trainer(task, _load(task), rows, work)
         with distributed.termination_noted(clock.terminate):
@@ -115,6 +120,26 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
         "tokens": sum(sizes) * settings.training.epochs,
         "summary": summary,
         "left_out": [vars(one) for one in left_out],
+    }
+
+
+def _pass_through(
+    task: StageTask[TrainTask], tokenizer: Any, left_out: tuple[LeftOut, ...]
+) -> dict[str, Any]:
+    """The policy as it came in, where there is nothing to train on."""
+    settings = task.settings
+    if os.environ.get("RANK", "0") == "0":
+        _save(_load(task), tokenizer, task.out / "model", settings.dtype)
+        write_jsonl(task.out / "steps.jsonl", [])
+        if settings.carried:
+            pass_on(task.inputs["policy"] if settings.carried.part else None, task.out)
+    place = f"seed {settings.seed}, iteration {settings.iteration}"
+    told = LeftOut(task.stage, NO_PAIR, "the policy passes through unchanged", 1, 1, (place,))
+    return {
+        "rows": 0,
+        "tokens": 0,
+        "summary": {"steps": 0},
+        "left_out": [vars(one) for one in (told, *left_out)],
     }
 
 
@@ -244,8 +269,6 @@ def teaching(
             cut = len(ids) == room and tokenizer.convert_ids_to_tokens(ids[-1]) != end
             answers.meet(row.prompt_id, f"cut at {MAX_LENGTH}" if cut else "ok")
     pairs.check(task.settings.max_left_out, where)
-    if not kept:
-        raise HarnessError(f"{where}: no pair is left to train on")
     return kept, pairs.left_out() + answers.left_out()
 
 

@@ -407,7 +407,9 @@ class LoopSettings(Section):
     iteration. ``stepwise``: the same with the labelled pairs. ``online``: as iterative, but
     optimiser and schedule are carried through all iterations, which may be as small as one step.
     ``offline``: the same with the labelled pairs and a fixed reference, one run over all data
-    whose iterations are where checkpoints are scored.
+    whose iterations are where checkpoints are scored. A portion of own answers without a pair (all
+    tie) is told and trains nothing: the policy passes through, and in ``online`` the optimiser's
+    state, while the schedule goes on to the next iteration's place.
     """
 
 

@@ -107,14 +107,9 @@ def _prompt_first(row: PreferenceRow, most: int, prompt: int, begin: int | None)
 
 
 def encode_pairs(tokenizer: Any, folder: Path, limits: Mapping[str, Any]) -> list[PreferenceRow]:
-    """Token rows of a folder of pairs, in file order, within the limits of `encode_pair`. Raises
-    HarnessError where there are none.
-    """
-    file = folder / "pairs.jsonl"
-    rows = [encode_pair(tokenizer, Pair(**row), **limits) for row in read_jsonl(file)]
-    if not rows:
-        raise HarnessError(f"{file}: no pairs to train on")
-    return rows
+    """Token rows of a folder of pairs, in file order, within the limits of `encode_pair`."""
+    pairs = read_jsonl(folder / "pairs.jsonl")
+    return [encode_pair(tokenizer, Pair(**row), **limits) for row in pairs]
 
 
 def with_others(

@@ -2,12 +2,14 @@
 
 Part k of K continues where part k - 1 ended: the optimiser's state (and the float32 weights of a
 policy that is stored in fewer bits) is what it left, and the schedule is that of the whole run, at
-step k n of K n, where n are the steps of this part.
+step k n of K n, where n are the steps of this part. A part without a step leaves the state as it
+came; its place in the schedule is passed over.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,18 @@ class Carried(TrainerCallback):  # type: ignore[misc]
         metadata = {"numbers": json.dumps(numbers, sort_keys=True)}
         kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(kept, self.out / FILE, metadata=metadata)
+
+
+def pass_on(policy: Path | None, out: Path) -> None:
+    """Leave in ``out`` the state that ``policy`` brings; that of before the first step without one.
+    Raises HarnessError where it brings none.
+    """
+    (out / FILE).parent.mkdir(exist_ok=True)
+    if policy is None:
+        save_file({}, out / FILE, metadata={"numbers": "{}"})
+        return
+    _read(policy / FILE)
+    shutil.copyfile(policy / FILE, out / FILE)
 
 
 def _place(schedule: Any, step: int) -> None:

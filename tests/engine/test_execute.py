@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.execute import Inline, Summary, estimate, execute, retain
+from harness.engine.execute import Inline, Summary, estimate, execute, retain, untrained
 from harness.engine.graph import Plan
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
@@ -40,6 +40,7 @@ class Toy:
         self.errors: dict[str, int] = {}
         self.raises: dict[str, Exception] = {}
         self.left_out: tuple[LeftOut, ...] = ()
+        self.rows: dict[str, int] = {}
 
     def __call__(self, task: StageTask) -> StageOutcome:
         self.calls.append(task.stage)
@@ -56,7 +57,8 @@ class Toy:
                 task.settings.model_dump_json().encode()
             )
         errors = self.errors.get(task.stage, 0)
-        return StageOutcome(10, errors, {"judge_calls": 2}, left_out=self.left_out)
+        rows = self.rows.get(task.key, 10)
+        return StageOutcome(rows, errors, {"judge_calls": 2}, left_out=self.left_out)
 
 
 @pytest.fixture
@@ -85,6 +87,19 @@ def walk(
     listener: Callable[..., None] | None = None,
 ) -> Summary:
     return execute(plan, store, Inline(store), listener, only)
+
+
+def test_a_run_of_which_no_portion_held_a_pair_failed(store: Store, toy: Toy) -> None:
+    study = load_study(ROOT / "ablations" / "smoke.yaml", {"loop.iterations": 2})
+    plan = build_plan(study)
+    zero, one = ([run.iterations[i]["train"] for i in (1, 2)] for run in plan.runs)
+    toy.rows = dict.fromkeys([*zero, one[0]], 0)  # the other run has a pair in its second portion
+    assert untrained(plan, store) == {}, "nothing ran yet"
+    walk(plan, store)
+    found = untrained(plan, store)
+    assert list(found) == [zero[1]]
+    assert "none of the 2 portions held a preference pair" in found[zero[1]]
+    assert "pairs.current" in found[zero[1]]
 
 
 def test_every_stage_runs_once_and_a_second_walk_runs_none(

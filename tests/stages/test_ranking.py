@@ -284,6 +284,31 @@ def test_placebo_gives_every_pair_another_prompts_y(tmp_path, monkeypatch):
     assert [p.y_role for p in pairs] == ["middle"] * 4
 
 
+def test_a_portion_in_which_all_tie_has_no_pair_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.pocket.oracle.reward", lambda *_: 0.5)
+    drawn = [Response("p0", sample, text, (1,)) for sample, text in enumerate(["a", "b"])]
+    outcome = rank.run(_task(tmp_path, drawn, offline=False, y=2))
+    assert _pairs(_task(tmp_path)) == {}
+    assert {(one.reason, one.count, one.of) for one in outcome.left_out} == {
+        ("tied", 1, 4),
+        ("one answer", 3, 4),
+    }
+
+
+def test_labelled_pairs_of_which_none_is_one_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.stages.test_ranking.PROMPTS", [Prompt("p0", USER, "a", "a")])
+    with pytest.raises(HarnessError, match=r"has a labelled pair \(\{'identical': 1\}\)"):
+        rank.run(_task(tmp_path, rule="offline"))
+
+
+def test_the_placebo_leaves_a_single_y_out(tmp_path, monkeypatch):
+    _by_length(monkeypatch)
+    outcome = rank.run(_task(tmp_path, [Response("p1", 0, "x", (1,))], placebo="other_prompt"))
+    assert outcome.left_out[0].reason == "no other prompt's y for the placebo"
+    assert outcome.left_out[0].examples == ("p1",)
+    assert list(_pairs(_task(tmp_path))) == ["p0", "p2", "p3"]
+
+
 def test_the_term_reads_samples_that_are_no_candidates(tmp_path, monkeypatch):
     """y is drawn twice for the term, and the pair is chosen from another rollout."""
     _by_length(monkeypatch)

@@ -239,8 +239,11 @@ def test_a_token_spelled_out_in_a_prompt_outlives_its_truncation():
 
 
 def test_all_prompts_too_long_is_an_error(task):
-    with pytest.raises(HarnessError, match="all 6 prompts of the portion are over"):
+    with pytest.raises(HarnessError, match=r"6 of 6 prompts are left out.*over training\.max_prom"):
         rollout.run(task(max_prompt_length=5))
+    none = task(max_prompt_length=5, max_left_out=1.0)
+    assert rollout.run(none).rows == 0
+    assert not list(read_jsonl(none.out / "responses.jsonl"))
 
 
 def test_only_failed_rows_are_drawn_again(task, monkeypatch):

@@ -26,6 +26,7 @@ from harness.model.chat import encode_prompt, encode_response
 from harness.model.policy import load_policy, load_tokenizer
 from harness.records import HarnessError, Pair, read_jsonl
 from harness.stages import train
+from harness.train import carried
 from harness.train.batching import encode_pair
 from harness.train.trainer import PreferenceTrainer
 from tests import plain, tiny
@@ -516,8 +517,47 @@ def test_a_pair_whose_y_had_no_room_is_left_out_where_the_objective_reads_it(
     assert told.reason == "no 'explore' response, which objective selm reads"
     assert run_train(one_without, tmp_path / "dpo", alpha=0.0).rows == 11
     none = stage_inputs(tmp_path / "none", same_start=4, count=0)
-    with pytest.raises(HarnessError, match=r"pairs\.jsonl: no pair is left to train on"):
-        run_train(none, tmp_path / "out", alpha=0.5, max_left_out=1.0)
+    with pytest.raises(HarnessError, match=r"1 of 1 pairs are left out"):
+        run_train(none, tmp_path / "refused", alpha=0.5)
+    outcome = run_train(none, tmp_path / "out", alpha=0.5, max_left_out=1.0)
+    assert [one.what for one in outcome.left_out] == ["portions without a pair", "pairs"]
+    assert weights(tmp_path / "out") == weights(none["policy"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_part_without_a_pair_passes_policy_and_optimiser_on(
+    dtype: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of four parts the first and the third have no pair: the second trains as if alone at its
+    place of the schedule, and the fourth goes on from it as if the third had not been.
+    """
+    none = stage_inputs(tmp_path / "none", count=0)
+    assert pq.read_table(none["reference"] / "reference.parquet").num_rows == 0
+
+    def part(number: int, policy: Path, **given: Path) -> Path:
+        place = {"part": number, "parts": 4}
+        made = {**inputs, **given, "policy": policy}
+        out = tmp_path / f"{number} of {len(list(tmp_path.iterdir()))}"
+        found = run_train(made, out, carried=place, scheduler="linear", dtype=dtype, epochs=1)
+        told = [(one.what, one.count, one.examples) for one in found.left_out]
+        expected = ("portions without a pair", 1, ("seed 0, iteration 1",))
+        assert told == ([expected] if given else [])
+        assert (found.rows, found.costs["tokens_trained"] > 0) == (
+            (0, False) if given else (10, True)
+        )
+        return out
+
+    empty = {name: none[name] for name in ("pairs", "reference")}
+    first = part(0, inputs["policy"], **empty)
+    second = part(1, first)
+    third = part(2, second, **empty)
+    assert weights(third) == weights(second) != weights(first)
+    assert (third / carried.FILE).read_bytes() == (second / carried.FILE).read_bytes()
+    assert steps_of(third) == []
+    assert same_files(part(3, third), part(3, second))
+    rates = [row["learning_rate"] for row in steps_of(second)]
+    # Twelve steps in all, two of them warm-up; three a part.
+    assert rates == pytest.approx([1e-3 * (12 - step) / 10 for step in (3, 4, 5)])
 
 
 def test_pairs_equal_after_cutting_teach_nothing_and_are_counted(
