@@ -268,11 +268,11 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         yield wrong("optimiser", str(error))
     if recipe.model.source == "pocket":
         return
-    backend = recipe.model.generation_backend
-    attends = backend == "transformers" or "academic" in recipe.evaluation.benchmarks
-    flash = attends and recipe.model.attention == "flash_attention_2"
+    engines = recipe.engines
+    other = "model.generation_backend and evaluation.academic.engine: transformers"
+    flash = "transformers" in engines and recipe.model.attention == "flash_attention_2"
     for package, needed, install, instead in (
-        ("vllm", backend == "vllm", '-e ".[gpu]"', "model.generation_backend: transformers"),
+        ("vllm", "vllm" in engines, '-e ".[gpu]"', other),
         ("flash-attn", flash, "flash-attn", "model.attention: sdpa"),
     ):
         if needed and not find_spec(package.replace("-", "_")):

@@ -116,7 +116,7 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
         check_ready(recipe.runtime, 0 if recipe.runtime.device == "cpu" else here)
         if kind != "ray":  # a cluster's nodes have packages of their own
             check_installed(recipe.training.optimizer)
-            if recipe.model.generation_backend == "vllm":
+            if "vllm" in recipe.engines:
                 check_vllm()
     if kind == "inline":
         return Inline(store, hub)

@@ -21,8 +21,6 @@ from harness.engine.worker import Result, worker_main
 LOST_WORKER_RETRIES = 2
 NO_DEVICE = "-1"
 """Device of a worker that sees no accelerator (as CUDA_VISIBLE_DEVICES)."""
-SAMPLING = ("rollout", "answer", "diagnostics")
-"""Stages that draw answers with ``model.generation_backend``."""
 
 
 def devices_needed(node: Node) -> int:
@@ -33,8 +31,7 @@ def devices_needed(node: Node) -> int:
         return 0
     if node.stage == "train":
         return node.runtime.processes
-    samples = node.stage in SAMPLING and getattr(node.settings, "backend", "") == "vllm"
-    return node.runtime.vllm_devices if samples else 1
+    return node.runtime.vllm_devices if getattr(node.settings, "by_vllm", False) else 1
 
 
 @dataclass

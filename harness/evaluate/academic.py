@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 from harness.evaluate.benchmark import PERCENT, Asked, Benchmark, Counting, Measure
 from harness.files import hash_file
 from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
-from harness.study.sections import Different, NonNegative, Section
+from harness.study.sections import Backend, Different, NonNegative, Section
 from harness.study.tasks import Generating
 from harness.study.work import Work
 
@@ -108,14 +108,22 @@ class AcademicSettings(Section):
     fewshot_as_multiturn: bool = True
     max_new_tokens: NonNegative = 0
     """0: as the task says."""
+    engine: Backend = "transformers"
+    """What reads and answers. vLLM's log-likelihoods are transformers' but for their rounding; it
+    has two positions less for a request, and draws on behind a text at which an answer is cut.
+    """
 
-    later: ClassVar[Mapping[str, Any]] = {"metrics": {}}
+    later: ClassVar[Mapping[str, Any]] = {"metrics": {}, "engine": "transformers"}
 
 
 class AcademicTask(AcademicSettings, Generating):
-    """``academic``. Its keys have always held the backend."""
+    """``academic``. Its keys have always held ``backend``, which draws other stages' answers."""
 
-    later: ClassVar[Mapping[str, Any]] = {"metrics": {}}
+    later: ClassVar[Mapping[str, Any]] = AcademicSettings.later
+
+    @property
+    def by_vllm(self) -> bool:
+        return self.engine == "vllm"
 
 
 # -- reading ---------------------------------------------------------------------------------------

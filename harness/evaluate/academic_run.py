@@ -32,11 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate.academic import PAPER_TASKS, AcademicTask, item_name, scale_of
+from harness.evaluate.academic_vllm import computed_by
 from harness.evaluate.benchmark import unscored
 from harness.files import write_atomic
 from harness.model import chat
+from harness.model.generate import engine_of
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy
+from harness.model.vllm_engine import Engine
 from harness.records import (
     HarnessError,
     LeftOut,
@@ -76,15 +79,19 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
     wrong tokens or prompts.
     """
     settings = task.settings
-    device = task.runtime.device
     policy = load_policy(
-        task.inputs["policy"], dtype=settings.dtype, attention=settings.attention, device=device
+        task.inputs["policy"],
+        dtype=settings.dtype,
+        attention=settings.attention,
+        device=task.runtime.device,
+        weights=not settings.by_vllm,
     )
     if settings.chat_template:
         chat.preflight(policy.tokenizer)
-    scores, samples, summary, (cut, asked) = evaluate_policy(
-        policy, task.inputs["benchmarks"] / "academic", settings, task.out
-    )
+    with engine_of(policy, settings, task.runtime) as engine:
+        scores, samples, summary, (cut, asked) = evaluate_policy(
+            policy, task.inputs["benchmarks"] / "academic", settings, task.out, engine
+        )
     write_jsonl(task.out / "samples.jsonl", samples)
     (task.out / "summary.json").write_text(
         json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
@@ -102,10 +109,15 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
 
 
 def evaluate_policy(
-    policy: Any, folder: Path, settings: AcademicTask, journals: Path | None = None
+    policy: Any,
+    folder: Path,
+    settings: AcademicTask,
+    journals: Path | None = None,
+    engine: Engine | None = None,
 ) -> tuple[list[Score], list[dict[str, Any]], dict[str, Any], tuple[int, int]]:
     """Score rows, samples, summary by column, and how many of how many requests lm-eval cut on the
-    left to fit the model. journals: folder in which finished tasks are kept and found.
+    left to fit the model. journals: folder in which finished tasks are kept and found. engine:
+    reads and answers in the policy's place.
     """
     entries = task_entries(folder, settings.tasks)
     with (
@@ -114,7 +126,7 @@ def evaluate_policy(
         isolated_rng(),
         compiled_templates(),
     ):
-        lm = language_model(policy, settings)
+        lm = language_model(policy, settings, engine)
         columns = load_tasks(folder, entries, settings, Path(temporary))
         for column, tasks in columns.items():
             entries[column] = {
@@ -444,17 +456,20 @@ LOGIT_BUDGET = {"cpu": 2**26, "cuda": 2**29}
 """Logits (rows × tokens × vocabulary) of one scoring batch; 4 bytes each, held twice."""
 ROWS = 256
 """Most rows of one scoring batch."""
+ENGINE_ROWS = 4096
+"""Rows of one call of vLLM, which makes its own batches of them."""
 
 
-def language_model(policy: Any, settings: AcademicTask) -> Any:
-    """lm-eval's HFLM around a loaded policy, with batches sized by length. Raises HarnessError if
-    it would see other tokens.
+def language_model(policy: Any, settings: AcademicTask, engine: Engine | None = None) -> Any:
+    """lm-eval's HFLM around a loaded policy, with batches sized by length; with ``engine``, vLLM
+    computes. Raises HarnessError if it would see other tokens.
     """
     from lm_eval.models.huggingface import HFLM
 
+    base = HFLM if engine is None else computed_by(engine, HFLM)
     budget = LOGIT_BUDGET["cuda" if policy.device.startswith("cuda") else "cpu"]
 
-    class LengthBatchedLM(HFLM):  # type: ignore[misc]
+    class LengthBatchedLM(base):  # type: ignore[misc, valid-type]
         """HFLM whose batches follow the requests' lengths; it repeats no encoding of a context and
         counts the ones cut to fit. What an item says is text: a special token spelled out in it is
         encoded as its letters, as in training.
@@ -500,7 +515,8 @@ def language_model(policy: Any, settings: AcademicTask) -> Any:
 
         # "auto" batches are found by trying until memory runs out, and differ between machines.
         def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:  # noqa: ARG002
-            return max(1, settings.generation_batch // self.shrink)
+            rows = settings.generation_batch if engine is None else ENGINE_ROWS
+            return max(1, rows // self.shrink)
 
         def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
             _, context, continuation = n_reordered_requests[pos]

@@ -65,10 +65,10 @@ def generate(
 def engine_of(
     policy: Policy, settings: Generating, runtime: Runtime
 ) -> AbstractContextManager[Engine | None]:
-    """vLLM's engine of a policy where ``model.generation_backend`` asks for it, until the block
-    ends. It wants the device for itself: the policies that this process keeps are released.
+    """vLLM's engine of a policy where the settings ask for it, until the block ends. It wants the
+    device for itself: the policies that this process keeps are released.
     """
-    if settings.backend == "transformers":
+    if not settings.by_vllm:
         return nullcontext()
     release_policies()
     return Engine(policy.folder, policy.stop_token_ids, settings, runtime)

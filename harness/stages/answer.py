@@ -66,7 +66,7 @@ def run(task: StageTask[AnswerTask]) -> StageOutcome:
         dtype=settings.dtype,
         attention=settings.attention,
         device=task.runtime.device,
-        weights=settings.backend != "vllm",
+        weights=not settings.by_vllm,
     )
     makers = [BENCHMARKS[name].questions for name in settings.sets]
     asking = [make(task) for make in makers if make is not None]

@@ -99,7 +99,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
         dtype=settings.dtype,
         attention=settings.attention,
         device=task.runtime.device,
-        weights=settings.backend != "vllm",
+        weights=not settings.by_vllm,
     )
     kept, prompts_left = fit(policy.tokenizer, prompts, settings, task.stage)
     first = settings.first_sample

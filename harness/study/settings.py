@@ -92,6 +92,13 @@ class Recipe(Section):
     diagnostics: DiagnosticsSettings = DiagnosticsSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
+    @property
+    def engines(self) -> set[str]:
+        """What answers and reads academic tasks: transformers, vllm, or both."""
+        scored = [self.evaluation.of(name) for name in self.evaluation.benchmarks]
+        reading = {one.engine for one in scored if hasattr(one, "engine")}
+        return {self.model.generation_backend, *reading}
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.model.trust_remote_code and self.model.trust_remote_code != self.model.source:

@@ -79,6 +79,11 @@ class Generating(Computing):
     generation_batch: Positive
     backend: Backend = "transformers"
 
+    @property
+    def by_vllm(self) -> bool:
+        """Whether vLLM's engine runs the model, and not transformers."""
+        return self.backend == "vllm"
+
 
 class Nothing(Section):
     """Settings of a stage that its inputs alone decide."""

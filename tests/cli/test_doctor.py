@@ -60,23 +60,37 @@ def test_a_large_model_without_a_gpu_is_wrong(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("attention", "backend", "benchmarks", "asked"),
+    ("attention", "backend", "engine", "benchmarks", "flash", "vllm"),
     [
-        ("flash_attention_2", "transformers", ["heldout"], True),
-        ("flash_attention_2", "vllm", ["academic"], True),
-        ("flash_attention_2", "vllm", ["heldout"], False),
-        ("sdpa", "transformers", ["academic"], False),
+        ("flash_attention_2", "transformers", "transformers", ["heldout"], True, False),
+        ("flash_attention_2", "vllm", "transformers", ["academic"], True, True),
+        ("flash_attention_2", "vllm", "vllm", ["academic"], False, True),
+        ("flash_attention_2", "vllm", "transformers", ["heldout"], False, True),
+        ("sdpa", "transformers", "transformers", ["academic"], False, False),
+        ("sdpa", "transformers", "vllm", ["academic"], False, True),
     ],
 )
-def test_flash_attn_is_asked_for_where_transformers_samples_or_reads(
-    attention: str, backend: str, benchmarks: list[str], asked: bool
+def test_packages_are_asked_for_where_their_engine_samples_or_reads(
+    monkeypatch: pytest.MonkeyPatch,
+    attention: str,
+    backend: str,
+    engine: str,
+    benchmarks: list[str],
+    flash: bool,
+    vllm: bool,
 ) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
     given = recipe("zephyr-7b")
     changed = {"attention": attention, "generation_backend": backend}
     model = given.model.model_copy(update=changed)
-    evaluation = given.evaluation.model_copy(update={"benchmarks": benchmarks})
+    scored = {
+        "benchmarks": benchmarks,
+        "academic": given.evaluation.of("academic").model_copy(update={"engine": engine}),
+    }
+    evaluation = given.evaluation.model_copy(update=scored)
     given = given.model_copy(update={"model": model, "evaluation": evaluation})
-    assert ("flash-attn" in states(doctor.accelerators(given))) is asked
+    found = states(doctor.accelerators(given))
+    assert ("flash-attn" in found, "vllm" in found) == (flash, vllm)
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, size: float) -> None:

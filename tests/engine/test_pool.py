@@ -17,6 +17,7 @@ from harness.engine.store import Store
 from harness.engine.worker import Result
 from harness.study.sections import Section
 from harness.study.tasks import Generating, Nothing, Runtime
+from tests.tasks import settings_of
 
 
 class Process:
@@ -102,6 +103,7 @@ def test_vllm_samples_on_the_devices_of_its_engines(store: Store) -> None:
     drawing = Generating(
         threads=1, dtype="float32", attention="sdpa", generation_batch=8, backend="vllm"
     )
+    reading = settings_of("academic", vars(drawing))
     wide = {"vllm_tensor_parallel": 2, "vllm_data_parallel": 2}
     asked = [
         devices_needed(node("a", stage, settings, **wide, **more))
@@ -109,10 +111,11 @@ def test_vllm_samples_on_the_devices_of_its_engines(store: Store) -> None:
             ("answer", drawing, {}),
             ("answer", drawing, {"device": "cpu"}),
             ("answer", drawing.model_copy(update={"backend": "transformers"}), {}),
-            ("academic", drawing, {}),
+            ("academic", reading, {}),
+            ("academic", reading.model_copy(update={"engine": "vllm"}), {}),
         )
     ]
-    assert asked == [4, 0, 1, 1]
+    assert asked == [4, 0, 1, 1, 4]
     pool = Fake(store, 1, ["0", "1", "2", "3"])
     pool.submit(node("a", "rollout", drawing, **wide), False)
     assert pool.sent("a").runtime.devices == "0,1,2,3"

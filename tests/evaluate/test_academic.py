@@ -8,10 +8,12 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,10 @@ from harness.evaluate.academic import (
 from harness.evaluate.published import eq_bench_recorded
 from harness.model import isolated_rng as fence
 from harness.model.chat import encode_prompt
+from harness.model.generate import generate
 from harness.model.policy import load_policy
-from harness.records import HarnessError, StageTask
+from harness.model.vllm_engine import Drawn, Scored
+from harness.records import GenerationRequest, HarnessError, StageTask
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES as FILES
 from tests.model.families import FAMILIES
@@ -109,8 +113,11 @@ def reference(*scores: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return public_files(tmp_path_factory.mktemp("data"))
+
+
+def public_files(root: Path) -> dict[str, str]:
     """Small files in the six public forms."""
-    root = tmp_path_factory.mktemp("data")
     mc = {"mc1_targets": {"yes": 1, "no": 0}, "mc2_targets": {"yes": 1, "aye": 1, "no": 0}}
     swag = [request(name, i, f"Cooking: {name} stirs.") for name in "abcdef" for i in range(3)]
     for row in swag:
@@ -507,6 +514,76 @@ def test_scores_equal_lm_evals_own(
         "openbookqa": 4,
     }
     assert 0 < summary["truthfulqa_mc2"]["value"] < 100
+
+
+class Loop:
+    """In an engine's place: the transformers model that the policy given to lm-eval lacks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.policy = load_policy(folder)
+        self.longest = 0
+
+    def draw(self, requests: Sequence[GenerationRequest]) -> list[Drawn]:
+        rows = generate(self.policy, requests)
+        return [(list(row.token_ids), row.status, row.error) for row in rows]
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[tuple[Sequence[int], int]]) -> list[Scored]:
+        found = []
+        for ids, last in rows:
+            self.longest = max(self.longest, len(ids))
+            logits_TV = self.policy.model(input_ids=torch.tensor([ids[:-1]])).logits[0, -last:]
+            own_T = torch.tensor(ids[-last:])
+            logps_T = logits_TV.log_softmax(-1).gather(1, own_T[:, None])
+            found.append((float(logps_T.sum()), bool((logits_TV.argmax(-1) == own_T).all())))
+        return found
+
+
+@pytest.mark.parametrize("chat_template", [True, False])
+def test_an_engine_in_the_models_place_is_asked_the_same(
+    data: dict[str, str], policy_folder: Path, tmp_path: Path, chat_template: bool
+) -> None:
+    """The same samples, but for the rounding of sums in other batches."""
+    settings = prepared(data, tmp_path, chat_template=chat_template)
+    empty, loop = load_policy(policy_folder, weights=False), Loop(policy_folder)
+    ours = academic_run.evaluate_policy(empty, tmp_path, settings, engine=loop)
+    theirs = academic_run.evaluate_policy(loop.policy, tmp_path, settings)
+    assert same_samples(ours[1], theirs[1])
+    assert [row.source for row in ours[0]] == [row.source for row in theirs[0]]
+    assert ours[3] == theirs[3]
+
+
+def same_samples(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
+    """Whether answers are equal as text, and log-likelihoods within 1e-4 nats."""
+    for one, other in zip(ours, theirs, strict=True):
+        texts = [re.sub(r"-?\d+\.\d+(e-?\d+)?", "#", str(row["raw"])) for row in (one, other)]
+        numbers = [re.findall(r"-?\d+\.\d+(?:e-?\d+)?", str(row["raw"])) for row in (one, other)]
+        if texts[0] != texts[1] or one["item"] != other["item"]:
+            return False
+        if [float(n) for n in numbers[0]] != pytest.approx(
+            [float(n) for n in numbers[1]], abs=1e-4
+        ):
+            return False
+    return True
+
+
+def test_an_engine_is_asked_for_no_more_than_its_positions(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    """One fewer than the model's, as vLLM wants room for a new token; what is cut is counted."""
+    folder = tiny.checkpoint(tmp_path / "policy", max_position_embeddings=160)
+    settings = prepared(data, tmp_path / "academic", tasks=["arc_challenge", "truthfulqa_mc2"])
+    empty, loop = load_policy(folder, weights=False), Loop(folder)
+    *_, cut = academic_run.evaluate_policy(empty, tmp_path / "academic", settings, engine=loop)
+    assert loop.longest == 159
+    assert 0 < cut[0] <= cut[1]
+
+
+def test_what_an_engine_does_not_take_is_refused(policy_folder: Path) -> None:
+    policy = load_policy(policy_folder, weights=False)
+    lm = academic_run.language_model(policy, asked(), Loop(policy_folder))
+    with pytest.raises(HarnessError, match="vllm does not take num_beams"):
+        lm._model_generate(torch.ones(1, 2), 4, attention_mask=torch.ones(1, 2), num_beams=2)
 
 
 def stage(data: dict[str, str], policy_folder: Path, root: Path, **changes: Any) -> StageTask:

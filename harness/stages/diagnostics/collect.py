@@ -61,7 +61,7 @@ class Policies:
     def __init__(self, task: StageTask[DiagnosticsTask]) -> None:
         settings = self.settings = task.settings
         self.runtime = task.runtime
-        samples = settings.backend == "transformers"
+        samples = not settings.by_vllm
         attention = settings.attention if samples else settings.scoring_attention
         self.names: dict[str, str] = {}
         self.loaders: dict[str, Callable[..., Policy]] = {}
@@ -82,8 +82,7 @@ class Policies:
 
     def sampler(self, role: str) -> Policy:
         """The same to draw from: without its weights where vLLM loads them."""
-        weights = self.settings.backend != "vllm"
-        return self.loaders[self.names[role]](weights=weights)
+        return self.loaders[self.names[role]](weights=not self.settings.by_vllm)
 
 
 def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evidence]]:
