@@ -11,7 +11,7 @@ from typing import Annotated
 import click
 import typer
 
-from harness.cli import bridge, doctor, init, judge, run, store
+from harness.cli import bridge, doctor, import_trl, init, judge, run, store
 from harness.records import HarnessError
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "gc": store.gc,
     "export": store.export,
     "import": store.import_,
+    "import-trl": import_trl.import_trl,
     "doctor": doctor.doctor,
     "judge-server": judge.judge_server,
 }
