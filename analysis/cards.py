@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,14 +136,14 @@ class Scored:
     judge: str
 
 
-def scores(data: StudyData, item: Kept) -> list[Scored]:
-    """Every headline measure that this one checkpoint holds, with the interval over items (this
+def scores(data: StudyData, run: Run, iteration: int, asked: Iterable[Measure]) -> list[Scored]:
+    """Every measure asked for that this one checkpoint holds, with the interval over items (this
     checkpoint, new items).
     """
-    arm = item.run.arm_name if item.iteration > 0 else ""
-    checkpoint = Checkpoint(arm, item.run.label, item.iteration, (item.run,))
+    arm = run.arm_name if iteration > 0 else ""
+    checkpoint = Checkpoint(arm, run.label, iteration, (run,))
     found = []
-    for measure in (m for table in measures.tables(data) for m in measures.columns(data, table)):
+    for measure in asked:
         estimate = findings.estimate(data, checkpoint, measure)
         if estimate.expected:
             of = (measure.benchmark, measure.metric)
@@ -154,7 +154,8 @@ def scores(data: StudyData, item: Kept) -> list[Scored]:
 
 def card(data: StudyData, item: Kept) -> str:
     """The card's text. Everything that is not ours is escaped."""
-    found = scores(data, item)
+    asked = (m for table in measures.tables(data) for m in measures.columns(data, table))
+    found = scores(data, item.run, item.iteration, asked)
     matter = _front_matter(data, item, found)
     front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=120)
     what = item.run.label if item.iteration > 0 else "the base"

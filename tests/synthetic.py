@@ -291,7 +291,7 @@ class _Writer:
             trained = self.stage(
                 "train",
                 inputs,
-                lambda folder, w=written: {**self.write_model(folder, w), "tokens_trained": 4000.0},
+                lambda folder, w=written: self.write_trained(folder, w),
                 tag=(alpha, seed),
             )
             made = {"rollout": rollout, "rank": rank, "reference": reference, "train": trained}
@@ -316,6 +316,11 @@ class _Writer:
             "kappa": [0.0] + [2 * explores] * length,
             "iterations": iterations,
         }
+
+    def write_trained(self, folder: Path, written: str) -> dict[str, float]:
+        rows = [{"step": step, "loss": 0.7 / step, "grad_norm": None} for step in (1, 2, 3)]
+        write_jsonl(folder / "steps.jsonl", rows)
+        return {**self.write_model(folder, written), "tokens_trained": 4000.0}
 
     def both_orders(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """Judgments of the base (a) and the last checkpoint (b) in both orders; instructions 0, 4,

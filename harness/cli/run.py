@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import analysis.power_report as power_report
     import analysis.report as reporting
     import analysis.search as found_search
+    from analysis import load as loading
+    from analysis import trackers
     from harness.cli import console as shown
     from harness.cli import screen
     from harness.cost import budget as costs
@@ -54,12 +56,14 @@ if TYPE_CHECKING:
     from harness.tune import workers as searching
     from harness.tune.search import Search
 else:
-    comparing, missed, power_report, reporting, found_search = lazy(
+    comparing, missed, power_report, reporting, found_search, loading, trackers = lazy(
         "analysis.compare",
         "analysis.left_out",
         "analysis.power_report",
         "analysis.report",
         "analysis.search",
+        "analysis.load",
+        "analysis.trackers",
     )
     shown, screen, costs, execute, graph, launch, watching, stores, judges, studies = lazy(
         "harness.cli.console",
@@ -347,15 +351,37 @@ def show_report(plan: Plan, store: Store, folder: Path) -> None:
 # -- what was found --------------------------------------------------------------------------------
 
 
-def report(study: StudyName, store: StoreRoot = STORE, results: Results = RESULTS) -> None:
+def report(
+    study: StudyName,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard | trackio | wandb | mlflow. May be repeated."),
+    ] = None,
+) -> None:
     """Write a study's tables, figures and report from what is stored.
 
-    Works on unfinished studies and says so.
+    Works on unfinished studies and says so. With --to scores, intervals, diagnostics, training
+    curves and the report also go to an experiment tracker: one run a cell, grouped by arm, at its
+    iteration (training curves: at the optimiser's step). Sent again, the same runs are replaced.
+    Where the tracker writes is told by its own variables (TRACKIO_DIR, WANDB_MODE,
+    MLFLOW_TRACKING_URI, ...).
 
     Example: selm report alpha
+
+    Example: selm report alpha --to trackio
     """
     folder, manifest = read_manifest(results, study)
+    for name in to or ():
+        trackers.check(name)
     reporting.write_report(folder, store)
+    if to:
+        sent = trackers.tracked(loading.load_study(folder, store), folder)
+        for name in to:
+            shown.say(f"{len(sent.runs)} runs sent: {trackers.send(sent, name)}")
+        if sent.incomplete:
+            shown.say(f"Not sent: {sent.incomplete} scores of which too few rows are there.")
     show_left_out(stores.Store(store), manifest["stages"])
     by_file = study.endswith((".yaml", ".yml"))
     screen.show(folder / "report", study if by_file else manifest["study"]["file"])
