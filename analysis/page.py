@@ -21,8 +21,13 @@ from analysis.figure import Drawn, render
 from analysis.load import StudyData
 from analysis.table import Unavailable
 
-CSS = resources.files("analysis").joinpath("page.css").read_text(encoding="utf-8")
-JS = resources.files("analysis").joinpath("page.js").read_text(encoding="utf-8")
+
+def _own(name: str) -> str:
+    return resources.files("analysis").joinpath(name).read_text(encoding="utf-8")
+
+
+CSS = _own("page.css")
+JS = _own("page.js") + _own("samples.js")
 """Style and script of the page: in it, so that it opens from a file."""
 SVG_LIMIT = 120_000
 """Bytes of an SVG above which the page holds the PNG (files of both are beside it)."""

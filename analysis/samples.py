@@ -8,57 +8,92 @@ and both are said. Every text passes ``text.visible``.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis.load import Run, StudyData, iterate
-from analysis.text import number, one_line, visible
+from analysis.text import one_line, visible
 from harness.records import HarnessError, read_jsonl
 
 MOST_PROMPTS = 120
 """Prompts of one set that are considered at all."""
 JUDGMENT_LIMIT = 1500
 """Characters shown of a judgment."""
+Key = tuple[str, str]
+"""A prompt: title of its set, and its id there."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One turn's answer with its score in words and the judge's text (both may be empty)."""
+    """One turn's answer. value: the benchmark's score of it; scored: the score's status, empty
+    where there is none. reward: the ranker's, minus that of the baseline's answer. judgment: the
+    judge's text.
+    """
 
     text: str
     status: str = "ok"
-    score: str = ""
+    value: float | None = None
+    scored: str = ""
+    reward: float | None = None
     judgment: str = ""
 
 
 @dataclass(frozen=True)
-class Samples:
-    """``prompts``: set, id, user turns. ``answers[prompt][checkpoint]``: answers by turn, or None.
-    notices: what was left out.
+class Place:
+    """Whose answers a column of ``Samples.answers`` holds. Arms that share a checkpoint share its
+    column.
     """
 
-    checkpoints: tuple[str, ...]
-    prompts: tuple[tuple[str, str, tuple[str, ...]], ...]
+    arm: str
+    after: str
+    seed: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``sets``: title, words, digits and neutral value of each benchmark's score. ``prompts``: set,
+    id, user turns. ``answers[prompt][column]``: answers by turn, or None. baseline: label of the
+    arm that the others are compared with. notices: what was left out.
+    """
+
+    sets: tuple[Mapping[str, Any], ...]
+    prompts: tuple[tuple[int, str, tuple[str, ...]], ...]
+    places: tuple[Place, ...]
     answers: tuple[tuple[tuple[Answer, ...] | None, ...], ...]
+    baseline: str = ""
     notices: tuple[str, ...] = ()
 
     def as_json(self) -> str:
-        """Compact JSON that is safe inside a script element."""
-        content = {
-            "checkpoints": self.checkpoints,
-            "prompts": [{"set": s, "id": i, "turns": t} for s, i, t in self.prompts],
-            "answers": [[_packed(turns) for turns in row] for row in self.answers],
+        """Compact JSON that is safe inside a script element; equal texts stand in it once."""
+        texts: dict[str, int] = {}
+
+        def at(text: str) -> int:
+            return texts.setdefault(text, len(texts))
+
+        def packed(turns: tuple[Answer, ...] | None) -> list[list[Any]] | None:
+            if turns is None:
+                return None
+            rows = ((a.status, a.value, a.scored, a.reward) for a in turns)
+            return [[at(a.text), *row, at(a.judgment)] for a, row in zip(turns, rows, strict=True)]
+
+        content: dict[str, Any] = {
+            "sets": self.sets,
+            "prompts": [
+                [one, name, [at(turn) for turn in turns]] for one, name, turns in self.prompts
+            ],
+            "places": [[p.arm, p.after, p.seed, p.column] for p in self.places],
+            "answers": [[packed(turns) for turns in row] for row in self.answers],
+            "baseline": self.baseline,
         }
-        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _packed(turns: tuple[Answer, ...] | None) -> list[list[str]] | None:
-    if turns is None:
-        return None
-    return [[a.text, a.status, a.score, a.judgment] for a in turns]
+        content["texts"] = list(texts)
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace(
+            "<", "\\u003c"
+        )
 
 
 @dataclass
@@ -85,59 +120,63 @@ class _Book:
 
     prompts: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
-    answers: dict[tuple[str, str], dict[int, tuple[Answer, ...]]] = field(default_factory=dict)
+    answers: dict[Key, dict[int, tuple[Answer, ...]]] = field(default_factory=dict)
 
 
 def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) -> Samples:
-    """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON.
-    The shared base is listed once per seed.
-    """
+    """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON."""
     cut, book = _Cut(text_limit), _Book()
-    names: list[str] = []
-    seen: set[str] = set()
+    places: list[Place] = []
+    columns: dict[str, int] = {}
     shown = [one for one in data.benchmarks if one["samples"]]
     for run, iteration in iterate(data):
         stage = data.stage(run, iteration, "answer")
-        if stage is None or stage.state not in ("done", "partial") or stage.key in seen:
+        if stage is None or not stage.has_rows:
             continue
-        seen.add(stage.key)
-        found: dict[tuple[str, str], tuple[Answer, ...]] = {}
-        for benchmark in shown:
-            _read_prompts(data, stage, benchmark, book, cut)
-            found |= _answers(data, run, iteration, stage.folder, benchmark, book, cut)
-        if found:
-            name = f"{run.label}, seed {run.seed}, {run.counted} {iteration}"
-            start = "base" if iteration < 0 else run.start.lower()
-            names.append(name if iteration > 0 else f"{start}, seed {run.seed}")
+        if stage.key not in columns:
+            found: dict[Key, tuple[Answer, ...]] = {}
+            for benchmark in shown:
+                _read_prompts(data, stage, benchmark, book, cut)
+                found |= _answers(data, run, iteration, stage.folder, benchmark, book, cut)
+            if not found:
+                continue
+            columns[stage.key] = len(columns)
             for key, turns in found.items():
-                book.answers.setdefault(key, {})[len(names) - 1] = turns
-    return _fit(names, book, size, cut)
+                book.answers.setdefault(key, {})[columns[stage.key]] = turns
+        start = "base" if iteration < 0 else run.start.lower()
+        after = f"{run.counted} {iteration}" if iteration > 0 else start
+        places.append(Place(one_line(run.label, 80), after, run.seed, columns[stage.key]))
+    return _fit(data, places, book, size, cut)
 
 
-def _fit(names: list[str], book: _Book, size: int, cut: _Cut) -> Samples:
-    queues = {
-        s: [(s, i, turns) for i, turns in prompts.items() if (s, i) in book.answers]
-        for s, prompts in book.prompts.items()
+def _fit(data: StudyData, places: Sequence[Place], book: _Book, size: int, cut: _Cut) -> Samples:
+    """Prompts in turn from every set until ``size`` is reached."""
+    kinds = {
+        one["title"]: one["samples"] for one in data.benchmarks if one["title"] in book.prompts
     }
-    chosen: list[tuple[str, str, tuple[str, ...]]] = []
+    queues = {
+        title: [(title, name) for name in book.prompts[title] if (title, name) in book.answers]
+        for title in kinds
+    }
+    turns_about = itertools.chain.from_iterable(itertools.zip_longest(*queues.values()))
+    columns = 1 + max((place.column for place in places), default=-1)
+    chosen: list[Key] = []
+    known: set[str] = set()
     used = 0
-    while any(queues.values()) and used < size:
-        for queue in queues.values():
-            if queue and used < size:
-                prompt = queue.pop(0)
-                texts = []
-                for turns in book.answers[prompt[:2]].values():
-                    texts += [[a.text, a.score, a.judgment] for a in turns]
-                cost = len(json.dumps([prompt, texts])) + 12 * len(names)
-                if used + cost > size and chosen:
-                    used = size
-                    break
-                chosen.append(prompt)
-                used += cost
-    order = {s: n for n, s in enumerate(book.prompts)}
-    chosen.sort(key=lambda p: order[p[0]])
-    notices = []
+    for key in filter(None, turns_about):
+        texts = set(book.prompts[key[0]][key[1]])
+        told = [answer for turns in book.answers[key].values() for answer in turns]
+        texts |= {text for answer in told for text in (answer.text, answer.judgment)}
+        new = sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in texts - known)
+        used += new + 48 * len(told) + 5 * columns
+        if used > size and chosen:
+            break
+        known |= texts
+        chosen.append(key)
+    order = list(kinds)
+    chosen.sort(key=lambda key: order.index(key[0]))
     total = sum(book.totals.values())
+    notices = []
     if len(chosen) < total:
         notices.append(
             f"{len(chosen)} of {total} prompts are shown, to keep this page small; all answers "
@@ -145,11 +184,15 @@ def _fit(names: list[str], book: _Book, size: int, cut: _Cut) -> Samples:
         )
     if cut.cut:
         notices.append(f"{cut.cut} long texts are cut (the longest has {cut.longest} characters).")
-    answers = tuple(tuple(book.answers[p[:2]].get(n) for n in range(len(names))) for p in chosen)
     return Samples(
-        tuple(one_line(n, 80) for n in names),
-        tuple((s, one_line(i, 60), t) for s, i, t in chosen),
-        answers,
+        tuple(
+            {"title": title, **{name: kind.get(name) for name in ("words", "digits", "neutral")}}
+            for title, kind in kinds.items()
+        ),
+        tuple((order.index(t), one_line(n, 60), book.prompts[t][n]) for t, n in chosen),
+        tuple(places),
+        tuple(tuple(book.answers[key].get(n) for n in range(columns)) for key in chosen),
+        one_line(data.label(data.baseline_arm), 80),
         tuple(notices),
     )
 
@@ -254,24 +297,30 @@ def _answers(
     benchmark: Mapping[str, Any],
     book: _Book,
     cut: _Cut,
-) -> dict[tuple[str, str], tuple[Answer, ...]]:
+) -> dict[Key, tuple[Answer, ...]]:
     title, shown = benchmark["title"], benchmark["samples"]
     wanted = set(book.prompts.get(title, {}))
     names = {one["benchmark"] for one in benchmark["measures"] if one["metric"] == shown["metric"]}
     scores: dict[str, tuple[float | None, str]] = {}
     for name in sorted(names):
         scores |= _scores(data, run, iteration, name, shown["metric"])
+    rewards = _scores(data, run, iteration, f"ranker_{benchmark['name']}", "reward_difference")
     judgments = _judgments(data, run, iteration, benchmark["stage"]) if benchmark["judged"] else {}
     _, answers = FORMS[shown["form"]]
-    found: dict[tuple[str, str], tuple[Answer, ...]] = {}
+    found: dict[Key, tuple[Answer, ...]] = {}
     for name, turns in answers(folder / shown["file"]):
         if name not in wanted:
             continue
-        said = []
-        for item, text, status in turns:
-            score = _words(shown["words"], scores.get(item), shown["digits"])
-            said.append(Answer(cut(text), status, score, _judged(judgments.get(item, {}), cut)))
-        found[title, name] = tuple(said)
+        found[title, name] = tuple(
+            Answer(
+                cut(text),
+                status,
+                *scores.get(item, (None, "")),
+                reward=rewards.get(item, (None, ""))[0],
+                judgment=_judged(judgments.get(item, {}), cut),
+            )
+            for item, text, status in turns
+        )
         if len(found) == len(wanted):  # sorted by prompt: stop when the last wanted one is read
             break
     return found
@@ -284,20 +333,14 @@ def _judged(row: Mapping[str, Any], cut: _Cut) -> str:
     return cut(row.get("text"), JUDGMENT_LIMIT)
 
 
-def _words(name: str, value: tuple[float | None, str] | None, digits: int) -> str:
-    if value is None:
-        return ""
-    known = value[0] is not None
-    return f"{name}: {number(value[0], digits)}" if known else f"{name}: none ({value[1]})"
-
-
 def _scores(
     data: StudyData, run: Run, iteration: int, benchmark: str, metric: str
 ) -> dict[str, tuple[float | None, str]]:
+    """Value and status of every item's first repeat."""
     rows = data.rows(run.name, iteration, benchmark, metric)
     columns = (rows["item"].astype(str), rows["value"], rows["status"].astype(str), rows["repeat"])
     return {
-        item: (None if value != value else float(value), status)
+        item: (None if value != value else round(float(value), 5), status)
         for item, value, status, repeat in zip(*columns, strict=True)
         if repeat == 0
     }

@@ -536,7 +536,11 @@ BENCHMARK = Benchmark(
     prepare=prepare,
     pocket="harness.pocket.benchmarks:write_alpaca_eval",
     samples=Samples(
-        "alpaca_eval.json", "win_rate", "preferred to the baseline, percent", form="alpaca_eval"
+        "alpaca_eval.json",
+        "win_rate",
+        "preferred to the baseline, percent",
+        form="alpaca_eval",
+        neutral=50.0,
     ),
     pairs=PairStage("judge.pairwise", "harness.evaluate.alpaca_eval:run_pair", _work),
     given=GivenFiles(

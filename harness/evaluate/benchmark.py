@@ -71,7 +71,8 @@ class Samples:
 
     form: of the answer file: ``rows`` (JSONL with id, question, output, status), or one of the
     libraries' own. file: in the answer stage's folder. metric: of the score shown beside it; words:
-    what that score is.
+    what that score is. neutral: of a preference, the value on whose two sides an answer won or
+    lost.
     """
 
     file: str
@@ -79,6 +80,7 @@ class Samples:
     words: str
     form: str = "rows"
     digits: int = 1
+    neutral: float | None = None
 
 
 # -- what is asked of a policy ---------------------------------------------------------------------

@@ -4,14 +4,21 @@ and asks the network for nothing.
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from analysis.report import write_report
+from analysis.load import iterate, load_study
+from analysis.opening import opening
+from analysis.page import page
+from analysis.report import parts_of, write_report
 from tests import synthetic
 
 CHROMIUM = next(
@@ -116,34 +123,63 @@ def test_a_table_sorts_by_number_and_puts_missing_last(watched: Watched) -> None
     watched.clean()
 
 
-def test_the_sample_browser_shows_another_prompt_and_pair(watched: Watched) -> None:
+def shown_pairs(page: Any) -> tuple[int, int]:
+    """How many pairs of answers the list holds, and how many there are."""
+    found = re.match(r"(\d+) of (\d+) pairs", page.locator("#found").inner_text())
+    assert found
+    return int(found[1]), int(found[2])
+
+
+def test_the_sample_browser_shows_two_arms_beside_each_other(watched: Watched) -> None:
     page = watched.page
-    first = page.locator("#sample-left").inner_text()
-    assert "α = 0, seed 0, iteration 0" in first
-    page.locator("#pick-left").select_option(label="α = 0.3, seed 1, iter 1")
-    assert "by α = 0.3, seed 1, iteration 1" in page.locator("#sample-left").inner_text()
-    page.locator("#pick-right").select_option(label="α = 1, seed 0, iter 2")
-    prompt = page.locator("#sample-prompt").inner_text()
-    page.locator("#next").focus()
-    page.keyboard.press("Enter")
-    assert page.locator("#sample-prompt").inner_text() != prompt
-    assert "rating:" in page.locator("#sample-right").inner_text()
-    page.locator("#pick-prompt").select_option(index=20)
-    assert "AlpacaEval" in page.evaluate(
-        "document.getElementById('pick-prompt').selectedOptions[0].parentElement.label"
-    )
-    assert "preferred to the baseline" in page.locator("#sample-left").inner_text()
+    heads = [page.locator(f"#sample-{side} h4").inner_text() for side in ("left", "right")]
+    assert heads == ["α = 0, iter 2, seed 0", "α = 0.3, iter 2, seed 0"]
+    page.locator("#pick-left").select_option(label="α = 1, iter 1")
+    page.locator("#pick-seed").select_option(label="seed 1")
+    assert "by α = 1, seed 1, iteration 1" in page.locator("#sample-left").inner_text()
+    assert "by α = 0.3, seed 1, iteration 2" in page.locator("#sample-right").inner_text()
+    assert "rating: " in page.locator("#sample-right").inner_text()
+    page.locator("#pick-left").select_option(label="α = 0.3, base")  # the base all arms share
+    assert "by α = 0, seed 1, iteration 0" in page.locator("#sample-left").inner_text()
+    page.locator("#pick-set").select_option(label="AlpacaEval")
+    assert shown_pairs(page) == (24, 24)
+    assert "preferred to the baseline, percent: " in page.locator("#sample-left").inner_text()
+    watched.clean()
+
+
+def test_the_words_of_one_answer_alone_are_marked(watched: Watched) -> None:
+    page = watched.page
+    page.locator("#pick-right").select_option(label="α = 1, iter 1")
+    page.locator("#pick-set").select_option(label="MT-Bench")
+    for side, own in (("left", ["0", "2"]), ("right", ["1", "1"])):  # of each of the two turns
+        box = page.locator(f"#sample-{side}")
+        assert box.locator("mark").all_inner_texts() == own * 2
+        text = box.locator("pre.answer").first.inner_text()
+        assert text.startswith(f"answer to 81:1 by α = {own[0]}, seed 0, iteration {own[1]}")
+    watched.clean()
+
+
+def test_verdicts_that_changed_are_those_on_the_other_side_of_the_baseline(
+    watched: Watched,
+) -> None:
+    page = watched.page
+    page.locator("#pick-set").select_option(label="AlpacaEval")
+    page.locator("#pick-show").select_option(label="verdict changed")
+    some, every = shown_pairs(page)
+    assert 0 < some < every == 3 * 24
+    for _ in range(some):
+        went = page.locator(".row[aria-selected=true] .went").inner_text()
+        assert re.fullmatch(r"(won|lost), [\d.]+ → (?!\1)(won|lost), [\d.]+", went), went
+        page.locator("#pairs").press("ArrowDown")
     watched.clean()
 
 
 def test_hostile_answers_are_shown_and_never_run(watched: Watched) -> None:
     page, seen = watched.page, ""
-    count = page.locator("#pick-prompt option").count()
-    for _ in range(count):
-        page.locator("#next").click()
-        seen += (
-            page.locator("#sample-left").inner_text() + page.locator("#sample-right").inner_text()
-        )
+    for _ in range(shown_pairs(page)[1]):
+        page.locator("#pairs").press("ArrowDown")
+        seen += page.locator("#sample-left").inner_text()
+        seen += page.locator("#sample-right").inner_text()
     for shown in (
         "<script>alert(1)</script>",
         "␛[31mred",
@@ -192,7 +228,68 @@ def test_every_control_is_reached_by_keyboard(watched: Watched) -> None:
         page.keyboard.press("Tab")
         name = page.evaluate("document.activeElement.id || document.activeElement.className")
         reached.add(name)
-        if "pick-right" in reached:
+        if "pairs" in reached:
             break
-    assert {"sort", "pick-prompt", "previous", "next", "pick-left", "pick-right"} <= reached
+    picks = {f"pick-{name}" for name in ("left", "right", "set", "seed", "show")}
+    assert {"sort", "find", "pairs"} | picks <= reached
     watched.clean()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with over 10,000 answers in its browser."""
+    sizes = {"questions": 80, "instructions": 120, "heldout": 60, "ood": 20}
+    spec = synthetic.Synthetic(seeds=tuple(range(5)), task_items=2, faults=False, **sizes)
+    folder, store = synthetic.build(tmp_path_factory.mktemp("large"), spec)
+    data = load_study(folder, store)
+    for path in {data.stage(run, at, "answer").folder for run, at in iterate(data)}:
+        draw = np.random.default_rng(int(path.name[:8], 16))
+        rows = json.loads((path / "alpaca_eval.json").read_text())
+        for row in rows:
+            row["output"] += " " + " ".join(map(str, draw.integers(10_000, size=90)))
+        (path / "alpaca_eval.json").write_text(json.dumps(rows))
+    parts = parts_of(data, opening(data), {}, {})
+    (folder / "index.html").write_text(page(data, parts, {}), encoding="utf-8")
+    return folder / "index.html"
+
+
+@pytest.mark.parametrize("width", [1300, 400])
+def test_ten_thousand_answers_open_and_are_searched_by_keyboard(
+    browser: Any, large: Path, width: int
+) -> None:
+    began = time.perf_counter()
+    watched = Watched(browser, large, width)
+    page = watched.page
+    page.locator(".row").first.wait_for()
+    took = time.perf_counter() - began
+    answers = page.evaluate(
+        "JSON.parse(document.getElementById('sample-data').textContent).answers.flat()"
+        ".reduce((sum, turns) => sum + (turns ? turns.length : 0), 0)"
+    )
+    print(f"{answers} answers, {large.stat().st_size / 1e6:.1f} MB: first row after {took:.2f} s")
+    assert answers > 10_000
+    assert took < 5  # on a machine shared with others; under 2 on its own
+    every = shown_pairs(page)[1]
+    assert page.locator(".row").count() < 30 < every
+    page.keyboard.press("/")
+    page.keyboard.type("INSTRUCTION 117")
+    assert shown_pairs(page) == (5, every)  # one a seed
+    page.keyboard.press("Enter")
+    page.keyboard.press("End")
+    assert "117: instruction 117" in page.locator(".row[aria-selected=true]").inner_text()
+    assert page.locator("#sample-right h4").inner_text().endswith("seed 4")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Control+A")
+    page.keyboard.press("Delete")
+    page.keyboard.press("Shift+Tab")  # the filter: its second entry
+    page.keyboard.press("v")
+    changed, _ = shown_pairs(page)
+    assert page.locator("#pick-show").input_value() == "changed"
+    assert 0 < changed < every
+    assert page.locator(".row:not(.changed)").count() == 0
+    page.locator("#pairs").focus()
+    page.keyboard.press("End")
+    assert page.locator(".row[aria-selected=true]").get_attribute("aria-posinset") == str(changed)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    watched.clean()
+    page.close()
