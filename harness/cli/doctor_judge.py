@@ -92,6 +92,9 @@ def asked(
         gone = judge.facts and str(judge.facts.end_of_life) <= date.today().isoformat()
         yield wrong(name, ends) if gone else note(name, ends)
     there = list(model(judge, get, name))
+    if judge.transport == "batch" and all(finding.state != "WRONG" for finding in there):
+        there.append(takes_batches(judge, get, name))
+        judge = judge.model_copy(update={"transport": "direct"})
     yield from there
     if any(finding.state == "WRONG" for finding in there):
         return
@@ -133,6 +136,23 @@ def model(judge: JudgeSettings, get: Get, name: str) -> Iterator[Finding]:
         ends = listed[judge.model]
         if ends and not (judge.facts and judge.facts.end_of_life == ends):
             yield note(name, f"its maker shuts it down on {ends}: write that into its profile")
+
+
+def takes_batches(judge: JudgeSettings, get: Get, name: str) -> Finding:
+    """Whether the endpoint has batches. The requests that follow are asked directly: a batch may
+    take a day.
+    """
+    endpoint = endpoints.resolve_endpoint(judge, Runtime())
+    headers = endpoints.auth_headers(judge, endpoint)
+    try:
+        status = get(f"{endpoint.url}/batches?limit=1", headers=headers, timeout=TIMEOUT_S)
+        answers = f"status {status.status_code}"
+        if status.status_code == 200:
+            return ok(name, f"{endpoint.url} takes batches")
+    except httpx.HTTPError as error:
+        answers = type(error).__name__
+    says = f"{endpoint.url}/batches cannot be asked ({answers})"
+    return wrong(name, redact(f"{says}; set judge.transport: direct"))
 
 
 def _listed(found: Any) -> dict[str, str]:

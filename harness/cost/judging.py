@@ -44,6 +44,7 @@ def bills(asked: Iterable[tuple[JudgeSettings, Runtime, Work]]) -> Sequence[Bill
     found: dict[str, Bill] = {}
     for judge, runtime, work in asked:
         name = judge.profile or judge.model
+        name += " by batch" if judge.transport == "batch" else ""
         old = found.get(name, Bill(name, 0, 0, 0, 0, True))
         found[name] = Bill(
             name,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -27,8 +28,10 @@ from typing import Any
 
 import aiohttp
 
+from harness.judge.batches import Batches
 from harness.judge.endpoint import (
     KEY_VARIABLE,
+    Parameters,
     Reply,
     Trouble,
     auth_headers,
@@ -99,6 +102,8 @@ class JudgeReply:
     error: str = ""
     attempts: int = 0
     model: str = ""
+    batch: str = ""
+    """The vendor's file in whose batch it was asked."""
 
 
 def _body(
@@ -145,6 +150,7 @@ class Budget:
 
     def __init__(self, judge: JudgeSettings, runtime: Runtime) -> None:
         self.prices, self.limit = judge.prices(runtime), runtime.max_cost_usd
+        self.each = [judge.prices(runtime, way) for way in ("direct", "batch")]
         priced = any(self.prices) or judge.facts
         if self.limit and judge.kind != "pocket" and not priced:
             raise HarnessError(
@@ -158,10 +164,12 @@ class Budget:
         self.journal, self.released = journal, asyncio.Condition()
 
     def spent(self) -> float:
-        """Price of every journalled reply."""
-        spent = self.journal.spent
-        tokens = spent["judge_prompt_tokens"], spent["judge_completion_tokens"]
-        return (tokens[0] * self.prices[0] + tokens[1] * self.prices[1]) / 1e6
+        """Price of every journalled reply, each by the transport with which it came."""
+        spent, batched = self.journal.spent, self.journal.by_batch
+        prompts = spent["judge_prompt_tokens"] - batched[0], batched[0]
+        replies = spent["judge_completion_tokens"] - batched[1], batched[1]
+        ways = zip(prompts, replies, self.each, strict=True)
+        return sum(prompt * price[0] + reply * price[1] for prompt, reply, price in ways) / 1e6
 
     @contextlib.asynccontextmanager
     async def call(self, body: Mapping[str, Any]) -> AsyncIterator[None]:
@@ -236,8 +244,8 @@ class JudgeClient:
         self.pace = Pace(runtime.judge_requests_per_minute)
         self.endpoint = resolve_endpoint(judge, runtime)
         self._journal_path = journal
-        self._instead: dict[str, str] = {}
-        """Parameter that the endpoint does not take → the name under which it does, or nothing."""
+        self._parameters = Parameters()
+        self._batches: Batches | None = None
         self.calls = 0
         """Calls sent by this client (the journal's count in ``costs`` holds earlier runs too)."""
 
@@ -303,7 +311,9 @@ class JudgeClient:
             raise
 
     async def _connect(self) -> None:
-        self._slots = asyncio.Semaphore(self.runtime.judge_concurrency)
+        by_batch = self.judge.transport == "batch"
+        at_once = sys.maxsize if by_batch else self.runtime.judge_concurrency
+        self._slots = asyncio.Semaphore(at_once)
         self._asking: dict[str, asyncio.Lock] = {}
         self.budget.start(self._journal)
         self.pace.start()
@@ -314,8 +324,13 @@ class JudgeClient:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             trust_env=not self.endpoint.loopback,
         )
+        if by_batch:
+            to = (self._session, self.endpoint.url, self._parameters, self.runtime)
+            self._batches = Batches(self._journal, *to)
 
     async def _disconnect(self) -> None:
+        if self._batches:
+            await self._batches.close()
         if hasattr(self, "_session"):
             await self._session.close()
 
@@ -372,7 +387,10 @@ class JudgeClient:
             room = MORE_ROOM if key in self._journal.cut else 1
             body = _body(request, self.judge, ask, room)
             async with self.budget.call(body):
-                reply = await self._ask(request, body, deadline)
+                if self._batches:
+                    reply = await _ask_by(self._batches, request, body, deadline)
+                else:
+                    reply = await self._ask(request, body, deadline)
                 last = ask == reasks or (reply.status == "truncated" and room > 1)
                 reply, final = self._record(reply, key, ask, accept, last)
             if final or reply.status == "error":
@@ -452,8 +470,7 @@ class JudgeClient:
 
     async def _post(self, body: Mapping[str, Any]) -> Reply | Trouble:
         self.calls += 1
-        renamed = {self._instead.get(name, name): value for name, value in body.items()}
-        sent = {name: value for name, value in renamed.items() if name}
+        sent = self._parameters.sent(body)
         try:
             async with self._session.post(
                 self.endpoint.url + "/chat/completions", json=sent, allow_redirects=False
@@ -464,9 +481,7 @@ class JudgeClient:
         except (aiohttp.ClientError, OSError) as error:
             return Trouble(redact(f"{type(error).__name__}: {error}"))
         if isinstance(found, Trouble) and found.instead:
-            parameter, name = found.instead
-            self._instead[parameter] = name
-            log.warning("the judge does not take %s: %s", parameter, name or "it is left out")
+            self._parameters.learn(found)
             return await self._post(body)
         return found
 
@@ -480,6 +495,18 @@ def ask(
     """(replies, costs) of a stage's judgments, journalled in its folder."""
     with JudgeClient(judge, task.runtime, task.out / JOURNAL_NAME) as client:
         return client.complete(requests, accept=accept), client.costs
+
+
+async def _ask_by(
+    batches: Batches, request: JudgeRequest, body: Mapping[str, Any], deadline: float
+) -> JudgeReply:
+    """One reply by batch; ``error`` when it is not there by the deadline."""
+    found, attempts, file = await batches.ask(request.id, body, deadline)
+    identity = (request.id, request.repeat)
+    if isinstance(found, Trouble):
+        error = found.reason
+        return JudgeReply(*identity, "error", error=error, attempts=attempts, batch=file)
+    return JudgeReply(*identity, **found.fields(), attempts=attempts, batch=file)
 
 
 async def _first_reply(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import logging
 import math
 import os
 import random
@@ -21,6 +22,8 @@ from harness.judge.chat_http import is_loopback
 from harness.records import HarnessError, Status, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
+
+log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
@@ -172,6 +175,27 @@ class Trouble:
         return random.uniform(0.5, 1.0) * min(cap_s, base_s * 2.0 ** max(0, failures - 1))
 
 
+class Parameters:
+    """What an endpoint takes, learned from its refusals. instead: parameter → the name under which
+    it does, or nothing.
+    """
+
+    def __init__(self) -> None:
+        self.instead: dict[str, str] = {}
+
+    def sent(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request's body as this endpoint takes it."""
+        renamed = {self.instead.get(name, name): value for name, value in body.items()}
+        return {name: value for name, value in renamed.items() if name}
+
+    def learn(self, trouble: Trouble) -> None:
+        """Remember what an answer says of a parameter."""
+        parameter, name = trouble.instead or ("", "")
+        if parameter and parameter not in self.instead:
+            self.instead[parameter] = name
+            log.warning("the judge does not take %s: %s", parameter, name or "it is left out")
+
+
 @dataclass(frozen=True)
 class Reply:
     """What the endpoint answered, read from the published schema."""
@@ -214,6 +238,20 @@ class Failure:
             return ""
         named = [self.parameter, *_PARAMETER.findall(self.message)]
         return next((name for name in named if name in body and name in _PARAMETERS), "")
+
+
+def read_answer(status: int, headers: Mapping[str, str], text: str) -> str | Trouble:
+    """An HTTP answer that is no completion: its text, or why there is none. HarnessError as of
+    ``read_reply``.
+    """
+    if status == 200:
+        return text
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        data = None
+    found = _read_failure(_failure(status, data, text) or Failure(status, "", ""), headers, {})
+    return found if isinstance(found, Trouble) else Trouble(found.error, permanent=True)
 
 
 def read_reply(

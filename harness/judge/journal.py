@@ -26,6 +26,9 @@ from harness.records import FINAL_STATUSES, HarnessError, canonical_json, read_j
 JOURNAL_NAME = "judge.journal.jsonl"
 JUDGMENTS_NAME = "judgments.jsonl"
 SYNC_SECONDS = 0.2
+VERDICT = frozenset({"key", "id", "repeat", "status"})
+"""What a row holds that is no batch's (``file`` with its ``lines``, later with the batch that was
+``opened`` for it)."""
 COMMITTED_FIELDS = (
     "id",
     "repeat",
@@ -48,7 +51,9 @@ class Journal:
 
     ``final[key]``: the first final row of a key; later ones are ignored. ``asked[key]``: rejected
     replies so far. ``cut``: keys with a reply that was cut off.
-    ``spent``: calls and tokens of every row, earlier runs included.
+    ``spent``: calls and tokens of every row, earlier runs included; ``by_batch``: tokens of prompts
+    and replies of those that came in a batch. ``lines``: the vendor's file that last held a
+    question, ``batches``: the batch of a file.
     """
 
     def __init__(self, path: Path, *, wait_s: float = 60.0) -> None:
@@ -58,6 +63,9 @@ class Journal:
         self.cut: set[str] = set()
         self.ids: set[tuple[str, int, str]] = set()
         self.spent = {"judge_calls": 0, "judge_prompt_tokens": 0, "judge_completion_tokens": 0}
+        self.by_batch = (0, 0)
+        self.lines: dict[str, str] = {}
+        self.batches: dict[str, str] = {}
         self.model = ""
         self.repaired = 0
         self._synced = time.monotonic()
@@ -66,7 +74,7 @@ class Journal:
         try:
             self._size = self._repair()
             for row in _parsed_rows(path.with_name(JUDGMENTS_NAME)) + _parsed_rows(path, self):
-                self._count(row)
+                self._read(row)
         except BaseException:
             os.close(self._file)
             raise
@@ -95,7 +103,7 @@ class Journal:
                 "some space and run again"
             ) from None
         self._size += len(line)
-        self._count(row)
+        self._read(row)
 
     def sync(self) -> None:
         if self._dirty:
@@ -108,12 +116,19 @@ class Journal:
             os.close(self._file)  # releases the lock
             self._file = -1
 
-    def _count(self, row: Mapping[str, Any]) -> None:
+    def _read(self, row: Mapping[str, Any]) -> None:
+        if "file" in row:
+            self.lines |= dict.fromkeys(row.get("lines", ()), row["file"])
+            self.batches[row["file"]] = row.get("opened", "")
+            return
         key = row["key"]
         self.spent["judge_calls"] += row.get("attempts", 0)
         if row.get("attempts", 0):
-            self.spent["judge_prompt_tokens"] += row["prompt_tokens"]
-            self.spent["judge_completion_tokens"] += row["completion_tokens"]
+            tokens = row["prompt_tokens"], row["completion_tokens"]
+            self.spent["judge_prompt_tokens"] += tokens[0]
+            self.spent["judge_completion_tokens"] += tokens[1]
+            if row.get("batch"):
+                self.by_batch = (self.by_batch[0] + tokens[0], self.by_batch[1] + tokens[1])
         self.model = self.model or row.get("model", "")
         if row["status"] == "error":
             return
@@ -158,6 +173,8 @@ def finalise(
     """
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
     for row in _parsed_rows(out) + _parsed_rows(journal):
+        if "file" in row:
+            continue
         identity = (row["id"], row["repeat"], row["key"])
         rejected = row["status"] != "error" and not row.get("final", True)
         if rejected or (identity in rows and rows[identity]["status"] in FINAL_STATUSES):
@@ -198,9 +215,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return (
-        row if isinstance(row, dict) and {"key", "id", "repeat", "status"} <= row.keys() else None
-    )
+    whole = isinstance(row, dict) and ("file" in row or row.keys() >= VERDICT)
+    return row if whole else None
 
 
 def _parsed_rows(path: Path, journal: Journal | None = None) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from typing import Any
 from aiohttp import web
 
 from harness.judge import chat_http
+from harness.judge.batch_http import BatchDesk
 from harness.pocket.judge_opinion import OPINION, verdict
 from harness.records import HarnessError
 
@@ -57,7 +58,8 @@ class FaultRates:
 
     hang: the reply comes after ``hang_s``. verdict_like: text with verdict syntax but no usable
     verdict. requests_per_minute: token bucket of ``burst`` calls (0: no limit). latency_s: every
-    reply waits this long. calls_before_quota: quota error afterwards (0: never).
+    reply waits this long. calls_before_quota: quota error afterwards (0: never). batch_s: how long
+    a batch takes; batch_expired: share of its lines whose time runs out.
     """
 
     rate_limited: float = 0.0
@@ -76,6 +78,8 @@ class FaultRates:
     requests_per_minute: float = 0.0
     burst: int = 10
     calls_before_quota: int = 0
+    batch_s: float = 0.0
+    batch_expired: float = 0.0
     api_key: str = ""
     seed: int = 0
 
@@ -125,6 +129,7 @@ class JudgeServer:
             raise HarnessError(f"--like {unknown[0]!r} is unknown; allowed: {', '.join(MANNERS)}")
         self._random = random.Random(self.faults.seed)
         self._tokens, self._filled = float(self.faults.burst), time.monotonic()
+        self.desk = BatchDesk(self._line, self.faults.batch_s)
         self.in_flight = 0
         """Calls received and not answered yet."""
 
@@ -136,6 +141,9 @@ class JudgeServer:
                 return await self._chat(request)
             finally:
                 self.in_flight -= 1
+        if request.path.startswith(("/v1/files", "/v1/batches")):
+            self.counters[f"{request.method} {request.path.split('/')[2]}"] += 1
+            return self._refusal(request) or await self.desk.handle(request)
         if request.path == "/v1/models":
             return chat_http.models("pocket-judge", "pocket")
         if request.path == "/counters":
@@ -145,12 +153,23 @@ class JudgeServer:
             return chat_http.reply(shown)
         return chat_http.error(404, "not_found", f"no such path: {request.path}")
 
+    async def _line(self, body: bytes) -> web.Response | None:
+        """A line of a batch, answered as a call is."""
+        self.counters["calls"] += 1
+        if self._random.random() < self.faults.batch_expired:
+            return None
+        return await self._answered(body)
+
     async def _chat(self, request: web.BaseRequest) -> web.StreamResponse:
         raw = await request.read()
         self.counters["calls"] += 1
         refusal = self._refusal(request)
         if refusal is not None:
             return refusal
+        return await self._answered(raw, request)
+
+    async def _answered(self, raw: bytes, request: web.BaseRequest | None = None) -> web.Response:
+        """The answer to a completion's body, with the faults that are drawn for it."""
         fault = self._draw()
         self.counters[fault] += 1
         if self.faults.latency_s:
@@ -163,12 +182,10 @@ class JudgeServer:
             )
         if fault == "unauthorized":
             return chat_http.error(
-                401,
-                "invalid_api_key",
-                f"Incorrect API key provided: {request.headers.get('Authorization', '')}.",
+                401, "invalid_api_key", f"Incorrect API key provided: {_shown_key(request)}."
             )
         if fault == "disconnect":
-            if request.transport:
+            if request and request.transport:
                 request.transport.abort()
             return chat_http.reply({})
         if fault == "garbage_json":
@@ -215,9 +232,7 @@ class JudgeServer:
             and request.headers.get("Authorization") != f"Bearer {self.faults.api_key}"
         ):
             return chat_http.error(
-                401,
-                "invalid_api_key",
-                f"Incorrect API key provided: {request.headers.get('Authorization', '')}.",
+                401, "invalid_api_key", f"Incorrect API key provided: {_shown_key(request)}."
             )
         if (
             self.faults.calls_before_quota
@@ -324,6 +339,10 @@ def _rate_limited(wait_s: float) -> web.Response:
         "Rate limit reached for requests per minute (rate limit).",
         headers,
     )
+
+
+def _shown_key(request: web.BaseRequest | None) -> str:
+    return request.headers.get("Authorization", "") if request else ""
 
 
 @contextmanager

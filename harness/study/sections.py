@@ -441,6 +441,8 @@ OF_THE_CLIENT = frozenset(
     }
 )
 """Parameters of a request that have settings of their own."""
+BATCH_SHARE = 0.5
+"""Of the price, for what is asked in a batch: the same at OpenAI, Anthropic, Google and Mistral."""
 
 
 class JudgeSettings(Section):
@@ -453,7 +455,7 @@ class JudgeSettings(Section):
         "reasoning_effort": "",
         "extra_body": {},
     }
-    unkeyed: ClassVar[tuple[str, ...]] = ("profile", "facts")
+    unkeyed: ClassVar[tuple[str, ...]] = ("profile", "facts", "transport")
 
     profile: str = ""
     """The file in ``judges/`` that these settings began as; the keys beside it change them."""
@@ -465,6 +467,10 @@ class JudgeSettings(Section):
     """
     allow_insecure_url: str = ""
     """Name the plain-http host here to allow it."""
+    transport: Literal["direct", "batch"] = "direct"
+    """batch: through the endpoint's /files and /batches, at half the price, within a day. What is
+    not back by ``runtime.judge_deadline_s`` is taken up by the next run.
+    """
     temperature: float | None = 0.0
     """null: not sent, whatever a benchmark asks for, to a judge that takes none; its verdicts are
     drawn then.
@@ -513,11 +519,15 @@ class JudgeSettings(Section):
             )
         return self
 
-    def prices(self, runtime: RuntimeSettings) -> tuple[float, float]:
-        """USD per million tokens of prompt and of reply: the profile's, else the recipe's."""
+    def prices(self, runtime: RuntimeSettings, transport: str = "") -> tuple[float, float]:
+        """USD per million tokens of prompt and of reply: the profile's, else the recipe's; by the
+        judge's transport or another.
+        """
+        full = runtime.price_prompt_usd_per_million, runtime.price_completion_usd_per_million
         if self.facts:
-            return self.facts.price_prompt, self.facts.price_completion
-        return (runtime.price_prompt_usd_per_million, runtime.price_completion_usd_per_million)
+            full = self.facts.price_prompt, self.facts.price_completion
+        share = BATCH_SHARE if (transport or self.transport) == "batch" else 1.0
+        return share * full[0], share * full[1]
 
     @property
     def opinion(self) -> dict[str, Any]:

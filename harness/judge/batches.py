@@ -1,0 +1,342 @@
+"""Asking through a vendor's /files and /batches: half the price, within a day.
+
+Questions that come together are one batch. What was uploaded is journalled before a batch is opened
+for it, and the batch before it is waited for, so that a run that was killed anywhere is followed by
+one that takes up the same batch: nothing is lost, nothing asked twice. Schema: OpenAI's Batch API,
+which Azure, Groq, Mistral and others have too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+
+from harness.judge.endpoint import KEY_VARIABLE, Parameters, Reply, Trouble, read_answer, read_reply
+from harness.judge.journal import Journal
+from harness.records import HarnessError, canonical_json, content_hash, redact
+from harness.study.tasks import Runtime
+
+log = logging.getLogger(__name__)
+
+ASKED_AT = "/v1/chat/completions"
+WINDOW = "24h"
+"""The only one there is."""
+MOST_LINES, MOST_BYTES = 50_000, 100_000_000
+"""Of one batch: OpenAI's limit on lines, half of its limit on bytes."""
+QUIET_S = 0.05
+"""So long no further question must come before those there are become a batch."""
+POLL_CAP_S = 30.0
+MOST_FAILURES = 4
+"""Of one question, or of one call in a row, before the item becomes ``error``."""
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+FULL = "token_limit_exceeded"
+"""OpenAI's code where the batches under way hold as many tokens as the account may have there."""
+
+Line = tuple[int, str] | Trouble | HarnessError
+"""What became of a question: status and text of its answer, or why there is none."""
+
+
+class _UnreachableError(Exception):
+    """The endpoint does not say what became of a batch."""
+
+
+class _MissingError(Exception):
+    """The endpoint has no such address."""
+
+
+class Batches:
+    """``await batches.ask(item, body, deadline)`` of many questions at once, on one event loop.
+
+    earlier: questions that a run before this one has sent, each with its file.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        session: aiohttp.ClientSession,
+        url: str,
+        parameters: Parameters,
+        runtime: Runtime,
+    ) -> None:
+        self.journal, self.session, self.url = journal, session, url
+        self.parameters, self.runtime = parameters, runtime
+        self.earlier = dict(journal.lines)
+        self.sent = 0
+        self._answers: dict[str, asyncio.Future[Line]] = {}
+        self._pending: dict[str, bytes] = {}
+        self._standing: dict[str, str] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(
+        self, item: str, body: Mapping[str, Any], deadline: float
+    ) -> tuple[Reply | Trouble, int, str]:
+        """(the reply, or why there is none; how many batches gave an answer; the last one's file).
+
+        A question whose line failed is asked again, at most ``MOST_FAILURES`` times; one that is
+        not back by the deadline stays with its batch.
+        """
+        line, failures = content_hash(body, length=32), 0
+        earlier = self.earlier.pop(line, "")
+        for attempts in itertools.count(0 if earlier else 1):
+            sent = self.parameters.sent(body)
+            answer = self._expected(line, sent, earlier)
+            try:
+                left = deadline - time.monotonic()
+                raw = await asyncio.wait_for(asyncio.shield(answer), max(0.0, left))
+                found = _read(raw, sent)
+            except TimeoutError:
+                return Trouble(self._where(line)), max(0, attempts - 1), ""
+            except _UnreachableError as error:
+                return Trouble(str(error)), max(0, attempts - 1), ""
+            except HarnessError:
+                if not earlier or isinstance(answer.exception(), HarnessError):
+                    raise
+                found = Trouble("failed in an earlier run")
+            file = self.journal.lines[line]
+            if isinstance(found, Reply):
+                return found, max(1, attempts), file
+            if earlier:
+                earlier = ""
+                continue
+            self.parameters.learn(found)
+            if found.instead:
+                continue
+            failures += 1
+            if found.permanent or failures == MOST_FAILURES:
+                return found, attempts, file
+            log.warning("judge: %s: %s in a batch; asked again", item, found.reason)
+            wait = found.delay(failures, self.runtime.judge_backoff_s, POLL_CAP_S)
+            await asyncio.sleep(max(0.0, min(wait, deadline - time.monotonic())))
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Stop waiting."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    # -- a question's way ------------------------------------------------------------------------
+    def _expected(self, line: str, sent: Mapping[str, Any], earlier: str) -> asyncio.Future[Line]:
+        """Where a question's answer will be: of an earlier run's batch, or of one to come."""
+        if not earlier or line not in self._answers:
+            self._answers[line] = asyncio.get_running_loop().create_future()
+        if earlier:
+            self._start(earlier, self._settle(earlier))
+        else:
+            row = {"custom_id": line, "method": "POST", "url": ASKED_AT, "body": sent}
+            self._pending[line] = (canonical_json(row) + "\n").encode()
+            self.sent += 1
+            self._start("", self._gather())
+        return self._answers[line]
+
+    def _start(self, name: str, work: Any) -> None:
+        running = self._tasks.get(name)
+        if running and (name or not running.done()):
+            work.close()
+            return
+        self._tasks[name] = asyncio.create_task(work)
+
+    async def _gather(self) -> None:
+        """Make batches of the questions that are there, as soon as no more come."""
+        while self._pending:
+            count = len(self._pending)
+            await asyncio.sleep(QUIET_S)
+            if len(self._pending) == count:
+                pending, self._pending = self._pending, {}
+                for lines in _cut(pending):
+                    text = b"".join(pending[line] for line in lines)
+                    self._start(lines[0], self._submit(lines, text))
+
+    async def _submit(self, lines: Sequence[str], text: bytes) -> None:
+        """Upload questions and journal where they are, before a batch is opened for them."""
+        try:
+            file = await self._upload(text)
+            self._note({"file": file, "lines": list(lines)})
+            self._start(file, self._settle(file, new=True))
+        except (_UnreachableError, HarnessError) as error:
+            self._fail(lines, error)
+        finally:
+            del self._tasks[lines[0]]
+
+    async def _settle(self, file: str, *, new: bool = False) -> None:
+        """Open a file's batch unless it is open, wait for it, and hand out what it holds."""
+        lines = [line for line, held in self.journal.lines.items() if held == file]
+        try:
+            batch = self.journal.batches[file] or await self._open(file, new)
+            found = await self._results(file, batch)
+        except _MissingError:
+            found = {}
+            self._standing[file] = "is unknown to the endpoint"
+        except (_UnreachableError, HarnessError) as error:
+            self._fail(lines, error)
+            return
+        for line in lines:
+            answer = self._answers.setdefault(line, asyncio.get_running_loop().create_future())
+            lost = Trouble(f"no answer: {self._where(line)}")
+            if not answer.done():
+                answer.set_result(found.get(line, found.get("", lost)))
+
+    def _fail(self, lines: Sequence[str], error: Exception) -> None:
+        for line in lines:
+            answer = self._answers.setdefault(line, asyncio.get_running_loop().create_future())
+            if not answer.done():
+                answer.set_exception(error)
+                answer.exception()  # asyncio reports those that nobody has looked at
+
+    def _where(self, line: str) -> str:
+        file = self.journal.lines.get(line, "")
+        batch = self.journal.batches.get(file, "")
+        return f"batch {batch} {self._standing.get(file, 'was not opened yet')}".replace("  ", " ")
+
+    def _note(self, row: Mapping[str, Any]) -> None:
+        self.journal.append(row)
+        self.journal.sync()
+
+    # -- the endpoint's side ---------------------------------------------------------------------
+    async def _upload(self, text: bytes) -> str:
+        def form() -> dict[str, Any]:
+            data = aiohttp.FormData({"purpose": "batch"})
+            data.add_field("file", text, filename="judge.jsonl", content_type="application/jsonl")
+            return {"data": data}
+
+        try:
+            return str(json.loads(await self._call("POST", "/files", form))["id"])
+        except _MissingError:
+            raise self._none() from None
+
+    def _none(self) -> HarnessError:
+        return HarnessError(
+            f"{self.url} takes no batches (it has no /files or /batches); set judge.transport: "
+            "direct"
+        )
+
+    async def _open(self, file: str, new: bool) -> str:
+        """The batch of a file: where it may have been opened already, the one that is there."""
+        asked = {"input_file_id": file, "endpoint": ASKED_AT, "completion_window": WINDOW}
+        batch, reason = "", ""
+        for failures in range(1, MOST_FAILURES + 1):
+            try:
+                batch = "" if new else await self._find(file)
+                found = batch or await self._once("POST", "/batches", {"json": asked})
+            except _MissingError:
+                raise self._none() from None
+            new = False
+            if not isinstance(found, Trouble):
+                batch = batch or str(json.loads(found)["id"])
+                self._note({"file": file, "opened": batch})
+                return batch
+            if found.permanent:
+                raise HarnessError(f"the judge opens no batch: {found.reason}")
+            reason = found.reason
+            wait = found.delay(failures, self.runtime.judge_backoff_s, POLL_CAP_S)
+            await asyncio.sleep(wait)
+        raise _UnreachableError(f"no batch could be opened ({reason})")
+
+    async def _find(self, file: str) -> str:
+        """The batch that was opened for a file, or nothing."""
+        after = ""
+        while True:
+            page = json.loads(await self._call("GET", f"/batches?limit=100{after}"))
+            for row in page["data"]:
+                if row["input_file_id"] == file:
+                    return str(row["id"])
+            if not page.get("has_more") or not page["data"]:
+                return ""
+            after = f"&after={page['data'][-1]['id']}"
+
+    async def _results(self, file: str, batch: str) -> dict[str, Line]:
+        """What a batch holds when it has ended, by question; "" for all that are not there."""
+        for turn in itertools.count():
+            state = json.loads(await self._call("GET", f"/batches/{batch}"))
+            counts = state.get("request_counts") or {}
+            done = f"{counts.get('completed', 0)} of {counts.get('total', 0)} answered"
+            self._standing[file] = f"is {state['status']} ({done}); the next run takes it up"
+            if state["status"] in ENDED:
+                break
+            await asyncio.sleep(min(POLL_CAP_S, self.runtime.judge_backoff_s * 2.0**turn))
+        self._standing[file] = f"{state['status']} ({done})"
+        if state["status"] == "failed":
+            return {"": _refused(batch, state)}
+        found: dict[str, Line] = {}
+        for name in (state.get("output_file_id"), state.get("error_file_id")):
+            if name:
+                found = dict(_lines(await self._call("GET", f"/files/{name}/content"))) | found
+        return found
+
+    async def _call(self, method: str, path: str, sent: Callable[[], dict[str, Any]] = dict) -> str:
+        """The endpoint's answer, however often it takes."""
+        for failures in itertools.count(1):
+            found = await self._once(method, path, sent())
+            if not isinstance(found, Trouble):
+                return found
+            if found.permanent or failures == MOST_FAILURES:
+                raise _UnreachableError(f"{method} {path.partition('?')[0]}: {found.reason}")
+            wait = found.delay(failures, self.runtime.judge_backoff_s, POLL_CAP_S)
+            await asyncio.sleep(wait)
+        raise AssertionError("unreachable")
+
+    async def _once(self, method: str, path: str, sent: Mapping[str, Any]) -> str | Trouble:
+        wait = self.runtime.judge_timeout_s
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=wait, sock_read=wait)
+        options = {"timeout": timeout, "allow_redirects": False, **sent}
+        try:
+            async with self.session.request(method, self.url + path, **options) as response:
+                text = (await response.read()).decode("utf-8", errors="replace")
+                if response.status in (404, 405):
+                    raise _MissingError
+                text = redact(text, only=KEY_VARIABLE)
+                return read_answer(response.status, response.headers, text)
+        except (aiohttp.ClientError, OSError) as error:
+            return Trouble(redact(f"{type(error).__name__}: {error}"))
+
+
+def _cut(pending: Mapping[str, bytes]) -> Iterator[list[str]]:
+    """Questions in parts that a batch may hold."""
+    part: list[str] = []
+    size = 0
+    for line, text in pending.items():
+        if part and (len(part) == MOST_LINES or size + len(text) > MOST_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(line)
+        size += len(text)
+    yield part
+
+
+def _lines(text: str) -> Iterator[tuple[str, Line]]:
+    """(question, what became of it) of a file of results; lines that are none are passed over:
+    their questions then have no answer, which is told.
+    """
+    for written in text.splitlines():
+        try:
+            row = json.loads(written)
+            line, answer, error = row["custom_id"], row.get("response"), row.get("error")
+        except (ValueError, LookupError, TypeError):
+            continue
+        if answer:
+            yield line, (int(answer["status_code"]), json.dumps(answer["body"]))
+        else:
+            yield line, Trouble(redact(str((error or {}).get("message") or "no answer"))[:300])
+
+
+def _refused(batch: str, state: Mapping[str, Any]) -> Line:
+    """What a batch that failed before it began means for its questions."""
+    errors = (state.get("errors") or {}).get("data") or [{}]
+    says = "; ".join(dict.fromkeys(str(one.get("message", "no reason given")) for one in errors))
+    reason = redact(f"batch {batch} failed: {says}")[:300]
+    if any(one.get("code") == FULL for one in errors):
+        return Trouble(reason)
+    return HarnessError(f"the judge refuses every call: {reason}")
+
+
+def _read(raw: Line, sent: Mapping[str, Any]) -> Reply | Trouble:
+    if isinstance(raw, HarnessError):
+        raise raw
+    return raw if isinstance(raw, Trouble) else read_reply(raw[0], {}, raw[1], sent)
