@@ -423,6 +423,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=GLOBAL_BATCH, help="rows of one step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=("selm", "memory", "trl", "pocket", "shapes"),
+        help="measure these alone and keep the file's others; may be repeated",
+    )
     parser.add_argument("--memory-arm", default="", help=argparse.SUPPRESS)
     parser.add_argument("--memory-rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -434,21 +440,39 @@ def main() -> None:
         return
     rows = hh_rows(args.rows * (args.rounds + 1))
     start = make_model(VOCABULARY, HH_MODEL, args)
-    result = selm_ratios(rows, start, args)
-    memory = {arm: peak_memory(arm, rows[: args.rows], args) for arm in ("published", "same")}
-    result |= {
-        "peak_memory_ratio": memory["same"] / memory["published"],
-        "peak_memory_bytes": memory,
-    }
-    result |= trl_ratio(rows, start, args)
     small, vocabulary = pocket_rows(args.rows * (args.rounds + 1))
-    result["pocket"] = selm_ratios(small, make_model(vocabulary, POCKET_MODEL, args), args)
-    result["shapes"] = other_shapes(rows, start, args)
-    result["settings"] = {
-        name: str(value)
-        for name, value in vars(args).items()
-        if name not in {"out", "memory_arm", "memory_rows"}
-    } | {
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "selm": lambda: selm_ratios(rows, start, args),
+        "memory": lambda: memory_ratio(rows, args),
+        "trl": lambda: trl_ratio(rows, start, args),
+        "pocket": lambda: {
+            "pocket": selm_ratios(small, make_model(vocabulary, POCKET_MODEL, args), args)
+        },
+        "shapes": lambda: {"shapes": other_shapes(rows, start, args)},
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / ("training.json" if args.device == "cpu" else "training_cuda.json")
+    only = args.only or list(parts)
+    result = json.loads(file.read_text(encoding="utf-8")) if args.only and file.exists() else {}
+    for part in only:
+        measured = parts[part]()
+        result |= measured | {"settings": settings(args, start)}
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        for key, value in measured.items():
+            if isinstance(value, float):
+                print(f"{key:40s} {value:.4g}", flush=True)
+
+
+def memory_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a step, ours over the published form's, each in a process of its own."""
+    memory = {arm: peak_memory(arm, rows[: args.rows], args) for arm in ("published", "same")}
+    return {"peak_memory_ratio": memory["same"] / memory["published"], "peak_memory_bytes": memory}
+
+
+def settings(args: argparse.Namespace, start: Any) -> dict[str, Any]:
+    """What the last parts were measured with."""
+    left_out = {"out", "only", "memory_arm", "memory_rows"}
+    return {name: str(value) for name, value in vars(args).items() if name not in left_out} | {
         "micro_batch": MICRO_BATCH,
         "token_budget": TOKEN_BUDGET,
         "alpha": ALPHA,
@@ -458,12 +482,6 @@ def main() -> None:
         "parameters": sum(p.numel() for p in start.parameters()),
         "device_name": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    name = "training.json" if args.device == "cpu" else "training_cuda.json"
-    (args.out / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for key, value in result.items():
-        if isinstance(value, float):
-            print(f"{key:40s} {value:.4g}")
 
 
 if __name__ == "__main__":
