@@ -318,12 +318,13 @@ def _walk(
 ) -> Summary:
     if kind != "ray":
         launch.check_memory(plan, launch.device_memory())
-    pool = launch.make_executor(kind, store, workers, plan)
-    try:
-        with execute.terminable(), display:
-            return launch.execute_checked(plan, store, pool, display, only)
-    finally:
-        pool.close()
+    with execute.terminable():
+        pool = launch.make_executor(kind, store, workers, plan)
+        try:
+            with display:
+                return launch.execute_checked(plan, store, pool, display, only)
+        finally:
+            pool.close()
 
 
 def _show_summary(summary: Summary, elapsed: float, names: Mapping[str, str]) -> None:

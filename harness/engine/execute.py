@@ -313,10 +313,11 @@ def retain(plan: Plan, store: Store) -> int:
 @contextmanager
 def terminable() -> Iterator[None]:
     """Turn SIGTERM (preemption) into KeyboardInterrupt, so that pools close and journals stay
-    whole.
+    whole. A second one, which schedulers send to a job's whole tree, does not cut that short.
     """
 
     def stop(_signum: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)

@@ -19,6 +19,10 @@ from harness.engine.store import Store
 from harness.engine.worker import Result, worker_main
 
 LOST_WORKER_RETRIES = 2
+GRACE_S = 100.0
+"""For the checkpoint of a worker that trains, below the 120 seconds before the end at which
+``clusters/study.sbatch`` asks for the signal.
+"""
 NO_DEVICE = "-1"
 """Device of a worker that sees no accelerator (as CUDA_VISIBLE_DEVICES)."""
 
@@ -200,19 +204,22 @@ class Pool:
         return None
 
     def close(self) -> None:
-        for slot in self._slots:
-            if slot.node is None and not slot.lent:
+        """End all workers; one that trains writes a checkpoint first."""
+        ours = [slot for slot in self._slots if not slot.lent]
+        for slot in ours:
+            if slot.node is None:
                 _dismiss(slot)
-        for slot in self._slots:
-            if not slot.lent:
-                self._end(slot)
+            else:
+                slot.process.terminate()
+        for slot in ours:
+            self._end(slot)
 
     @staticmethod
     def _end(slot: _Slot) -> None:
-        """End a worker's process: an idle one is asked first, a busy one is killed."""
+        """End a worker's process, which is idle and asked, or busy and told to end."""
         if slot.node is None:
             _dismiss(slot)
-        slot.process.join(0.5 if slot.node is None else 0)
+        slot.process.join(0.5 if slot.node is None else GRACE_S)
         if slot.process.is_alive():
             slot.process.kill()
             slot.process.join()

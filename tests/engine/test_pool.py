@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.engine.graph import Node
-from harness.engine.pool import NO_DEVICE, Pool, devices_needed
+from harness.engine.pool import GRACE_S, NO_DEVICE, Pool, devices_needed
 from harness.engine.ray import RayExecutor
 from harness.engine.store import Store
 from harness.engine.worker import Result
@@ -26,17 +26,23 @@ class Process:
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.alive = True
+        self.ended: list[str] = []
 
     def send(self, message: Any) -> None:
         self.sent.append(message)
         self.alive = message is not None
 
-    def join(self, seconds: float = 0) -> None: ...
+    def join(self, seconds: float = 0) -> None:
+        self.ended.append(f"join {seconds:g}")
 
     def is_alive(self) -> bool:
         return self.alive
 
+    def terminate(self) -> None:
+        self.ended.append("terminate")
+
     def kill(self) -> None:
+        self.ended.append("kill")
         self.alive = False
 
     def close(self) -> None: ...
@@ -208,3 +214,13 @@ def test_ray_asks_for_a_gpu_and_a_core_per_training_process() -> None:
     executor._most = {"GPU": 0.0, "CPU": 1.0, "memory": 0.0}.get  # type: ignore[method-assign,assignment]
     assert executor.needs(node("a", "train", processes=2)) == {"num_cpus": 2.0, "num_gpus": 0.0}
     assert "asks for 2 CPU" in executor.too_much(node("a", "train", processes=2))
+
+
+def test_a_pool_that_closes_waits_for_what_trains_and_asks_what_is_idle(store: Store) -> None:
+    store.open()
+    pool = Fake(store, 2)
+    pool.submit(node("a", "train"), False)
+    busy, idle = (slot.process for slot in pool._slots)
+    pool.close()
+    assert busy.ended == ["terminate", f"join {GRACE_S:g}", "kill", "join 0"]
+    assert idle.ended == ["join 0.5"]
