@@ -17,7 +17,6 @@ from harness.records import HarnessError
 app = typer.Typer(
     name="selm",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Does a change to preference optimisation help, by how much, and could we have told?",

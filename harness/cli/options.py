@@ -10,26 +10,47 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.cli import complete
 from harness.records import HarnessError
 from harness.study import shipped
 from harness.study.yaml import parse_scalar
 
+
+def study_file(ctx: typer.Context, given: Path) -> Path:
+    """What a name on the command line stands for; as it is while a shell asks how to go on."""
+    return given if ctx.resilient_parsing else shipped.study(given)
+
+
 StudyFile = Annotated[
     Path,
     typer.Argument(
-        callback=shipped.study,
+        callback=study_file,
+        autocompletion=complete.studies,
         help="The study's YAML file, for example ablations/alpha.yaml, or the name of one there.",
     ),
 ]
 StudyName = Annotated[
-    str, typer.Argument(help="A study's name (a folder below --results) or its YAML file.")
+    str,
+    typer.Argument(
+        autocompletion=complete.finished,
+        help="A study's name (a folder below --results) or its YAML file.",
+    ),
 ]
-Key = Annotated[str, typer.Argument(help="The first characters of a stage's key.")]
+Key = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=complete.stage_keys, help="The first characters of a stage's key."
+    ),
+]
 StoreRoot = Annotated[Path, typer.Option("--store", help="Folder of finished stages.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder of manifests and reports.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change one recipe key: key=value. May be repeated."),
+    typer.Option(
+        "--set",
+        autocompletion=complete.recipe_keys,
+        help="Change one recipe key: key=value. May be repeated.",
+    ),
 ]
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core (or per GPU).")

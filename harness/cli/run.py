@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.cli import complete
 from harness.cli.options import (
     RESULTS,
     STORE,
@@ -23,6 +24,7 @@ from harness.cli.options import (
     Workers,
     lazy,
     parse_overrides,
+    study_file,
     worker_count,
 )
 from harness.files import write_atomic
@@ -190,7 +192,11 @@ def run(
     workers: Workers = 0,
     executor: Annotated[str, typer.Option(help="inline | pool | ray")] = "pool",
     only: Annotated[
-        list[str] | None, typer.Option(help="Run only stages of this name. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            autocompletion=complete.stage_names,
+            help="Run only stages of this name. May be repeated.",
+        ),
     ] = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     max_cost: MaxCost = 0.0,
@@ -403,10 +409,17 @@ def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
 def compare(
     a: Annotated[
         str,
-        typer.Argument(help="A run, an arm or base, with @iteration behind it; without: the last."),
+        typer.Argument(
+            autocompletion=complete.arms,
+            help="A run, an arm or base, with @iteration behind it; without: the last.",
+        ),
     ],
-    b: Annotated[str, typer.Argument(help="What A is compared with.")],
-    study: Annotated[str, typer.Option(help="The study's name or YAML file.")] = "alpha",
+    b: Annotated[
+        str, typer.Argument(autocompletion=complete.arms, help="What A is compared with.")
+    ],
+    study: Annotated[
+        str, typer.Option(autocompletion=complete.finished, help="The study's name or YAML file.")
+    ] = "alpha",
     benchmark: Annotated[str, typer.Option(help="One benchmark or measure; empty: all.")] = "",
     delta: Annotated[
         float, typer.Option(help="Differences below it, in the measure's unit, do not matter.")
@@ -442,7 +455,11 @@ def compare(
 
 def power(
     study: Annotated[
-        str, typer.Argument(help="A study's name or YAML file; empty with given components.")
+        str,
+        typer.Argument(
+            autocompletion=complete.finished,
+            help="A study's name or YAML file; empty with given components.",
+        ),
     ] = "",
     delta: Annotated[
         float | None,
@@ -482,7 +499,8 @@ def tune(
     search: Annotated[
         Path,
         typer.Argument(
-            callback=shipped.study,
+            callback=study_file,
+            autocompletion=complete.studies,
             help="The search's YAML file, for example ablations/tune_alpha_beta.yaml, or the name "
             "of one there.",
         ),
