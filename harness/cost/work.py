@@ -13,6 +13,7 @@ from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
 from harness.study.tasks import PortionTask
 from harness.study.work import Lengths, Work
+from harness.train.objectives import OBJECTIVES
 
 ROWS = {"HuggingFaceH4/ultrafeedback_binarized": 61_135}
 """Training rows of known data sets; of others the data stage's record or ``data.prompts`` tells."""
@@ -151,10 +152,15 @@ def _train(count: Counting, node: Node) -> Work:
     prompts, epochs, prompt = count.prompts(node), settings.training.epochs, count.lengths.prompt
     answers = _answers(settings.objective.roles)
     answer = count.trained_answer(settings.training.max_length)
-    trained = prompts * epochs * (prompt + answers * answer)
-    row = f"({prompt} + {answers:.3g} × {answer}) tokens"
-    how = f"{prompts:,} pairs × {epochs} epochs × {row}"
-    return Work(prompts * epochs, trained=trained, how=how)
+    rows = prompts * epochs
+    trained = rows * (prompt + answers * answer)
+    how = f"{prompts:,} pairs × {epochs} epochs × ({prompt} + {answers:.3g} × {answer}) tokens"
+    statistic, read = OBJECTIVES[settings.objective.name].statistic, 0
+    if statistic:
+        others = len(statistic.reads)
+        read = rows * (prompt + others * answer)
+        how += f", and × ({prompt} + {others} × {answer}) read before, for the batch's mean"
+    return Work(rows, float(read), trained=trained, how=how)
 
 
 def _answer(count: Counting, node: Node) -> Work:

@@ -208,3 +208,15 @@ def test_a_training_row_holds_no_more_than_its_limit(tmp_path: Path) -> None:
     changes = {"training__max_length": 300, "training__max_prompt_length": 200}
     found = budget_of(ZEPHYR, tmp_path / "store", **changes)
     assert "pairs × (180 + 2.33 × 120) tokens" in found.of("reference")[-1].work.how
+
+
+def test_what_an_objective_reads_of_the_whole_batch_is_counted(tmp_path: Path) -> None:
+    """KTO reads another row's two answers after each prompt, β-DPO its pair once more."""
+    trained = {}
+    for name in ("dpo", "kto", "beta_dpo"):
+        trained[name] = budget_of(ZEPHYR, tmp_path, objective__name=name).of("train")[-1].work
+    assert trained["dpo"].read == 0
+    for name in ("kto", "beta_dpo"):
+        assert trained[name].read == 15_283 * (180 + 2 * 300)
+        assert trained[name].trained == trained["dpo"].trained
+        assert "and × (180 + 2 × 300) read before, for the batch's mean" in trained[name].how
