@@ -84,8 +84,8 @@ def settings_of(stage: str, given: Mapping[str, Any]) -> Section:
 
 
 def _filled(kind: type[Section], given: Mapping[str, Any]) -> Any:
-    if kind is ObjectiveTask:
-        return objective(**given)
+    if issubclass(kind, ObjectiveTask):
+        return kind(**vars(objective(**given)))
     if kind is OptimiserTask:
         return optimiser(**given)
     unknown = sorted(set(given) - set(kind.model_fields))

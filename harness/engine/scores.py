@@ -109,7 +109,7 @@ def _diagnostics_task(builder: Builder, cell: Cell, iteration: int) -> tasks.Dia
         **builder.generating(recipe),
         seed=cell.seed,
         iteration=iteration,
-        objective=builder.objective(recipe, iteration),
+        objective=tasks.MeasuredObjective(**vars(builder.objective(recipe, iteration))),
         ranker=builder.ranker(recipe),
         max_length=recipe.training.max_length,
         max_prompt_length=recipe.training.max_prompt_length,

@@ -310,6 +310,16 @@ class ObjectiveTask(Section):
         }
 
 
+class MeasuredObjective(ObjectiveTask):
+    """The same as diagnostics are given it. Results stored before ``grad_cosine`` had the sign of
+    the ``negative`` placebo are of another key.
+    """
+
+    def keyed(self) -> dict[str, Any]:
+        known = super().keyed()
+        return known | {"cosine": "signed"} if self.placebo == "negative" else known
+
+
 class OptimiserTask(Lengths):
     """The recipe's training section at one iteration: its learning rate is a number."""
 
@@ -400,6 +410,6 @@ class DiagnosticsTask(DiagnosticsSamples, Lengths, Generating):
 
     seed: NonNegative
     iteration: NonNegative
-    objective: ObjectiveTask
+    objective: MeasuredObjective
     ranker: RankerTask
     pocket: bool

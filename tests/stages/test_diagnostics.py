@@ -16,6 +16,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import spearmanr
 
+from harness.engine.graph import defining_settings
 from harness.model.policy import load_policy
 from harness.records import Generation, Pair, Prompt, StageTask, write_jsonl
 from harness.stages.diagnostics import measures, passes, stage
@@ -469,6 +470,24 @@ def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTa
     rows_of(task)
     assert first == {f.name: f.read_bytes() for f in task.out.iterdir()}
     assert set(first) == {"scores.parquet", "summary.json", "arrays.json"}
+
+
+def test_a_placebos_gradient_points_where_it_is_trained(
+    task: StageTask[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "collect", lambda *_: {"heldout": []})
+    plain = {row["metric"]: row["value"] for row in rows_of(task)}
+    turned = task.settings.objective.model_copy(
+        update={"placebo": "negative", "c": -task.settings.objective.c}
+    )
+    settings = task.settings.model_copy(update={"objective": turned})
+    found = {row["metric"]: row["value"] for row in rows_of(replace(task, settings=settings))}
+    for end in ("", "_end"):
+        assert found[f"grad_cosine{end}"] == -plain[f"grad_cosine{end}"] != 0
+        assert found[f"grad_ratio{end}"] == plain[f"grad_ratio{end}"]
+    keys = [defining_settings(one, {})["objective"] for one in (task.settings, settings)]
+    assert "cosine" not in keys[0], "what is stored of other objectives was right"
+    assert keys[1]["cosine"] == "signed"
 
 
 def test_prompts_that_were_not_measured_are_told(

@@ -31,7 +31,7 @@ from harness.model.logprobs import (
     sequence_logps,
 )
 from harness.records import Pair, StageTask, read_jsonl
-from harness.study.tasks import DiagnosticsTask, ObjectiveTask
+from harness.study.tasks import DiagnosticsTask
 from harness.train.batching import PreferenceRow, encode_pair, make_micro_batch
 from harness.train.objectives import PAIR
 
@@ -165,8 +165,8 @@ def _divergences(head: Any, hidden: Any, other_head: Any, other: Tensor) -> Tens
 # Size and direction of the exploration term's gradient against DPO's, on small batches of the
 # iteration's training pairs: grad_ratio = |c|·‖g_y‖ / ‖g_DPO‖ and grad_cosine = cos(sign(c)·g_y,
 # g_DPO), with g_y the gradient of the batch mean of log π_θ(y), g_DPO that of −log σ(βΔ), c the
-# objective's coefficient (sign +1 where c is 0). Measured where the iteration's training starts
-# (``grad_*``) and at the checkpoint (``grad_*_end``).
+# coefficient as trained, a placebo's sign included (sign +1 where c is 0). Measured where the
+# iteration's training starts (``grad_*``) and at the checkpoint (``grad_*_end``).
 
 ROWS = 8
 """Pairs of one batch."""
@@ -197,12 +197,6 @@ def read_rows(task: StageTask[DiagnosticsTask], tokenizer: Any) -> list[Preferen
         if len(rows) == ROWS * BATCHES:
             break
     return rows
-
-
-def coefficient(objective: ObjectiveTask) -> tuple[float, float]:
-    """(c, β) of the stage's objective, c without the ``negative`` placebo's sign."""
-    sign = -1.0 if objective.placebo == "negative" else 1.0
-    return sign * objective.c, objective.beta
 
 
 def gradient_pair(

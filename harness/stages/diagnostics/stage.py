@@ -42,9 +42,9 @@ def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     """Measure one checkpoint. Where a measurement is undefined for a prompt (constant reward,
     another role of y) there is no row.
     """
-    c, beta = passes.coefficient(task.settings.objective)
-    found = collect(task, beta)
-    scores = score_rows(found) + gradient_rows(task, c, beta)
+    objective = task.settings.objective
+    found = collect(task, objective.beta)
+    scores = score_rows(found) + gradient_rows(task, objective.c, objective.beta)
     _write_json(task.out / "arrays.json", arrays(found["heldout"]))
     summary = summarise(scores)
     _write_json(task.out / "summary.json", summary, indent=1, sort_keys=True)
