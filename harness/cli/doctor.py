@@ -263,7 +263,8 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
     if recipe is None:
         return
     try:
-        optimizers.check_installed(recipe.training.optimizer)
+        on_cpu = recipe.runtime.device == "cpu"
+        optimizers.check_usable(recipe.training.optimizer, 0 if on_cpu else count)
     except HarnessError as error:
         yield wrong("optimiser", str(error))
     if recipe.model.source == "pocket":

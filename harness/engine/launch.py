@@ -26,7 +26,7 @@ from harness.model.shape import shape_of
 from harness.model.vllm_engine import check_vllm
 from harness.records import HarnessError, content_hash, is_hub_id
 from harness.study.given import Given
-from harness.study.optimizers import check_installed
+from harness.study.optimizers import check_usable
 from harness.study.study import Study, compose, load_study
 from harness.study.yaml import load_yaml
 from harness.train.distributed import check_ready
@@ -113,9 +113,10 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
     hub = bool(named_by(plan.study)[1])
     here = None if kind == "ray" else len(devices())
     for recipe in recipes:
-        check_ready(recipe.runtime, 0 if recipe.runtime.device == "cpu" else here)
-        if kind != "ray":  # a cluster's nodes have packages of their own
-            check_installed(recipe.training.optimizer)
+        usable = 0 if recipe.runtime.device == "cpu" else here
+        check_ready(recipe.runtime, usable)
+        if kind != "ray":  # a cluster's nodes have packages and devices of their own
+            check_usable(recipe.training.optimizer, usable or 0)
             if "vllm" in recipe.engines:
                 check_vllm()
     if kind == "inline":

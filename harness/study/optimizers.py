@@ -15,17 +15,19 @@ from harness.records import HarnessError
 @dataclass(frozen=True)
 class Optimizer:
     """state: bytes kept per trained parameter. package: to install, and module: to import, empty
-    where torch and transformers suffice. refused: why it cannot be used here; empty: it can.
+    where torch and transformers suffice. paged: moves state between a GPU and main memory. refused:
+    why it cannot be used here; empty: it can.
     """
 
     state: float = 8
     package: str = ""
     module: str = ""
     refused: str = ""
+    paged: bool = False
 
 
-def _bnb(state: float) -> Optimizer:
-    return Optimizer(state, "bitsandbytes", "bitsandbytes")
+def _bnb(state: float, paged: bool = False) -> Optimizer:
+    return Optimizer(state, "bitsandbytes", "bitsandbytes", paged=paged)
 
 
 def _refused(why: str) -> Optimizer:
@@ -53,12 +55,12 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "ademamix_8bit": _bnb(3),
     "lion_8bit": _bnb(1),
     "lion_32bit": _bnb(4),
-    "paged_adamw_32bit": _bnb(8),
-    "paged_adamw_8bit": _bnb(2),
-    "paged_ademamix_32bit": _bnb(12),
-    "paged_ademamix_8bit": _bnb(3),
-    "paged_lion_32bit": _bnb(4),
-    "paged_lion_8bit": _bnb(1),
+    "paged_adamw_32bit": _bnb(8, paged=True),
+    "paged_adamw_8bit": _bnb(2, paged=True),
+    "paged_ademamix_32bit": _bnb(12, paged=True),
+    "paged_ademamix_8bit": _bnb(3, paged=True),
+    "paged_lion_32bit": _bnb(4, paged=True),
+    "paged_lion_8bit": _bnb(1, paged=True),
     "rmsprop": Optimizer(4),
     "rmsprop_bnb": _bnb(4),
     "rmsprop_bnb_8bit": _bnb(1),
@@ -80,6 +82,11 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "stable_adamw": Optimizer(8, "torch-optimi", "optimi"),
 }
 
+UNPAGED = {name: name.removeprefix("paged_") for name, one in OPTIMIZERS.items() if one.paged}
+"""What takes the same steps with all its state on one device."""
+UNPAGED["paged_adamw_32bit"] = "adamw_torch"
+UNPAGED["paged_ademamix_32bit"] = "ademamix"
+
 
 def known(name: str) -> str:
     """The name. Raises ValueError, with what is allowed, for one that is unknown or refused."""
@@ -91,9 +98,17 @@ def known(name: str) -> str:
     return name
 
 
-def check_installed(name: str) -> None:
-    """Raise HarnessError where the optimiser's package is missing."""
+def check_usable(name: str, devices: int) -> None:
+    """Raise HarnessError where the optimiser's package is missing, or it needs one of the
+    ``devices`` (0: a CPU trains).
+    """
     one = OPTIMIZERS[name]
+    if one.paged and not devices:
+        raise HarnessError(
+            f"training.optimizer {name} moves its state between a GPU and main memory, and a CPU "
+            f"trains here, where that is one: set training.optimizer: {UNPAGED[name]}, which takes "
+            "the same steps"
+        )
     if one.module and find_spec(one.module) is None:
         raise HarnessError(
             f"training.optimizer {name} needs the package {one.package}, which is not installed: "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Carried(TrainerCallback):  # type: ignore[misc]
             tensors |= {WEIGHT + name: parameter.detach() for name, parameter in named}
         (self.out / FILE).parent.mkdir(exist_ok=True)
         metadata = {"numbers": json.dumps(numbers, sort_keys=True)}
-        kept = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        # Copies: parameters share tables of quantisation, which the format does not allow.
+        kept = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
         save_file(kept, self.out / FILE, metadata=metadata)
 
 
@@ -83,12 +84,21 @@ def optimizer_state(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, float]
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for index, entries in optimizer.state_dict()["state"].items():
-        for name, value in entries.items():
+        for name, value in _flat(entries):
             if isinstance(value, Tensor):
                 tensors[f"{index}.{name}"] = value
             elif value is not None:
                 numbers[f"{index}.{name}"] = value
     return tensors, numbers
+
+
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries of a parameter; bitsandbytes keeps its quantised ones a level deeper."""
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield name, value
 
 
 def load_state(optimizer: Any, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:

@@ -263,13 +263,18 @@ def test_sigterm_waits_for_a_checkpoint(
     assert same_files(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit"])
 def test_a_part_of_a_run_that_was_cut_carries_on_to_the_same_bits(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two parts, stopped after its first step; its optimiser is the first part's."""
-    part = {"carried": {"part": 0, "parts": 2}}
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    part: dict[str, Any] = {"carried": {"part": 0, "parts": 2}, "optimizer": optimizer}
     run_train(inputs, tmp_path / "first", **part)
-    assert (tmp_path / "first" / "carried" / "optimizer.safetensors").is_file()
+    with safe_open(tmp_path / "first" / carried.FILE, framework="pt") as held:
+        kinds = {held.get_tensor(name).dtype for name in held.keys()}  # noqa: SIM118
+    assert (torch.uint8 in kinds) == (optimizer == "adamw_8bit")
     part["carried"]["part"] = 1
     second = {**inputs, "policy": tmp_path / "first"}
     run_train(second, tmp_path / "whole", iteration=2, **part)
