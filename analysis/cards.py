@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from analysis import cells, findings, measures, text
 from analysis.load import Checkpoint, Run, Stage, StudyData, read_json
@@ -156,8 +156,7 @@ def card(data: StudyData, item: Kept) -> str:
     """The card's text. Everything that is not ours is escaped."""
     asked = (m for table in measures.tables(data) for m in measures.columns(data, table))
     found = scores(data, item.run, item.iteration, asked)
-    matter = _front_matter(data, item, found)
-    front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=120)
+    front = _front_matter(data, item, found).to_yaml()
     what = item.run.label if item.iteration > 0 else "the base"
     title = f"{data.name}: {what}, iteration {item.iteration}, seed {item.run.seed}"
     lines = ["---", front.rstrip(), "---", "", f"# {text.markdown(title)}", "", MARK, ""]
@@ -172,35 +171,34 @@ def card(data: StudyData, item: Kept) -> str:
     return "\n".join(lines)
 
 
-def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> dict[str, Any]:
+def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> ModelCardData:
     model, source = (data.recipe.get("model") or {}), (data.recipe.get("data") or {})
-    name = text.one_line(f"{data.name}, {item.run.name}, iteration {item.iteration}", 200)
+    base, rows = str(model.get("source", "")), str(source.get("path", ""))
     objective = str(((item.record.get("settings") or {}).get("objective") or {}).get("name", ""))
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if _is_hub(str(model.get("source", ""))):
-        front["base_model"] = str(model["source"])
-    if source.get("source") == "hub" and source.get("path"):
-        front["datasets"] = [text.one_line(str(source["path"]))]
     kind = "preference-optimization" if item.iteration > 0 else "base"
-    front["tags"] = [tag for tag in ("selm-harness", kind, objective) if tag]
-    results = [_result(one) for one in found if one.estimate.value is not None]
-    if results:
-        front["model-index"] = [{"name": name, "results": results}]
-    return front
+    titles = {str(one["name"]): str(one["title"]) for one in data.benchmarks}
+    results = [_result(one, titles) for one in found if one.estimate.value is not None]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=base if _is_hub(base) else None,
+        datasets=[text.one_line(rows)] if source.get("source") == "hub" and rows else None,
+        tags=[tag for tag in ("selm-harness", kind, objective) if tag],
+        model_name=text.one_line(f"{data.name}, {item.run.name}, iteration {item.iteration}", 200),
+        eval_results=results or None,
+    )
 
 
-def _result(scored: Scored) -> dict[str, Any]:
+def _result(scored: Scored, titles: Mapping[str, str]) -> EvalResult:
     measure = scored.measure
-    metric = {
-        "type": measure.metric,
-        "name": text.one_line(f"{measure.name} [{measure.unit}]"),
-        "value": scored.estimate.value,
-    }
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"type": measure.benchmark, "name": text.one_line(measure.name)},
-        "metrics": [metric],
-    }
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=measure.benchmark,
+        dataset_name=text.one_line(titles.get(measure.benchmark, measure.benchmark)),
+        metric_type=measure.metric,
+        metric_name=text.one_line(f"{measure.name} [{measure.unit}]"),
+        metric_value=scored.estimate.value,
+    )
 
 
 def _is_hub(source: str) -> bool:

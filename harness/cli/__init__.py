@@ -59,6 +59,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "gc": store.gc,
     "export": store.export,
     "import": store.import_,
+    "push": store.push,
     "import-trl": import_trl.import_trl,
     "doctor": doctor.doctor,
     "judge-server": judge.judge_server,

@@ -11,14 +11,17 @@ import typer
 
 from harness.cli.options import RESULTS, STORE, Key, Results, StoreRoot, StudyName, lazy
 from harness.cli.run import open_store, read_manifest
-from harness.records import HarnessError
+from harness.records import HarnessError, first_line
 
 if TYPE_CHECKING:
+    import analysis.load as loading
+    import analysis.push as pushing
     from harness.cli import console as shown
     from harness.engine import archive, garbage
     from harness.engine import store as stores
     from harness.engine.store import Store
 else:
+    loading, pushing = lazy("analysis.load", "analysis.push")
     shown, archive, garbage, stores = lazy(
         "harness.cli.console",
         "harness.engine.archive",
@@ -177,3 +180,51 @@ def import_(
     there = f"{done.present} were here already, {done.missing} are not done"
     shown.say(f"Study {done.study}: {done.stages} stages added, {there}.")
     shown.say(f"Every checksum agrees. Next: selm report {done.study}")
+
+
+def push(
+    study: StudyName,
+    cell: Annotated[
+        str, typer.Argument(help="A run, with @iteration behind it; without: its last.")
+    ],
+    repo: Annotated[str, typer.Argument(help="The hub's repository, for example ours/selm-1.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Upload it; without it a folder is written, no more.")
+    ] = False,
+    store: StoreRoot = STORE,
+    results: Results = RESULTS,
+) -> None:
+    """Write a checkpoint as a repository of the Hugging Face hub, and upload it with --yes.
+
+    Model, card with evaluation results in the hub's own form, the study's settings and the answers.
+    A repository that is not there is made private. Log in first (hf auth login, or HF_TOKEN).
+
+    Example: selm push alpha objective.alpha=1,seed=0@3 ours/selm-1
+    """
+    home, _ = read_manifest(results, study)
+    folder = pushing.write_repository(loading.load_study(home, store), cell, repo, home)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 1e6
+    shown.say(f"{folder}: {len(files)} files, {size:.1f} MB.")
+    if not yes:
+        shown.say(f"Nothing was uploaded; with --yes it goes to {repo}.")
+        return
+    shown.say(f"Uploaded: {upload(folder, repo)}")
+
+
+def upload(folder: Path, repo: str) -> str:
+    """Put a folder's files into a repository of the hub, private where it has to be made; returns
+    the commit's address. Raises HarnessError with the hub's reason.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder).commit_url)
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds: no token, no access, no network
+        raise HarnessError(
+            f"{repo}: the hub took nothing ({first_line(error, 300)}); the files are in {folder}"
+        ) from error
