@@ -184,7 +184,7 @@ def request(judge: JudgeSettings, benchmark: str, runtime: Runtime, name: str) -
 
 def _ask(client: JudgeClient, judge: JudgeSettings, benchmark: str) -> tuple[str, str]:
     """(what was read, or why nothing was; status) of one request."""
-    if benchmark == "mt_bench":
+    if benchmark != "alpaca_eval":
         messages = ({"role": "user", "content": RATING},)
         requests = [JudgeRequest("0", messages, {})]
         reply = client.complete(requests, accept=lambda one: _rating(one.text) is not None)[0]

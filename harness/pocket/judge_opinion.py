@@ -8,9 +8,9 @@ reference, moderate length, little repetition. It keeps runs on real text going 
 It is no measure of quality.
 
 Read are the prompts that judged benchmarks send: FastChat's single and pairwise grading,
-alpaca_eval's weighted and ranking annotators. Answers may hold verdict syntax and the prompts' own
-delimiters. Questions are trusted, answers are not: a delimiter before an answer is taken at its
-first occurrence, the one after it at its last.
+alpaca_eval's weighted and ranking annotators, Arena-Hard's five-way verdict. Answers may hold
+verdict syntax and the prompts' own delimiters. Questions are trusted, answers are not: a delimiter
+before an answer is taken at its first occurrence, the one after it at its last.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ a reply was unreadable.
 OPINION = JudgeSettings().opinion
 TIE_LOG_ODDS = 0.3
 """Pairwise verdicts with smaller log-odds are ties."""
+STRONG_LOG_ODDS = 2.0
+"""Five-way verdicts with larger ones say "much better"."""
 
 
 def verdict(
@@ -55,10 +57,20 @@ def verdict(
         models = zip(("model_1", "model_2"), ranks, strict=True)
         return str([{"model": model, "rank": rank} for model, rank in models]), None
     log_odds = math.log(second / (1.0 - second))
+    if judgment.form == "five":
+        return f"I compared the two answers. My final verdict: [[{_label(log_odds)}]]", None
     winner = "B" if log_odds > 0 else "A"
     if abs(log_odds) < TIE_LOG_ODDS:
         winner = "C"
     return f"I compared the two answers. My final verdict: [[{winner}]]", None
+
+
+def _label(log_odds: float) -> str:
+    """Arena-Hard's verdict for log-odds that B is better."""
+    if abs(log_odds) < TIE_LOG_ODDS:
+        return "A=B"
+    better = ">>" if abs(log_odds) > STRONG_LOG_ODDS else ">"
+    return better.join("BA" if log_odds > 0 else "AB")
 
 
 def _remark(rating: int) -> str:
@@ -170,7 +182,7 @@ class Judgment:
     how the verdict is written.
     """
 
-    form: Literal["rating", "pair", "token", "ranking"]
+    form: Literal["rating", "pair", "token", "ranking", "five"]
     messages: list[Message]
     answers: tuple[str, ...]
     reference: str = ""
@@ -187,6 +199,7 @@ def read(messages: Sequence[Mapping[str, object]]) -> Judgment | None:
         or _pair_conversations(text)
         or _conversation(text)
         or _pair(text)
+        or _arena(text)
         or _single(text)
     )
 
@@ -230,6 +243,17 @@ def _pair(text: str) -> Judgment | None:
     return (
         Judgment("pair", _user(match[1]), (match[3], match[4]), match[2] or "") if match else None
     )
+
+
+def _arena(text: str) -> Judgment | None:
+    match = re.search(
+        r"<\|User Prompt\|>\n(.*?)\n\n<\|The Start of Assistant A's Answer\|>\n(.*)\n"
+        r"<\|The End of Assistant A's Answer\|>\s*<\|The Start of Assistant B's Answer\|>\n(.*)\n"
+        r"<\|The End of Assistant B's Answer\|>",
+        text,
+        re.DOTALL,
+    )
+    return Judgment("five", _user(match[1]), (match[2], match[3])) if match else None
 
 
 def _turns(text: str, assistant: str) -> tuple[list[Message], str] | None:

@@ -1,0 +1,438 @@
+"""Arena-Hard v2: a judge's five-way verdict on the model's answer and a baseline's, in both orders.
+
+Li et al. 2024, arXiv 2406.11939, and lmarena/arena-hard-auto, whose files (questions, answers of a
+baseline, configuration with template and patterns, system prompts) are given by path. A verdict
+"much better" counts three times; the win rate of a category is the mean over all votes, so that
+questions weigh unequally: with S_i the votes for the model and W_i all votes of question i, it is
+R = Σ S / Σ W. The value of a question is R + (S_i − R·W_i) / mean(W): its mean over the questions
+is R, and its spread that of the ratio (the delta method), so that intervals are the ones of every
+other score.
+
+Any judge can be named and any baseline: the owner's boards have a judge and baselines of their own,
+and the first of them takes out style by a fit over all its models (an option of its script, off by
+default), which one checkpoint does not have: figures compare within a study.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.evaluate import benchmark
+from harness.judge import verdicts
+from harness.judge.client import JudgeReply, JudgeRequest, ask
+from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
+from harness.records import (
+    HarnessError,
+    Score,
+    StageOutcome,
+    StageTask,
+    Status,
+    canonical_json,
+    content_hash,
+    read_jsonl,
+    write_jsonl,
+)
+from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
+from harness.study.tasks import Answers, AnswerTask
+from harness.study.work import Work
+from harness.study.yaml import load_yaml
+
+NAME = "arena_hard"
+QUESTIONS, POCKET_QUESTIONS = 750, 64
+CATEGORIES = {"hard_prompt": "hard prompts", "creative_writing": "creative writing"}
+STRONG = 3
+"""Votes of a verdict "much better"."""
+VOTES: Mapping[str, tuple[float, int]] = {
+    "A>>B": (1.0, STRONG),
+    "A>B": (1.0, 1),
+    "A=B": (0.5, 1),
+    "B>A": (0.0, 1),
+    "B>>A": (0.0, STRONG),
+    "B<<A": (1.0, STRONG),
+    "B<A": (1.0, 1),
+    "B=A": (0.5, 1),
+    "A<B": (0.0, 1),
+    "A<<B": (0.0, STRONG),
+}
+"""Verdict → (share of its votes for A, how many)."""
+PATTERNS = (
+    re.compile(r"\[\[?\s*[AB](?:[<>]{1,2}|=)[AB]\s*\]\]?", re.IGNORECASE),
+    re.compile(r"<\|(?:User Prompt|The (?:Start|End) of [^|\n]{1,80})\|>", re.IGNORECASE),
+)
+"""Verdict syntax and delimiters, defused in answers."""
+PLACES = ("QUESTION", "ANSWER_A", "ANSWER_B")
+
+
+class ArenaHardSettings(Section):
+    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
+
+    questions: str = ""
+    """Its question.jsonl (uid, category, prompt); empty: the pocket world's."""
+    baselines: dict[str, str] = {}
+    """Category (hard_prompt, creative_writing) → a file of its model_answer folder, whose answers
+    are to be beaten; ``any``: for the categories that are not named.
+    """
+    config: str = ""
+    """Its config/arena-hard-v2.0.yaml: prompt_template, regex_patterns."""
+    judge_prompts: str = ""
+    """Its utils/judge_utils.py, of which JUDGE_SETTINGS is read, not run; or JSON: category →
+    system prompt.
+    """
+    limit: NonNegative = 0
+    max_new_tokens: Positive = 24
+    judge: JudgeSettings | None = None
+    """Its own judge, or the name of its profile; empty: the recipe's."""
+
+
+class JudgeTask(Section):
+    """``judge.arena_hard``."""
+
+    judge: JudgeSettings
+
+
+# -- its files -------------------------------------------------------------------------------------
+def prepare(settings: ArenaHardSettings, out: Path) -> dict[str, Any]:
+    """questions.jsonl (id, question, category, baseline) and judge.json (template, patterns,
+    systems).
+    """
+    path = benchmark.given_file(settings, NAME, "questions")
+    asked = list(read_jsonl(path))[: settings.limit or None]
+    for number, row in enumerate(asked, 1):
+        known = isinstance(row, Mapping) and row.get("category") in CATEGORIES
+        if not known or not row.get("uid") or not isinstance(row.get("prompt"), str):
+            wanted = f"uid, prompt and category ({' or '.join(CATEGORIES)}) wanted"
+            raise HarnessError(f"{path}: row {number}: {wanted}")
+    doubled = [uid for uid, n in Counter(row["uid"] for row in asked).items() if n > 1]
+    if doubled:
+        raise HarnessError(f"{path}: uid {', '.join(map(str, doubled[:10]))} more than once")
+    answers = {name: _baseline(settings, name) for name in {row["category"] for row in asked}}
+    rows = []
+    for row in asked:
+        file, texts = answers[row["category"]]
+        if row["uid"] not in texts:
+            raise HarnessError(f"{file}: no answer to question {row['uid']}")
+        named = {"id": str(row["uid"]), "question": row["prompt"], "category": row["category"]}
+        rows.append(named | {"baseline": texts[row["uid"]]})
+    out.mkdir(parents=True, exist_ok=True)
+    judge = _judge_files(settings, set(answers))
+    (out / "judge.json").write_text(canonical_json(judge) + "\n", encoding="utf-8")
+    return {"expected": write_jsonl(out / "questions.jsonl", rows)}
+
+
+def _baseline(settings: ArenaHardSettings, category: str) -> tuple[str, dict[str, str]]:
+    """The baseline's file of a category, and its answers by uid."""
+    key = f"evaluation.{NAME}.baselines"
+    name = settings.baselines.get(category) or settings.baselines.get("any", "")
+    if not name or not Path(name).is_file():
+        found = f"{name} does not exist" if name else "names no file"
+        raise HarnessError(
+            f"{key}: {category} {found}; give a model_answer file ({category} or any)"
+        )
+    texts = {}
+    for number, row in enumerate(read_jsonl(Path(name)), 1):
+        try:
+            said = row["messages"][-1]["content"]
+            texts[row["uid"]] = str(said["answer"] if isinstance(said, Mapping) else said)
+        except (KeyError, IndexError, TypeError):
+            raise HarnessError(f"{name}: row {number}: uid and messages wanted") from None
+    return name, texts
+
+
+def _judge_files(settings: ArenaHardSettings, categories: set[str]) -> dict[str, Any]:
+    path = benchmark.given_file(settings, NAME, "config")
+    config, _ = load_yaml(path)
+    template = config.get("prompt_template") if isinstance(config, Mapping) else None
+    missing = [place for place in PLACES if f"{{{place}}}" not in (template or "")]
+    if missing:
+        raise HarnessError(f"{path}: prompt_template without {{{missing[0]}}}")
+    patterns = config.get("regex_patterns") or [config.get("regex_pattern")]
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+        str(template).format(**dict.fromkeys(PLACES, ""))
+    except (re.error, TypeError, KeyError, IndexError, ValueError) as error:
+        raise HarnessError(f"{path}: regex_patterns or prompt_template: {error}") from None
+    path = benchmark.given_file(settings, NAME, "judge_prompts")
+    systems = _systems(path)
+    if categories - set(systems):
+        raise HarnessError(f"{path}: no system prompt for {', '.join(categories - set(systems))}")
+    kept = {name: systems[name] for name in sorted(categories)}
+    return {"template": template, "patterns": patterns, "systems": kept}
+
+
+class _Constants(ast.NodeTransformer):
+    """Names in place of which their texts stand."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, ast.expr] = {}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.texts.get(node.id, node)
+
+
+def _systems(path: Path) -> dict[str, str]:
+    """System prompts by category, from JSON or from the assignments of a Python file that is not
+    run.
+    """
+    text, settings = path.read_text(encoding="utf-8"), None
+    constants = _Constants()
+    try:
+        if path.suffix == ".json":
+            return {str(name): str(prompt) for name, prompt in json.loads(text).items()}
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                constants.texts[node.targets[0].id] = constants.visit(node.value)
+        settings = ast.literal_eval(constants.texts["JUDGE_SETTINGS"])
+        return {str(name): str(entry["system_prompt"]) for name, entry in settings.items()}
+    except (SyntaxError, ValueError, KeyError, TypeError, AttributeError):
+        wanted = "JUDGE_SETTINGS, a dictionary of texts, in a .py file, or JSON"
+        raise HarnessError(f"{path}: {wanted}: category → system prompt") from None
+
+
+# -- judging ---------------------------------------------------------------------------------------
+@dataclass
+class Item:
+    """A question with both answers, defused; why it is not judged; what was noticed."""
+
+    id: str
+    category: str
+    question: str
+    answers: tuple[str, str]
+    """The baseline's and the model's."""
+    status: Status
+    source: str
+    flags: tuple[str, ...] = ()
+
+    def request(self, judge: Mapping[str, Any], game: int, call: int) -> JudgeRequest:
+        """The prompt of a game: the baseline is A in game 0, B in game 1."""
+        a, b = self.answers if game == 0 else reversed(self.answers)
+        said = judge["template"].format(QUESTION=self.question, ANSWER_A=a, ANSWER_B=b)
+        messages = (
+            {"role": "system", "content": judge["systems"][self.category]},
+            {"role": "user", "content": said},
+        )
+        return JudgeRequest(f"{self.id}:{game}", messages, {}, call)
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """A row of the answer file as it is judged."""
+    status, said, flags = row["status"], str(row["output"]), []
+    if status == "truncated":
+        status, flags = "ok", ["truncated"]
+    if status == "ok" and said.strip() in ("", *verdicts.FAILED_ANSWERS):
+        status = "error" if said.strip() else "no_answer"
+    safe = [verdicts.neutralise(text, PATTERNS) for text in (row["baseline"], said)]
+    flags += ["neutralised"] * bool(safe[1][1])
+    source = content_hash(row["question"], row["baseline"], said, length=16)
+    texts = (safe[0][0], safe[1][0])
+    return Item(row["id"], row["category"], row["question"], texts, status, source, tuple(flags))
+
+
+def label(text: str, patterns: Sequence[str]) -> str:
+    """The verdict by the owner's rule: the last match of the first pattern that matches at all;
+    empty when it is no verdict.
+    """
+    for pattern in patterns:
+        found = [one for one in re.findall(pattern, text.upper()) if one]
+        if found:
+            last = str(found[-1]).strip("\n")
+            return last if last in VOTES else ""
+    return ""
+
+
+def votes(labels: Sequence[str]) -> tuple[float, int]:
+    """(votes for the model, all votes) of both games."""
+    (first, weight_0), (second, weight_1) = (VOTES[one] for one in labels)
+    return weight_0 * (1.0 - first) + weight_1 * second, weight_0 + weight_1
+
+
+Tally = tuple[float, float]
+
+
+def linearised(tallies: Mapping[str, Tally]) -> tuple[float | None, dict[str, float]]:
+    """(R = Σ S / Σ W in percent, the value of every question); see the module."""
+    if not tallies:
+        return None, {}
+    whole = sum(weight for _, weight in tallies.values())
+    rate = sum(score for score, _ in tallies.values()) / whole
+    mean = whole / len(tallies)
+    values = {name: rate + (s - rate * w) / mean for name, (s, w) in tallies.items()}
+    return 100.0 * rate, {name: 100.0 * value for name, value in values.items()}
+
+
+def run(task: StageTask[JudgeTask]) -> StageOutcome:
+    """Stage ``judge.arena_hard``: answer, benchmarks → scores.parquet, judgments.jsonl,
+    summary.json.
+    """
+    judge = task.settings.judge
+    folder = task.inputs["benchmarks"] / NAME
+    files = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    items = [item_of(row) for row in read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl")]
+    asked = [item for item in items if item.status == "ok"]
+    requests = []
+    for call in range(judge.repeats * judge.samples):
+        requests += [item.request(files, game, call) for item in asked for game in (0, 1)]
+
+    def readable(reply: JudgeReply) -> bool:
+        return bool(label(reply.text, files["patterns"]))
+
+    replies, costs = ask(judge, task, requests, accept=readable)
+    found = {(one.id, one.repeat): _verdict(one, files["patterns"]) for one in replies}
+    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
+    version = f"v2 {content_hash(files, [_shown(item) for item in items], length=12)}"
+    scores: list[Score] = []
+    rates: dict[str, float | None] = {}
+    for repeat in range(judge.repeats):
+        for category in CATEGORIES:
+            mine = [item for item in items if item.category == category]
+            rate, rows = _scored(mine, repeat, found, judge, version)
+            rates.setdefault(category, rate)
+            scores += rows
+    summary = rates | _summary(items, found, judge) | {"benchmark_version": version}
+    return benchmark.finish(task, scores, summary, costs, primary="win_rate")
+
+
+def _shown(item: Item) -> tuple[str, str, str]:
+    return item.id, item.question, item.answers[0]
+
+
+def _verdict(reply: JudgeReply, patterns: Sequence[str]) -> dict[str, Any]:
+    """What is added to a judgment's row."""
+    read = label(reply.text, patterns) if reply.status == "ok" else ""
+    status = "unparsed" if reply.status == "ok" and not read else reply.status
+    return {"label": read, "score_status": status, "reason": reply.error}
+
+
+def _scored(
+    items: Sequence[Item],
+    repeat: int,
+    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    judge: JudgeSettings,
+    version: str,
+) -> tuple[float | None, list[Score]]:
+    """(win rate of a category in percent, its score rows) of one repeat. ``votes`` is a question's
+    own share, ``win_rate`` its value in the rate.
+    """
+    tallies: dict[str, Tally] = {}
+    statuses: dict[str, Status] = {}
+    calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
+    for item in items:
+        games = [[found.get((f"{item.id}:{game}", call)) for game in (0, 1)] for call in calls]
+        tally, statuses[item.id] = _tally(games) if item.status == "ok" else (None, item.status)
+        if tally:
+            tallies[item.id] = tally
+    rate, values = linearised(tallies)
+    named = verdicts.judge_label(judge)
+    scores = []
+    for item in items:
+        score, weight = tallies.get(item.id, (0.0, 0.0))
+        own = 100.0 * score / weight if weight else None
+        shared = (statuses[item.id], named, repeat, item.source)
+        within = f"{item.id}:{item.category}"
+        rate_row = (within, item.id, "win_rate", values.get(item.id))
+        scores.append(Score(NAME, version, *rate_row, *shared))
+        scores.append(Score(NAME, version, item.id, item.id, "votes", own, *shared))
+    return rate, scores
+
+
+def _tally(games: Sequence[Sequence[Mapping[str, Any] | None]]) -> tuple[Tally | None, Status]:
+    """Mean votes of the samples of which both games were read, or why there are none."""
+    rows = [row for sample in games for row in sample if row is not None]
+    failed = [row["score_status"] for row in rows if row["score_status"] != "ok"]
+    read = [votes([str(row["label"]) for row in both if row]) for both in games if _whole(both)]
+    if "error" in failed or not read:
+        return None, "error" if "error" in failed else failed[0]
+    score, weight = (sum(part) / len(read) for part in zip(*read, strict=True))
+    return (score, weight), "ok"
+
+
+def _whole(games: Sequence[Mapping[str, Any] | None]) -> bool:
+    return all(row is not None and row["label"] for row in games)
+
+
+def _summary(
+    items: Sequence[Item], found: Mapping[tuple[str, int], Mapping[str, Any]], judge: JudgeSettings
+) -> dict[str, Any]:
+    """Counts of verdicts, of questions whose two games name different winners, and what was
+    noticed.
+    """
+    flips = pairs = 0
+    for item in items:
+        both = [found.get((f"{item.id}:{game}", 0)) for game in (0, 1)]
+        if _whole(both):
+            (first, _), (second, _) = (VOTES[row["label"]] for row in both if row)
+            pairs += 1
+            flips += first == second != 0.5
+    flags = {flag: [one.id for one in items if flag in one.flags] for flag in _flags(items)}
+    return {
+        "verdicts": dict(Counter(row["label"] or row["score_status"] for row in found.values())),
+        "judged_both_ways": pairs,
+        "winner_by_position": flips,
+        "verdicts_cut_off": verdicts.cut_off({key: row["reason"] for key, row in found.items()}),
+        "judge": judge.model,
+        **flags,
+    }
+
+
+def _flags(items: Sequence[Item]) -> Iterator[str]:
+    yield from sorted({flag for item in items for flag in item.flags})
+
+
+# -- the record ------------------------------------------------------------------------------------
+def _items(count: benchmark.Counting) -> int:
+    return count.limit(NAME, POCKET_QUESTIONS if count.pocket else QUESTIONS)
+
+
+def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
+    """One answer a question."""
+    length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
+    return benchmark.asked_work(_items(count), length, "Arena-Hard questions")
+
+
+def work(count: benchmark.Counting, task: JudgeTask) -> Work:
+    """Two games a question, each with a judgment in words."""
+    judge, lengths = task.judge, count.lengths
+    calls = 2 * _items(count) * judge.repeats * judge.samples
+    reply = benchmark.reply_tokens(judge, lengths, pairwise=False)
+    return benchmark.judged_work(calls, lengths.verdict_prompt, reply, "games")
+
+
+BENCHMARK = benchmark.Benchmark(
+    NAME,
+    "Arena-Hard",
+    settings=ArenaHardSettings,
+    stage="judge.arena_hard",
+    run="harness.evaluate.arena_hard:run",
+    task=JudgeTask,
+    settle=lambda asked: JudgeTask(judge=asked.judge),
+    measures=lambda _evaluation: [
+        benchmark.Measure(
+            NAME,
+            "win_rate",
+            title,
+            "percent",
+            1,
+            part=f":{category}",
+            items="questions",
+            table=NAME,
+            long=f"Arena-Hard {title}",
+        )
+        for category, title in CATEGORIES.items()
+    ],
+    work=work,
+    judged=True,
+    questions=lambda task: benchmark.QuestionRows(NAME, task),
+    answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens, temperature=0.0),
+    asked=asked,
+    files=("questions", "baselines", "config", "judge_prompts"),
+    prepare=prepare,
+    pocket="harness.pocket.judged_benchmarks:write_arena_hard",
+    samples=benchmark.Samples(f"{NAME}.jsonl", "votes", "votes for it, percent"),
+)
