@@ -87,7 +87,7 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "", asked: Asked =
         shown = {name: cell_text(estimate, measure) for name, estimate in of.items()}
         word, reason = verdict(cells[0], cells[1], found, measure, asked, data.min_complete)
         told = {**_difference(found, measure), "verdict": word or "–"}
-        rows.append(TableRow({"measure": measure.name, **shown, **told}))
+        rows.append({"measure": measure.name, **shown, **told})
         said = {"delta": asked.delta, "verdict": word, "reason": reason}
         observations.append(_observation(measure, of, found) | said)
         if len(chosen) == 1 and word:
@@ -101,7 +101,9 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "", asked: Asked =
     paired_by = "item" if len(left.runs) == 1 else "item and seed"
     caption = f"{name_of(left)} minus {name_of(right)}, paired by {paired_by}."
     title = f"{name_of(left)} against {name_of(right)}"
-    return Table("compare", title, caption, rows, observations, unique(notes))
+    empty = {name for name in rows[0] if all(row[name] == "–" for row in rows)}
+    kept = [TableRow({name: row[name] for name in row if name not in empty}) for row in rows]
+    return Table("compare", title, caption, kept, observations, unique(notes))
 
 
 def said_of(word: str, other: str) -> str:

@@ -46,6 +46,8 @@ class Stage:
     folder: Path
     reason: str = ""
     inputs: Mapping[str, str] = field(default_factory=dict)
+    rows: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class Run:
     """One arm with one seed. ``iterations[t]`` maps stage names to keys; ``c`` and ``kappa`` are
     per iteration, from 1. baseline_run: name of the run that this one is compared with. given: it
     was trained elsewhere, and its iterations are steps; absent: why a stage of a step is not there.
+    mode: ``loop.mode``.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Run:
     iterations: Mapping[int, Mapping[str, str]]
     given: bool = False
     absent: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    mode: str = ""
 
     @property
     def counted(self) -> str:
@@ -181,6 +185,7 @@ def read_run(row: Mapping[str, Any]) -> Run:
         iterations=dict(sorted(iterations.items())),
         given=bool(row.get("given")),
         absent={int(step): reasons for step, reasons in row.get("absent", {}).items()},
+        mode=row.get("mode", ""),
     )
 
 
@@ -198,8 +203,9 @@ def _stage(key: str, entry: Mapping[str, Any], store: Path) -> Stage:
     record = read_json(folder / "record.json")
     if record:
         told: dict[str, Any] = {
-            name: record.get(name) or {} for name in ("costs", "summary", "environment")
+            name: record.get(name) or {} for name in ("settings", "costs", "summary", "environment")
         }
+        told["rows"] = int(record.get("rows") or 0)
         return replace(stage, state="done", left_out=record.get("left_out") or (), **told)
     partial = store / "partial" / key
     failure = read_json(store / "failed" / f"{key}.json")

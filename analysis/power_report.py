@@ -113,6 +113,8 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
             items = items_needed(design.spread, delta, design.seeds, population, arms=design.arms)
             rows.append(TableRow(_cells(design, population, now, seeds, items)))
             observations.append(_observation(design, population, now, seeds, items))
+    for row in observations:
+        row |= {"delta": delta, "of": what}
     caption = (
         f"{what}: 80 % power, two-sided 5 %, delta = {delta:g}; {designs[0].seeds} seeds × "
         f"{designs[0].items} items now."
@@ -169,6 +171,17 @@ def _observation(
         "seeds": seeds.value,
         "items": items.value,
     }
+
+
+def most_seeds(found: Table) -> tuple[int, str] | None:
+    """The seeds that ``power``'s most demanding comparison needs under (A), and the difference that
+    they detect; None where no number of seeds does.
+    """
+    needed = [row["seeds"] for row in found.data if row["population"] == "A"]
+    if None in needed:
+        return None
+    first = found.data[0]
+    return max(needed), f"{first['delta']:g} in {first['of']} with 80 % power under (A)"
 
 
 def needed_text(found: Needed) -> str:

@@ -124,20 +124,21 @@ def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> Sta
     detected = [c for c in complete if c.detected("A") or c.detected("B")]
     if not detected:
         return _null(found, complete, when)
-    ordered = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))
-    head = "; ".join(f"{named(c.label)} {_effect(c)}" for c in ordered[:MOST_NAMED])
+    largest = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))[:MOST_NAMED]
+    shown = [c for c in detected if c in largest]  # in the study's order: its controls come last
+    head = "; ".join(f"{named(c.label)} {_effect(c)}" for c in shown)
     more = ""
-    if len(ordered) > MOST_NAMED:
-        more = f"; {len(ordered) - MOST_NAMED} further arms also differ"
+    if len(detected) > MOST_NAMED:
+        more = f"; {len(detected) - MOST_NAMED} further arms also differ"
     sentences = [f"Against {baseline} {when}, {head}{more}."]
-    sentences += [reach for c in ordered[:MOST_NAMED] if (reach := _reach(c))]
+    sentences += [reach for c in shown if (reach := _reach(c))]
     rest = [c for c in complete if c not in detected]
     if rest:
         others = listed(named(c.label) for c in rest[:MOST_NAMED])
         if len(rest) > MOST_NAMED:
             others = f"the {len(rest)} other arms"
         sentences.append(f"For {others} no difference was detected in {measure.name}.")
-    return Statement(" ".join(sentences), _exact(ordered[:MOST_NAMED]))
+    return Statement(" ".join(sentences), _exact(shown))
 
 
 def _effect(c: Comparison) -> str:

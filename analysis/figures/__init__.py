@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis.figure import Drawn, paper_style
-from analysis.figures import ablations, bandit, diagnostics, differences, matrix, optimism, scores
+from analysis.figures import (
+    ablations,
+    bandit,
+    diagnostics,
+    differences,
+    matrix,
+    offline,
+    optimism,
+    scores,
+)
 from analysis.load import StudyData
 from analysis.table import Unavailable
 
@@ -25,6 +34,7 @@ FIGURES: dict[str, Callable[[StudyData], Drawn | Unavailable]] = {
     "figure_4": differences.figure_4,
     "figure_5": differences.figure_5,
     "figure_6": ablations.figure_6,
+    "figure_6_offline": offline.figure_6_offline,
     "diagnostics_exploration": diagnostics.figure_exploration,
     "diagnostics_extrapolation": diagnostics.figure_extrapolation,
     "matched_kl": diagnostics.figure_matched_kl,

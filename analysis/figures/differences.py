@@ -139,6 +139,9 @@ def _sorted_panels(
     if not rows:
         return Unavailable(key, title, "its values are not stored for an arm and the baseline yet")
     drawn = {row["arm"] for row in rows}
+    counts = [sum(row["seed"] is None and row["arm"] == arm for row in rows) for arm in drawn]
+    most = max(counts) // len(panels)
+    caption += f" {most} prompts, those whose diagnostics were drawn (diagnostics.prompts)."
     legend_below(figure, [look[arm].handle() for arm in data.arms if arm in drawn])
     return Drawn(key, title, caption, figure, rows, title)
 
@@ -186,22 +189,23 @@ def _ranks(place: Observation, seed: int | None, values: Floats) -> list[Observa
 
 
 def figure_4(data: StudyData) -> Drawn | Unavailable:
-    """r_arm − r_baseline on held-out prompts, sorted, on y_w and on y_l, after iteration 1."""
+    """r_arm − r_baseline on held-out prompts, sorted, on y_w and on y_l, after the method's first
+    iteration.
+    """
+    at = data.iterations[:2][-1]
+    when = prose.after(data, at)
     unit, factor = "nats", 1.0
     if "objective.beta" not in data.axes:
         unit, factor = "reward, β·nats", _beta(data)
     panels = [
-        Panel(
-            f"{name} (held-out), iteration 1", diagnostic(metric, f"r̂ of {name}"), 1, unit, factor
-        )
+        Panel(f"{name} (held-out), {when}", diagnostic(metric, f"r̂ of {name}"), at, unit, factor)
         for name, metric in (("y_w", "rhat_heldout_chosen"), ("y_l", "rhat_heldout_rejected"))
     ]
     title = "Figure 4. Implicit reward differences on held-out pairs"
     caption = (
         "Implicit reward of the arm minus that of the baseline on held-out preferred (left) and "
-        "dispreferred (right) answers after "
-        "iteration 1, each curve sorted by itself. Thick: mean over seeds per prompt; thin: every "
-        "seed."
+        f"dispreferred (right) answers {when}, each curve sorted by itself. Thick: mean over seeds "
+        "per prompt; thin: every seed."
     )
     return _sorted_panels(data, "figure_4", title, panels, caption)
 
@@ -214,10 +218,10 @@ def _beta(data: StudyData) -> float:
 
 
 def figure_5(data: StudyData) -> Drawn | Unavailable:
-    """Reward of each model's own samples, arm minus baseline, sorted: under each model's implicit
-    reward, and under the external one.
+    """Reward of each model's own samples after the method's second iteration, arm minus baseline,
+    sorted: under each model's implicit reward, and under the external one.
     """
-    title, at = "Figure 5. Rewards of each model's own samples", data.last_iteration
+    title, at = "Figure 5. Rewards of each model's own samples", data.iterations[:3][-1]
     wanted = [
         diagnostic("implicit_reward_samples", "own samples, own implicit reward"),
         diagnostic("implicit_reward_reference_samples", "π_ref's samples, own implicit reward"),

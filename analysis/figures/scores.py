@@ -4,7 +4,7 @@ Figs. 2 and 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis import findings, measures
+from analysis import findings, measures, prose
 from analysis.figure import (
     DOUBLE,
     LINES,
@@ -40,11 +40,21 @@ from analysis.table import Observation, Unavailable
 
 MOST_OUTLINES = 6
 """Arms whose histograms are laid over one another."""
+SCALAR = (
+    " PairRM compares two texts; how the paper makes one answer's reward of it is not said there. "
+    "Here it is the mean of its logit differences to all answers ranked with it."
+)
 
 
-def curve(axes: Axes, data: StudyData, measure: Measure, panel: str) -> list[Observation]:
-    """One line per arm over iterations: mean with interval (A), and every seed's point. Returns
-    what was drawn.
+def curve(
+    axes: Axes,
+    data: StudyData,
+    measure: Measure,
+    panel: str,
+    pairs: Mapping[tuple[str, int], float] | None = None,
+) -> list[Observation]:
+    """One line per arm over iterations, or over the ``pairs`` trained on by arm and iteration: mean
+    with interval (A), and every seed's point. Returns what was drawn.
     """
     look, rows, arms = styles(data), [], list(data.arms)
     for number, arm in enumerate(arms):
@@ -52,12 +62,17 @@ def curve(axes: Axes, data: StudyData, measure: Measure, panel: str) -> list[Obs
         for iteration in data.iterations:
             checkpoint = data.checkpoint(arm, iteration)
             points = measures.points(data, checkpoint, measure) if checkpoint else {}
-            if not checkpoint or not points:
+            if (
+                not checkpoint
+                or not points
+                or (arm, iteration) not in (pairs or {(arm, iteration)})
+            ):
                 continue
-            x = iteration + dodge(number, len(arms), 0.3)
+            x = pairs[arm, iteration] if pairs else iteration + dodge(number, len(arms), 0.3)
             seed_points(axes, x, list(points.values()), style)
             estimate = findings.estimate(data, checkpoint, measure)
             place = {"panel": panel, "arm": arm, "label": style.label, "iteration": iteration}
+            place |= {"pairs": x} if pairs else {}
             rows += seeds_and_mean({**place, "measure": measure.key}, points, estimate)
             if estimate.value is not None:
                 xs.append(x)
@@ -76,7 +91,7 @@ def curve(axes: Axes, data: StudyData, measure: Measure, panel: str) -> list[Obs
                 elinewidth=0.6,
                 capthick=0.6,
             )
-    axes.set_xlabel("iteration")
+    axes.set_xlabel("pairs trained on" if pairs else prose.counted_in(data))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     set_title(axes, measure.name)
     axes.set_ylabel(measure.unit)
@@ -162,7 +177,8 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     left, middle, right = grid[0]
     rows = curve(left, data, measure, "left")
     left.set_ylabel(axis_label(measure))
-    set_title(left, "by iteration")
+    counted = prose.counted_in(data)
+    set_title(left, f"by {counted}")
     at = data.iterations[: 2 + 1][-1]
     rewards = {arm: _rewards(data, arm, at, reward) for arm in data.arms}
     outlines = [Outline(look[a].label, look[a], found) for a, found in rewards.items() if found]
@@ -171,10 +187,10 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     few = outlines[:MOST_OUTLINES]
     if few:
         rows += histogram(middle, few, "histogram middle", reward)
-    set_title(middle, f"iteration {at}, by arm")
+    set_title(middle, f"{counted} {at}, by arm")
     arm = _strongest(data)
     rows += _by_iteration(right, data, arm, reward)
-    set_title(right, f"{look[arm].label}, by iteration")
+    set_title(right, f"{look[arm].label}, by {counted}")
     for axes in (middle, right):
         axes.set_xlabel(reward.title)
     legend_below(figure, [style.handle() for style in look.values()])
@@ -182,10 +198,11 @@ def figure_3(data: StudyData) -> Drawn | Unavailable:
     if len(few) < len(outlines):
         which = f" (the first {len(few)} of {len(outlines)} arms)"
     caption = (
-        f"Left: {measure.name} against iteration, one line per arm, {error_bar_note(data)}; "
+        f"Left: {measure.name} against {counted}, one line per arm, {error_bar_note(data)}; "
         "small marks: every seed. Middle: reward of greedy answers to held-out prompts after "
-        f"iteration {at}{which}, seeds pooled; marks under "
-        f"the axis: every seed's mean. Right: the same by iteration for {look[arm].label}."
+        f"{counted} {at}{which}, seeds pooled; marks under "
+        f"the axis: every seed's mean. Right: the same by {counted} for {look[arm].label}."
+        f"{SCALAR if data.recipe['ranker']['kind'] == 'pairrm' else ''}"
     )
     alt = f"{measure.name} over iterations by arm, and histograms of held-out reward."
     return Drawn("figure_3", title, caption, figure, rows, alt)
@@ -237,8 +254,8 @@ def figure_curves(data: StudyData) -> Drawn | Unavailable:
         return Unavailable("curves", title, "no scores are stored yet")
     figure, rows = small_multiples(data, chosen, 1.85)
     caption = (
-        f"Mean over seeds; {error_bar_note(data)}; small marks: every seed. Iteration 0 is the "
-        "first model."
+        f"Mean over seeds; {error_bar_note(data)}; small marks: every seed. "
+        f"{prose.counted_in(data).capitalize()} 0 is the first model."
     )
     alt = "Scores of every benchmark over iterations, one line per arm."
     return Drawn("curves", title, caption, figure, rows, alt)

@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[[StudyData], Table | Unavailable]] = {
     "unfinished": study.table_unfinished,
     "published_1": published.table_published_1,
     "published_2": published.table_published_2,
+    "published_cards": published.table_published_cards,
     "costs": study.table_costs,
 }
 """Every table, in the report's order."""

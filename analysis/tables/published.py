@@ -18,6 +18,9 @@ SOURCE = "Zhang et al., arXiv 2405.19332 v3 (TMLR 2025)"
 TABLE_1_COLUMNS = ("AlpacaEval LC", "AlpacaEval WR", "length", "MT-Bench mean", "turn 1", "turn 2")
 TABLE_2_COLUMNS = ("GSM8K", "HellaSwag", "ARC-C", "TruthfulQA", "EQ-Bench", "OBQA", "mean")
 
+CARDS_SOURCE = "the released models' cards; WildBench: its public leaderboard"
+CARDS_COLUMNS = ("AlpacaEval LC", "MT-Bench mean", "WildBench")
+
 
 @dataclass(frozen=True)
 class PublishedRow:
@@ -76,36 +79,60 @@ SPPO (Mistral-it)       42.4 85.6 65.4 70.7 56.5 40.0 60.1
 """
 
 
-def _rows(block: str, columns: Sequence[str], table: str) -> tuple[PublishedRow, ...]:
+_CARDS = """
+SELM-Zephyr-7B-iter-1    20.28 7.42 -
+SELM-Zephyr-7B-iter-2    23.40 7.72 -
+SELM-Zephyr-7B-iter-3    24.00 7.48 6.576
+DPO-Zephyr-7B            14.45 7.28 -
+Llama-3-8B-Instruct      24.31 7.93 6.659
+SELM-Llama-3-8B-iter-1   32.02 7.92 -
+SELM-Llama-3-8B-iter-2   35.65 8.09 -
+SELM-Llama-3-8B-iter-3   33.47 8.29 6.998
+Phi-3-mini-4k-instruct   23.05 8.12 -
+SELM-Phi-3-mini-iter-1   27.33 8.37 -
+SELM-Phi-3-mini-iter-2   26.79 8.44 -
+SELM-Phi-3-mini-iter-3   27.98 8.32 -
+"""
+
+
+def _rows(block: str, columns: Sequence[str], source: str) -> tuple[PublishedRow, ...]:
     rows = []
     for line in block.strip().splitlines():
         words = line.split()
         model, printed = words[: -len(columns)], words[-len(columns) :]
         values = tuple(None if word == "-" else float(word) for word in printed)
-        rows.append(PublishedRow(" ".join(model), values, f"{SOURCE}, {table}"))
+        rows.append(PublishedRow(" ".join(model), values, source))
     return tuple(rows)
 
 
-TABLE_1 = _rows(_TABLE_1, TABLE_1_COLUMNS, "Table 1")
+TABLE_1 = _rows(_TABLE_1, TABLE_1_COLUMNS, f"{SOURCE}, Table 1")
 """AlpacaEval 2.0 (percent, percent, characters) and MT-Bench (1–10)."""
-TABLE_2 = _rows(_TABLE_2, TABLE_2_COLUMNS, "Table 2")
+TABLE_2 = _rows(_TABLE_2, TABLE_2_COLUMNS, f"{SOURCE}, Table 2")
 """Academic benchmarks, percent: GSM8K 8-shot, HellaSwag 10, ARC-C 25, TruthfulQA 0, EQ-Bench 0,
 OpenBookQA 10 shots.
 """
+CARDS = _rows(_CARDS, CARDS_COLUMNS, CARDS_SOURCE)
+"""The only published figures for Phi-3, and another run of the others than Table 1's."""
 
 
 def _table(
-    key: str, title: str, columns: Sequence[str], published: Sequence[PublishedRow], digits: int
+    key: str,
+    title: str,
+    columns: Sequence[str],
+    published: Sequence[PublishedRow],
+    digits: int,
+    source: str = SOURCE,
 ) -> Table:
     caption = (
-        f"As printed in {SOURCE}: other models, another judge, one number a row. For orientation; "
+        f"As printed in {source}: other models, another judge, one number a row. For orientation; "
         "not comparable with this study's numbers."
     )
     rows, observations = [], []
     for row in published:
         values = dict(zip(columns, row.values, strict=True))
         observations.append({"model": row.model, **values, "source": row.source})
-        shown = {name: number(v, 0 if name == "length" else digits) for name, v in values.items()}
+        places = {"length": 0, "WildBench": 3}
+        shown = {name: number(v, places.get(name, digits)) for name, v in values.items()}
         rows.append(TableRow({"model": row.model, **shown}))
     return Table(key, title, caption, rows, observations)
 
@@ -118,3 +145,8 @@ def table_published_1(_: StudyData) -> Table:
 def table_published_2(_: StudyData) -> Table:
     title = "Published Table 2 (not ours)"
     return _table("published_2", title, TABLE_2_COLUMNS, TABLE_2, 1)
+
+
+def table_published_cards(_: StudyData) -> Table:
+    title = "Published on the released models' cards (not ours)"
+    return _table("published_cards", title, CARDS_COLUMNS, CARDS, 2, CARDS_SOURCE)

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -142,13 +144,26 @@ def table(
     left: Sequence[int] = (0,),
     caption: str = "",
 ) -> None:
-    """Print rows under their heads; columns are right-aligned but for ``left``."""
+    """Print rows under their heads; columns are right-aligned but for ``left``. Where the terminal
+    is too narrow for their longest words, each row stands as a list under its first cell.
+    """
     shown = Table(title=escape(title) or None, caption=escape(caption) or None)
     for index, column in enumerate(columns):
-        shown.add_column(escape(column), justify="left" if index in left else "right")
-    for row in rows:
-        shown.add_row(*(escape(str(cell)) for cell in row))
-    console.print(shown)
+        side: JustifyMethod = "left" if index in left else "right"
+        shown.add_column(escape(column), justify=side, overflow="fold")
+    cells = [[str(cell) for cell in row] for row in rows]
+    for row in cells:
+        shown.add_row(*map(escape, row))
+    words = [" ".join(column).split() for column in zip(columns, *cells, strict=True)]
+    if 1 + sum(3 + max(map(cell_len, some or [""])) for some in words) <= console.width:
+        console.print(shown)
+        return
+    for text in (title, caption):
+        console.print(text, markup=False, style="bold" if text == title else None)
+    for first, *rest in cells:
+        console.print(first, markup=False, style="bold")
+        said = [f"{head}: {cell}" for head, cell in zip(columns[1:], rest, strict=True) if cell]
+        console.print(Padding(escape("; ".join(said)), (0, 0, 0, 2)))
 
 
 def analysis_table(found: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
@@ -92,12 +93,16 @@ def plan(
     workers: Workers = 0,
     cost: Annotated[
         bool,
-        typer.Option("--cost", help="Tokens, operations, GPU-hours, memory, judge calls, price."),
+        typer.Option(
+            "--cost", help="Tokens, operations, device hours, memory, judge calls, price."
+        ),
     ] = False,
     devices: Annotated[
         int, typer.Option(min=1, help="With --cost: accelerators there will be.")
     ] = 8,
-    device: Annotated[str, typer.Option(help="With --cost: h100 | h200 | a100 | rtx4090")] = "h100",
+    device: Annotated[
+        str, typer.Option(help="With --cost: h100 | h200 | a100 | rtx4090 | cpu")
+    ] = "h100",
     gpu_price: Annotated[
         float, typer.Option(min=0, help="With --cost: USD for one GPU-hour.")
     ] = 0.0,
@@ -477,9 +482,9 @@ def power(
     store: StoreRoot = STORE,
     results: Results = RESULTS,
 ) -> None:
-    """Seeds and items needed to detect a difference.
+    """Seeds and items needed to detect a difference, and what they cost.
 
-    From a study's variance components, or from given ones.
+    From a study's variance components, or from given ones. The cost is that of the study's file.
 
     Example: selm power alpha --delta 1.0
     """
@@ -488,8 +493,16 @@ def power(
             power_report.power_given(sigma, seeds, items, 1.0 if delta is None else delta)
         )
         return
-    folder, _ = read_manifest(results, study)
-    shown.analysis_table(power_report.power_study(folder, store, delta))
+    folder, manifest = read_manifest(results, study)
+    found = power_report.power_study(folder, store, delta)
+    shown.analysis_table(found)
+    needed = power_report.most_seeds(found)
+    if needed is None:
+        return
+    changed = [one for part in manifest["study"].get("set", ()) for one in shlex.split(part)]
+    plan = launch.prepare(shipped.study(Path(study)), parse_overrides(changed))
+    counted = costs.budget(plan, stores.Store(store), costs.Assumptions(), whole=True)
+    shown.say(costs.cost_of_a_seed(counted).of(*needed))
 
 
 # -- search ----------------------------------------------------------------------------------------

@@ -112,6 +112,12 @@ class Budget:
     def pocket(self) -> bool:
         return self.shape.name == "pocket"
 
+    @property
+    def hours(self) -> str:
+        """What an hour of the study's devices is called."""
+        on_cores = self.pocket or self.assumptions.device == DEVICES["cpu"]
+        return "core-hours" if on_cores else "GPU-hours"
+
     def of(self, stage: str) -> list[Line]:
         """The lines of one kind of stage."""
         return [line for line in self.lines if line.node.stage == stage]
@@ -134,9 +140,40 @@ class Budget:
         return max(sum(seconds.values()) / workers, longest_chain(self.plan, seconds))
 
 
-def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
-    """Count every stage that is not done. Raises HarnessError when a model's sizes are unknown or
-    differ between arms.
+@dataclass(frozen=True)
+class SeedCost:
+    """What one more seed of every arm takes, ``unit``: GPU-hours or core-hours."""
+
+    hours: float
+    usd: float
+    unit: str
+
+    def of(self, seeds: int, what: str) -> str:
+        """The price of ``what`` that so many seeds detect, in a sentence."""
+        each = f"a seed of every arm takes {self.hours:,.3g} {self.unit} and {self.usd:,.2f} USD"
+        return (
+            f"Cost of detecting {what}: {seeds} seeds, {seeds * self.hours:,.3g} {self.unit}, "
+            f"{seeds * self.usd:,.2f} USD of judge ({each})."
+        )
+
+
+def cost_of_a_seed(found: Budget) -> SeedCost:
+    """Mean over seeds of the stages that only one seed's runs need; what all seeds share is not in
+    it.
+    """
+    users: dict[str, set[int]] = {}
+    for run in found.plan.runs:
+        for key in (key for stages in run.iterations.values() for key in stages.values()):
+            users.setdefault(key, set()).add(run.cell.seed)
+    own = [line for line in found.lines if len(users.get(line.node.key, ())) == 1]
+    seconds = sum(line.seconds for line in own) if found.pocket else found.gpu_seconds(own)
+    seeds = len(found.plan.study.seeds)
+    return SeedCost(seconds / 3600 / seeds, sum(line.usd for line in own) / seeds, found.hours)
+
+
+def budget(plan: Plan, store: Store, assumptions: Assumptions, *, whole: bool = False) -> Budget:
+    """Count every stage that is not done; with ``whole`` also those that are. Raises HarnessError
+    when a model's sizes are unknown or differ between arms.
     """
     recipe = plan.study.base
     # Given answers need no model: nothing is counted that one would do.
@@ -158,7 +195,7 @@ def budget(plan: Plan, store: Store, assumptions: Assumptions) -> Budget:
     known = estimate(plan, store)
     lines = []
     for key, node in plan.nodes.items():
-        if states[key] == "done":
+        if states[key] == "done" and not whole:
             continue
         work = counting.work(node)
         seconds, source = known[key].seconds, known[key].source
@@ -187,7 +224,7 @@ def amount(value: float) -> str:
 
 def columns(found: Budget) -> tuple[str, ...]:
     """Heads of the table."""
-    time = "seconds" if found.pocket else "GPU-hours"
+    time = "seconds" if found.pocket else found.hours
     return ("stage", "n", "tokens", time, "from", "judge calls", "judge tokens", "USD")
 
 
@@ -246,7 +283,7 @@ def _operations(found: Budget, line: Line) -> str:
         for each, tokens, share in parts
         if tokens
     )
-    return f"; {shown} = {line.seconds / 3600:.2f} GPU-hours"
+    return f"; {shown} = {line.seconds / 3600:.2f} {found.hours}"
 
 
 def _time_and_price(found: Budget, workers: int) -> Iterator[str]:
@@ -259,8 +296,9 @@ def _time_and_price(found: Budget, workers: int) -> Iterator[str]:
     hours = found.gpu_seconds(lines) / 3600
     alone = found.elapsed(assumed.devices) / 3600
     yield (
-        f"GPU-hours: {hours:,.1f}; on {assumed.devices} devices {alone:,.1f} hours when every "
-        f"stage runs on one, {hours / assumed.devices:,.1f} when each is spread over all of them."
+        f"{found.hours[0].upper()}{found.hours[1:]}: {hours:,.1f}; on {assumed.devices} devices "
+        f"{alone:,.1f} hours when every stage runs on one, {hours / assumed.devices:,.1f} when "
+        "each is spread over all of them."
     )
     if assumed.usd_per_gpu_hour:
         price = assumed.usd_per_gpu_hour

@@ -318,6 +318,7 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
             "c": [n.get("c") for n in run.coefficients.values()],
             "kappa": [n.get("kappa") for n in run.coefficients.values()],
             "given": bool(run.cell.given),
+            "mode": run.cell.recipe.loop.mode,
             "absent": run.absent,
             "iterations": [
                 {"iteration": i, "stages": dict(stages)} for i, stages in run.iterations.items()

@@ -339,7 +339,9 @@ def summarise(
         for kind in {flag.partition(":")[0] for flag in item.flags}:
             flagged.setdefault(kind, []).append(item.name)
     first = [item.match.answer for item in items if item.match is not None and item.turn == 1]
+    sampled = {"verdict": f"the mean of {judge.samples} ratings"} if judge.samples > 1 else {}
     return {
+        **sampled,
         "turn_1": mean(values[1]),
         "turn_2": mean(values[2]),
         "mean": mean(everything),

@@ -8,11 +8,13 @@ import copy
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from analysis import measures, text
 from analysis.figure import (
@@ -31,7 +33,7 @@ from analysis.table import Observation, Unavailable
 from harness.records import canonical_json, content_hash
 from tests import synthetic
 
-NEEDS_MORE = {"figure_2"}
+NEEDS_MORE = {"figure_2", "figure_6_offline"}
 """Figures whose data is not in the synthetic study."""
 NEEDS_NOTHING = {"figure_1", "bandit"}
 """Figures that are worked out, not read from scores."""
@@ -196,6 +198,51 @@ def test_an_axis_of_lengths_shows_every_arm_at_its_own_last_iteration(tmp_path: 
     shown = {(row["label"], row["iteration"]) for row in drawn.data}
     assert shown == {("1", 1), ("2", 2), ("3", 3)}
     assert "after each arm's last iteration (1 to 3)" in drawn.caption
+
+
+def test_iterative_and_offline_arms_stand_over_the_pairs_they_trained_on(tmp_path: Path) -> None:
+    spec = synthetic.Synthetic(
+        axes={"loop.mode": ["iterative", "offline"]}, faults=False, answers=False
+    )
+    data = load_study(*synthetic.build(tmp_path, spec))
+    drawn = draw("figure_6_offline", data)
+    assert isinstance(drawn, Drawn)
+    means = [row for row in drawn.data if row["kind"] == "mean"]
+    places = [(row["arm"], row["iteration"], row["pairs"]) for row in means]
+    modes = ("loop.mode=iterative", "loop.mode=offline")
+    # one stored pair, two passes an iteration
+    assert places == [(arm, i, 2.0 * i) for arm in modes for i in range(3)]
+    assert {row["measure"] for row in means} == {"mt_bench.rating"}
+    assert "does not say whether passes are counted" in drawn.caption
+    train = data.stage(data.runs[0], 1, "train")
+    assert train is not None
+    (train.folder / "record.json").unlink()
+    left = draw("figure_6_offline", load_study(tmp_path / "synthetic", tmp_path / "store"))
+    assert isinstance(left, Drawn)
+    assert {row["iteration"] for row in left.data if row["arm"] == modes[0]} == {0}
+
+
+def test_figures_4_and_5_show_the_methods_first_and_second_iteration(tmp_path: Path) -> None:
+    spec = synthetic.Synthetic(iterations=3, faults=False, answers=False, heldout=12)
+    data = load_study(*synthetic.build(tmp_path, spec))
+    for key, iteration in (("figure_4", 1), ("figure_5", 2)):
+        drawn = draw(key, data)
+        assert isinstance(drawn, Drawn)
+        assert {row["iteration"] for row in drawn.data} == {iteration}
+        assert f"after iteration {iteration}" in drawn.caption
+        ranks = [row["rank"] for row in drawn.data if row["seed"] is None]
+        assert f" {max(ranks) + 1} prompts" in drawn.caption  # all that are stored
+
+
+def test_given_checkpoints_are_counted_in_steps(complete: StudyData) -> None:
+    given = copy.copy(complete)
+    given.runs = tuple(replace(run, given=True) for run in complete.runs)
+    for key in ("figure_3", "curves", "figure_4", "figure_5"):
+        drawn = draw(key, given)
+        assert isinstance(drawn, Drawn)
+        shown = [*(text.get_text() for text in drawn.figure.findobj(Text)), drawn.caption]
+        assert any("step" in text for text in shown)
+        assert not any("iteration" in text for text in shown), key
 
 
 def test_without_intervals_no_caption_speaks_of_them(tmp_path: Path) -> None:

@@ -102,6 +102,17 @@ def test_where_less_is_better_a_lower_score_is_called_better(tmp_path: Path) -> 
     assert found.matrix.cells[2][0].value < 0 < found.matrix.cells[2][0].effect  # type: ignore[operator]
 
 
+def test_the_answer_names_arms_in_the_studys_order(tmp_path: Path) -> None:
+    data = study(tmp_path, alphas=(0.0, 0.6, 1.0), faults=False)
+    data.manifest["runs"].reverse()
+    folder = tmp_path / "turned"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps(data.manifest))
+    said = [prose.finding(one).plain for one in (data, load_study(folder, tmp_path / "store"))]
+    places = [[text.index(f"α = {a} raised") for a in (0.6, 1)] for text in said]
+    assert [first < second for first, second in places] == [True, False]
+
+
 def test_one_arm_alone_is_scored_and_compared_with_nothing(tmp_path: Path) -> None:
     said = prose.finding(study(tmp_path, alphas=(0.0,)))
     assert said.plain == (

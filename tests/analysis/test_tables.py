@@ -381,6 +381,16 @@ def test_published_rows_are_the_papers() -> None:
     assert rows["DPO Iter 3 (Llama3-It)"][0] == 33.17
 
 
+def test_the_released_models_cards_are_rows_of_their_own() -> None:
+    rows = {row.model: row.values for row in published.CARDS}
+    assert rows["SELM-Llama-3-8B-iter-2"] == (35.65, 8.09, None)
+    assert rows["SELM-Zephyr-7B-iter-3"] == (24.00, 7.48, 6.576)
+    assert [row.values[0] for row in published.CARDS if "hi-3" in row.model] == [
+        *(23.05, 27.33, 26.79, 27.98)
+    ]
+    assert "leaderboard" in published.CARDS[0].source
+
+
 def test_costs_count_a_shared_stage_once(complete: StudyData) -> None:
     table = TABLES["costs"](complete)
     assert isinstance(table, Table)

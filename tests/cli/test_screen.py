@@ -142,3 +142,20 @@ def test_one_line_a_minute_where_output_is_no_terminal(
 
 def test_durations_read_as_people_say_them() -> None:
     assert [console.duration(s) for s in (4.4, 125, 7500)] == ["4 s", "2 min 5 s", "2 h 5 min"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_table_too_wide_for_the_terminal_becomes_a_list_and_loses_nothing(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = Console(file=io.StringIO(), width=width, highlight=False)
+    monkeypatch.setattr(console, "console", to)
+    heads = ("measure", *(f"quantity {n}" for n in range(8)))
+    rows = [[f"out-of-distribution [{r}]", *(f"−0.{r}{n}1234" for n in range(8))] for r in range(3)]
+    console.table("A title", heads, rows, caption="Said of all.")
+    text = to.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert "A title" in text and "Said of all." in text
+    for row in rows:
+        assert all(cell in text for cell in row), text
+    assert ("quantity 7: −0.271234" in " ".join(text.split())) == (width < 140)

@@ -14,8 +14,10 @@ from harness.cost.budget import (
     DEVICES,
     Assumptions,
     Budget,
+    SeedCost,
     amount,
     budget,
+    cost_of_a_seed,
     generating_bytes,
     verdict,
 )
@@ -24,6 +26,7 @@ from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.model.shape import KNOWN, shape_of
 from harness.records import HarnessError
+from harness.study.work import Work
 from harness.train.memory import training_bytes
 from tests import tiny
 from tests.study.test_recipes import RECIPES, recipe
@@ -162,6 +165,43 @@ def test_a_plan_says_which_node_training_needs(tmp_path: Path) -> None:
             app, ["plan", str(study), "--store", str(tmp_path)], env={"COLUMNS": "300"}
         )
         assert f"needs a node of {node}" in result.output, result.output
+
+
+def test_hours_of_cores_are_not_called_gpu_hours(tmp_path: Path) -> None:
+    arguments = ["plan", str(ZEPHYR), "--cost", "--device", "cpu", "--store", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "Core-hours: " in result.output
+    assert "GPU-hours" not in result.output
+
+
+def test_what_a_seed_takes_leaves_out_what_all_seeds_share(tmp_path: Path) -> None:
+    found = budget_of(ALPHA, tmp_path, seeds=[0, 1])
+    hours = {"base.pocket": 1000.0, "train": 3.0}
+    lines = [
+        replace(line, seconds=3600 * hours.get(line.node.stage, 0.0), work=Work())
+        for line in found.lines
+    ]
+    arms = len(found.plan.runs) // 2
+    cost = cost_of_a_seed(replace(found, lines=tuple(lines)))
+    assert cost == SeedCost(3.0 * 3 * arms, 0.0, "core-hours")  # three iterations an arm
+
+
+def test_a_seed_of_a_paid_judge_has_a_price(tmp_path: Path) -> None:
+    study = tmp_path / "paid.yaml"
+    study.write_text(
+        f"name: paid\nquestion: q\nrecipe: {RECIPES / 'zephyr-7b.yaml'}\nseeds: [0, 1]\n"
+    )
+    found = budget(prepare(study, {"judge": "gpt-4"}), Store(tmp_path), Assumptions())
+    cost = cost_of_a_seed(found)
+    judged = [line for line in found.lines if line.judge]
+    assert cost.usd == pytest.approx(sum(line.usd for line in judged) / 2)
+    assert cost.usd > 0
+    assert cost.unit == "GPU-hours"
+    assert SeedCost(20.5, 31.25, "GPU-hours").of(8, "1 LC point") == (
+        "Cost of detecting 1 LC point: 8 seeds, 164 GPU-hours, 250.00 USD of judge "
+        "(a seed of every arm takes 20.5 GPU-hours and 31.25 USD)."
+    )
 
 
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:

@@ -170,6 +170,8 @@ def test_a_sampled_judges_score_is_the_mean_of_its_verdicts(
         found = judged("mt_bench", server, files, tmp_path / "mt", **judge)
         assert {found[item, 0] for item, _ in found} == {5.0}
         assert {found[item, 1] for item, _ in found} == {4.0}
+        summary = json.loads((tmp_path / "mt" / "summary.json").read_text())
+        assert summary["verdict"] == "the mean of 3 ratings"
         found = judged("alpaca_eval", server, files, tmp_path / "ae", **judge)
     assert {round(value, 6) for value in found.values() if value is not None} == {
         33.333333,
