@@ -2,11 +2,13 @@
 part. Writes ``vllm.json``.
 
     .venv-vllm/bin/python -m benchmarks.bench_vllm [--model FILE.gguf|FOLDER] [--prompts 32]
-    [--new 96] [--out results/bench]
+    [--new 96] [--rounds 3] [--out results/bench]
 
-Runs in vLLM's environment (``make test-vllm`` makes it); ``make real`` fetches the model. The
-engine's start is told apart. Expected: every answer is equal up to a near-tie: at the first token
-that differs the loop's model has the two tokens within ``TIE`` of each other.
+Runs in vLLM's environment (``make test-vllm`` makes it); ``make real`` fetches the model. The two
+take turns, one thread each, and the ratio is the median over rounds; on a machine that does other
+work, ``chrt -r 1`` before the command keeps it out of both. The engine's start is told apart.
+Expected: every answer is equal up to a near-tie: at the first token that differs the loop's model
+has the two tokens within ``TIE`` of each other.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,8 +73,8 @@ def gap(policy: Policy, request: GenerationRequest, ours: Generation, other: Gen
     return float(logits[ours.token_ids[place]] - logits[other.token_ids[place]])
 
 
-def measure(folder: Path, dtype: Dtype, count: int, new: int) -> dict[str, Any]:
-    """Both backends on the same requests, one thread each."""
+def measure(folder: Path, dtype: Dtype, count: int, new: int, rounds: int) -> dict[str, Any]:
+    """Both backends on the same requests, one after the other in every round."""
     settings = Generating(
         threads=1, dtype=dtype, attention="sdpa", generation_batch=count, backend="vllm"
     )
@@ -82,22 +85,25 @@ def measure(folder: Path, dtype: Dtype, count: int, new: int) -> dict[str, Any]:
     with engine_of(policy, settings, Runtime(vllm_memory_share=0.1)) as engine:
         generate(policy, greedy[:1], engine=engine)
         started = time.perf_counter()
-        theirs = generate(policy, greedy, engine=engine)
-        ended = time.perf_counter()
+        rates: dict[str, list[float]] = {"vllm": [], "transformers": []}
+        answers: dict[str, list[Generation]] = {}
+        for _ in range(rounds):
+            for name, used in (("vllm", engine), ("transformers", None)):
+                before = time.perf_counter()
+                answers[name] = generate(policy, greedy, batch_size=count, engine=used)
+                rates[name].append(speed(answers[name], time.perf_counter() - before))
         first, again = (generate(policy, sampled, engine=engine) for _ in range(2))
         alone = [generate(policy, [one], engine=engine)[0] for one in sampled[:8]]
-    before = time.perf_counter()
-    ours = generate(policy, greedy, batch_size=count)
-    after = time.perf_counter()
+    ours, theirs = answers["transformers"], answers["vllm"]
     apart = [
         round(gap(policy, *row), 4)
         for row in zip(greedy, ours, theirs, strict=True)
         if row[1].token_ids != row[2].token_ids
     ]
-    rates = {"vllm": speed(theirs, ended - started), "transformers": speed(ours, after - before)}
+    ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
     return {
         "tokens_per_second": rates,
-        "ratio": round(rates["vllm"] / rates["transformers"], 2),
+        "ratio": round(statistics.median(ratios), 2),
         "start_seconds": round(started - began, 1),
         "greedy": len(greedy),
         "greedy_identical": len(greedy) - len(apart),
@@ -113,6 +119,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--new", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=list(TIE), choices=list(TIE))
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
@@ -121,7 +128,8 @@ def main() -> int:
     found: dict[str, Any] = {"model": args.model.stem, "new_tokens": args.new, "threads": 1}
     for dtype in args.dtypes:
         load = os.getloadavg()[0]
-        found[dtype] = measure(folder, dtype, args.prompts, args.new) | {"load_average": load}
+        found[dtype] = measure(folder, dtype, args.prompts, args.new, args.rounds)
+        found[dtype]["load_average"] = load
         print(json.dumps({dtype: found[dtype]}, indent=1), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "vllm.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
