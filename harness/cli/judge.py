@@ -294,6 +294,8 @@ def judge_server(
     ``.venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model MODEL --served-model-name
     judge --generation-config vllm --port 8765 --enforce-eager --no-enable-chunked-prefill
     --gpu-memory-utilization 0.2`` (of main memory; ``make test-vllm`` makes that environment).
+    The profiles ``vllm-choice`` (AlpacaEval) and ``vllm-rating`` (MT-Bench) ask it at that address
+    and hold it to a verdict, which a small model may otherwise never give.
 
     Example: selm judge-server --port 8765
 

@@ -495,7 +495,7 @@ class JudgeSettings(Section):
     """Sent where it is given."""
     extra_body: dict[str, Any] = {}
     """Further parameters of every request (vLLM: ``{chat_template_kwargs: {enable_thinking:
-    false}}``).
+    false}}``; ``{structured_outputs: {choice: [m, M]}}`` holds it to these verdicts).
     """
     facts: JudgeFacts | None = None
     """Prices, end of life, licence and sources."""
