@@ -52,7 +52,7 @@ def job(tmp_path: Path, shared: str) -> subprocess.Popen[str]:
         "SELM_SHARED": str(tmp_path / shared),
         "SLURM_JOB_ID": "17",
     }
-    command = ["bash", str(SCRIPT), str(study), "--workers", "1"]
+    command = ["bash", str(SCRIPT), str(study), "--workers", "1", "--no-report"]
     return subprocess.Popen(
         command, cwd=tmp_path, env={**os.environ, **told}, stdout=subprocess.PIPE, text=True
     )
