@@ -26,8 +26,8 @@ from harness.records import read_jsonl
 
 # -- the judge on labelled pairs -------------------------------------------------------------------
 def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any]) -> Table:
-    """``found``: the result of a meta-evaluation ("agreement", "position", "noise", "costs").
-    Shares in percent, with Wilson intervals where they are counts.
+    """``found``: the result of a meta-evaluation ("agreement", "by_group", "position",
+    "noise", "costs"). Shares in percent, with Wilson intervals where they are counts.
     """
     agree, position, noise = (found[name] for name in ("agreement", "position", "noise"))
     flips = proportion(int(position["flips"]), int(position["pairs"]))
@@ -40,6 +40,8 @@ def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any])
         "agreement with the labels, both orders": _share(agree["accuracy"]),
         "agreement, first order / flipped order": both_orders,
         "agreement, the two orders averaged": _share(agree["accuracy_averaged"]),
+        "right in more orders than wrong, of all pairs": _share(agree["accuracy_by_both"]),
+        **{f"the same on {name}": _share(share) for name, share in found["by_group"].items()},
         "agreement of always naming the commoner label": _share(agree["majority_label_share"]),
         "position-flip rate": flipped,
         "advantage of the second place [points]": second,
@@ -58,7 +60,7 @@ def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any])
         notes.append("The noise floor needs two or more repeats (--repeats 2).")
     observations = [
         {"group": group, "name": name, "value": value}
-        for group in ("agreement", "position", "noise", "costs")
+        for group in ("agreement", "by_group", "position", "noise", "costs")
         for name, value in found[group].items()
     ]
     rows = [TableRow({"measure": name, "value": value}) for name, value in shown.items()]

@@ -193,7 +193,8 @@ def meta_judge(
     pairs: Annotated[
         Path,
         typer.Argument(
-            help="Labelled pairs: a JSON list with input, output_1, output_2, label (LLMBar)."
+            help="Labelled pairs: a JSON list with input, output_1, output_2, label (LLMBar), or "
+            "JSONL with pair_id, source, question, response_A, response_B, label (JudgeBench)."
         ),
     ],
     recipe: Annotated[Path, typer.Option(help="Recipe that names the judge.")] = OWN_DATA,

@@ -19,7 +19,7 @@ from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule
 from harness.engine.scores import add_pairs, add_scores
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
-from harness.records import FILE_ENDINGS, is_hub_id
+from harness.records import FILE_ENDINGS, HarnessError, is_hub_id
 from harness.study import tasks
 from harness.study.sections import DecodingSettings, WorldSettings
 from harness.study.settings import Recipe
@@ -182,6 +182,12 @@ class Runs(Builder):
             return {"benchmarks": made(recipe)}
         prepared = self._pocket(recipe) if pocket else self._files(recipe)
         ranker, model = RANKERS[recipe.ranker.kind], recipe.ranker.model
+        if ranker.asks_judge and recipe.judge.samples > 1:
+            raise HarnessError(
+                f"judge.samples is {recipe.judge.samples}, but a ranker that asks a judge takes "
+                "one verdict for each order: set judge.samples to 1, and "
+                "evaluation.<benchmark>.judge for the benchmarks that want more"
+            )
         if model and ranker.checkpoint != "none":
             prepared["ranker"] = self._checkpoint(recipe, model, recipe.ranker.revision, False)
         elif ranker.checkpoint == "given or trained":

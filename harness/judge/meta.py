@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Pair, annotate
 from harness.judge.client import JOURNAL_NAME, JudgeClient
-from harness.records import HarnessError
+from harness.records import HarnessError, read_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -31,26 +31,48 @@ class LabelledPair:
     output_1: str
     output_2: str
     label: int
+    group: str = ""
+    """Of which agreement is told apart too."""
+
+
+JUDGE_BENCH = {"A>B": 1, "B>A": 2}
+"""Its labels."""
 
 
 def read_labelled_pairs(path: Path) -> list[LabelledPair]:
-    """Pairs of a JSON list with ``input``, ``output_1``, ``output_2``, ``label`` (LLMBar's form);
-    ids are positions.
+    """Pairs of a JSON list with ``input``, ``output_1``, ``output_2``, ``label`` (LLMBar's form),
+    whose ids are positions; or of JSONL with ``pair_id``, ``source``, ``question``, ``response_A``,
+    ``response_B``, ``label`` (JudgeBench's, Tan et al. 2024, arXiv 2410.12784).
     """
-    pairs = []
-    for position, row in enumerate(json.loads(path.read_text(encoding="utf-8"))):
+    lines = path.suffix == ".jsonl"
+    rows = list(read_jsonl(path)) if lines else json.loads(path.read_text(encoding="utf-8"))
+    wanted = "input, output_1, output_2 and label (1 or 2)"
+    if lines:
+        wanted = "pair_id, source, question, response_A, response_B and label (A>B or B>A)"
+    pairs: dict[str, LabelledPair] = {}
+    for position, row in enumerate(rows):
         try:
-            texts = (row["input"], row["output_1"], row["output_2"])
-            wrong = row["label"] not in (1, 2)
+            pair = _judge_bench(row) if lines else _llmbar(str(position), row)
         except (KeyError, TypeError):
-            wrong = True
-        if wrong:
-            raise HarnessError(
-                f"{path}: item {position} is no labelled pair; it needs input, output_1, output_2 "
-                "and label (1 or 2)"
-            )
-        pairs.append(LabelledPair(str(position), *texts, row["label"]))
-    return pairs
+            pair = None
+        if pair is None or pair.label not in (1, 2):
+            raise HarnessError(f"{path}: item {position} is no labelled pair; it needs {wanted}")
+        if pair.id in pairs:
+            raise HarnessError(f"{path}: pair_id {pair.id} occurs more than once")
+        pairs[pair.id] = pair
+    return list(pairs.values())
+
+
+def _llmbar(name: str, row: Mapping[str, Any]) -> LabelledPair:
+    return LabelledPair(name, row["input"], row["output_1"], row["output_2"], row["label"])
+
+
+def _judge_bench(row: Mapping[str, Any]) -> LabelledPair:
+    """Its sources are data sets, of which MMLU-Pro comes by subject and counts as one."""
+    source = str(row["source"])
+    group = "mmlu-pro" if source.startswith("mmlu-pro") else source
+    texts = (row["question"], row["response_A"], row["response_B"])
+    return LabelledPair(str(row["pair_id"]), *texts, JUDGE_BENCH[row["label"]], group)
 
 
 def noise_floor(repeats: Mapping[str, Sequence[float | None]]) -> dict[str, float | int | None]:
@@ -125,8 +147,24 @@ def agreement(
         "accuracy_flipped": orders[1],
         "accuracy": statistics.fmean(known) if known else None,
         "accuracy_averaged": _accuracy(pairs, averaged),
+        "accuracy_by_both": both_orders(pairs, usual, flipped),
         "majority_label_share": max(first, len(pairs) - first) / len(pairs) if pairs else None,
     }
+
+
+def both_orders(
+    pairs: Sequence[LabelledPair],
+    usual: Mapping[str, float | None],
+    flipped: Mapping[str, float | None],
+) -> float | None:
+    """JudgeBench's accuracy: share of all pairs on which right verdicts outnumber wrong ones over
+    the two orders. A tie or a missing verdict is neither; a pair without any is not right.
+    """
+    right = 0
+    for pair in pairs:
+        said = [_better(value) for value in (usual.get(pair.id), flipped.get(pair.id)) if value]
+        right += said.count(pair.label) > said.count(3 - pair.label)
+    return right / len(pairs) if pairs else None
 
 
 def meta_evaluate(
@@ -140,9 +178,9 @@ def meta_evaluate(
 ) -> dict[str, Any]:
     """Judge every pair in both orders, ``repeats`` times, with alpaca_eval's annotator prompt.
 
-    Returns {"agreement", "position", "noise", "costs"}; agreement and position come from the first
-    repeat. Replies stay in ``folder``'s journal, so that an interrupted evaluation goes on where it
-    stopped.
+    Returns {"agreement", "by_group", "position", "noise", "costs"}; all but the noise come from the
+    first repeat. Replies stay in ``folder``'s journal, so that an interrupted evaluation goes on
+    where it stopped.
     """
     asked = [Pair(pair.id, pair.instruction, pair.output_1, pair.output_2) for pair in pairs]
     with JudgeClient(judge, runtime, folder / JOURNAL_NAME) as client:
@@ -159,8 +197,13 @@ def meta_evaluate(
             spread[f"{pair.id}/{flip}"] = said
             first[flip][pair.id] = said[0]
     switched = {pair.id: found[False][pair.id, 0].switched for pair in pairs}
+    groups = sorted({pair.group for pair in pairs if pair.group})
+    members = {name: [pair for pair in pairs if pair.group == name] for name in groups}
     return {
         "agreement": agreement(pairs, first[False], first[True]),
+        "by_group": {
+            name: both_orders(mine, first[False], first[True]) for name, mine in members.items()
+        },
         "position": position_flips(first[False], first[True], switched),
         "noise": noise_floor(spread),
         "costs": costs,

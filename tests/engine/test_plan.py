@@ -45,6 +45,13 @@ def test_speed_settings_are_in_no_key() -> None:
     assert set(fast.nodes) == set(plan_of().nodes)
 
 
+def test_a_ranker_that_asks_a_judge_refuses_several_samples() -> None:
+    asked = {"ranker__kind": "judge", "judge__verdict": "text", "judge__temperature": None}
+    assert keys(plan_of(**asked), "rank")
+    with pytest.raises(HarnessError, match=r"judge\.samples is 3, but a ranker"):
+        plan_of(**asked, judge__samples=3)
+
+
 def test_only_what_an_objective_reads_of_other_rows_is_scored_for_it() -> None:
     def scored(name: str) -> set[tuple[str, ...]]:
         plan = plan_of(objective__name=name)

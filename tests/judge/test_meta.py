@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.tables.judge import judge_table
 from harness.judge.meta import (
     LabelledPair,
     agreement,
@@ -19,7 +20,7 @@ from harness.judge.meta import (
     read_labelled_pairs,
 )
 from harness.pocket import oracle
-from harness.records import HarnessError
+from harness.records import HarnessError, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -69,6 +70,60 @@ def test_agreement_counts_ties_half_and_missing_apart() -> None:
     assert found["accuracy_averaged"] == pytest.approx((1 + 1 + 0) / 3)  # b: 1.6, c: 1.45
     assert (found["pairs"], found["missing"], found["majority_label_share"]) == (4, 1, 0.5)
     assert agreement([], {}, {})["accuracy"] is None
+
+
+def bench_row(number: int, label: str = "A>B", **changed: str) -> dict[str, str]:
+    texts = {"question": f"q{number}", "response_A": "a", "response_B": "b"}
+    return {"pair_id": f"p{number}", "source": "livebench-math", "label": label} | texts | changed
+
+
+def test_judge_bench_counts_a_pair_by_its_two_orders_over_all_pairs() -> None:
+    """Both right; right and a tie; right and wrong; two ties; wrong and missing; right and missing;
+    nothing: 3 of 7."""
+    pairs = [pair(name, 1) for name in "abcdefg"]
+    usual = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.5, "e": 2.0, "f": 1.0, "g": None}
+    flipped = {"a": 1.2, "b": 1.5, "c": 2.0, "d": 1.5, "e": None, "f": None, "g": None}
+    assert agreement(pairs, usual, flipped)["accuracy_by_both"] == pytest.approx(3 / 7)
+
+
+def test_judge_benchs_file_is_read_and_told_by_source(tmp_path: Path) -> None:
+    rows = [
+        bench_row(0, source="mmlu-pro-law", question="Which number is larger, 1 or 9?"),
+        bench_row(1, "B>A", source="mmlu-pro-math", question="Which number is larger, 2 or 9?"),
+        bench_row(2, question="Which number is larger, 3 or 9?"),
+    ]
+    for row in rows:
+        best = oracle.reference([{"role": "user", "content": row["question"]}])
+        row |= {"response_A": best, "response_B": "nothing"}
+    write_jsonl(tmp_path / "bench.jsonl", rows)
+    pairs = read_labelled_pairs(tmp_path / "bench.jsonl")
+    assert [(one.id, one.label, one.group) for one in pairs] == [
+        ("p0", 1, "mmlu-pro"),
+        ("p1", 2, "mmlu-pro"),
+        ("p2", 1, "livebench-math"),
+    ]
+    found = meta_evaluate(pairs, JudgeSettings(noise=0.0), Runtime(), tmp_path / "out")
+    assert found["by_group"] == {"livebench-math": 1.0, "mmlu-pro": 0.5}
+    assert found["agreement"]["accuracy_by_both"] == pytest.approx(2 / 3)
+    assert found["costs"]["judge_calls"] == 6
+    shown = [row.cells for row in judge_table("judge", "bench.jsonl", 1, found).rows]
+    assert {"measure": "the same on mmlu-pro", "value": "50.0"} in shown
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([bench_row(0, "A=B")], "item 0 is no labelled pair"),
+        ([{"pair_id": "p"}], r"response_B and label \(A>B or B>A\)"),
+        ([bench_row(1), bench_row(1)], "pair_id p1 occurs more than once"),
+    ],
+)
+def test_a_file_that_is_not_judge_benchs_is_refused(
+    rows: list[dict[str, str]], message: str, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "bench.jsonl", rows)
+    with pytest.raises(HarnessError, match=message):
+        read_labelled_pairs(tmp_path / "bench.jsonl")
 
 
 def test_a_file_that_is_no_list_of_labelled_pairs_is_refused(tmp_path: Path) -> None:
