@@ -8,15 +8,17 @@ reference, moderate length, little repetition. It keeps runs on real text going 
 It is no measure of quality.
 
 Read are the prompts that judged benchmarks send: FastChat's single and pairwise grading,
-alpaca_eval's weighted and ranking annotators, Arena-Hard's five-way verdict. Answers may hold
-verdict syntax and the prompts' own delimiters. Questions are trusted, answers are not: a delimiter
-before an answer is taken at its first occurrence, the one after it at its last.
+alpaca_eval's weighted and ranking annotators, Arena-Hard's five-way verdict, WildBench's score and
+choice. Answers may hold verdict syntax and the prompts' own delimiters. Questions are trusted,
+answers are not: a delimiter before an answer is taken at its first occurrence, the one after it at
+its last.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -49,6 +51,9 @@ def verdict(
     if judgment.form == "rating":
         rating = _rating(judgment, settings, seed)
         return f"{_remark(rating)} Rating: [[{rating}]]", None
+    if judgment.form == "score":
+        score = _rating(judgment, settings, seed)
+        return json.dumps({"strengths": _remark(score), "score": str(score)}), None
     second = min(max(_preference(judgment, settings, seed), 1e-6), 1.0 - 1e-6)
     if judgment.form == "token":
         return ("M" if second > 0.5 else "m"), {"m": 1.0 - second, "M": second}
@@ -60,6 +65,10 @@ def verdict(
     if judgment.form == "five":
         return f"I compared the two answers. My final verdict: [[{_label(log_odds)}]]", None
     winner = "B" if log_odds > 0 else "A"
+    if judgment.form == "choice":
+        better = winner + ("++" if abs(log_odds) > STRONG_LOG_ODDS else "+")
+        choice = "A=B" if abs(log_odds) < TIE_LOG_ODDS else better
+        return json.dumps({"analysis": "I compared them.", "choice": choice}), None
     if abs(log_odds) < TIE_LOG_ODDS:
         winner = "C"
     return f"I compared the two answers. My final verdict: [[{winner}]]", None
@@ -182,7 +191,7 @@ class Judgment:
     how the verdict is written.
     """
 
-    form: Literal["rating", "pair", "token", "ranking", "five"]
+    form: Literal["rating", "pair", "token", "ranking", "five", "score", "choice"]
     messages: list[Message]
     answers: tuple[str, ...]
     reference: str = ""
@@ -200,6 +209,7 @@ def read(messages: Sequence[Mapping[str, object]]) -> Judgment | None:
         or _conversation(text)
         or _pair(text)
         or _arena(text)
+        or _wildbench(text)
         or _single(text)
     )
 
@@ -254,6 +264,17 @@ def _arena(text: str) -> Judgment | None:
         re.DOTALL,
     )
     return Judgment("five", _user(match[1]), (match[2], match[3])) if match else None
+
+
+def _wildbench(text: str) -> Judgment | None:
+    query = _between(text, "<|begin_of_query|>\n\n", "\n\n<|end_of_query|>")
+    names = ("response", "response_A", "response_B")
+    one, a, b = (_between(text, f"<|begin_of_{x}|>\n\n", f"\n\n<|end_of_{x}|>") for x in names)
+    if query is None:
+        return None
+    if one is not None:
+        return Judgment("score", _user(query), (one,))
+    return None if a is None or b is None else Judgment("choice", _user(query), (a, b))
 
 
 def _turns(text: str, assistant: str) -> tuple[list[Message], str] | None:

@@ -1,0 +1,446 @@
+"""WildBench v2: real users' conversations, judged along a checklist. WB-Score rates an answer
+alone, WB-Reward compares it with those of reference models.
+
+Lin et al. 2024, arXiv 2406.04770, and allenai/WildBench, whose tasks, judge templates and reference
+models' answers are given by path. WB-Score is (Y − 5) · 20 of a rating Y from 1 to 10; a reward is
+±100 (much better or worse), ±50 (slightly) or 0, the mean over the references where there are
+several. Both are means of task groups, weighted as its board weighs them; a task counts in every
+group of its tags. The value of a task i is
+Σ_g w_g (m_g + 1[i ∈ g] · n/n_g · (x_i − m_g)) / Σ w, whose mean over the n tasks is the weighted
+mean of the groups' means m_g, so that intervals are the ones of every other score.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.evaluate import benchmark
+from harness.judge import verdicts
+from harness.judge.client import JudgeReply, JudgeRequest, ask
+from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
+from harness.records import (
+    HarnessError,
+    Score,
+    StageOutcome,
+    StageTask,
+    Status,
+    canonical_json,
+    content_hash,
+    read_jsonl,
+    request_seed,
+    write_jsonl,
+)
+from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
+from harness.study.tasks import Answers, AnswerTask
+from harness.study.work import Work
+
+NAME = "wildbench"
+TASKS, POCKET_TASKS = 1024, 64
+CREATIVE, PLANNING = "Creative Tasks", "Planning & Reasoning"
+MATH, INFORMATION = "Math & Data Analysis", "Information/Advice seeking"
+CODING = "Coding & Debugging"
+WEIGHTS = {CREATIVE: 0.5, PLANNING: 1.25, MATH: 1.0, INFORMATION: 0.75, CODING: 1.25}
+GROUPS = {
+    **dict.fromkeys(("Creative Writing", "Editing", "Brainstorming", "Role playing"), CREATIVE),
+    **dict.fromkeys(("Reasoning", "Planning"), PLANNING),
+    **dict.fromkeys(("Math", "Data Analysis"), MATH),
+    **dict.fromkeys(("Information seeking", "Advice seeking"), INFORMATION),
+    "Coding & Debugging": CODING,
+    "Others": CREATIVE,
+}
+"""Tag of a task → its group."""
+CHOICES = {"A++": 100.0, "A+": 50.0, "A=B": 0.0, "B+": -50.0, "B++": -100.0}
+"""Choice → the reward of A."""
+PLACES = {
+    "score_template": ("history", "user_query", "model_output", "checklist"),
+    "reward_template": ("history", "user_query", "candidate_A", "candidate_B", "checklist"),
+}
+PATTERNS = (
+    re.compile(r"<\|(?:begin|end)_of_[A-Za-z_]{1,30}\|>"),
+    re.compile(r"\{\$[A-Za-z_]{1,30}\}"),
+    re.compile(r'"(?:score|choice)"\s*:'),
+)
+"""Delimiters, placeholders and verdict syntax, defused in answers."""
+
+
+class WildBenchSettings(Section):
+    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
+
+    tasks: str = ""
+    """Its v2 test set as JSONL (id or session_id, conversation_input, checklist, primary_tag,
+    secondary_tags); empty: the pocket world's.
+    """
+    score_template: str = ""
+    """Its evaluation/eval_template.score.v2.md."""
+    reward_template: str = ""
+    """Its evaluation/eval_template.pairwise.v2.md; with references only."""
+    references: dict[str, str] = {}
+    """Reference model → JSONL of its answers (id or session_id, output); empty: no WB-Reward."""
+    length_margin: NonNegative | None = None
+    """A slight win is a tie where the winner is longer by more characters than this."""
+    limit: NonNegative = 0
+    max_new_tokens: Positive = 24
+    judge: JudgeSettings | None = None
+    """Its own judge, or the name of its profile; empty: the recipe's."""
+
+
+class JudgeTask(Section):
+    """``judge.wildbench``."""
+
+    judge: JudgeSettings
+    references: int
+    """How many reference models; in the pocket world there is one."""
+    length_margin: int | None
+
+
+# -- its files -------------------------------------------------------------------------------------
+def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
+    """questions.jsonl (id, conversation, checklist, groups, references) and judge.json (both
+    templates).
+    """
+    path = benchmark.given_file(settings, NAME, "tasks")
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        if len(rows) == (settings.limit or -1):
+            break
+        rows.append(_task(row, f"{path}: row {number}"))
+    doubled = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+    if doubled:
+        raise HarnessError(f"{path}: id {', '.join(doubled[:10])} more than once")
+    for name, file in settings.references.items():
+        outputs = _outputs(name, Path(file))
+        missing = [row["id"] for row in rows if row["id"] not in outputs]
+        if missing:
+            raise HarnessError(f"{file}: no answer to {', '.join(missing[:5])}")
+        for row in rows:
+            row["references"][name] = outputs[row["id"]]
+    named = {"score_template": settings.score_template}
+    if settings.references:
+        named["reward_template"] = settings.reward_template
+    judge = {key: _template(settings, key) for key in named}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "judge.json").write_text(canonical_json(judge) + "\n", encoding="utf-8")
+    return {"expected": write_jsonl(out / "questions.jsonl", rows)}
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row.get("id") or row["session_id"])
+
+
+def _task(row: Any, place: str) -> dict[str, Any]:
+    try:
+        turns = [{"role": t["role"], "content": t["content"]} for t in row["conversation_input"]]
+        tags = [row["primary_tag"], *row["secondary_tags"]]
+        kept = {"id": _name(row), "question": turns[-1]["content"], "conversation": turns}
+        kept |= {"checklist": list(row["checklist"]), "references": {}}
+    except (KeyError, TypeError, IndexError, AttributeError):
+        wanted = "id, conversation_input, checklist, primary_tag and secondary_tags"
+        raise HarnessError(f"{place}: wants {wanted}") from None
+    unknown = [tag for tag in tags if tag not in GROUPS]
+    if unknown or turns[-1]["role"] != "user":
+        wrong = f"unknown tag {unknown[0]!r}" if unknown else "the last turn is not the user's"
+        raise HarnessError(f"{place}: {wrong}")
+    return kept | {"groups": sorted({GROUPS[tag] for tag in tags})}
+
+
+def _outputs(name: str, path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise HarnessError(f"evaluation.{NAME}.references: {name}: {path} does not exist")
+    found = {}
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            said = row["output"]
+            found[_name(row)] = str(said[0] if isinstance(said, list) else said)
+        except (KeyError, TypeError, IndexError, AttributeError):
+            raise HarnessError(f"{path}: row {number}: wants id and output") from None
+    return found
+
+
+def _template(settings: WildBenchSettings, key: str) -> str:
+    path = benchmark.given_file(settings, NAME, key)
+    text = path.read_text(encoding="utf-8")
+    missing = [place for place in PLACES[key] if f"{{${place}}}" not in text]
+    if missing:
+        raise HarnessError(f"{path}: no {{${missing[0]}}} in it")
+    return text
+
+
+class Conversations(benchmark.QuestionRows):
+    """The tasks' whole conversations."""
+
+    def rounds(self, _desk: benchmark.Desk) -> Sequence[Iterable[benchmark.Ask]]:
+        drawn = self.drawn.max_new_tokens, self.drawn.temperature or 0.0
+        rows = [((NAME, row["id"]), tuple(row["conversation"])) for row in self.rows]
+        return ([benchmark.Ask(key, said, *drawn) for key, said in rows],)
+
+
+# -- judging ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Item:
+    """A task with the model's answer, defused, and why it is not judged."""
+
+    row: Mapping[str, Any]
+    output: str
+    status: Status
+    flags: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])
+
+    def first(self, reference: str) -> bool:
+        """Whether the model's answer is shown as A, drawn once for each task and reference."""
+        return request_seed(NAME, self.id, reference) % 2 == 0
+
+    def requests(self, templates: Mapping[str, str], call: int) -> list[JudgeRequest]:
+        """A rating, and a comparison with each reference."""
+        template, shown = templates["score_template"], {"model_output": self.output}
+        asked = [self._request(template, "score", call, **shown)]
+        for name, text in self.row["references"].items():
+            safe = verdicts.neutralise(text, PATTERNS)[0]
+            a, b = (self.output, safe) if self.first(name) else (safe, self.output)
+            shown = {"candidate_A": a, "candidate_B": b}
+            asked.append(self._request(templates["reward_template"], name, call, **shown))
+        return asked
+
+    def _request(self, template: str, kind: str, call: int, **answers: str) -> JudgeRequest:
+        before = self.row["conversation"][:-1]
+        turns = [f"{turn['role'].upper()}: {turn['content']}\n\n" for turn in before]
+        values = {
+            "history": "".join(turns),
+            "user_query": self.row["question"],
+            "checklist": "".join(f"- {one}\n" for one in self.row["checklist"]),
+            **answers,
+        }
+        text = re.sub(r"\{\$(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+        return JudgeRequest(f"{self.id}:{kind}", ({"role": "user", "content": text},), {}, call)
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """A row of the answer file as it is judged."""
+    status, said = row["status"], str(row["output"])
+    flags = ["truncated"] * (status == "truncated")
+    status = "ok" if flags else status
+    if status == "ok" and said.strip() in ("", *verdicts.FAILED_ANSWERS):
+        status = "error" if said.strip() else "no_answer"
+    safe, found = verdicts.neutralise(said, PATTERNS)
+    return Item(row, safe, status, tuple(flags + ["neutralised"] * bool(found)))
+
+
+def read(text: str) -> dict[str, Any]:
+    """The JSON object of a judgment, with or without a fence or words around it; empty without."""
+    inside = text[text.find("{") : text.rfind("}") + 1]
+    inside = re.sub(r",\s*\}$", "}", inside.replace("\n", " "))
+    try:
+        found = json.loads(inside)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def value_of(kind: str, text: str) -> float | None:
+    """WB-Score of a rating, or the reward of A of a comparison; None of neither."""
+    found = read(text)
+    if kind != "score":
+        return CHOICES.get(str(found.get("choice", "")).strip())
+    written = re.fullmatch(r"\s*(10|[1-9](?:\.[0-9]+)?)\s*", str(found.get("score", "")))
+    return 20.0 * (float(written[1]) - 5.0) if written else None
+
+
+def rewarded(reward: float, ours: str, theirs: str, margin: int | None) -> float:
+    """The model's reward after the length margin: a slight win of the longer answer is a tie."""
+    longer = len(ours) - len(theirs) if reward > 0 else len(theirs) - len(ours)
+    return 0.0 if margin is not None and abs(reward) == 50.0 and longer > margin else reward
+
+
+def weighted(
+    values: Mapping[str, float], groups: Mapping[str, Sequence[str]]
+) -> tuple[float | None, dict[str, float]]:
+    """(weighted mean of the groups' means, the value of every task); see the module. A group
+    without tasks counts 0, as on the owner's board.
+    """
+    if not values:
+        return None, {}
+    found = dict.fromkeys(values, 0.0)
+    whole = 0.0
+    for group, weight in WEIGHTS.items():
+        mine = [name for name in values if group in groups[name]]
+        if not mine:
+            continue
+        share = weight / sum(WEIGHTS.values())
+        mean = sum(values[name] for name in mine) / len(mine)
+        whole += share * mean
+        for name in found:
+            found[name] += share * mean
+        for name in mine:
+            found[name] += share * len(values) / len(mine) * (values[name] - mean)
+    return whole, found
+
+
+def run(task: StageTask[JudgeTask]) -> StageOutcome:
+    """Stage ``judge.wildbench``: answer, benchmarks → scores.parquet, judgments.jsonl,
+    summary.json.
+    """
+    judge = task.settings.judge
+    file = task.inputs["benchmarks"] / NAME / "judge.json"
+    templates = json.loads(file.read_text(encoding="utf-8"))
+    items = [item_of(row) for row in read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl")]
+    requests: list[JudgeRequest] = []
+    for call in range(judge.repeats * judge.samples):
+        for item in items:
+            requests += item.requests(templates, call) if item.status == "ok" else []
+
+    def readable(reply: JudgeReply) -> bool:
+        return value_of(reply.id.rpartition(":")[2], reply.text) is not None
+
+    replies, costs = ask(judge, task, requests, accept=readable)
+    found = {(one.id, one.repeat): _verdict(one) for one in replies}
+    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
+    version = f"v2 {content_hash(templates, [_shown(item) for item in items], length=12)}"
+    scores: list[Score] = []
+    summary: dict[str, Any] = {}
+    for repeat in range(judge.repeats):
+        calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
+        for metric in ("score", "reward") if "reward_template" in templates else ("score",):
+            drawn = {one.id: _drawn(one, metric, calls, found, task.settings) for one in items}
+            whole, rows = _scored(items, metric, drawn, (version, judge, repeat))
+            summary.setdefault(metric, whole)
+            scores += rows
+    flags = {flag: [one.id for one in items if flag in one.flags] for flag in _flags(items)}
+    reasons = {key: row["reason"] for key, row in found.items()}
+    summary |= {"verdicts_cut_off": verdicts.cut_off(reasons), "judge": judge.model, **flags}
+    summary["benchmark_version"] = version
+    return benchmark.finish(task, scores, summary, costs, primary="score")
+
+
+def _shown(item: Item) -> tuple[Any, ...]:
+    row = item.row
+    return item.id, row["conversation"], row["checklist"], row["references"]
+
+
+def _flags(items: Sequence[Item]) -> list[str]:
+    return sorted({flag for item in items for flag in item.flags})
+
+
+def _verdict(reply: JudgeReply) -> dict[str, Any]:
+    """What is added to a judgment's row."""
+    value = value_of(reply.id.rpartition(":")[2], reply.text) if reply.status == "ok" else None
+    status = "unparsed" if reply.status == "ok" and value is None else reply.status
+    return {"value": value, "score_status": status, "reason": reply.error}
+
+
+def _drawn(
+    item: Item,
+    metric: str,
+    calls: Iterable[int],
+    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    settings: JudgeTask,
+) -> tuple[float | None, Status]:
+    """A task's own score, or its reward: the mean over samples, then over references, of which none
+    may be missing.
+    """
+    if item.status != "ok":
+        return None, item.status
+    names = ["score"] if metric == "score" else list(item.row["references"])
+    means = []
+    for name in names:
+        rows = [found[f"{item.id}:{name}", call] for call in calls]
+        values = [_signed(item, name, row["value"], settings) for row in rows]
+        statuses = [row["score_status"] for row in rows]
+        means.append(verdicts.mean_of(list(zip(values, statuses, strict=True))))
+    failed = [status for value, status in means if value is None]
+    if failed:
+        return None, "error" if "error" in failed else failed[0]
+    return sum(value or 0.0 for value, _ in means) / len(means), "ok"
+
+
+def _signed(item: Item, name: str, value: float | None, settings: JudgeTask) -> float | None:
+    if name == "score" or value is None:
+        return value
+    ours = value if item.first(name) else -value
+    lengths = str(item.row["output"]), item.row["references"][name]
+    return rewarded(ours, *lengths, settings.length_margin)
+
+
+def _scored(
+    items: Sequence[Item],
+    metric: str,
+    drawn: Mapping[str, tuple[float | None, Status]],
+    shared: tuple[str, JudgeSettings, int],
+) -> tuple[float | None, list[Score]]:
+    """(weighted mean, score rows) of one repeat: ``metric`` is a task's value in it, ``own_…`` its
+    own.
+    """
+    version, judge, repeat = shared
+    own = {name: value for name, (value, _) in drawn.items() if value is not None}
+    whole, values = weighted(own, {item.id: item.row["groups"] for item in items})
+    label, scores = verdicts.judge_label(judge), []
+    for item in items:
+        status = drawn[item.id][1]
+        source = content_hash(item.row["conversation"], item.row["output"], length=16)
+        for name, value in ((metric, values.get(item.id)), (f"own_{metric}", own.get(item.id))):
+            row = (item.id, item.id, name, value, status, label, repeat, source)
+            scores.append(Score(NAME, version, *row))
+    return whole, scores
+
+
+# -- the record ------------------------------------------------------------------------------------
+def _tasks(count: benchmark.Counting) -> int:
+    return count.limit(NAME, POCKET_TASKS if count.pocket else TASKS)
+
+
+def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
+    """One answer a task."""
+    length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
+    return benchmark.asked_work(_tasks(count), length, "WildBench tasks")
+
+
+def work(count: benchmark.Counting, task: JudgeTask) -> Work:
+    """A rating a task, and a comparison with every reference."""
+    judge, lengths = task.judge, count.lengths
+    each = 1 + max(task.references, int(count.pocket))
+    calls = _tasks(count) * each * judge.repeats * judge.samples
+    reply = benchmark.reply_tokens(judge, lengths, pairwise=False)
+    return benchmark.judged_work(calls, lengths.verdict_prompt, reply, "judgments")
+
+
+SCORE = benchmark.Measure(NAME, "score", "WB-Score", "points", 1, items="tasks", table=NAME)
+REWARD = replace(SCORE, metric="reward", title="WB-Reward")
+
+
+def measures(evaluation: Any) -> list[benchmark.Measure]:
+    """WB-Reward where there is something to compare with."""
+    section = evaluation.of(NAME)
+    return [SCORE, REWARD] if section.references or not section.tasks else [SCORE]
+
+
+BENCHMARK = benchmark.Benchmark(
+    NAME,
+    "WildBench",
+    settings=WildBenchSettings,
+    stage="judge.wildbench",
+    run="harness.evaluate.wildbench:run",
+    task=JudgeTask,
+    settle=lambda asked: JudgeTask(
+        judge=asked.judge,
+        references=len(asked.settings.references),
+        length_margin=asked.settings.length_margin,
+    ),
+    measures=measures,
+    work=work,
+    judged=True,
+    questions=lambda task: Conversations(NAME, task),
+    answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens, temperature=0.0),
+    asked=asked,
+    files=("tasks", "score_template"),
+    other_files=("reward_template", "references"),
+    prepare=prepare,
+    pocket="harness.pocket.judged_benchmarks:write_wildbench",
+    samples=benchmark.Samples(f"{NAME}.jsonl", "own_score", "WB-Score"),
+)
