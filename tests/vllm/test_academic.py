@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def test_scores_are_those_of_transformers(
     for one, other in zip(ours[0], theirs[0], strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-3)
     assert ours[3] == theirs[3]
+
+
+def test_the_stage_reads_by_an_engine_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """Rows of the same scores as the stage's by transformers, whose policy is loaded whole."""
+    files, found = academic.public_files(tmp_path), {}
+    for engine in ("vllm", "transformers"):
+        root = tmp_path / engine
+        root.mkdir()
+        task = academic.stage(files, folder, root, tasks=["arc_challenge"], engine=engine)
+        outcome = academic_run.run(replace(task, runtime=RUNTIME))
+        assert (outcome.rows, outcome.errors) == (4, 0)
+        found[engine] = outcome.summary
+    assert found["vllm"] == found["transformers"]
 
 
 def test_whether_a_text_is_the_likeliest_is_told(folder: Path, engine: Any) -> None:
