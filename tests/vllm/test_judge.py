@@ -123,7 +123,7 @@ def test_a_judge_that_is_held_to_a_verdict_gives_every_one(address: str, tmp_pat
     ratings = found["mt_bench"].query("metric == 'rating'")
     assert list(ratings["status"]) == ["ok"] * 6
     assert set(ratings["value"]) <= set(range(1, 11))
-    preferences = found["alpaca_eval"].query("metric == 'preference'")
+    preferences = found["alpaca_eval"].query("metric == 'win_rate'")
     assert list(preferences["status"]) == ["ok"] * 6
     assert preferences["value"].between(0, 100, inclusive="neither").all()
 
