@@ -17,6 +17,8 @@ from tests.tasks import stage_task
 
 VOCABULARY = 61
 ROLES = ("chosen", "rejected", "explore")
+RARITY = 0.7
+"""Of every y, for objectives that read it."""
 
 
 class Tokens:
@@ -56,6 +58,7 @@ def rows(count: int = 12, seed: int = 0) -> list[PreferenceRow]:
                 prompt,
                 {"chosen": chosen, "rejected": rejected, "explore": y},
                 y_role=role,
+                extras={"explore": RARITY},
             )
         )
     return made

@@ -21,9 +21,10 @@ from harness.engine.stages import STAGES
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pair_rules import PAIR_RULES
 from harness.rankers.registry import RANKERS
+from harness.rankers.selectors import SELECTORS
 from harness.stages.diagnostics.measures import DIAGNOSTICS
 from harness.study import sections, settings, study
-from harness.train.objectives import OBJECTIVES
+from harness.train.objectives import OBJECTIVES, source_of
 from harness.tune import search
 
 FOLDER = Path(__file__).parents[2] / "docs"
@@ -93,6 +94,12 @@ def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object
             "name, asks the ranker, definition",
             PAIR_RULES,
             lambda one: (_yes(one.scored), _first(one.choose)),
+        ),
+        (
+            "Selectors of pairs",
+            "name, definition, source, checked against",
+            SELECTORS,
+            lambda one: (_first(one.choose), source_of(one.choose), "the formula only"),
         ),
         (
             "Diagnostics",

@@ -4,6 +4,7 @@ keeps the sentence it came from. A benchmark's stage is counted by its own recor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from harness.engine.graph import Node, Plan
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
+from harness.rankers.selectors import SELECTORS
 from harness.study.tasks import PortionTask
 from harness.study.work import Lengths, Work
 from harness.train.objectives import OBJECTIVES
@@ -58,16 +60,20 @@ class Counting:
 
     def prompts(self, node: Node) -> int:
         """Prompts of one iteration, found by following a stage back to its portion of them."""
+        share = 1.0
         while not isinstance(node.settings, PortionTask):
             if node.stage == "pairs.merge":
                 return sum(self.prompts(self.plan.nodes[key]) for key in node.inputs.values())
+            if "select" in node.inputs:
+                selected: Any = self.source(node, "select").settings
+                share = SELECTORS[selected.selector].share(selected)
             node = self.source(node, next(name for name in TO_PROMPTS if name in node.inputs))
         settings = node.settings
         data: Any = self.source(node, "data").settings
         whole = settings.prompts or self.rows_in_all or ROWS.get(data.path, POCKET_ROWS)
         portion = whole // settings.portions
         limit = settings.prompts_per_iteration
-        return int(min(portion, limit) if limit else portion)
+        return math.ceil(share * (min(portion, limit) if limit else portion))
 
 
 @dataclass(frozen=True)
@@ -125,11 +131,35 @@ def _rollout(count: Counting, node: Node) -> Work:
     return Work(rows, rows * prompt, rows * length, how=how)
 
 
-def _rank(count: Counting, node: Node) -> Work:
+def _drawn(count: Counting, node: Node) -> int:
+    """Candidates of a prompt that were drawn."""
     settings: Any = node.settings
     further: list[Any] = [count.source(node, name) for name in ROLLOUTS[1:] if name in node.inputs]
     y = 1 if settings.y is None else settings.y
-    texts = 2 * settings.offline + y + sum(one.settings.samples for one in further)
+    return int(y + sum(one.settings.samples for one in further))
+
+
+def _select(count: Counting, node: Node) -> Work:
+    prompts, answers, prompt = count.prompts(node), _drawn(count, node), count.lengths.prompt
+    passes = 2 if "reference_policy" in node.inputs else 1
+    read = passes * prompts * (prompt + answers * count.lengths.answer)
+    how = f"{passes} × {prompts:,} prompts × ({prompt} + {answers} × {count.lengths.answer}) tokens"
+    return Work(prompts * answers, read, how=how)
+
+
+def _count(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    prompts, prompt = count.prompts(node), count.lengths.prompt
+    answer = count.trained_answer(settings.max_length)
+    how = f"{prompts:,} prompts × ({prompt} + {answer}) tokens"
+    return Work(prompts, float(prompts * (prompt + answer)), how=how)
+
+
+def _rank(count: Counting, node: Node) -> Work:
+    settings: Any = node.settings
+    texts = 2 * settings.offline + _drawn(count, node)
+    if "select" in node.inputs:
+        texts = 2
     return RANKERS[settings.kind].work(count.lengths, count.prompts(node), texts)
 
 
@@ -192,7 +222,9 @@ RULES: Mapping[str, Callable[[Counting, Node], Work]] = {
     "base.pocket": _base_pocket,
     "ranker.train": _ranker_train,
     "rollout": _rollout,
+    "select": _select,
     "rank": _rank,
+    "count": _count,
     "reference": _reference,
     "train": _train,
     "answer": _answer,

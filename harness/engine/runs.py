@@ -19,12 +19,13 @@ from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule
 from harness.engine.scores import add_pairs, add_scores
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
+from harness.rankers.selectors import SELECTORS
 from harness.records import FILE_ENDINGS, HarnessError, is_hub_id
 from harness.study import tasks
 from harness.study.sections import DecodingSettings, WorldSettings
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
-from harness.train.objectives import explore_roles, others_of
+from harness.train.objectives import OBJECTIVES, explore_roles, others_of
 
 
 def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> Plan:
@@ -353,6 +354,9 @@ class Runs(Builder):
             iteration=iteration,
         )
         read = {"policy": start.policy, "pairs": pairs, "reference": reference}
+        if OBJECTIVES[settings.objective.name].counts:
+            stages |= {"count": self.count(start, pairs)}
+            read["count"] = stages["count"]
         train = self.add(
             "train",
             settings,
@@ -362,12 +366,26 @@ class Runs(Builder):
         )
         return stages | {"pairs": pairs, "reference": reference, "train": train}, own
 
+    def count(self, start: Start, pairs: str) -> str:
+        """How rarely the y of these pairs were met."""
+        recipe = start.cell.recipe
+        settings = tasks.CountTask(
+            **self.computing(recipe),
+            **self._lengths(recipe),
+            counts=recipe.counts,
+            seed=start.cell.seed,
+            iteration=start.iteration,
+        )
+        return self.add("count", settings, {"policy": start.reference, "pairs": pairs}, recipe)
+
+    def _lengths(self, recipe: Recipe) -> dict[str, Any]:
+        """How training rows are cut."""
+        return {name: getattr(recipe.training, name) for name in tasks.Lengths.model_fields}
+
     def _reference_task(self, recipe: Recipe) -> tasks.ReferenceTask:
         return tasks.ReferenceTask(
             **self.computing(recipe),
-            max_length=recipe.training.max_length,
-            max_prompt_length=recipe.training.max_prompt_length,
-            truncation=recipe.training.truncation,
+            **self._lengths(recipe),
             roles=[
                 "chosen",
                 "rejected",
@@ -406,6 +424,8 @@ class Runs(Builder):
             if samples and not labelled:
                 drawn[name] = self.further(start, policy, number, samples)
             number += samples
+        if pairs.selector and not labelled:
+            drawn["select"] = self.select(start, drawn)
         rank = self.rank(start, drawn, "offline" if labelled else pairs.rule)
         return {**drawn, "rank": rank}, rank
 
@@ -462,8 +482,29 @@ class Runs(Builder):
         fails = self.fails(cell, "rollout", start.iteration)
         return self.add("rollout", settings, inputs, recipe, fails=fails)
 
+    def select(self, start: Start, drawn: Mapping[str, str]) -> str:
+        """Which of the drawn answers are labelled."""
+        recipe = start.cell.recipe
+        asked, rewards = recipe.pairs, SELECTORS[recipe.pairs.selector].reads == "rewards"
+        settings = tasks.SelectTask(
+            **self.computing(recipe),
+            **self._lengths(recipe),
+            selector=asked.selector,
+            entropy_share=asked.entropy_share,
+            margin_share=asked.margin_share,
+            ensemble=recipe.ensemble if rewards else None,
+            y=asked.y,
+            seed=start.cell.seed,
+            iteration=start.iteration,
+        )
+        read = {"policy": start.policy, "reference_policy": start.reference}
+        if rewards:  # states of one and the same policy in every iteration
+            pairs = enumerate(start.collected, 1)
+            read = {"policy": start.first} | {f"pairs_{index:02d}": key for index, key in pairs}
+        return self.add("select", settings, {**drawn, **read}, recipe)
+
     def rank(self, start: Start, drawn: Mapping[str, str], rule: str) -> str:
-        """The pairs of an iteration. drawn: its rollouts by name."""
+        """The pairs of an iteration. drawn: its rollouts by name, and what was selected of them."""
         cell, recipe = start.cell, start.cell.recipe
         placebo = self.objective(recipe, start.iteration).placebo
         settings = tasks.RankTask(

@@ -48,12 +48,14 @@ STAGES: Mapping[str, Stage] = {
         "harness.stages.reward:run", tasks.RankerTrainTask, seconds=60, accelerator=True
     ),
     "rollout": Stage("harness.stages.rollout:run", tasks.RolloutTask, seconds=1, accelerator=True),
+    "select": Stage("harness.stages.select:run", tasks.SelectTask, seconds=0.5, accelerator=True),
     "rank": Stage("harness.stages.rank:run", tasks.RankTask, seconds=0.2, accelerator=True),
     "pairs.labelled": Stage("harness.stages.rollout:labelled", tasks.LabelledTask, seconds=0.1),
     "pairs.merge": Stage("harness.stages.rank:merge", tasks.Nothing, seconds=0.1),
     "reference": Stage(
         "harness.stages.reference:run", tasks.ReferenceTask, seconds=0.3, accelerator=True
     ),
+    "count": Stage("harness.stages.count:run", tasks.CountTask, seconds=0.5, accelerator=True),
     "average": Stage("harness.stages.reference:average", tasks.AverageTask, seconds=0.1),
     "train": Stage("harness.stages.train:run", tasks.TrainTask, seconds=3, accelerator=True),
     "answer": Stage("harness.stages.answer:run", tasks.AnswerTask, seconds=1, accelerator=True),

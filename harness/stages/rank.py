@@ -12,18 +12,18 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.rankers.candidates import Row, read_candidates
 from harness.rankers.pair_rules import PAIR_RULES, Candidates, Choice, PairRule
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts
 from harness.records import (
     HarnessError,
     Pair,
-    Prompt,
     StageOutcome,
     StageTask,
     Tally,
@@ -32,27 +32,6 @@ from harness.records import (
 )
 from harness.study.tasks import RankTask
 from harness.train.objectives import PAIR, explore_roles
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A drawn answer. cut: its token ids where it ran into its limit."""
-
-    number: int
-    text: str
-    cut: Sequence[int] | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A prompt's candidates, its drawn answers by name, and which of these are y's, that the
-    exploration term reads.
-    """
-
-    candidates: Candidates
-    drawn: Mapping[str, Sample]
-    y: Sequence[str]
-
 
 Role = Literal["winner", "loser", "middle", "absent"]
 
@@ -66,7 +45,11 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     ranker failed keep the stage partial. Raises HarnessError where no labelled pair is one.
     """
     rule = PAIR_RULES[task.settings.rule]
-    rows = list(_read(task))
+    settings = task.settings
+    candidates = read_candidates(task.inputs, settings.offline, settings.y)
+    if "select" in task.inputs:
+        candidates = _selected(candidates, task.inputs["select"])
+    rows = list(candidates)
     context = RankContext(
         task.settings, task.runtime, task.out, task.inputs.get("ranker"), task.settings.judge
     )
@@ -86,38 +69,13 @@ def run(task: StageTask[RankTask]) -> StageOutcome:
     return StageOutcome(len(pairs), errors, dict(context.costs), summary, tally.left_out())
 
 
-SOURCES = {"rollout": "y", "current": "current", "first": "first"}
-"""Rollouts → how their samples are named among the candidates."""
-
-
-def _read(task: StageTask[RankTask]) -> Iterator[Row]:
-    """The portion's prompts in order, each with its candidates and the samples of y."""
-    settings = task.settings
-    drawn = {name: _samples(task.inputs[name]) for name in SOURCES if name in task.inputs}
-    for row in read_jsonl(task.inputs[next(iter(drawn))] / "prompts.jsonl"):
-        prompt = Prompt(**row)
-        labelled = {"chosen": prompt.chosen, "rejected": prompt.rejected}
-        named = {
-            f"{SOURCES[source]}{place or ''}": sample
-            for source, samples in drawn.items()
-            for place, sample in enumerate(samples.get(prompt.id, []))
-        }
-        y = [name for name in named if name.startswith("y")]
-        texts = {name: text for name, text in labelled.items() if settings.offline and text.strip()}
-        wanted = y[: settings.y]
-        texts |= {name: one.text for name, one in named.items() if name in wanted or name not in y}
-        yield Row(Candidates(prompt, texts), named, y)
-
-
-def _samples(folder: Path) -> dict[str, list[Sample]]:
-    """Samples by prompt in order; those that failed or were never drawn are left out."""
-    found: dict[str, list[Sample]] = {}
-    for row in read_jsonl(folder / "responses.jsonl"):
-        if row["status"] in ("ok", "truncated"):
-            cut = row["token_ids"] if row["status"] == "truncated" else None
-            sample = Sample(row["sample"], row["text"], cut)
-            found.setdefault(row["prompt_id"], []).append(sample)
-    return {name: sorted(drawn, key=lambda one: one.number) for name, drawn in found.items()}
+def _selected(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
+    """The rows that were selected, with the two answers that were."""
+    chosen = {row["prompt_id"]: row["names"] for row in read_jsonl(folder / "selected.jsonl")}
+    for row in rows:
+        if names := chosen.get(row.candidates.prompt.id):
+            texts = {name: row.candidates.texts[name] for name in names}
+            yield replace(row, candidates=replace(row.candidates, texts=texts))
 
 
 def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> list[Ranked]:
@@ -169,7 +127,7 @@ def _pair(row: Row, choice: Choice, scores: Mapping[str, float]) -> Pair:
     y = [row.drawn[name].text for name in row.y]
     named = {"chosen": choice.chosen, "rejected": choice.rejected}
     named |= dict(zip(explore_roles(len(y)), row.y, strict=True)) if y else {}
-    cut = {role: row.drawn[name].cut for role, name in named.items() if name in row.drawn}
+    drawn = {role: row.drawn[name] for role, name in named.items() if name in row.drawn}
     chosen, rejected = texts[choice.chosen], texts[choice.rejected]
     return Pair(
         prompt.id,
@@ -182,7 +140,7 @@ def _pair(row: Row, choice: Choice, scores: Mapping[str, float]) -> Pair:
         scores=scores,
         y_role=role_of(y[0] if y else None, chosen, rejected),
         explore_more=tuple(y[1:]),
-        drawn={role: ids for role, ids in cut.items() if ids},
+        drawn={role: one.ids for role, one in drawn.items() if one.truncated},
     )
 
 

@@ -217,6 +217,8 @@ def training_rows(
     pairs = task.inputs["pairs"]
     rows = encode_pairs(tokenizer, pairs, task.settings.training.limits)
     rows = with_others(rows, objective.scored, task.settings.training.max_length)
+    if "count" in task.inputs:
+        rows = _with_counts(rows, task.inputs["count"] / "counts.parquet")
     if not objective.needs_reference:
         return rows
     path = task.inputs["reference"] / "reference.parquet"
@@ -241,6 +243,14 @@ def training_rows(
             reference[role] = one["logp"]
         filled.append(replace(row, reference=reference))
     return filled
+
+
+def _with_counts(rows: Sequence[PreferenceRow], path: Path) -> list[PreferenceRow]:
+    """The rows with the rarity of each of their y, which must be those of ``path``."""
+    counts: dict[int, dict[str, float]] = {}
+    for one in pq.read_table(path).to_pylist():
+        counts.setdefault(one["row"], {})[one["role"]] = one["rarity"]
+    return [replace(row, extras=counts.get(i, {})) for i, row in enumerate(rows)]
 
 
 def teaching(

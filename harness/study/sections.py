@@ -341,8 +341,44 @@ class PairSettings(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the further samples; their length is limited as y's is."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    selector: str = ""
+    """Which prompts and which two of their drawn answers the ranker is asked about
+    (`harness.rankers.selectors`); empty: all.
+    """
+    entropy_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    margin_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """With selector ``apl``: shares of the prompts that are kept by predictive entropy, and of
+    these by the implicit reward's margin.
+    """
     accumulate: bool = False
     """Train on the pairs of every iteration of the method so far instead of this one's."""
+
+
+class ProbeSettings(Section):
+    """How small networks on frozen states are fitted."""
+
+    learning_rate: float = 1e-4
+    epochs: Positive = 1
+    batch_size: Positive = 8
+
+
+class CountSettings(ProbeSettings):
+    """COPO's coin-flip head, fitted anew in every iteration (defaults: the released code's)."""
+
+
+class EnsembleSettings(ProbeSettings):
+    """The reward heads of ``pairs.selector: thompson``, fitted in every iteration to the pairs of
+    all before. heads, hidden, learning_rate, batch_size, prior_weight: as released.
+    """
+
+    heads: Annotated[int, Field(ge=2)] = 20
+    hidden: Positive = 128
+    learning_rate: float = 1e-3
+    epochs: Positive = 10
+    batch_size: Positive = 128
+    prior_weight: Annotated[float, Field(ge=0)] = 0.5
+    """λ of the squared distance from a head's first weights, against the sum of the pairs' losses.
+    """
 
 
 class LoraSettings(Section):

@@ -9,10 +9,13 @@ from pydantic import create_model, model_validator
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pair_rules import PAIR_RULES
 from harness.rankers.registry import RANKERS
+from harness.rankers.selectors import SELECTORS
 from harness.study.sections import (
+    CountSettings,
     DataSettings,
     DiagnosticsSettings,
     Different,
+    EnsembleSettings,
     ExplorationSettings,
     JudgeSettings,
     Linear,
@@ -86,6 +89,8 @@ class Recipe(Section):
     ranker: RankerSettings = RankerSettings()
     ranker_training: RankerTrainingSettings = RankerTrainingSettings()
     pairs: PairSettings = PairSettings()
+    counts: CountSettings = CountSettings()
+    ensemble: EnsembleSettings = EnsembleSettings()
     training: TrainingSettings = TrainingSettings()
     judge: JudgeSettings = JudgeSettings()
     evaluation: Evaluation = Evaluation()
@@ -111,6 +116,9 @@ class Recipe(Section):
         if self.pairs.rule not in PAIR_RULES:
             known = ", ".join(PAIR_RULES)
             raise ValueError(f"pairs.rule is {self.pairs.rule!r}; known: {known}")
+        if self.pairs.selector not in ("", *SELECTORS):
+            known = ", ".join(SELECTORS)
+            raise ValueError(f"pairs.selector is {self.pairs.selector!r}; known: {known}")
         if self.ranker.kind not in RANKERS:
             known = ", ".join(RANKERS)
             raise ValueError(f"ranker.kind is {self.ranker.kind!r}; known: {known}")
@@ -172,6 +180,11 @@ class Recipe(Section):
                 f"pairs names too few candidates (offline {pairs.offline}, y {pairs.y}, current "
                 f"{pairs.current}, first {pairs.first}): two are needed, one of them drawn; "
                 "loop.mode stepwise takes the labelled pair"
+            )
+        if pairs.selector and (pairs.offline or drawn < 2):
+            return (
+                f"pairs.selector {pairs.selector} chooses two of the drawn answers: set "
+                "pairs.offline: false and two or more of y, current and first"
             )
         if pairs.rule == "replace" and not (pairs.offline and pairs.y):
             return "pairs.rule replace compares y with the labelled pair: set pairs.offline and y"

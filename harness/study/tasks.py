@@ -18,10 +18,12 @@ from harness.study.sections import (
     Argument,
     Attention,
     Backend,
+    CountSettings,
     DataSettings,
     DecodingSettings,
     DiagnosticsSamples,
     Dtype,
+    EnsembleSettings,
     JudgeSettings,
     LoraSettings,
     NonNegative,
@@ -248,12 +250,6 @@ class RankTask(RankerTask, Threads):
     placebo: Literal["none", "other_prompt"]
 
 
-class AverageTask(Computing):
-    """``average``. decay: share of the former average."""
-
-    decay: float
-
-
 class Lengths(Section):
     """How training rows are cut."""
 
@@ -269,6 +265,24 @@ class Lengths(Section):
         return {name: getattr(self, name) for name in Lengths.model_fields}
 
 
+class SelectTask(Lengths, Computing):
+    """``select``. y: how many of y's samples are candidates."""
+
+    selector: str
+    entropy_share: float
+    margin_share: float
+    ensemble: EnsembleSettings | None
+    y: NonNegative
+    seed: NonNegative
+    iteration: Positive
+
+
+class AverageTask(Computing):
+    """``average``. decay: share of the former average."""
+
+    decay: float
+
+
 class ReferenceTask(Lengths, Computing):
     """``reference``. mixed: in mixed precision over float32 weights, as training the whole model in
     bfloat16 computes the policy's.
@@ -278,6 +292,14 @@ class ReferenceTask(Lengths, Computing):
 
     roles: list[str]
     mixed: bool
+
+
+class CountTask(Lengths, Computing):
+    """``count``."""
+
+    counts: CountSettings
+    seed: NonNegative
+    iteration: Positive
 
 
 class ObjectiveTask(Section):

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.records import HarnessError
 
@@ -35,6 +35,8 @@ def explore_roles(samples: int) -> tuple[str, ...]:
 
 
 PLACEBOS = ("none", "negative", "other_prompt")
+COPO_CLIP, COPO_SCALE = 5.0, 0.1
+"""What exp r(y) is cut at, and the scale of the bonus: constants of the released code."""
 GEB_FLOOR = 1e-5
 """Keeps the bonuses of GEB finite where pi is 0; the released code's value."""
 
@@ -67,6 +69,7 @@ class Rows:
             logps=moved(self.logps),
             reference=moved(self.reference),
             tokens=moved(self.tokens),
+            extras=moved(self.extras),
         )
 
     def ratio(self, role: str) -> Tensor:
@@ -132,6 +135,19 @@ def se_popo(rows: Rows, *, alpha: float, beta: float) -> Tensor:
     r(y) moves away.
     """
     return dpo(rows, beta=beta) + alpha * ((beta * rows.ratio("explore")).sigmoid() - 0.5) / beta
+
+
+def copo(rows: Rows, *, alpha: float, beta: float) -> Tensor:
+    """dpo - alpha b log pi(y), b = min(exp r(y), 5) 0.1 sqrt(mean f(x, y)^2) without gradient, f a
+    coin-flip head whose mean square is about 1/n for a y met n times. Bai et al. 2025, arXiv
+    2501.12735, as the released code has it.
+
+    The sign is the opposite of selm's: answers that were rarely met become likelier. A positive
+    alpha is the paper's; its c is negative, and is that of an answer met once.
+    """
+    rarity = rows.extras["explore"]
+    bonus = rows.ratio("explore").exp().clamp(max=COPO_CLIP) * COPO_SCALE * rarity
+    return dpo(rows, beta=beta) - alpha * bonus.detach() * rows.logps["explore"]
 
 
 def ipo(rows: Rows, *, beta: float) -> Tensor:
@@ -339,7 +355,7 @@ class Objective:
     it reads. parameters: names with defaults. coefficient: c(alpha, beta), the coefficient on
     log pi_theta(y) where pi_theta = pi_ref; None: there is no y. trl: trainer and loss of TRL
     beside which the tests run it; empty: checked against its formula only. statistic: what it reads
-    of the whole batch.
+    of the whole batch. counts: it reads how rarely y was met (stage ``count``), as ``rows.extras``.
     """
 
     function: Callable[..., Tensor]
@@ -349,17 +365,23 @@ class Objective:
     needs_reference: bool = True
     trl: str = ""
     statistic: Statistic | None = None
+    counts: bool = False
 
     @property
     def source(self) -> str:
-        """Where its equation stands: the docstring's arXiv number or note."""
-        found = re.search(r"arXiv\s+[\d.]+\d|note on \w+", self.function.__doc__ or "")
-        return " ".join(found[0].split()) if found else ""
+        """Where its equation stands."""
+        return source_of(self.function)
 
     @property
     def explores(self) -> bool:
         """Whether it has a term in y."""
         return self.coefficient is not None
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """The arXiv number or note that a docstring names."""
+    found = re.search(r"arXiv\s+[\d.]+\d|note on \w+", function.__doc__ or "")
+    return " ".join(found[0].split()) if found else ""
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -369,6 +391,7 @@ OBJECTIVES: dict[str, Objective] = {
     "xpo": Objective(xpo, TRIPLE, {"clip": 500.0}, lambda alpha, _beta: alpha),
     "vpo": Objective(vpo, TRIPLE, {}, lambda alpha, beta: alpha * beta),
     "se_popo": Objective(se_popo, TRIPLE, {}, lambda alpha, _beta: alpha / 4),
+    "copo": Objective(copo, TRIPLE, {}, lambda alpha, _beta: -COPO_SCALE * alpha, counts=True),
     "ipo": Objective(ipo),
     "ipo_mean": Objective(ipo_mean, trl="DPOTrainer ipo"),
     "cdpo": Objective(cdpo, PAIR, {"epsilon": 0.1}),

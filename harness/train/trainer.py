@@ -48,7 +48,7 @@ from harness.train.batching import (
     with_others,
     with_reference,
 )
-from harness.train.objectives import ResolvedObjective, Rows, resolve
+from harness.train.objectives import OBJECTIVES, ResolvedObjective, Rows, resolve
 from harness.train.sharding import any_rank, shard_on_cpu
 
 logger = logging.getLogger(__name__)
@@ -634,6 +634,11 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
             raise HarnessError(
                 f"row {row.prompt_id}: objective {args.objective} with alpha {args.alpha} reads y, "
                 "but the row has no 'explore' response"
+            )
+        if OBJECTIVES[args.objective].counts and args.resolved().c and not row.extras:
+            raise HarnessError(
+                f"row {row.prompt_id}: objective {args.objective} reads how rarely y was met: give "
+                "a PreferenceRow with extras {'explore': √mean f²}, as the stage count writes it"
             )
     return with_others(rows, args.resolved().scored, args.max_length or 0)
 

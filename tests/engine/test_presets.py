@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from harness.engine.graph import Plan
@@ -27,6 +28,8 @@ SMALL = {
     "evaluation": {"benchmarks": []},
     "diagnostics": {"enabled": False},
 }
+
+QUICK = {"learning_rate": 0.003, "epochs": 5}
 
 
 def study(folder: Path, preset: str, **changes: Any) -> Plan:
@@ -197,6 +200,62 @@ def test_preset_best_of_k(ran: Any) -> None:
         assert row["scores"][row["chosen_from"]] == max(row["scores"].values())
         assert row["scores"][row["rejected_from"]] == min(row["scores"].values())
     check_common(found, "previous", 1)
+
+
+def test_preset_copo(ran: Any) -> None:
+    """As SELM; the term weighs y by its rarity among the y of the iteration's pairs."""
+    found = ran("copo", **{"objective.alpha": 1.0, "counts": QUICK})
+    assert found.writer(2, "rollout") == "current"
+    check_term(found, found.drawn(2, "rollout"))
+    check_common(found, "previous", 1)
+    train, count = found.stage(2, "train"), found.stage(2, "count")
+    assert count.inputs == {
+        "policy": train.inputs["reference_policy"],
+        "pairs": train.inputs["pairs"],
+    }
+    rows = pq.read_table(found.store.folder(count.key) / "counts.parquet").to_pylist()
+    pairs = [*found.pairs(2).values()]
+    assert [row["prompt_id"] for row in rows] == [pair["prompt_id"] for pair in pairs]
+    assert {row["role"] for row in rows} == {"explore"}
+    assert len({round(row["rarity"], 6) for row in rows}) > len(rows) / 2
+    assert "count" not in ran("copo", **{"objective.alpha": 0}).plan.runs[0].iterations[2]
+
+
+def selected(found: Ran, iteration: int) -> dict[str, list[str]]:
+    rows = found.rows(found.stage(iteration, "select").key, "selected.jsonl")
+    return {row["prompt_id"]: row["names"] for row in rows}
+
+
+def check_selected(found: Ran, drawn: int) -> None:
+    """Pairs are of what was selected, and of nothing else."""
+    chosen = selected(found, 2)
+    assert set() < set(found.pairs(2)) <= set(chosen)
+    for prompt, row in found.pairs(2).items():
+        assert (
+            {row["chosen_from"], row["rejected_from"]} == set(chosen[prompt]) == set(row["scores"])
+        )
+    assert {len(texts) for texts in found.drawn(2, "current").values()} == {drawn}
+
+
+def test_preset_apl(ran: Any) -> None:
+    """Half of the prompts by entropy, half of these by margin, a pair of eight samples."""
+    found = ran("apl", **{"loop.prompts_per_iteration": 160})
+    check_selected(found, 8)
+    assert len(selected(found, 2)) == 40
+    check_common(found, "fixed", 2)
+    inputs, train = found.stage(2, "select").inputs, found.stage(2, "train").inputs
+    assert inputs["policy"] == train["policy"]
+    assert inputs["reference_policy"] == train["reference_policy"]
+
+
+def test_preset_sea(ran: Any) -> None:
+    """Two favourites of an ensemble that was fitted to the pairs of the iteration before."""
+    found = ran("sea", **{"ensemble.epochs": 1, "loop.prompts_per_iteration": 96})
+    check_selected(found, 20)
+    check_common(found, "fixed", 1)
+    inputs = found.stage(2, "select").inputs
+    assert inputs["pairs_01"] == found.stage(1, "rank").key
+    assert inputs["policy"] == found.plan.runs[0].iterations[0]["base"]
 
 
 def test_the_term_averages_k_samples(ran: Any) -> None:

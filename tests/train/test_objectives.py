@@ -34,6 +34,7 @@ WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {
     "xpo": [({}, DPO + 0.2 * 2), ({"clip": 1.5}, DPO + 0.2 * 1.5)],
     "vpo": [({}, DPO + 0.2 * 0.5 * 2)],
     "se_popo": [({}, DPO + 0.2 * (0.7310585786300049 - 0.5) / 0.5)],  # sigma(0.5 * 2) = sigma(1)
+    "copo": [({}, DPO + 0.2 * 5 * 0.1 * 1 * 4)],  # exp r(y) = e^2, cut at 5; rarity 1, log pi -4
     "ipo": [({}, (3 - 1) ** 2)],  # 1 / (2 beta) = 1
     "ipo_mean": [({}, (2 / 2 - (-1) / 4 - 1) ** 2)],
     "cdpo": [({}, 0.9 * DPO + 0.1 * FLIPPED), ({"epsilon": 0.25}, 0.75 * DPO + 0.25 * FLIPPED)],
@@ -83,7 +84,8 @@ def worked_rows(**changes: float) -> Rows:
             for role, value in values.items()
         }
 
-    return Rows(tensors(logps), tensors(reference), tensors(tokens), batch=BATCH)
+    met_once = {"explore": torch.ones(1, dtype=torch.float64)}
+    return Rows(tensors(logps), tensors(reference), tensors(tokens), met_once, BATCH)
 
 
 def loss_of(
@@ -127,7 +129,7 @@ def test_losses_are_one_number_per_row(name: str) -> None:
             for role in ROLES
         }
 
-    rows = Rows(numbers(-9, -1), numbers(-9, -1), numbers(1, 9), batch=BATCH)
+    rows = Rows(numbers(-9, -1), numbers(-9, -1), numbers(1, 9), numbers(0, 1), BATCH)
     losses = loss_of(name, rows)
     assert losses.shape == (5,)
     alone = [
@@ -136,7 +138,7 @@ def test_losses_are_one_number_per_row(name: str) -> None:
             Rows(
                 *(
                     {role: values[i : i + 1] for role, values in part.items()}
-                    for part in (rows.logps, rows.reference, rows.tokens)
+                    for part in (rows.logps, rows.reference, rows.tokens, rows.extras)
                 ),
                 batch=BATCH,
             ),
@@ -201,6 +203,33 @@ def test_negative_placebo_turns_the_term_round() -> None:
     rows = worked_rows()
     assert (plain.losses(rows) + turned.losses(rows)).item() == pytest.approx(2 * DPO)
     assert resolve("selm", alpha=ALPHA, beta=BETA, placebo="other_prompt").c == plain.c
+
+
+def test_copo_raises_y_by_its_rarity_and_without_a_gradient_through_the_bonus() -> None:
+    """r(y) = -0.5, met four times: -0.2 e^-0.5 0.1 (1/2) is the loss's whole slope in log pi(y)."""
+    rows = replace(worked_rows(explore=-6.5), extras={"explore": torch.full((1,), 0.5)})
+    losses = loss_of("copo", rows)
+    losses.sum().backward()
+    slope = -0.2 * math.exp(-0.5) * 0.1 * 0.5
+    assert losses.item() == pytest.approx(DPO + slope * -6.5, rel=1e-6)
+    assert rows.logps["explore"].grad.item() == pytest.approx(slope, rel=1e-6)
+    assert rows.reference["explore"].grad is None
+    opposite = [resolve(name, alpha=0.2, beta=BETA).c for name in ("selm", "copo")]
+    assert opposite == pytest.approx([0.1, -0.02])
+
+
+def test_copo_reads_the_rarity_of_each_sample_of_y() -> None:
+    extras = {"explore": torch.tensor([1.0]), "explore_1": torch.tensor([0.25])}
+    rows = worked_rows()
+    twice = replace(
+        rows,
+        logps={**rows.logps, "explore_1": rows.logps["explore"]},
+        reference={**rows.reference, "explore_1": rows.reference["explore"]},
+        tokens={**rows.tokens, "explore_1": rows.tokens["explore"]},
+        extras=extras,
+    )
+    found = resolve("copo", alpha=ALPHA, beta=BETA, samples=2).losses(twice)
+    assert found.item() == pytest.approx(DPO + 0.4 * (1 + 0.25) / 2)
 
 
 def test_xpo_clips_the_exploration_term_only() -> None:

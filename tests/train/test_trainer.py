@@ -26,7 +26,7 @@ from harness.train.batching import (
 from harness.train.objectives import OBJECTIVES
 from harness.train.trainer import CHECKPOINTING, PreferenceConfig, PreferenceTrainer
 from tests import plain, tiny
-from tests.preferences import ROLES, config, model, rows
+from tests.preferences import RARITY, ROLES, config, model, rows
 
 Numbers = dict[str, Tensor]
 ALPHA, BETA = 0.5, 0.1
@@ -54,6 +54,12 @@ PLAIN: dict[str, Callable[[Numbers, Numbers, dict[str, int]], Tensor]] = {
     "selm_algorithm_1": lambda p, q, n: _dpo(p, q, n) + ALPHA * (p["explore"] - q["explore"]),
     "xpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * (p["explore"] - q["explore"]),
     "vpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * BETA * (p["explore"] - q["explore"]),
+    "copo": lambda p, q, n: (
+        _dpo(p, q, n)
+        - ALPHA
+        * torch.exp(p["explore"] - q["explore"]).detach().clamp(max=5)
+        * (0.1 * RARITY * p["explore"])
+    ),
     "se_popo": lambda p, q, n: (
         _dpo(p, q, n)
         + ALPHA * (1 / (1 + torch.exp(-BETA * (p["explore"] - q["explore"]))) - 0.5) / BETA
@@ -234,6 +240,12 @@ def test_what_is_read_of_the_whole_batch_does_not_depend_on_its_cut(
     loss, found = step(trainer, list(trainer.train_dataset), budget)
     assert loss == pytest.approx(wanted.item(), rel=1e-6)
     assert plain.relative_error(found, gradient) < 1e-9
+
+
+def test_copo_says_what_its_rows_lack(tmp_path: Path) -> None:
+    uncounted = [dataclasses.replace(row, extras={}) for row in rows(6)]
+    with pytest.raises(HarnessError, match=r"row p0: objective copo reads how rarely y was met"):
+        PreferenceTrainer(model(), config(tmp_path, objective="copo"), uncounted)
 
 
 def test_a_single_row_has_no_other_to_estimate_the_divergence_from(tmp_path: Path) -> None:
