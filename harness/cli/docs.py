@@ -17,6 +17,7 @@ import typer
 from pydantic import BaseModel
 
 from harness.cli import app, schema
+from harness.cli.docs_cost import cost_page
 from harness.engine.stages import STAGES
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pair_rules import PAIR_RULES
@@ -195,7 +196,8 @@ def _type(annotation: Any) -> str:
 
 def pages() -> dict[Path, str]:
     """Every generated page by its path."""
-    made = {"cli.md": cli_page(), "keys.md": keys_page()} | schema.files()
+    made = {"cli.md": cli_page(), "keys.md": keys_page(), "arithmetic.md": cost_page()}
+    made |= schema.files()
     return {FOLDER / name: text for name, text in made.items()}
 
 

@@ -410,19 +410,7 @@ ITEMS = [
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
-    """A tiny Llama with one label and a chat template."""
-    from transformers import AutoModelForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("reward")
-    tokenizer = tiny.tokenizer("zephyr")
-    settings = tiny.config(
-        "llama", len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModelForSequenceClassification.from_config(settings).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.reward_model(tmp_path_factory.mktemp("reward"), "zephyr")
 
 
 def test_reward_model_scores_are_the_models_logits(tmp_path, classifier):
