@@ -18,7 +18,7 @@ from harness.engine.launch import prepare
 from harness.engine.store import Store
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # two runs of up to 500 s
 
 ROOT = Path(__file__).parents[2]
 STUDY = """
