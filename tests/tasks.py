@@ -58,6 +58,7 @@ REQUIRED: Mapping[str, Any] = {
     "placebo": "none",
     "roles": ["chosen", "rejected", "explore"],
     "mixed": False,
+    "base": "whole",
     "rows": RECIPE.pocket.rows,
     "best_style_share": RECIPE.pocket.best_style_share,
     "revision": "",

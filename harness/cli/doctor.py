@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from harness.model.shape import Shape
     from harness.rankers import checkpoint as ranker_files
     from harness.rankers import registry as rankers
-    from harness.study import optimizers, sections, yaml
+    from harness.study import optimizers, packages, sections, yaml
     from harness.study import study as studies
     from harness.study.settings import Recipe
     from harness.train import memory as memories
@@ -63,6 +63,7 @@ else:
         policy,
         shapes,
         optimizers,
+        packages,
         sections,
         studies,
         yaml,
@@ -77,6 +78,7 @@ else:
         "harness.model.policy",
         "harness.model.shape",
         "harness.study.optimizers",
+        "harness.study.packages",
         "harness.study.sections",
         "harness.study.study",
         "harness.study.yaml",
@@ -267,6 +269,10 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         optimizers.check_usable(recipe.training.optimizer, 0 if on_cpu else count)
     except HarnessError as error:
         yield wrong("optimiser", str(error))
+    try:
+        packages.check_packages(recipe)
+    except HarnessError as error:
+        yield wrong("package", str(error))
     if recipe.model.source == "pocket":
         return
     engines = recipe.engines

@@ -85,7 +85,8 @@ def _model(given: Configuration) -> Section:
         made["trust_remote_code"] = source
     attention = given.take("attn_implementation")
     attention = "flash_attention_2" if given.take("use_flash_attention_2") else attention
-    if attention in ("sdpa", "eager", "flash_attention_2", "flex_attention"):
+    own = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+    if attention in own or str(attention).startswith("kernels-community/"):
         made["attention"] = attention
     elif attention:
         given.note("attn_implementation", "model.attention has no such form: its default")

@@ -27,6 +27,7 @@ from harness.model.vllm_engine import check_vllm
 from harness.records import HarnessError, content_hash, is_hub_id
 from harness.study.given import Given
 from harness.study.optimizers import check_usable
+from harness.study.packages import check_packages
 from harness.study.study import Study, compose, load_study
 from harness.study.yaml import load_yaml
 from harness.train.distributed import check_ready
@@ -117,6 +118,7 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
         check_ready(recipe.runtime, usable)
         if kind != "ray":  # a cluster's nodes have packages and devices of their own
             check_usable(recipe.training.optimizer, usable or 0)
+            check_packages(recipe)
             if "vllm" in recipe.engines:
                 check_vllm()
     if kind == "inline":

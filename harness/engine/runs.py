@@ -393,6 +393,7 @@ class Runs(Builder):
                 *others_of(recipe.objective.name),
             ],
             mixed=recipe.model.dtype == "bfloat16" and recipe.training.lora is None,
+            base=recipe.training.lora.base if recipe.training.lora else "whole",
         )
 
     def _optimiser(self, recipe: Recipe, iteration: int) -> tasks.OptimiserTask:

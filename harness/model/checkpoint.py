@@ -122,11 +122,22 @@ def check_checkpoint(
     )
 
 
-def load_model(found: CheckpointSummary, *, dtype: str, attention: str | None, device: str) -> Any:
+def load_model(
+    found: CheckpointSummary,
+    *,
+    dtype: str,
+    attention: str | None,
+    device: str,
+    quantised: bool = False,
+) -> Any:
     """The model of a checked folder in evaluation mode, after a second look: what transformers says
-    of its loading, and whether every weight is finite. Raises HarnessError.
+    of its loading, and whether every weight is finite. quantised: linear layers but the head in 4
+    bits (NF4, double quantisation: Dettmers et al. 2023, arXiv 2305.14314), computed in ``dtype``.
+    Raises HarnessError.
     """
-    options = {"attn_implementation": attention} if attention else {}
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if quantised:
+        options |= {"quantization_config": _four_bits(dtype), "device_map": {"": device}}
     try:
         with quiet():
             model, info = _auto(found.head).from_pretrained(
@@ -144,9 +155,26 @@ def load_model(found: CheckpointSummary, *, dtype: str, attention: str | None, d
             message += "; set model.attention: eager"
         raise HarnessError(message) from error
     check_fit(fit_of(model, info), {}, found.source)
-    model = model.to(device).eval()
+    for module in model.modules() if quantised else ():
+        # On some CPUs bitsandbytes packs a layer anew when it is first run outside training, and
+        # computes in bfloat16 from then on: the reference would be another model than the policy.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    model = (model if quantised else model.to(device)).eval()
     check_values(found.source, model.named_parameters(), ends(model))
     return model
+
+
+def _four_bits(dtype: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
 
 
 def _auto(head: Head) -> Any:

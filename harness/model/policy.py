@@ -73,6 +73,7 @@ def load_policy(
     trust_remote_code: str = "",
     cached: bool = True,
     weights: bool = True,
+    quantised: bool = False,
 ) -> Policy:
     """Load model and tokenizer from ``folder`` (see ``model_folder``); the last two policies of
     this process are kept. A GPU holds one: what was kept goes before the next is loaded.
@@ -80,13 +81,13 @@ def load_policy(
     ``cached=False`` gives a model of the caller's own, free to be trained. ``weights=False`` gives
     an empty model (its configuration and stop tokens), for a sampler that loads the weights itself.
     Raises HarnessError for a missing or broken checkpoint, pickle weights, or repository code that
-    was not allowed by name.
+    was not allowed by name. ``quantised``: linear layers in 4 bits, see ``checkpoint.load_model``.
     """
     path = model_folder(folder)
     where = location(folder)
     trust = trust_remote_code or str(where.get("trust_remote_code", ""))
     template = (str(where.get(name, "")) for name in TEMPLATE)
-    asked = (dtype, attention, device, trust, *template, weights)
+    asked = (dtype, attention, device, trust, *template, weights, quantised)
     key = (str(path.resolve()), *asked, _stamp(path))
     if cached and key in _CACHE:
         _CACHE.move_to_end(key)
@@ -99,7 +100,9 @@ def load_policy(
     if weights and device.startswith("cuda"):
         release_policies()
     if weights:
-        model = load_model(found, dtype=dtype, attention=attention, device=device)
+        model = load_model(
+            found, dtype=dtype, attention=attention, device=device, quantised=quantised
+        )
     else:
         model = _empty_model(path, dtype, found.code)
     policy = Policy(model, tokenizer, path, stop_tokens(tokenizer, model), device)

@@ -33,8 +33,12 @@ class Shape:
     def parameters(self) -> float:
         """Weights of embeddings, attention and gated MLP (norms left out)."""
         attention = 2 * self.hidden * self.head_size * (self.heads + self.kv_heads)
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return float(self.layers * (attention + 3 * self.hidden * self.inner) + embeddings)
+        return self.layers * (attention + 3 * self.hidden * self.inner) + self.embeddings
+
+    @property
+    def embeddings(self) -> float:
+        """Weights of the embedding and the head."""
+        return float(self.vocabulary * self.hidden * (1 if self.tied else 2))
 
     @property
     def cache_per_token(self) -> int:

@@ -24,7 +24,8 @@ FILE = "reference.parquet"
 def run(task: StageTask[ReferenceTask]) -> StageOutcome:
     """Score the pairs under the reference policy, in the precision in which training computes the
     policy's: before the first step both are then the same numbers, but for how batches are cut.
-    Settings: max_length, max_prompt_length, truncation, dtype, mixed, attention, roles.
+    Settings: max_length, max_prompt_length, truncation, dtype, mixed, attention, roles,
+    base.
     """
     settings = task.settings
     policy = load_policy(
@@ -32,6 +33,7 @@ def run(task: StageTask[ReferenceTask]) -> StageOutcome:
         dtype="float32" if settings.mixed else settings.dtype,
         attention=settings.scoring_attention,
         device=task.runtime.device,
+        quantised=settings.base != "whole",
     )
     rows = encode_pairs(policy.tokenizer, task.inputs["pairs"], settings.limits)
     rows = with_others(rows, settings.roles, settings.max_length)

@@ -182,6 +182,7 @@ def _load(task: StageTask[TrainTask]) -> Any:
     """
     lora, dtype = task.settings.training.lora, task.settings.dtype
     alone = task.runtime.processes == 1
+    quantised = lora is not None and lora.base != "whole"
     return load_policy(
         task.inputs["policy"],
         dtype=dtype if lora else "float32",
@@ -189,6 +190,7 @@ def _load(task: StageTask[TrainTask]) -> Any:
         # Of several ranks, the trainer places each where it belongs.
         device=task.runtime.device if alone else "cpu",
         cached=False,
+        quantised=quantised,
     ).model
 
 
@@ -196,16 +198,38 @@ def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
     """The trained model in one piece; with sharded weights gathered on the first rank (None on
     others).
     """
+    lora = task.settings.training.lora
+    if lora and lora.base != "whole":
+        return _dequantised(task, lora, trainer.model) if trainer.is_world_process_zero() else None
     if task.runtime.sharding == "none":
         return trainer.model
     state = sharding.whole_state(trainer)
     if not trainer.is_world_process_zero():
         return None
-    model, lora = _load(task), task.settings.training.lora
+    model = _load(task)
     if lora:
         model = with_lora(model, lora, seed=0)
     model.load_state_dict(state)
     return model
+
+
+def _dequantised(task: StageTask[TrainTask], lora: LoraSettings, trained: Any) -> Any:
+    """The policy that was trained, in its dtype on the CPU: the base with the values that its 4
+    bits stand for, a layer at a time, and the adapters.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    adapters = {}
+    policy = load_policy(task.inputs["policy"], dtype=task.settings.dtype, cached=False).model
+    whole = with_lora(policy, lora, seed=0)
+    for name, weight in trained.named_parameters():
+        if weight.requires_grad:
+            adapters[name] = weight.detach().cpu()
+        elif state := getattr(weight, "quant_state", None):
+            value = dequantize_4bit(weight.data, state)
+            whole.get_parameter(name).data.copy_(value)
+    whole.load_state_dict(adapters, strict=False)
+    return whole
 
 
 def training_rows(

@@ -109,8 +109,17 @@ def check_usable(name: str, devices: int) -> None:
             f"trains here, where that is one: set training.optimizer: {UNPAGED[name]}, which takes "
             "the same steps"
         )
-    if one.module and find_spec(one.module) is None:
+    if one.module:
+        instead = "training.optimizer: adamw_torch"
+        check_package(f"training.optimizer {name}", one.package, instead, one.module)
+
+
+def check_package(setting: str, package: str, instead: str, module: str = "") -> None:
+    """Raise HarnessError where the package that a setting needs is missing. module: what is
+    imported, where it is not called as the package.
+    """
+    if find_spec(module or package) is None:
         raise HarnessError(
-            f"training.optimizer {name} needs the package {one.package}, which is not installed: "
-            f"`pip install {one.package}`, or set training.optimizer: adamw_torch"
+            f"{setting} needs the package {package}, which is not installed: "
+            f"`pip install {package}`, or set {instead}"
         )

@@ -32,10 +32,22 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 Dtype = Literal["float32", "bfloat16"]
-Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+KERNELS = "kernels-community/"
+"""Owner of the hub's attention kernels: compiled code, which transformers loads from nobody else.
+"""
 Backend = Literal["transformers", "vllm"]
 Placebo = Literal["none", "negative", "other_prompt"]
 
+
+def _an_attention(name: str) -> str:
+    kernel = re.fullmatch(rf"{KERNELS}[\w.-]+(@[\w.-]+)?(:\w+)?", name)
+    if name not in ATTENTIONS and not kernel:
+        raise ValueError(f"allowed: {', '.join(ATTENTIONS)}, or a kernel {KERNELS}NAME[@REVISION]")
+    return name
+
+
+Attention = Annotated[str, AfterValidator(_an_attention)]
 
 TEMPLATE_DATE = "2024-07-26"
 """The day that Llama-3.2's authors name for where there is no clock."""
@@ -95,7 +107,9 @@ class ModelSettings(Section):
     revision: str = ""
     dtype: Dtype = "float32"
     attention: Attention = "sdpa"
-    """How transformers' loop samples and lm-eval reads; vLLM has its own. Scoring and training
+    """How transformers' loop samples and lm-eval reads: sdpa, eager, flash_attention_2,
+    flex_attention, or a kernel of the hub by name (``kernels-community/flash-attn2``, with the
+    package kernels); vLLM has its own. Scoring and training
     attend to packed batches in a form of their own, on a GPU by FlashAttention from torch; models
     that cannot be packed, by eager where that is named, else by sdpa.
     """
@@ -382,6 +396,10 @@ class EnsembleSettings(ProbeSettings):
 
 
 class LoraSettings(Section):
+    later: ClassVar[Mapping[str, Any]] = {"base": "whole"}
+
+    base: Literal["whole", "nf4"] = "whole"
+    """The frozen weights: as they are, or in 4 bits (NF4 with double quantisation)."""
     r: Positive = 16
     alpha: Positive = 32
     dropout: Share = 0.0
@@ -411,6 +429,10 @@ class TrainingSettings(Section):
     """
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
+    """Adapters in place of all weights. ``base: nf4`` freezes those in 4 bits (QLoRA; extra
+    ``quantised``): π_ref is then the same 4-bit model, and stored is the whole policy that was
+    trained, its 4-bit values in the model's dtype with the adapters merged.
+    """
     threads: Positive = 1
     """Torch threads: they change float32 sums, so they are part of the key."""
 

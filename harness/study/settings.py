@@ -144,6 +144,11 @@ class Recipe(Section):
                 f"runtime.sharding {self.runtime.sharding!r} divides the model over processes; "
                 "set runtime.processes to 2 or more"
             )
+        quantised = self.training.lora and self.training.lora.base != "whole"
+        if quantised and self.runtime.sharding != "none":
+            raise ValueError(
+                "training.lora.base nf4 is not divided: set runtime.sharding: none, or base: whole"
+            )
         if (self.model.source == "pocket") != (self.data.source == "pocket"):
             raise ValueError("model.source and data.source must both be 'pocket' or neither")
         return self

@@ -285,13 +285,14 @@ class AverageTask(Computing):
 
 class ReferenceTask(Lengths, Computing):
     """``reference``. mixed: in mixed precision over float32 weights, as training the whole model in
-    bfloat16 computes the policy's.
+    bfloat16 computes the policy's. base: of the adapters that are trained against it.
     """
 
-    later: ClassVar[Mapping[str, Any]] = {**Lengths.later, "mixed": False}
+    later: ClassVar[Mapping[str, Any]] = {**Lengths.later, "mixed": False, "base": "whole"}
 
     roles: list[str]
     mixed: bool
+    base: Literal["whole", "nf4"]
 
 
 class CountTask(Lengths, Computing):

@@ -37,10 +37,11 @@ def training_parts(shape: Shape, recipe: Recipe) -> tuple[Part, ...]:
     over = f" / {shards}" if shards > 1 else ""
     state = OPTIMIZERS[training.optimizer].state
     if training.lora:
-        wide = 2 if recipe.model.dtype == "bfloat16" else 4
+        wide = _frozen_width(shape, recipe)
         trained, each = shape.adapters(training.lora.r), 8 + state
+        frozen = f"{n / 1e9:.2f} B × {wide:.3g} bytes{over}"
         return (
-            Part("weights (frozen)", f"{n / 1e9:.2f} B × {wide} bytes{over}", wide * n / shards),
+            Part("weights (frozen)", frozen, wide * n / shards),
             Part(
                 "adapters with gradients and optimiser",
                 f"{trained / 1e6:.0f} M × {each:g} bytes{over}",
@@ -54,6 +55,20 @@ def training_parts(shape: Shape, recipe: Recipe) -> tuple[Part, ...]:
     )
 
 
+NF4_BYTES = (4 + (8 + 32 / 256) / 64) / 8
+"""A weight in 4 bits; a scale of 8 bits for 64 of them, one of 32 for 256 scales."""
+
+
+def _frozen_width(shape: Shape, recipe: Recipe) -> float:
+    """Bytes of a frozen weight on the average: with 4 bits, embeddings and head keep the dtype."""
+    lora = recipe.training.lora
+    wide = 2 if recipe.model.dtype == "bfloat16" else 4
+    if not lora or lora.base == "whole":
+        return wide
+    kept = shape.embeddings / shape.parameters
+    return wide * kept + NF4_BYTES * (1 - kept)
+
+
 def training_bytes(shape: Shape, recipe: Recipe) -> float:
     """Bytes that one training process holds without a single row."""
     return sum(part.size for part in training_parts(shape, recipe))
@@ -63,10 +78,9 @@ def scoring_bytes(shape: Shape, recipe: Recipe) -> float:
     """Bytes of the policy that scores pairs, on one device: in mixed precision float32 weights and
     their bfloat16 copies.
     """
-    half = recipe.model.dtype == "bfloat16"
-    if half and not recipe.training.lora:
+    if recipe.model.dtype == "bfloat16" and not recipe.training.lora:
         return 6 * shape.parameters
-    return (2 if half else 4) * shape.parameters
+    return _frozen_width(shape, recipe) * shape.parameters
 
 
 def node_needed(shape: Shape, recipe: Recipe) -> str:
@@ -93,6 +107,8 @@ def remedies(training: TrainingSettings, sharded: bool) -> str:
     found = [] if training.gradient_checkpointing else ["training.gradient_checkpointing: true"]
     if not training.lora:
         found.append("training.lora")
+    elif training.lora.base == "whole" and not sharded:
+        found.append("training.lora.base: nf4")
     if sharded:
         found.append("more runtime.processes")
     else:

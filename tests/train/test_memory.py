@@ -48,6 +48,7 @@ def test_what_to_try_leaves_out_what_is_done() -> None:
     assert remedies(plain, sharded=False).startswith("training.gradient_checkpointing: true, tr")
     tight = recipe(training={"lora": LORA, "gradient_checkpointing": True}).training
     assert remedies(tight, sharded=True) == "more runtime.processes, a shorter training.max_length"
+    assert remedies(tight, sharded=False).startswith("training.lora.base: nf4, runtime.sharding")
 
 
 def runs_out_above(
