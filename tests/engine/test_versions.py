@@ -16,9 +16,11 @@ ASK_A_JUDGE = {
     "diagnostics",
     "heldout",
     "judge.alpaca_eval",
+    "judge.arena_hard",
     "judge.mt_bench",
     "judge.mt_bench_pairwise",
     "judge.pairwise",
+    "judge.wildbench",
     "rank",
 }
 """Stages whose numbers follow the pocket judge's opinions: the judges', and those that a judge may

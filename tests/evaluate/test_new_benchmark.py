@@ -76,4 +76,4 @@ def test_a_run_scores_it_and_the_report_shows_it(tree: Tree) -> None:
     assert entry["measures"][0]["title"] == "right answers"
     assert "right answers" in (report / "tables" / f"scores_{NAME}.md").read_text()
     assert f"{NAME}.accuracy" in (report / "figures" / "curves.csv").read_text()
-    assert '"set":"Exact answers"' in (report / "index.html").read_text()
+    assert '"title":"Exact answers"' in (report / "index.html").read_text()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,12 @@ def test_shards_of_four_bits_are_refused() -> None:
     runtime = {"processes": 2, "sharding": "fsdp"}
     with pytest.raises(ValueError, match="nf4 is not divided"):
         Recipe.model_validate({"training": {"lora": FOUR}, "runtime": runtime})
+
+
+@pytest.mark.slow
+def test_what_the_package_says_of_kernels_that_nobody_asked_for_is_not_told() -> None:
+    pytest.importorskip("bitsandbytes")
+    told = subprocess.run(
+        [sys.executable, "-c", "import harness, peft"], capture_output=True, text=True, check=True
+    )
+    assert "gemm_4bit" not in told.stderr
