@@ -313,7 +313,8 @@ def retain(plan: Plan, store: Store) -> int:
 @contextmanager
 def terminable() -> Iterator[None]:
     """Turn SIGTERM (preemption) into KeyboardInterrupt, so that pools close and journals stay
-    whole. A second one, which schedulers send to a job's whole tree, does not cut that short.
+    whole. A second one, which schedulers send to a job's whole tree, cuts neither that short nor
+    what follows it: the process is at its end, and tells so by its own status.
     """
 
     def stop(_signum: int, _frame: Any) -> None:
@@ -324,4 +325,5 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)

@@ -4,6 +4,8 @@ for, none for judging.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,3 +226,17 @@ def test_a_pool_that_closes_waits_for_what_trains_and_asks_what_is_idle(store: S
     pool.close()
     assert busy.ended == ["terminate", f"join {GRACE_S:g}", "kill", "join 0"]
     assert idle.ended == ["join 0.5"]
+
+
+def test_a_second_sigterm_does_not_change_the_status_of_a_process_that_is_at_its_end() -> None:
+    told = """
+import os, signal, sys
+from harness.engine.execute import terminable
+try:
+    with terminable():
+        os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(130)
+"""
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 130
