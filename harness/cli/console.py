@@ -98,11 +98,13 @@ class ProgressDisplay:
         return f"{duration(time.monotonic() - self.started):>8}  {ended:4d}/{len(self.todo)}"
 
     def remaining(self) -> str:
-        """Expected from what is left, at the pace so far."""
+        """Expected from what is left, at the pace so far; a stage as long as the longest, which may
+        be running, counts as if it had ended at the expected pace.
+        """
         left, whole = sum(self.left.values()), sum(self.todo.values())
-        ended, elapsed = whole - left, time.monotonic() - self.started
-        pace = elapsed / ended if ended > 0 else 1.0 / max(1, self.workers)
-        return f"about {duration(left * pace)} left"
+        longest = max(self.todo.values(), default=0.0) or 1.0
+        elapsed = time.monotonic() - self.started + longest / max(1, self.workers)
+        return f"about {duration(left * elapsed / (whole - left + longest))} left"
 
     def line(self) -> str:
         """``2 min 0 s  40/442  about 11 min left  (train 3/45, answer 5/48)``."""

@@ -68,7 +68,10 @@ def cost_page() -> str:
         for part, stages in PARTS.items():
             yield part, *(f"{hours(one, *stages):.1f}" for one in found.values())
         yield "**GPU-hours**", *(f"**{one:.1f}**" for one in total.values())
-        yield "USD at 2.50 an hour", *(f"{one * GPU_PRICE:.0f}" for one in total.values())
+        yield (
+            f"USD at {GPU_PRICE:.2f} an hour",
+            *(f"{one * GPU_PRICE:.0f}" for one in total.values()),
+        )
         for judges in (free, found):
             yield from judging(judges)
 
@@ -92,6 +95,7 @@ def cost_page() -> str:
         parts=table(("one run", *RECIPES), parts()),
         differences=table(("σ over seeds", "seeds", *RECIPES), differences()),
         paid=paid,
+        shares=Assumptions(),
     )
 
 
@@ -103,9 +107,10 @@ devices, their price and your judge.
 
 ## The paper's recipes: one run
 
-One arm, one seed, every checkpoint scored; on H100s, by operations: training is taken to reach 35 %
-of a card's peak, reading 40 %, generating with vLLM 8 %. Loading and start-up are not counted. None
-of these runs has been made with this harness.
+One arm, one seed, every checkpoint scored; on H100s, by operations: of a card's peak training is
+taken to reach {shares.training:.0%}, reading {shares.reading:.0%} and generating with vLLM
+{shares.generating:.0%}. Loading and start-up are not counted. None of these runs has been made with
+this harness.
 
 {parts}
 

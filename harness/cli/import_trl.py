@@ -129,6 +129,8 @@ def _data(given: Configuration) -> Section:
         name, splits = next(iter(mixer)), given.take("dataset_splits")
         if len(mixer) > 1 or mixer[name] != 1:
             given.differs("dataset_mixer", "all of the first is read; join them in a file")
+        if len(splits) > 2:
+            given.differs("dataset_splits", "the first is trained on, the last is held out")
         return _hub(name, splits[0], splits[-1])
     name = given.take("dataset_name")
     if not name:
@@ -152,7 +154,12 @@ def _first_part(given: Configuration, field: str, parts: list[Section]) -> Secti
         given.differs(field, f"{', '.join(odd)}: data has no such key")
     files = first.get("data_files")
     if files:
-        return {"source": "files", "path": files if isinstance(files, str) else files[0]}
+        named = files if isinstance(files, dict) else {"": files}
+        path = named.get(first.get("split") or "train", next(iter(named.values())))
+        listed = [path] if isinstance(path, str) else path
+        if len(named) > 1 or len(listed) > 1:
+            given.differs(field, f"of data_files {listed[0]} is read; data.path is one file")
+        return {"source": "files", "path": listed[0]}
     name = first.get("path") or first.get("id")
     return _hub(str(name), first.get("split") or "train", str(next(iter(held), "test")))
 
@@ -237,12 +244,24 @@ def _lora(given: Configuration) -> Section:
             "peft's own for Llama, Mistral, Qwen and Gemma are written; other models: check",
         )
     one = modules if isinstance(modules, str) else modules[0]
-    return {
+    return _four_bits(given) | {
         "r": given.take("lora_r"),
         "alpha": given.take("lora_alpha"),
         "dropout": given.take("lora_dropout"),
         "target_modules": one if one == "all-linear" else modules,
     }
+
+
+def _four_bits(given: Configuration) -> Section:
+    """QLoRA: NF4 with double quantisation is the one form here."""
+    if not given.take("load_in_4bit"):
+        return {}
+    form = given.take("bnb_4bit_quant_type")
+    if form != "nf4":
+        given.differs("bnb_4bit_quant_type", "training.lora.base is nf4")
+    if not given.take("use_bnb_nested_quant"):
+        given.differs("use_bnb_nested_quant", "training.lora.base nf4 quantises its scales too")
+    return {"base": "nf4"}
 
 
 def _no_lora(given: Configuration) -> Section:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_origin
 
 from harness.engine.stages import STAGES
@@ -16,7 +17,7 @@ from harness.evaluate.benchmark import load
 from harness.evaluate.registry import manifest_of
 from harness.rankers.registry import RANKERS
 from harness.records import canonical_json, content_hash
-from harness.study import tasks
+from harness.study import shipped, tasks
 from harness.study.sections import JudgeSettings, Schedule, Section, at_iteration
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
@@ -306,7 +307,11 @@ def _as_typed(key: str, value: Any) -> str:
 def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What analysis reads: each run's stages by iteration, the recipe, what was declared."""
     study = plan.study
-    told = {"name": study.name, "question": study.question, "file": study.file.name}
+    told = {
+        "name": study.name,
+        "question": study.question,
+        "file": Path(shipped.word(study.file)).name,
+    }
     runs = [
         {
             "run": run.cell.run,

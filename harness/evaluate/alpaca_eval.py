@@ -282,14 +282,9 @@ def align(instructions: Sequence[Instruction], path: Path) -> list[Answered]:
     rows = []
     for position, item in enumerate(instructions):
         answer = by_id.get(item.id) or {"output": "", "status": "no_answer"}
-        row = Answered(item, position, str(answer.get("output") or ""), answer.get("status", "ok"))
-        if row.status == "truncated":
-            row.status, row.flags = "ok", ["truncated"]
-        if row.status == "ok" and row.output.strip() in verdicts.FAILED_ANSWERS:
-            row.status = "error"
-        if row.status == "ok" and not row.output.strip():
-            row.status = "no_answer"
-        rows.append(row)
+        output = str(answer.get("output") or "")
+        status, flags = verdicts.answer_status(answer.get("status", "ok"), output)
+        rows.append(Answered(item, position, output, status, flags))
     return rows
 
 

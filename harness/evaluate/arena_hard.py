@@ -223,11 +223,8 @@ class Item:
 
 def item_of(row: Mapping[str, Any]) -> Item:
     """A row of the answer file as it is judged."""
-    status, said, flags = row["status"], str(row["output"]), []
-    if status == "truncated":
-        status, flags = "ok", ["truncated"]
-    if status == "ok" and said.strip() in ("", *verdicts.FAILED_ANSWERS):
-        status = "error" if said.strip() else "no_answer"
+    said = str(row["output"])
+    status, flags = verdicts.answer_status(row["status"], said)
     safe = [verdicts.neutralise(text, PATTERNS) for text in (row["baseline"], said)]
     flags += ["neutralised"] * bool(safe[1][1])
     source = content_hash(row["question"], row["baseline"], said, length=16)

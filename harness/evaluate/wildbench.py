@@ -224,13 +224,10 @@ class Item:
 
 def item_of(row: Mapping[str, Any]) -> Item:
     """A row of the answer file as it is judged."""
-    status, said = row["status"], str(row["output"])
-    flags = ["truncated"] * (status == "truncated")
-    status = "ok" if flags else status
-    if status == "ok" and said.strip() in ("", *verdicts.FAILED_ANSWERS):
-        status = "error" if said.strip() else "no_answer"
+    said = str(row["output"])
+    status, flags = verdicts.answer_status(row["status"], said)
     safe, found = verdicts.neutralise(said, PATTERNS)
-    return Item(row, safe, status, tuple(flags + ["neutralised"] * bool(found)))
+    return Item(row, safe, status, (*flags, *["neutralised"] * bool(found)))
 
 
 def read(text: str) -> dict[str, Any]:

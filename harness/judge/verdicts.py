@@ -188,6 +188,17 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
     return text, found
 
 
+def answer_status(status: Status, text: str) -> tuple[Status, list[str]]:
+    """An answer's status as a judge is asked about it, and what is noticed: a cut-off one is judged
+    and flagged, an empty one is no answer, FastChat's mark of a failed one an error.
+    """
+    flags = ["truncated"] if status == "truncated" else []
+    if status == "ok" or flags:
+        failed: Status = "error" if text.strip() in FAILED_ANSWERS else "ok"
+        return (failed if text.strip() else "no_answer"), flags
+    return status, flags
+
+
 def mean_of(verdicts: Sequence[tuple[float | None, Status]]) -> tuple[float | None, Status]:
     """One judgment of several sampled verdicts: the mean of those that were read. One that failed
     makes it an error, which the next run asks again; the first's status stands for none read.

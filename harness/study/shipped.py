@@ -38,5 +38,9 @@ def study(given: Path) -> Path:
 
 
 def word(file: Path) -> str:
-    """A study's file as commands take it: its name where it is the harness's own."""
-    return file.stem if file.parent == FOLDER else str(file)
+    """A study's file as commands take it: its name where that stands for this very file."""
+    try:
+        named = study(Path(file.stem)).resolve() == file.resolve()
+    except HarnessError:
+        named = False
+    return file.stem if named else str(file)

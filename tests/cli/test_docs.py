@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import complete
 from harness.cli.docs import pages
+from harness.engine.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -60,6 +62,20 @@ def test_every_command_and_link_exists(path: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in link:
             assert (path.parent / link).exists(), link
+
+
+WALKED_THROUGH = {"evaluation.exact_answer"}
+"""Keys of what the README adds."""
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_key_that_is_named_exists(path: Path) -> None:
+    keys = {key.removesuffix("=") for key in complete.recipe_keys()}
+    sections = {key.split(".")[0] for key in keys}
+    named = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", path.read_text()))
+    files = {one for one in named if one.endswith((".py", ".jsonl"))}
+    keyed = {one for one in named - files if one.split(".")[0] in sections}
+    assert keyed <= keys | STAGES.keys() | WALKED_THROUGH
 
 
 def test_help_of_every_command_has_an_example() -> None:

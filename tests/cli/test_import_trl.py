@@ -173,6 +173,34 @@ def test_a_recipe_of_the_alignment_handbook(tmp_path: Path) -> None:
     assert "evaluation_strategy (line 15): steps: no number depends on it" in path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [
+        ("one.jsonl", "one.jsonl"),
+        (["one.jsonl", "two.jsonl"], "one.jsonl"),
+        ({"test": "held.jsonl", "train": "one.jsonl"}, "one.jsonl"),
+    ],
+)
+def test_files_that_are_not_read_are_told(files: Any, read: str, tmp_path: Path) -> None:
+    mixture = {"datasets": [{"path": "json", "data_files": files}]}
+    values = {key: one for key, one in FULL.items() if key != "dataset_name"} | mixture
+    path, printed = written(tmp_path, values)
+    assert load_study(path).base.data.path == read
+    assert ("CHANGES NUMBERS: of data_files one.jsonl is read" in printed) is (files != read)
+
+
+def test_splits_between_the_first_and_the_last_are_told(tmp_path: Path) -> None:
+    _, printed = written(tmp_path, HANDBOOK | {"dataset_splits": ["train", "more", "test"]})
+    assert "CHANGES NUMBERS: the first is trained on, the last is held out" in printed
+
+
+def test_adapters_over_four_bits_stay_that(tmp_path: Path) -> None:
+    path, printed = written(tmp_path, LORA | {"load_in_4bit": True, "use_bnb_nested_quant": True})
+    lora = load_study(path).base.training.lora
+    assert lora and lora.base == "nf4"
+    assert "quant" not in printed
+
+
 def other(kind: Any, default: Any) -> Any:
     """A value of a field that is not its default."""
     text = str(kind)

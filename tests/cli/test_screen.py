@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,16 @@ def test_a_line_counts_kinds_and_expects_the_rest(plan: Plan) -> None:
     assert f"1/{todo}" in show.line()
     assert "base.pocket 1/1" in show.line()
     assert "train 0/2" in show.line()
+
+
+def test_a_short_first_stage_beside_a_long_one_does_not_set_the_pace(plan: Plan) -> None:
+    first, second, *others = plan.nodes
+    with display(plan) as show:
+        show.todo = {first: 0.1, second: 60.0, **dict.fromkeys(others, 1.0)}
+        show.left = {key: seconds for key, seconds in show.todo.items() if key != first}
+        show.started = time.monotonic() - 60.0
+        (said,) = re.findall(r"about (.*) left", show.remaining())
+    assert said.endswith(" s"), said  # some minutes, where 0.1 s ended in 60 s would say hours
 
 
 def test_one_line_a_minute_where_output_is_no_terminal(

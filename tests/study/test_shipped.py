@@ -24,7 +24,9 @@ def test_a_study_is_found_by_name_and_one_here_comes_first(
     (tmp_path / "ablations").mkdir()
     (tmp_path / "ablations" / "smoke.yaml").touch()
     assert shipped.study(Path("smoke")) == Path("ablations/smoke.yaml")
-    assert shipped.word(Path("ablations/smoke.yaml")) == "ablations/smoke.yaml"
+    assert shipped.word(Path("ablations/smoke.yaml")) == "smoke"
+    assert shipped.word(shipped.FOLDER / "smoke.yaml") == str(shipped.FOLDER / "smoke.yaml")
+    assert shipped.word(Path("mine/own.yaml")) == "mine/own.yaml"
 
 
 @pytest.mark.parametrize("given", ["mine.yaml", "ablations/none.yaml", "folder/smoke"])
