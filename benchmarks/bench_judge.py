@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.judge.client import JudgeClient, JudgeRequest
-from harness.pocket.judge_server import FaultRates, serve
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
+from tests.faulty_judge import FaultRates, serve
 
 
 def requests(count: int) -> list[JudgeRequest]:
@@ -56,7 +56,7 @@ def rate(url: str, count: int, **runtime: Any) -> dict[str, float]:
 
 
 def separate_process(count: int) -> dict[str, float]:
-    code = "from harness.pocket.judge_server import run_forever; run_forever('127.0.0.1', 0)"
+    code = "from harness.pocket.judge_server import run_forever; run_forever('127.0.0.1', 0, {})"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as process:

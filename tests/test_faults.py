@@ -34,12 +34,12 @@ from harness.engine.store import Store
 from harness.judge.journal import JOURNAL_NAME
 from harness.model import generate
 from harness.pocket import judge_server
-from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, write_jsonl
 from harness.study.study import compose
 from harness.tune import search as tune_open
 from harness.tune import workers as tune
 from tests import tiny
+from tests.faulty_judge import FaultRates, serve
 from tests.judged_world import ROOT, World, refusing
 from tests.tasks import settings_of
 from tests.tune import test_tune
@@ -226,9 +226,9 @@ def test_a_changed_judge_behind_the_same_name_fails_the_stage_with_both_shown(
         key = world.judged()
         assert world.walk().exit_status == 3
         before = world.judgments(key)
-        real = judge_server._completion
+        real = judge_server.completion
         monkeypatch.setattr(
-            judge_server, "_completion", lambda *given: {**real(*given), "model": "pocket-judge-2"}
+            judge_server, "completion", lambda *given: {**real(*given), "model": "pocket-judge-2"}
         )
         server.script = refusing()
         summary = world.walk()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.pocket.judge_server import FaultRates, serve
 from tests import evaluation_files
+from tests.faulty_judge import FaultRates, serve
 from tests.judged_world import ROOT, World, refusing
 
 CANARY = "sk-canary-4f9a1d7c2b8e6035"

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from harness.model import checkpoint as checkpoints
     from harness.model import shape as shapes
     from harness.model.shape import Shape
-    from harness.rankers import checkpoint as ranker_files
     from harness.rankers import registry as rankers
     from harness.study import optimizers, packages, sections, yaml
     from harness.study import study as studies
@@ -43,14 +42,13 @@ if TYPE_CHECKING:
     from harness.train import memory as memories
 else:
     hub_client, torch = lazy("huggingface_hub", "torch")
-    shown, doctor_data, doctor_judge, costs, runs, benchmarks, ranker_files, rankers = lazy(
+    shown, doctor_data, doctor_judge, costs, runs, benchmarks, rankers = lazy(
         "harness.cli.console",
         "harness.cli.doctor_data",
         "harness.cli.doctor_judge",
         "harness.cost.budget",
         "harness.engine.runs",
         "harness.evaluate.registry",
-        "harness.rankers.checkpoint",
         "harness.rankers.registry",
     )
     (
@@ -379,7 +377,7 @@ def ranker(recipe: Recipe) -> Finding:
     says = recipe.ranker.model or "no checkpoint needed"
     if one.checkpoint != "none" and Path(recipe.ranker.model or "?").is_dir():
         try:
-            says += f": {ranker_files.check_ranker(Path(recipe.ranker.model))}"
+            says += f": {rankers.check_ranker(Path(recipe.ranker.model))}"
         except HarnessError as error:
             return wrong(f"ranker {one.kind}", " ".join(str(error).split()))
     if one.checkpoint == "given or trained" and not recipe.ranker.model:
@@ -434,10 +432,8 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
     try:
         folder = _tokenizer_folder(source, asked.revision)
         config = folder / "config.json"
-        if config.is_file() and ranker_files.is_ranker(
-            checkpoint_files.settings_of(config, source)
-        ):
-            yield ok(f"ranker {source}", ranker_files.check_ranker(folder))
+        if config.is_file() and rankers.is_ranker(checkpoint_files.settings_of(config, source)):
+            yield ok(f"ranker {source}", rankers.check_ranker(folder))
             return
         if Path(source).expanduser().exists():
             checkpoints.check_checkpoint(

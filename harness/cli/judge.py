@@ -264,13 +264,6 @@ def judge_server(
     ] = False,
     noise: Annotated[float, typer.Option(help="Spread of the pocket judge's verdicts.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of that noise.")] = 0,
-    like: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Behave as some makers' endpoints do (again for several): no-logprobs, "
-            "refuses-logprobs, new-parameters, thinks, thinks-apart, parts, streams-only."
-        ),
-    ] = None,
     model: Annotated[
         str, typer.Option(help="Serve this chat model instead: a checkpoint folder or hub id.")
     ] = "",
@@ -305,7 +298,7 @@ def judge_server(
     chat_http.check_host(host, public)
     if not model:
         opinions = sections.JudgeSettings(noise=noise, seed=seed)
-        pocket_judge.run_forever(host, port, opinions.opinion, like=like or ())
+        pocket_judge.run_forever(host, port, opinions.opinion)
         return
     if dtype not in DTYPES:
         raise HarnessError(f"--dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")

@@ -1,6 +1,4 @@
-"""PairRM as a ranker: its record. The network is `pairrm_model`, its checkpoint files
-`pairrm_files`.
-"""
+"""PairRM as a ranker: its record. The network and its files are `pairrm_model`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """PairRM: a DeBERTa-v3 that reads the prompt and two answers together and says which is better.
 
-Jiang, Ren and Lin, "LLM-Blender", arXiv 2306.02561; weights llm-blender/PairRM-hf or
-llm-blender/PairRM (0.4 B); behaviour that of their package llm-blender 0.0.2 (``Blender.rank``),
-held by ``tests/golden/pairrm``. The input is
+Jiang, Ren and Lin, "LLM-Blender", arXiv 2306.02561; weights llm-blender/PairRM-hf (0.4 B);
+behaviour that of their package llm-blender 0.0.2 (``Blender.rank``), held by
+``tests/golden/pairrm``. The input is
 ``<|source|>prompt[SEP]<|candidate1|>answer[SEP]<|candidate2|>answer[SEP]``, each part with its own
 [CLS]; the last hidden states at the three marks s, a, b go through one head: logit = mean over
 tasks of head([s, a]) - head([s, b]). All ordered pairs are compared, and with L_ij the logit of i
@@ -12,26 +12,42 @@ order in which two answers are shown cancels.
 Two differences, both so that a score depends on its own prompt only: in the package the room of an
 answer shrinks with the longest prompt of its batch (here, as there with batches of one, with its
 own prompt), and on a GPU it computes in float16 (here float32).
+
+The tokenizer is read with the tokenizers library, as stored: transformers 5 builds DeBERTa-v2
+tokenizers anew with a normalisation of its own, and gives other ids than the authors' where
+sentencepiece's compatibility normalisation changes a text (½, ﬁ, full width).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import permutations
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.model.checkpoint import check_fit, check_values, plain_fit
-from harness.model.checkpoint_files import CheckpointError, Stored
-from harness.rankers.pairrm_files import MARKS, Checkpoint, open_checkpoint
+from harness.model.checkpoint_files import (
+    CheckpointError,
+    Stored,
+    WeightFiles,
+    location,
+    model_folder,
+    settings_of,
+    weight_files,
+)
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.records import HarnessError
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
+MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
+SOURCE_TOKENS, CANDIDATE_TOKENS = 1224, 412
 SEPARATOR = "[SEP]"
 INSTRUCTION = (
     "Finish the following coversation in each i-th turn "
@@ -56,6 +72,70 @@ Row = tuple[Ids, Ids, Ids]
 """
 
 
+# -- its files -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint, weights not read. config: of the encoder and the head; marks: ids of
+    source, first and second answer.
+    """
+
+    source: str
+    weights: WeightFiles
+    config: dict[str, Any]
+    tokenizer: Tokenizer
+    marks: tuple[int, ...]
+    source_tokens: int
+    total_tokens: int
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Everything but the weights of a stage's or a checkpoint's folder. Raises HarnessError saying
+    what is missing.
+    """
+    path = model_folder(Path(folder))
+    source = str(location(Path(folder)).get("source", path))
+    config = settings_of(path / "config.json", source)
+    weights = weight_files(path, source)
+    if "ranker_type" in config:
+        raise HarnessError(
+            f"{source}: the form of the package llm-blender, which stores no tokenizer; give "
+            "llm-blender/PairRM-hf, the same weights"
+        )
+    tokenizer = _tokenizer(path / "tokenizer.json", source)
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    marks = tuple(ids.get(mark, -1) for mark in MARKS)
+    named = [config.get(f"{name}_prefix_id") for name in ("source", "cand1", "cand2")]
+    wrong = ""
+    if -1 in marks:
+        wrong = f"the tokenizer has no {MARKS[marks.index(-1)]}"
+    elif "hidden_size" not in config:
+        wrong = "config.json describes no DeBERTa (no hidden_size)"
+    elif tuple(tokenizer.encode(f"{mark}a").ids[1] for mark in MARKS) != marks:
+        wrong = "the tokenizer does not begin a text with [CLS] and its mark"
+    elif any(number is not None for number in named) and named != list(marks):
+        wrong = f"config.json gives the marks the ids {named}, the tokenizer {list(marks)}"
+    if wrong:
+        raise HarnessError(f"{source}: {wrong}; this is not a PairRM checkpoint")
+    source_tokens = int(config.get("source_maxlength") or SOURCE_TOKENS)
+    total = source_tokens + 2 * int(config.get("candidate_maxlength") or CANDIDATE_TOKENS)
+    unread = ("architectures", "transformers_version", "torch_dtype", "dtype")
+    kept = {name: value for name, value in config.items() if name not in unread}
+    return Checkpoint(source, weights, kept, tokenizer, marks, source_tokens, total)
+
+
+def _tokenizer(path: Path, source: str) -> Tokenizer:
+    if not path.is_file():
+        raise HarnessError(f"{source}: {path.parent} holds no tokenizer (tokenizer.json)")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise HarnessError(f"{source}: cannot read {path} ({str(error)[:200]})") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+# -- the network -----------------------------------------------------------------------------------
 class PairRM(nn.Module):
     """The published network: an encoder without its own head, and a two-layer head over a pair of
     marks.
@@ -102,23 +182,17 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     model, files = load(str(context.folder), context.runtime.device)
     found = []
     for start in range(0, len(items), PROMPTS_AT_ONCE):
-        duels = [encode_duels(files, item) for item in items[start : start + PROMPTS_AT_ONCE]]
-        rows = list(
-            dict.fromkeys(row for one in duels for row in one.values())
-        )  # answers cut to the same tokens tie exactly
+        portion = items[start : start + PROMPTS_AT_ONCE]
+        duels = [encode_duels(files, item) for item in portion]
+        # Answers cut to the same tokens tie exactly.
+        rows = list(dict.fromkeys(row for one in duels for row in one.values()))
         context.add_cost("ranker_texts", len(rows))
         logits = dict(zip(rows, compare(model, rows), strict=True))
-        found += [
-            Ranked(
-                aggregate(
-                    [
-                        [logits[one[a, b]] if a != b else 0.0 for b in range(len(item.texts))]
-                        for a in range(len(item.texts))
-                    ]
-                )
-            )
-            for one, item in zip(duels, items[start : start + PROMPTS_AT_ONCE], strict=True)
-        ]
+        for one, item in zip(duels, portion, strict=True):
+            matrix = np.zeros((len(item.texts), len(item.texts)))
+            for (a, b), row in one.items():
+                matrix[a, b] = logits[row]
+            found.append(Ranked(aggregate(matrix.tolist())))
     return found
 
 
@@ -144,11 +218,9 @@ def as_read(messages: Sequence[Mapping[str, str]], answers: Sequence[str]) -> tu
     for turn in [*turns, {"role": "assistant", "content": ""}]:
         if turn["role"] == "assistant":
             given += 1
-        lines.append(
-            f"Assistant: <Response {given}>"
-            if turn["role"] == "assistant"
-            else "USER: " + turn["content"]
-        )
+            lines.append(f"Assistant: <Response {given}>")
+        else:
+            lines.append("USER: " + turn["content"])
     earlier = [m["content"] for m in turns if m["role"] == "assistant"]
     filled = [
         "\n".join(f"<Response {i}>: {text}" for i, text in enumerate([*earlier, answer], 1))
@@ -168,12 +240,8 @@ def encode_duels(files: Checkpoint, item: RankItem) -> dict[tuple[int, int], Row
     room = (files.total_tokens - len(source)) // 2
     firsts = [_part(files.tokenizer, MARKS[1], text, room) for text in answers]
     seconds = [(ids[0], files.marks[2], *ids[2:]) for ids in firsts]
-    return {
-        (a, b): (source, firsts[a], seconds[b])
-        for a in range(len(answers))
-        for b in range(len(answers))
-        if a != b
-    }
+    places = permutations(range(len(answers)), 2)
+    return {(a, b): (source, firsts[a], seconds[b]) for a, b in places}
 
 
 def _part(tokenizer: Tokenizer, mark: str, text: str, limit: int) -> Ids:
@@ -191,9 +259,8 @@ def compare(model: PairRM, rows: Sequence[Row]) -> list[float]:
     """
     logits = [0.0] * len(rows)
     for batch in _batches([sum(map(len, row)) for row in rows]):
-        for place, logit in zip(
-            batch, _logits(model, [rows[place] for place in batch]), strict=True
-        ):
+        found = _logits(model, [rows[place] for place in batch])
+        for place, logit in zip(batch, found, strict=True):
             logits[place] = logit
     return logits
 
@@ -211,18 +278,14 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _logits(model: PairRM, rows: Sequence[Row]) -> list[float]:
-    device, pad = next(model.parameters()).device, model.pretrained_model.config.pad_token_id
-    whole = [[*source, *first, *second] for source, first, second in rows]
-    longest = max(map(len, whole))
-    ids_BT = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in whole], device=device)
-    mask_BT = torch.tensor(
-        [[1] * len(row) + [0] * (longest - len(row)) for row in whole], device=device
-    )
-    marks_B3 = torch.tensor(
-        [[1, len(source) + 1, len(source) + len(first) + 1] for source, first, _ in rows],
-        device=device,
-    )
-    logits: list[float] = model(ids_BT, mask_BT, marks_B3).double().tolist()
+    device = next(model.parameters()).device
+    pad: Any = model.pretrained_model.config.pad_token_id
+    whole = [torch.tensor([*source, *first, *second]) for source, first, second in rows]
+    ids_BT = pad_sequence(whole, True, pad)
+    mask_BT = pad_sequence([torch.ones_like(row) for row in whole], True)
+    marks = [[1, len(source) + 1, len(source) + len(first) + 1] for source, first, _ in rows]
+    given = (tensor.to(device) for tensor in (ids_BT, mask_BT, torch.tensor(marks)))
+    logits: list[float] = model(*given).double().tolist()
     return logits
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.files import defined
+from harness.model.checkpoint import check_checkpoint
+from harness.model.checkpoint_files import location, model_folder, settings_of
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 
-FOLDER = Path(__file__).parent
-
-
 RANKERS: Mapping[str, Ranker] = {
-    one.kind: one for one in defined("harness.rankers", FOLDER, "RANKER")
+    one.kind: one for one in defined("harness.rankers", Path(__file__).parent, "RANKER")
 }
 
 
@@ -59,3 +59,30 @@ def _against(item: RankItem, reference: str, found: Mapping[str, Ranked], even: 
     ]
     failed = [duel.status for duel in duels if duel.status != "ok"]
     return Ranked((), failed[0]) if failed else Ranked(tuple(duel.scores[0] for duel in duels))
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+def is_ranker(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is PairRM's, or names a sequence classifier (a reward model)."""
+    names = config.get("architectures") or ()
+    classifier = any(str(name).endswith("ForSequenceClassification") for name in names)
+    return classifier or _is_pairrm(config)
+
+
+def _is_pairrm(config: Mapping[str, Any]) -> bool:
+    return "ranker_type" in config or "cand1_prefix_id" in config
+
+
+def check_ranker(folder: Path) -> str:
+    """Check a ranker's stage or checkpoint folder as its load would; what it is, in words. Raises
+    CheckpointError, and HarnessError for files that are missing.
+    """
+    from harness.rankers import pairrm_model
+
+    path = model_folder(folder)
+    source = str(location(folder).get("source", path))
+    if _is_pairrm(settings_of(path / "config.json", source)):
+        stored, _ = pairrm_model.check(pairrm_model.open_checkpoint(folder))
+        return f"PairRM, {len(stored.headers)} tensors"
+    found = check_checkpoint(folder, head="sequence")
+    return f"{found.architecture}, {found.tensors} tensors"

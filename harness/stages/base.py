@@ -11,7 +11,7 @@ from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import check_no_adapter
 from harness.model.fingerprint import fingerprint
 from harness.model.policy import load_tokenizer, template_settings
-from harness.rankers.checkpoint import check_ranker
+from harness.rankers.registry import check_ranker
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, first_line
 from harness.study.tasks import CheckpointTask
 

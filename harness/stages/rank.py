@@ -17,8 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.rankers.candidates import Row, read_candidates
-from harness.rankers.pair_rules import PAIR_RULES, Candidates, Choice, PairRule
+from harness.rankers.pair_rules import (
+    PAIR_RULES,
+    Candidates,
+    Choice,
+    PairRule,
+    Row,
+    read_candidates,
+)
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts
 from harness.records import (

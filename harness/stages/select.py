@@ -1,7 +1,7 @@
 """Stage ``select``: which prompts, and which two of their answers, the ranker is asked about.
 
 Written: selected.jsonl, one row a prompt: prompt_id, names (of the two candidates, as
-`harness.rankers.candidates` has them). The selectors: `harness.rankers.selectors`.
+`harness.rankers.pair_rules` has them). The selectors: `harness.rankers.selectors`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.model.chat import encode_prompt
 from harness.model.logprobs import PackedPrompt, response_logps
 from harness.model.policy import load_policy
 from harness.model.probes import response_states, reward_ensemble
-from harness.rankers.candidates import Row, read_candidates
+from harness.rankers.pair_rules import Row, read_candidates
 from harness.rankers.selectors import SELECTORS, Choices
 from harness.records import StageOutcome, StageTask, Tally, request_seed, write_jsonl
 from harness.study.tasks import SelectTask

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from harness.cli import app, doctor_judge
 from harness.cli.finding import Finding
-from harness.pocket.judge_server import serve
 from harness.study.sections import JudgeSettings
 from harness.study.study import checked_judge
 from harness.study.tasks import Runtime
+from tests.faulty_judge import serve
 
 KEY = "sk-very-secret-0123456789"
 FACTS = "facts: {about: mine, licence: open, price_prompt: 1, price_completion: 2, sources: {a: b}}"

@@ -20,11 +20,11 @@ from harness.evaluate import alpaca_eval, annotator, lc, libraries
 from harness.evaluate.alpaca_eval import AlpacaEvalSettings
 from harness.evaluate.mt_bench import MTBenchSettings
 from harness.judge.client import JOURNAL_NAME, JudgeClient
-from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask
 from harness.stages import benchmarks
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
+from tests.faulty_judge import FaultRates, serve
 from tests.tasks import stage_task
 
 N = 24

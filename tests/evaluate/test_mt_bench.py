@@ -22,9 +22,9 @@ from harness.judge.verdicts import (
     parse_choice,
     parse_rating,
 )
-from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
+from tests.faulty_judge import FaultRates, serve
 from tests.tasks import stage_task
 
 RATED = "Explanation. Rating: [[7]]"

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.evaluate import wildbench
-from harness.pocket.judge_server import serve
 from harness.pocket.judged_benchmarks import REWARD_TEMPLATE, SCORE_TEMPLATE, write_wildbench
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
+from tests.faulty_judge import serve
 from tests.tasks import stage_task
 
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 20.0}

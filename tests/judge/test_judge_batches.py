@@ -27,11 +27,11 @@ from harness.judge import batches, client
 from harness.judge.client import DryRunError, JudgeClient, JudgeReply, JudgeRequest, finalise
 from harness.judge.endpoint import Trouble
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME
-from harness.pocket.judge_server import FaultRates, serve
 from harness.records import HarnessError, content_hash, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 from harness.study.work import Work
+from tests.faulty_judge import FaultRates, serve
 from tests.judge.test_judge_kinds import INSTRUCTIONS, NEW, QUESTIONS, TEXT, judged
 from tests.judge.test_judge_kinds import files as files
 

@@ -18,9 +18,9 @@ import pytest
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, finalise
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME
 from harness.judge.verdicts import parse_rating
-from harness.pocket.judge_server import FaultRates, JudgeServer, serve
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
+from tests.faulty_judge import FaultRates, FaultyJudge, serve
 
 JUDGMENTS = 1000
 KILLS = 20
@@ -64,7 +64,7 @@ def judge_all(url: str, folder: Path) -> list[JudgeReply]:
         return client.complete(requests(), accept=has_rating)
 
 
-def killed_runs(server: JudgeServer, folder: Path, rng: random.Random) -> int:
+def killed_runs(server: FaultyJudge, folder: Path, rng: random.Random) -> int:
     """Run the client in a process of its own, killed at random moments; then to its end. Returns
     the calls in flight at the kills.
     """

@@ -36,10 +36,10 @@ from harness.judge.client import (
 from harness.judge.endpoint import Reply, Trouble, check_url, read_reply, resolve_endpoint
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal
 from harness.pocket import judge_opinion
-from harness.pocket.judge_server import FaultRates, JudgeServer, serve
 from harness.records import HarnessError, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
+from tests.faulty_judge import FaultRates, FaultyJudge, serve
 
 CANARY = "sk-canary-4f9a1d7c2b8e6035"
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 30.0}
@@ -58,13 +58,13 @@ def request(
 
 
 @contextmanager
-def client_of(server: JudgeServer, folder: Path, **runtime: Any) -> Iterator[JudgeClient]:
+def client_of(server: FaultyJudge, folder: Path, **runtime: Any) -> Iterator[JudgeClient]:
     values = Runtime(**FAST | {"pocket_judge_url": server.base_url} | runtime)
     with JudgeClient(settings(), values, folder / JOURNAL_NAME) as client:
         yield client
 
 
-def openai_client(server: JudgeServer, folder: Path, **runtime: Any) -> JudgeClient:
+def openai_client(server: FaultyJudge, folder: Path, **runtime: Any) -> JudgeClient:
     values = Runtime(**FAST | runtime)
     return JudgeClient(
         settings(kind="openai", base_url=server.base_url, model="gpt-test"),

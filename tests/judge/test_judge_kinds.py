@@ -17,9 +17,9 @@ import pytest
 from harness.evaluate import alpaca_eval, mt_bench
 from harness.judge.journal import JUDGMENTS_NAME
 from harness.pocket import benchmarks, oracle
-from harness.pocket.judge_server import JudgeServer, serve
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
+from tests.faulty_judge import FaultyJudge, serve
 from tests.tasks import settings_of, stage_task
 
 QUESTIONS, INSTRUCTIONS = 8, 16
@@ -63,7 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def judged(
-    benchmark: str, server: JudgeServer, files: Mapping[str, Path], out: Path, **judge: Any
+    benchmark: str, server: FaultyJudge, files: Mapping[str, Path], out: Path, **judge: Any
 ) -> dict[tuple[str, int], float | None]:
     """(item, repeat) → score, by a benchmark's whole stage."""
     fields = {"kind": "openai", "base_url": server.base_url, "model": "judge-1"} | judge

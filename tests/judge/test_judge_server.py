@@ -26,9 +26,10 @@ from harness.evaluate import libraries
 from harness.judge.client import JOURNAL_NAME, JudgeClient, JudgeRequest
 from harness.pocket import judge_opinion, oracle
 from harness.pocket.judge_opinion import OPINION, surface_quality, verdict
-from harness.pocket.judge_server import FaultRates, JudgeServer, serve, shared_server
+from harness.pocket.judge_server import shared_server
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
+from tests.faulty_judge import FaultRates, FaultyJudge, serve
 from tests.processes import running
 
 QUESTION = "Which number is larger, 12 or 45?"
@@ -94,18 +95,18 @@ def rated(text: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[JudgeServer]:
+def server() -> Iterator[FaultyJudge]:
     with serve() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def official(server: JudgeServer) -> Iterator[openai.OpenAI]:
+def official(server: FaultyJudge) -> Iterator[openai.OpenAI]:
     with official_client(server) as client:
         yield client
 
 
-def official_client(server: JudgeServer) -> openai.OpenAI:
+def official_client(server: FaultyJudge) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.base_url, api_key="unused", max_retries=0)
 
 
@@ -151,7 +152,7 @@ def test_the_official_client_reads_log_probs_of_both_tokens(official: openai.Ope
 
 
 def test_the_official_client_understands_errors_models_and_limits(
-    server: JudgeServer, official: openai.OpenAI
+    server: FaultyJudge, official: openai.OpenAI
 ) -> None:
     assert [model.id for model in official.models.list()] == ["pocket-judge"]
     with pytest.raises(openai.BadRequestError, match="streaming"):
@@ -175,7 +176,7 @@ def test_the_official_client_understands_errors_models_and_limits(
         )
 
 
-def test_alpaca_evals_own_caller_and_parser_read_the_preference(server: JudgeServer) -> None:
+def test_alpaca_evals_own_caller_and_parser_read_the_preference(server: FaultyJudge) -> None:
     library = libraries.alpaca_eval()
     decoder = importlib.import_module("alpaca_eval.decoders.openai")
     good, bad = oracle.reference(user(QUESTION)), "I do not know"
@@ -320,7 +321,7 @@ def test_pairs_are_read_in_order() -> None:
     )
 
 
-def test_prompts_of_no_known_form_get_no_verdict(server: JudgeServer) -> None:
+def test_prompts_of_no_known_form_get_no_verdict(server: FaultyJudge) -> None:
     text, tokens = verdict({"messages": user("Hello?")}, OPINION)
     assert "[[" not in text
     assert tokens is None
@@ -518,7 +519,7 @@ def test_counters_can_be_read_and_reset() -> None:
 
 
 def test_it_starts_fast_and_runs_until_interrupted() -> None:
-    code = "from harness.pocket.judge_server import run_forever; run_forever('127.0.0.1', 0)"
+    code = "from harness.pocket.judge_server import run_forever; run_forever('127.0.0.1', 0, {})"
     command = [sys.executable, "-c", code]
     with running(command) as process:
         assert process.stdout is not None

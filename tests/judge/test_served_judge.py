@@ -255,7 +255,7 @@ def test_only_loopback_is_bound_unless_asked(host: str) -> None:
 
 def test_a_port_in_use_is_said(address: str) -> None:
     port = int(address.split(":")[2].split("/")[0])
-    with pytest.raises(HarnessError, match=f"port {port}"), judge_server.serve(port=port):
+    with pytest.raises(HarnessError, match=f"port {port}"), judge_server.serve({}, port=port):
         pass
 
 

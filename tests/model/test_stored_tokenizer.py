@@ -152,7 +152,7 @@ def test_a_sentencepiece_model_without_tokenizer_json_is_refused(tmp_path: Path)
     """The installed transformers makes other ids of it; a repository's own class reads it."""
     path = folder(tmp_path, None, tokenizer_class="LlamaTokenizer")
     (path / "tokenizer.json").unlink()
-    shutil.copy(DEBERTA.parent / "authors" / "encoder" / "spm.model", path / "tokenizer.model")
+    shutil.copy(DEBERTA.parent / "spm.model", path / "tokenizer.model")
     with pytest.raises(HarnessError, match=r"tokenizer\.model but no tokenizer\.json.*Make tok"):
         load_tokenizer(path)
     (path / "own.py").write_text(OWN)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.rankers import pairrm_files
 from harness.rankers import pairrm_model as pairrm
 from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import rank_texts, rewards
@@ -26,7 +25,7 @@ from tests.tasks import rank_context, stage_task
 FOLDER = Path(__file__).parents[1] / "golden" / "pairrm"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
 ROWS, CONVERSATIONS = GOLDEN["prompts"], GOLDEN["conversations"]
-FORMS = ("authors", "hf", "hf without tokenizer.json")
+HF = FOLDER / "hf"
 
 
 def _user(text: str) -> tuple[dict[str, str], ...]:
@@ -38,25 +37,12 @@ ITEMS = [
 ]
 
 
-@pytest.fixture(params=FORMS)
-def folder(request, tmp_path) -> Path:
-    """The checkpoint in the package's form, in transformers' form, and in the latter with the
-    sentencepiece file alone.
-    """
-    if request.param != FORMS[2]:
-        return FOLDER / request.param
-    shutil.copytree(FOLDER / "hf", tmp_path / "pieces")
-    shutil.copy(FOLDER / "authors" / "encoder" / "spm.model", tmp_path / "pieces")
-    (tmp_path / "pieces" / "tokenizer.json").unlink()
-    return tmp_path / "pieces"
-
-
 def _context(folder: Path | None) -> RankContext:
     return rank_context("pairrm", folder=folder)
 
 
-def _copy(form: str, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(FOLDER / form, tmp_path / "copy"))
+def _copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(HF, tmp_path / "copy"))
 
 
 def _settings(folder: Path, **changes: object) -> None:
@@ -79,8 +65,8 @@ def test_the_golden_rows_cover_cut_texts_ties_and_empty_ones():
     assert max(abs(x) for row in ROWS for line in row["logits"] for x in line) > 1
 
 
-def test_token_ids_are_the_packages(folder):
-    files = pairrm_files.open_checkpoint(folder)
+def test_token_ids_are_the_packages():
+    files = pairrm.open_checkpoint(HF)
     either = files.tokenizer.token_to_id("<|candidate|>")
     for row, item in zip(ROWS, ITEMS, strict=True):
         source, first, second = files.marks
@@ -101,11 +87,9 @@ def test_token_ids_are_the_packages(folder):
 
 
 def test_logits_scores_and_ranks_are_the_packages(monkeypatch):
-    """All rows in one form, the long ones included; the forms share weights and, by the test above,
-    token ids.
-    """
+    """All rows, the long ones included."""
     monkeypatch.setattr(pairrm, "TOKENS_PER_BATCH", 2048)
-    model, files = pairrm.load(str(FOLDER / "authors"), "cpu")
+    model, files = pairrm.load(str(HF), "cpu")
     for row, item in zip(ROWS, ITEMS, strict=True):
         duels = pairrm.encode_duels(files, item)
         distinct = list(dict.fromkeys(duels.values()))
@@ -119,8 +103,8 @@ def test_logits_scores_and_ranks_are_the_packages(monkeypatch):
         assert _ranks(scores) == row["ranks"]
 
 
-def test_the_ranker_gives_the_packages_scores_and_ranks(folder):
-    for row, ranked in zip(ROWS[:4], rank_texts(ITEMS[:4], _context(folder)), strict=True):
+def test_the_ranker_gives_the_packages_scores_and_ranks():
+    for row, ranked in zip(ROWS[:4], rank_texts(ITEMS[:4], _context(HF)), strict=True):
         assert ranked.scores == pytest.approx(row["scores"], abs=1e-5)
         assert _ranks(ranked.scores) == row["ranks"]
 
@@ -145,9 +129,9 @@ def test_conversations_are_read_in_the_packages_form():
 
 
 @pytest.mark.parametrize("row", CONVERSATIONS, ids=["one turn", "two turns"])
-def test_comparisons_in_both_orders_are_the_packages(row, folder):
+def test_comparisons_in_both_orders_are_the_packages(row):
     """``Blender.compare`` adds the two orders as the aggregate of two candidates does."""
-    model, files = pairrm.load(str(folder), "cpu")
+    model, files = pairrm.load(str(HF), "cpu")
     duels = pairrm.encode_duels(files, RankItem("c", _user(row["source"]), tuple(row["texts"])))
     first, second = pairrm.compare(model, [duels[0, 1], duels[1, 0]])
     found = {"[A,B]": first, "[B,A]": second, "[A,B]+[B,A]": first - second}
@@ -182,12 +166,7 @@ def test_best_and_worst_of_the_three_candidates_are_the_packages(tmp_path):
     settings = {"kind": "pairrm", "rule": "best_worst", "placebo": "none", "judge": None}
     rank.run(
         stage_task(
-            "k",
-            "rank",
-            settings,
-            {"rollout": rollout, "ranker": FOLDER / "authors"},
-            out,
-            {"device": "cpu"},
+            "k", "rank", settings, {"rollout": rollout, "ranker": HF}, out, {"device": "cpu"}
         )
     )
     pairs = [Pair(**row) for row in read_jsonl(out / "pairs.jsonl")]
@@ -209,11 +188,11 @@ def test_batches_do_not_change_scores(monkeypatch):
     one prompt.
     """
     items = [*ITEMS[:4], RankItem("long", _user(ROWS[4]["source"]), ("", "Short."))]
-    together = rank_texts(items, _context(FOLDER / "hf"))
+    together = rank_texts(items, _context(HF))
     monkeypatch.setattr(pairrm, "TOKENS_PER_BATCH", 1)
-    alone = rank_texts(items, _context(FOLDER / "hf"))
+    alone = rank_texts(items, _context(HF))
     monkeypatch.setattr(pairrm, "PROMPTS_AT_ONCE", 1)
-    one = rank_texts(items, _context(FOLDER / "hf"))
+    one = rank_texts(items, _context(HF))
     for a, b, c in zip(together, alone, one, strict=True):
         assert a.scores == pytest.approx(b.scores, abs=1e-5)
         assert b.scores == pytest.approx(c.scores, abs=1e-5)
@@ -229,7 +208,7 @@ def test_equal_comparisons_are_made_once():
     """Four texts, of which three become the same tokens: 2 × 2 ordered pairs of distinct tokens
     less one (the text that stands alone).
     """
-    context = _context(FOLDER / "hf")
+    context = _context(HF)
     rank_texts([ITEMS[3]], context)
     assert context.costs == {"ranker_texts": 3}
 
@@ -237,7 +216,7 @@ def test_equal_comparisons_are_made_once():
 def test_the_order_of_answers_does_not_matter():
     texts = ITEMS[0].texts[:2]
     forward, backward = (
-        rank_texts([RankItem("a", _user("Q"), t)], _context(FOLDER / "hf"))[0].scores
+        rank_texts([RankItem("a", _user("Q"), t)], _context(HF))[0].scores
         for t in (texts, texts[::-1])
     )
     assert forward == pytest.approx(backward[::-1], abs=1e-6)
@@ -246,13 +225,13 @@ def test_the_order_of_answers_does_not_matter():
 
 
 def test_an_answer_that_writes_the_marks_is_still_read_as_one():
-    files = pairrm_files.open_checkpoint(FOLDER / "hf")
+    files = pairrm.open_checkpoint(HF)
     (row, _) = pairrm.encode_duels(
         files, RankItem("a", _user("<|candidate1|>"), ("<|candidate2|>", "b"))
     ).values()
     assert [part[1] for part in row] == list(files.marks)
     (ranked,) = rank_texts(
-        [RankItem("a", _user("<|candidate1|>"), ("<|candidate2|>", "b"))], _context(FOLDER / "hf")
+        [RankItem("a", _user("<|candidate1|>"), ("<|candidate2|>", "b"))], _context(HF)
     )
     assert all(map(math.isfinite, ranked.scores))
 
@@ -263,13 +242,11 @@ def test_aggregate_by_hand():
 
 
 def test_a_single_text_scores_zero():
-    assert rank_texts([RankItem("a", _user("Q"), ("one",))], _context(FOLDER / "hf"))[0].scores == (
-        0.0,
-    )
+    assert rank_texts([RankItem("a", _user("Q"), ("one",))], _context(HF))[0].scores == (0.0,)
 
 
 def test_rewards_are_against_the_reference():
-    context = _context(FOLDER / "hf")
+    context = _context(HF)
     item = RankItem("a", _user("Q"), ("one", "ref", "three"))
     (found, missing) = rewards([item, RankItem("b", _user("Q"), ("x",))], ["ref", ""], context)
     (duel,) = rank_texts([RankItem("d", _user("Q"), ("one", "ref"))], context)
@@ -288,47 +265,26 @@ def _locate(source: Path, out: Path) -> None:
     checkpoint.run(stage_task("k", "base.checkpoint", settings, {}, out))
 
 
-def test_the_checkpoint_stage_accepts_every_form(folder, tmp_path):
-    _locate(folder, tmp_path / "out")
+def test_the_checkpoint_stage_accepts_it(tmp_path):
+    _locate(HF, tmp_path / "out")
     (ranked,) = rank_texts(ITEMS[:1], _context(tmp_path / "out"))
     assert ranked.scores == pytest.approx(ROWS[0]["scores"], abs=1e-5)
 
 
-def test_the_checkpoint_stage_refuses_one_without_its_encoder(tmp_path):
-    copy = _copy("authors", tmp_path)
-    shutil.rmtree(copy / "encoder")
-    _settings(copy, model_name="microsoft/no-such-encoder")
-    with pytest.raises(
-        HarnessError,
-        match=r"model_name 'microsoft/no-such-encoder', which is no folder.*hf download.*or use "
-        r"llm-blender/PairRM-hf",
-    ):
+def test_the_packages_own_form_is_refused_with_the_other_ones_name(tmp_path):
+    copy = _copy(tmp_path)
+    _settings(copy, ranker_type="pairranker")
+    with pytest.raises(HarnessError, match=r"give llm-blender/PairRM-hf, the same weights"):
         _locate(copy, tmp_path / "out")
 
 
-def test_the_encoder_may_be_in_the_hubs_cache(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    copy = _copy("authors", tmp_path)
-    encoder = shutil.move(copy / "encoder", tmp_path / "cached")
-    _settings(copy, model_name="microsoft/deberta-v3-large")
-    asked = {}
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda name, **settings: asked.update(settings, name=name) or str(encoder),
-    )
-    assert pairrm_files.open_checkpoint(copy).tokenizer.get_vocab_size() == 388
-    assert (asked["name"], asked["local_files_only"]) == ("microsoft/deberta-v3-large", True)
-
-
-def test_lengths_are_those_of_the_packages_config(tmp_path):
-    """llm-blender/pair-ranker, an earlier one, reads 128 tokens of each: 4 prompt tokens leave (3 ·
+def test_lengths_are_those_of_the_configuration(tmp_path):
+    """An earlier one reads 128 tokens of each: 4 prompt tokens leave (3 ·
     128 - 4) // 2 = 190 to an answer.
     """
-    copy = _copy("authors", tmp_path)
+    copy = _copy(tmp_path)
     _settings(copy, source_maxlength=128, candidate_maxlength=128)
-    files = pairrm_files.open_checkpoint(copy)
+    files = pairrm.open_checkpoint(copy)
     assert (files.source_tokens, files.total_tokens) == (128, 384)
     duels = pairrm.encode_duels(files, RankItem("a", _user("a"), ("9" * 500, "b")))
     assert [len(part) for part in duels[0, 1]] == [
@@ -381,10 +337,7 @@ BAD = {
         lambda copy: _settings(copy, cand1_prefix_id=7),
         r"the marks the ids \[384, 7, 386\], the tokenizer \[384, 385, 386\]",
     ),
-    "no tokenizer": (
-        _drop("tokenizer.json"),
-        r"holds no tokenizer \(tokenizer\.json or spm\.model\)",
-    ),
+    "no tokenizer": (_drop("tokenizer.json"), r"holds no tokenizer \(tokenizer\.json\)"),
     "broken tokenizer": (
         lambda copy: (copy / "tokenizer.json").write_text("{"),
         r"cannot read .*tokenizer\.json",
@@ -397,31 +350,17 @@ BAD = {
         lambda copy: (copy / "config.json").write_text("{}"),
         r"describes no DeBERTa \(no hidden_size\)",
     ),
-    "another ranker": (
-        lambda copy: _settings(copy, ranker_type="summareranker"),
-        r"ranker_type 'summareranker'; only 'pairranker' is PairRM",
-    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_broken_checkpoints_say_what_is_wrong(case, tmp_path):
     change, message = BAD[case]
-    copy = _copy("hf", tmp_path)
+    copy = _copy(tmp_path)
     change(copy)
     with pytest.raises(HarnessError, match=message) as raised:
         rank_texts(ITEMS[:1], _context(copy))
     assert str(copy) in str(raised.value)
-
-
-def test_missing_sentencepiece_file_and_a_broken_one(tmp_path):
-    copy = _copy("authors", tmp_path)
-    (copy / "encoder" / "spm.model").write_bytes(b"nothing")
-    with pytest.raises(HarnessError, match=r"cannot read .*spm\.model"):
-        pairrm.load(str(copy), "cpu")
-    (copy / "encoder" / "spm.model").unlink()
-    with pytest.raises(HarnessError, match=r"encoder holds no tokenizer"):
-        pairrm.load(str(copy), "cpu")
 
 
 def test_other_checkpoints_and_no_checkpoint_are_refused(tmp_path):
@@ -434,7 +373,7 @@ def test_other_checkpoints_and_no_checkpoint_are_refused(tmp_path):
 
 
 def test_half_precision_weights_are_computed_in_float32(tmp_path):
-    copy = _copy("hf", tmp_path)
+    copy = _copy(tmp_path)
     save_file(
         {name: tensor.half() for name, tensor in load_file(copy / "model.safetensors").items()},
         copy / "model.safetensors",

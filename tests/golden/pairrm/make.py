@@ -10,11 +10,8 @@ Run in an environment of its own (the package imports names that transformers 5 
 The committed files were made with Python 3.11.7, torch 2.3.1, transformers 4.38.2, tokenizers
 0.15.2, sentencepiece 0.2.3. Written here:
 
-- ``authors/``: the form of llm-blender/PairRM (``config.json`` of the ranker,
-  ``model.safetensors``). ``model_name`` is the folder
-  ``encoder`` in it, which stands for microsoft/deberta-v3-large as published: ``config.json``,
-  ``spm.model``, no ``tokenizer.json``.
-- ``hf/``: the same weights in the form of llm-blender/PairRM-hf, with ``tokenizer.json``.
+- ``hf/``: the form of llm-blender/PairRM-hf, ``tokenizer.json`` included; ``spm.model``: the
+  pieces that it was made of.
 - ``golden.json``: texts, token ids, logits of every ordered pair, scores, ranks, and comparisons of
   conversations.
 
@@ -349,10 +346,11 @@ def _write(file: Path, content: Any) -> None:
 
 
 def main() -> None:
-    authors, hf = HERE / "authors", HERE / "hf"
+    authors, hf = Path(tempfile.mkdtemp()), HERE / "hf"
     for folder in (authors, hf):
         shutil.rmtree(folder, ignore_errors=True)
     write_encoder(authors / "encoder")
+    shutil.copy(authors / "encoder" / "spm.model", HERE)
     _write(authors / "config.json", RANKER)
     os.chdir(authors)  # model_name is relative
     write_weights(authors)
