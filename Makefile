@@ -17,7 +17,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,gguf,ray,dashboard,postgresql,quantised,trackers]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,gguf,ray,dashboard,ifbench,postgresql,quantised,trackers]"
 	touch $(STAMP)
 
 # numpy is left to the solver: vLLM's mistral-common wants another than the one pinned.

@@ -7,7 +7,7 @@ met) and of instructions; loose ignores asterisks and a first or last line, as t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,11 +52,9 @@ def prepare(settings: IFEvalSettings, out: Path) -> Mapping[str, Any]:
     """The user's prompts, for every checkpoint alike. Raises HarnessError for rows of another form,
     unknown instructions, and instructions whose checker lacks its data.
     """
-    path = benchmark.given_file(settings, NAME, "questions")
-    rows = [_row(row, f"{path}, item {n}") for n, row in enumerate(read_jsonl(path), 1)]
-    rows = rows[: settings.limit or None]
+    path, rows = read_prompts(settings, NAME, ifeval().INSTRUCTION_DICT)
     asked = {kind for row in rows for kind in row["instruction_id_list"]}
-    if asked & set(SENTENCES) and not _has_sentences():
+    if asked & set(SENTENCES) and not has_data("tokenizers/punkt_tab"):
         raise HarnessError(
             f"{path}: instructions that count sentences or capital words need NLTK's data: run "
             "`python -m nltk.downloader punkt_tab` where there is a network"
@@ -65,13 +63,22 @@ def prepare(settings: IFEvalSettings, out: Path) -> Mapping[str, Any]:
     return {"expected": write_jsonl(out / "questions.jsonl", rows)}
 
 
-def _row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+def read_prompts(
+    settings: Any, name: str, known: Container[str]
+) -> tuple[Path, list[dict[str, Any]]]:
+    """The file of a section's ``questions`` and its rows, up to the section's limit."""
+    path = benchmark.given_file(settings, name, "questions")
+    rows = [_row(row, known, f"{path}, item {n}") for n, row in enumerate(read_jsonl(path), 1)]
+    return path, rows[: settings.limit or None]
+
+
+def _row(row: Mapping[str, Any], known: Container[str], place: str) -> dict[str, Any]:
     kinds, options = row.get("instruction_id_list"), row.get("kwargs")
     if not (row.get("prompt") and isinstance(kinds, list) and isinstance(options, list)):
         raise HarnessError(
             f"{place}: wants key, prompt, instruction_id_list and kwargs; has: {', '.join(row)}"
         )
-    unknown = sorted(set(kinds) - set(ifeval().INSTRUCTION_DICT))
+    unknown = sorted(kind for kind in kinds if kind not in known)
     if unknown or len(kinds) != len(options):
         wrong = f"unknown instruction {unknown[0]}" if unknown else "not one kwargs an instruction"
         raise HarnessError(f"{place}: {wrong}")
@@ -79,10 +86,11 @@ def _row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     return named | {"instruction_id_list": kinds}
 
 
-def _has_sentences() -> bool:
+def has_data(resource: str) -> bool:
+    """Whether NLTK finds its data of a name."""
     data = importlib.import_module("nltk").data
     try:
-        data.find("tokenizers/punkt_tab")
+        data.find(resource)
     except LookupError:
         return False
     return True
@@ -91,30 +99,44 @@ def _has_sentences() -> bool:
 def write_pocket(_seed: int, _limit: int, _folder: Path) -> NoReturn:
     """Raises HarnessError: the pocket world's language has no such instructions."""
     raise HarnessError(
-        "ifeval asks real questions, which a pocket model does not speak; leave it out of "
-        "evaluation.benchmarks"
+        "ifeval and ifbench ask real questions, which a pocket model does not speak; leave them "
+        "out of evaluation.benchmarks"
     )
+
+
+Check = Callable[[Mapping[str, Any], str], Mapping[str, Any]]
+"""(row, answer) → what is met, by lm-eval's names: of the prompt, or a list by instruction."""
 
 
 def run(task: StageTask[Nothing]) -> StageOutcome:
     """Stage ``ifeval``: one score row a prompt, and one an instruction (cluster: its prompt)."""
-    rows = list(read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl"))
-    scores = [score for row in rows for score in _scores(row)]
-    known: dict[str, list[float]] = {name: [] for name in METRICS}
-    for score in scores:
-        if score.value is not None:
-            known[score.metric].append(score.value)
-    means = {name: benchmark.mean(values) for name, values in known.items()}
+    return score(task, NAME, "4", _check)
+
+
+def _check(row: Mapping[str, Any], said: str) -> Mapping[str, Any]:
+    doc = {"key": 0, "prompt": row["question"], "kwargs": row["kwargs"]}
+    doc |= {"instruction_id_list": row["instruction_id_list"]}
+    found: Mapping[str, Any] = ifeval().utils.process_results(doc, [said])
+    return found
+
+
+def score(task: StageTask[Nothing], name: str, version: str, check: Check) -> StageOutcome:
+    """Score rows of the answers to a benchmark of checked instructions."""
+    rows = list(read_jsonl(task.inputs["answer"] / f"{name}.jsonl"))
+    scores = [one for row in rows for one in _scores(row, name, version, check)]
+    known: dict[str, list[float]] = {metric: [] for metric in METRICS}
+    for one in scores:
+        if one.value is not None:
+            known[one.metric].append(one.value)
+    means = {metric: benchmark.mean(values) for metric, values in known.items()}
     return benchmark.finish(task, scores, means, primary="prompt_level_strict_acc")
 
 
-def _scores(row: Mapping[str, Any]) -> Iterator[Score]:
+def _scores(row: Mapping[str, Any], name: str, version: str, check: Check) -> Iterator[Score]:
     """An empty answer meets nothing; one that is missing has no value."""
-    name, said = row["id"], row["output"]
+    key, said = row["id"], row["output"]
     status: Status = row["status"]
-    doc = {"key": 0, "prompt": row["question"], "kwargs": row["kwargs"]}
-    doc |= {"instruction_id_list": row["instruction_id_list"]}
-    found = ifeval().utils.process_results(doc, [said]) if status in READ else {}
+    found = check(row, said) if status in READ else {}
     source = content_hash(row["question"], said, length=16)
     for metric in METRICS:
         parts = row["instruction_id_list"] if metric.startswith("inst") else [""]
@@ -123,9 +145,17 @@ def _scores(row: Mapping[str, Any]) -> Iterator[Score]:
             if found:
                 met = found[metric]
                 value = 100.0 * bool(met[place] if isinstance(met, list) else met)
-            item = f"{name}#{place}" if metric.startswith("inst") else name
+            item = f"{key}#{place}" if metric.startswith("inst") else key
             kept: Status = "ok" if found else status
-            yield Score(NAME, "4", item, name, metric, value, kept, source=source)
+            yield Score(name, version, item, key, metric, value, kept, source=source)
+
+
+def measures(name: str) -> list[benchmark.Measure]:
+    """Shares of prompts and of instructions, in percent."""
+    return [
+        benchmark.Measure(name, metric, title, "percent", 1, scale=benchmark.PERCENT, table=name)
+        for metric, title in METRICS.items()
+    ]
 
 
 def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
@@ -142,10 +172,7 @@ BENCHMARK = benchmark.Benchmark(
     run="harness.evaluate.ifeval:run",
     task=Nothing,
     settle=lambda _asked: Nothing(),
-    measures=lambda _evaluation: [
-        benchmark.Measure(NAME, name, title, "percent", 1, scale=benchmark.PERCENT, table=NAME)
-        for name, title in METRICS.items()
-    ],
+    measures=lambda _evaluation: measures(NAME),
     inputs=("answer",),
     work=lambda _count, _task: Work(rows=1),
     questions=lambda task: benchmark.QuestionRows(NAME, task),

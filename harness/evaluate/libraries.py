@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.records import HarnessError
+
 _HIDDEN_PREFIXES = (
     "OPENAI_",
     "ANTHROPIC_",
@@ -91,17 +93,42 @@ def ifeval() -> Any:
     unless it is seeded, and an answer's score must not.
     """
     import langdetect
-    import nltk
 
-    with _LOCK, contextlib.redirect_stdout(io.StringIO()):
-        download, nltk.download = nltk.download, lambda *_args, **_kwargs: False
-        try:
-            registry: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_registry")
-            registry.utils = importlib.import_module("lm_eval.tasks.ifeval.utils")
-        finally:
-            nltk.download = download
+    with _LOCK, _fetching_nothing():
+        registry: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_registry")
+        registry.utils = importlib.import_module("lm_eval.tasks.ifeval.utils")
     langdetect.DetectorFactory.seed = 0
     return registry
+
+
+@functools.cache
+def ifbench() -> Any:
+    """if-verifiable's copy of IFBench's checkers by id (``INSTRUCTION_DICT``), with its ``common``,
+    which checks an answer, as an attribute. Raises HarnessError where it is not installed.
+    """
+    with _LOCK, _fetching_nothing():
+        try:
+            registry: Any = importlib.import_module("if_verifiable.ifbench.instructions_registry")
+            registry.common = importlib.import_module("if_verifiable.common")
+        except ImportError as error:
+            raise HarnessError(
+                f"ifbench needs the package if-verifiable ({error}): pip install "
+                "'selm-harness[ifbench]', or leave ifbench out of evaluation.benchmarks"
+            ) from None
+    return registry
+
+
+@contextlib.contextmanager
+def _fetching_nothing() -> Iterator[None]:
+    """NLTK without a network and without its prints."""
+    import nltk
+
+    download, nltk.download = nltk.download, lambda *_args, **_kwargs: False
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        nltk.download = download
 
 
 def _stub(name: str, **attributes: Any) -> types.ModuleType:
