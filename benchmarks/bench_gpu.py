@@ -41,13 +41,12 @@ from harness.model.generate import generate
 from harness.model.head import head_logps
 from harness.model.logprobs import pack
 from harness.model.policy import Policy
-from harness.model.shape import Shape, shape_from_config
+from harness.model.shape import Shape, shape_from_config, training_bytes
 from harness.records import GenerationRequest
 from harness.stages.train import with_lora
 from harness.study.sections import LoraSettings
 from harness.study.settings import Recipe
 from harness.train.batching import PreferenceRow
-from harness.train.memory import training_bytes
 from harness.train.trainer import PreferenceConfig, PreferenceTrainer, without_dropout
 
 BETA = 0.01

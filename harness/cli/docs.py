@@ -122,7 +122,7 @@ def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object
 def _objective(one: Any) -> tuple[object, ...]:
     checked = f"TRL's {one.trl}" if one.trl else "the formula only"
     reads, parameters = ", ".join(one.reads), _pairs(one.parameters)
-    return reads, parameters, _first(one.function), one.source, checked
+    return reads, parameters, _first(one.function), source_of(one.function), checked
 
 
 def _benchmark(one: Any) -> tuple[object, ...]:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from harness.study import optimizers, packages, sections, yaml
     from harness.study import study as studies
     from harness.study.settings import Recipe
-    from harness.train import memory as memories
 else:
     hub_client, torch = lazy("huggingface_hub", "torch")
     shown, doctor_data, doctor_judge, costs, runs, benchmarks, rankers = lazy(
@@ -65,7 +64,6 @@ else:
         sections,
         studies,
         yaml,
-        memories,
     ) = lazy(
         "harness.engine.launch",
         "harness.engine.store",
@@ -80,7 +78,6 @@ else:
         "harness.study.sections",
         "harness.study.study",
         "harness.study.yaml",
-        "harness.train.memory",
     )
 
 PACKAGE = "selm-harness"
@@ -303,8 +300,8 @@ def _memory(recipe: Recipe, shape: Shape, room: float) -> Iterator[Finding]:
     if recipe.model.generation_backend == "vllm":  # it keeps what fits and queues the rest
         cache = 0.0
     needs = {
-        "training": memories.training_bytes(shape, recipe),
-        "scoring": memories.scoring_bytes(shape, recipe),
+        "training": shapes.training_bytes(shape, recipe),
+        "scoring": shapes.scoring_bytes(shape, recipe),
         "generating": weights + cache,
     }
     for what, needed in needs.items():
@@ -312,7 +309,7 @@ def _memory(recipe: Recipe, shape: Shape, room: float) -> Iterator[Finding]:
         if needed <= room:
             yield ok(f"memory of {what}", says)
         else:
-            advice = memories.remedies(recipe.training, recipe.runtime.sharding != "none")
+            advice = shapes.remedies(recipe.training, recipe.runtime.sharding != "none")
             says += f"; try {advice}, or a smaller model.generation_batch"
             yield wrong(f"memory of {what}", says)
 

@@ -16,12 +16,19 @@ from harness.engine.execute import estimate, longest_chain
 from harness.engine.graph import Node, Plan
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
-from harness.model.shape import Shape, shape_of
+from harness.model.shape import (
+    GB,
+    Shape,
+    arithmetic,
+    node_needed,
+    shape_of,
+    training_bytes,
+    training_parts,
+)
 from harness.records import HarnessError
 from harness.study.sections import JudgeSettings
 from harness.study.settings import Recipe
 from harness.study.work import LENGTHS, POCKET_LENGTHS, Lengths, Work
-from harness.train.memory import GB, arithmetic, node_needed, training_bytes, training_parts
 
 USABLE = 0.9
 """Share of a device's memory that can be filled: the rest is for fragments and buffers."""

@@ -20,9 +20,8 @@ from harness.engine.ray import RayExecutor
 from harness.engine.runs import build_plan, named_by
 from harness.engine.store import Store
 from harness.files import hash_file
-from harness.model.checkpoint_files import check_no_adapter
-from harness.model.fingerprint import fingerprint
-from harness.model.shape import shape_of
+from harness.model.checkpoint_files import check_no_adapter, fingerprint
+from harness.model.shape import GB, arithmetic, shape_of, training_bytes, training_parts
 from harness.model.vllm_engine import check_vllm
 from harness.records import HarnessError, content_hash, is_hub_id
 from harness.study.given import Given
@@ -31,7 +30,6 @@ from harness.study.packages import check_packages
 from harness.study.study import Study, compose, load_study
 from harness.study.yaml import load_yaml
 from harness.train.distributed import check_ready
-from harness.train.memory import GB, arithmetic, training_bytes, training_parts
 
 PAPER_SEED = 42
 """Seed of the one run when a recipe stands in for a study."""

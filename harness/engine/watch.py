@@ -13,8 +13,7 @@ import re
 from pathlib import Path
 
 from harness.files import write_atomic
-from harness.model.checkpoint_files import settings_of, weight_files
-from harness.model.fingerprint import fingerprint
+from harness.model.checkpoint_files import fingerprint, settings_of, weight_files
 from harness.records import HarnessError, canonical_json, first_line
 from harness.study import names
 from harness.study.given import Given

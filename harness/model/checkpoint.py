@@ -98,9 +98,8 @@ def check_checkpoint(
     source = str(where.get("source", path))
     code = check_code(path, source, trust_remote_code or str(where.get("trust_remote_code", "")))
     weights = weight_files(path, source, pickle_weights or str(where.get("pickle_weights", "")))
-    _check_quantised(path, source)
     stored, config = Stored(weights, source), _config(path, source, code)
-    _check_types(stored)
+    _check_types(stored, settings_of(path / "config.json", source))
     fit = _dry_load(stored, config, "causal" if head == "new" else head, code)
     check_fit(fit, stored.headers, source)
     _check_use(fit.model, source, head)
@@ -135,9 +134,17 @@ def load_model(
     bits (NF4, double quantisation: Dettmers et al. 2023, arXiv 2305.14314), computed in ``dtype``.
     Raises HarnessError.
     """
+    from transformers import BitsAndBytesConfig
+
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if quantised:
-        options |= {"quantization_config": _four_bits(dtype), "device_map": {"": device}}
+        four_bits = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options |= {"quantization_config": four_bits, "device_map": {"": device}}
     try:
         with quiet():
             model, info = _auto(found.head).from_pretrained(
@@ -163,18 +170,6 @@ def load_model(
     model = (model if quantised else model.to(device)).eval()
     check_values(found.source, model.named_parameters(), ends(model))
     return model
-
-
-def _four_bits(dtype: str) -> Any:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
 
 
 def _auto(head: Head) -> Any:
@@ -214,14 +209,9 @@ class Fit:
 
 def fit_of(model: Any, info: Mapping[str, Any]) -> Fit:
     """What transformers said of a loading (``output_loading_info``)."""
-    mismatched = [(name, list(has), list(wants)) for name, has, wants in info["mismatched_keys"]]
-    return Fit(
-        model,
-        set(info["missing_keys"]),
-        set(info["unexpected_keys"]),
-        sorted(mismatched),
-        [str(error) for error in info["error_msgs"]],
-    )
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    mismatched = sorted((name, list(a), list(b)) for name, a, b in info["mismatched_keys"])
+    return Fit(model, missing, unexpected, mismatched, [str(e) for e in info["error_msgs"]])
 
 
 def plain_fit(model: Any, stored: Stored, ignored: str) -> Fit:
@@ -240,12 +230,10 @@ def _config(path: Path, source: str, code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=True)
+        return AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=True)
     except Exception as error:  # values of the wrong type raise the library's own classes
-        raise CheckpointError(
-            f"{source}: config.json cannot be read ({first_line(error, 300)})"
-        ) from error
-    return config
+        message = f"{source}: config.json cannot be read ({first_line(error, 300)})"
+        raise CheckpointError(message) from error
 
 
 def _dry_load(stored: Stored, config: Any, head: Head, code: bool) -> Fit:
@@ -288,12 +276,12 @@ def check_fit(fit: Fit, stored: Mapping[str, Tensor], source: str) -> None:
     architecture = type(fit.model).__name__
     parts = [*fit.errors]
     if fit.missing:
-        parts.append(f"missing: {_three(fit.missing)}")
+        parts.append(f"missing: {_three(sorted(fit.missing))}")
     if fit.unexpected:
-        parts.append(f"without a place in it: {_three(fit.unexpected)}")
+        parts.append(f"without a place in it: {_three(sorted(fit.unexpected))}")
     if fit.mismatched:
         shapes = [f"{name} {list(has)} instead of {list(w)}" for name, has, w in fit.mismatched]
-        parts.append(f"of another shape: {_three(shapes)}")
+        parts.append(f"of another shape: {_three(sorted(shapes))}")
     if parts:
         raise CheckpointError(
             f"{source}: the weights are not those of the {architecture} that config.json "
@@ -302,26 +290,22 @@ def check_fit(fit: Fit, stored: Mapping[str, Tensor], source: str) -> None:
 
 
 def _three(names: Iterable[str]) -> str:
-    found = sorted(names)
+    found = list(names)
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ", ".join(found[:3]) + more
 
 
-def _check_quantised(path: Path, source: str) -> None:
-    config = settings_of(path / "config.json", source)
-    for key in ("quantization_config", "compression_config"):
-        if config.get(key):
-            given = config[key]
-            method = given.get("quant_method", "?") if isinstance(given, dict) else given
-            raise CheckpointError(
-                f"{source}: the weights are quantised ({key}: {method}). Take the checkpoint they "
-                f"were made from, or dequantise them and save them without {key}"
-            )
-
-
-def _check_types(stored: Stored) -> None:
+def _check_types(stored: Stored, config: Mapping[str, Any]) -> None:
+    """No weights that are quantised, as config.json says or as their own types do."""
     import torch
 
+    for key in ("quantization_config", "compression_config"):
+        if given := config.get(key):
+            method = given.get("quant_method", "?") if isinstance(given, dict) else given
+            raise CheckpointError(
+                f"{stored.source}: the weights are quantised ({key}: {method}). Take the "
+                f"checkpoint they were made from, or dequantise them and save them without {key}"
+            )
     whole = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     for name, header in stored.headers.items():
         if name.endswith("weight") and header.dtype not in whole:
@@ -366,13 +350,12 @@ def _check_tied(model: Any, stored: Stored) -> None:
 def _check_vocabulary(model: Any, source: str, tokenizer: Any) -> None:
     """Every id of the tokenizer has a row of the embedding; more rows are padding."""
     rows = model.get_input_embeddings().weight.shape[0]
-    beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    by_id = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)
+    beyond = [f"{token!r} ({number})" for number, token in by_id]
     if beyond:
-        first = ", ".join(f"{token!r} ({number})" for number, token in beyond[:3])
-        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         raise CheckpointError(
             f"{source}: the embedding has {rows} rows, but the tokenizer has tokens beyond them: "
-            f"{first}{more}. Give the checkpoint's own tokenizer, or resize the embedding "
+            f"{_three(beyond)}. Give the checkpoint's own tokenizer, or resize the embedding "
             "(resize_token_embeddings) and train it"
         )
 
@@ -412,15 +395,10 @@ LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 def _remedies(fit: Fit, stored: Mapping[str, Tensor]) -> list[str]:
     """What the names tell of the cause and its cure."""
-    found = []
-    wrapped = _wrapped(fit)
+    first = _renaming(fit)
     if any(ADAPTER.search(name) for name in fit.unexpected):
-        found.append(
-            "They are a PEFT adapter's: merge it (merge_and_unload) and save the model again."
-        )
-    elif wrapped:
-        found.append(_renaming(wrapped))
-    found += [text for text in (_depths(fit, stored), *_about_heads(fit, stored)) if text]
+        first = "They are a PEFT adapter's: merge it (merge_and_unload) and save the model again."
+    found = [text for text in (first, _depths(fit, stored), *_about_heads(fit, stored)) if text]
     matrices = [(name, has, w) for name, has, w in fit.mismatched if len(has) == len(w) == 2]
     rows = [has[0] for name, has, w in matrices if "embed" in name and has[1] == w[1]]
     if any(has[0] == 1 and has[1] == w[1] for _, has, w in matrices):
@@ -431,31 +409,24 @@ def _remedies(fit: Fit, stored: Mapping[str, Tensor]) -> list[str]:
     return found or [save]
 
 
-def _wrapped(fit: Fit) -> dict[str, str]:
-    """Stored name -> the missing name it stands for, under a wrapper's prefix."""
-    base = getattr(fit.model, "base_model_prefix", "")
-    found = {}
-    for name in fit.unexpected:
+def _renaming(fit: Fit) -> str:
+    """Where a stored name is a missing one under a wrapper's prefix: whose, and the rename."""
+    body = getattr(fit.model, "base_model_prefix", "")
+    for name in sorted(fit.unexpected):
         plain = name
         for part in WRAPPERS:
             plain = re.sub(rf"(^|\.){re.escape(part)}", r"\1", plain)
         parts = plain.split(".")
         ends = [".".join(parts[i:]) for i in range(len(parts) - 1)]
-        wanted = [*ends, *(f"{base}.{end}" for end in ends)]
-        match = next((end for end in wanted if end in fit.missing), None)
-        if match:
-            found[name] = match
-    return found
-
-
-def _renaming(wrapped: Mapping[str, str]) -> str:
-    name = min(wrapped)
-    whose = [f"{part!r} ({who})" for part, who in WRAPPERS.items() if part in name]
-    prefix = " and ".join(whose) or repr(name.removesuffix(wrapped[name]))
-    return (
-        f"The names carry {prefix} of a wrapper: save the model inside it, or rename {name} to "
-        f"{wrapped[name]} and the others alike."
-    )
+        wanted = (*ends, *(f"{body}.{end}" for end in ends))
+        if match := next((end for end in wanted if end in fit.missing), ""):
+            whose = [f"{part!r} ({who})" for part, who in WRAPPERS.items() if part in name]
+            prefix = " and ".join(whose) or repr(name.removesuffix(match))
+            return (
+                f"The names carry {prefix} of a wrapper: save the model inside it, or rename "
+                f"{name} to {match} and the others alike."
+            )
+    return ""
 
 
 def _depths(fit: Fit, stored: Mapping[str, Tensor]) -> str:

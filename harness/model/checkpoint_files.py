@@ -1,4 +1,5 @@
-"""What lies in a checkpoint folder: where it is, which files hold its weights, their headers.
+"""What lies in a checkpoint folder: where it is, which files hold its weights, their headers, and
+the content hash by which it enters keys.
 
 Weights are read from safetensors only, pickled ones and code from a repository only when that
 repository is named.
@@ -6,13 +7,16 @@ repository is named.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.records import HarnessError, first_line
+from harness.files import hash_file, write_atomic
+from harness.records import HarnessError, content_hash, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,19 +76,15 @@ def check_no_adapter(path: Path, source: str) -> None:
             "applied to it at each load. If they are merged into its weights already, delete them; "
             "if not, merge them (peft: merge_and_unload, then save_pretrained into a new folder)"
         )
+    base = ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        base = f"{settings['base_model_name_or_path']} "
     raise CheckpointError(
         f"{source}: a PEFT adapter alone ({', '.join(found)}), without its model. Merge it into "
-        f"its base {_adapted(path)}(peft: AutoPeftModelForCausalLM.from_pretrained, "
+        f"its base {base}(peft: AutoPeftModelForCausalLM.from_pretrained, "
         "merge_and_unload, save_pretrained into a new folder) and give that folder"
     )
-
-
-def _adapted(path: Path) -> str:
-    try:
-        settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        return f"{settings['base_model_name_or_path']} "
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -114,7 +114,15 @@ def weight_files(path: Path, source: str, pickle_weights: str = "") -> WeightFil
     pickled = sorted(f.name for f in path.glob("*.*") if f.suffix in WEIGHTS[1:])
     pickled = [name for name in pickled if name != "training_args.bin"]
     if not present and not (path / INDEX).is_file():
-        return WeightFiles(_pickled(path, source, pickled, pickle_weights), pickled=True)
+        if not pickled:
+            raise HarnessError(f"{path}: no weights here (no *.safetensors)")
+        if not pickle_weights or pickle_weights != source:
+            raise HarnessError(
+                f"{path}: the weights are pickle files ({', '.join(pickled[:3])}), which can run "
+                "code when loaded. Convert them to safetensors (save_pretrained of a copy you "
+                f"trust), or allow this one by name: model.pickle_weights: {source}"
+            )
+        return WeightFiles(tuple(path / name for name in pickled), pickled=True)
     if SINGLE in present and (path / INDEX).is_file():
         raise CheckpointError(
             f"{source}: two sets of weights, {SINGLE} and the shards of {INDEX}; delete the one "
@@ -128,20 +136,6 @@ def weight_files(path: Path, source: str, pickle_weights: str = "") -> WeightFil
             "no index names, of another model or an older save; move them out of the folder"
         )
     return WeightFiles(tuple(path / name for name in sorted(read)), unread=tuple(pickled))
-
-
-def _pickled(
-    path: Path, source: str, found: Sequence[str], pickle_weights: str
-) -> tuple[Path, ...]:
-    if not found:
-        raise HarnessError(f"{path}: no weights here (no *.safetensors)")
-    if pickle_weights and pickle_weights == source:
-        return tuple(path / name for name in found)
-    raise HarnessError(
-        f"{path}: the weights are pickle files ({', '.join(found[:3])}), which can run code "
-        "when loaded. Convert them to safetensors (save_pretrained of a copy you trust), or allow "
-        f"this one by name: model.pickle_weights: {source}"
-    )
 
 
 def _shards(path: Path, source: str, present: set[str]) -> set[str]:
@@ -202,6 +196,58 @@ def check_code(path: Path, source: str, trust_remote_code: str = "") -> bool:
         f"{source}: model_type {kind!r} needs code from the repository itself. Read that code, "
         f"then allow it by name: model.trust_remote_code: {source}"
     )
+
+
+# -- the content -----------------------------------------------------------------------------------
+
+STATES = {
+    "training_args.bin",
+    "trainer_state.json",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+}
+IGNORED = {".git", ".gitattributes", "README.md", "LICENSE"} | STATES
+"""Files of a checkpoint folder that change nothing about the model."""
+
+
+def cache_folder() -> Path:
+    """What may be lost: it only costs time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selm"
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the contents of a file, or over names and contents of a folder's files (hex).
+
+    Hashes of files are remembered by real path, size and modification time (ns) in
+    `cache_folder`, so that a checkpoint of many gigabytes is read once.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise HarnessError(f"{path}: no such file or folder")
+    memory = cache_folder() / "fingerprints.json"
+    known, new, hashes = _remembered(memory), dict[str, str](), dict[str, str]()
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if path.is_dir() and (not file.is_file() or IGNORED & set(name.parts)):
+            continue
+        stat = file.stat()
+        key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in known:
+            known[key] = new[key] = hash_file(file)
+        hashes[str(name)] = known[key]
+    if new:
+        with contextlib.suppress(HarnessError, OSError):
+            write_atomic(memory, json.dumps(_remembered(memory) | new, sort_keys=True))
+    return hashes["."] if path.is_file() else content_hash("folder", hashes)
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    try:
+        found = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # -- the tensors -----------------------------------------------------------------------------------

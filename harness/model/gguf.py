@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from harness.files import hash_file
 from harness.model.checkpoint import check_fit, fit_of, quiet
+from harness.model.checkpoint_files import cache_folder
 from harness.records import HarnessError, content_hash, first_line
 
 SUFFIX = ".gguf"
@@ -34,8 +34,7 @@ def is_gguf(source: str | Path) -> bool:
 
 
 def checkpoint_of(file: Path) -> Path:
-    """The folder of the file's checkpoint, written once for its content, in
-    ``$XDG_CACHE_HOME/selm/gguf``.
+    """The folder of the file's checkpoint, written once for its content in `cache_folder`.
 
     Raises HarnessError for a file that is missing, cut short, of an architecture that transformers
     does not read, or with tensors or a tokenizer that would not be read as they were meant.
@@ -44,7 +43,7 @@ def checkpoint_of(file: Path) -> Path:
 
     if not file.is_file():
         raise HarnessError(f"{file}: no such GGUF file")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selm" / "gguf"
+    cache = cache_folder() / "gguf"
     name = content_hash(hash_file(file), VERSION, transformers.__version__, length=32)
     if not (cache / name / "config.json").is_file():
         cache.mkdir(parents=True, exist_ok=True)

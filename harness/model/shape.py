@@ -1,8 +1,13 @@
-"""Sizes of a decoder: what its cost and its memory are computed from, without loading it."""
+"""Sizes of a decoder, without loading it: what its cost is computed from, and what training holds
+in a device's memory before the first row.
+
+Weights, gradients and optimiser are certain and counted; activations are not: the trainer halves
+its token budget when the device runs out of memory (`harness.train.trainer`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +17,11 @@ from huggingface_hub import try_to_load_from_cache
 from harness.model import gguf
 from harness.model.checkpoint_files import settings_of
 from harness.records import HarnessError
+from harness.study.optimizers import OPTIMIZERS
+from harness.study.sections import TrainingSettings
 from harness.study.settings import Recipe
+
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -77,28 +86,17 @@ def shape_of(recipe: Recipe) -> Shape:
     if source == "pocket":
         pocket = recipe.pocket
         width, heads = pocket.hidden_size, pocket.heads
-        return Shape(
-            "pocket",
-            pocket.layers,
-            width,
-            width,
-            heads,
-            heads,
-            width // heads,
-            POCKET_VOCABULARY,
-            True,
-        )
+        sizes = (pocket.layers, width, width, heads, heads, width // heads, POCKET_VOCABULARY)
+        return Shape("pocket", *sizes, tied=True)
     if source in KNOWN:
         return KNOWN[source]
     if gguf.is_gguf(source):
         return shape_from_config(source, gguf.settings_of(Path(source).expanduser()))
     file: Any = Path(source) / "config.json"
-    if not file.is_file():
-        file = None
-        if source.count("/") == 1:
-            revision = recipe.model.revision or None
-            file = try_to_load_from_cache(source, "config.json", revision=revision)
-    if not isinstance(file, (str, Path)):
+    if not file.is_file() and source.count("/") == 1:
+        revision = recipe.model.revision or None
+        file = try_to_load_from_cache(source, "config.json", revision=revision)
+    if not isinstance(file, (str, Path)) or not Path(file).is_file():
         raise HarnessError(
             f"{source}: its sizes are not known here; give a folder, or fetch its config.json "
             f"first (`hf download {source} config.json`)"
@@ -125,3 +123,101 @@ def shape_from_config(source: str, config: Mapping[str, Any]) -> Shape:
         raise HarnessError(
             f"{source}: config.json has no {missing}; only usual decoders can be counted"
         ) from None
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the memory of one process, in bytes, with its arithmetic."""
+
+    what: str
+    how: str
+    size: float
+
+
+def training_parts(shape: Shape, recipe: Recipe) -> tuple[Part, ...]:
+    """Weights, gradients and optimiser of one training process, in bytes.
+
+    Full training keeps float32 weights whatever the model's dtype; adapters train in float32 over
+    frozen weights of the model's dtype. With sharding each process holds its share.
+    """
+    n, training, runtime = shape.parameters, recipe.training, recipe.runtime
+    shards = runtime.processes if runtime.sharding != "none" else 1
+    over = f" / {shards}" if shards > 1 else ""
+    state = OPTIMIZERS[training.optimizer].state
+    if training.lora:
+        wide, each = _frozen_width(shape, recipe), 8 + state
+        trained = shape.adapters(training.lora.r)
+        frozen = f"{n / 1e9:.2f} B × {wide:.3g} bytes{over}"
+        added = f"{trained / 1e6:.0f} M × {each:g} bytes{over}"
+        return (
+            Part("weights (frozen)", frozen, wide * n / shards),
+            Part("adapters with gradients and optimiser", added, each * trained / shards),
+        )
+    states = (("weights", 4), ("gradients", 4), ("optimiser", state))
+    return tuple(
+        Part(what, f"{n / 1e9:.2f} B × {size:g} bytes{over}", size * n / shards)
+        for what, size in states
+    )
+
+
+NF4_BYTES = (4 + (8 + 32 / 256) / 64) / 8
+"""A weight in 4 bits; a scale of 8 bits for 64 of them, one of 32 for 256 scales."""
+
+
+def _frozen_width(shape: Shape, recipe: Recipe) -> float:
+    """Bytes of a frozen weight on the average: with 4 bits, embeddings and head keep the dtype."""
+    lora = recipe.training.lora
+    wide = 2 if recipe.model.dtype == "bfloat16" else 4
+    if not lora or lora.base == "whole":
+        return wide
+    kept = shape.embeddings / shape.parameters
+    return wide * kept + NF4_BYTES * (1 - kept)
+
+
+def training_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Bytes that one training process holds without a single row."""
+    return sum(part.size for part in training_parts(shape, recipe))
+
+
+def scoring_bytes(shape: Shape, recipe: Recipe) -> float:
+    """Bytes of the policy that scores pairs, on one device: in mixed precision float32 weights and
+    their bfloat16 copies.
+    """
+    if recipe.model.dtype == "bfloat16" and not recipe.training.lora:
+        return 6 * shape.parameters
+    return _frozen_width(shape, recipe) * shape.parameters
+
+
+def node_needed(shape: Shape, recipe: Recipe) -> str:
+    """The node that a training stage needs, in a sentence."""
+    runtime = recipe.runtime
+    count = f"{runtime.processes} GPUs" if runtime.processes > 1 else "one GPU"
+    divided = "" if runtime.sharding == "none" else f", divided by {runtime.sharding}"
+    return (
+        f"Training {shape.name} needs a node of {count}, and on each "
+        f"{training_bytes(shape, recipe) / GB:.1f} GB for weights, gradients and "
+        f"{recipe.training.optimizer}'s states{divided}; scoring pairs, "
+        f"{scoring_bytes(shape, recipe) / GB:.1f} GB on one. Rows and fragments come on top."
+    )
+
+
+def arithmetic(parts: Sequence[Part]) -> str:
+    """``weights: 7.24 B × 4 bytes = 29.0 GB; …``"""
+    return "; ".join(f"{part.what}: {part.how} = {part.size / GB:.1f} GB" for part in parts)
+
+
+def remedies(training: TrainingSettings, sharded: bool) -> str:
+    """What would make training smaller and is not used yet."""
+    found = [] if training.gradient_checkpointing else ["training.gradient_checkpointing: true"]
+    if not training.lora:
+        found.append("training.lora")
+    elif training.lora.base == "whole" and not sharded:
+        found.append("training.lora.base: nf4")
+    if sharded:
+        found.append("more runtime.processes")
+    else:
+        found.append("runtime.sharding: fsdp over several runtime.processes")
+    return ", ".join([*found, "a shorter training.max_length"])

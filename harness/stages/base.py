@@ -8,8 +8,7 @@ from typing import Any
 from harness.model import gguf
 from harness.model.chat import preflight
 from harness.model.checkpoint import check_checkpoint
-from harness.model.checkpoint_files import check_no_adapter
-from harness.model.fingerprint import fingerprint
+from harness.model.checkpoint_files import check_no_adapter, fingerprint
 from harness.model.policy import load_tokenizer, template_settings
 from harness.rankers.registry import check_ranker
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, first_line

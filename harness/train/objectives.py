@@ -12,6 +12,7 @@ this module does not import torch.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAIR = ("chosen", "rejected")
-TRIPLE = ("chosen", "rejected", "explore")
 OTHERS = ("other_chosen", "other_rejected")
 """The responses of another row's prompt: what KTO estimates its KL from."""
 
@@ -61,16 +61,9 @@ class Rows:
         if role == "explore":
             return self
 
-        def moved(table: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-            return {**table, "explore": table[role]} if role in table else table
-
-        return replace(
-            self,
-            logps=moved(self.logps),
-            reference=moved(self.reference),
-            tokens=moved(self.tokens),
-            extras=moved(self.extras),
-        )
+        tables = {name: getattr(self, name) for name in ("logps", "reference", "tokens", "extras")}
+        moved = {name: {**t, "explore": t[role]} for name, t in tables.items() if role in t}
+        return replace(self, **moved)
 
     def ratio(self, role: str) -> Tensor:
         """r(y) = log pi_theta(y) - log pi_ref(y), nats, shape (B,)."""
@@ -329,9 +322,6 @@ def _others_ratio(rows: Rows) -> Tensor:
     return (rows.ratio("other_chosen") + rows.ratio("other_rejected")) / 2
 
 
-Coefficient = Callable[[float, float], float]
-
-
 @dataclass(frozen=True)
 class Statistic:
     """What an objective reads of the whole global batch: ``rows.batch["mean"]``, the mean of ``of``
@@ -351,26 +341,29 @@ class Objective:
     """An objective and what a study must know about it.
 
     function: ``(rows, *, beta, **parameters) -> losses (B,)``, with ``alpha`` too when it explores;
-    its docstring holds equation and source. reads: roles of the responses whose log-probabilities
-    it reads. parameters: names with defaults. coefficient: c(alpha, beta), the coefficient on
+    its docstring holds equation and source. coefficient: c(alpha, beta), the coefficient on
     log pi_theta(y) where pi_theta = pi_ref; None: there is no y. trl: trainer and loss of TRL
     beside which the tests run it; empty: checked against its formula only. statistic: what it reads
     of the whole batch. counts: it reads how rarely y was met (stage ``count``), as ``rows.extras``.
     """
 
     function: Callable[..., Tensor]
-    reads: tuple[str, ...] = PAIR
-    parameters: Mapping[str, float] = field(default_factory=dict)
-    coefficient: Coefficient | None = None
+    coefficient: Callable[[float, float], float] | None = None
     needs_reference: bool = True
     trl: str = ""
     statistic: Statistic | None = None
     counts: bool = False
 
     @property
-    def source(self) -> str:
-        """Where its equation stands."""
-        return source_of(self.function)
+    def parameters(self) -> dict[str, float]:
+        """Its own parameters with their defaults, as its function states them."""
+        named = inspect.signature(self.function).parameters.values()
+        return {one.name: one.default for one in named if one.default is not one.empty}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles of the responses whose log-probabilities it reads."""
+        return (*PAIR, "explore") if self.explores else PAIR
 
     @property
     def explores(self) -> bool:
@@ -386,39 +379,31 @@ def source_of(function: Callable[..., Any]) -> str:
 
 OBJECTIVES: dict[str, Objective] = {
     "dpo": Objective(dpo, trl="DPOTrainer sigmoid"),
-    "selm": Objective(selm, TRIPLE, {}, lambda alpha, beta: alpha * beta),
-    "selm_algorithm_1": Objective(selm_algorithm_1, TRIPLE, {}, lambda alpha, _beta: alpha),
-    "xpo": Objective(xpo, TRIPLE, {"clip": 500.0}, lambda alpha, _beta: alpha),
-    "vpo": Objective(vpo, TRIPLE, {}, lambda alpha, beta: alpha * beta),
-    "se_popo": Objective(se_popo, TRIPLE, {}, lambda alpha, _beta: alpha / 4),
-    "copo": Objective(copo, TRIPLE, {}, lambda alpha, _beta: -COPO_SCALE * alpha, counts=True),
+    "selm": Objective(selm, lambda alpha, beta: alpha * beta),
+    "selm_algorithm_1": Objective(selm_algorithm_1, lambda alpha, _beta: alpha),
+    "xpo": Objective(xpo, lambda alpha, _beta: alpha),
+    "vpo": Objective(vpo, lambda alpha, beta: alpha * beta),
+    "se_popo": Objective(se_popo, lambda alpha, _beta: alpha / 4),
+    "copo": Objective(copo, lambda alpha, _beta: -COPO_SCALE * alpha, counts=True),
     "ipo": Objective(ipo),
     "ipo_mean": Objective(ipo_mean, trl="DPOTrainer ipo"),
-    "cdpo": Objective(cdpo, PAIR, {"epsilon": 0.1}),
-    "robust": Objective(robust, PAIR, {"epsilon": 0.1}, trl="DPOTrainer robust"),
+    "cdpo": Objective(cdpo),
+    "robust": Objective(robust, trl="DPOTrainer robust"),
     "hinge": Objective(hinge, trl="DPOTrainer hinge"),
-    "simpo": Objective(simpo, PAIR, {"gamma": 0.5}, needs_reference=False, trl="CPOTrainer simpo"),
-    "rpo": Objective(rpo, PAIR, {"weight": 1.0}),
-    "dpop": Objective(dpop, PAIR, {"penalty": 50.0}),
+    "simpo": Objective(simpo, needs_reference=False, trl="CPOTrainer simpo"),
+    "rpo": Objective(rpo),
+    "dpop": Objective(dpop),
     "dpo_norm": Objective(dpo_norm, trl="DPOTrainer sigmoid_norm"),
     "wpo": Objective(wpo),
-    "exo": Objective(exo, PAIR, {"epsilon": 1e-3}, trl="DPOTrainer exo_pair"),
+    "exo": Objective(exo, trl="DPOTrainer exo_pair"),
     "nca": Objective(nca, trl="DPOTrainer nca_pair"),
     "sppo": Objective(sppo, trl="DPOTrainer sppo_hard"),
     "orpo": Objective(orpo, needs_reference=False, trl="ORPOTrainer odds_ratio"),
-    "beta_dpo": Objective(
-        beta_dpo, PAIR, {"scale": 0.6}, statistic=Statistic(Rows.delta, memory=0.9)
-    ),
-    "kto": Objective(
-        kto,
-        PAIR,
-        {"desirable_weight": 1.0, "undesirable_weight": 1.0},
-        trl="KTOTrainer kto",
-        statistic=Statistic(_others_ratio, OTHERS),
-    ),
-    "geb_p": Objective(geb_p, PAIR, {"kappa": 1.0}),
-    "geb_f": Objective(geb_f, PAIR, {"kappa": 1.0}),
-    "geb_tanh": Objective(geb_tanh, PAIR, {"kappa": 1.0}),
+    "beta_dpo": Objective(beta_dpo, statistic=Statistic(Rows.delta, memory=0.9)),
+    "kto": Objective(kto, trl="KTOTrainer kto", statistic=Statistic(_others_ratio, OTHERS)),
+    "geb_p": Objective(geb_p),
+    "geb_f": Objective(geb_f),
+    "geb_tanh": Objective(geb_tanh),
 }
 
 
@@ -496,31 +481,35 @@ def resolve(
     if name not in OBJECTIVES:
         raise HarnessError(f"unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
     objective, given = OBJECTIVES[name], dict(params or {})
-    unknown = sorted(set(given) - set(objective.parameters))
-    if unknown:
-        known = ", ".join(objective.parameters) or "none"
-        message = f"objective {name}: unknown parameter {unknown[0]!r}; its parameters: {known}"
-        raise HarnessError(message)
-    for parameter, value in given.items():
-        if not isinstance(value, (int, float)):
-            message = f"objective {name}: {parameter} is {value!r}; it must be a number"
-            raise HarnessError(message)
+    defaults = objective.parameters
+    wrong = ""
+    for parameter, value in sorted(given.items()):
+        if parameter not in defaults:
+            known = ", ".join(defaults) or "none"
+            wrong = wrong or f"unknown parameter {parameter!r}; its parameters: {known}"
+        elif not isinstance(value, (int, float)):
+            wrong = wrong or f"{parameter} is {value!r}; it must be a number"
     if placebo not in PLACEBOS:
-        allowed = ", ".join(PLACEBOS)
-        raise HarnessError(f"objective {name}: placebo {placebo!r}; allowed: {allowed}")
+        wrong = f"placebo {placebo!r}; allowed: {', '.join(PLACEBOS)}"
     if not beta > 0:
-        raise HarnessError(f"objective {name}: beta is {beta}; it must be positive")
-    c = 0.0
+        wrong = f"beta is {beta}; it must be positive"
+    if wrong:
+        raise HarnessError(f"objective {name}: {wrong}")
+    c, roles = 0.0, objective.reads
     if objective.coefficient is not None:
-        signed = -alpha if placebo == "negative" else alpha
-        c = objective.coefficient(signed, beta)
+        c = objective.coefficient(-alpha if placebo == "negative" else alpha, beta)
+        roles = (*PAIR, *explore_roles(samples))
         if c == 0:
             return resolve("dpo", beta=beta)
-    filled = {**objective.parameters, **given}
-    kappa = 2 * c / beta
-    roles = objective.reads
-    if objective.explores:
-        roles = (*roles, *explore_roles(samples)[1:])
     return ResolvedObjective(
-        name, alpha, beta, placebo, filled, given, c, kappa, roles, objective.needs_reference
+        name,
+        alpha,
+        beta,
+        placebo,
+        params=defaults | given,
+        given=given,
+        c=c,
+        kappa=2 * c / beta,
+        roles=roles,
+        needs_reference=objective.needs_reference,
     )

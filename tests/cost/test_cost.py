@@ -24,10 +24,9 @@ from harness.cost.budget import (
 from harness.engine.launch import PAPER_SEED, plan_study, prepare, prepare_recipe
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
-from harness.model.shape import KNOWN, shape_of
+from harness.model.shape import KNOWN, shape_of, training_bytes
 from harness.records import HarnessError
 from harness.study.work import Work
-from harness.train.memory import training_bytes
 from tests import tiny
 from tests.study.test_recipes import RECIPES, recipe
 from tests.tasks import commit_finished

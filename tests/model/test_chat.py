@@ -372,15 +372,50 @@ def test_nothing_follows_the_first_end_of_turn() -> None:
 
 
 REFUSED = {
+    "doubled": (
+        "llama3",
+        "{{ bos_token }}" + tiny.LLAMA3,
+        r"doubled.*'<\|begin_of_text\|>' '<\|begin_of_text\|>'",
+    ),
+    "begin-of-text in finished turns only": (
+        "llama3",
+        tiny.LLAMA3.replace(
+            "{{ bos_token }}{% for m in messages %}", "{% for m in messages %}{{ bos_token }}"
+        ),
+        r"rewrites the prompt.*'<\|begin_of_text\|>'",
+    ),
+    "no end of turn": (
+        "zephyr",
+        tiny.ZEPHYR.replace("{{ eos_token }}", ""),
+        r"without an end-of-turn token.*Tokens: '<s>'",
+    ),
+    "rewrites the prompt": (
+        "phi3",
+        tiny.PHI3.replace(
+            "{{ m['content'] }}",
+            "{{ m['content'] if loop.last or m['role'] == 'assistant' else m['content'] | upper }}",
+        ),
+        "rewrites the prompt.*How.*HOW",
+    ),
+    "no header": (
+        "phi3",
+        tiny.PHI3.replace(
+            "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}", ""
+        ),
+        "ignores add_generation_prompt",
+    ),
     "a user's turn is dropped": (
+        "chatml",
         tiny.CHATML.replace("in messages %}", "in messages[-2:] %}"),
         "drops or rewrites a turn of user: 'Hello'|rewrites the prompt",
     ),
     "contents are lowered": (
+        "chatml",
         tiny.CHATML.replace("m['content']", "m['content'] | lower"),
         "drops or rewrites a turn of user: 'How are you'",
     ),
     "answers are lowered": (
+        "chatml",
         tiny.CHATML.replace(
             "{{ m['content'] }}",
             "{{ m['content'] | lower if m['role'] == 'assistant' else m['content'] }}",
@@ -388,10 +423,12 @@ REFUSED = {
         "drops or rewrites a turn of assistant|rewrites the answer 'Fine thanks'",
     ),
     "a thought is opened for the prompt alone": (
+        "chatml",
         tiny.CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"),
         "rewrites the prompt when the answer is added.*<think>",
     ),
     "a channel the model would have to write": (
+        "chatml",
         tiny.CHATML.replace(
             "{{ m['content'] }}",
             "{% if m['role'] == 'assistant' %}<|channel|>final {% endif %}{{ m['content'] }}",
@@ -402,10 +439,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_preflight_refuses_what_changes_turns(case: str) -> None:
-    text, message = REFUSED[case]
-    with pytest.raises(HarnessError, match=f"({message}).*Tokens: '"):
-        chat.preflight(tiny.tokenizer("chatml", template=text))
+def test_broken_templates_are_refused_and_the_tokens_shown(case: str) -> None:
+    style, text, message = REFUSED[case]
+    with pytest.raises(HarnessError, match=f"({message})") as refused:
+        chat.preflight(tiny.tokenizer(style, template=text))
+    assert "Tokens: '" in str(refused.value)
 
 
 def test_an_opened_thought_that_finished_turns_keep_is_sound() -> None:

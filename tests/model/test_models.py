@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.model import chat, checkpoint_files, fingerprint
+from harness.model import chat, checkpoint_files
 from harness.model import policy as models
 from harness.records import HarnessError, StageTask
 from harness.stages import base as checkpoint
@@ -17,38 +17,6 @@ from tests import tiny
 from tests.tasks import stage_task
 
 HELLO = [{"role": "user", "content": "Hi"}]
-
-
-def _tokens(tokenizer, ids):
-    return tokenizer.convert_ids_to_tokens(ids)
-
-
-@pytest.mark.parametrize("style", ["llama3", "zephyr", "phi3", "chatml"])
-def test_known_templates_pass_and_have_at_most_one_bos(style):
-    tokenizer = tiny.tokenizer(style)
-    chat.preflight(tokenizer)
-    ids = chat.encode_prompt(tokenizer, HELLO)
-    bos = tokenizer.bos_token_id
-    assert [i for i, token in enumerate(ids) if token == bos and bos is not None] == (
-        [0] if tiny.STYLES[style]["adds_bos"] else []
-    )
-
-
-@pytest.mark.parametrize("style", ["llama3", "zephyr", "phi3", "chatml"])
-def test_prompt_and_response_are_the_rendered_conversation(style):
-    tokenizer = tiny.tokenizer(style)
-    end = tiny.STYLES[style]["end_of_turn"]
-    whole = tokenizer.decode(
-        chat.encode_prompt(tokenizer, HELLO) + chat.encode_response(tokenizer, HELLO, "yes <b>")
-    )
-    rendered = chat.render(
-        tokenizer, [*HELLO, {"role": "assistant", "content": "yes <b>"}], generation=False
-    )
-    expected = rendered[: rendered.rfind(end) + len(end)]
-    assert whole == (
-        tokenizer.bos_token + expected if style == "zephyr" else expected
-    )  # zephyr's template writes no bos, its tokenizer does
-    assert chat.encode_response(tokenizer, HELLO, "yes")[-1] == tokenizer.convert_tokens_to_ids(end)
 
 
 STOPS = [
@@ -61,7 +29,7 @@ STOPS = [
 @pytest.mark.parametrize(("style", "expected"), STOPS)
 def test_stop_tokens_hold_the_templates_end_of_turn(style, expected):
     tokenizer = tiny.tokenizer(style)
-    assert set(_tokens(tokenizer, list(chat.stop_tokens(tokenizer)))) == expected
+    assert set(tokenizer.convert_ids_to_tokens(list(chat.stop_tokens(tokenizer)))) == expected
 
 
 def test_response_is_cut_at_the_limit():
@@ -80,61 +48,6 @@ def test_a_long_prompt_is_refused_never_cut():
         chat.PromptTooLongError, match=f"{length} tokens, the limit is {length - 1}"
     ):
         chat.encode_prompt(tokenizer, HELLO, length - 1)
-
-
-def test_an_answer_that_contains_the_end_of_turn_still_ends_at_the_last_one():
-    tokenizer = tiny.tokenizer("phi3")
-    ids = chat.encode_response(tokenizer, HELLO, "a<|end|>b")
-    assert tokenizer.decode(ids) == "a<|end|>b<|end|>"
-
-
-BROKEN = {
-    "doubled": (
-        "llama3",
-        "{{ bos_token }}" + tiny.LLAMA3,
-        r"doubled.*'<\|begin_of_text\|>' '<\|begin_of_text\|>'",
-    ),
-    "begin-of-text in finished turns only": (
-        "llama3",
-        tiny.LLAMA3.replace(
-            "{{ bos_token }}{% for m in messages %}", "{% for m in messages %}{{ bos_token }}"
-        ),
-        r"rewrites the prompt.*'<\|begin_of_text\|>'",
-    ),
-    "no end of turn": (
-        "zephyr",
-        tiny.ZEPHYR.replace("{{ eos_token }}", ""),
-        r"without an end-of-turn token.*Tokens: '<s>'",
-    ),
-    "unknown end of turn": (
-        "zephyr",
-        tiny.ZEPHYR.replace("{{ eos_token }}", "<|eot_id|>"),
-        "without an end-of-turn token",
-    ),
-    "rewrites the prompt": (
-        "phi3",
-        tiny.PHI3.replace(
-            "{{ m['content'] }}",
-            "{{ m['content'] if loop.last or m['role'] == 'assistant' else m['content'] | upper }}",
-        ),
-        "rewrites the prompt.*How.*HOW",
-    ),
-    "no header": (
-        "phi3",
-        tiny.PHI3.replace(
-            "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}", ""
-        ),
-        "ignores add_generation_prompt",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_broken_templates_are_refused_and_the_tokens_shown(case):
-    style, template, message = BROKEN[case]
-    with pytest.raises(HarnessError, match=message) as caught:
-        chat.preflight(tiny.tokenizer(style, template=template))
-    assert "Tokens: '" in str(caught.value)
 
 
 def test_a_header_that_merges_with_the_answer_is_refused():
@@ -271,7 +184,7 @@ def test_checkpoint_stage_points_and_loads(tmp_path):
     assert models.load_policy(tmp_path / "out").folder == folder
     assert json.loads((tmp_path / "out" / "location.json").read_text())[
         "fingerprint"
-    ] == fingerprint.fingerprint(folder)
+    ] == checkpoint_files.fingerprint(folder)
 
 
 def test_checkpoint_stage_takes_a_template_from_a_file(tmp_path):
@@ -287,7 +200,7 @@ def test_checkpoint_stage_takes_a_template_from_a_file(tmp_path):
 
 
 def test_checkpoint_stage_runs_the_token_preflight(tmp_path):
-    folder = tiny.checkpoint(tmp_path / "real", template=BROKEN["doubled"][1])
+    folder = tiny.checkpoint(tmp_path / "real", template="{{ bos_token }}" + tiny.LLAMA3)
     with pytest.raises(HarnessError, match="doubled"):
         checkpoint.run(_stage(tmp_path / "out", str(folder)))
 
@@ -325,7 +238,7 @@ def test_a_gated_model_says_what_to_do(tmp_path, monkeypatch):
 
 def test_checkpoint_changed_since_planning_is_refused(tmp_path):
     folder = tiny.checkpoint(tmp_path / "real")
-    planned = fingerprint.fingerprint(folder)
+    planned = checkpoint_files.fingerprint(folder)
     checkpoint.run(_stage(tmp_path / "out", str(folder), source_fingerprint=planned))
     tiny.checkpoint(folder, seed=1)
     with pytest.raises(HarnessError, match="changed since the study was planned"):
@@ -335,11 +248,11 @@ def test_checkpoint_changed_since_planning_is_refused(tmp_path):
 def test_fingerprint_follows_content_and_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tiny.checkpoint(tmp_path / "a", seed=0)
-    first = fingerprint.fingerprint(folder)
-    assert fingerprint.fingerprint(tiny.checkpoint(tmp_path / "b", seed=0)) == first
-    assert fingerprint.fingerprint(tiny.checkpoint(tmp_path / "c", seed=1)) != first
+    first = checkpoint_files.fingerprint(folder)
+    assert checkpoint_files.fingerprint(tiny.checkpoint(tmp_path / "b", seed=0)) == first
+    assert checkpoint_files.fingerprint(tiny.checkpoint(tmp_path / "c", seed=1)) != first
     (folder / "README.md").write_text("says nothing about the model")
     monkeypatch.setattr(
-        fingerprint, "hash_file", lambda path: pytest.fail(f"{path} was read again")
+        checkpoint_files, "hash_file", lambda path: pytest.fail(f"{path} was read again")
     )
-    assert fingerprint.fingerprint(folder) == first
+    assert checkpoint_files.fingerprint(folder) == first

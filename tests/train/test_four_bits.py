@@ -16,12 +16,11 @@ from harness.engine.launch import make_executor
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.model.policy import load_policy
-from harness.model.shape import KNOWN
+from harness.model.shape import KNOWN, scoring_bytes, training_parts
 from harness.records import HarnessError, read_jsonl
 from harness.study import optimizers
 from harness.study.settings import Recipe
 from harness.study.study import Study, compose
-from harness.train.memory import scoring_bytes, training_parts
 from tests.preferences import run_train, stage_inputs
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.model.shape import KNOWN
+from harness.model.shape import KNOWN, remedies, training_bytes, training_parts
 from harness.records import HarnessError, read_jsonl
 from harness.study.settings import Recipe
-from harness.train.memory import remedies, training_bytes, training_parts
 from harness.train.trainer import PreferenceTrainer
 from tests.preferences import config, model, rows, run_train, stage_inputs
 

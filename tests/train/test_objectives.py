@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from harness.records import HarnessError
-from harness.train.objectives import OBJECTIVES, Rows, resolve
+from harness.train.objectives import OBJECTIVES, Rows, resolve, source_of
 
 ROLES = ("chosen", "rejected", "explore")
 BATCH = {
@@ -247,7 +247,7 @@ def test_documented_with_equation_and_source(name: str) -> None:
     assert any(mark in text for mark in ("sigma", "max(", "^2", "dpo")), (
         "the docstring gives the equation"
     )
-    assert OBJECTIVES[name].source, "the docstring gives the source"
+    assert source_of(OBJECTIVES[name].function), "the docstring gives the source"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from harness.train.batching import (
     collate_for_rank,
     plan_global_batch,
 )
-from harness.train.objectives import OBJECTIVES
 from harness.train.trainer import CHECKPOINTING, PreferenceConfig, PreferenceTrainer
 from tests import plain, tiny
 from tests.preferences import RARITY, ROLES, config, model, rows
@@ -36,94 +35,35 @@ def _log_sigma(x: Tensor) -> Tensor:
     return torch.log(1 / (1 + torch.exp(-x)))
 
 
-def _dpo(p: Numbers, q: Numbers, n: dict[str, int]) -> Tensor:
-    return -_log_sigma(BETA * ((p["chosen"] - q["chosen"]) - (p["rejected"] - q["rejected"])))
-
-
-def _exo(wins: Tensor) -> Tensor:
-    return wins * torch.log(wins / 0.999) + (1 - wins) * torch.log((1 - wins) / 0.001)
-
-
 def _gap(p: Numbers, q: Numbers) -> Tensor:
     return (p["chosen"] - q["chosen"]) - (p["rejected"] - q["rejected"])
 
 
+def _dpo(p: Numbers, q: Numbers) -> Tensor:
+    return -_log_sigma(BETA * _gap(p, q))
+
+
 PLAIN: dict[str, Callable[[Numbers, Numbers, dict[str, int]], Tensor]] = {
-    "dpo": _dpo,
-    "selm": lambda p, q, n: _dpo(p, q, n) + ALPHA * BETA * (p["explore"] - q["explore"]),
-    "selm_algorithm_1": lambda p, q, n: _dpo(p, q, n) + ALPHA * (p["explore"] - q["explore"]),
-    "xpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * (p["explore"] - q["explore"]),
-    "vpo": lambda p, q, n: _dpo(p, q, n) + ALPHA * BETA * (p["explore"] - q["explore"]),
+    "dpo": lambda p, q, n: _dpo(p, q),
+    "selm": lambda p, q, n: _dpo(p, q) + ALPHA * BETA * (p["explore"] - q["explore"]),
     "copo": lambda p, q, n: (
-        _dpo(p, q, n)
+        _dpo(p, q)
         - ALPHA
         * torch.exp(p["explore"] - q["explore"]).detach().clamp(max=5)
         * (0.1 * RARITY * p["explore"])
     ),
-    "se_popo": lambda p, q, n: (
-        _dpo(p, q, n)
-        + ALPHA * (1 / (1 + torch.exp(-BETA * (p["explore"] - q["explore"]))) - 0.5) / BETA
-    ),
-    "ipo": lambda p, q, n: (_gap(p, q) - 1 / (2 * BETA)) ** 2,
     "ipo_mean": lambda p, q, n: (
-        (
-            (p["chosen"] - q["chosen"]) / n["chosen"]
-            - (p["rejected"] - q["rejected"]) / n["rejected"]
-            - 1 / (2 * BETA)
-        )
-        ** 2
-    ),
-    "cdpo": lambda p, q, n: (
-        -0.9 * _log_sigma(BETA * _gap(p, q)) - 0.1 * _log_sigma(-BETA * _gap(p, q))
-    ),
-    "robust": lambda p, q, n: (
-        (-0.9 * _log_sigma(BETA * _gap(p, q)) + 0.1 * _log_sigma(-BETA * _gap(p, q))) / 0.8
-    ),
-    "hinge": lambda p, q, n: torch.relu(1 - BETA * _gap(p, q)),
+        (p["chosen"] - q["chosen"]) / n["chosen"]
+        - (p["rejected"] - q["rejected"]) / n["rejected"]
+        - 1 / (2 * BETA)
+    ).square(),
     "simpo": lambda p, q, n: (
         -_log_sigma(BETA * (p["chosen"] / n["chosen"] - p["rejected"] / n["rejected"]) - 0.5)
     ),
-    "rpo": lambda p, q, n: _dpo(p, q, n) - p["chosen"] / n["chosen"],
-    "dpop": lambda p, q, n: (
-        -_log_sigma(BETA * (_gap(p, q) - 50 * torch.relu(q["chosen"] - p["chosen"])))
-    ),
-    "dpo_norm": lambda p, q, n: (
-        -_log_sigma(
-            BETA
-            * (
-                (p["chosen"] - q["chosen"]) / n["chosen"]
-                - (p["rejected"] - q["rejected"]) / n["rejected"]
-            )
-        )
-    ),
-    "wpo": lambda p, q, n: (
-        _dpo(p, q, n)
-        * torch.exp(p["chosen"].detach()) ** (1 / n["chosen"])
-        * torch.exp(p["rejected"].detach()) ** (1 / n["rejected"])
-    ),
-    "exo": lambda p, q, n: _exo(1 / (1 + torch.exp(-BETA * _gap(p, q)))),
-    "nca": lambda p, q, n: (
-        -_log_sigma(BETA * (p["chosen"] - q["chosen"]))
-        - 0.5 * _log_sigma(BETA * (q["chosen"] - p["chosen"]))
-        - 0.5 * _log_sigma(BETA * (q["rejected"] - p["rejected"]))
-    ),
-    "sppo": lambda p, q, n: (
-        (p["chosen"] - q["chosen"] - 0.5 / BETA) ** 2
-        + (p["rejected"] - q["rejected"] + 0.5 / BETA) ** 2
-    ),
-    "orpo": lambda p, q, n: (
-        -p["chosen"] / n["chosen"]
-        - BETA
-        * _log_sigma(
-            torch.logit(torch.exp(p["chosen"] / n["chosen"]))
-            - torch.logit(torch.exp(p["rejected"] / n["rejected"]))
-        )
-    ),
-    "geb_p": lambda p, q, n: _dpo(p, q, n) + torch.exp(p["rejected"]),
-    "geb_f": lambda p, q, n: _dpo(p, q, n) - 1 / (torch.exp(p["rejected"]) + 1e-5),
-    "geb_tanh": lambda p, q, n: _dpo(p, q, n) - torch.arctanh(1 - 1e-5 - torch.exp(p["rejected"])),
 }
-"""Losses of one row written again from method.md's table, without the objectives' code."""
+"""Losses of one row written again, one for each thing that an objective may read: the pair, y, what
+its row says of y, lengths, no reference. The equations are ``test_objectives``'s.
+"""
 
 
 def plain_loss(name: str, policy: Any, start: Any, batch: list[PreferenceRow]) -> Tensor:
@@ -183,11 +123,6 @@ def test_loss_and_gradient_equal_the_plain_reference(
         wanted.item(), rel=max(limit, 1e-6), abs=1e-7
     )  # the reported loss is float32
     assert plain.relative_error(found, gradient) < limit
-
-
-def test_every_objective_has_a_plain_form() -> None:
-    whole_batch = {name for name, one in OBJECTIVES.items() if one.statistic}
-    assert set(PLAIN) == set(OBJECTIVES) - whole_batch
 
 
 def plain_gaps(policy: Any, start: Any, batch: list[PreferenceRow]) -> list[tuple[Tensor, Tensor]]:
@@ -281,8 +216,6 @@ def test_alpha_zero_is_trls_dpo_trainer(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from tests import tiny
-
     # Tokens in, as ours: its own tokenisation is not what is compared.
     monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
     data = [
@@ -343,9 +276,6 @@ def test_alpha_zero_is_trls_dpo_trainer(
     assert moved_by > 1e-3, "fifty steps must go somewhere for the comparison to mean anything"
 
 
-BASELINE: dict[Any, Any] = {}
-
-
 def run(
     tmp_path: Path,
     data: list[PreferenceRow],
@@ -354,14 +284,17 @@ def run(
     **changes: Any,
 ) -> tuple[Tensor, Tensor]:
     start = model(dtype=torch.float64)
-    trainer = PreferenceTrainer(
-        start, config(tmp_path, precompute_ref_log_probs=not live, **changes), data
-    )
+    args = config(tmp_path, precompute_ref_log_probs=not live, **changes)
+    trainer = PreferenceTrainer(start, args, data)
     if reorder:
-        trainer.objective = dataclasses.replace(
-            trainer.objective, roles=("explore", "rejected", "chosen")
-        )
+        turned = ("explore", "rejected", "chosen")
+        trainer.objective = dataclasses.replace(trainer.objective, roles=turned)
     return trajectory(trainer)
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
+    return run(tmp_path_factory.mktemp("uncut"), rows(16))
 
 
 @pytest.mark.parametrize(
@@ -374,46 +307,31 @@ def run(
         {CHECKPOINTING: True},
         {"live": False},
         {"reorder": True},
+        {"short_prompt_tokens": 0},  # the other form of attention
+        {  # as any transformers user says it
+            "global_batch_size": 0,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 3,
+        },
     ],
     ids=str,
 )
-def test_same_trajectory_however_it_is_cut(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_same_trajectory_however_it_is_cut(
+    changes: dict[str, Any],
+    uncut: tuple[Tensor, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Float64, so that Adam does not turn a rounding into a step; rows are not a multiple of the
     global batch.
     """
-    data = rows(16)
-    if "run" not in BASELINE:
-        BASELINE["run"] = run(tmp_path / "a", data)
-    steps, final = run(tmp_path / "b", data, **changes)
+    changes = dict(changes)
+    short = changes.pop("short_prompt_tokens", shared_prefix.SHORT_PROMPT_TOKENS)
+    monkeypatch.setattr(shared_prefix, "SHORT_PROMPT_TOKENS", short)
+    steps, final = run(tmp_path, rows(16), **changes)
     assert len(steps) == 6
-    assert (steps - BASELINE["run"][0]).abs().max() < 1e-5
-    assert (final - BASELINE["run"][1]).abs().max() < 1e-5
-
-
-def test_same_trajectory_in_either_form_of_attention(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = []
-    for threshold in (0, 10_000):
-        monkeypatch.setattr(shared_prefix, "SHORT_PROMPT_TOKENS", threshold)
-        found.append(run(tmp_path, rows(16)))
-    assert (found[0][1] - found[1][1]).abs().max() < 1e-5
-
-
-def test_same_trajectory_with_accumulation_in_the_old_words(tmp_path: Path) -> None:
-    """global_batch_size 0: per-device batch times accumulation steps, as any transformers user
-    expects.
-    """
-    steps, final = run(
-        tmp_path,
-        rows(16),
-        global_batch_size=0,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=3,
-    )
-    wanted = run(tmp_path, rows(16))
-    assert (steps - wanted[0]).abs().max() < 1e-5
-    assert (final - wanted[1]).abs().max() < 1e-5
+    assert (steps - uncut[0]).abs().max() < 1e-5
+    assert (final - uncut[1]).abs().max() < 1e-5
 
 
 def test_y_is_scored_once_when_it_is_chosen_or_rejected(tmp_path: Path) -> None:
@@ -502,24 +420,6 @@ def test_bfloat16_begins_at_log_2(precomputed: bool, tmp_path: Path) -> None:
     trainer = PreferenceTrainer(model(), args, rows(12))
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
-
-
-def test_ten_lines(tmp_path: Path) -> None:
-    tokenizer = tiny.tokenizer("zephyr")
-    policy = tiny.model("mistral", tokenizer)
-    data = [
-        {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Stone.", "explore": "A pear."}
-    ] * 4
-    args = PreferenceConfig(
-        output_dir=str(tmp_path),
-        objective="selm",
-        alpha=0.3,
-        beta=0.1,
-        global_batch_size=4,
-        max_steps=3,
-        use_cpu=True,
-    )
-    PreferenceTrainer(policy, args, data, processing_class=tokenizer).train()
 
 
 TEXT = {"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Stone.", "explore": "A pear."}
