@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 
 from analysis.screen import ADAPTER
-from harness.cli.screen import screen
+from harness.cli.console import screen
 from tests.analysis.test_report_browser import ARGUMENTS, CHROMIUM
 
 TERMINAL = """<!doctype html><meta charset="utf-8">

@@ -11,7 +11,7 @@ from typing import Annotated
 import click
 import typer
 
-from harness.cli import bridge, doctor, import_trl, init, judge, run, store
+from harness.cli import doctor, import_trl, judge, run, store
 from harness.records import HarnessError
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def _options(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "init": init.init,
+    "init": store.init,
     "plan": run.plan,
     "run": run.run,
     "status": store.status,
@@ -49,8 +49,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": judge.evaluate,
     "judge": judge.judge,
     "meta-judge": judge.meta_judge,
-    "bridge": bridge.bridge,
-    "correct": bridge.correct,
+    "bridge": judge.bridge,
+    "correct": judge.correct,
     "published": judge.published,
     "compare": run.compare,
     "power": run.power,

@@ -8,13 +8,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
+from analysis.screen import ADAPTER, TERMS, Matrix, Opening, Score, Statement, command
 from harness.engine.graph import Node, Plan
 from harness.engine.worker import Result
 
@@ -180,3 +184,73 @@ def relative(path: Path) -> str:
     """A path as the reader would type it from here."""
     whole = path.resolve()
     return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path)
+
+
+MOST_MEASURES, MOST_ARMS, WIDEST_LABEL = 5, 24, 28
+"""Of the table; the report holds all."""
+
+
+def show_finding(folder: Path, file: str) -> None:
+    """Print what ``finding.json`` in a report's folder holds. file: the study's, for commands."""
+    found = ADAPTER.validate_json((folder / "finding.json").read_bytes())
+    console.print(screen(found, folder, file, console.width))
+
+
+def screen(found: Opening, folder: Path, file: str, width: int) -> Group:
+    """Question, answer, what could have been told, arms by measures, where the report is, what to
+    do next.
+    """
+    parts: list[RenderableType] = [Rule(Text(found.name, style="bold"))]
+    if found.question:
+        parts.append(Text(found.question, style="italic"))
+    parts += _statement(found.answer, "bold")
+    parts += [Text(warning, style="yellow") for warning in found.warnings]
+    for statement in found.statements[:1]:
+        parts += _statement(statement)
+    if found.matrix.measures:
+        parts += ["", _matrix(found.matrix, width), Text(found.matrix.caption, style="dim")]
+    if any(statement.exact for statement in (found.answer, *found.statements[:1])):
+        parts.append(Text(TERMS, style="dim"))
+    facts = Table.grid(padding=(0, 2))
+    page = relative(folder / "index.html")
+    facts.add_row("Report", Text(f"{page} (and report.md)", overflow="fold"))
+    for step in found.next:
+        facts.add_row("Next", Text(step.says, overflow="fold"))
+        if typed := command(step, file, found.changed) if file else "":
+            facts.add_row("", Text(typed, style="cyan", overflow="fold"))
+    return Group(*parts, "", facts)
+
+
+def _statement(statement: Statement, style: str = "") -> list[RenderableType]:
+    exact = [Padding(Text(statement.exact, style="dim"), (0, 0, 0, 2))] * bool(statement.exact)
+    return [Text(statement.plain, style=style), *exact]
+
+
+def _matrix(matrix: Matrix, width: int) -> Table:
+    """As many measures as have room, the first of them first."""
+    columns = [
+        max(*map(len, name.split()), *(len(row[at].shown) for row in matrix.cells))
+        for at, name in enumerate(matrix.measures)
+    ]
+    label = min(max(map(len, matrix.arms)), WIDEST_LABEL)
+    room = width - label
+    count = 0
+    # Three cells part two columns: a blank on either side of the place of a rule.
+    while count < min(MOST_MEASURES, len(columns)) and (room := room - columns[count] - 3) >= 0:
+        count += 1
+    count = max(count, 1)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    found.add_column("arm", min_width=label, max_width=label, overflow="fold")
+    for name, least in zip(matrix.measures[:count], columns, strict=False):
+        found.add_column(Text(name), justify="right", width=least)
+    for name, row in list(zip(matrix.arms, matrix.cells, strict=True))[:MOST_ARMS]:
+        found.add_row(Text(name), *map(_cell, row[:count]))
+    if len(matrix.arms) > MOST_ARMS:
+        found.add_row(f"and {len(matrix.arms) - MOST_ARMS} more")
+    return found
+
+
+def _cell(score: Score) -> Text:
+    if score.effect is None or abs(score.effect) <= 1:
+        return Text(score.shown)
+    return Text(score.shown, style="green" if score.effect > 0 else "red")

@@ -1,13 +1,13 @@
-"""Reference pages written from the code itself.
-
-``docs/cli.md`` from the commands, ``docs/keys.md`` from the settings and every registry, and a JSON
-schema for each kind of YAML file. ``python -m harness.cli.docs`` writes them; a test fails when
-they are stale.
+"""Pages written from the code itself: ``docs/cli.md`` from the commands, ``docs/keys.md`` from the
+settings and every registry, ``docs/arithmetic.md`` from the planner's figures, and a JSON schema
+for each kind of YAML file. ``python -m harness.cli.docs`` writes them; a test fails when they are
+stale.
 """
 
 from __future__ import annotations
 
 import inspect
+import tempfile
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,19 +16,24 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
+from analysis.power import from_components, seeds_needed
 from harness.cli import app, schema
-from harness.cli.docs_cost import cost_page
+from harness.cost.budget import Assumptions, Budget, amount, budget
+from harness.engine.launch import PAPER_SEED
+from harness.engine.runs import build_plan
 from harness.engine.stages import STAGES
+from harness.engine.store import Store
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pair_rules import PAIR_RULES
 from harness.rankers.registry import RANKERS
 from harness.rankers.selectors import SELECTORS
 from harness.stages.diagnostics.measures import DIAGNOSTICS
-from harness.study import sections, settings, study
+from harness.study import sections, settings, shipped, study
+from harness.study.study import compose
 from harness.train.objectives import OBJECTIVES, source_of
 from harness.tune import search
 
-FOLDER = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 WRITTEN = "Written by `python -m harness.cli.docs` from the code"
 
 
@@ -148,8 +153,8 @@ def _first(function: Callable[..., Any]) -> str:
     return " ".join(inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].split())
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], rule: str = "---|") -> list[str]:
+    lines = [f"| {' | '.join(heads)} |", "|---|" + rule * (len(heads) - 1)]
     for row in rows:
         cells = (" ".join(str(cell).split()).replace("|", "\\|") for cell in row)
         lines.append(f"| {' | '.join(cells)} |")
@@ -194,16 +199,130 @@ def _type(annotation: Any) -> str:
     return getattr(annotation, "__name__", str(annotation)).replace("str", "text")
 
 
+RECIPES = ("zephyr-7b", "llama-3-8b", "phi-3-mini")
+PRICED = ("llama-3-70b", "gpt-6-luna")
+"""Judges whose price is told: an open one served by oneself, and an API's."""
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "rollout, ranking": ("rollout", "rank"),
+    "reference, training": ("reference", "train"),
+    "answers, held-out rewards": ("answer", "heldout"),
+    "academic tasks": ("academic",),
+    "diagnostics": ("diagnostics",),
+}
+ITEMS, DELTA = 805, 1.0
+SPREADS = (0.5, 1.0, 2.0)
+"""Assumed standard deviations over seeds of a difference between two arms, LC points."""
+GPU_PRICE = 2.5
+"""USD for an hour of an H100, assumed; `selm plan --cost --gpu-price` takes another."""
+
+
+def cost_of(recipe: str, judge: str) -> Budget:
+    """One run of a recipe, nothing of it done; the hub is not asked."""
+    path = shipped.FOLDER / "recipes" / f"{recipe}.yaml"
+    whole = str(path.resolve())
+    asked = compose(path, recipe, whole, {"judge": judge}, {"recipe": {}}, [PAPER_SEED])
+    with tempfile.TemporaryDirectory() as folder:
+        return budget(build_plan(asked), Store(Path(folder)), Assumptions())
+
+
+def hours(found: Budget, *stages: str) -> float:
+    """GPU-hours of these stages, or of all."""
+    lines = [line for line in found.lines if not stages or line.node.stage in stages]
+    return found.gpu_seconds(lines) / 3600
+
+
+def price(found: Budget) -> float:
+    """USD of its judging."""
+    return sum(line.usd for line in found.lines)
+
+
+def cost_page() -> str:
+    """The page, from the planner's own figures."""
+    open_judge, paid = PRICED
+    found = {name: cost_of(name, paid) for name in RECIPES}
+    free = {name: cost_of(name, open_judge) for name in RECIPES}
+    total = {name: hours(one) for name, one in found.items()}
+
+    def parts() -> Iterator[tuple[str, ...]]:
+        for part, stages in PARTS.items():
+            yield part, *(f"{hours(one, *stages):.1f}" for one in found.values())
+        yield "**GPU-hours**", *(f"**{one:.1f}**" for one in total.values())
+        yield (
+            f"USD at {GPU_PRICE:.2f} an hour",
+            *(f"{one * GPU_PRICE:.0f}" for one in total.values()),
+        )
+        for judges in (free, found):
+            yield from judging(judges)
+
+    def judging(judges: Mapping[str, Budget]) -> Iterator[tuple[str, ...]]:
+        bills = {name: one.bills()[0] for name, one in judges.items()}
+        said = (f"{amount(bill.calls)} calls, {bill.usd:.2f} USD" for bill in bills.values())
+        yield f"judge {bills[RECIPES[0]].name}", *said
+
+    def differences() -> Iterator[tuple[str, ...]]:
+        for spread in SPREADS:
+            seeds = seeds_needed(from_components(spread, 0, 0), DELTA, ITEMS, "A").value or 0
+            runs = 2 * seeds
+            costs = (
+                f"{runs * total[name]:,.0f} h, "
+                f"{runs * (total[name] * GPU_PRICE + price(found[name])):,.0f} USD"
+                for name in RECIPES
+            )
+            yield f"{spread:g}", str(seeds), *costs
+
+    return PAGE.format(
+        parts="\n".join(_table(("one run", *RECIPES), parts(), " --: |")),
+        differences="\n".join(_table(("σ over seeds", "seeds", *RECIPES), differences(), " --: |")),
+        paid=paid,
+        shares=Assumptions(),
+    )
+
+
+PAGE = """# What it costs
+
+Written by `python -m harness.cli.docs` from what `selm plan ablations/recipes/NAME.yaml --cost`
+counts. That command shows how each figure comes about, with every assumption, and takes your
+devices, their price and your judge.
+
+## The paper's recipes: one run
+
+One arm, one seed, every checkpoint scored; on H100s, by operations: of a card's peak training is
+taken to reach {shares.training:.0%}, reading {shares.reading:.0%} and generating with vLLM
+{shares.generating:.0%}. Loading and start-up are not counted. None of these runs has been made with
+this harness.
+
+{parts}
+
+Judge tokens are those of MT-Bench and AlpacaEval 2.0 at the profile's prices; an open judge costs
+its own GPU instead. Stages that arms share (data, base, its scores) are counted in each run here
+and are run once in a study.
+
+## One difference that can be told
+
+How many seeds an arm and its α = 0 twin need, so that a true difference of 1 point of AlpacaEval's
+length-controlled win rate is found four times in five (two-sided 5 % test over seeds, these items),
+and what both arms then take, judge {paid} included. σ is the standard deviation over seeds of the
+difference of the two arms in LC points. It is assumed: nobody has published it for SELM. A study of
+three seeds estimates it within a factor of 0.5 to 6; `selm power STUDY --delta 1.0` then says what
+it takes.
+
+{differences}
+
+New items widen the interval further: on 805 instructions no number of seeds tells a difference
+under 2.8·σ_i/√805, where σ_i is the difference's standard deviation over instructions.
+"""
+
+
 def pages() -> dict[Path, str]:
     """Every generated page by its path."""
     made = {"cli.md": cli_page(), "keys.md": keys_page(), "arithmetic.md": cost_page()}
     made |= schema.files()
-    return {FOLDER / name: text for name, text in made.items()}
+    return {DOCS / name: text for name, text in made.items()}
 
 
 def main() -> None:
     """Write the pages."""
-    FOLDER.mkdir(exist_ok=True)
+    DOCS.mkdir(exist_ok=True)
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
 

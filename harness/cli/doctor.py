@@ -13,20 +13,20 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from harness.cli.finding import Finding, note, ok, wrong
-from harness.cli.options import STORE, Overrides, StoreRoot, lazy, parse_overrides
+from harness.cli.options import STORE, Overrides, StoreRoot, lazily, parse_overrides
 from harness.records import HarnessError, is_hub_id
 
-if TYPE_CHECKING:
+with lazily():
     import huggingface_hub as hub_client
     import torch
 
     from harness.cli import console as shown
     from harness.cli import doctor_data, doctor_judge
+    from harness.cli.doctor_data import Finding, note, ok, wrong
     from harness.cost import budget as costs
     from harness.engine import launch, runs
     from harness.engine import store as stores
@@ -39,46 +39,6 @@ if TYPE_CHECKING:
     from harness.study import optimizers, packages, sections, yaml
     from harness.study import study as studies
     from harness.study.settings import Recipe
-else:
-    hub_client, torch = lazy("huggingface_hub", "torch")
-    shown, doctor_data, doctor_judge, costs, runs, benchmarks, rankers = lazy(
-        "harness.cli.console",
-        "harness.cli.doctor_data",
-        "harness.cli.doctor_judge",
-        "harness.cost.budget",
-        "harness.engine.runs",
-        "harness.evaluate.registry",
-        "harness.rankers.registry",
-    )
-    (
-        launch,
-        stores,
-        chat,
-        checkpoints,
-        checkpoint_files,
-        gguf,
-        policy,
-        shapes,
-        optimizers,
-        packages,
-        sections,
-        studies,
-        yaml,
-    ) = lazy(
-        "harness.engine.launch",
-        "harness.engine.store",
-        "harness.model.chat",
-        "harness.model.checkpoint",
-        "harness.model.checkpoint_files",
-        "harness.model.gguf",
-        "harness.model.policy",
-        "harness.model.shape",
-        "harness.study.optimizers",
-        "harness.study.packages",
-        "harness.study.sections",
-        "harness.study.study",
-        "harness.study.yaml",
-    )
 
 PACKAGE = "selm-harness"
 GB = 1e9

@@ -1,18 +1,42 @@
-"""``selm doctor pairs.jsonl``: a file of preference rows, read as the data stage reads it."""
+"""What ``selm doctor`` finds, and what it finds in a file of preference rows, read as the data
+stage reads it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from harness.cli.finding import Finding, note, ok, wrong
 from harness.data.files import file_rows
 from harness.data.rows import Reader
 from harness.model.chat import check_rows
 from harness.records import HarnessError, Pair, Prompt
 from harness.study.sections import DataSettings
 from harness.train.batching import encode_pair
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``note``: only worth knowing; ``WRONG``: a run would fail."""
+
+    state: Literal["ok", "note", "WRONG"]
+    what: str
+    says: str
+
+
+def ok(what: str, says: str) -> Finding:
+    return Finding("ok", what, says)
+
+
+def note(what: str, says: str) -> Finding:
+    return Finding("note", what, says)
+
+
+def wrong(what: str, says: str) -> Finding:
+    return Finding("WRONG", what, says)
+
 
 SHOWN = 3
 """Rows shown as tokens."""

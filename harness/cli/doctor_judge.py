@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from harness.cli.finding import Finding, note, ok, wrong
+from harness.cli.doctor_data import Finding, note, ok, wrong
 from harness.cost import judging
 from harness.evaluate import annotator
 from harness.judge import endpoint as endpoints

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from harness.cli.options import lazy
+from harness.cli.options import lazily
 from harness.records import HarnessError
 
-if TYPE_CHECKING:
+with lazily():
     import yaml
 
     from harness.cli import console as shown
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
     from harness.study import optimizers
     from harness.study import study as studies
     from harness.train import objectives
-else:
-    yaml, shown, trl_fields, optimizers, studies, objectives = lazy(
-        "yaml",
-        "harness.cli.console",
-        "harness.cli.trl_fields",
-        "harness.study.optimizers",
-        "harness.study.study",
-        "harness.train.objectives",
-    )
 
 # -- our sections ----------------------------------------------------------------------------------
 Section = dict[str, Any]

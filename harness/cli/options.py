@@ -1,19 +1,77 @@
-"""Arguments and options that several commands of ``selm`` share, and modules loaded when used."""
+"""What commands of ``selm`` share: arguments, options, what a shell offers after TAB for them
+(`selm --install-completion`, once; files where nothing is offered), and modules loaded when used.
+"""
 
 from __future__ import annotations
 
+import builtins
 import importlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated, Any, cast
 
 import typer
 
-from harness.cli import complete
+from harness.files import names
 from harness.records import HarnessError
 from harness.study import shipped
 from harness.study.yaml import parse_scalar
+
+
+def studies() -> list[str]:
+    """Names of studies and searches, of the harness and here."""
+    return shipped.named((Path("ablations"), shipped.FOLDER))
+
+
+def finished(ctx: typer.Context) -> list[str]:
+    """Studies that have run here."""
+    return sorted(path.parent.name for path in _results(ctx).glob("*/manifest.json"))
+
+
+def arms(ctx: typer.Context) -> Iterator[str]:
+    """Arms, labels and runs of the study that ``--study`` names."""
+    manifest = _results(ctx) / str(ctx.params.get("study")) / "manifest.json"
+    if not manifest.is_file():
+        return
+    yield "base"
+    for run in json.loads(manifest.read_text(encoding="utf-8"))["runs"]:
+        yield from (run["run"].removesuffix(f",seed={run['seed']}"), run["label"], run["run"])
+
+
+def recipe_keys() -> list[str]:
+    """``key=`` of every recipe key, for ``--set``."""
+    from harness.study.settings import Recipe
+
+    return [f"{key}=" for key in _keys(Recipe)]
+
+
+def stage_names() -> list[str]:
+    """For ``--only``."""
+    from harness.engine.stages import STAGES
+
+    return list(STAGES)
+
+
+def stage_keys(ctx: typer.Context) -> list[str]:
+    """The first characters of the keys of finished stages."""
+    folder = Path(ctx.params.get("store") or "results/store") / "objects"
+    return [key[:12] for part in names(folder) for key in names(folder / part)]
+
+
+def _results(ctx: typer.Context) -> Path:
+    return Path(ctx.params.get("results") or "results")
+
+
+def _keys(section: Any, above: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield above + name
+        for one in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if hasattr(one, "model_fields"):
+                yield from _keys(one, f"{above}{name}.")
 
 
 def study_file(ctx: typer.Context, given: Path) -> Path:
@@ -25,22 +83,18 @@ StudyFile = Annotated[
     Path,
     typer.Argument(
         callback=study_file,
-        autocompletion=complete.studies,
+        autocompletion=studies,
         help="The study's YAML file, for example ablations/alpha.yaml, or the name of one there.",
     ),
 ]
 StudyName = Annotated[
     str,
     typer.Argument(
-        autocompletion=complete.finished,
-        help="A study's name (a folder below --results) or its YAML file.",
+        autocompletion=finished, help="A study's name (a folder below --results) or its YAML file."
     ),
 ]
 Key = Annotated[
-    str,
-    typer.Argument(
-        autocompletion=complete.stage_keys, help="The first characters of a stage's key."
-    ),
+    str, typer.Argument(autocompletion=stage_keys, help="The first characters of a stage's key.")
 ]
 StoreRoot = Annotated[Path, typer.Option("--store", help="Folder of finished stages.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder of manifests and reports.")]
@@ -48,7 +102,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        autocompletion=complete.recipe_keys,
+        autocompletion=recipe_keys,
         help="Change one recipe key: key=value. May be repeated.",
     ),
 ]
@@ -63,20 +117,37 @@ MaxCost = Annotated[
 STORE, RESULTS = Path("results/store"), Path("results")
 
 
-class _Lazy:
+class _Later:
+    """A module or a function, imported when it is first used."""
+
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(importlib.import_module(self._name), attribute)
 
+    def __call__(self, *given: Any) -> Any:
+        module, _, function = self._name.rpartition(".")
+        return getattr(importlib.import_module(module), function)(*given)
 
-def lazy(*names: str) -> Any:
-    """Modules that are imported when one of their attributes is first read.
 
-    Help is instant so: pydantic, pandas and torch take up to two seconds.
+@contextmanager
+def lazily() -> Iterator[None]:
+    """What is imported in this block loads when it is first used, types for annotations never:
+    pydantic, pandas and torch take up to two seconds, and help is instant.
     """
-    return tuple(_Lazy(name) for name in names)
+
+    def later(name: str, *given: Any) -> Any:
+        names = given[2] or ()
+        if names:
+            return SimpleNamespace(**{one: _Later(f"{name}.{one}") for one in names})
+        return _Later(name)
+
+    real, builtins.__import__ = builtins.__import__, cast("Any", later)
+    try:
+        yield
+    finally:
+        builtins.__import__ = real
 
 
 def worker_count(count: int) -> int:

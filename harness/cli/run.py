@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from harness.cli import complete
+from harness.cli import options
 from harness.cli.options import (
     RESULTS,
     STORE,
@@ -23,7 +23,7 @@ from harness.cli.options import (
     StudyFile,
     StudyName,
     Workers,
-    lazy,
+    lazily,
     parse_overrides,
     study_file,
     worker_count,
@@ -32,18 +32,16 @@ from harness.files import write_atomic
 from harness.records import HarnessError, canonical_json
 from harness.study import shipped
 
-if TYPE_CHECKING:
+with lazily():
     from optuna import Study as OptunaStudy
 
-    import analysis.compare as comparing
-    import analysis.left_out as missed
-    import analysis.power_report as power_report
-    import analysis.report as reporting
-    import analysis.search as found_search
+    from analysis import compare as comparing
+    from analysis import left_out as missed
     from analysis import load as loading
-    from analysis import trackers
+    from analysis import power_report, trackers
+    from analysis import report as reporting
+    from analysis import search as found_search
     from harness.cli import console as shown
-    from harness.cli import screen
     from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
     from harness.engine import store as stores
@@ -58,30 +56,6 @@ if TYPE_CHECKING:
     from harness.tune import search as searches
     from harness.tune import workers as searching
     from harness.tune.search import Search
-else:
-    comparing, missed, power_report, reporting, found_search, loading, trackers = lazy(
-        "analysis.compare",
-        "analysis.left_out",
-        "analysis.power_report",
-        "analysis.report",
-        "analysis.search",
-        "analysis.load",
-        "analysis.trackers",
-    )
-    shown, screen, costs, execute, graph, launch, watching, stores, judges, studies = lazy(
-        "harness.cli.console",
-        "harness.cli.screen",
-        "harness.cost.budget",
-        "harness.engine.execute",
-        "harness.engine.graph",
-        "harness.engine.launch",
-        "harness.engine.watch",
-        "harness.engine.store",
-        "harness.study.judges",
-        "harness.study.study",
-    )
-    searches, searching = lazy("harness.tune.search", "harness.tune.workers")
-
 
 # -- plan ------------------------------------------------------------------------------------------
 
@@ -199,7 +173,7 @@ def run(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            autocompletion=complete.stage_names,
+            autocompletion=options.stage_names,
             help="Run only stages of this name. May be repeated.",
         ),
     ] = None,
@@ -357,7 +331,7 @@ def show_report(plan: Plan, store: Store, folder: Path) -> None:
     if not written or kept.read_text(encoding="utf-8") != stamp:
         reporting.write_report(folder, store.root)
         write_atomic(kept, stamp)
-    screen.show(folder / "report", shipped.word(plan.study.file))
+    shown.show_finding(folder / "report", shipped.word(plan.study.file))
 
 
 # -- what was found --------------------------------------------------------------------------------
@@ -396,7 +370,7 @@ def report(
             shown.say(f"Not sent: {sent.incomplete} scores of which too few rows are there.")
     show_left_out(stores.Store(store), manifest["stages"])
     by_file = study.endswith((".yaml", ".yml"))
-    screen.show(folder / "report", study if by_file else manifest["study"]["file"])
+    shown.show_finding(folder / "report", study if by_file else manifest["study"]["file"])
 
 
 def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
@@ -415,15 +389,13 @@ def compare(
     a: Annotated[
         str,
         typer.Argument(
-            autocompletion=complete.arms,
+            autocompletion=options.arms,
             help="A run, an arm or base, with @iteration behind it; without: the last.",
         ),
     ],
-    b: Annotated[
-        str, typer.Argument(autocompletion=complete.arms, help="What A is compared with.")
-    ],
+    b: Annotated[str, typer.Argument(autocompletion=options.arms, help="What A is compared with.")],
     study: Annotated[
-        str, typer.Option(autocompletion=complete.finished, help="The study's name or YAML file.")
+        str, typer.Option(autocompletion=options.finished, help="The study's name or YAML file.")
     ] = "alpha",
     benchmark: Annotated[str, typer.Option(help="One benchmark or measure; empty: all.")] = "",
     delta: Annotated[
@@ -462,7 +434,7 @@ def power(
     study: Annotated[
         str,
         typer.Argument(
-            autocompletion=complete.finished,
+            autocompletion=options.finished,
             help="A study's name or YAML file; empty with given components.",
         ),
     ] = "",
@@ -513,7 +485,7 @@ def tune(
         Path,
         typer.Argument(
             callback=study_file,
-            autocompletion=complete.studies,
+            autocompletion=options.studies,
             help="The search's YAML file, for example ablations/tune_alpha_beta.yaml, or the name "
             "of one there.",
         ),

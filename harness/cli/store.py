@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from harness.cli.options import RESULTS, STORE, Key, Results, StoreRoot, StudyName, lazy
+from harness.cli.options import RESULTS, STORE, Key, Results, StoreRoot, StudyName, lazily
 from harness.cli.run import open_store, read_manifest
+from harness.files import write_atomic
 from harness.records import HarnessError, first_line
+from harness.study import shipped
 
-if TYPE_CHECKING:
-    import analysis.load as loading
-    import analysis.push as pushing
+with lazily():
+    from analysis import load as loading
+    from analysis import push as pushing
     from harness.cli import console as shown
+    from harness.cli import schema
     from harness.engine import archive, garbage
     from harness.engine import store as stores
     from harness.engine.store import Store
-else:
-    loading, pushing = lazy("analysis.load", "analysis.push")
-    shown, archive, garbage, stores = lazy(
-        "harness.cli.console",
-        "harness.engine.archive",
-        "harness.engine.garbage",
-        "harness.engine.store",
-    )
 
 STATES = ("done", "running", "partial", "failed", "missing")
 
@@ -228,3 +224,20 @@ def upload(folder: Path, repo: str) -> str:
         raise HarnessError(
             f"{repo}: the hub took nothing ({first_line(error, 300)}); the files are in {folder}"
         ) from error
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where ablations/ and docs/ are made.")] = Path(),
+) -> None:
+    """Copy the studies, recipes, presets and judges of the harness into ablations/ of a folder, and
+    the schemas that editors read them with into docs/.
+
+    Example: selm init ours
+    """
+    target = folder / shipped.FOLDER.name
+    if target.exists():
+        raise HarnessError(f"{target}: is there already; give another folder")
+    shutil.copytree(shipped.FOLDER, target, ignore=shutil.ignore_patterns("LOG.md", "README.md"))
+    for name, text in schema.files().items():
+        write_atomic(folder / "docs" / name, text)
+    shown.say(f"{target}: change a study, then selm run {target}/STUDY.yaml")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import complete
+from harness.cli import options
 from harness.cli.docs import pages
 from harness.engine.stages import STAGES
 
@@ -70,7 +70,7 @@ WALKED_THROUGH = {"evaluation.exact_answer"}
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_every_key_that_is_named_exists(path: Path) -> None:
-    keys = {key.removesuffix("=") for key in complete.recipe_keys()}
+    keys = {key.removesuffix("=") for key in options.recipe_keys()}
     sections = {key.split(".")[0] for key in keys}
     named = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", path.read_text()))
     files = {one for one in named if one.endswith((".py", ".jsonl"))}

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app, doctor_judge
-from harness.cli.finding import Finding
+from harness.cli.doctor_data import Finding
 from harness.study.sections import JudgeSettings
 from harness.study.study import checked_judge
 from harness.study.tasks import Runtime

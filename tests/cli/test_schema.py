@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness.cli.docs import FOLDER
+from harness.cli.docs import DOCS
 from harness.study.yaml import load_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def kind(path: Path) -> str:
 
 
 def errors(name: str, tree: Any) -> list[str]:
-    schema = json.loads((FOLDER / f"{name}.schema.json").read_text())
+    schema = json.loads((DOCS / f"{name}.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     found = jsonschema.Draft202012Validator(schema).iter_errors(tree)
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
@@ -38,7 +38,7 @@ def test_every_file_fits_the_schema_that_its_first_line_names(path: Path) -> Non
     assert errors(kind(path), load_yaml(path)[0]) == []
     first = path.read_text().splitlines()[0]
     named = first.removeprefix("# yaml-language-server: $schema=")
-    assert (path.parent / named).resolve() == FOLDER / f"{kind(path)}.schema.json"
+    assert (path.parent / named).resolve() == DOCS / f"{kind(path)}.schema.json"
 
 
 SMALL: dict[str, Any] = {"name": "s", "recipe": "pocket", "seeds": [0]}

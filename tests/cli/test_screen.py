@@ -13,7 +13,7 @@ from rich.console import Console
 from analysis.load import load_study
 from analysis.opening import opening
 from analysis.screen import Opening
-from harness.cli import console, screen
+from harness.cli import console
 from harness.engine.graph import Node, Plan
 from harness.engine.launch import prepare
 from harness.engine.worker import Result, State
@@ -48,7 +48,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Opening:
 
 def printed(found: Opening, width: int) -> str:
     to = Console(file=io.StringIO(), width=width, highlight=False)
-    to.print(screen.screen(found, Path("results/x/report"), "ablations/x.yaml", width))
+    to.print(console.screen(found, Path("results/x/report"), "ablations/x.yaml", width))
     return to.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
