@@ -87,7 +87,7 @@ def written(folder: Path, values: dict[str, Any], *options: str) -> tuple[Path, 
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
     arguments = ["import-trl", str(config), "--out", str(folder), "--name", "mine", *options]
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "400"})
     assert done.exit_code == 0, done.output
     return folder / "mine.yaml", done.output
 
