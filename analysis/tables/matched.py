@@ -76,8 +76,11 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
 def _paths(
     data: StudyData, arm: str, measure: Measure, kl: Measure, last: int
 ) -> Mapping[int, Path]:
-    """Seed → its path; the base stands at KL 0 where the measure is stored for it."""
+    """Seed → its path, of those whose last iteration has a score and a KL; the base stands at KL 0
+    where the measure is stored for it.
+    """
     paths: dict[int, Path] = {}
+    drifts: Mapping[int, float] = {}
     for iteration in range(last + 1):
         checkpoint = data.checkpoint(arm, iteration)
         scores = measures.points(data, checkpoint, measure) if checkpoint else {}
@@ -86,7 +89,7 @@ def _paths(
             drift = drifts.get(seed) if iteration else 0.0
             if drift is not None:
                 paths.setdefault(seed, []).append((drift, score))
-    return paths
+    return {seed: path for seed, path in paths.items() if seed in drifts}
 
 
 def matched(ours: Path, theirs: Path) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -183,6 +184,17 @@ def test_a_difference_at_matched_kl_stands_for_every_arm(complete: StudyData) ->
     for row in table.data:
         assert row["baseline_kl"] < row["kl"]
         assert row["difference"] > 0
+
+
+def test_an_arm_whose_distance_is_not_stored_is_at_none(tmp_path: Path) -> None:
+    """The base is at KL 0; a checkpoint without diagnostics is not."""
+    study, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
+    for record in list(store.rglob("record.json")):
+        if json.loads(record.read_text())["stage"] == "diagnostics":
+            shutil.rmtree(record.parent)
+    found = TABLES["matched_kl"](load_study(study, store))
+    assert isinstance(found, Unavailable)
+    assert "not both stored" in found.reason
 
 
 def test_the_interquartile_mean_is_that_of_the_seeds_points(rich: StudyData) -> None:
