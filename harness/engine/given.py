@@ -97,7 +97,11 @@ def _files(builder: Builder, cell: Cell, shared: Mapping[str, str], row: Given) 
     for name in recipe.evaluation.benchmarks:
         benchmark = BENCHMARKS[name]
         if name in row.verdicts:
-            told = tasks.GivenVerdictsTask(benchmark=name, path=row.verdicts[name], model=row.model)
+            file, section = row.verdicts[name], recipe.evaluation.of(name)
+            keys = benchmark.given.keys if benchmark.given else ()
+            own = {key: getattr(section, key) for key in keys}
+            own = {key: value for key, value in own.items() if value is not None}
+            told = tasks.GivenVerdictsTask(benchmark=name, path=file, model=row.model, own=own)
             read = benchmarks | ({"answer": stages["answer"]} if name in both else {})
             stages[benchmark.stage] = builder.add("verdicts.given", told, read, recipe)
         elif name in row.answers:

@@ -135,14 +135,21 @@ def _baseline(settings: ArenaHardSettings, category: str) -> tuple[str, dict[str
         raise HarnessError(
             f"{key}: {category} {found}; give a model_answer file ({category} or any)"
         )
-    texts = {}
-    for number, row in enumerate(read_jsonl(Path(name)), 1):
+    rows = answers_of(Path(name))
+    return name, {row["uid"]: row["answer"] for row in rows}
+
+
+def answers_of(path: Path) -> list[dict[str, str]]:
+    """Uid, model and answer of every row of a model_answer file."""
+    found = []
+    for number, row in enumerate(read_jsonl(path), 1):
         try:
             said = row["messages"][-1]["content"]
-            texts[row["uid"]] = str(said["answer"] if isinstance(said, Mapping) else said)
+            text = str(said["answer"] if isinstance(said, Mapping) else said)
+            found.append({"uid": row["uid"], "model": str(row.get("model", "")), "answer": text})
         except (KeyError, IndexError, TypeError):
-            raise HarnessError(f"{name}: row {number}: uid and messages wanted") from None
-    return name, texts
+            raise HarnessError(f"{path}: row {number}: uid and messages wanted") from None
+    return found
 
 
 def _judge_files(settings: ArenaHardSettings, categories: set[str]) -> dict[str, Any]:
@@ -283,13 +290,28 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     replies, costs = ask(judge, task, requests, accept=readable)
     found = {(one.id, one.repeat): _verdict(one, files["patterns"]) for one in replies}
     finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
+    return outcome(task, items, files, found, judge, verdicts.judge_label(judge), costs)
+
+
+def outcome(
+    task: StageTask[Any],
+    items: Sequence[Item],
+    files: Mapping[str, Any],
+    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    judge: JudgeSettings,
+    named: str,
+    costs: Mapping[str, float] | None = None,
+) -> StageOutcome:
+    """Scores and summary of the verdicts found by (question:game, call). files: of judge.json.
+    named: the judge, in the rows.
+    """
     version = f"v2 {content_hash(files, [_shown(item) for item in items], length=12)}"
     scores: list[Score] = []
     rates: dict[str, float | None] = {}
     for repeat in range(judge.repeats):
         for category in CATEGORIES:
             mine = [item for item in items if item.category == category]
-            rate, rows = _scored(mine, repeat, found, judge, version)
+            rate, rows = _scored(mine, repeat, found, judge, (version, named))
             rates.setdefault(category, rate)
             scores += rows
     summary = rates | _summary(items, found, judge) | {"benchmark_version": version}
@@ -312,11 +334,12 @@ def _scored(
     repeat: int,
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     judge: JudgeSettings,
-    version: str,
+    shown: tuple[str, str],
 ) -> tuple[float | None, list[Score]]:
     """(win rate of a category in percent, its score rows) of one repeat. ``votes`` is a question's
-    own share, ``win_rate`` its value in the rate.
+    own share, ``win_rate`` its value in the rate. shown: version and judge.
     """
+    version, named = shown
     tallies: dict[str, Tally] = {}
     statuses: dict[str, Status] = {}
     calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
@@ -326,7 +349,6 @@ def _scored(
         if tally:
             tallies[item.id] = tally
     rate, values = linearised(tallies)
-    named = verdicts.judge_label(judge)
     scores = []
     for item in items:
         score, weight = tallies.get(item.id, (0.0, 0.0))
@@ -432,4 +454,7 @@ BENCHMARK = benchmark.Benchmark(
     prepare=prepare,
     pocket="harness.pocket.judged_benchmarks:write_arena_hard",
     samples=benchmark.Samples(f"{NAME}.jsonl", "votes", "votes for it, percent"),
+    given=benchmark.GivenFiles(
+        "harness.evaluate.given:arena_hard_answers", "harness.evaluate.given:arena_hard_verdicts"
+    ),
 )

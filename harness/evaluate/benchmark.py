@@ -189,11 +189,13 @@ class GivenFiles:
     """By what somebody else's files are read, "module:function" each. answers: (file, the model's
     name in it, the benchmark's folder, out) writes them as the answer stage does. verdicts: a
     stage's function that scores verdicts which exist. both: a file of verdicts holds the answers.
+    keys: of its section, that decide what verdicts count.
     """
 
     answers: str
     verdicts: str
     both: bool = False
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Answers and verdicts that somebody else made, read as a study's own: AlpacaEval's model_outputs
-and annotations, FastChat's model_answer and model_judgment.
+and annotations, model_answer and model_judgment of FastChat and of Arena-Hard, WildBench's results.
 
 Rows are aligned by instruction or question id. A file that is not of the study's questions, of its
 baseline, or of one model alone is refused. What is read is scored by the benchmarks' own code.
@@ -7,13 +7,14 @@ baseline, or of one model alone is refused. What is read is scored by the benchm
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate import alpaca_eval, fastchat, mt_bench
+from harness.evaluate import alpaca_eval, arena_hard, fastchat, mt_bench, wildbench
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation
 from harness.evaluate.benchmark import MODEL_ID, finish, load
 from harness.evaluate.lc import read_gamed
@@ -25,6 +26,7 @@ from harness.records import (
     HarnessError,
     StageOutcome,
     StageTask,
+    Status,
     canonical_json,
     content_hash,
     read_jsonl,
@@ -236,3 +238,162 @@ def _rating(row: Mapping[str, Any]) -> dict[str, Any]:
         "reason": rating.reason,
         "fastchat_score": row.get("score"),
     }
+
+
+# -- rows of the benchmark's questions -------------------------------------------------------------
+def _answered(path: Path, benchmarks: Path, name: str, given: Mapping[str, str], out: Path) -> int:
+    """``<name>.jsonl`` of the answers given by question id; returns their number."""
+    questions = list(read_jsonl(benchmarks / name / "questions.jsonl"))
+    _check_ids(path, given, [row["id"] for row in questions])
+    rows = []
+    for row in questions:
+        status = "ok" if row["id"] in given else "no_answer"
+        rows.append({**row, "output": given.get(row["id"], "").strip(), "status": status})
+    write_jsonl(out / f"{name}.jsonl", rows)
+    return len(given)
+
+
+def _check_ids(path: Path, given: Iterable[str], asked: Sequence[str]) -> None:
+    """Raise HarnessError for rows of another benchmark. A study on fewer questions (its limit)
+    reads a whole file.
+    """
+    listed = list(given)
+    strange = [name for name in listed if name not in set(asked)]
+    if len(strange) == len(listed) or (strange and len(listed) <= len(asked)):
+        raise HarnessError(
+            f"{path}: {len(strange)} of {len(listed)} questions are not the benchmark's, the "
+            f"first: {strange[:1]}"
+        )
+
+
+def _once(path: Path, rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Rows by a key that no two of them share."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        if str(row[key]) in found:
+            raise HarnessError(f"{path}: {key} {row[key]} stands twice")
+        found[str(row[key])] = row
+    return found
+
+
+# -- Arena-Hard ------------------------------------------------------------------------------------
+def arena_hard_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int:
+    """``arena_hard.jsonl`` from a file of model_answer; returns its rows."""
+    rows = _once(path, _of(arena_hard.answers_of(path), "model", model, path), "uid")
+    texts = {uid: row["answer"] for uid, row in rows.items()}
+    return _answered(path, benchmarks, arena_hard.NAME, texts, out)
+
+
+def arena_hard_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
+    """Scores from a file of model_judgment, by the verdicts that the owner's script read."""
+    path = Path(task.settings.path)
+    folder = task.inputs["benchmarks"] / arena_hard.NAME
+    files = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+    questions = list(read_jsonl(folder / "questions.jsonl"))
+    told = _once(path, _of(read_jsonl(path), "model", task.settings.model, path), "uid")
+    _check_ids(path, told, [row["id"] for row in questions])
+    judges = sorted({str(row.get("judge", "unnamed judge")) for row in told.values()})
+    if len(judges) > 1:
+        raise HarnessError(f"{path}: judgments of {', '.join(judges)} are mixed; give one judge's")
+    items, found = [], {}
+    for row in questions:
+        games = _games(told[row["id"]], row, path) if row["id"] in told else ()
+        status: Status = "ok" if games else "no_answer"
+        item = arena_hard.item_of({**row, "output": "-", "status": "ok"})
+        items.append(replace(item, status=status, source=content_hash(row, games, length=16)))
+        for game, read in enumerate(games):
+            kept = {"label": read, "score_status": "ok" if read else "unparsed", "reason": ""}
+            found[f"{row['id']}:{game}", 0] = kept
+    judge = JudgeSettings(kind="openai", model=judges[0])
+    return arena_hard.outcome(task, items, files, found, judge, f"{judges[0]} (given)")
+
+
+def _games(told: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Both verdicts on a question, empty where none was read. Raises HarnessError for a judgment
+    of other texts than the benchmark's.
+    """
+    games = told.get("games")
+    if not isinstance(games, list) or len(games) != 2:
+        raise HarnessError(f"{path}: uid {asked['id']}: wants two games")
+    for game in games:
+        prompt = str(game["prompt"][-1]["content"]) if game and game.get("prompt") else ""
+        if prompt and not (asked["baseline"] in prompt and asked["question"] in prompt):
+            raise HarnessError(
+                f"{path}: uid {asked['id']}: the judge was shown another question or baseline than "
+                "evaluation.arena_hard names"
+            )
+    read = [str((game or {}).get("score") or "") for game in games]
+    return tuple(label if label in arena_hard.VOTES else "" for label in read)
+
+
+# -- WildBench -------------------------------------------------------------------------------------
+def wildbench_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int:
+    """``wildbench.jsonl`` from results or judged results; returns its rows."""
+    texts = {row["id"]: row["output"] for row in _wildbench(path, model, benchmarks)}
+    return _answered(path, benchmarks, wildbench.NAME, texts, out)
+
+
+def _wildbench(path: Path, model: str, benchmarks: Path) -> list[dict[str, Any]]:
+    """Rows of one model: id, kind (``score``, the reference's name of a comparison, or empty for
+    an answer alone), output, and value: its WB-Score or reward, None where it cannot be read.
+    """
+    asked = next(iter(read_jsonl(benchmarks / wildbench.NAME / "questions.jsonl")))
+    rows = []
+    listed = alpaca_eval.read_json_rows(path) if path.suffix == ".json" else read_jsonl(path)
+    for number, row in enumerate(listed, 1):
+        try:
+            rows.append(_wildbench_row(row, set(asked["references"])))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            raise HarnessError(
+                f"{path}: row {number}: wants session_id and output; or model_test, model_output "
+                "and score; or model_A, model_B, one of them in evaluation.wildbench.references, "
+                "model_outputs, winner and extent"
+            ) from None
+    kept = _of(rows, "model", model, path)
+    _once(path, ({"task and kind": (row["id"], row["kind"])} for row in kept), "task and kind")
+    return kept
+
+
+def _wildbench_row(row: Mapping[str, Any], references: set[str]) -> dict[str, Any]:
+    named: dict[str, Any] = {"id": wildbench.name_of(row), "kind": "", "value": None}
+    if "score" in row:
+        value = wildbench.value_of("score", canonical_json({"score": row["score"]}))
+        named |= {"kind": "score", "value": value}
+        return named | {"model": row["model_test"], "output": row["model_output"]}
+    if "winner" in row:
+        both = {row["model_A"], row["model_B"]}
+        (reference,) = both & references
+        (model,) = both - {reference}
+        signs = {model: 1.0, reference: -1.0, "tie": 0.0}
+        value = 50.0 * {0: 0, 1: 1, 2: 2}[row["extent"]] * signs[row["winner"]]
+        named |= {"kind": reference, "value": value}
+        return named | {"model": model, "output": row["model_outputs"][model]}
+    return named | {"model": row.get("generator", ""), "output": wildbench.text_of(row["output"])}
+
+
+def wildbench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
+    """Scores from judged results: ratings, and comparisons with every reference."""
+    path, benchmarks = Path(task.settings.path), task.inputs["benchmarks"]
+    file = benchmarks / wildbench.NAME / "judge.json"
+    templates = json.loads(file.read_text(encoding="utf-8"))
+    told = _wildbench(path, task.settings.model, benchmarks)
+    given = {(row["id"], row["kind"]): row["value"] for row in told if row["kind"]}
+    if not given:
+        raise HarnessError(
+            f"{path}: these are answers, not judged results (no score, no winner); give them in "
+            f"column {wildbench.NAME!r}"
+        )
+    answered = read_jsonl(task.inputs["answer"] / f"{wildbench.NAME}.jsonl")
+    items = [wildbench.item_of(row) for row in answered]
+    found = {}
+    for item in items:
+        for kind in ("score", *item.row["references"]):
+            value = given.get((item.id, kind))
+            missing = "unparsed" if (item.id, kind) in given else "no_answer"
+            ours = value if value is None or kind == "score" or item.first(kind) else -value
+            status = missing if value is None else "ok"
+            kept = {"value": ours, "score_status": status, "reason": ""}
+            found[f"{item.id}:{kind}", 0] = kept
+    judge = JudgeSettings(kind="openai", model="unnamed judge")
+    shown = (task.settings.own.get("length_margin"), f"{judge.model} (given)")
+    return wildbench.outcome(task, items, templates, found, judge, shown)

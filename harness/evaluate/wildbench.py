@@ -129,7 +129,8 @@ def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
     return {"expected": write_jsonl(out / "questions.jsonl", rows)}
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
+    """A task's id in the owner's files."""
     return str(row.get("id") or row["session_id"])
 
 
@@ -137,7 +138,7 @@ def _task(row: Any, place: str) -> dict[str, Any]:
     try:
         turns = [{"role": t["role"], "content": t["content"]} for t in row["conversation_input"]]
         tags = [row["primary_tag"], *row["secondary_tags"]]
-        kept = {"id": _name(row), "question": turns[-1]["content"], "conversation": turns}
+        kept = {"id": name_of(row), "question": turns[-1]["content"], "conversation": turns}
         kept |= {"checklist": list(row["checklist"]), "references": {}}
     except (KeyError, TypeError, IndexError, AttributeError):
         wanted = "id, conversation_input, checklist, primary_tag and secondary_tags"
@@ -155,11 +156,15 @@ def _outputs(name: str, path: Path) -> dict[str, str]:
     found = {}
     for number, row in enumerate(read_jsonl(path), 1):
         try:
-            said = row["output"]
-            found[_name(row)] = str(said[0] if isinstance(said, list) else said)
+            found[name_of(row)] = text_of(row["output"])
         except (KeyError, TypeError, IndexError, AttributeError):
             raise HarnessError(f"{path}: row {number}: wants id and output") from None
     return found
+
+
+def text_of(output: Any) -> str:
+    """An answer, which the owner's files hold as a list of one."""
+    return str(output[0] if isinstance(output, list) else output)
 
 
 def _template(settings: WildBenchSettings, key: str) -> str:
@@ -299,14 +304,31 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     replies, costs = ask(judge, task, requests, accept=readable)
     found = {(one.id, one.repeat): _verdict(one) for one in replies}
     finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
+    margin, named = task.settings.length_margin, verdicts.judge_label(judge)
+    return outcome(task, items, templates, found, judge, (margin, named), costs)
+
+
+def outcome(
+    task: StageTask[Any],
+    items: Sequence[Item],
+    templates: Mapping[str, str],
+    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    judge: JudgeSettings,
+    shown: tuple[int | None, str],
+    costs: Mapping[str, float] | None = None,
+) -> StageOutcome:
+    """Scores and summary of the verdicts found by (task:score or task:reference, call). shown: the
+    length margin, and the judge in the rows.
+    """
+    margin, named = shown
     version = f"v2 {content_hash(templates, [_shown(item) for item in items], length=12)}"
     scores: list[Score] = []
     summary: dict[str, Any] = {}
     for repeat in range(judge.repeats):
         calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
         for metric in ("score", "reward") if "reward_template" in templates else ("score",):
-            drawn = {one.id: _drawn(one, metric, calls, found, task.settings) for one in items}
-            whole, rows = _scored(items, metric, drawn, (version, judge, repeat))
+            drawn = {one.id: _drawn(one, metric, calls, found, margin) for one in items}
+            whole, rows = _scored(items, metric, drawn, (version, named, repeat))
             summary.setdefault(metric, whole)
             scores += rows
     flags = {flag: [one.id for one in items if flag in one.flags] for flag in _flags(items)}
@@ -337,7 +359,7 @@ def _drawn(
     metric: str,
     calls: Iterable[int],
     found: Mapping[tuple[str, int], Mapping[str, Any]],
-    settings: JudgeTask,
+    margin: int | None,
 ) -> tuple[float | None, Status]:
     """A task's own score, or its reward: the mean over samples, then over references, of which none
     may be missing.
@@ -348,7 +370,7 @@ def _drawn(
     means = []
     for name in names:
         rows = [found[f"{item.id}:{name}", call] for call in calls]
-        values = [_signed(item, name, row["value"], settings) for row in rows]
+        values = [_signed(item, name, row["value"], margin) for row in rows]
         statuses = [row["score_status"] for row in rows]
         means.append(verdicts.mean_of(list(zip(values, statuses, strict=True))))
     failed = [status for value, status in means if value is None]
@@ -357,32 +379,32 @@ def _drawn(
     return sum(value or 0.0 for value, _ in means) / len(means), "ok"
 
 
-def _signed(item: Item, name: str, value: float | None, settings: JudgeTask) -> float | None:
+def _signed(item: Item, name: str, value: float | None, margin: int | None) -> float | None:
     if name == "score" or value is None:
         return value
     ours = value if item.first(name) else -value
     lengths = str(item.row["output"]), item.row["references"][name]
-    return rewarded(ours, *lengths, settings.length_margin)
+    return rewarded(ours, *lengths, margin)
 
 
 def _scored(
     items: Sequence[Item],
     metric: str,
     drawn: Mapping[str, tuple[float | None, Status]],
-    shared: tuple[str, JudgeSettings, int],
+    shared: tuple[str, str, int],
 ) -> tuple[float | None, list[Score]]:
     """(weighted mean, score rows) of one repeat: ``metric`` is a task's value in it, ``own_…`` its
     own.
     """
-    version, judge, repeat = shared
+    version, named, repeat = shared
     own = {name: value for name, (value, _) in drawn.items() if value is not None}
     whole, values = weighted(own, {item.id: item.row["groups"] for item in items})
-    label, scores = verdicts.judge_label(judge), []
+    scores = []
     for item in items:
         status = drawn[item.id][1]
         source = content_hash(item.row["conversation"], item.row["output"], length=16)
         for name, value in ((metric, values.get(item.id)), (f"own_{metric}", own.get(item.id))):
-            row = (item.id, item.id, name, value, status, label, repeat, source)
+            row = (item.id, item.id, name, value, status, named, repeat, source)
             scores.append(Score(NAME, version, *row))
     return whole, scores
 
@@ -440,4 +462,10 @@ BENCHMARK = benchmark.Benchmark(
     prepare=prepare,
     pocket="harness.pocket.judged_benchmarks:write_wildbench",
     samples=benchmark.Samples(f"{NAME}.jsonl", "own_score", "WB-Score"),
+    given=benchmark.GivenFiles(
+        "harness.evaluate.given:wildbench_answers",
+        "harness.evaluate.given:wildbench_verdicts",
+        both=True,
+        keys=("length_margin",),
+    ),
 )

@@ -423,9 +423,12 @@ class GivenAnswersTask(Section):
 
 
 class GivenVerdictsTask(GivenFile):
-    """``verdicts.given``."""
+    """``verdicts.given``. own: settings of the benchmark's section that decide what they count."""
+
+    later: ClassVar[Mapping[str, Any]] = {"own": {}}
 
     benchmark: str
+    own: dict[str, Any] = {}
 
 
 class DiagnosticsTask(DiagnosticsSamples, Lengths, Generating):

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from harness.evaluate import arena_hard
+from harness.evaluate import arena_hard, given
 from harness.pocket.judged_benchmarks import ARENA_TEMPLATE
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
@@ -180,6 +180,71 @@ def test_repeats_are_rows_and_samples_their_mean(
     found = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     votes = {row["repeat"]: row["value"] for row in found if row["metric"] == "votes"}
     assert votes == {0: 50.0, 1: 62.5}
+
+
+def judgments(folder: Path, **changes: Any) -> Path:
+    """LABELS in the owner's form, of the prompts that its script would show."""
+    questions = list(read_jsonl(folder / "benchmarks" / arena_hard.NAME / "questions.jsonl"))
+    rows = []
+    for row in questions:
+        said = [{"role": "user", "content": f"{row['question']} {row['baseline']} mine"}]
+        games = [{"score": label, "prompt": said} for label in LABELS[row["id"]]]
+        told = {"uid": row["id"], "judge": "gpt", "model": "m", "baseline": "o3", "games": games}
+        rows.append(told | changes)
+    write_jsonl(folder / "m.jsonl", rows)
+    return folder / "m.jsonl"
+
+
+def scored_as_given(folder: Path, path: Path) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
+    (folder / "given").mkdir(exist_ok=True)
+    settings = {"benchmark": arena_hard.NAME, "path": str(path), "model": "m"}
+    inputs = {"benchmarks": folder / "benchmarks"}
+    given.verdicts(stage_task("k", "verdicts.given", settings, inputs, folder / "given"))
+    found = pq.read_table(folder / "given" / "scores.parquet").to_pylist()
+    summary = json.loads((folder / "given" / "summary.json").read_text())
+    return {(row["metric"], row["item"]): row for row in found}, summary
+
+
+def test_judgments_that_exist_score_as_those_of_a_study(
+    owner: arena_hard.ArenaHardSettings, tmp_path: Path
+) -> None:
+    ours, told = judged(owner, tmp_path, by_question(LABELS))
+    rows, summary = scored_as_given(tmp_path, judgments(tmp_path))
+    assert {key: row["value"] for key, row in rows.items()} == {
+        key: row["value"] for key, row in ours.items()
+    }
+    assert summary["hard_prompt"] == pytest.approx(55.0)
+    assert summary["benchmark_version"] == told["benchmark_version"]
+    assert {row["judge"] for row in rows.values()} == {"gpt (given)"}
+    _, summary = scored_as_given(tmp_path, judgments(tmp_path, games=[None, {"score": "A>B"}]))
+    assert (summary["hard_prompt"], summary["verdicts"]) == (None, {"unparsed": 4, "A>B": 4})
+
+
+def test_judgments_and_answers_of_other_questions_or_texts_are_refused(
+    owner: arena_hard.ArenaHardSettings, tmp_path: Path
+) -> None:
+    judged(owner, tmp_path, by_question(LABELS))
+    other = [{"score": "A>B", "prompt": [{"content": "Ask 0? of another baseline"}]}] * 2
+    for changes, words in (
+        ({"games": other}, "uid u0: the judge was shown another question or baseline"),
+        ({"uid": "u0"}, "uid u0 stands twice"),
+        ({"games": other[:1]}, "wants two games"),
+        ({"model": "n"}, "no row of model 'm'; it holds n"),
+    ):
+        with pytest.raises(HarnessError, match=words):
+            scored_as_given(tmp_path, judgments(tmp_path, **changes))
+    answers = read_jsonl(tmp_path / "o3.jsonl")
+    write_jsonl(tmp_path / "three.jsonl", list(answers)[:3])
+    out, benchmarks = tmp_path / "given", tmp_path / "benchmarks"
+    assert given.arena_hard_answers(tmp_path / "three.jsonl", "", benchmarks, out) == 3
+    written = list(read_jsonl(out / "arena_hard.jsonl"))
+    assert [(row["output"], row["status"]) for row in written[2:]] == [
+        ("o3 u2", "ok"),
+        ("", "no_answer"),
+    ]
+    write_jsonl(tmp_path / "odd.jsonl", [{"uid": "z", "messages": [{"content": "x"}]}])
+    with pytest.raises(HarnessError, match="1 of 1 questions are not the benchmark's"):
+        given.arena_hard_answers(tmp_path / "odd.jsonl", "", benchmarks, out)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from harness.evaluate import wildbench
+from harness.engine.execute import Inline, execute
+from harness.engine.launch import plan_study
+from harness.engine.store import Store
+from harness.evaluate import given, wildbench
 from harness.pocket.judged_benchmarks import REWARD_TEMPLATE, SCORE_TEMPLATE, write_wildbench
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
+from harness.study.study import load_study
 from tests.faulty_judge import serve
 from tests.tasks import stage_task
 
+ROOT = Path(__file__).parents[2]
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 20.0}
 TAGS = [("Math", ["Editing"]), ("Math", []), ("Coding & Debugging", ["Coding & Debugging"])]
 
@@ -120,6 +126,91 @@ def test_the_prompt_holds_history_query_and_checklist(
     assert "USER: Ask 0?\n\nASSISTANT: Said.\n\n" in first
     assert "- Right?\n- Short?\n" in first
     assert "{$" not in first
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """The script's verdicts in the owner's form: of ratings and of both comparisons, of which the
+    model is once A and once B."""
+    rows: list[dict[str, Any]] = []
+    for number, rating in RATINGS.items():
+        name, mine = f"s{number}", f"mine s{number}"
+        told = {"session_id": name, "model_test": "m", "score": rating, "model_output": mine}
+        outputs = {"m": mine, "gpt": "gpt says"}
+        won = {"session_id": name, "model_A": "m", "model_B": "gpt", "model_outputs": outputs}
+        won |= {"winner": "m", "extent": 2}
+        outputs = {"m": mine, "haiku": "haiku says"}
+        lost = {"session_id": name, "model_A": "haiku", "model_B": "m", "model_outputs": outputs}
+        rows += [told, won, lost | {"winner": "haiku", "extent": 1}]
+    (folder / "results.json").write_text(json.dumps(rows))
+    return rows
+
+
+def scored_as_given(folder: Path, **own: Any) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
+    inputs = {"benchmarks": folder / "benchmarks", "answer": folder / "answers"}
+    for name in ("answers", "given"):
+        (folder / name).mkdir(exist_ok=True)
+    path = folder / "results.json"
+    given.wildbench_answers(path, "", folder / "benchmarks", folder / "answers")
+    settings = {"benchmark": wildbench.NAME, "path": str(path), "model": "", "own": own}
+    given.verdicts(stage_task("k", "verdicts.given", settings, inputs, folder / "given"))
+    found = pq.read_table(folder / "given" / "scores.parquet").to_pylist()
+    summary = json.loads((folder / "given" / "summary.json").read_text())
+    return {(row["metric"], row["item"]): row for row in found}, summary
+
+
+def test_judged_results_that_exist_score_as_those_of_a_study(
+    owner: wildbench.WildBenchSettings, tmp_path: Path
+) -> None:
+    ours, told = judged(owner, tmp_path, script)
+    rows = results(tmp_path)
+    found, summary = scored_as_given(tmp_path)
+    assert {key: row["value"] for key, row in found.items()} == {
+        key: row["value"] for key, row in ours.items()
+    }
+    assert summary["reward"] == pytest.approx(25 * 2.75 / 4.75)
+    assert summary["benchmark_version"] == told["benchmark_version"]
+    # haiku's answer is the longer one: with the margin its slight wins are ties.
+    _, summary = scored_as_given(tmp_path, length_margin=2)
+    assert summary["reward"] == pytest.approx(50 * 2.75 / 4.75)
+    # A rating that is none, and a task that was not compared with haiku.
+    (tmp_path / "results.json").write_text(json.dumps([rows[0] | {"score": "11"}, *rows[1:-1]]))
+    found, _ = scored_as_given(tmp_path)
+    assert found["own_score", "s0"]["status"] == "unparsed"
+    assert found["own_reward", "s2"]["status"] == "no_answer"
+
+
+def test_a_study_reads_judged_results_with_its_length_margin(
+    owner: wildbench.WildBenchSettings, tmp_path: Path
+) -> None:
+    results(tmp_path)
+    (tmp_path / "t.csv").write_text("arm,step,wildbench_verdicts\nm,1,results.json\n")
+    keys = owner.model_dump(exclude={"judge", "max_new_tokens"}) | {"length_margin": 2}
+    evaluation = {"benchmarks": ["wildbench"], "wildbench": keys}
+    recipe = str(ROOT / "ablations" / "recipes" / "own_data.yaml")
+    asked = {"name": "s", "recipe": recipe, "given": "t.csv", "set": {"evaluation": evaluation}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(asked))
+    plan, store = plan_study(load_study(tmp_path / "s.yaml")), Store(tmp_path / "store")
+    store.open()
+    assert not execute(plan, store, Inline(store)).exit_status
+    folder = store.folder(plan.runs[0].iterations[1]["judge.wildbench"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["reward"] == pytest.approx(50 * 2.75 / 4.75)
+
+
+def test_results_of_another_form_or_reference_are_refused(
+    owner: wildbench.WildBenchSettings, tmp_path: Path
+) -> None:
+    wildbench.prepare(owner, tmp_path / "benchmarks" / wildbench.NAME)
+    rows = results(tmp_path)
+    for wrong, words in (
+        ([rows[1] | {"model_B": "opus"}], "row 1: wants session_id and output; or"),
+        ([rows[0], rows[0]], r"\('s0', 'score'\) stands twice"),
+        ([rows[0] | {"session_id": "z"}], "1 of 1 questions are not the benchmark's"),
+        ([{"session_id": "s0", "output": ["x"]}], "these are answers, not judged results"),
+    ):
+        (tmp_path / "results.json").write_text(json.dumps(wrong))
+        with pytest.raises(HarnessError, match=words):
+            scored_as_given(tmp_path)
 
 
 @pytest.mark.parametrize(
