@@ -8,22 +8,27 @@ checkpoint is. The store itself is never written to.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from analysis import cells, findings, measures, text
+from analysis import findings, measures, text
+from analysis.compare import resolve
 from analysis.load import Checkpoint, Run, Stage, StudyData, read_json
 from analysis.measures import Measure
 from analysis.stats import Estimate
-from analysis.table import flat
+from analysis.table import flat, incomplete_text, interval_text, judged, verdict
 from harness.files import write_atomic
-from harness.records import content_hash
+from harness.records import HarnessError, content_hash
 
 MARK = "<!-- written by selm report -->"
 """In every card, so that only what was written here is ever removed."""
@@ -235,13 +240,13 @@ def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
     for scored in found:
         m, e = scored.measure, scored.estimate
         interval = e.intervals.get("items")
-        shown = cells.incomplete_text(e) if e.value is None else text.number(e.value, m.digits)
+        shown = incomplete_text(e) if e.value is None else text.number(e.value, m.digits)
         rows.append(
             (
                 f"{m.name} [{m.unit}]",
                 shown,
                 text.number(interval.se if interval else None, m.digits + 1),
-                cells.interval_text(interval, m.digits),
+                interval_text(interval, m.digits),
                 f"{e.clusters} {m.unit_of_items}",
                 f"{e.scored} of {e.expected}",
                 scored.judge,
@@ -250,10 +255,10 @@ def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
     scored_by = ("rows scored", "judge, benchmark version")
     head = ("measure", "score", "standard error", "95 % interval", "n", *scored_by)
     notes = []
-    for title, measure in cells.judged(data).items():
+    for title, measure in judged(data).items():
         summary = data.summary(item.run, item.iteration, measure.benchmark)
         if summary:
-            notes.append(f"- {title}: {cells.verdict(summary.get('comparable') is True)}.")
+            notes.append(f"- {title}: {verdict(summary.get('comparable') is True)}.")
     about = (
         "Standard errors and intervals are over new items, given this one checkpoint; a "
         "dash: undefined (all items gave the same score)."
@@ -339,3 +344,68 @@ def _limits(data: StudyData, item: Kept) -> list[str]:
             "compares with a published one."
         )
     return lines
+
+
+# -- a repository of the hub -----------------------------------------------------------------------
+def write_repository(data: StudyData, cell: str, repo: str, study_dir: Path) -> Path:
+    """Write the repository of one checkpoint anew; returns its folder.
+
+    cell: a run's name, with ``@iteration`` behind it (without: its last). Raises HarnessError for a
+    name that is no hub id or no single checkpoint, and where the weights are gone.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise HarnessError(f"{repo!r} is no repository of the hub: {error}") from error
+    item = kept_of(data, cell)
+    folder = study_dir / "push" / repo.replace("/", "--")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(item.stage.folder / "model", folder)
+    write_atomic(folder / "README.md", card(data, item))
+    told = json.dumps(without_addresses(settings(data)), indent=1, sort_keys=True)
+    write_atomic(folder / "study" / "settings.json", told + "\n")
+    answer = data.stage(item.run, item.iteration, "answer")
+    if answer and answer.state == "done":
+        ignored = shutil.ignore_patterns("record.json")
+        shutil.copytree(answer.folder, folder / "study" / "answers", ignore=ignored)
+    return folder
+
+
+def settings(data: StudyData) -> dict[str, Any]:
+    """What was asked: recipe, axes, seeds, baseline, declaration, and every run's coefficients."""
+    runs = [
+        {"run": r.name, "label": r.label, "seed": r.seed, "c": dict(r.c), "kappa": dict(r.kappa)}
+        for r in data.runs
+    ]
+    keep = ("study", "recipe", "axes", "seeds", "declare", "baseline", "checkpoints_kept")
+    return {**{key: data.manifest.get(key) for key in keep}, "runs": runs}
+
+
+def kept_of(data: StudyData, cell: str) -> Kept:
+    """The one checkpoint with weights that a name stands for."""
+    named = resolve(data, cell)
+    names = {run.name for run in named.runs}
+    there = kept(data)
+    found = [
+        item for item in there if item.iteration == named.iteration and names & set(item.users)
+    ]
+    if len(found) == 1:
+        (item,) = found
+        return replace(item, run=next(run for run in named.runs if run.name in item.users))
+    if found:
+        raise HarnessError(
+            f"{cell!r} names {len(found)} checkpoints; name one run: {', '.join(sorted(names))}"
+        )
+    known = ", ".join(f"{item.run.name}@{item.iteration}" for item in there) or "none"
+    raise HarnessError(
+        f"{cell!r}: the weights of {named.title} are not in the store (`keep` in the study's file "
+        f"says which stay); those that are: {known}"
+    )
+
+
+def without_addresses(tree: Any) -> Any:
+    """A tree of settings without its ``base_url`` entries."""
+    if isinstance(tree, Mapping):
+        kept = {name: value for name, value in tree.items() if name != "base_url"}
+        return {name: without_addresses(value) for name, value in kept.items()}
+    return [without_addresses(one) for one in tree] if isinstance(tree, list) else tree

@@ -13,12 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import findings, measures
-from analysis.cells import POPULATIONS_NOTE, cell_text, counts, ends, incomplete_text, interval_text
 from analysis.layout import Layout
 from analysis.load import Checkpoint, Run, StudyData, load_study
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference
-from analysis.table import Table, TableRow, unique
+from analysis.table import (
+    POPULATIONS_NOTE,
+    Table,
+    TableRow,
+    cell_text,
+    counts,
+    ends,
+    incomplete_text,
+    interval_text,
+    unique,
+)
 from analysis.text import number, p_value
 from harness.records import HarnessError
 

@@ -26,11 +26,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import text
-from analysis.cells import ends
 from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate
-from analysis.table import Observation, same_names
+from analysis.table import Observation, ends, same_names
 from harness.files import write_atomic
 
 SINGLE, DOUBLE = 3.3, 6.9

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import cards, text
+from analysis.bridge import study_tables
 from analysis.figure import Drawn, write_figure
 from analysis.figures import FIGURES, draw
 from analysis.judge_runs import table_judge_runs
@@ -25,7 +26,6 @@ from analysis.page import Block, Figures, Parts, page
 from analysis.screen import ADAPTER, TERMS, Next, Opening, Statement, command
 from analysis.table import Table, Unavailable, as_markdown, flat, pipes, write_table
 from analysis.tables import tables_of
-from analysis.tables.bridge import study_tables
 from harness.files import write_atomic
 
 SEARCH = "search/search.md"
@@ -55,7 +55,7 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
         if isinstance(figure, Drawn):
             write_figure(figure, folder / "figures")
     _write_json(folder / "costs" / "versions.json", versions(data))
-    _write_json(folder / "settings.json", settings(data))
+    _write_json(folder / "settings.json", cards.settings(data))
     models = len(cards.write_cards(data, Path(study_dir)))
     searched = (Path(study_dir) / SEARCH).is_file()
     found = opening(data)
@@ -219,16 +219,6 @@ def _versions(data: StudyData) -> str:
         for name, seen in versions(data).items()
     ]
     return pipes(("what the stages ran under", "values"), rows, 2)
-
-
-def settings(data: StudyData) -> dict[str, Any]:
-    """What was asked: recipe, axes, seeds, baseline, declaration, and every run's coefficients."""
-    runs = [
-        {"run": r.name, "label": r.label, "seed": r.seed, "c": dict(r.c), "kappa": dict(r.kappa)}
-        for r in data.runs
-    ]
-    keep = ("study", "recipe", "axes", "seeds", "declare", "baseline", "checkpoints_kept")
-    return {**{key: data.manifest.get(key) for key in keep}, "runs": runs}
 
 
 def versions(data: StudyData) -> dict[str, dict[str, int]]:

@@ -8,14 +8,14 @@ import subprocess
 import sys
 
 PARTS = {
-    "training": ["-m", "benchmarks.bench_training"],
-    "generation": ["-m", "benchmarks.bench_generation"],
-    "judge": ["-m", "benchmarks.bench_judge"],
-    "report": ["-m", "benchmarks.bench_report"],
-    "lc": ["-m", "benchmarks.bench_lc"],
-    "coverage": ["-m", "benchmarks.bench_coverage"],
-    "store": ["-m", "benchmarks.bench_store"],
-    "gpu": ["-m", "benchmarks.bench_gpu"],
+    "training": ["bench_training"],
+    "generation": ["bench_generation"],
+    "judge": ["bench_house", "judge"],
+    "report": ["bench_house", "report"],
+    "lc": ["bench_lc"],
+    "coverage": ["bench_coverage"],
+    "store": ["bench_house", "store"],
+    "gpu": ["bench_gpu"],
 }
 WITH_OPTIONS = ("training", "gpu")
 NAMED_ONLY = ("gpu",)
@@ -25,18 +25,14 @@ NAMED_ONLY = ("gpu",)
 def main() -> int:
     """Run the parts named on the command line, or all but those of a GPU; 1 when one failed."""
     chosen = [name for name in sys.argv[1:] if not name.startswith("-")]
-    chosen = chosen or [name for name in PARTS if name not in NAMED_ONLY]
     options = [name for name in sys.argv[1:] if name.startswith("-")]
-    failed = 0
-    for name in chosen:
+    failed = False
+    for name in chosen or [name for name in PARTS if name not in NAMED_ONLY]:
         print(f"== {name}", flush=True)
-        failed |= (
-            subprocess.run(
-                [sys.executable, *PARTS[name], *(options if name in WITH_OPTIONS else [])],
-                check=False,
-            ).returncode
-            != 0
-        )
+        module, *rest = PARTS[name]
+        rest += options if name in WITH_OPTIONS else []
+        done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *rest], check=False)
+        failed |= done.returncode != 0
     return int(failed)
 
 

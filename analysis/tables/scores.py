@@ -6,12 +6,22 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from analysis import cells, findings, measures, prose, rank
-from analysis.cells import POPULATIONS_NOTE, c_of, cell_text, kappa_of
+from analysis import findings, measures, prose, rank
 from analysis.load import Checkpoint, StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate
-from analysis.table import Table, TableRow, Unavailable, unique
+from analysis.table import (
+    POPULATIONS_NOTE,
+    Table,
+    TableRow,
+    Unavailable,
+    c_of,
+    cell_text,
+    judge_notes,
+    kappa_of,
+    score_observation,
+    unique,
+)
 from analysis.text import capitalised, coefficient, number
 
 NO_INTERVAL = (
@@ -38,7 +48,7 @@ def score_table(
     for checkpoint in data.checkpoints:
         estimates = {m: findings.estimate(data, checkpoint, m) for m in columns}
         for measure, estimate in estimates.items():
-            observations.append(cells.score_observation(data, checkpoint, measure, estimate))
+            observations.append(score_observation(data, checkpoint, measure, estimate))
             items[measure] = max(items[measure], estimate.clusters)
             for cell in measures.parts(data, checkpoint, measure):
                 absent += [f"{checkpoint.title}: {reason}" for reason in cell.absent]
@@ -59,7 +69,7 @@ def score_table(
     notes = [] if single else [POPULATIONS_NOTE]
     notes.append(_grouped("Units", {m: m.unit for m in columns}))
     notes.append(_grouped("Items a seed", {m: f"{items[m]} {m.unit_of_items}" for m in columns}))
-    notes += cells.judge_notes(data, {measure.benchmark for measure in columns})
+    notes += judge_notes(data, {measure.benchmark for measure in columns})
     everything = [cell for row in rows for cell in row.cells.values()]
     if any("± –" in cell or "(–)" in cell for cell in everything):
         notes.append(NO_INTERVAL)
@@ -185,7 +195,7 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
     ends = [data.at(arm, data.last_iteration) for arm in data.arms]
     shown = [checkpoint for checkpoint in ends if checkpoint and checkpoint.iteration]
     observations = [
-        cells.score_observation(data, checkpoint, measure, estimate)
+        score_observation(data, checkpoint, measure, estimate)
         for measure, checkpoint, estimate in _estimates(data, known)
         if estimate.expected
     ]

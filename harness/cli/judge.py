@@ -37,8 +37,6 @@ with lazily():
     from analysis import load as loading
     from analysis import table as tables
     from analysis import table as written
-    from analysis import two_judges
-    from analysis.tables import bridge as shown_tables
     from analysis.tables import judge as judge_table
     from harness.cli import console as shown
     from harness.cli import doctor_judge
@@ -143,7 +141,7 @@ def show_both(first: Path, second: Path, store: Path) -> None:
     """
     try:
         both = [loading.load_study(folder, store) for folder in (first, second)]
-        table = two_judges.table_two_judges(*both)
+        table = runs.table_two_judges(*both)
     except HarnessError as error:
         shown.say(f"The two judges are not set side by side: {error}")
         return
@@ -336,16 +334,13 @@ def bridge(
         return
     label = verdicts.judge_label(judge)
     key = content_hash(label, [(one.model, one.item, one.old) for one in found], repeats, length=8)
-    out = results / shown_tables.FOLDER / f"{path.stem}-{key}"
+    out = results / reading.FOLDER / f"{path.stem}-{key}"
     values, costs = bridging.judge_again(found, judge, runtime, out, repeats)
     rows = bridging.rows_of(found, values, bridging.gamed_of(folder))
     about = {"judge": label, "profile": path.stem, "repeats": repeats, "costs": costs}
     bridging.write(out / reading.FILE, about, rows)
     scales = reading.scales(rows)
-    for table in (
-        shown_tables.table_judges(about, scales),
-        shown_tables.table_models(about, scales),
-    ):
+    for table in (reading.table_judges(about, scales), reading.table_models(about, scales)):
         shown.analysis_table(table)
         tables.write_table(table, out)
     missing = sum(row["new"] is None for row in rows)

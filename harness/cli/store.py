@@ -17,8 +17,8 @@ from harness.records import HarnessError, first_line
 from harness.study import shipped
 
 with lazily():
+    from analysis import cards as pushing
     from analysis import load as loading
-    from analysis import push as pushing
     from harness.cli import console as shown
     from harness.cli import schema
     from harness.engine import archive, garbage

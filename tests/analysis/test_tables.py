@@ -14,12 +14,20 @@ from pathlib import Path
 import pytest
 
 from analysis import findings, measures, text
-from analysis.cells import cell_text
 from analysis.compare import compare
 from analysis.load import StudyData, load_study
 from analysis.page import sort_value, to_html
-from analysis.table import Observation, Table, TableRow, Unavailable, as_csv, as_latex, as_markdown
-from analysis.tables import TABLES, matched, published
+from analysis.table import (
+    Observation,
+    Table,
+    TableRow,
+    Unavailable,
+    as_csv,
+    as_latex,
+    as_markdown,
+    cell_text,
+)
+from analysis.tables import TABLES, differences, published
 from analysis.tables.judge import FLAGS, disagreement, flips_of
 from harness.records import HarnessError
 from tests import synthetic
@@ -172,9 +180,9 @@ def test_holm_runs_over_the_whole_declared_family(tmp_path: Path) -> None:
 
 def test_arms_are_compared_where_both_are_as_far_from_the_base() -> None:
     ours, theirs = [(1.0, 0.5), (3.0, 0.3)], [(0.5, 0.6), (2.0, 0.3)]
-    assert matched.matched(ours, theirs) == pytest.approx((0.4, 0.3))
-    assert matched.matched(theirs, ours) == pytest.approx((0.3, 0.4))
-    assert matched.matched(ours, [(0.2, 0.6), (0.9, 0.3)]) is None
+    assert differences.matched(ours, theirs) == pytest.approx((0.4, 0.3))
+    assert differences.matched(theirs, ours) == pytest.approx((0.3, 0.4))
+    assert differences.matched(ours, [(0.2, 0.6), (0.9, 0.3)]) is None
 
 
 def test_a_difference_at_matched_kl_stands_for_every_arm(complete: StudyData) -> None:
@@ -382,25 +390,25 @@ def test_arms_of_different_length_are_compared_at_their_own_last_iteration(tmp_p
 
 
 def test_published_rows_are_the_papers() -> None:
-    rows = {row.model: row.values for row in published.TABLE_1}
+    rows = {model: tuple(row.values()) for model, row in published.read("published_1").items()}
     assert rows["SELM Iter 3 (Zephyr)"] == (24.25, 21.05, 1694, 7.61, 7.74, 7.49)
     assert rows["Yi-34B-Chat"] == (27.19, 21.23, 2123, 7.90, None, None)
-    assert (len(published.TABLE_1), len(published.TABLE_2)) == (23, 18)
-    for row in published.TABLE_2:
-        assert row.values[-1] == pytest.approx(
-            sum(v or 0 for v in row.values[:-1]) / 6, abs=0.051
-        ), row.model
+    second = published.read("published_2")
+    assert (len(rows), len(second)) == (23, 18)
+    for model, row in second.items():
+        *parts, mean = row.values()
+        assert mean == pytest.approx(sum(v or 0 for v in parts) / 6, abs=0.051), model
     assert rows["DPO Iter 3 (Llama3-It)"][0] == 33.17
 
 
 def test_the_released_models_cards_are_rows_of_their_own() -> None:
-    rows = {row.model: row.values for row in published.CARDS}
+    rows = {model: tuple(row.values()) for model, row in published.read("published_cards").items()}
     assert rows["SELM-Llama-3-8B-iter-2"] == (35.65, 8.09, None)
     assert rows["SELM-Zephyr-7B-iter-3"] == (24.00, 7.48, 6.576)
-    assert [row.values[0] for row in published.CARDS if "hi-3" in row.model] == [
+    assert [row[0] for model, row in rows.items() if "hi-3" in model] == [
         *(23.05, 27.33, 26.79, 27.98)
     ]
-    assert "leaderboard" in published.CARDS[0].source
+    assert "leaderboard" in published.CARDS_SOURCE
 
 
 def test_costs_count_a_shared_stage_once(complete: StudyData) -> None:

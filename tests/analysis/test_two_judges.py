@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from analysis import report
+from analysis.bridge import study_tables
+from analysis.judge_runs import table_two_judges
 from analysis.load import StudyData, load_study
-from analysis.tables.bridge import study_tables
-from analysis.two_judges import table_two_judges
 from harness.records import HarnessError, canonical_json
 from tests.synthetic import Synthetic, build
 
