@@ -54,36 +54,42 @@ class Layout:
     response of each prompt.
 
     positions: (N,) place within prompt and own response. owner: (N,) number of the response,
-    negative for prompt tokens. padded: (B * T,) indices into the N tokens when the padded form is
-    used; place: (N,) index of each token in that form. sequences: on GPUs. masks: additive masks by
-    (window, form), made at first use and shared by all layers. calls: attention calls that read the
-    layout.
+    negative for prompt tokens. padded: where that form is used. sequences: on GPUs. masks: additive
+    masks by (window, form), made at first use and shared by all layers. calls: attention calls that
+    read the layout.
     """
 
     prompt_spans: tuple[tuple[int, int], ...]
     response_spans: tuple[tuple[tuple[int, int], ...], ...]
     positions: Tensor
     owner: Tensor
-    padded: Tensor | None = None
-    place: Tensor | None = None
-    longest: int = 0
+    padded: Padded | None = None
     sequences: Sequences | None = None
     calls: int = 0
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Layout:
         """The layout on another device."""
-        moved = replace(
-            self,
-            positions=on_device(self.positions, device),
-            owner=on_device(self.owner, device),
-            padded=None if self.padded is None else on_device(self.padded, device),
-            place=None if self.place is None else on_device(self.place, device),
-            masks={},
-        )
+        padded = self.padded
+        if padded:
+            indices, place = on_device(padded.indices, device), on_device(padded.place, device)
+            padded = Padded(indices, place, padded.longest)
+        positions, owner = on_device(self.positions, device), on_device(self.owner, device)
+        moved = replace(self, positions=positions, owner=owner, padded=padded, masks={})
         if torch.device(device).type == "cuda":
             add_sequences(moved, device)
         return moved
+
+
+@dataclass(frozen=True)
+class Padded:
+    """The (B, T) form of the batch. indices: (B * T,) into the N tokens, padding at token 0. place:
+    (N,) index of each token in that form. longest: T.
+    """
+
+    indices: Tensor
+    place: Tensor
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def on_device(x: Tensor, device: torch.device | str) -> Tensor:
 
 
 def add_padded_form(layout: Layout) -> None:
-    """(B, T) form of the batch: padding points at token 0 and is masked."""
+    """The padded form of the batch."""
     spans = [
         (prompt[0], responses[-1][1])
         for prompt, responses in zip(layout.prompt_spans, layout.response_spans, strict=True)
@@ -167,9 +173,8 @@ def add_padded_form(layout: Layout) -> None:
     starts = torch.tensor([start for start, _ in spans])[:, None]
     sizes = torch.tensor([end - start for start, end in spans])[:, None]
     inside = columns < sizes
-    layout.padded = torch.where(inside, starts + columns, torch.zeros_like(starts)).reshape(-1)
-    layout.place = inside.reshape(-1).nonzero()[:, 0]
-    layout.longest = longest
+    indices = torch.where(inside, starts + columns, torch.zeros_like(starts)).reshape(-1)
+    layout.padded = Padded(indices, inside.reshape(-1).nonzero()[:, 0], longest)
 
 
 def shared_prefix_attention(
@@ -285,38 +290,34 @@ def _attend_padded(
     """One call for all prompts: heads as batch, prompts as heads, so that the (B, T, T) mask is
     shared by all heads.
     """
-    padded, place = layout.padded, layout.place
-    assert padded is not None
-    assert place is not None
-    heads, width = query.shape[1], query.shape[3]
+    assert layout.padded is not None
+    padded, heads, width = layout.padded, query.shape[1], query.shape[3]
 
     def spread(x: Tensor) -> Tensor:
-        return x[0].index_select(1, padded).view(heads, -1, layout.longest, width)
+        return x[0].index_select(1, padded.indices).view(heads, -1, padded.longest, width)
 
-    mask = _padded_mask(layout, window, query)
+    mask = _padded_mask(layout, padded, window, query)
     output = sdpa(spread(query), spread(key), spread(value), attn_mask=mask, **options)
-    return output.reshape(heads, -1, width).index_select(1, place)[None]
+    return output.reshape(heads, -1, width).index_select(1, padded.place)[None]
 
 
-def _padded_mask(layout: Layout, window: int | None, like: Tensor) -> Tensor:
+def _padded_mask(layout: Layout, padded: Padded, window: int | None, like: Tensor) -> Tensor:
     """Additive (1, B, T, T): 0 where a token is seen, the lowest number elsewhere. A padding token
     sees itself only.
     """
-    assert layout.padded is not None
-    assert layout.place is not None
     cache_key = ("padded", window, like.dtype)
     if cache_key not in layout.masks:
-        shape = (-1, layout.longest)
-        real = torch.zeros(len(layout.padded), dtype=torch.bool, device=like.device)
-        real = real.index_fill_(0, layout.place, True).view(shape)
-        owner = layout.owner[layout.padded].view(shape)
-        position = layout.positions[layout.padded].view(shape)
+        shape = (-1, padded.longest)
+        real = torch.zeros(len(padded.indices), dtype=torch.bool, device=like.device)
+        real = real.index_fill_(0, padded.place, True).view(shape)
+        owner = layout.owner[padded.indices].view(shape)
+        position = layout.positions[padded.indices].view(shape)
         mine, theirs = owner[:, :, None], owner[:, None, :]
         distance = position[:, :, None] - position[:, None, :]
         seen = (distance >= 0) & ((theirs < 0) | (mine == theirs)) & real[:, None, :]
         if window is not None:
             seen &= distance < window
-        seen |= torch.eye(layout.longest, dtype=torch.bool, device=like.device)
+        seen |= torch.eye(padded.longest, dtype=torch.bool, device=like.device)
         layout.masks[cache_key] = _additive(seen, like.dtype)[None]
     return layout.masks[cache_key]
 

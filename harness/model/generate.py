@@ -151,17 +151,18 @@ class _Rows:
 
     def __init__(self, policy: Policy, requests: list[GenerationRequest]) -> None:
         self.policy = policy
-        device = policy.device
-        count = len(requests)
-        self.seeds_B = torch.tensor([r.seed for r in requests], dtype=torch.int64, device=device)
-        self.temperature_B = torch.tensor(
-            [r.temperature for r in requests], dtype=torch.float64, device=device
+        device, count = policy.device, len(requests)
+
+        def column(name: str, dtype: torch.dtype) -> Tensor:
+            return torch.tensor([getattr(r, name) for r in requests], dtype=dtype, device=device)
+
+        self.seeds_B, self.room_B = (column(n, torch.int64) for n in ("seed", "max_new_tokens"))
+        self.temperature_B, self.top_p_B = (
+            column(name, torch.float64) for name in ("temperature", "top_p")
         )
-        self.top_p_B = torch.tensor([r.top_p for r in requests], dtype=torch.float64, device=device)
-        rooms = [r.max_new_tokens for r in requests]
-        self.room_B = torch.tensor(rooms, device=device)
         self.stops = torch.tensor(policy.stop_token_ids, device=device)
-        self.drawn_BT = torch.full((count, max(rooms)), -1, dtype=torch.int64, device=device)
+        longest = max(r.max_new_tokens for r in requests)
+        self.drawn_BT = torch.full((count, longest), -1, dtype=torch.int64, device=device)
         self.status: list[tuple[Status, str]] = [("truncated", "")] * count
         self.position = 0
         self.alive = list(range(count))
@@ -216,21 +217,16 @@ class _Rows:
         stopped_B = torch.isin(token_B, self.stops) & ~broken_B
         full_B = self.room_B <= self.position + 1
         alive = torch.tensor(self.alive, device=token_B.device)
-        running = [row >= 0 for row in self.alive]
         live_B = alive >= 0
         self.drawn_BT[alive[live_B], self.position] = torch.where(broken_B, -1, token_B)[live_B]
-        for place, (broken, stopped, full) in enumerate(
-            torch.stack([broken_B, stopped_B, full_B], 1).tolist()
-        ):
-            if not running[place]:
-                continue
-            if broken:
-                self.status[self.alive[place]] = (
-                    "error",
-                    f"the model's logits are not finite at new token {self.position}",
-                )
-            elif stopped:
-                self.status[self.alive[place]] = ("ok", "")
+        ends = torch.stack([broken_B, stopped_B, full_B], 1).tolist()
+        for place, row in enumerate(self.alive):
+            broken, stopped, full = ends[place]
+            if row >= 0 and broken:
+                words = f"the model's logits are not finite at new token {self.position}"
+                self.status[row] = ("error", words)
+            elif row >= 0 and stopped:
+                self.status[row] = ("ok", "")
             if broken or stopped or full:
                 self.alive[place] = -1
         self.position += 1
@@ -255,9 +251,7 @@ class _Rows:
     def finished(self) -> list[Drawn]:
         """Every row of the batch; an error row keeps no tokens."""
         return [
-            ([], status, error)
-            if status == "error"
-            else ([t for t in ids if t >= 0], status, error)
+            ([t for t in ids if t >= 0 and status != "error"], status, error)
             for ids, (status, error) in zip(self.drawn_BT.tolist(), self.status, strict=True)
         ]
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def checkpoint_of(file: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=cache))
         try:
-            _write(file, scratch)
+            _tokenizer(file).save_pretrained(scratch)
+            _model(file).save_pretrained(scratch)
             # Whoever came first has written the same.
             if not (cache / name).exists():
                 scratch.rename(cache / name)
@@ -66,13 +67,6 @@ def settings_of(file: Path) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     found: dict[str, Any] = config.to_dict()
     return found
-
-
-def _write(file: Path, out: Path) -> None:
-    tokenizer, (model, info) = _tokenizer(file), _model(file)
-    check_fit(fit_of(model, info), {}, str(file))
-    tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
 
 
 @contextlib.contextmanager
@@ -94,9 +88,9 @@ def _reading(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _model(file: Path) -> tuple[Any, Mapping[str, Any]]:
-    """A model of the dequantised weights that knows nothing of their having been quantised, and
-    what transformers said of the loading.
+def _model(file: Path) -> Any:
+    """A model of the dequantised weights that knows nothing of their having been quantised. Raises
+    HarnessError where they are not those of the model that the file describes.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -114,7 +108,8 @@ def _model(file: Path) -> tuple[Any, Mapping[str, Any]]:
         model.load_state_dict(read.state_dict(), assign=True)
         model.tie_weights()
     model.generation_config = read.generation_config
-    return model, info
+    check_fit(fit_of(model, info), {}, str(file))
+    return model
 
 
 def _tokenizer(file: Path) -> Any:

@@ -89,8 +89,6 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
     positions: list[int] = []
     owner: list[int] = []
     predict: list[int] = []
-    targets: list[int] = []
-    response_of: list[int] = []
     lengths: list[int] = []
     prompt_spans: list[tuple[int, int]] = []
     response_spans: list[tuple[tuple[int, int], ...]] = []
@@ -110,25 +108,23 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
             ids.extend(response)
             positions.extend(range(size, size + count))
             owner.extend([len(lengths)] * count)
-            predict.append(start + size - 1)
-            predict.extend(range(first, first + count - 1))
-            targets.extend(response)
-            response_of.extend([len(lengths)] * count)
+            predict.extend([start + size - 1, *range(first, first + count - 1)])
             lengths.append(count)
             spans.append((first, first + count))
         response_spans.append(tuple(spans))
     spans_of = (tuple(prompt_spans), tuple(response_spans))
     layout = Layout(*spans_of, torch.tensor(positions), torch.tensor(owner))
+    tokens, responses = torch.tensor(ids), layout.owner >= 0
     if len(ids) <= shared_prefix.SHORT_PROMPT_TOKENS * len(rows):
         shared_prefix.add_padded_form(layout)
     return PackedBatch(
-        torch.tensor([ids]),
+        tokens[None],
         layout.positions[None],
         torch.tensor(predict),
-        torch.tensor(targets),
-        torch.tensor(response_of),
-        tuple(lengths),
-        layout,
+        targets=tokens[responses],
+        response_of=layout.owner[responses],
+        lengths=tuple(lengths),
+        layout=layout,
     )
 
 
@@ -322,16 +318,25 @@ def response_logps(
     ``mixed``: in bfloat16 mixed precision.
     """
     base = base_model_of(model)
-    check_positions(base, rows)
-    device = next(base.parameters()).device
     results: list[list[float]] = [[] for _ in rows]
     with torch.no_grad(), packed_attention(base), mixed_precision(base, mixed):
-        for members in chunk_by_tokens([row.tokens for row in rows], token_budget):
-            batch = pack([rows[i] for i in members]).to(device)
+        for members, batch in batches_of(base, rows, token_budget):
             values = iter(sequence_logps(base, batch).tolist())
             for i in members:
                 results[i] = [next(values) for _ in rows[i].responses]
     return results
+
+
+def batches_of(
+    model: nn.Module, rows: Sequence[PackedPrompt], token_budget: int
+) -> Iterator[tuple[list[int], PackedBatch]]:
+    """Packed batches of at most ``token_budget`` tokens on the model's device, each with its rows'
+    places. Raises HarnessError for a row longer than the model's positions.
+    """
+    check_positions(model, rows)
+    device = next(model.parameters()).device
+    for members in chunk_by_tokens([row.tokens for row in rows], token_budget):
+        yield members, pack([rows[i] for i in members]).to(device)
 
 
 def chunk_by_tokens(sizes: Sequence[int], budget: int, most_rows: int = 0) -> list[list[int]]:

@@ -16,9 +16,7 @@ from torch.nn.functional import leaky_relu, logsigmoid
 from harness.model.logprobs import (
     PackedPrompt,
     base_model_of,
-    check_positions,
-    chunk_by_tokens,
-    pack,
+    batches_of,
     packed_attention,
     predicting_states,
 )
@@ -36,14 +34,11 @@ def response_states(
     text has been read: one tensor (responses, H) a row, float32, without gradient.
     """
     base = base_model_of(model)
-    check_positions(base, rows)
-    device = next(base.parameters()).device
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     with torch.no_grad(), packed_attention(base):
-        for members in chunk_by_tokens([row.tokens for row in rows], token_budget):
-            batch = pack([rows[i] for i in members]).to(device)
-            ends = torch.tensor(batch.lengths).cumsum(0) - 1
-            states = predicting_states(base, batch).index_select(0, ends.to(device)).float().cpu()
+        for members, batch in batches_of(base, rows, token_budget):
+            ends = (torch.tensor(batch.lengths).cumsum(0) - 1).to(batch.targets.device)
+            states = predicting_states(base, batch).index_select(0, ends).float().cpu()
             parts = states.split([len(rows[i].responses) for i in members])
             for i, part in zip(members, parts, strict=True):
                 found[i] = part

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 from harness.records import HarnessError, first_line
 from harness.study.sections import TEMPLATE_DATE, Argument
 
 Messages = Sequence[Mapping[str, str]]
+Kept = TypeVar("Kept")
 _DIRECTIVES = "aAbBdHIjmMpSuUwWxXyYcDeFGVTR"
 _ARGUMENTS, _DAY = "{#- arguments #}", "{%- set date_string = "
 _TOLD = re.compile(rf"({re.escape(_ARGUMENTS)}.*\n)?({re.escape(_DAY)}.*\n)?")
@@ -75,14 +76,10 @@ def told(template: str, day: str = "", arguments: Mapping[str, Argument] | None 
             raise HarnessError(
                 f"model.template_arguments.{unread[0]}: the chat template reads no such variable"
             )
-        sets = (f"{{%- set {name} = {_literal(value)} %}}" for name, value in arguments.items())
+        # Jinja's constants for booleans and texts are JSON's.
+        sets = (f"{{%- set {name} = {json.dumps(one)} %}}" for name, one in arguments.items())
         asked = f"{_ARGUMENTS}{''.join(sets)}\n"
     return f"{asked}{stopped}{text}"
-
-
-def _literal(value: Argument) -> str:
-    """The value in Jinja, whose constants for booleans and texts are JSON's."""
-    return json.dumps(value)
 
 
 @lru_cache(maxsize=64)
@@ -107,6 +104,12 @@ def template_of(tokenizer: Any) -> str:
     return text
 
 
+def _kept(function: Callable[[Any], Kept]) -> Callable[[Any], Kept]:
+    """Remembers what follows from a tokenizer's template, which may be set anew."""
+    kept = lru_cache(maxsize=16)(lambda tokenizer, _template: function(tokenizer))
+    return wraps(function)(lambda tokenizer: kept(tokenizer, template_of(tokenizer)))
+
+
 def render(tokenizer: Any, messages: Messages, *, generation: bool) -> str:
     """Text of a conversation as the chat template writes it; ``generation`` adds the header of the
     coming assistant turn. A system turn that the template has no place for stands before the first
@@ -128,13 +131,9 @@ def _apply(tokenizer: Any, messages: Messages, generation: bool) -> str:
     text, turns = template_of(tokenizer), [dict(m) for m in messages]
     # Not a repository's own method, which may write something else (`check_own_method`).
     apply = PreTrainedTokenizerBase.apply_chat_template
-    given: dict[str, Any] = {
-        "tokenize": False,
-        "add_generation_prompt": generation,
-        "chat_template": text,
-    }
     try:
-        return str(apply(tokenizer, turns, **given))
+        given: Any = {"chat_template": text, "add_generation_prompt": generation}
+        return str(apply(tokenizer, turns, tokenize=False, **given))
     except Exception as error:  # templates are programs: theirs are of any kind
         roles = [m.get("role") for m in messages]
         message = f"the chat template refuses a conversation with roles {roles}: "
@@ -166,15 +165,9 @@ def check_own_method(tokenizer: Any) -> None:
             )
 
 
+@_kept
 def takes_system_turn(tokenizer: Any) -> bool:
     """Whether the chat template writes a system turn instead of refusing or forgetting it."""
-    return _takes_system_turn(tokenizer, template_of(tokenizer))
-
-
-@lru_cache(maxsize=16)
-def _takes_system_turn(tokenizer: Any, template: str) -> bool:
-    # Only a part of the cache's key: a template may be set on a tokenizer already seen.
-    del template
     try:
         return _SYSTEM["content"] in _apply(tokenizer, (_SYSTEM, _USER), True)
     except HarnessError:
@@ -203,16 +196,11 @@ class Frame:
     end: str
 
 
+@_kept
 def frame(tokenizer: Any) -> Frame:
     """The frame of the tokenizer's template. Raises HarnessError where an assistant's turn has no
     end.
     """
-    return _frame(tokenizer, template_of(tokenizer))
-
-
-@lru_cache(maxsize=16)
-def _frame(tokenizer: Any, template: str) -> Frame:
-    del template
     header = render(tokenizer, FORMS[0], generation=True)
     whole = render(tokenizer, [*FORMS[0], ANSWERED], generation=False)
     before, found, tail = whole.rpartition(ANSWER)

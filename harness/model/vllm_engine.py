@@ -188,7 +188,9 @@ class Process:
         line = self._child.stdout.readline()
         found = json.loads(line) if line.endswith(b"\n") else {"error": self._lost()}
         if isinstance(found, dict) and "error" in found:
-            self._show_log()
+            self._log.seek(0)
+            with open(2, "wb", closefd=False) as words:  # whatever stands for sys.stderr here
+                shutil.copyfileobj(self._log, words)
             raise HarnessError(
                 f"vLLM's engine for {self.folder}: {found['error']}. Run the study again; what the "
                 "engine takes of the memory is runtime.vllm_memory_share"
@@ -200,11 +202,6 @@ class Process:
         if code < 0:
             return f"its process was killed by {signal.Signals(-code).name} (out of memory?)"
         return f"its process ended with status {code}; its last words are in the log"
-
-    def _show_log(self) -> None:
-        self._log.seek(0)
-        with open(2, "wb", closefd=False) as words:  # whatever stands for sys.stderr here
-            shutil.copyfileobj(self._log, words)
 
     def end(self, grace: float) -> None:
         """End the process and everything that it started."""
@@ -302,7 +299,8 @@ def _score(engine: Any, told: Sequence[Mapping[str, Any]]) -> list[Scored]:
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
-    fits, longest = int(engine.llm_engine.model_config.max_model_len), max(map(_length, told))
+    fits = int(engine.llm_engine.model_config.max_model_len)
+    longest = max(len(row["ids"]) for row in told)
     if longest >= fits:
         raise ValueError(f"its memory holds {fits} tokens of one request, and one has {longest}")
     asking = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -315,10 +313,6 @@ def _score(engine: Any, told: Sequence[Mapping[str, Any]]) -> list[Scored]:
             own = [place[token] for token, place in list(places)[-row["last"] :]]
             found.append((math.fsum(o.logprob for o in own), all(o.rank == 1 for o in own)))
     return found
-
-
-def _length(row: Mapping[str, Any]) -> int:
-    return len(row["ids"])
 
 
 def _too_long(fits: int) -> Drawn:

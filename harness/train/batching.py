@@ -170,22 +170,24 @@ class MicroBatch:
     global_rows: int
     counts: bool
 
+    def by_role(self, responses: Tensor) -> dict[str, Tensor]:
+        """Numbers of the batch's responses, (R,), as role → (B,)."""
+        return {role: responses.index_select(0, slots) for role, slots in self.slots.items()}
+
     def to(self, device: torch.device | str) -> MicroBatch:
         """The micro-batch on another device."""
         if torch.device(device) == self.weights.device:
             return self
 
-        def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def moved(tensors: Mapping[str, Tensor]) -> Any:
             return {name: on_device(tensor, device) for name, tensor in tensors.items()}
 
+        tables = ("slots", "reference", "tokens", "extras")
         return replace(
             self,
             batch=self.batch.to(device),
             weights=on_device(self.weights, device),
-            slots=moved(self.slots),
-            reference=moved(self.reference),
-            tokens=moved(self.tokens),
-            extras=moved(self.extras),
+            **{name: moved(getattr(self, name)) for name in tables},
         )
 
 

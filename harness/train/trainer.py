@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +78,11 @@ def _option(default: Any, help: str) -> Any:
 @dataclass
 class PreferenceConfig(DPOConfig):
     """``trl.DPOConfig`` plus what exploration needs. ``beta`` is DPOConfig's; its ``loss_type`` is
-    not read.
+    not read; ``data_seed`` is the order of the rows.
 
-    global_batch_size: rows per optimiser step over all devices (0: per_device_train_batch_size
-    times gradient_accumulation_steps times devices). token_budget: most tokens of one forward pass
-    (0: no limit; rows are limited by per_device_train_batch_size). data_seed: order of the rows.
-    max_log_ratio: most nats per token that |log pi - log pi_ref| may reach, as a mean over a step,
-    before the run is stopped as diverged.
+    global_batch_size 0: per_device_train_batch_size times gradient_accumulation_steps times
+    devices. token_budget 0: no limit but the rows of per_device_train_batch_size. max_log_ratio: of
+    |log pi - log pi_ref|, as a mean over a step.
     """
 
     objective: str = _option("selm", "Name in harness.train.objectives.OBJECTIVES.")
@@ -115,13 +113,9 @@ class PreferenceConfig(DPOConfig):
     def resolved(self) -> ResolvedObjective:
         """The objective with its numbers, checked."""
         params: Any = self.objective_params
+        numbers = {"alpha": self.alpha, "beta": self.beta, "params": params}
         return resolve(
-            self.objective,
-            alpha=self.alpha,
-            beta=self.beta,
-            placebo=self.placebo,
-            params=params,
-            samples=self.explore_samples,
+            self.objective, placebo=self.placebo, samples=self.explore_samples, **numbers
         )
 
     def rows_per_step(self) -> int:
@@ -145,6 +139,7 @@ class PreferenceTrainer(Trainer):
     objective: ResolvedObjective
     train_dataset: Any
     eval_dataset: Any
+    state: Any
 
     def __init__(
         self,
@@ -206,13 +201,9 @@ class PreferenceTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: the rows of its global batch, the same on every rank."""
         args = self.args
-        rows: list[PreferenceRow] = self.train_dataset
         seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = GlobalBatchSampler(
-            len(rows), self.global_rows, seed, shuffle=args.train_sampling_strategy != "sequential"
-        )
-
-        return _StepLoader(rows, batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
+        shuffle = args.train_sampling_strategy != "sequential"
+        return _StepLoader(self.train_dataset, self.global_rows, seed, shuffle)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """One item per batch of rows, in order, the same on every rank."""
@@ -229,8 +220,7 @@ class PreferenceTrainer(Trainer):
                 "reference model: pass them as eval_dataset when the trainer is made"
             )
         size = self.args.per_device_eval_batch_size * self.args.world_size
-        sampler = GlobalBatchSampler(len(rows), size, seed=0, shuffle=False)
-        return _StepLoader(rows, batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
+        return _StepLoader(rows, size, seed=0, shuffle=False)
 
     def evaluation_loop(
         self,
@@ -256,11 +246,8 @@ class PreferenceTrainer(Trainer):
         found = {"loss": float(self.accelerator.reduce(total, "sum")) / count}
         found |= self.step_metrics.drain(self.accelerator)
         self.step_metrics = training
-        metrics = {
-            f"{metric_key_prefix}_{name}": value
-            for name, value in found.items()
-            if value is not None
-        }
+        known = {name: value for name, value in found.items() if value is not None}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in known.items()}
         return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]
 
     @cached_property
@@ -306,7 +293,7 @@ class PreferenceTrainer(Trainer):
         model.train()
         self.batch = self._batch_statistic(model, inputs)
         if self.batch:  # in the state, so that a resumed run goes on from it
-            self._kept[AVERAGE] = float(self.batch["average"])
+            self.state.stateful_callbacks[AVERAGE] = float(self.batch["average"])
         total: Tensor | None = None
         while total is None:
             micro_batches = self._micro_batches(inputs, self.objective.roles)
@@ -334,13 +321,8 @@ class PreferenceTrainer(Trainer):
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total, "sum")
         mean = total / len(rows)
-        before = statistic.memory * self._kept.get(AVERAGE, 0.0)
+        before = statistic.memory * self.state.stateful_callbacks.get(AVERAGE, 0.0)
         return {"mean": mean, "average": before + (1 - statistic.memory) * mean}
-
-    @property
-    def _kept(self) -> dict[str, Any]:
-        kept: Any = self.state.stateful_callbacks  # a mapping once the Trainer has made its state
-        return cast(dict[str, Any], kept)
 
     def _micro_batches(
         self, rows: Sequence[PreferenceRow], roles: Sequence[str]
@@ -399,8 +381,7 @@ class PreferenceTrainer(Trainer):
     def _backward(self, loss: Tensor) -> Tensor:
         extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **extra)
-        detached: Tensor = loss.detach()
-        return detached
+        return loss.detach()
 
     def _halve_token_budget(self, model: nn.Module, rows: Sequence[PreferenceRow]) -> None:
         """Raises HarnessError when the longest row alone does not fit."""
@@ -433,11 +414,12 @@ class PreferenceTrainer(Trainer):
     def _rows_of(self, model: nn.Module, micro: MicroBatch) -> Rows:
         with self._sharded_precision():
             logps = model(packed_batch=micro.batch)
-        by_role = {role: logps.index_select(0, slots) for role, slots in micro.slots.items()}
-        reference = dict(micro.reference)
+        reference = micro.reference
         if self.ref_model is not None:
-            reference = self._live_reference(micro)
-        return Rows(by_role, reference, micro.tokens, micro.extras, self.batch)
+            base = base_model_of(self.ref_model)
+            with torch.no_grad(), mixed_precision(base, self.args.bf16):
+                reference = micro.by_role(sequence_logps(base, micro.batch))
+        return Rows(micro.by_role(logps), reference, micro.tokens, micro.extras, self.batch)
 
     def _sharded_precision(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast for FSDP, which accelerate leaves out there: the same arithmetic as on one
@@ -447,13 +429,6 @@ class PreferenceTrainer(Trainer):
             return contextlib.nullcontext()
         return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
-    def _live_reference(self, micro: MicroBatch) -> dict[str, Tensor]:
-        assert self.ref_model is not None
-        model = base_model_of(self.ref_model)
-        with torch.no_grad(), mixed_precision(model, self.args.bf16):
-            logps = sequence_logps(model, micro.batch)
-        return {role: logps.index_select(0, slots) for role, slots in micro.slots.items()}
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None:
@@ -461,19 +436,18 @@ class PreferenceTrainer(Trainer):
         return norm
 
     def _stop_if_diverged(self, what: str, value: float) -> None:
-        where = f"iteration {self.args.iteration}, step {self.state.global_step + 1}"
+        drift, limit = self.step_metrics.drift(), self.args.max_log_ratio
+        found = ""
         if not math.isfinite(value):
-            raise HarnessError(
-                f"training diverged at {where}: {what} is {value}. Lower the learning rate or alpha"
+            found = f"{what} is {value}. Lower the learning rate or alpha"
+        elif what == "loss" and not drift <= limit:
+            found = (
+                f"mean |log pi - log pi_ref| is {drift:.4g} nats per token (limit {limit:g}). "
+                "Lower the learning rate or alpha, or raise beta"
             )
-        drift = self.step_metrics.drift()
-        if what == "loss" and not drift <= self.args.max_log_ratio:
-            raise HarnessError(
-                f"training diverged at {where}: mean |log pi - log pi_ref| is {drift:.4g} nats "
-                "per token "
-                f"(limit {self.args.max_log_ratio:g}). Lower the learning rate or alpha, or raise "
-                "beta"
-            )
+        if found:
+            where = f"iteration {self.args.iteration}, step {self.state.global_step + 1}"
+            raise HarnessError(f"training diverged at {where}: {found}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's preference metrics to the Trainer's own."""
@@ -528,25 +502,19 @@ class StepMetrics:
     def _settle(self) -> None:
         """Count what waits."""
         waiting, self.waiting = self.waiting, []
-        for one in waiting:
-            self._count_batch(*one)
-
-    def _count_batch(
-        self, names: list[str], ratios: Tensor, lengths: Tensor | None, y_roles: tuple[str, ...]
-    ) -> None:
-        table = dict(zip(names, ratios.tolist(), strict=True))
-        if lengths is not None:
-            self.absolute += float(ratios.abs().sum())
-            self.tokens += float(lengths.sum())
-        chosen, rejected = table["chosen"], table["rejected"]
-        self._count("margin", [c - r for c, r in zip(chosen, rejected, strict=True)])
-        self._count("accuracy", [float(c > r) for c, r in zip(chosen, rejected, strict=True)])
-        for role, values in table.items():
-            self._count(f"rhat_{role.partition('_')[0]}", values)
-        for role, source in ROLE_OF_Y.items():
-            if source in table:
-                pairs = zip(table[source], y_roles, strict=True)
-                self._count(f"rhat_y_{role}", [value for value, own in pairs if own == role])
+        for names, ratios, lengths, y_roles in waiting:
+            if lengths is not None:
+                self.absolute += float(ratios.abs().sum())
+                self.tokens += float(lengths.sum())
+            table = dict(zip(names, ratios.tolist(), strict=True))
+            pairs = list(zip(table["chosen"], table["rejected"], strict=True))
+            self._count("margin", [chosen - rejected for chosen, rejected in pairs])
+            self._count("accuracy", [float(chosen > rejected) for chosen, rejected in pairs])
+            for role, values in table.items():
+                self._count(f"rhat_{role.partition('_')[0]}", values)
+            for role, source in ROLE_OF_Y.items():
+                own = zip(table.get(source, ()), y_roles, strict=False)
+                self._count(f"rhat_y_{role}", [value for value, is_ in own if is_ == role])
 
     def _count(self, name: str, values: list[float]) -> None:
         self.sums[name] += sum(values)
@@ -574,7 +542,11 @@ class StepMetrics:
 
 
 class _StepLoader(DataLoader[Any]):
-    """A plain DataLoader whose sampler draws a new order each epoch."""
+    """A plain DataLoader of global batches whose sampler draws a new order each epoch."""
+
+    def __init__(self, rows: Any, size: int, seed: int, shuffle: bool) -> None:
+        sampler: Any = GlobalBatchSampler(len(rows), size, seed, shuffle)
+        super().__init__(rows, batch_sampler=sampler, collate_fn=list)
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
