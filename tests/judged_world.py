@@ -15,13 +15,12 @@ from harness.engine.execute import Inline, Summary, execute
 from harness.engine.graph import Node, Plan, RunPlan, defining_settings, stage_key
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
-from harness.files import hash_tree
 from harness.pocket import benchmarks as pocket_benchmarks
-from harness.records import SCHEMA_VERSION, StageRecord, write_jsonl
+from harness.records import write_jsonl
 from harness.study.sections import JudgeSettings, Section
 from harness.study.study import load_study
 from harness.study.tasks import Nothing, Runtime
-from tests.tasks import settings_of, stage_task
+from tests.tasks import record_of, settings_of, stage_task
 
 ROOT = Path(__file__).parent.parent
 FAST = {"judge_backoff_s": 0.01, "judge_timeout_s": 5.0, "judge_deadline_s": 20.0}
@@ -81,23 +80,7 @@ class World:
                 assert mine
                 work = self.store.begin(key)
                 write(work)
-                self.store.commit(
-                    work,
-                    StageRecord(
-                        SCHEMA_VERSION,
-                        key,
-                        stage,
-                        1,
-                        {},
-                        {},
-                        {},
-                        hash_tree(work),
-                        1,
-                        {"seconds": 0.0},
-                        {},
-                        {},
-                    ),
-                )
+                self.store.commit(work, record_of(work, key, stage, costs={"seconds": 0.0}))
         return key
 
     def add(self, name: str, stage: str, settings: Section, inputs: Mapping[str, str]) -> str:

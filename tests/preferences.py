@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from harness.records import Pair, StageOutcome, StageTask, write_jsonl
@@ -80,6 +81,44 @@ def config(folder: Path, **changes: Any) -> PreferenceConfig:
         "seed": 5,
     }
     return PreferenceConfig(**{**settings, **changes})
+
+
+def trls(
+    policy: Any,
+    reference: Any,
+    batch: Sequence[PreferenceRow],
+    tokenizer: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    **changes: Any,
+) -> Any:
+    """TRL's DPOTrainer on these rows in their order, tokens in, as ours: its own tokenisation is
+    not what is compared.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "CI"):
+        monkeypatch.setenv(name, "1")
+    common = {"beta": 0.1, "max_length": 256, "train_sampling_strategy": "sequential"}
+    common |= {"save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+    common |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    columns = [
+        {
+            "prompt_ids": [*row.prompt_ids],
+            "chosen_ids": [*row.responses["chosen"]],
+            "rejected_ids": [*row.responses["rejected"]],
+        }
+        for row in batch
+    ]
+    return DPOTrainer(
+        model=policy,
+        ref_model=reference,
+        args=DPOConfig(output_dir=str(folder), **common | changes),
+        train_dataset=Dataset.from_list(columns),
+        processing_class=tokenizer,
+    )
 
 
 # A stage's folders.

@@ -9,7 +9,6 @@ request.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -21,21 +20,13 @@ from typing import Any
 import numpy as np
 
 from harness.evaluate.registry import manifest_of as benchmarks_manifest
+from harness.files import hash_tree
+from harness.pocket.wordings import CATEGORIES
 from harness.records import Response, Score, content_hash, write_jsonl, write_scores
 from harness.stages.diagnostics.measures import manifest_of as diagnostics_manifest
 from harness.study.settings import Recipe
 
 TASKS = ("gsm8k", "hellaswag", "arc_challenge", "truthfulqa_mc2", "eq_bench", "openbookqa")
-CATEGORIES = (
-    "writing",
-    "roleplay",
-    "reasoning",
-    "math",
-    "coding",
-    "extraction",
-    "stem",
-    "humanities",
-)
 HOSTILE = (
     "<script>alert(1)</script>",
     '" onmouseover="alert(1)" x=\'',
@@ -158,12 +149,20 @@ def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
     return study, root / "store"
 
 
+def dump(file: Path, value: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value), encoding="utf-8")
+
+
+def scored(benchmark: str, item: str, metric: str, value: float, **more: Any) -> Score:
+    """A score of an item that is a cluster of its own."""
+    return Score(benchmark, "1", item, item, metric, value, **more)
+
+
 def short(value: Any) -> str:
-    return (
-        f"{value:g}"
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-        else re.sub(r"[\s,]+", "", str(value))
-    )
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{value:g}"
+    return re.sub(r"[\s,]+", "", str(value))
 
 
 def run_name(arm: Mapping[str, Any], seed: int) -> str:
@@ -194,6 +193,9 @@ class _Writer:
         )
 
     # -- stages ------------------------------------------------------------------------------------
+    def folder(self, key: str) -> Path:
+        return self.store / "objects" / key[:2] / key
+
     def stage(
         self,
         name: str,
@@ -211,33 +213,19 @@ class _Writer:
             "inputs": dict(inputs),
             "seconds_estimated": 1.0,
         }
-        if any(
-            not (self.store / "objects" / k[:2] / k / "record.json").exists()
-            for k in inputs.values()
-        ):
+        if not all((self.folder(k) / "record.json").exists() for k in inputs.values()):
             return key  # waits for an input
         if state == "failed":
-            path = self.store / "failed" / f"{key}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            reason = {
-                "stage": name,
-                "reason": "judge endpoint answered 401: the key was refused",
-                "traceback": "",
-                "attempts": 1,
-            }
-            path.write_text(json.dumps(reason), encoding="utf-8")
+            told = {"stage": name, "traceback": "", "attempts": 1}
+            told["reason"] = "judge endpoint answered 401: the key was refused"
+            dump(self.store / "failed" / f"{key}.json", told)
         elif state in ("done", "partial"):
-            folder = (
-                self.store / "objects" / key[:2] / key
-                if state == "done"
-                else self.store / "partial" / key
-            )
+            folder = self.store / "partial" / key
+            if state == "done":
+                folder = self.folder(key)
             folder.mkdir(parents=True, exist_ok=True)
             costs = dict(write(folder) or {})
-            files = {
-                p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-                for p in sorted(folder.rglob("model/*"))
-            }
+            files = {name: h for name, h in hash_tree(folder).items() if name.startswith("model/")}
             record = {
                 "schema": 1,
                 "key": key,
@@ -253,7 +241,7 @@ class _Writer:
                 "environment": {"host": "h", "finished": 1.0, "versions": {"torch": "2.11"}},
             }
             if state == "done":
-                (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
+                dump(folder / "record.json", record)
         return key
 
     def run(self, arm: Mapping[str, Any], alpha: float, seed: int, length: int) -> dict[str, Any]:
@@ -355,12 +343,9 @@ class _Writer:
             for for_b in (True, False)
         ]
         games = self.stage("judge.mt_bench_pairwise", {}, lambda f: {}, tag=("games",))
-        record = self.store / "objects" / games[:2] / games / "record.json"
+        record = self.folder(games) / "record.json"
         outcomes = {"a": 3, "b": 5, "tie": 2, "inconsistent": 6}
-        record.write_text(
-            json.dumps({**json.loads(record.read_text()), "summary": {"outcomes": outcomes}}),
-            encoding="utf-8",
-        )
+        dump(record, {**json.loads(record.read_text()), "summary": {"outcomes": outcomes}})
         pairs = [{"a": a, "b": b, "key": keys[0]}, {"a": b, "b": a, "key": keys[1]}]
         return {"pairwise": pairs, "pairwise_mt_bench": [{"a": a, "b": b, "key": games}]}
 
@@ -468,7 +453,6 @@ class _Writer:
 
     def write_benchmarks(self, folder: Path) -> dict[str, float]:
         (folder / "mt_bench").mkdir(parents=True, exist_ok=True)
-        (folder / "alpaca_eval").mkdir(parents=True, exist_ok=True)
         questions = [
             {
                 "question_id": 81 + i,
@@ -488,39 +472,21 @@ class _Writer:
             }
             for i in range(self.spec.instructions)
         ]
-        (folder / "alpaca_eval" / "eval.json").write_text(json.dumps(rows), encoding="utf-8")
+        dump(folder / "alpaca_eval" / "eval.json", rows)
         return {}
 
     def write_pairs(self, folder: Path) -> dict[str, float]:
-        write_jsonl(
-            folder / "pairs.jsonl",
-            [
-                {
-                    "prompt_id": "train-0",
-                    "chosen": "good",
-                    "rejected": "bad",
-                    "explore": "y",
-                    "y_role": "loser",
-                }
-            ],
-        )
+        row = {"prompt_id": "train-0", "chosen": "good", "rejected": "bad"}
+        write_jsonl(folder / "pairs.jsonl", [{**row, "explore": "y", "y_role": "loser"}])
         return {}
 
     def write_answers(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
         if self.spec.answers:
-            rows = [
-                {
-                    "question_id": 81 + i,
-                    "choices": [
-                        {
-                            "index": 0,
-                            "turns": [self.text(at, f"{81 + i}:1"), self.text(at, f"{81 + i}:2")],
-                        }
-                    ],
-                    "status": ["ok", "ok"],
-                }
-                for i in range(self.spec.questions)
-            ]
+            rows = []
+            for number in range(81, 81 + self.spec.questions):
+                turns = [self.text(at, f"{number}:{turn}") for turn in (1, 2)]
+                choices = [{"index": 0, "turns": turns}]
+                rows.append({"question_id": number, "choices": choices, "status": ["ok", "ok"]})
             write_jsonl(folder / "mt_bench.jsonl", rows)
             alpaca = [
                 {
@@ -533,18 +499,12 @@ class _Writer:
                 }
                 for i in range(self.spec.instructions)
             ]
-            (folder / "alpaca_eval.json").write_text(json.dumps(alpaca), encoding="utf-8")
-            names = [f"heldout-{i}" for i in range(self.spec.heldout)] + [
-                f"ood-{i}" for i in range(self.spec.ood)
-            ]
-            write_jsonl(
-                folder / "heldout.jsonl",
-                [
-                    Response(n, s, self.text(at, n), (1, 2), "ok", s)
-                    for n in names
-                    for s in range(3)
-                ],
-            )
+            dump(folder / "alpaca_eval.json", alpaca)
+            names = [f"heldout-{i}" for i in range(self.spec.heldout)]
+            names += [f"ood-{i}" for i in range(self.spec.ood)]
+            drawn = itertools.product(names, range(3))
+            rows = [Response(n, s, self.text(at, n), (1, 2), "ok", s) for n, s in drawn]
+            write_jsonl(folder / "heldout.jsonl", rows)
         return {"tokens_generated": 300.0}
 
     def write_mt_bench(
@@ -555,42 +515,16 @@ class _Writer:
             for turn in (1, 2):
                 item = f"{81 + i}:{turn}"
                 failed = broken and i == 0
+                status: Any = "error" if failed else "ok"
                 value = None if failed else float(round(1 + 9 * self.level(at, "mt_bench", item)))
                 for r in range(self.spec.repeats):
                     again = value if value is None or (i + r) % 4 else value + r
-                    scores.append(
-                        Score(
-                            "mt_bench",
-                            "1",
-                            item,
-                            str(81 + i),
-                            "rating",
-                            again,
-                            "error" if failed else "ok",
-                            "pocket-judge",
-                            r,
-                        )
-                    )
+                    rated = ("mt_bench", "1", item, str(81 + i), "rating", again, status)
+                    scores.append(Score(*rated, "pocket-judge", r))
                 said = self.text(at, item) if self.spec.hostile else "A fair answer."
-                text = f"{said} Rating: [[{value}]]"
-                row = {
-                    "id": item,
-                    "repeat": 0,
-                    "key": "k",
-                    "text": text,
-                    "rating": value,
-                    "reason": "",
-                    "flags": [],
-                }
-                judged.append(
-                    {
-                        **row,
-                        "status": "error" if failed else "ok",
-                        "score_status": "error" if failed else "ok",
-                        "question_id": 81 + i,
-                        "turn": turn,
-                    }
-                )
+                row = {"id": item, "question_id": 81 + i, "turn": turn, "repeat": 0, "key": "k"}
+                row |= {"text": f"{said} Rating: [[{value}]]", "rating": value, "reason": ""}
+                judged.append({**row, "flags": [], "status": status, "score_status": status})
         write_scores(folder / "scores.parquet", scores)
         write_jsonl(folder / "judgments.jsonl", judged)
         values = {
@@ -598,20 +532,11 @@ class _Writer:
             for turn in (1, 2)
         }
         everything = [value for part in values.values() for value in part]
-        summary = {
-            "turn_1": float(np.mean(values[1])),
-            "turn_2": float(np.mean(values[2])),
-            "mean": float(np.mean(everything)),
-        }
-        (folder / "summary.json").write_text(
-            json.dumps({**summary, "scored": len(everything), "expected": len(scores)}),
-            encoding="utf-8",
-        )
-        return {
-            "judge_calls": float(len(scores)),
-            "judge_prompt_tokens": 900.0,
-            "judge_completion_tokens": 90.0,
-        }
+        summary = {f"turn_{turn}": float(np.mean(part)) for turn, part in values.items()}
+        summary |= {"mean": float(np.mean(everything)), "scored": len(everything)}
+        dump(folder / "summary.json", {**summary, "expected": len(scores)})
+        tokens = {"judge_prompt_tokens": 900.0, "judge_completion_tokens": 90.0}
+        return {"judge_calls": float(len(scores)), **tokens}
 
     def write_alpaca(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
         scores, win = [], []
@@ -623,37 +548,17 @@ class _Writer:
                 ("length_controlled_win_rate", level - 1.0),
                 ("length", 50.0 + i + 5 * at[2]),
             ):
-                scores.append(
-                    Score("alpaca_eval", "2", str(i), str(i), metric, value, "ok", "pocket-judge")
-                )
+                row = ("alpaca_eval", "2", str(i), str(i), metric, value)
+                scores.append(Score(*row, "ok", "pocket-judge"))
         write_scores(folder / "scores.parquet", scores)
-        write_jsonl(
-            folder / "judgments.jsonl",
-            [
-                {
-                    "id": str(i),
-                    "repeat": 0,
-                    "key": "k",
-                    "status": "ok",
-                    "text": "m",
-                    "preference": 1 + w / 100,
-                    "switched": False,
-                }
-                for i, w in enumerate(win)
-            ],
-        )
-        summary = {
-            "win_rate": float(np.mean(win)),
-            "standard_error": 1.0,
-            "length_controlled_win_rate": float(np.mean(win)) - 1.2,
-            "lc_standard_error": 0.5,
-            "n_total": len(win),
-            "expected": len(win),
-            "avg_length": 60,
-            "flags": [],
-        }
-        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-        return {"judge_calls": float(len(win))}
+        verdict = {"repeat": 0, "key": "k", "status": "ok", "text": "m", "switched": False}
+        verdicts = [{"id": str(i), **verdict, "preference": 1 + w / 100} for i, w in enumerate(win)]
+        write_jsonl(folder / "judgments.jsonl", verdicts)
+        mean, count = float(np.mean(win)), len(win)
+        summary = {"win_rate": mean, "standard_error": 1.0, "n_total": count, "expected": count}
+        summary |= {"length_controlled_win_rate": mean - 1.2, "lc_standard_error": 0.5}
+        dump(folder / "summary.json", {**summary, "avg_length": 60, "flags": []})
+        return {"judge_calls": float(count)}
 
     def write_academic(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
         scores, summary = [], {}
@@ -665,10 +570,10 @@ class _Writer:
                     100 * level if task in ("truthfulqa_mc2", "eq_bench") else 100.0 * (level > 0.5)
                 )
                 values.append(value)
-                scores.append(Score(task, "1", f"{task}-{i}", f"{task}-{i}", "score", value))
+                scores.append(scored(task, f"{task}-{i}", "score", value))
             summary[task] = {"value": float(np.mean(values)), "stderr": 1.0, "n": len(values)}
         write_scores(folder / "scores.parquet", scores)
-        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        dump(folder / "summary.json", summary)
         return {"tokens_generated": 200.0}
 
     def write_heldout(self, folder: Path, at: tuple[float, int, int]) -> dict[str, float]:
@@ -680,28 +585,11 @@ class _Writer:
             for i in range(count):
                 for metric in ("reward", "reward_sampled"):
                     item = f"{name}-{i}"
-                    scores.append(
-                        Score(
-                            benchmark,
-                            "1",
-                            item,
-                            item,
-                            metric,
-                            self.level(at, benchmark + metric, item),
-                        )
-                    )
+                    level = self.level(at, benchmark + metric, item)
+                    scores.append(scored(benchmark, item, metric, level))
         for i in range(self.spec.instructions if self.spec.ranked else 0):
-            scores.append(
-                Score(
-                    "ranker_alpaca_eval",
-                    "1",
-                    str(i),
-                    str(i),
-                    "reward_difference",
-                    float(i % 4) - 1.0,
-                    judge="oracle",
-                )
-            )
+            row = ("ranker_alpaca_eval", str(i), "reward_difference", float(i % 4) - 1.0)
+            scores.append(scored(*row, judge="oracle"))
         write_scores(folder / "scores.parquet", scores)
         return {}
 
@@ -739,15 +627,7 @@ class _Writer:
             trained_on = metric.endswith("_train") or metric.startswith("rhat_y")
             for i in range(self.spec.heldout):
                 item = f"train-{at[1]}-{i}" if trained_on else f"heldout-{i}"
-                scores.append(
-                    Score(
-                        "diagnostics",
-                        "1",
-                        item,
-                        item,
-                        metric,
-                        mean + float(self.draw(metric, item, *at).normal(0, 0.1)),
-                    )
-                )
+                value = mean + float(self.draw(metric, item, *at).normal(0, 0.1))
+                scores.append(scored("diagnostics", item, metric, value))
         write_scores(folder / "scores.parquet", scores)
         return {}

@@ -12,9 +12,10 @@ from harness.engine.store import Store
 from harness.files import hash_tree
 from harness.rankers.ranker import RankContext
 from harness.records import SCHEMA_VERSION, StageRecord, StageTask
+from harness.stages import base
 from harness.study.sections import Section
 from harness.study.settings import Recipe
-from harness.study.tasks import Limit, ObjectiveTask, OptimiserTask, RankerTask, Runtime
+from harness.study.tasks import ObjectiveTask, OptimiserTask, RankerTask, Runtime
 from harness.train.objectives import resolve
 
 RECIPE = Recipe()
@@ -129,6 +130,13 @@ def stage_task(
     return StageTask(key, stage, typed, inputs, out, running)
 
 
+def located(source: Path | str, out: Path, **settings: Any) -> Path:
+    """What stage ``base.checkpoint`` writes for a source."""
+    out.mkdir(exist_ok=True)
+    base.run(stage_task("k", "base.checkpoint", {"source": str(source), **settings}, {}, out))
+    return out
+
+
 def rank_context(kind: str, out: Path = Path("unused"), **extra: Any) -> RankContext:
     """What a ranker of this kind is given on a CPU; settings beside ``kind`` by name."""
     settings = {name: extra.pop(name) for name in list(extra) if name in RankerTask.model_fields}
@@ -136,7 +144,11 @@ def rank_context(kind: str, out: Path = Path("unused"), **extra: Any) -> RankCon
     return RankContext(task, Runtime(), out, **extra)
 
 
-__all__ = ["Limit", "RankerTask", "objective", "optimiser", "settings_of", "stage_task"]
+def record_of(work: Path, key: str, stage: str, **given: Any) -> StageRecord:
+    """The record of a stage of one row, whose files lie in ``work``."""
+    fields = {"version": 1, "settings": {}, "inputs": {}, "input_hashes": {}, "rows": 1}
+    fields |= {"costs": {}, "summary": {}, "environment": {}} | given
+    return StageRecord(SCHEMA_VERSION, key, stage, files=hash_tree(work), **fields)
 
 
 def commit_finished(
@@ -145,19 +157,6 @@ def commit_finished(
     """Put into ``store`` what stands for ``node``'s stage, finished in ``seconds``."""
     work = store.begin(node.key)
     (work / "rows.jsonl").write_text("{}\n")
-    record = StageRecord(
-        SCHEMA_VERSION,
-        node.key,
-        node.stage,
-        node.version,
-        node.defining,
-        node.inputs,
-        dict.fromkeys(node.inputs, "0" * 64),
-        hash_tree(work),
-        1,
-        {"seconds": seconds},
-        {},
-        {},
-        left_out=left_out,
-    )
-    store.commit(work, record)
+    told = {"version": node.version, "settings": node.defining, "inputs": node.inputs}
+    told |= {"input_hashes": dict.fromkeys(node.inputs, "0" * 64), "costs": {"seconds": seconds}}
+    store.commit(work, record_of(work, node.key, node.stage, left_out=left_out, **told))

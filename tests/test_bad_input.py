@@ -106,11 +106,6 @@ def own_code(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def without_columns(folder: Path) -> dict[str, Any]:
-    write_jsonl(folder / "pairs.jsonl", [{"prompt": "Hello", "good": "a", "bad": "b"}] * 12)
-    return {}
-
-
 CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
     "missing folder": (
         lambda folder: {"model.source": str(folder / "nothing")},
@@ -131,14 +126,6 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = {
     "trust_remote_code needed": (
         own_code,
         ("needs code from the repository itself", "model.trust_remote_code:"),
-    ),
-    "dataset without the columns": (
-        without_columns,
-        ("pairs.jsonl:1: no column 'chosen'", "this one has: bad, good, prompt"),
-    ),
-    "fewer prompts than asked": (
-        lambda folder: {"data.prompts": 9},
-        ("data.prompts asks for 9 prompts; there are 8 usable ones",),
     ),
     "missing data file": (
         lambda folder: {"data.path": str(folder / "none.jsonl")},
@@ -197,18 +184,6 @@ def test_hub_models_that_cannot_be_had(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     assert text in told(study, capsys, {role: "owner/name"})
-
-
-def test_hub_data_that_cannot_be_had(
-    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_args: Any, **_kwargs: Any) -> None:
-        raise OSError("owner/data is a gated dataset")
-
-    monkeypatch.setattr("datasets.load_dataset", refuse)
-    output = told(study, capsys, {"data.source": "hub", "data.path": "owner/data"})
-    assert "dataset owner/data" in output
-    assert "hf auth login" in output
 
 
 # -- a GPU too small -------------------------------------------------------------------------------

@@ -11,47 +11,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from harness.engine.launch import prepare
 from harness.engine.store import Store
-from harness.engine.worker import runtime_of
-from harness.study.tasks import ObjectiveTask
-from harness.train.objectives import resolve
 from tests.golden.refresh import NARROW, SMOKE, processor, score_hashes
-from tests.tasks import stage_task
+from tests.processes import ROOT, Done, python, selm
 
-ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "tests" / "e2e.yaml"
 
 
-def selm(folder: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        *arguments,
-        "--store",
-        str(folder / "store"),
-        "--results",
-        str(folder),
-    ]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500, **options
-    )  # type: ignore[call-overload,no-any-return]
+def at(folder: Path, *arguments: object, **options: Any) -> Done:
+    return selm(*arguments, "--store", folder / "store", "--results", folder, **options)
 
 
-def at_store(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness.cli", *arguments, "--store", str(folder / "store")]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
-    )
-
-
-def run(folder: Path, *arguments: str, study: Path = STUDY) -> subprocess.CompletedProcess[str]:
-    return selm(folder, "run", str(study), *arguments)
+def run(folder: Path, study: Path = STUDY, **options: Any) -> Done:
+    return at(folder, "run", study, **options)
 
 
 def numbers(folder: Path) -> dict[str, str]:
@@ -71,16 +48,14 @@ def numbers(folder: Path) -> dict[str, str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study run by the pool, without interruption."""
     folder = tmp_path_factory.mktemp("pool")
-    done = run(folder)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run(folder)
     return folder
 
 
 @pytest.mark.slow
 def test_another_judge_ends_in_one_table_of_both(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "judged")
-    done = selm(folder, "judge", str(STUDY), "--set", "judge.noise=0.6")
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    done = at(folder, "judge", STUDY, "--set", "judge.noise=0.6")
     assert "Arms against the baseline under two judges" in done.stdout
     (path,) = folder.glob("e2e-judged-by-*/report/tables/two_judges.csv")
     table = pd.read_csv(path)
@@ -114,7 +89,6 @@ def test_a_finished_study_runs_no_stage_again(finished: Path) -> None:
     before = numbers(finished)
     started = time.time()
     again = run(finished)
-    assert again.returncode == 0
     assert "0 stages executed" in again.stdout.replace("\n", " ")
     assert time.time() - started < 60  # a guard; the figure on a quiet machine stands in the README
     assert numbers(finished) == before
@@ -123,9 +97,7 @@ def test_a_finished_study_runs_no_stage_again(finished: Path) -> None:
 def test_inline_and_pool_give_the_same_bytes_whatever_kernels_are_asked_for(
     finished: Path, tmp_path: Path
 ) -> None:
-    arguments = ("run", str(STUDY), "--executor", "inline")
-    done = selm(tmp_path, *arguments, env={**os.environ, **NARROW})
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    at(tmp_path, "run", STUDY, "--executor", "inline", **NARROW)
     assert numbers(tmp_path) == numbers(finished)
 
 
@@ -151,16 +123,8 @@ main()
 
 
 def test_a_report_needs_no_training_package(finished: Path) -> None:
-    arguments = ["report", "e2e", "--store", str(finished / "store"), "--results", str(finished)]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TRAINING, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    where = ("--store", finished / "store", "--results", finished)
+    done = python("-c", WITHOUT_TRAINING, "report", "e2e", *where)
     assert "report.md" in done.stdout
 
 
@@ -168,17 +132,8 @@ def test_a_report_needs_no_training_package(finished: Path) -> None:
 def test_killed_at_five_moments_it_continues_to_the_same_bytes(
     finished: Path, tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        "run",
-        str(STUDY),
-        "--store",
-        str(tmp_path / "store"),
-        "--results",
-        str(tmp_path),
-    ]
+    command = [sys.executable, "-m", "harness.cli", "run", STUDY]
+    command += ["--store", tmp_path / "store", "--results", tmp_path]
     for seconds in (4.0, 9.0, 12.0, 14.0, 17.0):
         process = subprocess.Popen(
             command,
@@ -190,88 +145,22 @@ def test_killed_at_five_moments_it_continues_to_the_same_bytes(
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run(tmp_path)
     assert numbers(tmp_path) == numbers(finished)
     assert Store(tmp_path / "store").verify() == []
 
 
 def test_status_plan_and_show_speak_of_the_finished_study(finished: Path) -> None:
-    status = selm(finished, "status", "e2e")
-    assert "0 missing" in status.stdout
-    planned = at_store(finished, "plan", str(STUDY))
-    assert "shared" in planned.stdout
-    assert "with sharing" in planned.stdout
+    assert "0 missing" in at(finished, "status", "e2e").stdout
+    store = ("--store", finished / "store")
+    planned = selm("plan", STUDY, *store).stdout
+    assert "shared" in planned
+    assert "with sharing" in planned
     key = Store(finished / "store").all_keys()[0]
-    shown = at_store(finished, "show", key)
-    assert "settings" in shown.stdout
-
-
-def test_alpha_zero_is_dpo_bit_for_bit_when_both_are_trained(
-    finished: Path, tmp_path: Path
-) -> None:
-    """Bypasses the store and the plan's merging: SELM at α = 0 and DPO are both really trained."""
-    from harness.stages.train import run as train
-
-    plan = prepare(STUDY, {})
-    store = Store(finished / "store")
-    node = next(
-        plan.nodes[r.iterations[1]["train"]]
-        for r in plan.runs
-        if r.cell.arm["objective.alpha"] == 0
-    )
-    inputs = {name: store.folder(key) for name, key in node.inputs.items()}
-    digests = {}
-    dpo = node.settings.objective
-    zero = ObjectiveTask(**vars(resolve("selm", alpha=0.0, beta=dpo.beta)))
-    for name, objective in {"dpo": dpo, "selm": zero}.items():
-        settings = node.settings.model_copy(update={"objective": objective})
-        out = tmp_path / name
-        out.mkdir()
-        train(stage_task("k" * 64, "train", settings, inputs, out, runtime_of(node.runtime)))
-        digests[name] = hashlib.sha256(
-            (out / "model" / "model.safetensors").read_bytes()
-        ).hexdigest()
-    assert digests["dpo"] == digests["selm"]
-    stored = store.record(node.key).files["model/model.safetensors"]
-    assert digests["dpo"] == stored
-
-
-def test_the_seed_changes_order_samples_and_training_and_the_same_seed_repeats_them(
-    finished: Path, tmp_path: Path
-) -> None:
-    from harness.stages.rollout import run as rollout
-
-    plan = prepare(STUDY, {})
-    store = Store(finished / "store")
-    node = next(node for node in plan.nodes.values() if node.stage == "rollout")
-    inputs = {name: store.folder(key) for name, key in node.inputs.items()}
-    texts = {}
-    for seed in (0, 1):
-        out = tmp_path / str(seed)
-        out.mkdir()
-        rollout(
-            stage_task(
-                "k" * 64,
-                "rollout",
-                node.settings.model_copy(update={"seed": seed}),
-                inputs,
-                out,
-                runtime_of(node.runtime),
-            )
-        )
-        texts[seed] = ((out / "prompts.jsonl").read_bytes(), (out / "responses.jsonl").read_bytes())
-    stored = store.folder(node.key)
-    assert texts[0] == (
-        (stored / "prompts.jsonl").read_bytes(),
-        (stored / "responses.jsonl").read_bytes(),
-    )
-    assert texts[0][0] != texts[1][0]
-    assert texts[0][1] != texts[1][1]
+    assert "settings" in selm("show", key, *store).stdout
 
 
 def test_a_failing_stage_is_reported_and_the_others_go_on(finished: Path, tmp_path: Path) -> None:
-
     shutil.copytree(finished / "store", tmp_path / "store")
     failing = tmp_path / "failing.yaml"
     text = (
@@ -280,13 +169,12 @@ def test_a_failing_stage_is_reported_and_the_others_go_on(finished: Path, tmp_pa
         .replace("[0, 1]", "[0, 1, 0.5]")
     )
     failing.write_text(text + "fail: {stage: train, arm.objective.alpha: 0.5}\n")
-    done = run(tmp_path, study=failing)
-    assert done.returncode == 1
+    done = run(tmp_path, failing, status=1)
     assert "fails because the study's key 'fail' says so" in done.stderr.replace("\n", " ")
     report = (tmp_path / "e2e" / "report" / "report.md").read_text()
     assert "fails because" in report
     failing.write_text(text)
-    assert run(tmp_path, study=failing).returncode == 0
+    run(tmp_path, failing)
 
 
 @pytest.mark.parametrize(
@@ -303,8 +191,7 @@ def test_a_bad_study_exits_with_2_and_writes_nothing(tmp_path: Path, text: str, 
     bad.write_text(
         (body.split("set:")[0] + "seeds: [0]\n" if text.startswith("set") else body) + text + "\n"
     )
-    done = run(tmp_path, study=bad)
-    assert done.returncode == 2
+    done = run(tmp_path, bad, status=2)
     assert words in done.stderr
     assert "bad.yaml" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]

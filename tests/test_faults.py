@@ -6,12 +6,8 @@ Real libraries, the real executor and store, the local judge server with its fau
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -33,7 +29,6 @@ from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.judge.journal import JOURNAL_NAME
 from harness.model import generate
-from harness.pocket import judge_server
 from harness.records import HarnessError, StageOutcome, StageTask, canonical_json, write_jsonl
 from harness.study.study import compose
 from harness.tune import search as tune_open
@@ -162,16 +157,6 @@ def test_a_partly_judged_set_is_incomplete_with_bounds_and_the_next_run_complete
         assert {path: path.read_bytes() for path in written} == written
 
 
-def test_equal_scores_of_one_seed_have_no_zero_width_interval(tmp_path: Path) -> None:
-    with serve(script=refusing()) as server:
-        world = World(tmp_path, server.base_url)
-        world.judged()
-        assert world.run() == 0
-    table = TABLES["table_1"](load_results(world.results / "faults", world.store.root))
-    assert isinstance(table, Table)
-    assert table.rows[0].cells["MT-Bench mean"] == "7.00 ± –"
-
-
 @pytest.mark.parametrize(
     ("faults", "words"),
     [
@@ -216,28 +201,6 @@ def test_every_kind_of_missing_verdict_is_counted_in_the_tables(tmp_path: Path) 
     assert isinstance(table, Table)
     assert table.rows[0].cells["mt_bench"] == "6/8 (1 error, 1 unparsed)"
     assert "6/8 (1 error, 1 unparsed)" in world.report()
-
-
-def test_a_changed_judge_behind_the_same_name_fails_the_stage_with_both_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve(script=refusing("reply 84-2")) as server:
-        world = World(tmp_path, server.base_url)
-        key = world.judged()
-        assert world.walk().exit_status == 3
-        before = world.judgments(key)
-        real = judge_server.completion
-        monkeypatch.setattr(
-            judge_server, "completion", lambda *given: {**real(*given), "model": "pocket-judge-2"}
-        )
-        server.script = refusing()
-        summary = world.walk()
-    assert summary.exit_status == 1
-    assert "'pocket-judge', this one from 'pocket-judge-2'" in summary.failed[key]
-    world.store.open()
-    assert [row for row in world.judgments(key) if row["status"] == "ok"] == [
-        row for row in before if row["status"] == "ok"
-    ]
 
 
 def test_another_reference_set_is_another_stage_and_the_report_refuses_to_mix_them(
@@ -376,38 +339,6 @@ def test_a_changed_setting_code_version_or_file_is_a_new_key_and_old_rows_stay(
 # -- searches --------------------------------------------------------------------------------------
 
 world = test_tune.world
-
-KILLED = """\
-import sys, time; from pathlib import Path; from harness.tune import search, workers
-search.HEARTBEAT_S, search.GRACE_S = 1, 2
-asked = search.Search(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-workers._begin(search.open_study(asked))
-print("running", flush=True); time.sleep(600)
-"""
-
-
-def test_a_killed_trial_is_tried_again_and_the_search_goes_on(
-    tmp_path: Path, world: test_tune.World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tune_open, "HEARTBEAT_S", 1)
-    monkeypatch.setattr(tune_open, "GRACE_S", 2)
-    asked = make_search(tmp_path, SEARCH + "pruner: none\n")
-    command = [sys.executable, "-c", KILLED, str(asked.path), str(asked.store), asked.storage]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "running"
-        os.kill(process.pid, signal.SIGKILL)
-    time.sleep(3.5)
-    tune.work(asked)
-    study = tune_open.open_study(asked)
-    states = Counter(trial.state.name for trial in study.trials)
-    assert states == {"FAIL": 1, "COMPLETE": 4}, "the killed one, and the budget"
-    assert "died or was stopped; queued again" in study.user_attrs["lost"]["0"]
-    assert any(
-        trial.system_attrs.get("retry_history") == [0]
-        for trial in study.trials
-        if trial.state.name == "COMPLETE"
-    )
 
 
 def test_an_infinite_objective_is_a_failed_trial_with_its_reason(

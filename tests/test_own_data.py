@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +16,7 @@ from harness.data.rows import Reader
 from harness.engine.store import Store
 from harness.records import Prompt
 from tests import tiny
-
-ROOT = Path(__file__).parent.parent
+from tests.processes import selm
 
 
 def start_model(folder: Path, prompts: list[Prompt]) -> Path:
@@ -91,22 +88,8 @@ def test_the_chain_runs_on_real_text(shared_data: Path, tmp_path: Path) -> None:
         "diagnostics.prompts": 6,
     }
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        "run",
-        "ablations/own_data.yaml",
-        "--store",
-        str(tmp_path / "store"),
-        "--results",
-        str(tmp_path),
-        *overrides,
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    where = ("--store", tmp_path / "store", "--results", tmp_path)
+    selm("run", "ablations/own_data.yaml", *where, *overrides)
     manifest = json.loads((tmp_path / "own_data" / "manifest.json").read_text())
     store = Store(tmp_path / "store")
     assert not any("pocket" in node["stage"] for node in manifest["stages"].values())

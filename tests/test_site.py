@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests import tiny
+from tests.processes import ROOT, python
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 NOTEBOOK = DOCS / "first_study.ipynb"
 ENVIRONMENT = {
@@ -52,11 +52,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     """Every page of the site, built with warnings as errors."""
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(out)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = python("-m", "mkdocs", "build", "--quiet", "--strict", "-d", out, **ENVIRONMENT)
     assert done.stderr == ""
     return {path: Page(path.read_text()) for path in out.rglob("*.html")}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] "
@@ -25,52 +25,35 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-STYLES: dict[str, dict[str, Any]] = {
-    "llama3": {
-        "template": LLAMA3,
-        "bos": "<|begin_of_text|>",
-        "eos": "<|end_of_text|>",
-        "extra": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-        "adds_bos": True,
-        "end_of_turn": "<|eot_id|>",
-    },
-    "zephyr": {
-        "template": ZEPHYR,
-        "bos": "<s>",
-        "eos": "</s>",
-        "extra": [],
-        "adds_bos": True,
-        "end_of_turn": "</s>",
-    },
-    "phi3": {
-        "template": PHI3,
-        "bos": "<s>",
-        "eos": "<|endoftext|>",
-        "extra": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
-        "adds_bos": False,
-        "end_of_turn": "<|end|>",
-    },
-    "chatml": {
-        "template": CHATML,
-        "bos": None,
-        "eos": "<|im_end|>",
-        "extra": ["<|im_start|>"],
-        "adds_bos": False,
-        "end_of_turn": "<|im_end|>",
-    },
-}
-"""Special tokens and template of each style. ``end_of_turn``: what ends an assistant's turn, not
-always the eos.
-"""
 
+
+class Style(NamedTuple):
+    """Template and tokens. end_of_turn: what ends an assistant's turn, not always the eos."""
+
+    template: str
+    bos: str | None
+    eos: str
+    end_of_turn: str
+    extra: tuple[str, ...] = ()
+    adds_bos: bool = False
+
+
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+ROLES = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+STYLES = {
+    "llama3": Style(LLAMA3, "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", HEADERS, True),
+    "zephyr": Style(ZEPHYR, "<s>", "</s>", "</s>", adds_bos=True),
+    "phi3": Style(PHI3, "<s>", "<|endoftext|>", "<|end|>", ROLES),
+    "chatml": Style(CHATML, None, "<|im_end|>", "<|im_end|>", ("<|im_start|>",)),
+}
 ARCHITECTURES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 def tokenizer(style: str = "llama3", *, template: str | None = None) -> Any:
     """Byte-level tokenizer with a style's special tokens and chat template."""
     spec = STYLES[style]
-    made = byte_tokenizer(spec["bos"], spec["eos"], spec["extra"], adds_bos=spec["adds_bos"])
-    made.chat_template = spec["template"] if template is None else template
+    made = byte_tokenizer(spec.bos, spec.eos, spec.extra, adds_bos=spec.adds_bos)
+    made.chat_template = spec.template if template is None else template
     return made
 
 
@@ -102,23 +85,8 @@ def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
     """A two-layer, 32-wide configuration of the architecture, with grouped keys; ``changes``
     override.
     """
-    from transformers import (
-        Gemma3TextConfig,
-        LlamaConfig,
-        MistralConfig,
-        Phi3Config,
-        Qwen2Config,
-        Qwen3Config,
-    )
+    from transformers import AutoConfig
 
-    kinds = {
-        "llama": LlamaConfig,
-        "mistral": MistralConfig,
-        "phi3": Phi3Config,
-        "qwen2": Qwen2Config,
-        "qwen3": Qwen3Config,
-        "gemma3_text": Gemma3TextConfig,
-    }
     settings: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -132,7 +100,7 @@ def config(architecture: str, vocabulary: int, **changes: Any) -> Any:
     }
     if architecture in ("qwen3", "gemma3_text"):
         settings["head_dim"] = 8
-    return kinds[architecture](**{**settings, **changes})
+    return AutoConfig.for_model(architecture, **{**settings, **changes})
 
 
 def model(architecture: str, made: Any, *, seed: int = 0, **changes: Any) -> Any:
@@ -166,13 +134,14 @@ def checkpoint(
     return written(folder, architecture, tokenizer(style, template=template), seed=seed, **changes)
 
 
-def reward_model(folder: Path, style: str = "llama3") -> Path:
+def reward_model(folder: Path, style: str = "llama3", **changes: Any) -> Path:
     """Write a tiny Llama with one label and a chat template into ``folder`` and return it."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     made = tokenizer(style)
-    settings = config("llama", len(made), num_labels=1, pad_token_id=made.pad_token_id)
+    given = {"num_labels": 1, "pad_token_id": made.pad_token_id}
+    settings = config("llama", len(made), **given | changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AutoModelForSequenceClassification.from_config(settings).save_pretrained(folder)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, Done, python
 
 
 def code_of_the_readme(marker: str) -> list[str]:
@@ -43,18 +40,10 @@ class Tree:
         assert source.count(start) == 1
         path.write_text(source.replace(start, above + start + below), encoding="utf-8")
 
-    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.root,
-            env=environment | {"COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def python(self, *arguments: str) -> Done:
+        return python(*arguments, cwd=self.root, status=None, PYTHONPATH=str(self.root))
 
     def selm(self, *arguments: str) -> str:
-        done = self.python("-c", "from harness.cli import main; main()", *arguments)
+        done = self.python("-m", "harness.cli", *arguments)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 
 from harness.model import policy
 from harness.model.checkpoint import check_checkpoint
@@ -24,9 +23,9 @@ from harness.model.checkpoint_files import CheckpointError
 from harness.model.policy import load_policy
 from harness.rankers import reward_model
 from harness.records import HarnessError, Prompt
-from harness.stages import base, reward
+from harness.stages import reward
 from tests import tiny
-from tests.tasks import settings_of, stage_task
+from tests.tasks import located, settings_of
 
 Tensors = dict[str, Tensor]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -304,13 +303,6 @@ def test_no_policy_is_loaded_that_was_not_saved_so(case: str, tmp_path: Path) ->
         assert str(folder) in str(raised.value)
 
 
-def located(source: Path, out: Path, **settings: Any) -> Path:
-    out.mkdir(exist_ok=True)
-    settings = {"source": str(source), **settings}
-    base.run(stage_task("k", "base.checkpoint", settings, {}, out))
-    return out
-
-
 def logits(folder: Path, **options: Any) -> Tensor:
     with torch.inference_mode():
         found: Tensor = load_policy(folder, **options).model(torch.tensor([[1, 2, 3]])).logits
@@ -421,45 +413,20 @@ def test_an_encoder_is_no_policy(tmp_path: Path) -> None:
 # -- reward models, and what they start from -------------------------------------------------------
 
 
-def ranker(folder: Path, **changes: Any) -> Path:
-    """A tiny Llama with one label."""
-    made = tiny.tokenizer()
-    settings = {"num_labels": 1, "pad_token_id": made.pad_token_id, **changes}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = tiny.config("llama", len(made), **settings)
-        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    made.save_pretrained(folder)
-    return folder
-
-
-def head_called(name: str) -> Callable[[Path], None]:
-    return renamed(r"^score\.", f"{name}.")
-
-
-def as_policy(folder: Path) -> None:
-    tiny.checkpoint(folder)
-
-
 WRONG_RANKERS: dict[str, tuple[Callable[[Path], None], str]] = {
     **{
         f"head called {name}": (
-            head_called(name),
+            renamed(r"^score\.", f"{name}."),
             rf"missing: score\.weight; .*Its reward head is called {re.escape(name)}\.weight: "
             r"rename it to score\.weight",
         )
-        for name in (
-            "value_head",
-            "v_head",
-            "v_head.summary",
-            "reward_head",
-            "rm_head",
-            "classifier",
-            "regression_head",
-        )
+        for name in ("value_head", "v_head.summary")
     },
     "no head": (without("score"), r"missing: score\.weight\. It has no reward head: give a rew"),
-    "a policy": (as_policy, r"without a place in it: lm_head\.weight\. It has no reward head"),
+    "a policy": (
+        tiny.checkpoint,
+        r"without a place in it: lm_head\.weight\. It has no reward head",
+    ),
     "torch.compile": (renamed("^", "_orig_mod."), r"rename _orig_mod\.model\..* to model\."),
     "a layer too many": (
         lambda folder: rewrite(folder, cut_layer),
@@ -484,7 +451,7 @@ WRONG_RANKERS: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("case", WRONG_RANKERS)
 def test_no_reward_model_ranks_at_random(case: str, tmp_path: Path) -> None:
     spoil, message = WRONG_RANKERS[case]
-    folder = ranker(tmp_path / "ranker")
+    folder = tiny.reward_model(tmp_path / "ranker")
     spoil(folder)
     with pytest.raises(CheckpointError, match=message):
         reward_model.load(str(folder), "cpu")
@@ -493,14 +460,14 @@ def test_no_reward_model_ranks_at_random(case: str, tmp_path: Path) -> None:
 
 
 def test_a_reward_model_of_several_labels_is_refused(tmp_path: Path) -> None:
-    folder = ranker(tmp_path, num_labels=3)
+    folder = tiny.reward_model(tmp_path, num_labels=3)
     with pytest.raises(CheckpointError, match="one label, this one has 3"):
         reward_model.load(str(folder), "cpu")
 
 
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight; .*score\.weight is a"):
-        load_policy(ranker(tmp_path))
+        load_policy(tiny.reward_model(tmp_path))
 
 
 def test_a_reward_model_starts_from_a_whole_policy_with_a_new_head_only(tmp_path: Path) -> None:
@@ -520,7 +487,9 @@ def test_a_reward_model_starts_from_a_whole_policy_with_a_new_head_only(tmp_path
         with pytest.raises(CheckpointError, match=message):
             reward.train_reward_model(folder, prompts, tmp_path / "never", settings)
     with pytest.raises(CheckpointError, match="reward head: a policy is saved without it"):
-        reward.train_reward_model(ranker(tmp_path / "rm"), prompts, tmp_path / "no", settings)
+        reward.train_reward_model(
+            tiny.reward_model(tmp_path / "rm"), prompts, tmp_path / "no", settings
+        )
 
 
 def test_a_gpu_holds_one_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

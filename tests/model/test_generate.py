@@ -11,7 +11,7 @@ import torch
 
 from harness.model import generate as g
 from harness.model.chat import encode_prompt, stop_tokens
-from harness.model.policy import Policy, load_policy
+from harness.model.policy import Policy
 from harness.records import Generation, GenerationRequest, request_seed
 from tests import tiny
 
@@ -190,7 +190,7 @@ def test_stop_tokens_of_the_template_end_the_answer(style, monkeypatch):
     text.
     """
     policy = _policy(style)
-    end = policy.tokenizer.convert_tokens_to_ids(tiny.STYLES[style]["end_of_turn"])
+    end = policy.tokenizer.convert_tokens_to_ids(tiny.STYLES[style].end_of_turn)
     with torch.no_grad():
         policy.model.lm_head.weight.zero_()
     monkeypatch.setattr(g, "draw", lambda logits, *_: torch.full((len(logits),), end))
@@ -265,14 +265,6 @@ def test_a_prompt_that_fills_the_model_has_no_answer():
 
 def test_no_requests_no_answers(policy):
     assert g.generate(policy, []) == []
-
-
-def test_generation_from_a_loaded_checkpoint(tmp_path):
-    policy = load_policy(tiny.checkpoint(tmp_path, "phi3", "phi3"))
-    assert {a.status for a in g.generate(policy, _requests(policy, 4, new=3))} <= {
-        "ok",
-        "truncated",
-    }
 
 
 def test_a_request_that_no_model_can_answer_is_a_row_of_its_own(policy):

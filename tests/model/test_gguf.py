@@ -17,9 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from harness.model import gguf
 from harness.model.policy import load_policy
 from harness.records import HarnessError
-from harness.stages import base
 from tests import tiny
-from tests.tasks import stage_task
+from tests.tasks import located
 
 writers = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
 
@@ -115,15 +114,6 @@ def made() -> tuple[Any, Any]:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **names)
     tokenizer.chat_template = tiny.CHATML
     return tokenizer, tiny.model("llama", tokenizer)
-
-
-def located(source: Path, out: Path) -> Path:
-    """What stage base.checkpoint writes for the source."""
-    out.mkdir()
-    settings = {"source": str(source), "chat_template": "", "pickle_weights": ""}
-    task = stage_task("k", "base.checkpoint", settings | {"needs_template": True}, {}, out)
-    base.run(task)
-    return out
 
 
 def test_a_gguf_file_holds_the_model_it_was_made_from(

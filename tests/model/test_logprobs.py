@@ -27,8 +27,8 @@ from harness.model.logprobs import (
 )
 from harness.records import HarnessError
 from tests import plain, tiny
+from tests.preferences import VOCABULARY, Tokens
 
-VOCABULARY = 67
 SHAPES = [(1, (1, 6, 2)), (9, (7,)), (13, (3, 11)), (4, (21, 1, 1)), (1, (1,))]
 """Prompt length and response lengths of each row: prompts and responses of one token among them."""
 
@@ -46,12 +46,6 @@ def rows_of(shapes: list[tuple[int, tuple[int, ...]]], seed: int = 0) -> list[Pa
 
 
 def model_of(architecture: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
-    class Tokens:
-        bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
-
-        def __len__(self) -> int:
-            return VOCABULARY
-
     return tiny.model(architecture, Tokens(), **changes).to(dtype)
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from harness.model import chat, checkpoint_files
 from harness.model import policy as models
-from harness.records import HarnessError, StageTask
-from harness.stages import base as checkpoint
+from harness.records import HarnessError
 from tests import tiny
-from tests.tasks import stage_task
+from tests.tasks import located
 
 HELLO = [{"role": "user", "content": "Hi"}]
 
@@ -168,19 +166,9 @@ def test_broken_weights_are_a_clear_error(tmp_path):
         models.load_policy(folder)
 
 
-# The stage base.checkpoint
-# ----------------------------------------------------------------------------------
-
-
-def _stage(out: Path, source: str, **settings) -> StageTask[Any]:
-    out.mkdir(exist_ok=True)
-    return stage_task("k", "base.checkpoint", {"source": source, **settings}, {}, out)
-
-
 def test_checkpoint_stage_points_and_loads(tmp_path):
     folder = tiny.checkpoint(tmp_path / "real")
-    outcome = checkpoint.run(_stage(tmp_path / "out", str(folder)))
-    assert outcome.rows == 1
+    located(folder, tmp_path / "out")
     assert models.load_policy(tmp_path / "out").folder == folder
     assert json.loads((tmp_path / "out" / "location.json").read_text())[
         "fingerprint"
@@ -191,18 +179,16 @@ def test_checkpoint_stage_takes_a_template_from_a_file(tmp_path):
     folder = tiny.checkpoint(tmp_path / "real", style="zephyr", template="")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(HarnessError, match="no chat template"):
-        checkpoint.run(_stage(tmp_path / "out", str(folder)))
+        located(folder, tmp_path / "out")
     (tmp_path / "zephyr.jinja").write_text(tiny.ZEPHYR)
-    checkpoint.run(
-        _stage(tmp_path / "out", str(folder), chat_template=str(tmp_path / "zephyr.jinja"))
-    )
+    located(folder, tmp_path / "out", chat_template=str(tmp_path / "zephyr.jinja"))
     assert models.load_tokenizer(tmp_path / "out").chat_template == tiny.ZEPHYR
 
 
 def test_checkpoint_stage_runs_the_token_preflight(tmp_path):
     folder = tiny.checkpoint(tmp_path / "real", template="{{ bos_token }}" + tiny.LLAMA3)
     with pytest.raises(HarnessError, match="doubled"):
-        checkpoint.run(_stage(tmp_path / "out", str(folder)))
+        located(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -216,33 +202,16 @@ def test_checkpoint_stage_runs_the_token_preflight(tmp_path):
 def test_a_missing_checkpoint_is_a_clear_error(tmp_path, monkeypatch, source, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(HarnessError, match=message):
-        checkpoint.run(_stage(tmp_path / "out", source))
-
-
-def test_a_gated_model_says_what_to_do(tmp_path, monkeypatch):
-    import httpx
-    from huggingface_hub.errors import GatedRepoError
-
-    def refuse(*_args, **_kwargs):
-        raise GatedRepoError(
-            "gated",
-            response=httpx.Response(
-                403, request=httpx.Request("GET", "https://huggingface.co/owner/name")
-            ),
-        )
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(HarnessError, match=r"owner/name: gated on the hub.*hf auth login"):
-        checkpoint.run(_stage(tmp_path / "out", "owner/name"))
+        located(source, tmp_path / "out")
 
 
 def test_checkpoint_changed_since_planning_is_refused(tmp_path):
     folder = tiny.checkpoint(tmp_path / "real")
     planned = checkpoint_files.fingerprint(folder)
-    checkpoint.run(_stage(tmp_path / "out", str(folder), source_fingerprint=planned))
+    located(folder, tmp_path / "out", source_fingerprint=planned)
     tiny.checkpoint(folder, seed=1)
     with pytest.raises(HarnessError, match="changed since the study was planned"):
-        checkpoint.run(_stage(tmp_path / "out", str(folder), source_fingerprint=planned))
+        located(folder, tmp_path / "out", source_fingerprint=planned)
 
 
 def test_fingerprint_follows_content_and_is_remembered(tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ from harness.records import HarnessError
 from harness.stages.diagnostics.passes import Sheet, score_sheets
 from harness.train.trainer import PreferenceTrainer
 from tests import plain, tiny
-from tests.model.test_logprobs import SHAPES, VOCABULARY, compare, rows_of
-from tests.preferences import config, rows
+from tests.model.test_logprobs import SHAPES, compare, rows_of
+from tests.preferences import VOCABULARY, config, rows
 from tests.train.test_trainer import ALPHA, moved, plain_loss, step
 
 SIZES = {

@@ -17,10 +17,9 @@ from harness.rankers import pairrm_model as pairrm
 from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, read_jsonl, write_jsonl
-from harness.stages import base as checkpoint
 from harness.stages import rank
 from tests import tiny
-from tests.tasks import rank_context, stage_task
+from tests.tasks import located, rank_context, stage_task
 
 FOLDER = Path(__file__).parents[1] / "golden" / "pairrm"
 GOLDEN = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))
@@ -52,17 +51,6 @@ def _settings(folder: Path, **changes: object) -> None:
 
 # Against the package
 # ----------------------------------------------------------------------------------------
-
-
-def test_the_golden_rows_cover_cut_texts_ties_and_empty_ones():
-    sources = [len(row["source_ids"]) for row in ROWS]
-    answers = [[len(ids) for ids in row["candidate_ids"]] for row in ROWS]
-    assert (sources[3:], answers[3:]) == (
-        [3, 1224, 23],
-        [[3, 3, 14, 3], [412, 412, 9, 412], [1012, 10, 7, 7]],
-    )
-    assert [row["ranks"] for row in ROWS[2:5]] == [[2, 2, 4, 1], [1, 1, 4, 1], [3, 2, 1, 3]]
-    assert max(abs(x) for row in ROWS for line in row["logits"] for x in line) > 1
 
 
 def test_token_ids_are_the_packages():
@@ -259,14 +247,8 @@ def test_rewards_are_against_the_reference():
 # ------------------------------------------------------------------------------------------------
 
 
-def _locate(source: Path, out: Path) -> None:
-    out.mkdir()
-    settings = {"source": str(source), "needs_template": False}
-    checkpoint.run(stage_task("k", "base.checkpoint", settings, {}, out))
-
-
 def test_the_checkpoint_stage_accepts_it(tmp_path):
-    _locate(HF, tmp_path / "out")
+    located(HF, tmp_path / "out", needs_template=False)
     (ranked,) = rank_texts(ITEMS[:1], _context(tmp_path / "out"))
     assert ranked.scores == pytest.approx(ROWS[0]["scores"], abs=1e-5)
 
@@ -275,7 +257,7 @@ def test_the_packages_own_form_is_refused_with_the_other_ones_name(tmp_path):
     copy = _copy(tmp_path)
     _settings(copy, ranker_type="pairranker")
     with pytest.raises(HarnessError, match=r"give llm-blender/PairRM-hf, the same weights"):
-        _locate(copy, tmp_path / "out")
+        located(copy, tmp_path / "out", needs_template=False)
 
 
 def test_lengths_are_those_of_the_configuration(tmp_path):

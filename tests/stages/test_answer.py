@@ -33,9 +33,6 @@ INSTRUCTIONS = [
     for i in range(3)
 ]
 SETTINGS = {
-    "seed": 0,
-    "iteration": 1,
-    "sets": ["mt_bench", "alpaca_eval", "heldout"],
     "answers": {
         "mt_bench": {"max_new_tokens": 6},
         "alpaca_eval": {"max_new_tokens": 6, "temperature": 0.0},
@@ -44,9 +41,6 @@ SETTINGS = {
     "heldout_max_new_tokens": 5,
     "generation_batch": 8,
     "max_prompt_length": 64,
-    "dtype": "float32",
-    "attention": "sdpa",
-    "threads": 1,
 }
 
 

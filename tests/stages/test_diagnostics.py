@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from harness.engine.graph import defining_settings
 from harness.model.policy import load_policy
-from harness.records import Generation, Pair, Prompt, StageTask, write_jsonl
+from harness.records import Generation, Pair, Prompt, Response, StageTask, write_jsonl
 from harness.stages.diagnostics import measures, passes, stage
 from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, score_sheets
@@ -162,23 +162,9 @@ def test_spearman_within_a_prompt_agrees_with_scipy_and_is_undefined_for_constan
 
 def test_the_role_of_y_decides_which_measure_it_enters() -> None:
     e = Evidence("p", 0.1, explore=answer(-1.0, -2.0), y_role="loser", margin=0.5)
-    values = {
-        name: measures.DIAGNOSTICS[name].function(e)
-        for name in (
-            "rhat_y_winner",
-            "rhat_y_loser",
-            "share_y_winner",
-            "share_y_loser",
-            "pair_margin",
-        )
-    }
-    assert values == {
-        "rhat_y_winner": None,
-        "rhat_y_loser": 1.0,
-        "share_y_winner": 0.0,
-        "share_y_loser": 1.0,
-        "pair_margin": 0.5,
-    }
+    wanted = {"rhat_y_winner": None, "rhat_y_loser": 1.0, "pair_margin": 0.5}
+    wanted |= {"share_y_winner": 0.0, "share_y_loser": 1.0}
+    assert {name: measures.DIAGNOSTICS[name].function(e) for name in wanted} == wanted
 
 
 def test_unseen_mass_is_what_the_seen_answers_lost_and_counts_equal_answers_once() -> None:
@@ -403,23 +389,9 @@ def task(tmp_path: Path, folders: dict[str, Path]) -> StageTask[Any]:
         for i in range(8)
     ]
     write_jsonl(pairs / "pairs.jsonl", rows)
-    settings = {
-        "prompts": 8,
-        "samples": 4,
-        "max_new_tokens": 6,
-        "seed": 0,
-        "iteration": 1,
-        "objective": OBJECTIVE,
-        "ranker": {"kind": "judge"},
-    }
-    settings |= {
-        "pocket": False,
-        "max_length": 256,
-        "max_prompt_length": 128,
-        "generation_batch": 8,
-        "dtype": "float32",
-        "attention": "sdpa",
-    }
+    settings = {"prompts": 8, "samples": 4, "max_new_tokens": 6, "generation_batch": 8}
+    settings |= {"objective": OBJECTIVE, "ranker": {"kind": "judge"}}
+    settings |= {"max_length": 256, "max_prompt_length": 128}
     inputs = {
         "policy": folders["theta"],
         "previous": folders["other"],
@@ -521,26 +493,13 @@ def test_sampled_answers_of_the_answer_stage_are_used_and_the_greedy_one_is_not(
     folder.mkdir()
     stop = load_policy(task.inputs["policy"]).stop_token_ids[0]
     rows = [
-        {
-            "prompt_id": f"h{i}",
-            "sample": s,
-            "text": "abc"[: s + 1],
-            "token_ids": [97] * (s + 1) + [stop],
-            "status": "ok",
-            "seed": 0,
-        }
+        Response(f"h{i}", s, "abc"[: s + 1], (*[97] * (s + 1), stop))
         for i in range(3)
         for s in range(3)
     ]
     write_jsonl(folder / "heldout.jsonl", rows)
-    with_answers = stage_task(
-        "k",
-        "diagnostics",
-        task.settings,
-        {**task.inputs, "answer": folder, "answer_previous": folder},
-        task.out,
-        task.runtime,
-    )
+    inputs = {**task.inputs, "answer": folder, "answer_previous": folder}
+    with_answers = replace(task, inputs=inputs)
     found = {row["metric"]: row["value"] for row in rows_of(with_answers) if row["item"] == "h0"}
     assert (
         found["length_tokens"] == 3.5
@@ -581,29 +540,16 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(
         for text in t
     }
     rows = [
-        {
-            "prompt_id": p.id,
-            "sample": s + 1,
-            "text": made.decode(list(ids[text][:-1])),
-            "token_ids": ids[text],
-            "status": "ok",
-            "seed": 0,
-        }
+        Response(p.id, s, made.decode(list(ids[text][:-1])), ids[text])
         for p, t in zip(full, texts, strict=True)
-        for s, text in enumerate((t[0], t[1], t[-1], t[-1]))
+        for s, text in enumerate((t[0], t[1], t[-1], t[-1]), 1)
     ]
     write_jsonl(answers / "heldout.jsonl", rows)
     policies = dict.fromkeys(("policy", "previous", "reference_policy", "base"), folder)
     oracle_ranker = task.settings.ranker.model_copy(update={"kind": "oracle"})
     settings = task.settings.model_copy(update={"pocket": True, "ranker": oracle_ranker})
-    pocket = stage_task(
-        "k",
-        "diagnostics",
-        settings,
-        {**task.inputs, **policies, "answer": answers},
-        task.out,
-        task.runtime,
-    )
+    inputs = {**task.inputs, **policies, "answer": answers}
+    pocket = replace(task, settings=settings, inputs=inputs)
     found = {(row["metric"], row["item"]): row["value"] for row in rows_of(pocket)}
     for p in full:
         right = [reward for _, reward in oracle.modes(p.messages) if reward > 0]

@@ -147,23 +147,9 @@ def _task(tmp_path: Path, responses: list[Response] | None = None, **settings) -
     ]
     write_jsonl(rollout / "prompts.jsonl", PROMPTS)
     write_jsonl(rollout / "responses.jsonl", rows)
-    defaults = {
-        "kind": "oracle",
-        "rule": "best_worst",
-        "placebo": "none",
-        "seed": 0,
-        "iteration": 1,
-        "judge": None,
-        "max_length": 64,
-    }
-    return stage_task(
-        "k",
-        "rank",
-        defaults | settings,
-        {"rollout": rollout, "data": tmp_path},
-        out,
-        {"device": "cpu"},
-    )
+    settings = {"kind": "oracle", "max_length": 64} | settings
+    inputs = {"rollout": rollout, "data": tmp_path}
+    return stage_task("k", "rank", settings, inputs, out, {"device": "cpu"})
 
 
 def _pairs(task: StageTask) -> dict[str, Pair]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,24 +14,9 @@ from harness.stages import rollout
 from tests import tiny
 from tests.tasks import settings_of, stage_task
 
-SETTINGS = {
-    "seed": 0,
-    "iteration": 1,
-    "portion": 0,
-    "portions": 3,
-    "prompts_per_iteration": 0,
-    "prompts": 0,
-    "decoding": "sample",
-    "samples": 2,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "max_new_tokens": 6,
-    "max_prompt_length": 1000,
-    "generation_batch": 16,
-    "dtype": "float32",
-    "attention": "sdpa",
-    "threads": 1,
-}
+SETTINGS: dict[str, Any] = {"portions": 3, "samples": 2, "generation_batch": 16}
+SETTINGS |= {"decoding": "sample", "temperature": 1.0, "top_p": 1.0}
+SETTINGS |= {"max_new_tokens": 6, "max_prompt_length": 1000}
 
 
 def _prompt(i: int) -> Prompt:
@@ -268,14 +254,5 @@ def test_only_failed_rows_are_drawn_again(task, monkeypatch):
 
 
 def test_vllm_without_the_package_is_a_clear_error(task):
-    made = task()
     with pytest.raises(HarnessError, match="vllm"):
-        rollout.run(
-            stage_task(
-                made.key,
-                made.stage,
-                made.settings.model_copy(update={"backend": "vllm"}),
-                made.inputs,
-                made.out,
-            )
-        )
+        rollout.run(task(backend="vllm"))

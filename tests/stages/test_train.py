@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,22 @@ class Killed(BaseException):
     pass
 
 
+def die(*_: Any) -> None:
+    raise Killed
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int | None, act: Callable[..., None]) -> None:
+    """Training does ``act`` of its model and rows before step ``number`` + 1 (None: every step)."""
+    original = PreferenceTrainer.training_step
+
+    def step(self: PreferenceTrainer, model: Any, rows: Any, items: Any = None) -> torch.Tensor:
+        if number in (None, self.state.global_step):
+            act(model, rows)
+        return original(self, model, rows, items)
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", step)
+
+
 @pytest.mark.parametrize(
     ("at", "changes"),
     [
@@ -204,28 +221,14 @@ def test_resume_gives_the_same_bits(
     """
     cut: dict[str, Any] = {"runtime": {"checkpoint_seconds": 1e-9}, **changes}
     run_train(inputs, tmp_path / "whole", **changes)
-    original = PreferenceTrainer.training_step
-    seen: list[list[str]] = []
-
-    def dying(self: PreferenceTrainer, model: Any, batches: Any, items: Any = None) -> torch.Tensor:
-        if self.state.global_step == at:
-            raise Killed
-        return original(self, model, batches, items)
-
-    monkeypatch.setattr(PreferenceTrainer, "training_step", dying)
-    with pytest.raises(Killed):
+    with monkeypatch.context() as dying, pytest.raises(Killed):
+        at_step(dying, at, die)
         train.run(train_task(inputs, tmp_path / "cut", **cut))
     torn = tmp_path / "cut" / "checkpoints" / "checkpoint-99"
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_step": 9')
-
-    def counting(
-        self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
-    ) -> torch.Tensor:
-        seen.append([row.y_role for row in batches])
-        return original(self, model, batches, items)
-
-    monkeypatch.setattr(PreferenceTrainer, "training_step", counting)
+    seen: list[int] = []
+    at_step(monkeypatch, None, lambda _model, rows: seen.append(len(rows)))
     train.run(train_task(inputs, tmp_path / "cut", **cut))
     assert len(seen) == 6 - at, "no step is done twice, none is skipped"
     assert same_files(tmp_path / "whole", tmp_path / "cut")
@@ -235,22 +238,10 @@ def test_sigterm_waits_for_a_checkpoint(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_train(inputs, tmp_path / "whole")
-    original = PreferenceTrainer.training_step
-
-    def preempted(
-        self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
-    ) -> torch.Tensor:
-        if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, model, batches, items)
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(PreferenceTrainer, "training_step", preempted)
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, die)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as preempted, pytest.raises(Killed):
+            at_step(preempted, 2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
             run_train(inputs, tmp_path / "cut")
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -258,7 +249,6 @@ def test_sigterm_waits_for_a_checkpoint(
     assert (tmp_path / "cut" / "checkpoints" / "checkpoint-3").is_dir(), (
         "the step under way was finished and kept"
     )
-    monkeypatch.setattr(PreferenceTrainer, "training_step", original)
     run_train(inputs, tmp_path / "cut")
     assert same_files(tmp_path / "whole", tmp_path / "cut")
 
@@ -283,20 +273,10 @@ def test_a_part_of_a_run_that_was_cut_carries_on_to_the_same_bits(
     ]
     assert len(rates) == 12
     assert rates[2:] == sorted(rates[2:], reverse=True), "one cosine over both parts"
-    original = PreferenceTrainer.training_step
-
-    def killed(
-        self: PreferenceTrainer, model: Any, batches: Any, items: Any = None
-    ) -> torch.Tensor:
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return original(self, model, batches, items)
-
-    monkeypatch.setattr(PreferenceTrainer, "training_step", killed)
     often = {"checkpoint_seconds": 1e-9}
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as dying, pytest.raises(Killed):
+        at_step(dying, 3, die)
         run_train(second, tmp_path / "cut", iteration=2, runtime=often, **part)
-    monkeypatch.setattr(PreferenceTrainer, "training_step", original)
     run_train(second, tmp_path / "cut", iteration=2, runtime=often, **part)
     assert same_files(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "first" / "carried" / "optimizer.safetensors").unlink()
@@ -633,56 +613,3 @@ def test_bfloat16_begins_at_log_2(lora: Any, budget: int, most: float, tmp_path:
     run_train(inputs, tmp_path / "out", runtime=runtime, **settings)
     (step,) = steps_of(tmp_path / "out")
     assert step["loss"] == pytest.approx(math.log(2), abs=most)
-
-
-RANKS = """
-import copy, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from harness.train.trainer import PreferenceTrainer
-from tests import preferences
-folder = Path(sys.argv[1])
-config = preferences.config(folder, token_budget=40, precompute_ref_log_probs=True)
-trainer = PreferenceTrainer(preferences.model(dtype=torch.float64), config, preferences.rows(16))
-trainer.train()
-if trainer.is_world_process_zero():
-    whole = trainer.accelerator.unwrap_model(trainer.model)
-    torch.save(dict(whole.state_dict()), folder / "final.pt")
-    steps = [e for e in trainer.state.log_history if "grad_norm" in e]
-    names = ("loss", "grad_norm", "margin")
-    (folder / "history.txt").write_text(repr([tuple(e[name] for name in names) for e in steps]))
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_train_what_one_trains(tmp_path: Path) -> None:
-    """Data-parallel on two CPU processes: same global batches, so the same parameters."""
-    found = []
-    for ranks in (1, 2):
-        folder = tmp_path / str(ranks)
-        folder.mkdir()
-        script = folder / "train_ranks.py"
-        script.write_text(RANKS)
-        launcher = (
-            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-            if ranks > 1
-            else []
-        )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [sys.executable, *launcher, str(script), str(folder)],
-            cwd=ROOT,
-            check=True,
-            env=environment,
-        )
-        history = np.array(
-            json.loads((folder / "history.txt").read_text().replace("(", "[").replace(")", "]"))
-        )
-        found.append((torch.load(folder / "final.pt", weights_only=True), history))
-    assert len(found[0][1]) == 6
-    assert np.abs(found[0][1] - found[1][1]).max() < 1e-5
-    assert (
-        max(float((found[0][0][name] - found[1][0][name]).abs().max()) for name in found[0][0])
-        < 1e-5
-    )

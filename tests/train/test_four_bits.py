@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from harness.study import optimizers
 from harness.study.settings import Recipe
 from harness.study.study import Study, compose
 from tests.preferences import run_train, stage_inputs
+from tests.processes import ROOT, python
 
-ROOT = Path(__file__).parents[2]
 LORA: dict[str, Any] = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
 FOUR = {**LORA, "base": "nf4"}
 
@@ -143,7 +141,4 @@ def test_shards_of_four_bits_are_refused() -> None:
 @pytest.mark.slow
 def test_what_the_package_says_of_kernels_that_nobody_asked_for_is_not_told() -> None:
     pytest.importorskip("bitsandbytes")
-    told = subprocess.run(
-        [sys.executable, "-c", "import harness, peft"], capture_output=True, text=True, check=True
-    )
-    assert "gemm_4bit" not in told.stderr
+    assert "gemm_4bit" not in python("-c", "import harness, peft").stderr

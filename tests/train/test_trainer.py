@@ -25,7 +25,7 @@ from harness.train.batching import (
 )
 from harness.train.trainer import CHECKPOINTING, PreferenceConfig, PreferenceTrainer
 from tests import plain, tiny
-from tests.preferences import RARITY, ROLES, config, model, rows
+from tests.preferences import RARITY, ROLES, config, model, rows, trls
 
 Numbers = dict[str, Tensor]
 ALPHA, BETA = 0.5, 0.1
@@ -211,13 +211,6 @@ def trajectory(trainer: PreferenceTrainer) -> tuple[Tensor, Tensor]:
 def test_alpha_zero_is_trls_dpo_trainer(
     precomputed: bool, optimizer: str, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    monkeypatch.setenv("CI", "1")
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    # Tokens in, as ours: its own tokenisation is not what is compared.
-    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
     data = [
         row for row in rows(100, seed=3) if row.responses["chosen"] != row.responses["rejected"]
     ][:60]
@@ -242,21 +235,14 @@ def test_alpha_zero_is_trls_dpo_trainer(
     }
     tokenizer = tiny.tokenizer("llama3")
     start = model(vocab_size=len(tokenizer))  # TRL pads with the tokenizer's pad token
-    theirs = DPOTrainer(
-        model=copy.deepcopy(start),
-        ref_model=copy.deepcopy(start),
-        args=DPOConfig(output_dir=str(tmp_path / "trl"), gradient_checkpointing=False, **common),
-        train_dataset=Dataset.from_list(
-            [
-                {
-                    "prompt_ids": [*r.prompt_ids],
-                    "chosen_ids": [*r.responses["chosen"]],
-                    "rejected_ids": [*r.responses["rejected"]],
-                }
-                for r in data
-            ]
-        ),
-        processing_class=tokenizer,
+    theirs = trls(
+        copy.deepcopy(start),
+        copy.deepcopy(start),
+        data,
+        tokenizer,
+        tmp_path / "trl",
+        monkeypatch,
+        **common,
     )
     ours = PreferenceTrainer(
         copy.deepcopy(start),

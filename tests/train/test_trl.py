@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.train.batching import PreferenceRow
 from harness.train.objectives import OBJECTIVES, Rows, resolve
 from harness.train.trainer import PreferenceTrainer
 from tests import plain, tiny
-from tests.preferences import config, model, rows
+from tests.preferences import config, model, rows, trls
 from tests.train.test_trainer import moved
 
 CASES = {name: one.trl.split() for name, one in OBJECTIVES.items() if one.trl}
@@ -29,61 +28,23 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "1")
 
 
-def their_step(
-    name: str, policy: Any, start: Any, batch: list[PreferenceRow], folder: Path
-) -> tuple[float, Tensor]:
-    """Loss and gradient of TRL's DPOTrainer on one batch, tokens in, as ours."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    objective = OBJECTIVES[name]
-    arguments = DPOConfig(
-        output_dir=str(folder),
-        beta=0.1,
-        loss_type=[objective.trl.split()[1]],
-        label_smoothing=objective.parameters.get("epsilon", 0.0),
-        per_device_train_batch_size=len(batch),
-        train_sampling_strategy="sequential",
-        max_length=64,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-    )
-    data = [
-        {
-            "prompt_ids": [*row.prompt_ids],
-            "chosen_ids": [*row.responses["chosen"]],
-            "rejected_ids": [*row.responses["rejected"]],
-        }
-        for row in batch
-    ]
-    trainer = DPOTrainer(
-        model=policy,
-        ref_model=start,
-        args=arguments,
-        train_dataset=Dataset.from_list(data),
-        processing_class=tiny.tokenizer("llama3"),
-    )
-    loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
-    loss.backward()
-    return loss.item(), plain.gradient(trainer.model)
-
-
 @pytest.mark.parametrize("name", ON_PAIRS)
 def test_loss_and_gradient_are_trls(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trl import DPOTrainer
-
-    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
     start = model(vocab_size=len(tiny.tokenizer("llama3")))
     policy, batch = moved(start), rows(12)
     arguments = config(tmp_path, objective=name, alpha=0.0, max_log_ratio=1e9)
     ours = PreferenceTrainer(copy.deepcopy(policy), arguments, batch, ref_model=start)
     loss = float(ours.training_step(ours.model, batch))
-    wanted, gradient = their_step(name, policy, copy.deepcopy(start), batch, tmp_path)
-    assert loss == pytest.approx(wanted, rel=1e-5)
+    asked = {"loss_type": [CASES[name][1]], "per_device_train_batch_size": len(batch)}
+    asked["label_smoothing"] = OBJECTIVES[name].parameters.get("epsilon", 0.0)
+    made = tiny.tokenizer("llama3")
+    theirs = trls(policy, copy.deepcopy(start), batch, made, tmp_path, monkeypatch, **asked)
+    wanted = theirs.compute_loss(theirs.model, next(iter(theirs.get_train_dataloader())))
+    wanted.backward()
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
+    gradient = plain.gradient(theirs.model)
     assert plain.relative_error(plain.gradient(ours.model), gradient) < 1e-5
 
 
