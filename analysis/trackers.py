@@ -223,32 +223,24 @@ def _wandb(study: Tracked) -> str:
 
 
 def _mlflow(study: Tracked) -> str:
-    """Runs tagged with the cell's id; one that is there gets the parameters and points it lacks."""
+    """Runs tagged with the cell's id; one that was sent before goes to MLflow's bin once the new
+    one is whole: a metric of MLflow's keeps every point that it ever got.
+    """
     import mlflow
 
     experiment = mlflow.set_experiment(study.name)
     client = mlflow.MlflowClient()
     for number, run in enumerate(study.runs):
-        tags = {"cell": run.id, "group": run.group}
-        asked = {"filter_string": f"tags.cell = '{run.id}'"}
-        there = client.search_runs([experiment.experiment_id], **asked)
-        opened = there[0] if there else None
-        with mlflow.start_run(
-            run_id=opened.info.run_id if opened else None, run_name=run.name, tags=tags
-        ) as active:
-            here = active.info.run_id
-            told = opened.data.params if opened else {}
-            mlflow.log_params({k: v for k, v in run.config.items() if k not in told})
-            known = {
-                (name, point.step, point.value)
-                for name in (opened.data.metrics if opened else ())
-                for point in client.get_metric_history(here, name)
-            }
+        asked = f"tags.cell = '{run.id}'"
+        before = client.search_runs([experiment.experiment_id], filter_string=asked)
+        with mlflow.start_run(run_name=run.name, tags={"cell": run.id, "group": run.group}):
+            mlflow.log_params(dict(run.config))
             for step, values in _rows(run):
-                new = {k: v for k, v in values.items() if (k, step, v) not in known}
-                mlflow.log_metrics(new, step=step)
+                mlflow.log_metrics(values, step=step)
             if number == 0:
                 mlflow.log_artifacts(str(study.report), "report")
+        for old in before:
+            client.delete_run(old.info.run_id)
     return f"MLflow experiment {study.name} at {mlflow.get_tracking_uri()}"
 
 

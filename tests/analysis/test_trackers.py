@@ -134,6 +134,35 @@ def test_trackio_holds_one_run_a_cell_however_often_it_is_sent(
     assert [one["name"] for one in told["files"]] == ["report"]
 
 
+@pytest.mark.slow
+def test_mlflow_holds_what_was_sent_last(
+    built: tuple[trackers.Tracked, StudyData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent first while half of the rows were there, so that every mean was another."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)  # where its artifacts lie
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    study, data = built
+    partial = {0: {"alpaca_eval/win_rate": 0.0}, 1: {"alpaca_eval/win_rate": 99.0}}
+    trackers.send(
+        replace(study, runs=[replace(one, scores=partial) for one in study.runs]), "mlflow"
+    )
+    trackers.send(study, "mlflow")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("synthetic")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {f"{arm},seed={seed}" for arm in ARMS for seed in (0, 1)}
+    for name, run in runs.items():
+        assert run.data.tags["group"] == name.rpartition(",")[0]
+        assert run.data.params["objective.alpha"] == str(float(run.data.tags["group"][-1]))
+        points = client.get_metric_history(run.info.run_id, "alpaca_eval/win_rate")
+        told = {point.step: point.value for point in points}
+        assert len(points) == len(told) == 3
+        assert told == pytest.approx({at: stored(data, name, at) for at in told})
+        losses = client.get_metric_history(run.info.run_id, "train/loss")
+        assert [point.step for point in losses] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_cell_has_one_id_until_its_settings_change(
     built: tuple[trackers.Tracked, StudyData],
 ) -> None:
