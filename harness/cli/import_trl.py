@@ -50,7 +50,7 @@ def recipe_of(given: Configuration, processes: int, draws: int) -> Section:
         given.note("max_steps", f"data.prompts: so many rows are {steps} steps of one pass")
     training |= {"lora": _lora(given)} if given.take("use_peft") else _no_lora(given)
     answer = training["max_length"] - training["max_prompt_length"]
-    if given.method == "dpo":
+    if given.offline:
         recipe |= _offline(given)
         answer = answer if answer > 1 else training["max_length"] // 2
     else:
@@ -81,7 +81,7 @@ def _model(given: Configuration) -> Section:
         made["attention"] = attention
     elif attention:
         given.note("attn_implementation", "model.attention has no such form: its default")
-    if given.method != "dpo" and given.take("use_vllm"):
+    if not given.offline and given.take("use_vllm"):
         made["generation_backend"] = "vllm"
     return made
 
@@ -216,8 +216,8 @@ def _lengths(given: Configuration) -> Section:
         if prompt >= longest:
             raise given.refuse("max_prompt_length", f"leaves no room within max_length {longest}")
         made = {"max_length": longest, "max_prompt_length": prompt}
-        return made | ({"truncation": "prompt_first"} if given.method == "dpo" else {})
-    if given.method == "dpo":
+        return made | ({"truncation": "prompt_first"} if given.offline else {})
+    if given.offline:
         given.note("max_length", "training.max_prompt_length: one token less, as TRL has no limit")
         return {"max_length": longest, "max_prompt_length": longest - 1}
     room = longest - given.take("max_new_tokens")
@@ -264,7 +264,22 @@ def _no_lora(given: Configuration) -> Section:
 
 
 def _offline(given: Configuration) -> Section:
-    """DPO on labelled pairs: one iteration from the start model, which is the reference."""
+    """Labelled pairs: one iteration from the start model, which is the reference where one is."""
+    made: Section = {"objective": _orpo(given) if given.method == "orpo" else _dpo(given)}
+    made["loop"] = {"mode": "stepwise", "iterations": 1, "reference_policy": "fixed"}
+    if given.take("max_prompt_length") is not None:
+        made["exploration"] = {"overlong_prompts": "keep"}
+    return made | {"ranker": {"kind": "pairrm", "model": PAIRRM}}
+
+
+def _orpo(given: Configuration) -> Section:
+    told = "NLL of the answer's tokens, a mean over rows; TRL: of the prompt's too, over all tokens"
+    given.differs("beta", f"objective orpo: {told}")
+    return {"name": "orpo", "beta": given.take("beta")}
+
+
+def _dpo(given: Configuration) -> Section:
+    """The objective of ``loss_type`` and what goes with it."""
     params: dict[str, float] = {}
     losses, weight = given.take("loss_type"), None
     if set(losses) == {"sigmoid", "sft"} and len(losses) == 2:
@@ -292,13 +307,8 @@ def _offline(given: Configuration) -> Section:
             given.note("use_weighting", "objective wpo: without TRL's alignment of the weights")
     if "epsilon" in objectives.OBJECTIVES[name].parameters:
         params["epsilon"] = given.take("label_smoothing")
-    made: Section = {"objective": {"name": name, "beta": given.take("beta")}}
-    if params:
-        made["objective"]["params"] = params
-    made["loop"] = {"mode": "stepwise", "iterations": 1, "reference_policy": "fixed"}
-    if given.take("max_prompt_length") is not None:
-        made["exploration"] = {"overlong_prompts": "keep"}
-    return made | {"ranker": {"kind": "pairrm", "model": PAIRRM}}
+    made: Section = {"name": name, "beta": given.take("beta")}
+    return made | ({"params": params} if params else {})
 
 
 def _online(given: Configuration, training: Section, draws: int) -> Section:
@@ -371,7 +381,7 @@ def _runtime(given: Configuration, processes: int) -> Section:
         "processes": processes,
         "micro_batch": given.take("per_device_train_batch_size"),
     }
-    if given.method != "dpo" and given.take("use_vllm"):
+    if not given.offline and given.take("use_vllm"):
         made["vllm_memory_share"] = given.take("vllm_gpu_memory_utilization")
         made["vllm_tensor_parallel"] = given.take("vllm_tensor_parallel_size")
     loggers = given.take("report_to")
@@ -388,7 +398,7 @@ def import_trl(
         Path, typer.Argument(help="YAML that TRL's script, or the alignment handbook's, reads.")
     ],
     method: Annotated[
-        Literal["dpo", "online-dpo", "xpo"], typer.Option(help="Whose configuration it is.")
+        Literal["dpo", "orpo", "online-dpo", "xpo"], typer.Option(help="Whose configuration it is.")
     ] = "dpo",
     name: Annotated[str, typer.Option(help="The study's name; empty: the file's.")] = "",
     out: Annotated[Path, typer.Option(help="Folder of the two files.")] = Path(),
@@ -399,7 +409,7 @@ def import_trl(
         int, typer.Option(min=1, help="Online: how often a pass over the prompts draws new pairs.")
     ] = 1,
 ) -> None:
-    """Write a study and its recipe from a configuration of TRL's DPO, Online DPO or XPO.
+    """Write a study and its recipe from a configuration of TRL's DPO, ORPO, Online DPO or XPO.
 
     TRL's own defaults are written out. What has no counterpart is listed here and at the end of the
     study, with its line; fields that TRL does not have are errors.

@@ -16,8 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 from harness.records import HarnessError
 from harness.study.yaml import load_yaml
 
-METHODS = ("dpo", "online-dpo", "xpo")
-"""Whose configuration it may be."""
+ONLINE = ("trl.experimental.online_dpo", "OnlineDPOConfig")
+METHODS = {
+    "dpo": ("trl", "DPOConfig"),
+    "orpo": ("trl.experimental.orpo", "ORPOConfig"),
+    "online-dpo": ONLINE,
+    "xpo": ONLINE,
+}
+"""Whose configuration it may be, and the class that TRL reads it into."""
 
 FORMER: dict[str, tuple[Any, Any]] = {
     "env": (dict[str, Any] | None, None),
@@ -97,7 +103,7 @@ class Configuration:
         values, self.lines = load_yaml(path)
         if not isinstance(values, dict):
             raise HarnessError(f"{path}:1: a TRL configuration is a mapping of its fields")
-        self.path, self.method = path, method
+        self.path, self.method, self.offline = path, method, method in ("dpo", "orpo")
         self.fields = {**FORMER, **_fields(method)}
         self._refuse_unknown(values)
         self.values = {name: self._typed(name, value) for name, value in values.items()}
@@ -177,10 +183,10 @@ class Configuration:
 def _fields(method: str) -> dict[str, tuple[Any, Any]]:
     """Type and default of every field of the classes that TRL's script parses."""
     trl: Any = import_module("trl")
-    classes = [trl.ScriptArguments, trl.DatasetMixtureConfig, trl.ModelConfig, trl.DPOConfig]
-    if method != "dpo":
-        with warnings.catch_warnings(action="ignore"):  # it says that it is experimental
-            classes[-1] = import_module("trl.experimental.online_dpo").OnlineDPOConfig
+    module, name = METHODS[method]
+    with warnings.catch_warnings(action="ignore"):  # some say that they are experimental
+        own = getattr(import_module(module), name)
+    classes = [trl.ScriptArguments, trl.DatasetMixtureConfig, trl.ModelConfig, own]
     found = dict(XPO_FIELDS) if method == "xpo" else {}
     for one in classes:
         for field in dataclasses.fields(one):

@@ -55,6 +55,9 @@ ONLINE = {
 }
 CASES = {"full": (FULL, "dpo"), "lora": (LORA, "dpo"), "both": (BOTH, "dpo")}
 CASES |= {"online": (ONLINE, "online-dpo")}
+ODDS = {key: value for key, value in FULL.items() if key != "loss_type"}
+ODDS |= {"lora_target_modules": ["q_proj"]}  # a list: each field on its line
+CASES |= {"orpo": (ODDS | {"max_length": 512}, "orpo")}
 HANDBOOK = {
     "model_name_or_path": "alignment-handbook/zephyr-7b-sft-full",
     "torch_dtype": None,
@@ -96,9 +99,10 @@ def by_trl(folder: Path, values: dict[str, Any], method: str) -> dict[str, Any]:
     """What TRL's own parser makes of it."""
     import trl
     from trl.experimental.online_dpo import OnlineDPOConfig
+    from trl.experimental.orpo import ORPOConfig
 
     (folder / "theirs.yaml").write_text(yaml.safe_dump(values))
-    kind = trl.DPOConfig if method == "dpo" else OnlineDPOConfig
+    kind = {"dpo": trl.DPOConfig, "orpo": ORPOConfig, "online-dpo": OnlineDPOConfig}[method]
     parser = trl.TrlParser((trl.ScriptArguments, kind, trl.ModelConfig))
     parts = parser.parse_args_and_config(["--config", str(folder / "theirs.yaml"), "--use_cpu"])
     return {key: value for part in parts for key, value in vars(part).items()}
@@ -134,7 +138,7 @@ def test_what_differs_between_the_methods_is_written(tmp_path: Path) -> None:
         values, method = CASES[name]
         return load_study(written(tmp_path / name, values, "--method", method)[0]).base
 
-    full, lora, both, online = map(recipe, CASES)
+    full, lora, both, online, orpo = map(recipe, CASES)
     assert (full.objective.name, full.loop.mode, full.training.epochs) == ("dpo", "stepwise", 2)
     assert lora.objective.params == {"epsilon": 0.2}
     lora_of = lora.training.lora
@@ -142,6 +146,7 @@ def test_what_differs_between_the_methods_is_written(tmp_path: Path) -> None:
     assert lora_of.target_modules == ["q_proj", "v_proj"]
     assert (lora.data.prompts, lora.training.epochs) == (1600, 1)
     assert (both.objective.name, both.objective.params) == ("rpo", {"weight": 0.2})
+    assert (orpo.objective.name, orpo.objective.params, orpo.loop.mode) == ("orpo", {}, "stepwise")
     assert (online.loop.mode, online.loop.iterations, online.loop.portions) == ("online", 3, 1)
     assert (online.pairs.offline, online.pairs.y, online.pairs.current) == (False, 0, 2)
     assert (online.pairs.temperature, online.exploration.max_new_tokens) == (0.9, 53)
@@ -194,6 +199,12 @@ def test_splits_between_the_first_and_the_last_are_told(tmp_path: Path) -> None:
     assert "CHANGES NUMBERS: the first is trained on, the last is held out" in printed
 
 
+def test_what_orpo_counts_otherwise_is_told(tmp_path: Path) -> None:
+    path, printed = written(tmp_path, ODDS, "--method", "orpo")
+    assert "beta (line 3): 0.05: CHANGES NUMBERS: objective orpo" in path.read_text()
+    assert "beta (line 3)" in printed
+
+
 def test_adapters_over_four_bits_stay_that(tmp_path: Path) -> None:
     path, printed = written(tmp_path, LORA | {"load_in_4bit": True, "use_bnb_nested_quant": True})
     lora = load_study(path).base.training.lora
@@ -218,7 +229,7 @@ def test_no_field_of_trl_vanishes(method: str, tmp_path: Path) -> None:
     """Each field by itself, set to what is not its default, changes the recipe, is told with its
     line, or is refused by name.
     """
-    base = FULL if method == "dpo" else {**ONLINE, "bf16": None}
+    base = {"dpo": FULL, "orpo": ODDS}.get(method, {**ONLINE, "bf16": None})
 
     def made(values: dict[str, Any]) -> tuple[Any, Any]:
         (tmp_path / "one.yaml").write_text(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,63 @@ def test_kto_is_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.relative_error(plain.gradient(ours.model), gradient) < 1e-5
 
 
+def test_a_step_of_orpo_is_trls_where_both_count_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of one token and chosen answers of one length: TRL's mean over all tokens behind the
+    first is then ours.
+    """
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    def tokens(_trainer: Any, row: dict[str, Any]) -> dict[str, Any]:
+        made = {}
+        for role in ("chosen", "rejected"):
+            ids = [row["prompt"], *row[role]]
+            made |= {f"{role}_input_ids": ids, f"{role}_attention_mask": [1] * len(ids)}
+            made[f"{role}_labels"] = [-100, *row[role]]
+        return made | {"prompt_input_ids": [row["prompt"]], "prompt_attention_mask": [1]}
+
+    monkeypatch.setattr(ORPOTrainer, "tokenize_row", tokens)
+    policy = model(vocab_size=len(tiny.tokenizer("llama3")))
+    batch = [
+        replace(
+            row,
+            prompt_ids=row.prompt_ids[:1],
+            responses={**row.responses, "chosen": tuple(range(number + 3, number + 8))},
+        )
+        for number, row in enumerate(rows(6))
+    ]
+    arguments = config(tmp_path, objective="orpo", alpha=0.0)
+    ours = PreferenceTrainer(copy.deepcopy(policy), arguments, batch)
+    loss = float(ours.training_step(ours.model, batch))
+    names = ("prompt", "chosen", "rejected")
+    data = [
+        (row.prompt_ids[0], [*row.responses["chosen"]], [*row.responses["rejected"]])
+        for row in batch
+    ]
+    theirs = ORPOTrainer(
+        model=policy,
+        args=ORPOConfig(
+            output_dir=str(tmp_path),
+            beta=0.1,
+            per_device_train_batch_size=len(data),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            remove_unused_columns=False,
+            report_to="none",
+        ),
+        train_dataset=Dataset.from_list([dict(zip(names, row, strict=True)) for row in data]),
+        processing_class=tiny.tokenizer("llama3"),
+    )
+    wanted = theirs.compute_loss(theirs.model, next(iter(theirs.get_train_dataloader())))
+    wanted.backward()
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
+    gradient = plain.gradient(theirs.model)
+    assert plain.relative_error(plain.gradient(ours.model), gradient) < 1e-5
+
+
 def means(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -106,15 +164,6 @@ def ours_of(name: str, logps: dict[str, Tensor]) -> Tensor:
     """Losses of responses of one token: their mean is their sum."""
     tokens = {role: torch.ones(7, dtype=torch.float64) for role in logps}
     return resolve(name, beta=0.3).losses(Rows(logps, tokens=tokens))
-
-
-def test_the_odds_ratio_of_orpo_is_trls() -> None:
-    logps = means(1)
-    from trl.experimental.orpo import ORPOTrainer
-
-    itself: Any = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
-    theirs, *_ = ORPOTrainer.odds_ratio_loss(itself, *logps.values())
-    assert torch.allclose(ours_of("orpo", logps), -logps["chosen"] - theirs, rtol=1e-5)
 
 
 def test_simpo_is_trls() -> None:
