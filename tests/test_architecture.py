@@ -25,7 +25,7 @@ TABLE: dict[str, set[str]] = {
     "pocket": {"records", "files", "study", "judge", "model", "evaluate"},
     "model": {"records", "files", "study"},
     "train": {"records", "files", "study", "data", "model"},
-    "engine": {"records", "files", "study", "data.hub", "evaluate", "rankers", "model", "train"},
+    "engine": {"records", "files", "study", "data.files", "evaluate", "rankers", "model", "train"},
     "stages": {
         "records",
         "files",

@@ -131,7 +131,7 @@ def test_a_partly_judged_set_is_incomplete_with_bounds_and_the_next_run_complete
         world = World(tmp_path, server.base_url)
         key = world.judged()
         assert world.run() == 3
-    assert world.store.state(key) == "partial"
+    assert world.store.states([key])[key] == "partial"
     assert [item for item, row in world.rows(key).items() if row["status"] == "error"] == ["82:2"]
     table = TABLES["table_1"](load_results(world.results / "faults", world.store.root))
     assert isinstance(table, Table)

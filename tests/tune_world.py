@@ -4,8 +4,7 @@
 over the toy stages. Workers are spawned, so they import this file again (as ``__mp_main__``): the
 toy stages take the real ones' place there too. From the environment: TUNE_WORLD_LOG, the file where
 every start and end of a stage is noted; TUNE_WORLD_KILLS, numbers of starts at which the worker
-kills itself; TUNE_WORLD_MEET, that many workers must have started a stage before any training ends;
-TUNE_WORLD_STUCK, an objective whose training never ends.
+kills itself; TUNE_WORLD_MEET, that many workers must have started a stage before any training ends.
 """
 
 from __future__ import annotations
@@ -82,8 +81,6 @@ def noted_toy(task: StageTask[Any]) -> StageOutcome:
             len({line.split()[3] for line in log_lines("start")}) < wanted
             and time.monotonic() < give_up
         ):
-            time.sleep(0.05)
-        while task.settings.objective.name == os.environ.get("TUNE_WORLD_STUCK"):
             time.sleep(0.05)
     time.sleep(0.1 if task.stage in ("train", "data.pocket", "base.pocket") else 0.02)
     note(f"end {task.key} {task.stage} {os.getpid()}")

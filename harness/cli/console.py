@@ -197,9 +197,7 @@ def show_finding(folder: Path, file: str) -> None:
 
 
 def screen(found: Opening, folder: Path, file: str, width: int) -> Group:
-    """Question, answer, what could have been told, arms by measures, where the report is, what to
-    do next.
-    """
+    """Question, answer, what could be told, arms by measures, the report, what to do next."""
     parts: list[RenderableType] = [Rule(Text(found.name, style="bold"))]
     if found.question:
         parts.append(Text(found.question, style="italic"))

@@ -19,7 +19,6 @@ from pydantic import BaseModel
 from analysis.power import from_components, seeds_needed
 from harness.cli import app, schema
 from harness.cost.budget import Assumptions, Budget, amount, budget
-from harness.engine.launch import PAPER_SEED
 from harness.engine.runs import build_plan
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
@@ -29,7 +28,6 @@ from harness.rankers.registry import RANKERS
 from harness.rankers.selectors import SELECTORS
 from harness.stages.diagnostics.measures import DIAGNOSTICS
 from harness.study import sections, settings, shipped, study
-from harness.study.study import compose
 from harness.train.objectives import OBJECTIVES, source_of
 from harness.tune import search
 
@@ -219,8 +217,7 @@ GPU_PRICE = 2.5
 def cost_of(recipe: str, judge: str) -> Budget:
     """One run of a recipe, nothing of it done; the hub is not asked."""
     path = shipped.FOLDER / "recipes" / f"{recipe}.yaml"
-    whole = str(path.resolve())
-    asked = compose(path, recipe, whole, {"judge": judge}, {"recipe": {}}, [PAPER_SEED])
+    asked = study.load_any(path, {"judge": judge})
     with tempfile.TemporaryDirectory() as folder:
         return budget(build_plan(asked), Store(Path(folder)), Assumptions())
 

@@ -25,8 +25,8 @@ with lazily():
     import torch
 
     from harness.cli import console as shown
-    from harness.cli import doctor_data, doctor_judge
-    from harness.cli.doctor_data import Finding, note, ok, wrong
+    from harness.cli import findings as looking
+    from harness.cli.findings import Finding, note, ok, wrong
     from harness.cost import budget as costs
     from harness.engine import launch, runs
     from harness.engine import store as stores
@@ -36,7 +36,7 @@ with lazily():
     from harness.model import shape as shapes
     from harness.model.shape import Shape
     from harness.rankers import registry as rankers
-    from harness.study import optimizers, packages, sections, yaml
+    from harness.study import optimizers, sections
     from harness.study import study as studies
     from harness.study.settings import Recipe
 
@@ -109,7 +109,7 @@ def rows(path: str, checkpoint: str, changes: Mapping[str, Any]) -> Iterator[Fin
         if any(finding.state == "WRONG" for finding in found):
             return
         tokenizer = policy.load_tokenizer(_tokenizer_folder(checkpoint, ""))
-    yield from doctor_data.data(path, columns, tokenizer)
+    yield from looking.data(path, columns, tokenizer)
 
 
 def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[Finding]:
@@ -119,9 +119,9 @@ def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[F
     yield from accelerators(recipe)
     yield from disk(store, recipe)
     if recipe is None:
-        profile = doctor_judge.profile_of(what)
+        profile = looking.profile_of(what)
         if profile or what.startswith(("http://", "https://")):
-            yield from doctor_judge.profile(profile) if profile else doctor_judge.address(what)
+            yield from looking.profile(profile) if profile else looking.address(what)
             return
         if is_hub_id(what) and not Path(what).exists():
             yield _hub_entry(what, "model", "")
@@ -132,7 +132,7 @@ def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[F
     if recipe.model.source != "pocket":
         yield from hub(recipe)
         yield from model(recipe.model.source, recipe)
-    yield from doctor_judge.recipe(recipe)
+    yield from looking.recipe(recipe)
     yield from judging_cost(what, overrides, store)
 
 
@@ -152,14 +152,9 @@ def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
     """The recipe of a study's or recipe's file; None for a model or nothing."""
     if not what.endswith((".yaml", ".yml")):
         return None
-    path = Path(what)
-    if doctor_judge.profile_of(what):
+    if looking.profile_of(what):
         return None
-    tree, _ = yaml.load_yaml(path)
-    if isinstance(tree, dict) and "recipe" not in tree:
-        whole = str(path.resolve())
-        return studies.compose(path, path.stem, whole, overrides, {"recipe": {}}, [0]).base
-    study = studies.load_study(path, overrides)
+    study = studies.load_any(Path(what), overrides)
     if study.has_models:
         return study.base
     # Given answers: no model answers, nothing is trained on or ranked.
@@ -225,7 +220,7 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
     except HarnessError as error:
         yield wrong("optimiser", str(error))
     try:
-        packages.check_packages(recipe)
+        launch.check_packages(recipe)
     except HarnessError as error:
         yield wrong("package", str(error))
     if recipe.model.source == "pocket":
@@ -327,9 +322,7 @@ def files(recipe: Recipe) -> Iterator[Finding]:
 
 
 def ranker(recipe: Recipe) -> Finding:
-    """What ranks, and with which checkpoint, which is looked at where it is here (its settings were
-    checked with the recipe).
-    """
+    """What ranks, and with which checkpoint, which is looked at where it is here."""
     one = rankers.RANKERS[recipe.ranker.kind]
     says = recipe.ranker.model or "no checkpoint needed"
     if one.checkpoint != "none" and Path(recipe.ranker.model or "?").is_dir():

@@ -105,9 +105,7 @@ def _dtype(given: Configuration) -> str:
 
 
 def _data(given: Configuration) -> Section:
-    """``datasets``, or the handbook's ``dataset_mixture`` or ``dataset_mixer``, or
-    ``dataset_name``.
-    """
+    """``datasets``, the handbook's ``dataset_mixture`` or ``dataset_mixer``, ``dataset_name``."""
     listed = [dataclasses.asdict(one) for one in given.take("datasets")]
     mixture = given.take("dataset_mixture") or {"datasets": []}
     if "datasets" not in mixture:
@@ -206,9 +204,7 @@ def _scheduler(given: Configuration, warmup: float) -> str:
 
 
 def _lengths(given: Configuration) -> Section:
-    """TRL cuts a sequence at ``max_length``; with the former ``max_prompt_length`` it cut the
-    prompt first.
-    """
+    """TRL cuts a row at ``max_length``; with ``max_prompt_length`` it cut the prompt first."""
     longest, prompt = given.take("max_length"), given.take("max_prompt_length")
     if given.values.get("max_length", longest) is None:
         raise given.refuse("max_length", "give a number of tokens: rows need a limit here")

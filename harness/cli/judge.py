@@ -39,7 +39,7 @@ with lazily():
     from analysis import table as written
     from analysis.tables import judge as judge_table
     from harness.cli import console as shown
-    from harness.cli import doctor_judge
+    from harness.cli import findings
     from harness.engine import launch, stages, worker
     from harness.engine import store as stores
     from harness.engine.graph import Node
@@ -136,9 +136,7 @@ def judge(
 
 
 def show_both(first: Path, second: Path, store: Path) -> None:
-    """Every arm against the baseline under the study's own judge and another; kept beside the
-    other's report.
-    """
+    """Every arm against the baseline under both judges; kept beside the other's report."""
     try:
         both = [loading.load_study(folder, store) for folder in (first, second)]
         table = runs.table_two_judges(*both)
@@ -321,7 +319,7 @@ def bridge(
 
     Example: selm bridge qwen3-8b artefacts/ --items 200 --repeats 2
     """
-    path = doctor_judge.profile_of(profile)
+    path = findings.profile_of(profile)
     if path is None:
         raise HarnessError(f"{profile}: no such profile in ablations/judges; give its name or file")
     judge = studies.checked_judge(path)

@@ -44,12 +44,12 @@ with lazily():
     from harness.cli import console as shown
     from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
+    from harness.engine import given as watching
     from harness.engine import store as stores
-    from harness.engine import watch as watching
     from harness.engine.execute import Summary
+    from harness.engine.given import Watcher
     from harness.engine.graph import Plan
     from harness.engine.store import Store
-    from harness.engine.watch import Watcher
     from harness.study import judges
     from harness.study import study as studies
     from harness.study.given import Given
@@ -257,9 +257,7 @@ def run_plan(
     report: bool = True,
     verbose: bool = False,
 ) -> int:
-    """Run what is missing of a plan, write its manifest and its report, show its finding; returns
-    the exit status.
-    """
+    """Run what is missing, write manifest and report, show the finding; the exit status."""
     store, folder = open_store(store_root), results / plan.study.name
     seconds = _seconds(plan, store)
     told = graph.manifest(plan, seconds)
@@ -511,7 +509,7 @@ def tune(
     asked = searches.Search(search, store, storage or default)
     open_store(store)
     study = searches.open_study(asked)
-    if count > 1 or len(devices) > 1 or spec.trial_timeout_s:
+    if count > 1 or len(devices) > 1:
         searching.run_workers(asked, count, devices)
     else:
         with execute.terminable():
@@ -526,9 +524,7 @@ def tune(
 def _report_search(
     folder: Path, search: Search, study: OptunaStudy, fresh: Mapping[str, Any]
 ) -> None:
-    """Write what a search found. fresh: label of a finalist -> its values on fresh seeds, empty
-    before they ran.
-    """
+    """Write what a search found. fresh: finalist → values on fresh seeds, empty before."""
     spec, recipe = search.spec, search.recipe
     used = searching.spent(study, stores.Store(search.store), recipe.runtime)
     found = found_search.Found(

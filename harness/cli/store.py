@@ -21,7 +21,7 @@ with lazily():
     from analysis import load as loading
     from harness.cli import console as shown
     from harness.cli import schema
-    from harness.engine import archive, garbage
+    from harness.engine import archive
     from harness.engine import store as stores
     from harness.engine.store import Store
 
@@ -130,11 +130,11 @@ def gc(
     Example: selm gc --delete
     """
     opened = stores.Store(store)
-    found = garbage.waste(opened, results, searches)
+    found = archive.waste(opened, results, searches)
     for item in found:
         shown.say(f"{item.kind:17s} {item.size / 1e6:10.2f} MB  {item.path}")
     if delete:
-        freed = garbage.collect(opened, found) / 1e6
+        freed = archive.collect(opened, found) / 1e6
         shown.say(f"{len(found)} things deleted, {freed:.1f} MB freed.")
         return
     size = sum(item.size for item in found) / 1e6

@@ -138,9 +138,7 @@ class Configuration:
         return HarnessError(f"{place}: {field}: {why}")
 
     def told(self) -> list[Note]:
-        """All that there is to tell, what changes numbers first; with the fields that are set and
-        that nothing read.
-        """
+        """All there is to tell, what changes numbers first; with fields that nothing read."""
         for field, value in self.values.items():
             if field in self.read:
                 continue

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.cost import judging
-from harness.cost.work import Counting
+from harness.cost.work import Bill, Counting, bills, price
 from harness.engine.execute import estimate, longest_chain
 from harness.engine.graph import Node, Plan
 from harness.engine.stages import STAGES
@@ -96,7 +95,7 @@ class Line:
     def usd(self) -> float:
         """Price of its judge's tokens by the judge's profile, or the recipe's prices."""
         judge = self.judge
-        return judging.usd(judge, self.node.runtime, self.work) if judge else 0.0
+        return price(judge, self.node.runtime, self.work) if judge else 0.0
 
     @property
     def judge(self) -> JudgeSettings | None:
@@ -135,9 +134,9 @@ class Budget:
             return 0.0
         return sum(line.seconds for line in lines if STAGES[line.node.stage].accelerator)
 
-    def bills(self) -> Sequence[judging.Bill]:
+    def bills(self) -> Sequence[Bill]:
         """What each judge takes."""
-        return judging.bills(
+        return bills(
             (line.judge, line.node.runtime, line.work) for line in self.lines if line.judge
         )
 
@@ -165,9 +164,7 @@ class SeedCost:
 
 
 def cost_of_a_seed(found: Budget) -> SeedCost:
-    """Mean over seeds of the stages that only one seed's runs need; what all seeds share is not in
-    it.
-    """
+    """Mean over seeds of the stages that only one seed's runs need."""
     users: dict[str, set[int]] = {}
     for run in found.plan.runs:
         for key in (key for stages in run.iterations.values() for key in stages.values()):
@@ -327,9 +324,7 @@ def memory_lines(recipe: Recipe, shape: Shape, assumed: Assumptions) -> Iterator
 
 
 def node(recipe: Recipe) -> str:
-    """The node that training needs, in a sentence; empty where no device is needed or the model's
-    sizes are not known here.
-    """
+    """The node that training needs, in a sentence; empty where none is or sizes are unknown."""
     if recipe.model.source == "pocket":
         return ""
     try:

@@ -1,20 +1,23 @@
 """Counting rules: what each stage has to do, from its settings and those of its inputs. Every count
-keeps the sentence it came from. A benchmark's stage is counted by its own record.
+keeps the sentence it came from. A benchmark's stage is counted by its own record. And what judging
+takes, judge by judge.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.engine.graph import Node, Plan
+from harness.evaluate.benchmark import reply_tokens
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
 from harness.rankers.selectors import SELECTORS
-from harness.study.tasks import PortionTask
-from harness.study.work import Lengths, Work
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import PortionTask, Runtime
+from harness.study.work import LENGTHS, Lengths, Work
 from harness.train.objectives import OBJECTIVES
 
 ROWS = {"HuggingFaceH4/ultrafeedback_binarized": 61_135}
@@ -39,7 +42,7 @@ class Counting:
     def work(self, node: Node) -> Work:
         """The work of one stage."""
         if node.stage in RULES:
-            return RULES[node.stage](self, node)
+            return RULES[node.stage](self, node, node.settings)
         for benchmark in BENCHMARKS.values():
             for scoring in (benchmark, benchmark.pairs):
                 if scoring and node.stage == scoring.stage:
@@ -107,23 +110,20 @@ class Inputs:
         return RANKERS[kind].work(self.lengths, prompts, texts)
 
 
-def _base_pocket(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _base_pocket(count: Counting, _node: Node, settings: Any) -> Work:
     rows = float(settings.steps * settings.batch_size)
     tokens = 2 * (count.lengths.prompt + count.lengths.answer)
     return Work(rows, trained=rows * tokens, how=f"{rows:,.0f} rows × {tokens} tokens")
 
 
-def _ranker_train(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _ranker_train(count: Counting, node: Node, settings: Any) -> Work:
     data: Any = count.source(node, "data").settings
     pairs = data.ranker_pairs * settings.epochs
     tokens = pairs * 2 * (count.lengths.prompt + count.lengths.answer)
     return Work(pairs, trained=tokens, how=f"{pairs:,} pairs × 2 × (prompt + answer) tokens")
 
 
-def _rollout(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _rollout(count: Counting, node: Node, settings: Any) -> Work:
     prompts, samples = count.prompts(node), settings.samples
     rows, length = prompts * samples, count.answer_tokens(settings.max_new_tokens)
     prompt = count.lengths.prompt
@@ -139,7 +139,7 @@ def _drawn(count: Counting, node: Node) -> int:
     return int(y + sum(one.settings.samples for one in further))
 
 
-def _select(count: Counting, node: Node) -> Work:
+def _select(count: Counting, node: Node, _settings: Any) -> Work:
     prompts, answers, prompt = count.prompts(node), _drawn(count, node), count.lengths.prompt
     passes = 2 if "reference_policy" in node.inputs else 1
     read = passes * prompts * (prompt + answers * count.lengths.answer)
@@ -147,16 +147,14 @@ def _select(count: Counting, node: Node) -> Work:
     return Work(prompts * answers, read, how=how)
 
 
-def _count(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _count(count: Counting, node: Node, settings: Any) -> Work:
     prompts, prompt = count.prompts(node), count.lengths.prompt
     answer = count.trained_answer(settings.max_length)
     how = f"{prompts:,} prompts × ({prompt} + {answer}) tokens"
     return Work(prompts, float(prompts * (prompt + answer)), how=how)
 
 
-def _rank(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _rank(count: Counting, node: Node, settings: Any) -> Work:
     texts = 2 * settings.offline + _drawn(count, node)
     if "select" in node.inputs:
         texts = 2
@@ -168,8 +166,7 @@ def _answers(roles: Sequence[str]) -> float:
     return 2.0 if len(roles) == 2 else ANSWERS_OF_A_ROW + len(roles) - 3
 
 
-def _reference(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _reference(count: Counting, node: Node, settings: Any) -> Work:
     prompts, prompt = count.prompts(node), count.lengths.prompt
     answers, answer = _answers(settings.roles), count.trained_answer(settings.max_length)
     read = prompts * (prompt + answers * answer)
@@ -177,8 +174,7 @@ def _reference(count: Counting, node: Node) -> Work:
     return Work(prompts, read, how=how)
 
 
-def _train(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _train(count: Counting, node: Node, settings: Any) -> Work:
     prompts, epochs, prompt = count.prompts(node), settings.training.epochs, count.lengths.prompt
     answers = _answers(settings.objective.roles)
     answer = count.trained_answer(settings.training.max_length)
@@ -193,8 +189,7 @@ def _train(count: Counting, node: Node) -> Work:
     return Work(rows, float(read), trained=trained, how=how)
 
 
-def _answer(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _answer(count: Counting, node: Node, settings: Any) -> Work:
     inputs, parts = Inputs(count, node), []
     rows = generated = 0.0
     for name in settings.sets:
@@ -209,8 +204,7 @@ def _answer(count: Counting, node: Node) -> Work:
     return Work(rows, read, generated, how=how)
 
 
-def _diagnostics(count: Counting, node: Node) -> Work:
-    settings: Any = node.settings
+def _diagnostics(count: Counting, _node: Node, settings: Any) -> Work:
     rows = float(settings.prompts * settings.samples)
     length = count.answer_tokens(settings.max_new_tokens)
     read = rows * 8 * (count.lengths.prompt + length)
@@ -218,7 +212,7 @@ def _diagnostics(count: Counting, node: Node) -> Work:
     return Work(rows, read, rows * length, how=f"{how}, and about 8 passes over them")
 
 
-RULES: Mapping[str, Callable[[Counting, Node], Work]] = {
+RULES: Mapping[str, Callable[[Counting, Node, Any], Work]] = {
     "base.pocket": _base_pocket,
     "ranker.train": _ranker_train,
     "rollout": _rollout,
@@ -231,3 +225,64 @@ RULES: Mapping[str, Callable[[Counting, Node], Work]] = {
     "diagnostics": _diagnostics,
 }
 """How the work of a stage is counted; stages that only move files are one row."""
+
+
+# -- judging ---------------------------------------------------------------------------------------
+CHECKPOINT = {"mt_bench": 160, "alpaca_eval": 805}
+"""Judgments of one checkpoint on the whole benchmarks."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What one judge is asked by some stages. Tokens of prompts and replies; usd: their price."""
+
+    name: str
+    calls: float
+    prompt: float
+    reply: float
+    usd: float
+    priced: bool
+
+    def __str__(self) -> str:
+        tokens = f"{self.prompt:,.0f} + {self.reply:,.0f} tokens"
+        price = f"{self.usd:,.2f} USD"
+        if not self.usd and not self.priced:
+            price += " (no prices in runtime.price_…)"
+        return f"{self.name}: {self.calls:,.0f} calls of {tokens} = {price}"
+
+
+def price(judge: JudgeSettings, runtime: Runtime, work: Work) -> float:
+    """Price of a stage's judging."""
+    prompt, completion = judge.prices(runtime)
+    return (work.judge_prompt * prompt + work.judge_reply * completion) / 1e6
+
+
+def bills(asked: Iterable[tuple[JudgeSettings, Runtime, Work]]) -> Sequence[Bill]:
+    """One bill for every judge, in the order in which they first come."""
+    found: dict[str, Bill] = {}
+    for judge, runtime, work in asked:
+        name = judge.profile or judge.model
+        name += " by batch" if judge.transport == "batch" else ""
+        old = found.get(name, Bill(name, 0, 0, 0, 0, True))
+        found[name] = Bill(
+            name,
+            old.calls + work.judge_calls,
+            old.prompt + work.judge_prompt,
+            old.reply + work.judge_reply,
+            old.usd + price(judge, runtime, work),
+            judge.facts is not None or judge.kind == "pocket",
+        )
+    return list(found.values())
+
+
+def of_a_checkpoint(judge: JudgeSettings, runtime: Runtime) -> str:
+    """What one checkpoint costs on whole MT-Bench and AlpacaEval, in words."""
+    prompts = {"mt_bench": LENGTHS.rating_prompt, "alpaca_eval": LENGTHS.verdict_prompt}
+    works = []
+    for benchmark, items in CHECKPOINT.items():
+        calls = items * judge.repeats * judge.samples
+        reply = reply_tokens(judge, LENGTHS, pairwise=benchmark == "alpaca_eval")
+        prompt = calls * prompts[benchmark]
+        works.append(Work(judge_calls=calls, judge_prompt=prompt, judge_reply=calls * reply))
+    (bill,) = bills((judge, runtime, work) for work in works)
+    return f"one checkpoint on MT-Bench and AlpacaEval, {bill}"

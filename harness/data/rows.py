@@ -171,9 +171,7 @@ def named(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _unwrapped(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Columns of a row; those of OpenAI's preference form ({input: {messages, tools},
-    preferred_output, …}) under our names.
-    """
+    """Columns of a row; those of OpenAI's preference form under our names."""
     asked = values.get("input")
     if not isinstance(asked, Mapping) or not OPENAI.keys() <= values.keys():
         return values
@@ -182,9 +180,7 @@ def _unwrapped(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def prompt_of(row: Row) -> Prompt:
-    """The row as a Prompt; HarnessError for a wrong form, NotAPairError for a row without a usable
-    pair.
-    """
+    """The row as a Prompt. HarnessError: a wrong form; NotAPairError: no usable pair."""
     values = _unwrapped(row.values)
     row = Row(values, row.place)
     refuse_carried(values, row.place)

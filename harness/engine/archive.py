@@ -1,9 +1,11 @@
-"""A study in one file: ``selm export`` and ``selm import``.
+"""What a store holds, carried elsewhere (``selm export``, ``selm import``) or let go (``selm gc``).
 
-A plain tar: ``archive.json`` (schema, study, its stages, the manifest's hash), ``manifest.json``,
-and the store's folder of every committed stage that the manifest names. Equal studies give
-byte-identical archives. An archive is unpacked into a store of its own and verified there like any
-other, before anything of it is moved; nothing in it is ever unpickled or run.
+A study in one file is a plain tar: ``archive.json`` (schema, study, its stages, the manifest's
+hash), ``manifest.json``, and the store's folder of every committed stage that the manifest names.
+Equal studies give byte-identical archives. An archive is unpacked into a store of its own and
+verified there like any other, before anything of it is moved; nothing in it is ever unpickled or
+run. A stage is needed when a manifest below the results names it, or a search's trial used it, or
+one of those reads it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import re
 import shutil
 import tarfile
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.engine.store import Store
-from harness.files import RECORD, hash_file, hash_tree, write_atomic
-from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, canonical_json
+from harness.files import RECORD, hash_file, hash_tree, names, write_atomic
+from harness.records import SCHEMA_VERSION, HarnessError, canonical_json, content_hash
 
 INDEX, MANIFEST, DROPPED = "archive.json", "manifest.json", "dropped"
 MEMBER = re.compile(r"archive\.json|manifest\.json|objects/[0-9a-f]{2}/[0-9a-f]{64}/[^\0]+")
@@ -60,10 +63,18 @@ def export_study(folder: Path, store: Store, file: Path, weights: bool = True) -
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            _add_bytes(tar, INDEX, canonical_json(index).encode())
-            tar.add(manifest, MANIFEST, filter=_plain)
+            _add(tar, INDEX, canonical_json(index).encode())
+            _add(tar, MANIFEST, manifest)
             for key in keys:
-                _add_stage(tar, store, key, weights)
+                within = store.folder(key).relative_to(store.root).as_posix()
+                bare = not (weights and store.has_model(key))
+                files = sorted([RECORD, *store.record(key).files])
+                left = {one for one in files if bare and re.match(r"model/.*\.safetensors$", one)}
+                for name in files:
+                    if name not in left:
+                        _add(tar, f"{within}/{name}", store.folder(key) / name)
+                if left:
+                    _add(tar, f"{within}/{DROPPED}", b"")
         temporary.replace(file)
     except OSError as error:
         raise HarnessError(
@@ -74,34 +85,17 @@ def export_study(folder: Path, store: Store, file: Path, weights: bool = True) -
     return Archived(study, len(keys), 0, len(data["stages"]) - len(keys))
 
 
-def _add_stage(tar: tarfile.TarFile, store: Store, key: str, weights: bool) -> None:
-    folder = store.folder(key)
-    left_out = False
-    for name in sorted([RECORD, *store.record(key).files]):
-        is_weight = name.startswith("model/") and name.endswith(".safetensors")
-        if is_weight and not (weights and store.has_model(key)):
-            left_out = True
-        else:
-            tar.add(folder / name, _member(store, folder / name), filter=_plain)
-    if left_out:
-        _add_bytes(tar, _member(store, folder / DROPPED), b"")
-
-
-def _member(store: Store, path: Path) -> str:
-    return path.relative_to(store.root).as_posix()
-
-
-def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A file's name and size without whose it is and when it was written."""
-    plain = tarfile.TarInfo(info.name)
-    plain.size, plain.mode = info.size, 0o644
-    return plain
-
-
-def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add(tar: tarfile.TarFile, name: str, content: Path | bytes) -> None:
+    """A member with its name and size, without whose it is and when it was written."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o644
-    tar.addfile(info, io.BytesIO(data))
+    info.mode = 0o644
+    if isinstance(content, bytes):
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+        return
+    info.size = content.stat().st_size
+    with content.open("rb") as handle:
+        tar.addfile(info, handle)
 
 
 def import_archive(file: Path, store: Store, results: Path) -> Archived:
@@ -115,99 +109,182 @@ def import_archive(file: Path, store: Store, results: Path) -> Archived:
             raise HarnessError(f"store {store.root}: another import is running; wait for it")
         scratch = Store(store.root / "work" / f"import.{uuid.uuid4().hex[:12]}")
         try:
-            index = _unpacked(file, scratch.root)
-            records = _checked(file, index, scratch)
-            manifest = json.loads((scratch.root / MANIFEST).read_text(encoding="utf-8"))
+            index = _unpacked(file, scratch)
+            manifest = (scratch.root / MANIFEST).read_text(encoding="utf-8")
+            stages = json.loads(manifest)["stages"]
             target = results / index["study"] / MANIFEST
-            _no_contradiction(file, records, store, target, manifest)
-            new = [key for key in records if _commit(store, records[key], scratch.folder(key))]
-            write_atomic(target, (scratch.root / MANIFEST).read_text(encoding="utf-8"))
+            _no_contradiction(file, scratch, store, target, stages)
+            new = [key for key in index["stages"] if _commit(store, scratch, key)]
+            write_atomic(target, manifest)
         except OSError as error:
             raise HarnessError(
                 f"{file}: could not be imported ({error.strerror or error}); run the import again"
             ) from error
         finally:
             shutil.rmtree(scratch.root, ignore_errors=True)
-    missing = sum(not store.has(key) for key in manifest["stages"])
-    return Archived(index["study"], len(new), len(records) - len(new), missing)
+    missing = sum(not store.has(key) for key in stages)
+    return Archived(index["study"], len(new), len(index["stages"]) - len(new), missing)
 
 
-def _unpacked(file: Path, folder: Path) -> dict[str, Any]:
-    """The archive's index, with every member written below ``folder``."""
+def _unpacked(file: Path, into: Store) -> dict[str, Any]:
+    """The archive's index, with every member written below ``into`` and every stage verified."""
+
+    def refusal(why: str) -> HarnessError:
+        advice = "nothing was imported. Copy or export the archive again"
+        return HarnessError(f"{file}: {why}; {advice}")
+
     try:
         with tarfile.open(file, "r:") as tar:
             for info in tar:
                 parts = set(info.name.split("/"))
                 if not (info.isreg() and MEMBER.fullmatch(info.name)) or parts & {"", ".", ".."}:
-                    raise _refusal(file, f"it holds {info.name!r}, which no export writes")
-                tar.extract(info, folder, filter="data")
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        whole = index["manifest"] == hash_file(folder / MANIFEST)
+                    raise refusal(f"it holds {info.name!r}, which no export writes")
+                tar.extract(info, into.root, filter="data")
+        index: dict[str, Any] = json.loads((into.root / INDEX).read_text(encoding="utf-8"))
+        whole = index["manifest"] == hash_file(into.root / MANIFEST)
         named = STUDY.fullmatch(index["study"])
         schema, keys = index["schema"], set(index["stages"])
     except FileNotFoundError as error:
         if error.filename == str(file):
             raise HarnessError(f"{file}: no such archive") from None
-        raise _refusal(file, f"{Path(str(error.filename)).name} is not in it") from None
+        raise refusal(f"{Path(str(error.filename)).name} is not in it") from None
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise _refusal(file, f"it is not a whole archive of `selm export` ({error})") from error
+        raise refusal(f"it is not a whole archive of `selm export` ({error})") from error
     if schema != SCHEMA_VERSION:
-        raise _refusal(file, f"it has schema {schema}, this version reads {SCHEMA_VERSION}")
-    if not whole or not named or keys != set(Store(folder).all_keys()):
-        raise _refusal(file, "what it holds is not what its index names")
+        raise refusal(f"it has schema {schema}, this version reads {SCHEMA_VERSION}")
+    if not whole or not named or keys != set(into.all_keys()):
+        raise refusal("what it holds is not what its index names")
+    for found in into.verify():
+        raise refusal(f"{Path(found.path).relative_to(into.root)}: {found.what}")
+    for key in keys:
+        record = into.record(key)
+        unknown = set(hash_tree(into.folder(key))) - {*record.files, DROPPED}
+        if record.key != key or unknown:
+            what = min(unknown, default=RECORD)
+            raise refusal(f"objects/{key}: {what} does not match its record")
     return index
 
 
-def _checked(file: Path, index: dict[str, Any], unpacked: Store) -> dict[str, StageRecord]:
-    """The record of every stage, each of which is verified with all its files."""
-    for found in unpacked.verify():
-        raise _refusal(file, f"{Path(found.path).relative_to(unpacked.root)}: {found.what}")
-    records = {key: unpacked.record(key) for key in index["stages"]}
-    for key, record in records.items():
-        unknown = set(hash_tree(unpacked.folder(key))) - {*record.files, DROPPED}
-        if record.key != key or unknown:
-            what = min(unknown, default=RECORD)
-            raise _refusal(file, f"objects/{key}: {what} does not match its record")
-    return records
-
-
-def _refusal(file: Path, why: str) -> HarnessError:
-    return HarnessError(f"{file}: {why}; nothing was imported. Copy or export the archive again")
-
-
 def _no_contradiction(
-    file: Path,
-    records: dict[str, StageRecord],
-    store: Store,
-    target: Path,
-    manifest: dict[str, Any],
+    file: Path, unpacked: Store, store: Store, target: Path, stages: Iterable[str]
 ) -> None:
     """Refuse stages that are here with other content, and another study of that name."""
-    for key, record in records.items():
+    for key in unpacked.all_keys():
+        record = unpacked.record(key)
         if store.has(key) and dict(store.record(key).files) != dict(record.files):
             raise HarnessError(
                 f"{file}: stage {record.stage} [{key[:12]}] is in {store.root} with other "
                 "content; nothing was imported. Give another folder with --store"
             )
-    if target.is_file():
-        there = json.loads(target.read_text(encoding="utf-8"))
-        if set(there["stages"]) != set(manifest["stages"]):
-            raise HarnessError(
-                f"{target}: another study of that name is here; nothing was imported. Give "
-                "another folder with --results"
-            )
+    if target.is_file() and set(json.loads(target.read_text("utf-8"))["stages"]) != set(stages):
+        raise HarnessError(
+            f"{target}: another study of that name is here; nothing was imported. Give "
+            "another folder with --results"
+        )
 
 
-def _commit(store: Store, record: StageRecord, folder: Path) -> bool:
+def _commit(store: Store, unpacked: Store, key: str) -> bool:
     """Commit one unpacked stage; False when it was there already."""
-    with store.lock(record.key) as mine:
-        if store.has(record.key):
+    record, folder = unpacked.record(key), unpacked.folder(key)
+    with store.lock(key) as mine:
+        if store.has(key):
             return False
         if not mine:
             raise HarnessError(
-                f"store {store.root}: stage {record.stage} [{record.key[:12]}] is being worked "
-                "on; run the import again later"
+                f"store {store.root}: stage {record.stage} [{key[:12]}] is being worked on; run "
+                "the import again later"
             )
         (folder / RECORD).unlink()
         store.commit(folder, record)
         return True
+
+
+# -- what nothing asks for any more ----------------------------------------------------------------
+@dataclass(frozen=True)
+class Waste:
+    """One thing that could be deleted: its kind, the stage's key, where it is, and its size."""
+
+    kind: str
+    key: str
+    path: Path
+    size: int
+
+
+def remember(store: Store, search: str, keys: Iterable[str]) -> None:
+    """Note the stages that a trial of a search uses: no manifest names them."""
+    wanted = sorted(keys)
+    path = store.root / "searches" / search / f"{content_hash(wanted, length=24)}.json"
+    if not path.is_file():
+        write_atomic(path, canonical_json(wanted))
+
+
+def needed(store: Store, results: Path, searches: bool = True) -> set[str]:
+    """Keys that a manifest names or, with ``searches``, a trial used; and everything those read.
+
+    Raises HarnessError when there is no manifest at all, or one is broken: then nothing can be
+    called unneeded.
+    """
+    manifests = sorted(results.glob("*/manifest.json"))
+    if not manifests:
+        raise HarnessError(
+            f"{results}: no study has a manifest here, so every stage would count as unneeded; "
+            "give the folder with --results"
+        )
+    found: set[str] = set()
+    for path in [*manifests, *(sorted(store.root.glob("searches/*/*.json")) if searches else [])]:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            found |= set(data["stages"]) if isinstance(data, dict) else set(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise HarnessError(
+                f"{path}: cannot be read ({error}); mend or remove it first, so that nothing it "
+                "needs is deleted"
+            ) from None
+    frontier = [key for key in found if store.has(key)]
+    while frontier:
+        for source in store.record(frontier.pop()).inputs.values():
+            if source not in found:
+                found.add(source)
+                frontier += [source] if store.has(source) else []
+    return found
+
+
+def waste(store: Store, results: Path, searches: bool = True) -> list[Waste]:
+    """What could go, by kind and key: unneeded stages, old journals and failures, dead attempts."""
+    keep = needed(store, results, searches)
+    found = [
+        Waste("unneeded stage", key, store.folder(key), size(store.folder(key)))
+        for key in store.all_keys()
+        if key not in keep
+    ]
+    beside = (("partial", "unneeded journal"), ("failed", "old failure"), ("work", "dead attempt"))
+    for folder, kind in beside:
+        for name in names(store.root / folder):
+            key, path = name.split(".")[0], store.root / folder / name
+            if folder == "work" or key not in keep or store.has(key):
+                found.append(Waste(kind, key, path, size(path)))
+    idle = [item for item in found if not store.is_locked(item.key)]
+    return sorted(idle, key=lambda item: (item.kind, item.key, str(item.path)))
+
+
+def collect(store: Store, items: Iterable[Waste]) -> int:
+    """Delete; a stage that is being worked on meanwhile is left alone. Returns bytes freed."""
+    freed = 0
+    for item in items:
+        with store.lock(item.key) as mine:
+            if not mine:
+                continue
+            if item.kind == "unneeded stage":
+                store.invalidate(item.key)
+            elif item.path.is_dir():
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink(missing_ok=True)
+            freed += item.size
+    return freed
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -142,7 +142,8 @@ class _Walk:
         self.running: dict[str, float] = {}
         self.postponed: dict[str, float] = {}
         self.summary = Summary(reused=len(self.done))
-        self.rank = _remaining(plan.nodes)
+        prior = {key: STAGES[node.stage].seconds for key, node in plan.nodes.items()}
+        self.rank = _chains(plan.nodes, prior)
 
     def say(self, event: str, node: Node | None, result: Result | None = None) -> None:
         if event == "start" and node is not None:
@@ -207,25 +208,18 @@ class _Walk:
         self.say("end", node, result)
 
 
-def _remaining(nodes: Mapping[str, Node]) -> dict[str, float]:
-    """Seconds of the longest chain that starts at each stage: what goes first keeps all workers
-    busy to the end.
-    """
-    return _chains(nodes, {key: STAGES[node.stage].seconds for key, node in nodes.items()})
-
-
 def _chains(nodes: Mapping[str, Node], seconds: Mapping[str, float]) -> dict[str, float]:
-    chains = dict(seconds)
+    """Seconds of the longest chain that starts at each stage: the longest goes first."""
+    chains = {key: seconds.get(key, 0.0) for key in nodes}
     for node in reversed(list(nodes.values())):
         for key in node.inputs.values():
-            chains[key] = max(chains[key], seconds[key] + chains[node.key])
+            chains[key] = max(chains[key], seconds.get(key, 0.0) + chains[node.key])
     return chains
 
 
 def longest_chain(plan: Plan, seconds: Mapping[str, float]) -> float:
     """Seconds that no number of workers can go below; a stage without an entry takes none."""
-    whole = {key: seconds.get(key, 0.0) for key in plan.nodes}
-    return max(_chains(plan.nodes, whole).values(), default=0.0)
+    return max(_chains(plan.nodes, seconds).values(), default=0.0)
 
 
 LOOKED_AT = 5000

@@ -26,6 +26,7 @@ from harness.train.objectives import ResolvedObjective, resolve
 
 FINGERPRINT = "_fingerprint"
 Made = TypeVar("Made")
+Settings = TypeVar("Settings", bound=Section)
 DIAGNOSTICS = "harness.stages.diagnostics.measures:manifest_of"
 
 
@@ -42,7 +43,6 @@ class Node:
     inputs: Mapping[str, str]
     defining: Mapping[str, Any] = field(default_factory=dict)
     runtime: Runtime = field(default_factory=Runtime)
-    fails: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,7 @@ class Builder:
         self._shared: dict[Any, Any] = {}
 
     def once(self, recipe: Recipe, what: Any, make: Callable[[], Made]) -> Made:
-        """Cells of one arm have the same recipe object: what only it decides is computed once.
-        Callers do not write into it.
-        """
+        """What one recipe object alone decides, computed once. Callers do not write into it."""
         key = (id(recipe), what)
         if key not in self._shared:
             self._shared[key] = make()
@@ -230,13 +228,16 @@ class Builder:
 
         return self.once(recipe, "ranker", make)
 
+    def filled(self, kind: type[Settings], recipe: Recipe, /, **own: Any) -> Settings:
+        """The settings of a stage: ``own``, and what the recipe says of its other fields."""
+        said = self.once(recipe, "said", lambda: _said(recipe))
+        names = said.keys() & kind.model_fields.keys() - own.keys()
+        return kind(**{name: said[name] for name in names}, **own)
+
     def generating(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of every stage that draws tokens."""
-        model = recipe.model
-        return self.computing(recipe) | {
-            "generation_batch": model.generation_batch,
-            "backend": model.generation_backend,
-        }
+        said = self.once(recipe, "said", lambda: _said(recipe))
+        return {name: said[name] for name in tasks.Generating.model_fields}
 
     def judge(self, recipe: Recipe, benchmark: str = "") -> JudgeSettings:
         """The judge as stages are given it: a benchmark's own where it has one."""
@@ -247,46 +248,39 @@ class Builder:
 
         return self.once(recipe, ("judge", benchmark), make)
 
-    def computing(self, recipe: Recipe) -> dict[str, Any]:
-        """Fields of every stage that runs a model."""
-        model = recipe.model
-        return {
-            "threads": recipe.training.threads,
-            "dtype": model.dtype,
-            "attention": model.attention,
-        }
-
     # -- nodes ------------------------------------------------------------------
-    def add(
-        self,
-        stage: str,
-        settings: Section,
-        inputs: Mapping[str, str],
-        recipe: Recipe,
-        *,
-        fails: bool = False,
-    ) -> str:
+    def add(self, stage: str, settings: Section, inputs: Mapping[str, str], recipe: Recipe) -> str:
         """The key of a stage with these settings and inputs; a new node unless it is there."""
         version = STAGES[stage].version
         defining = defining_settings(settings, self.fingerprints)
         key = stage_key(stage, version, defining, inputs)
-        if key not in self.nodes or (fails and not self.nodes[key].fails):
+        if key not in self.nodes:
             if self.fingerprints:
                 settings = with_fingerprints(settings, self.fingerprints)
             runtime = self.once(recipe, "runtime", lambda: tasks.Runtime(**vars(recipe.runtime)))
-            self.nodes[key] = Node(
-                key, stage, version, settings, dict(inputs), defining, runtime, fails
-            )
+            node = Node(key, stage, version, settings, dict(inputs), defining, runtime)
+            self.nodes[key] = node
         return key
 
-    def fails(self, cell: Cell, stage: str, iteration: int) -> bool:
-        """Whether the study's fault injection names this stage of this cell."""
-        wanted = self.study.fail
-        if not wanted:
-            return False
-        here: dict[str, Any] = {"stage": stage, "seed": cell.seed, "iteration": iteration}
-        here |= {f"arm.{name}": value for name, value in cell.arm.items()}
-        return all(here.get(name) == value for name, value in wanted.items())
+
+def _said(recipe: Recipe) -> dict[str, Any]:
+    """What stages of many kinds take from the recipe, by the name of their field."""
+    model, training, data, loop = recipe.model, recipe.training, recipe.data, recipe.loop
+    return {
+        "threads": training.threads,
+        "dtype": model.dtype,
+        "attention": model.attention,
+        "generation_batch": model.generation_batch,
+        "backend": model.generation_backend,
+        "max_length": training.max_length,
+        "max_prompt_length": training.max_prompt_length,
+        "truncation": training.truncation,
+        "prompts": data.prompts,
+        "max_left_out": data.max_left_out,
+        "order": loop.order,
+        "prompts_per_iteration": loop.prompts_per_iteration,
+        "overlong_prompts": recipe.exploration.overlong_prompts,
+    }
 
 
 def same_arms(plan: Plan) -> list[list[str]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.data.hub import commit_of
+from harness.data.files import commit_of
 from harness.engine.execute import Executor, Inline, Listener, Pool, Summary, execute
 from harness.engine.graph import Plan, manifest
 from harness.engine.ray import RayExecutor
@@ -25,14 +25,10 @@ from harness.model.shape import GB, arithmetic, shape_of, training_bytes, traini
 from harness.model.vllm_engine import check_vllm
 from harness.records import HarnessError, content_hash, is_hub_id
 from harness.study.given import Given
-from harness.study.optimizers import check_usable
-from harness.study.packages import check_packages
-from harness.study.study import Study, compose, load_study
-from harness.study.yaml import load_yaml
+from harness.study.optimizers import check_package, check_usable
+from harness.study.settings import Recipe
+from harness.study.study import Study, load_any, load_study
 from harness.train.distributed import check_ready
-
-PAPER_SEED = 42
-"""Seed of the one run when a recipe stands in for a study."""
 
 
 def fingerprints(study: Study) -> dict[str, str]:
@@ -78,11 +74,7 @@ def prepare(path: Path, overrides: Mapping[str, Any], found: Sequence[Given] = (
 
 def prepare_recipe(path: Path, overrides: Mapping[str, Any]) -> Plan:
     """The plan of a study's file, or of a recipe's: one run of it."""
-    tree, _ = load_yaml(path)
-    if isinstance(tree, dict) and "recipe" not in tree and "model" in tree:
-        whole = str(path.resolve())
-        return plan_study(compose(path, path.stem, whole, overrides, {"recipe": {}}, [PAPER_SEED]))
-    return prepare(path, overrides)
+    return plan_study(load_any(path, overrides))
 
 
 def share_cost(plan: Plan, store: Store, max_cost: float) -> Plan:
@@ -128,10 +120,17 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
     return Pool(store, workers, devices(), hub)
 
 
+def check_packages(recipe: Recipe) -> None:
+    """Raise HarnessError where training in 4 bits or an attention kernel lacks its package."""
+    lora, attention = recipe.training.lora, recipe.model.attention
+    if lora and lora.base != "whole":
+        check_package("training.lora.base nf4", "bitsandbytes", "training.lora.base: whole")
+    if "/" in attention:
+        check_package(f"model.attention {attention}", "kernels", "model.attention: sdpa")
+
+
 def devices() -> list[str]:
-    """Visible GPUs by index, empty on a machine without; asks the driver's tool, so that torch need
-    not be imported here.
-    """
+    """Visible GPUs by index, asked of the driver's tool: torch need not be imported here."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
         return [name for name in names if name.strip() not in ("", "-1")]
@@ -139,9 +138,7 @@ def devices() -> list[str]:
 
 
 def device_memory() -> list[float]:
-    """Bytes of every visible GPU as the driver's tool tells them; empty where there is none or it
-    cannot be asked.
-    """
+    """Bytes of every visible GPU as the driver's tool tells them; empty where it cannot."""
     visible = devices()
     if not visible:
         return []
@@ -168,9 +165,7 @@ when one of them fails.
 def execute_checked(
     plan: Plan, store: Store, executor: Executor, listener: Listener, only: Sequence[str]
 ) -> Summary:
-    """``execute``, but the stages that check come first; where one fails, nothing that computes has
-    been started.
-    """
+    """``execute``, but the stages that check come first, and nothing else where one fails."""
     if only or not any(node.stage in CHECKS for node in plan.nodes.values()):
         return execute(plan, store, executor, listener, only)
     first = execute(plan, store, executor, listener, CHECKS)
@@ -215,8 +210,6 @@ def check_memory(plan: Plan, rooms: Sequence[float]) -> None:
 
 
 def report_stamp(plan: Plan, store: Store, sources: Iterable[Path]) -> str:
-    """Hash of what a report shows: the study, the state of every stage, and the code that draws it
-    (``sources``).
-    """
+    """Hash of what a report shows: study, states of its stages, the code (``sources``)."""
     code = {str(path): hash_file(path) for path in sorted(sources)}
     return content_hash(manifest(plan, {}), store.states(list(plan.nodes)), code)

@@ -28,9 +28,7 @@ NO_DEVICE = "-1"
 
 
 def devices_needed(node: Node) -> int:
-    """Accelerators a stage uses at once: none, one, one for each process that trains, or those of
-    vLLM's engines.
-    """
+    """Accelerators a stage uses at once: none, one, one a training process, or vLLM's engines'."""
     if not STAGES[node.stage].accelerator or node.runtime.device == "cpu":
         return 0
     if node.stage == "train":
@@ -109,9 +107,7 @@ class Pool:
         return len(self._idle(0)) if not self._refused else 0
 
     def takes(self, node: Node) -> bool:
-        """Whether the stage can be submitted now: it starts, is queued until its devices are free,
-        or is refused as too large.
-        """
+        """Whether it can be submitted now: to start, to queue for its devices, or to be refused."""
         needs = self._needs(node)
         if needs > 1:
             return self._queued is None
@@ -157,11 +153,6 @@ class Pool:
         node = replace(node, runtime=node.runtime.model_copy(update={"devices": devices}))
         self._give(idle[:1], node, restore)
 
-    def _give_back(self, key: str) -> None:
-        for index, slot in enumerate(self._slots):
-            if slot.lent == key:
-                self._slots[index] = self._start(slot.device)
-
     def collect(self, timeout: float) -> list[Result]:
         results, self._refused = self._refused, []
         busy = [slot for slot in self._slots if slot.node is not None]
@@ -176,12 +167,10 @@ class Pool:
             except (EOFError, OSError):
                 lost = self._replace(index)
                 results.extend([lost] if lost else [])
-        return self._settled(results)
-
-    def _settled(self, results: list[Result]) -> list[Result]:
-        """Take back what ended stages had borrowed, and start the stage that waited for it."""
-        for result in results:
-            self._give_back(result.key)
+        ended = {result.key for result in results}
+        for index, slot in enumerate(self._slots):
+            if slot.lent in ended:  # what an ended stage had borrowed
+                self._slots[index] = self._start(slot.device)
         self._start_queued()
         return results
 

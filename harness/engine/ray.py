@@ -12,7 +12,6 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,7 @@ AUTH_VARIABLE = "RAY_AUTH_MODE"
 
 
 def run_remote(root: str, node: Node, restore: bool, hub: bool) -> Result:
-    """The body of a task, on whichever node it lands: exactly what an inline run does with this
-    stage.
-    """
+    """The body of a task on its node: what an inline run does with this stage."""
     prepare_environment(hub)
     return run_stage(Store(Path(root)), node, restore=restore)
 
@@ -42,25 +39,17 @@ class RayExecutor:
     starts Ray on this machine.
 
     A stage takes one CPU, and one GPU when it uses an accelerator and the cluster has any; training
-    takes as many of both as ``runtime.processes``. ``resources`` (stage name → ``{"num_cpus": …,
-    "num_gpus": …, "memory": bytes}``) asks for more. A stage that asks for more than any node has
+    takes as many of both as ``runtime.processes``. A stage that asks for more than any node has
     fails at once.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        workers: int,
-        resources: Mapping[str, Mapping[str, float]] | None = None,
-        hub: bool = False,
-    ) -> None:
+    def __init__(self, store: Store, workers: int, hub: bool = False) -> None:
         try:
             import ray
         except ImportError as error:
             says = '--executor ray needs the package ray: pip install -e ".[ray]"'
             raise HarnessError(says) from error
         self.ray, self.store, self.workers, self.hub = ray, store, max(1, workers), hub
-        self.resources = dict(resources or {})
         self._folder = ""
         self._owned = not ray.is_initialized()
         if self._owned:
@@ -70,9 +59,7 @@ class RayExecutor:
         self._refused: list[Result] = []
 
     def _connect(self) -> None:
-        """Attach to the cluster that the environment names, or start one here that ends with this
-        process.
-        """
+        """Attach to the cluster that the environment names, or start one that ends with us."""
         address = os.environ.get(ADDRESS_VARIABLE, "") or "local"
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == "local":
@@ -95,8 +82,7 @@ class RayExecutor:
         """What a stage asks the cluster for."""
         devices = devices_needed(node) if self._most("GPU") > 0 else 0
         processes = node.runtime.processes if node.stage == "train" else 1
-        asked = {"num_cpus": float(processes), "num_gpus": float(devices)}
-        return asked | dict(self.resources.get(node.stage, {}))
+        return {"num_cpus": float(processes), "num_gpus": float(devices)}
 
     def _most(self, resource: str) -> float:
         """The most that any living node has in all: a task cannot be split over nodes."""
@@ -105,8 +91,8 @@ class RayExecutor:
 
     def too_much(self, node: Node) -> str:
         """Why a stage can never run here, or nothing."""
-        for name, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU"), ("memory", "memory")):
-            asked, most = self.needs(node).get(name, 0.0), self._most(resource)
+        for asked, resource in zip(self.needs(node).values(), ("CPU", "GPU"), strict=True):
+            most = self._most(resource)
             if asked > most:
                 return (
                     f"stage {node.stage} asks for {asked:g} {resource}, but no node of the cluster "

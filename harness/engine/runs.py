@@ -82,9 +82,7 @@ class HubName:
 
 
 def named_by(study: Study) -> tuple[list[str], set[HubName]]:
-    """Every file or checkpoint folder that decides the study's numbers, and what it takes from the
-    hub.
-    """
+    """Every file or checkpoint folder that decides the study's numbers, and what is the hub's."""
     recipes = {id(cell.recipe): cell.recipe for cell in study.cells}.values()
     read = files_of if study.has_models else benchmark_files
     names = {name for recipe in recipes for name in read(recipe)}
@@ -192,9 +190,7 @@ class Runs(Builder):
         if model and ranker.checkpoint != "none":
             prepared["ranker"] = self._checkpoint(recipe, model, recipe.ranker.revision, False)
         elif ranker.checkpoint == "given or trained":
-            trained = tasks.RankerTrainTask(
-                **vars(recipe.ranker_training), threads=recipe.training.threads
-            )
+            trained = self.filled(tasks.RankerTrainTask, recipe, **vars(recipe.ranker_training))
             inputs = {"data": prepared["data"], "base": prepared["base"]}
             prepared["ranker"] = self.add("ranker.train", trained, inputs, recipe)
         if recipe.exploration.checkpoint:
@@ -203,7 +199,7 @@ class Runs(Builder):
 
     def _pocket(self, recipe: Recipe) -> dict[str, str]:
         data = self._pocket_data(recipe)
-        base_task = tasks.PocketBaseTask(**vars(recipe.pocket), threads=recipe.training.threads)
+        base_task = self.filled(tasks.PocketBaseTask, recipe, **vars(recipe.pocket))
         base = self.add("base.pocket", base_task, {"data": data}, recipe)
         return {"data": data, "base": base, "benchmarks": self._pocket_benchmarks(recipe)}
 
@@ -244,12 +240,12 @@ class Runs(Builder):
         return self.add("benchmarks.files", bench_task, {}, recipe)
 
     def _rows(self, recipe: Recipe, base: str) -> str:
-        fields = vars(recipe.data) | {"max_prompt_length": recipe.training.max_prompt_length}
+        fields = vars(recipe.data)
         if recipe.data.source == "rules":
-            rules = tasks.RulesDataTask(**fields, rules=recipe.rules)
+            rules = self.filled(tasks.RulesDataTask, recipe, **fields, rules=recipe.rules)
             return self.add("data.rules", rules, {"base": base}, recipe)
         commit = self._commit("dataset", recipe.data.path, recipe.data.revision)
-        files = tasks.FileDataTask(**fields, commit=commit)
+        files = self.filled(tasks.FileDataTask, recipe, **fields, commit=commit)
         return self.add("data.files", files, {"base": base}, recipe)
 
     def _commit(self, kind: Literal["dataset", "model"], name: str, revision: str) -> str:
@@ -257,11 +253,11 @@ class Runs(Builder):
 
     def _checkpoint(self, recipe: Recipe, source: str, revision: str, needs_template: bool) -> str:
         model = recipe.model
-        settings = tasks.CheckpointTask(
+        settings = self.filled(
+            tasks.CheckpointTask,
+            recipe,
             source=source,
             revision=revision,
-            dtype=model.dtype,
-            attention=model.attention,
             trust_remote_code=model.trust_remote_code,
             chat_template=model.chat_template,
             template_date=model.template_date,
@@ -319,14 +315,12 @@ class Runs(Builder):
         if loop.reference_policy == "fixed" or start.iteration == 1:
             return start.first
         recipe = start.cell.recipe
-        settings = tasks.AverageTask(**self.computing(recipe), decay=loop.ema_decay)
+        settings = self.filled(tasks.AverageTask, recipe, decay=loop.ema_decay)
         inputs = {"average": start.reference, "policy": start.policy}
         return self.add("average", settings, inputs, recipe)
 
     def train(self, start: Start) -> tuple[dict[str, str], str]:
-        """The stages of one iteration, from its policy to the next one; and its own pairs, without
-        those of earlier iterations.
-        """
+        """The stages of one iteration, and its own pairs without those of earlier iterations."""
         cell, iteration, recipe = start.cell, start.iteration, start.cell.recipe
         stages, own = self.pairs(start)
         pairs = own
@@ -334,77 +328,51 @@ class Runs(Builder):
             parts = enumerate([*start.collected, own], 1)
             inputs = {f"pairs_{index:02d}": key for index, key in parts}
             pairs = self.add("pairs.merge", tasks.Nothing(), inputs, recipe)
-        reference = self.add(
-            "reference",
-            self.once(recipe, "reference", lambda: self._reference_task(recipe)),
-            {"policy": start.reference, "pairs": pairs},
-            recipe,
-            fails=self.fails(cell, "reference", iteration),
-        )
+        asked = self.once(recipe, "reference", lambda: self._reference_task(recipe))
+        read = {"policy": start.reference, "pairs": pairs}
+        reference = self.add("reference", asked, read, recipe)
         carried = None
         if recipe.loop.mode in CARRIED and not start.warmup:
             carried = tasks.PartTask(part=iteration - 1, parts=recipe.loop.iterations)
-        settings = tasks.TrainTask(
+        settings = self.filled(
+            tasks.TrainTask,
+            recipe,
             carried=carried,
-            **self.computing(recipe),
             objective=self.objective(recipe, iteration),
             training=self._optimiser(recipe, iteration),
-            max_left_out=recipe.data.max_left_out,
             seed=cell.seed,
             iteration=iteration,
         )
         read = {"policy": start.policy, "pairs": pairs, "reference": reference}
         if OBJECTIVES[settings.objective.name].counts:
-            stages |= {"count": self.count(start, pairs)}
-            read["count"] = stages["count"]
-        train = self.add(
-            "train",
-            settings,
-            read | {"reference_policy": start.reference},
-            recipe,
-            fails=self.fails(cell, "train", iteration),
-        )
+            read["count"] = stages["count"] = self.count(start, pairs)
+        train = self.add("train", settings, read | {"reference_policy": start.reference}, recipe)
         return stages | {"pairs": pairs, "reference": reference, "train": train}, own
 
     def count(self, start: Start, pairs: str) -> str:
         """How rarely the y of these pairs were met."""
         recipe = start.cell.recipe
-        settings = tasks.CountTask(
-            **self.computing(recipe),
-            **self._lengths(recipe),
-            counts=recipe.counts,
-            seed=start.cell.seed,
-            iteration=start.iteration,
-        )
+        place = {"seed": start.cell.seed, "iteration": start.iteration}
+        settings = self.filled(tasks.CountTask, recipe, counts=recipe.counts, **place)
         return self.add("count", settings, {"policy": start.reference, "pairs": pairs}, recipe)
 
-    def _lengths(self, recipe: Recipe) -> dict[str, Any]:
-        """How training rows are cut."""
-        return {name: getattr(recipe.training, name) for name in tasks.Lengths.model_fields}
-
     def _reference_task(self, recipe: Recipe) -> tasks.ReferenceTask:
-        return tasks.ReferenceTask(
-            **self.computing(recipe),
-            **self._lengths(recipe),
-            roles=[
-                "chosen",
-                "rejected",
-                *explore_roles(recipe.exploration.samples),
-                *others_of(recipe.objective.name),
-            ],
-            mixed=recipe.model.dtype == "bfloat16" and recipe.training.lora is None,
-            base=recipe.training.lora.base if recipe.training.lora else "whole",
+        lora = recipe.training.lora
+        roles = [*explore_roles(recipe.exploration.samples), *others_of(recipe.objective.name)]
+        return self.filled(
+            tasks.ReferenceTask,
+            recipe,
+            roles=["chosen", "rejected", *roles],
+            mixed=recipe.model.dtype == "bfloat16" and lora is None,
+            base=lora.base if lora else "whole",
         )
 
     def _optimiser(self, recipe: Recipe, iteration: int) -> tasks.OptimiserTask:
         def make() -> tasks.OptimiserTask:
-            fields = dict(vars(recipe.training))
-            del fields["threads"]
             rate = schedule_at(recipe, recipe.training.learning_rate, iteration)
-            return tasks.OptimiserTask(**fields | {"learning_rate": rate})
+            return tasks.OptimiserTask(**vars(recipe.training) | {"learning_rate": rate})
 
-        found: tasks.OptimiserTask = self.once(recipe, ("optimiser", iteration), make)
-        return found
+        return self.once(recipe, ("optimiser", iteration), make)
 
     # -- pairs ------------------------------------------------------------------
     def pairs(self, start: Start) -> tuple[dict[str, str], str]:
@@ -434,19 +402,13 @@ class Runs(Builder):
         recipe = start.cell.recipe
         return {
             "seed": start.cell.seed,
-            "order": recipe.loop.order,
             "portion": start.place,
             "portions": recipe.loop.portions or len(iterations_of(recipe)) - 1,
-            "prompts_per_iteration": recipe.loop.prompts_per_iteration,
-            "prompts": recipe.data.prompts,
-            "max_prompt_length": recipe.training.max_prompt_length,
-            "max_left_out": recipe.data.max_left_out,
         }
 
     def labelled(self, start: Start) -> str:
         """The portion's pairs as labelled."""
-        rule = start.cell.recipe.exploration.overlong_prompts
-        settings = tasks.LabelledTask(**self._portion(start), overlong_prompts=rule)
+        settings = self.filled(tasks.LabelledTask, start.cell.recipe, **self._portion(start))
         inputs = {"policy": start.shared["base"], "data": start.shared["data"]}
         return self.add("pairs.labelled", settings, inputs, start.cell.recipe)
 
@@ -469,27 +431,26 @@ class Runs(Builder):
         return self._rollout(start, policy, first, drawn)
 
     def _rollout(self, start: Start, policy: str, first: int, changes: Mapping[str, Any]) -> str:
-        cell, recipe = start.cell, start.cell.recipe
-        explore = recipe.exploration
+        recipe, explore = start.cell.recipe, start.cell.recipe.exploration
         decoding = {name: getattr(explore, name) for name in DecodingSettings.model_fields}
-        settings = tasks.RolloutTask(
+        settings = self.filled(
+            tasks.RolloutTask,
+            recipe,
             **(decoding | dict(changes)),
-            **self.generating(recipe),
             **self._portion(start),
             iteration=start.iteration,
             first_sample=first,
         )
         inputs = {"policy": policy, "data": start.shared["data"]}
-        fails = self.fails(cell, "rollout", start.iteration)
-        return self.add("rollout", settings, inputs, recipe, fails=fails)
+        return self.add("rollout", settings, inputs, recipe)
 
     def select(self, start: Start, drawn: Mapping[str, str]) -> str:
         """Which of the drawn answers are labelled."""
         recipe = start.cell.recipe
         asked, rewards = recipe.pairs, SELECTORS[recipe.pairs.selector].reads == "rewards"
-        settings = tasks.SelectTask(
-            **self.computing(recipe),
-            **self._lengths(recipe),
+        settings = self.filled(
+            tasks.SelectTask,
+            recipe,
             selector=asked.selector,
             entropy_share=asked.entropy_share,
             margin_share=asked.margin_share,
@@ -508,9 +469,10 @@ class Runs(Builder):
         """The pairs of an iteration. drawn: its rollouts by name, and what was selected of them."""
         cell, recipe = start.cell, start.cell.recipe
         placebo = self.objective(recipe, start.iteration).placebo
-        settings = tasks.RankTask(
+        settings = self.filled(
+            tasks.RankTask,
+            recipe,
             **vars(self.ranker(recipe)),
-            threads=recipe.training.threads,
             rule=rule,
             offline=recipe.pairs.offline or rule == "offline",
             y=None if (recipe.pairs.y, recipe.exploration.samples) == (1, 1) else recipe.pairs.y,
@@ -523,5 +485,4 @@ class Runs(Builder):
         inputs = {"data": start.shared["data"], **drawn}
         if "ranker" in start.shared:
             inputs["ranker"] = start.shared["ranker"]
-        fails = self.fails(cell, "rank", start.iteration)
-        return self.add("rank", settings, inputs, recipe, fails=fails)
+        return self.add("rank", settings, inputs, recipe)

@@ -34,24 +34,22 @@ def add_scores(
     inputs = {"policy": policy} | {
         name: shared[name] for name in ("benchmarks", "data", "ranker") if name in shared
     }
-
-    def add(stage: str, settings: Section, wanted: Mapping[str, str]) -> None:
-        fails = builder.fails(cell, stage, iteration)
-        stages[stage] = builder.add(stage, settings, wanted, recipe, fails=fails)
-
     wanted = [one for one in BENCHMARKS.values() if one.name in recipe.evaluation.benchmarks]
     if any(benchmark.questions for benchmark in wanted):
         read = {name: inputs[name] for name in ("policy", "benchmarks", "data")}
-        add("answer", _answer_task(builder, cell, iteration, wanted), read)
+        asked = _answer_task(builder, cell, iteration, wanted)
+        stages["answer"] = builder.add("answer", asked, read, recipe)
         inputs["answer"] = stages["answer"]
     for benchmark in wanted:
         reads = {*benchmark.inputs, *benchmark.more_inputs(recipe.evaluation)}
         read = {name: key for name, key in inputs.items() if name in reads}
-        add(benchmark.stage, settled(builder, recipe, benchmark), read)
+        settings = settled(builder, recipe, benchmark)
+        stages[benchmark.stage] = builder.add(benchmark.stage, settings, read, recipe)
     if recipe.diagnostics.enabled and history:
         read = {name: key for name, key in inputs.items() if name != "benchmarks"}
         read |= {name: key for name, key in history.items() if key}
-        add("diagnostics", _diagnostics_task(builder, cell, iteration), read)
+        measured = _diagnostics_task(builder, cell, iteration)
+        stages["diagnostics"] = builder.add("diagnostics", measured, read, recipe)
     return stages
 
 
@@ -89,31 +87,29 @@ def _answer_task(
         for name, benchmark in BENCHMARKS.items()
         if benchmark.answers and (name in sets or name in ALWAYS_KEYED)
     }
-    return tasks.AnswerTask(
-        **builder.generating(recipe),
+    return builder.filled(
+        tasks.AnswerTask,
+        recipe,
         seed=cell.seed,
         iteration=max(iteration, 0),
         sets=sets,
         answers=answers,
         heldout_samples=evaluation.heldout_samples,
         heldout_max_new_tokens=evaluation.heldout_max_new_tokens,
-        max_prompt_length=recipe.training.max_prompt_length,
     )
 
 
 def _diagnostics_task(builder: Builder, cell: Cell, iteration: int) -> tasks.DiagnosticsTask:
     recipe = cell.recipe
     samples = {name: getattr(recipe.diagnostics, name) for name in DiagnosticsSamples.model_fields}
-    return tasks.DiagnosticsTask(
+    return builder.filled(
+        tasks.DiagnosticsTask,
+        recipe,
         **samples,
-        **builder.generating(recipe),
         seed=cell.seed,
         iteration=iteration,
         objective=tasks.MeasuredObjective(**vars(builder.objective(recipe, iteration))),
         ranker=builder.ranker(recipe),
-        max_length=recipe.training.max_length,
-        max_prompt_length=recipe.training.max_prompt_length,
-        truncation=recipe.training.truncation,
         pocket=recipe.data.source == "pocket",
     )
 
@@ -157,14 +153,11 @@ def add_pairs(
     ordered = tuple(judged("alpaca_eval", a, b) for a, b in itertools.permutations(names, 2))
     if not study.declare.pairwise_mt_bench:
         return ordered, ()
-    reason = ""
-    if len(names) < 2:
+    silent = [name for name in names if "mt_bench" not in known[name][0].evaluation.benchmarks]
+    if silent or len(names) < 2:
         reason = "declare.pairwise names fewer than two checkpoints"
-    for name in names:
-        if "mt_bench" not in known[name][0].evaluation.benchmarks:
-            reason = f"{name!r} does not answer MT-Bench (evaluation.benchmarks)"
-            break
-    if reason:
+        if silent:
+            reason = f"{silent[0]!r} does not answer MT-Bench (evaluation.benchmarks)"
         raise HarnessError(f"{study.file}: declare.pairwise_mt_bench is true, but {reason}")
     graded = tuple(judged("mt_bench", a, b) for a, b in itertools.combinations(names, 2))
     return ordered, graded

@@ -43,7 +43,9 @@ STAGES: Mapping[str, Stage] = {
     ),
     "base.checkpoint": Stage("harness.stages.base:run", tasks.CheckpointTask, version=3),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", tasks.PocketBenchmarksTask),
-    "benchmarks.files": Stage("harness.stages.benchmarks:run", tasks.FileBenchmarksTask, seconds=2),
+    "benchmarks.files": Stage(
+        "harness.stages.data:benchmarks", tasks.FileBenchmarksTask, seconds=2
+    ),
     "ranker.train": Stage(
         "harness.stages.reward:run", tasks.RankerTrainTask, seconds=60, accelerator=True
     ),
@@ -55,7 +57,9 @@ STAGES: Mapping[str, Stage] = {
     "reference": Stage(
         "harness.stages.reference:run", tasks.ReferenceTask, seconds=0.3, accelerator=True
     ),
-    "count": Stage("harness.stages.count:run", tasks.CountTask, seconds=0.5, accelerator=True),
+    "count": Stage(
+        "harness.stages.reference:count", tasks.CountTask, seconds=0.5, accelerator=True
+    ),
     "average": Stage("harness.stages.reference:average", tasks.AverageTask, seconds=0.1),
     "train": Stage("harness.stages.train:run", tasks.TrainTask, seconds=3, accelerator=True),
     "answer": Stage("harness.stages.answer:run", tasks.AnswerTask, seconds=1, accelerator=True),

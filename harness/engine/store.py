@@ -103,19 +103,9 @@ class Store:
             ) from None
         return parse_record(data, str(path))
 
-    def state(self, key: str) -> str:
-        """``done`` | ``partial`` | ``failed`` | ``running`` | ``missing``."""
-        if self.has(key):
-            return "done"
-        if self.is_locked(key):
-            return "running"
-        if (self.root / "failed" / f"{key}.json").is_file():
-            return "failed"
-        return "partial" if self.partial_folder(key).is_dir() else "missing"
-
     def states(self, keys: list[str]) -> dict[str, str]:
-        """State of many stages with one directory listing a folder instead of several look-ups a
-        stage.
+        """``done`` | ``partial`` | ``failed`` | ``running`` | ``missing`` of every stage, with one
+        directory listing a folder instead of several look-ups a stage.
         """
         failed = {name.removesuffix(".json") for name in names(self.root / "failed")}
         partial = set(names(self.root / "partial"))
@@ -179,9 +169,7 @@ class Store:
             raise
 
     def owner(self, key: str) -> dict[str, Any]:
-        """Who holds a stage's lease: ``host``, ``pid``, ``since`` (seconds since 1970 by its
-        clock). Empty when nobody does.
-        """
+        """Who holds a stage's lease: ``host``, ``pid``, ``since`` (s since 1970); empty: nobody."""
         try:
             text = (self.root / "locks" / f"{key}.lock").read_text(encoding="utf-8")
             return dict(json.loads(text)) if self.is_locked(key) else {}
@@ -189,9 +177,7 @@ class Store:
             return {}
 
     def begin(self, key: str) -> Path:
-        """A fresh working folder for an attempt; holds the journal of an earlier partial attempt
-        when there is one.
-        """
+        """A fresh folder for an attempt, with the journal of an earlier partial one."""
         work = self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}"
         partial = self.partial_folder(key)
         if partial.is_dir():
@@ -230,9 +216,7 @@ class Store:
         return target
 
     def keep_partial(self, work: Path, key: str, info: Mapping[str, Any]) -> None:
-        """Keep an attempt that still holds ``error`` rows: reports read it as incomplete, the next
-        run continues it.
-        """
+        """Keep an attempt with ``error`` rows: read as incomplete, continued by the next run."""
         (work / "partial.json").write_text(canonical_json(dict(info)), encoding="utf-8")
         target = self.partial_folder(key)
         if target.exists():
@@ -298,9 +282,7 @@ class Store:
         return Repair(str(path), "attempt was killed", DONE_AGAIN)
 
     def verify(self, keys: list[str] | None = None) -> list[Repair]:
-        """Re-hash committed files. Returns missing, truncated or altered files, and the descendants
-        of changed content.
-        """
+        """Re-hash committed files: missing and altered ones, and what descends from them."""
         found: list[Repair] = []
         bad: set[str] = set()
         records: dict[str, StageRecord] = {}
@@ -335,17 +317,13 @@ class Store:
         return found
 
     def altered(self, key: str) -> list[str]:
-        """Files of a committed stage that are not what its record says; a file that stays as it is
-        is hashed once a process.
-        """
+        """Files of a stage that are not what its record says; an unchanged one is hashed once."""
         return [name for name, _ in self._differing(key, self.record(key), remember=True)]
 
     def _differing(
         self, key: str, record: StageRecord, remember: bool = False
     ) -> Iterator[tuple[str, str]]:
-        """(file, its hash or empty when missing) where that is not the recorded one; weights
-        deleted by retention are no finding.
-        """
+        """(file, its hash or empty) where that is not the recorded one, but for dropped weights."""
         for name, digest in record.files.items():
             path = self.folder(key) / name
             try:
@@ -361,9 +339,7 @@ class Store:
                 yield name, self._hashed[path][1]
 
     def drop_model(self, key: str) -> int:
-        """Delete the weights of a committed checkpoint (retention); its record stays. Returns bytes
-        freed.
-        """
+        """Delete a checkpoint's weights (retention), not its record. Returns bytes freed."""
         weights = _weights(self.folder(key))
         size = sum(path.stat().st_size for path in weights)
         if weights:
@@ -374,9 +350,7 @@ class Store:
         return size
 
     def restore_model(self, key: str, work: Path, record: StageRecord) -> None:
-        """Put weights made again back beside their record. Raises HarnessError when they differ
-        from what was committed.
-        """
+        """Put weights made again beside their record. Raises HarnessError where they differ."""
         committed = self.record(key).files
         weights = _weights(work)
         for path in weights:
@@ -411,9 +385,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def parse_record(data: Any, where: str) -> StageRecord:
-    """A record from its JSON. Raises HarnessError when it is of another schema, lacks fields, or
-    does not match its seal.
-    """
+    """A record from its JSON. Raises HarnessError for another schema, or one that is broken."""
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA_VERSION:
         raise HarnessError(
@@ -422,16 +394,12 @@ def parse_record(data: Any, where: str) -> StageRecord:
         )
     try:
         record = StageRecord(**data)
-        broken = bool(record.seal) and record.seal != record.expected_seal()
+        if record.seal and record.seal != record.expected_seal():
+            raise ValueError("its fields do not match its seal")
     except (TypeError, ValueError) as error:
         raise HarnessError(
             f"{where}: broken record ({error}); `selm verify` lists what depends on it"
         ) from None
-    if broken:
-        raise HarnessError(
-            f"{where}: broken record (its fields do not match its seal); `selm verify` lists what "
-            "depends on it"
-        )
     return record
 
 

@@ -27,7 +27,6 @@ from harness.files import hash_tree
 from harness.records import (
     SCHEMA_VERSION,
     HarnessError,
-    StageOutcome,
     StageRecord,
     StageTask,
     content_hash,
@@ -59,9 +58,7 @@ class Result:
 
 
 def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
-    """Do one stage unless it is done or another process does it. Never raises for a stage's own
-    failure: it is stored with its reason.
-    """
+    """Do one stage unless it is done or being done. A stage's failure is stored, not raised."""
     started = time.monotonic()
     try:
         with store.lock(node.key) as mine:
@@ -84,8 +81,6 @@ def _run_locked(store: Store, node: Node, restore: bool, started: float) -> Resu
 
 
 def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[str, float], str]:
-    if node.fails:
-        raise HarnessError(f"stage {node.stage} fails because the study's key 'fail' says so")
     inputs, incomplete = _inputs(store, node)
     work = store.begin(node.key)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -102,7 +97,24 @@ def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[st
         info = {"stage": node.stage, "rows": outcome.rows, "errors": outcome.errors}
         store.keep_partial(work, node.key, info | {"note": note, "costs": costs})
         return "partial", costs, note
-    record = _record(store, node, work, outcome, costs)
+    hashes = {
+        name: content_hash(dict(store.record(key).files)) for name, key in node.inputs.items()
+    }
+    record = StageRecord(
+        SCHEMA_VERSION,
+        node.key,
+        node.stage,
+        node.version,
+        dict(node.defining),
+        dict(node.inputs),
+        hashes,
+        hash_tree(work),
+        outcome.rows,
+        costs,
+        dict(outcome.summary),
+        environment(),
+        left_out=[vars(one) for one in outcome.left_out],
+    )
     if restore:
         store.restore_model(node.key, work, record)
     else:
@@ -131,29 +143,6 @@ def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
     return folders, incomplete
 
 
-def _record(
-    store: Store, node: Node, work: Path, outcome: StageOutcome, costs: Mapping[str, float]
-) -> StageRecord:
-    input_hashes = {
-        name: content_hash(dict(store.record(key).files)) for name, key in node.inputs.items()
-    }
-    return StageRecord(
-        SCHEMA_VERSION,
-        node.key,
-        node.stage,
-        node.version,
-        dict(node.defining),
-        dict(node.inputs),
-        input_hashes,
-        hash_tree(work),
-        outcome.rows,
-        costs,
-        dict(outcome.summary),
-        environment(),
-        left_out=[vars(one) for one in outcome.left_out],
-    )
-
-
 def _failed(store: Store, node: Node, reason: str, trace: str, started: float) -> Result:
     with contextlib.suppress(HarnessError, OSError):  # a full disk must not hide the reason
         store.fail(node.key, node.stage, reason, trace)
@@ -171,20 +160,16 @@ def runtime_of(runtime: Runtime) -> Runtime:
 
 def environment() -> dict[str, Any]:
     """Host, time and versions: kept beside the numbers, never in a key."""
+    torch = sys.modules.get("torch")
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "kernels": _kernels(),
+        # The instruction set that torch's CPU kernels use; empty before its import.
+        "kernels": str(torch.backends.cpu.get_cpu_capability()) if torch is not None else "",
         "finished": time.time(),
         "versions": dict(_versions()),
     }
-
-
-def _kernels() -> str:
-    """The instruction set that torch's CPU kernels use in this process; empty before its import."""
-    torch = sys.modules.get("torch")
-    return str(torch.backends.cpu.get_cpu_capability()) if torch is not None else ""
 
 
 @functools.cache
@@ -212,9 +197,7 @@ def _threads(count: int) -> Iterator[None]:
 
 # -- the long-lived worker process ---------------------------------------------
 def prepare_environment(hub: bool) -> None:
-    """Variables that must be set before heavy imports: one thread per process, one instruction
-    set, no hub unless the recipe names one.
-    """
+    """Set before heavy imports: one thread, one instruction set, no hub unless named."""
     if platform.machine().lower() in X86_64:
         os.environ.update(KERNELS)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -226,13 +209,13 @@ def prepare_environment(hub: bool) -> None:
 
 
 def worker_main(connection: Connection, root: str, log: str, device: str, hub: bool) -> None:
-    """Loop of one pool worker: receive (node, restore), run it, send the result; None or a lost
-    parent ends it.
-    """
+    """A pool worker's loop: (node, restore) → its result; None or a lost parent ends it."""
     prepare_environment(hub)
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    _log_to(log)
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     parent = os.getppid()
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     store = Store(Path(root))
@@ -251,10 +234,3 @@ def _exit_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.3)
     os._exit(1)
-
-
-def _log_to(log: str) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

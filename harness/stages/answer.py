@@ -61,13 +61,7 @@ class AnswerDesk:
 def run(task: StageTask[AnswerTask]) -> StageOutcome:
     """Write the answer file of every benchmark in ``settings.sets``."""
     settings = task.settings
-    policy = load_policy(
-        task.inputs["policy"],
-        dtype=settings.dtype,
-        attention=settings.attention,
-        device=task.runtime.device,
-        weights=not settings.by_vllm,
-    )
+    policy = load_policy(task.inputs["policy"], **settings.sampling(task.runtime.device))
     makers = [BENCHMARKS[name].questions for name in settings.sets]
     asking = [make(task) for make in makers if make is not None]
     with engine_of(policy, settings, task.runtime) as engine:

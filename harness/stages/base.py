@@ -19,12 +19,8 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 def run(task: StageTask[CheckpointTask]) -> StageOutcome:
-    """Write ``location.json``: path, source, revision, fingerprint, and what loading it needs.
-
-    Settings: source, revision, trust_remote_code, chat_template (a file, or the name of one that
-    the checkpoint brings), template_date, template_arguments, needs_template (False for rankers),
-    and optionally source_fingerprint, which the files must match. The tokenizer passes the token
-    pre-flight where a template is needed.
+    """Write ``location.json``: path, source, revision, fingerprint, and what loading it needs. The
+    tokenizer passes the token pre-flight where a template is needed (rankers need none).
     """
     settings = task.settings
     source = settings.source
@@ -32,7 +28,12 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     revision = settings.commit or settings.revision
     path = resolve(source, revision, pickle_weights=allowed_pickle)
     found = fingerprint(Path(source).expanduser() if gguf.is_gguf(source) else path)
-    _same_files(source, settings.source_fingerprint, found)
+    planned = settings.source_fingerprint
+    if planned and planned != found:
+        raise HarnessError(
+            f"{source}: its files changed since the study was planned (planned {planned[:12]}, "
+            f"now {found[:12]}); plan and run again"
+        )
     needs_template = settings.needs_template
     where = {
         "path": str(path),
@@ -65,14 +66,6 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     return StageOutcome(rows=1, summary={"source": source, "fingerprint": found[:12]})
 
 
-def _same_files(source: str, planned: str, found: str) -> None:
-    if planned and planned != found:
-        raise HarnessError(
-            f"{source}: its files changed since the study was planned (planned {planned[:12]}, "
-            f"now {found[:12]}); plan and run again"
-        )
-
-
 def resolve(source: str, revision: str = "", *, pickle_weights: str = "") -> Path:
     """The checkpoint's local folder: ``source`` itself, what a GGUF file holds, or the hub's files
     from the cache, fetched when there is a network.
@@ -91,9 +84,8 @@ def resolve(source: str, revision: str = "", *, pickle_weights: str = "") -> Pat
         raise HarnessError(
             f"{source}: no such checkpoint folder (a hub id has the form owner/name)"
         )
-    return _from_hub(
-        source, revision, [*HUB_FILES, *(["*.bin"] if pickle_weights == source else [])]
-    )
+    more = ["*.bin"] if pickle_weights == source else []
+    return _from_hub(source, revision, [*HUB_FILES, *more])
 
 
 def _from_hub(source: str, revision: str, patterns: list[str]) -> Path:
@@ -109,12 +101,10 @@ def _from_hub(source: str, revision: str, patterns: list[str]) -> Path:
     )
 
     def fetch(offline: bool) -> Path:
-        return Path(
-            snapshot_download(
-                source, revision=revision or None, allow_patterns=patterns, local_files_only=offline
-            )
-        )
+        options: Any = {"allow_patterns": patterns, "local_files_only": offline}
+        return Path(snapshot_download(source, revision=revision or None, **options))
 
+    where = "the hub repository"
     try:
         path = fetch(False)
     except GatedRepoError as error:
@@ -130,36 +120,24 @@ def _from_hub(source: str, revision: str, patterns: list[str]) -> Path:
             "auth login`)"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        path = _from_cache(fetch, source, error)
+        where = f"the hub cannot be reached ({first_line(error)}), and its cached copy"
+        try:
+            path = fetch(True)
+        except Exception as missing:
+            raise HarnessError(
+                f"{source}: not a local folder, not in the hub's cache, and the hub cannot be "
+                f"reached ({first_line(error)}). Download it where there is a network (`hf "
+                "download`) or give a folder"
+            ) from missing
     if not (path / "config.json").is_file():
         check_no_adapter(path, source)
         raise HarnessError(
-            f"{source}: the hub repository holds no config.json at its top; it is not a "
-            "transformers checkpoint"
+            f"{source}: {where} holds no config.json at its top; it is not a whole transformers "
+            "checkpoint"
         )
     if not any(path.glob("*.safetensors")) and "*.bin" not in patterns:
         raise HarnessError(
-            f"{source}: the hub repository holds no safetensors weights (pickle files are not "
-            "fetched). Convert it, or allow it by name: "
-            f"model.pickle_weights: {source}"
+            f"{source}: {where} holds no safetensors weights (pickle files are not fetched). "
+            f"Convert it, or allow it by name: model.pickle_weights: {source}"
         )
-    return path
-
-
-def _from_cache(fetch: Any, source: str, error: Exception) -> Path:
-    """The hub cannot be reached: the cache serves if it holds the whole checkpoint."""
-    reason = first_line(error)
-    try:
-        path: Path = fetch(True)
-    except Exception as missing:
-        raise HarnessError(
-            f"{source}: not a local folder, not in the hub's cache, and the hub cannot be reached "
-            f"({reason}). "
-            "Download it where there is a network (`hf download`) or give a folder"
-        ) from missing
-    if not (path / "config.json").is_file():
-        raise HarnessError(
-            f"{source}: the hub cannot be reached ({reason}) and its cached copy is incomplete "
-            "(no config.json)"
-        ) from error
     return path

@@ -1,5 +1,6 @@
-"""Preference data from local files or the hub → prompts with their offline pair. Stage
-``data.files``.
+"""What the user's files give. Stage ``data.files``: preference data from local files or the hub →
+prompts with their offline pair. Stage ``benchmarks.files``: benchmark files, checked and laid out
+the one way the scoring stages read them, a folder per benchmark.
 
 How files and rows are read is `harness.data`'s; here they are told apart: which are held out, set
 aside for a ranker, and trained on.
@@ -12,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from harness.data.files import Row, file_rows
-from harness.data.hub import hub_rows
+from harness.data.files import Row, file_rows, hub_rows
 from harness.data.rows import Reader, unique
+from harness.evaluate.registry import BENCHMARKS
 from harness.model.chat import PromptTooLongError, check_rows, encode_prompt
 from harness.model.policy import load_tokenizer
 from harness.records import (
@@ -29,7 +31,7 @@ from harness.records import (
     content_hash,
     write_jsonl,
 )
-from harness.study.tasks import FileDataTask
+from harness.study.tasks import FileBenchmarksTask, FileDataTask
 
 
 def run(task: StageTask[FileDataTask]) -> StageOutcome:
@@ -126,9 +128,7 @@ class _Fitting:
 def _without(
     train: list[Prompt], heldout: list[Prompt], reader: Reader
 ) -> tuple[list[Prompt], Tally]:
-    """Training prompts that are not held out: blanks and the form of Unicode make no other
-    prompt.
-    """
+    """Training prompts that are not held out, blanks and the form of Unicode aside."""
     tally = Tally(reader.rows.stage, "training prompts")
     kept_out, trainable = {_words(prompt) for prompt in heldout}, []
     for prompt in train:
@@ -190,3 +190,14 @@ def _sources(settings: FileDataTask) -> tuple[Iterable[Row], Iterable[Row] | Non
         )
     extra = settings.heldout_path
     return file_rows(Path(path)), file_rows(Path(extra)) if extra else None, path
+
+
+def benchmarks(task: StageTask[FileBenchmarksTask]) -> StageOutcome:
+    """Write the folder of every wanted benchmark that has files."""
+    summary: dict[str, Any] = {}
+    for name in task.settings.benchmarks:
+        prepare = BENCHMARKS[name].prepare
+        if prepare is not None:
+            summary[name] = prepare(task.settings.sections[name], task.out / name)
+    rows = sum(int(part.get("expected", part.get("tasks", 0))) for part in summary.values())
+    return StageOutcome(rows=rows, summary=summary)

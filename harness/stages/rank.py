@@ -10,7 +10,6 @@ what the exploration term reads), of the current policy ("current", "current1", 
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -85,9 +84,7 @@ def _selected(rows: Iterable[Row], folder: Path) -> Iterator[Row]:
 
 
 def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> list[Ranked]:
-    """One Ranked per row, its scores in the order of ``row.texts``; equal texts of a row are scored
-    once.
-    """
+    """One Ranked per row, its scores as ``row.texts``; equal texts are scored once."""
     if not rule.scored:
         return [Ranked((0.0,) * len(row.texts)) for row in rows]
     items = [
@@ -98,13 +95,8 @@ def _score(rows: Sequence[Candidates], rule: PairRule, context: RankContext) -> 
     result = []
     for row, item, ranked in zip(rows, items, found, strict=True):
         by_text = dict(zip(item.texts, ranked.scores, strict=False))
-        result.append(
-            replace(
-                ranked, scores=tuple(by_text.get(text, float("nan")) for text in row.texts.values())
-            )
-            if ranked.status == "ok"
-            else ranked
-        )
+        scores = tuple(by_text.get(text, math.nan) for text in row.texts.values())
+        result.append(replace(ranked, scores=scores) if ranked.status == "ok" else ranked)
     return result
 
 
@@ -151,9 +143,7 @@ def _pair(row: Row, choice: Choice, scores: Mapping[str, float]) -> Pair:
 
 
 def role_of(explore: str | None, chosen: str, rejected: str) -> Role:
-    """What became of y: the winner, the loser, neither, or absent when there is none (an empty
-    answer is an answer).
-    """
+    """What became of y; absent: there is none (an empty answer is an answer)."""
     if explore is None:
         return "absent"
     if explore == chosen:
@@ -196,8 +186,5 @@ def merge(task: StageTask[RankTask]) -> StageOutcome:
             seen[row["prompt_id"]] += 1
             times = seen[row["prompt_id"]]
             rows.append(row if times == 1 else {**row, "prompt_id": f"{row['prompt_id']}#{times}"})
-    if len(task.inputs) == 1 and len(rows) == len(seen):
-        shutil.copyfile(next(iter(task.inputs.values())) / "pairs.jsonl", task.out / "pairs.jsonl")
-    else:
-        write_jsonl(task.out / "pairs.jsonl", rows)
+    write_jsonl(task.out / "pairs.jsonl", rows)
     return StageOutcome(rows=len(rows))

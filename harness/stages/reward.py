@@ -95,9 +95,7 @@ def _trainer(
     scratch: Path,
     device: str,
 ) -> Any:
-    """A RewardTrainer that loads the causal checkpoint's body itself: it seeds the new head's
-    weights with ``seed``.
-    """
+    """A RewardTrainer that loads the body itself and seeds the new head's weights."""
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 

@@ -94,13 +94,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     prompts = portion(
         [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")], settings
     )
-    policy = load_policy(
-        task.inputs["policy"],
-        dtype=settings.dtype,
-        attention=settings.attention,
-        device=task.runtime.device,
-        weights=not settings.by_vllm,
-    )
+    policy = load_policy(task.inputs["policy"], **settings.sampling(task.runtime.device))
     kept, prompts_left = fit(policy.tokenizer, prompts, settings, task.stage)
     first = settings.first_sample
     wanted = [

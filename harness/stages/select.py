@@ -56,16 +56,6 @@ def run(task: StageTask[SelectTask]) -> StageOutcome:
     return StageOutcome(len(written), summary=summary, left_out=tally.left_out())
 
 
-def _policy(task: StageTask[SelectTask], name: str) -> Any:
-    settings = task.settings
-    return load_policy(
-        task.inputs[name],
-        dtype=settings.dtype,
-        attention=settings.scoring_attention,
-        device=task.runtime.device,
-    )
-
-
 def _packed(tokenizer: Any, row: Row) -> PackedPrompt:
     """The prompt with what was drawn for it, equal tokens once."""
     prompt = encode_prompt(tokenizer, row.candidates.prompt.messages)
@@ -76,11 +66,12 @@ def _packed(tokenizer: Any, row: Row) -> PackedPrompt:
 def _with_logps(
     task: StageTask[SelectTask], rows: Sequence[Row], names: Sequence[Sequence[str]], _seed: int
 ) -> list[Choices]:
-    policy = _policy(task, "policy")
+    how = task.settings.scoring(task.runtime.device)
+    policy = load_policy(task.inputs["policy"], **how)
     packed = [_packed(policy.tokenizer, row) for row in rows]
     budget = task.runtime.token_budget or 8192
     current = response_logps(policy.model, packed, token_budget=budget)
-    model = _policy(task, "reference_policy").model
+    model = load_policy(task.inputs["reference_policy"], **how).model
     reference = response_logps(model, packed, token_budget=budget)
     made = []
     for row, own, prompt, *values in zip(rows, names, packed, current, reference, strict=True):
@@ -98,7 +89,8 @@ def _with_rewards(
     """Rewards of an ensemble on the states of ``policy``, fitted to the pairs of earlier iterations
     (``pairs_01``, …); without any, its first weights.
     """
-    policy, budget = _policy(task, "policy"), task.runtime.token_budget or 8192
+    policy = load_policy(task.inputs["policy"], **task.settings.scoring(task.runtime.device))
+    budget = task.runtime.token_budget or 8192
     labelled = []
     for name in sorted(name for name in task.inputs if name.startswith("pairs_")):
         pairs = encode_pairs(policy.tokenizer, task.inputs[name], task.settings.limits)

@@ -66,9 +66,7 @@ JOURNAL = "train.journal.jsonl"
 
 
 def run(task: StageTask[TrainTask]) -> StageOutcome:
-    """Train. Settings: objective, training, seed, iteration, dtype, attention. Raises HarnessError
-    when the run diverges or does not fit.
-    """
+    """Train. Raises HarnessError when the run diverges or does not fit."""
     processes = task.runtime.processes
     try:
         if processes == 1:
@@ -87,9 +85,7 @@ def run(task: StageTask[TrainTask]) -> StageOutcome:
 
 
 def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
-    """Train in this process, alone or as one rank; the first rank writes. Returns rows, tokens
-    trained, the summary and what was left out.
-    """
+    """Train in this process, alone or as one rank, of which the first writes."""
     _leave_imports_uncollected()
     settings, work = task.settings, _checkpoints(task)
     objective = ResolvedObjective(**vars(settings.objective))
@@ -155,9 +151,7 @@ def _leave_imports_uncollected() -> None:
 
 
 def _checkpoints(task: StageTask[TrainTask]) -> Path:
-    """Where this attempt keeps mid-iteration checkpoints: one way of sharding cannot read
-    another's.
-    """
+    """Where mid-iteration checkpoints are: one way of sharding cannot read another's."""
     sharding = task.runtime.sharding
     return task.out / ("checkpoints" if sharding == "none" else f"checkpoints-{sharding}")
 
@@ -177,27 +171,18 @@ def _devices(task: StageTask[TrainTask]) -> int:
 
 
 def _load(task: StageTask[TrainTask]) -> Any:
-    """The policy, for training: full bfloat16 runs keep float32 weights and compute in bfloat16
-    (mixed precision).
-    """
+    """The policy, for training: bfloat16 runs keep float32 weights (mixed precision)."""
     lora, dtype = task.settings.training.lora, task.settings.dtype
     alone = task.runtime.processes == 1
     quantised = lora is not None and lora.base != "whole"
-    return load_policy(
-        task.inputs["policy"],
-        dtype=dtype if lora else "float32",
-        attention=task.settings.scoring_attention,
-        # Of several ranks, the trainer places each where it belongs.
-        device=task.runtime.device if alone else "cpu",
-        cached=False,
-        quantised=quantised,
-    ).model
+    # Of several ranks, the trainer places each where it belongs.
+    how = task.settings.scoring(task.runtime.device if alone else "cpu")
+    how |= {"dtype": dtype if lora else "float32", "quantised": quantised}
+    return load_policy(task.inputs["policy"], cached=False, **how).model
 
 
 def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
-    """The trained model in one piece; with sharded weights gathered on the first rank (None on
-    others).
-    """
+    """The trained model in one piece; sharded weights are gathered on the first rank."""
     lora = task.settings.training.lora
     if lora and lora.base != "whole":
         return _dequantised(task, lora, trainer.model) if trainer.is_world_process_zero() else None

@@ -9,7 +9,6 @@ are relative to the table's folder, or to the current one.
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from harness.evaluate.registry import BENCHMARKS
 from harness.records import HarnessError, is_hub_id
-from harness.study import names
+from harness.study import names, shipped
 from harness.study.yaml import load_yaml
 
 VERDICTS = "_verdicts"
@@ -136,11 +135,9 @@ def _yaml(path: Path) -> Iterator[Row]:
 
 
 def _known(column: str, place: str) -> None:
-    if column in COLUMNS:
-        return
-    close = difflib.get_close_matches(column, COLUMNS, n=1)
-    meant = f" (did you mean {close[0]!r}?)" if close else ""
-    raise HarnessError(f"{place}: unknown column {column!r}{meant}; allowed: {', '.join(COLUMNS)}")
+    if column not in COLUMNS:
+        meant, allowed = shipped.suggest(column, COLUMNS), ", ".join(COLUMNS)
+        raise HarnessError(f"{place}: unknown column {column!r}{meant}; allowed: {allowed}")
 
 
 # -- a row -----------------------------------------------------------------------------------------

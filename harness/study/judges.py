@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -22,27 +21,15 @@ NEAR = timedelta(days=90)
 def find(name: str, beside: Sequence[Path], where: str) -> Path:
     """A profile's file, by its path or its name in ``judges/`` of the folder of one of the files
     in ``beside``, or of the folder above, or of the harness.
-
-    Raises HarnessError, led by ``where``, with the names there are.
     """
     near = [up for file in beside for up in file.resolve().parents[:2]]
     folders = list(dict.fromkeys([*near, shipped.FOLDER]))
-    for folder in folders:
-        for candidate in (folder / name, folder / FOLDER / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate
-    known = shipped.named(folder / FOLDER for folder in folders)
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f" (did you mean {close[0]!r}?)" if close else ""
-    raise HarnessError(
-        f"{where}: judge {name!r} not found{meant}; known: {', '.join(known) or 'none'}"
-    )
+    files = [folder / name for folder in folders]
+    return shipped.find("judge", name, files, [one / FOLDER for one in folders], f"{where}: ")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
-    """A profile's settings as written, and their lines. Raises HarnessError where it says nothing
-    of its price, licence and sources.
-    """
+    """A profile's settings as written, and their lines. Raises HarnessError without facts."""
     values, lines = load_yaml(path)
     if not isinstance(values, dict) or "facts" not in values:
         raise HarnessError(f"{path}:1: a judge's profile is a mapping of its settings with facts")

@@ -99,9 +99,7 @@ def known(name: str) -> str:
 
 
 def check_usable(name: str, devices: int) -> None:
-    """Raise HarnessError where the optimiser's package is missing, or it needs one of the
-    ``devices`` (0: a CPU trains).
-    """
+    """Raise HarnessError where its package or one of the ``devices`` (0: a CPU) is missing."""
     one = OPTIMIZERS[name]
     if one.paged and not devices:
         raise HarnessError(

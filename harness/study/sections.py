@@ -38,6 +38,7 @@ KERNELS = "kernels-community/"
 """
 Backend = Literal["transformers", "vllm"]
 Placebo = Literal["none", "negative", "other_prompt"]
+Truncation = Literal["responses", "prompt_first"]
 
 
 def _an_attention(name: str) -> str:
@@ -58,14 +59,13 @@ TOLD_OTHERWISE = {
     *("bos_token", "eos_token", "pad_token", "unk_token"),
 }
 """Variables of chat templates that conversations, tokenizer and ``template_date`` decide."""
+SWITCHES = ("on", "off", "yes", "no", "true", "false")
 Argument = bool | int | float | str
 """A value that a chat template is given."""
 
 
 class Section(BaseModel):
-    """Strict, frozen, no unknown keys; an integer is accepted where a float is wanted, nothing else
-    is converted.
-    """
+    """Strict, frozen, no unknown keys; an integer stands for a float, nothing else is converted."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -147,14 +147,7 @@ class ModelSettings(Section):
             if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in TOLD_OTHERWISE:
                 raise ValueError(f"{name!r} is no variable of a chat template's own")
             said = value[name]
-            if isinstance(said, str) and said.lower() in (
-                "on",
-                "off",
-                "yes",
-                "no",
-                "true",
-                "false",
-            ):
+            if str(said).lower() in SWITCHES and isinstance(said, str):
                 raise ValueError(f"{name} is the text {said!r}; write true or false")
         return value
 
@@ -254,16 +247,6 @@ class ObjectiveSettings(Section):
     """Further parameters of the objective by name (gamma, epsilon, lambda, …); unknown names are
     refused by the plan.
     """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _two_equations_are_two_entries(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "convention" in data:
-            raise ValueError(
-                "convention is gone: name selm is equation 4.2 (coefficient alpha*beta), name "
-                "selm_algorithm_1 is Algorithm 1 (coefficient alpha); leave this key out"
-            )
-        return data
 
 
 class DecodingSettings(Section):
@@ -421,7 +404,7 @@ class TrainingSettings(Section):
     max_grad_norm: float = 1.0
     max_length: Positive = 256
     max_prompt_length: Positive = 128
-    truncation: Literal["responses", "prompt_first"] = "responses"
+    truncation: Truncation = "responses"
     """Rows over ``max_length`` tokens. ``responses``: each response loses its end. ``prompt_first``
     (the rule of TRL's DPOTrainer when SELM was released): where the prompt and the longest response
     are over it, the prompt loses its beginning down to ``max_prompt_length``; where they still are,
@@ -578,9 +561,7 @@ class JudgeSettings(Section):
         return self
 
     def prices(self, runtime: RuntimeSettings, transport: str = "") -> tuple[float, float]:
-        """USD per million tokens of prompt and of reply: the profile's, else the recipe's; by the
-        judge's transport or another.
-        """
+        """USD per million tokens of prompt and of reply: the profile's, else the recipe's."""
         full = runtime.price_prompt_usd_per_million, runtime.price_completion_usd_per_million
         if self.facts:
             full = self.facts.price_prompt, self.facts.price_completion
@@ -674,9 +655,7 @@ class RuntimeSettings(Section):
 
 
 def at_iteration(schedule: Schedule, iteration: int, iterations: int) -> float:
-    """Value of a schedule at ``iteration`` (1-based) of ``iterations``. A list shorter than the run
-    repeats its last value.
-    """
+    """A schedule's value at ``iteration`` (1-based); a short list repeats its last value."""
     if isinstance(schedule, Linear):
         share = 0.0 if iterations <= 1 else (iteration - 1) / (iterations - 1)
         return schedule.start + (schedule.end - schedule.start) * share

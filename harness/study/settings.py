@@ -10,29 +10,8 @@ from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pair_rules import PAIR_RULES
 from harness.rankers.registry import RANKERS
 from harness.rankers.selectors import SELECTORS
-from harness.study.sections import (
-    CountSettings,
-    DataSettings,
-    DiagnosticsSettings,
-    Different,
-    EnsembleSettings,
-    ExplorationSettings,
-    JudgeSettings,
-    Linear,
-    LoopSettings,
-    ModelSettings,
-    ObjectiveSettings,
-    PairSettings,
-    PocketBaseSettings,
-    Positive,
-    RankerSettings,
-    RankerTrainingSettings,
-    RulesSettings,
-    RuntimeSettings,
-    Section,
-    TrainingSettings,
-    WorldSettings,
-)
+from harness.study import sections
+from harness.study.sections import Different, JudgeSettings, Linear, Positive, Section
 
 
 class EvaluationSettings(Section):
@@ -66,36 +45,36 @@ class EvaluationSettings(Section):
 if TYPE_CHECKING:
     Evaluation = EvaluationSettings
 else:
-    sections = {
+    own = {
         name: (benchmark.settings, benchmark.settings())
         for name, benchmark in BENCHMARKS.items()
         if benchmark.settings is not None
     }
-    Evaluation = create_model("Evaluation", __base__=EvaluationSettings, **sections)
+    Evaluation = create_model("Evaluation", __base__=EvaluationSettings, **own)
 
 
 class Recipe(Section):
     """Everything that decides one run, except its seed."""
 
     title: str = ""
-    model: ModelSettings = ModelSettings()
-    pocket: PocketBaseSettings = PocketBaseSettings()
-    world: WorldSettings = WorldSettings()
-    rules: RulesSettings = RulesSettings()
-    data: DataSettings = DataSettings()
-    loop: LoopSettings = LoopSettings()
-    objective: ObjectiveSettings = ObjectiveSettings()
-    exploration: ExplorationSettings = ExplorationSettings()
-    ranker: RankerSettings = RankerSettings()
-    ranker_training: RankerTrainingSettings = RankerTrainingSettings()
-    pairs: PairSettings = PairSettings()
-    counts: CountSettings = CountSettings()
-    ensemble: EnsembleSettings = EnsembleSettings()
-    training: TrainingSettings = TrainingSettings()
+    model: sections.ModelSettings = sections.ModelSettings()
+    pocket: sections.PocketBaseSettings = sections.PocketBaseSettings()
+    world: sections.WorldSettings = sections.WorldSettings()
+    rules: sections.RulesSettings = sections.RulesSettings()
+    data: sections.DataSettings = sections.DataSettings()
+    loop: sections.LoopSettings = sections.LoopSettings()
+    objective: sections.ObjectiveSettings = sections.ObjectiveSettings()
+    exploration: sections.ExplorationSettings = sections.ExplorationSettings()
+    ranker: sections.RankerSettings = sections.RankerSettings()
+    ranker_training: sections.RankerTrainingSettings = sections.RankerTrainingSettings()
+    pairs: sections.PairSettings = sections.PairSettings()
+    counts: sections.CountSettings = sections.CountSettings()
+    ensemble: sections.EnsembleSettings = sections.EnsembleSettings()
+    training: sections.TrainingSettings = sections.TrainingSettings()
     judge: JudgeSettings = JudgeSettings()
     evaluation: Evaluation = Evaluation()
-    diagnostics: DiagnosticsSettings = DiagnosticsSettings()
-    runtime: RuntimeSettings = RuntimeSettings()
+    diagnostics: sections.DiagnosticsSettings = sections.DiagnosticsSettings()
+    runtime: sections.RuntimeSettings = sections.RuntimeSettings()
 
     @property
     def engines(self) -> set[str]:
@@ -113,15 +92,14 @@ class Recipe(Section):
             )
         if self.data.source in ("files", "hub") and not self.data.path:
             raise ValueError(f"data.path is empty; data.source {self.data.source!r} needs one")
-        if self.pairs.rule not in PAIR_RULES:
-            known = ", ".join(PAIR_RULES)
-            raise ValueError(f"pairs.rule is {self.pairs.rule!r}; known: {known}")
-        if self.pairs.selector not in ("", *SELECTORS):
-            known = ", ".join(SELECTORS)
-            raise ValueError(f"pairs.selector is {self.pairs.selector!r}; known: {known}")
-        if self.ranker.kind not in RANKERS:
-            known = ", ".join(RANKERS)
-            raise ValueError(f"ranker.kind is {self.ranker.kind!r}; known: {known}")
+        named = (
+            ("pairs.rule", self.pairs.rule, PAIR_RULES),
+            ("pairs.selector", self.pairs.selector, SELECTORS if self.pairs.selector else [""]),
+            ("ranker.kind", self.ranker.kind, RANKERS),
+        )
+        for key, name, known in named:
+            if name not in known:
+                raise ValueError(f"{key} is {name!r}; known: {', '.join(known)}")
         keeps = self.exploration.overlong_prompts == "keep"
         if keeps and self.training.truncation != "prompt_first":
             raise ValueError(
@@ -196,9 +174,7 @@ class Recipe(Section):
         return ""
 
     def _not_carried(self) -> str:
-        """Why one optimiser cannot be carried through the iterations; empty where it can or need
-        not be.
-        """
+        """Why one optimiser cannot be carried through the iterations; empty where it can."""
         mode, training = self.loop.mode, self.training
         if mode not in ("online", "offline"):
             return ""

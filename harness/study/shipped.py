@@ -1,9 +1,9 @@
-"""The studies, recipes, presets and judges that come with the harness: a name stands for a file."""
+"""Names that stand for files: studies, recipes, presets and judges, here or of the harness."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.records import HarnessError
@@ -17,24 +17,33 @@ def named(folders: Iterable[Path]) -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
-def study(given: Path) -> Path:
-    """The file of a study or a search: what is given, or the file of that name in ``ablations/``
-    here, or else of the harness.
+def suggest(word: str, known: Iterable[object]) -> str:
+    """`` (did you mean …?)`` where a known word is close; nothing where none is."""
+    close = difflib.get_close_matches(word, map(str, known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
-    Raises HarnessError for a name that no file has, with the names there are.
+
+def find(
+    kind: str, name: str, files: Iterable[Path], folders: Sequence[Path], where: str = ""
+) -> Path:
+    """The first of ``files`` that is there, else NAME.yaml in one of the folders. Raises
+    HarnessError, led by ``where``, with the names there are.
     """
+    for candidate in (*files, *(folder / f"{name}.yaml" for folder in folders)):
+        if candidate.is_file():
+            return candidate
+    known = named(folders)
+    raise HarnessError(
+        f"{where}{kind} {name!r} not found{suggest(name, known)}; known: "
+        f"{', '.join(known) or 'none'}; or give a file"
+    )
+
+
+def study(given: Path) -> Path:
+    """The file of a study or a search: as given, or of that name in ``ablations/`` or shipped."""
     if given.suffix or len(given.parts) > 1 or given.is_file():
         return given
-    here = (Path("ablations"), FOLDER)
-    for folder in here:
-        if (folder / f"{given}.yaml").is_file():
-            return folder / f"{given}.yaml"
-    known = named(here)
-    close = difflib.get_close_matches(str(given), known, n=1)
-    meant = f" (did you mean {close[0]!r}?)" if close else ""
-    raise HarnessError(
-        f"study {str(given)!r} not found{meant}; known: {', '.join(known)}; or give a file"
-    )
+    return find("study", str(given), (), (Path("ablations"), FOLDER))
 
 
 def word(file: Path) -> str:

@@ -8,7 +8,6 @@ wrong types, doubled axes and empty grids are errors that name file, line and ke
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,8 @@ from harness.study.yaml import Location, load_yaml
 from harness.train.objectives import OBJECTIVES
 
 Keep = Literal["all", "last", "none"]
+PAPER_SEED = 42
+"""Seed of the one run when a recipe stands in for a study."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -108,8 +109,6 @@ class StudyFile(Section):
     """What will be tested, said before the run."""
     keep: Keep = "last"
     """Whose weights stay on disk once everything that reads them is done."""
-    fail: dict[str, Any] = {}
-    """Fault injection: {stage, seed, iteration, arm.KEY}; the stage they name raises."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,6 @@ class Study:
     declare: Declaration
     keep: Keep
     cells: tuple[Cell, ...]
-    fail: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     """What the command line changed, by dotted key."""
 
@@ -175,7 +173,7 @@ class _Settings:
         """
         values, places = copy.deepcopy(self.values), dict(self.places)
         given = set()
-        for keys, leaf in _leaves(changes):
+        for keys, leaf in leaves(changes):
             location = tuple(".".join(keys).split("."))
             where = f"{file}:{_line(lines, (*at, *keys))}" if lines else file
             if location in given:
@@ -210,7 +208,7 @@ class _Settings:
         if name not in OBJECTIVES:
             place = self.places.get(("objective", "name"), where)
             raise HarnessError(
-                f"{place}: objective.name {name!r} is unknown{_suggest(name, OBJECTIVES)}; "
+                f"{place}: objective.name {name!r} is unknown{shipped.suggest(name, OBJECTIVES)}; "
                 f"allowed: {', '.join(sorted(OBJECTIVES))}"
             )
         allowed = OBJECTIVES[name].parameters
@@ -234,6 +232,25 @@ class _Arm:
     preset: str = ""
 
 
+@dataclass(frozen=True)
+class _File:
+    """A study's file: what it asks, and the lines of its keys (none of one made by code)."""
+
+    path: Path
+    asked: StudyFile
+    lines: Mapping[Location, int] = field(default_factory=dict)
+
+    def at(self, *location: str | int) -> str:
+        """``file:line`` of a key, or of what it stands in."""
+        return f"{self.path}:{_line(self.lines, location)}"
+
+    def made(self, **decided: Any) -> Study:
+        """The study, with what was decided of its arms."""
+        asked = self.asked
+        own: dict[str, Any] = {"declare": asked.declare, "keep": asked.keep}
+        return Study(self.path, asked.name, asked.question, **own, **decided)
+
+
 def load_study(
     path: Path, overrides: Mapping[str, Any] | None = None, found: Sequence[Given] = ()
 ) -> Study:
@@ -242,10 +259,19 @@ def load_study(
 
     Raises HarnessError naming file, line, key and what is allowed.
     """
-    asked, lines = _read(path)
-    if asked.given or found:
-        return _given_study(path, asked, lines, overrides or {}, found)
-    return _study(path, asked, lines, overrides or {})
+    file = _read(path)
+    if file.asked.given or found:
+        return _given_study(file, overrides or {}, found)
+    return _study(file, overrides or {})
+
+
+def load_any(path: Path, overrides: Mapping[str, Any]) -> Study:
+    """A study's file; or a recipe's, as one run of it."""
+    tree, _ = load_yaml(path)
+    if isinstance(tree, dict) and not tree.keys() & {"name", "recipe", "seeds"}:
+        whole = str(path.resolve())
+        return compose(path, path.stem, whole, overrides, {"recipe": {}}, [PAPER_SEED])
+    return load_study(path, overrides)
 
 
 def checked_judge(path: Path) -> JudgeSettings:
@@ -254,16 +280,16 @@ def checked_judge(path: Path) -> JudgeSettings:
     return validate(JudgeSettings, values, path, lines)
 
 
-def _read(path: Path) -> tuple[StudyFile, Mapping[Location, int]]:
+def _read(path: Path) -> _File:
     data, lines = load_yaml(path)
     if not isinstance(data, dict):
         raise HarnessError(f"{path}:1: a study is a mapping with name, recipe and seeds")
-    return validate(StudyFile, data, path, lines), lines
+    return _File(path, validate(StudyFile, data, path, lines), lines)
 
 
 def name_of(path: Path) -> str:
     """The name of a study's file."""
-    return _read(path)[0].name
+    return _read(path).asked.name
 
 
 def compose(
@@ -277,9 +303,7 @@ def compose(
     baseline: str = "",
     declare: Declaration | None = None,
 ) -> Study:
-    """A study made by code (a search's trials and finalists): the same checks as for a file.
-    ``arms``: label → dotted keys.
-    """
+    """A study made by code, with the same checks as a file. ``arms``: label → dotted keys."""
     asked = StudyFile.model_construct(
         name=name,
         question=question,
@@ -289,123 +313,96 @@ def compose(
         baseline={"arm": baseline} if baseline else {},
         declare=declare or Declaration(),
     )
-    return _study(file, asked, {}, changes)
+    return _study(_File(file, asked), changes)
 
 
-def _base(
-    path: Path, asked: StudyFile, lines: Mapping[Location, int], overrides: Mapping[str, Any]
-) -> _Settings:
+def _base(file: _File, overrides: Mapping[str, Any]) -> _Settings:
     """What all arms share."""
-    recipe_path = _beside(path, "recipe", asked.recipe, lines, ("recipe",))
-    values, recipe_lines = load_yaml(recipe_path)
+    recipe = _beside(file, "recipe", file.asked.recipe, "recipe")
+    values, lines = load_yaml(recipe)
     if not isinstance(values, dict):
-        raise HarnessError(f"{recipe_path}:1: a recipe is a mapping of settings")
-    places = {at: f"{recipe_path}:{line}" for at, line in recipe_lines.items() if at}
-    settings = _Settings(values, places, (path, recipe_path))
-    settings = _preset(settings, path, asked.preset, lines, ("preset",))
-    settings = settings.changed(asked.set, str(path), lines, ("set",))
+        raise HarnessError(f"{recipe}:1: a recipe is a mapping of settings")
+    places = {at: f"{recipe}:{line}" for at, line in lines.items() if at}
+    settings = _Settings(values, places, (file.path, recipe))
+    settings = _preset(settings, file, file.asked.preset, "preset")
+    settings = settings.changed(file.asked.set, str(file.path), file.lines, ("set",))
     changes = {key: value for key, value in overrides.items() if key != "seeds"}
     return settings.changed(changes, "command line")
 
 
-def _study(
-    path: Path, asked: StudyFile, lines: Mapping[Location, int], overrides: Mapping[str, Any]
-) -> Study:
-    settings = _base(path, asked, lines, overrides)
-    base = settings.recipe(str(path))
-    seeds = _seeds(asked.seeds, overrides.get("seeds"), path, lines)
-    arms = _arms(asked, path, lines)
-    recipes = [
-        _preset(settings, path, arm.preset, lines, arm.at)
-        .changed(arm.changes, str(path), lines, arm.at)
-        .recipe(f"{path} ({arm.label})")
-        for arm in arms
-    ]
-    baseline = _baseline(asked, arms, path, lines)
-    cells = []
+def _study(file: _File, overrides: Mapping[str, Any]) -> Study:
+    settings, asked = _base(file, overrides), file.asked
+    base = settings.recipe(str(file.path))
+    seeds = _seeds(file, overrides.get("seeds"))
+    arms, recipes, cells = _arms(file), [], []
+    for arm in arms:
+        own = _preset(settings, file, arm.preset, *arm.at)
+        own = own.changed(arm.changes, str(file.path), file.lines, arm.at)
+        recipes.append(own.recipe(f"{file.path} ({arm.label})"))
+    baseline = _baseline(file, arms)
     for arm, recipe in zip(arms, recipes, strict=True):
         for seed in seeds:
             beside = names.run_name(baseline, seed) if baseline else ""
             run = names.run_name(arm.values, seed)
             cells.append(Cell(run, arm.values, arm.label, seed, recipe, beside))
-    return Study(
-        path,
-        asked.name,
-        asked.question,
-        base,
-        asked.axes or {"arm": [arm.label for arm in arms if asked.arms]},
-        seeds,
-        baseline,
-        asked.declare,
-        asked.keep,
-        tuple(cells),
-        asked.fail,
-        dict(overrides),
+    axes = asked.axes or {"arm": [arm.label for arm in arms if asked.arms]}
+    return file.made(
+        base=base,
+        axes=axes,
+        seeds=seeds,
+        baseline=baseline,
+        cells=tuple(cells),
+        changes=dict(overrides),
     )
 
 
-def _given_study(
-    path: Path,
-    asked: StudyFile,
-    lines: Mapping[Location, int],
-    overrides: Mapping[str, Any],
-    found: Sequence[Given],
-) -> Study:
+def _given_study(file: _File, overrides: Mapping[str, Any], found: Sequence[Given]) -> Study:
+    asked = file.asked
     for key in ("axes", "arms", "seeds"):
         if getattr(asked, key) or key in overrides:
             raise HarnessError(
-                f"{path}:{_line(lines, (key,))}: {key} are to be trained, and what is given is "
-                f"trained already: its table says arm, seed and step; leave {key} or given out"
+                f"{file.at(key)}: {key} are to be trained, and what is given is trained already: "
+                f"its table says arm, seed and step; leave {key} or given out"
             )
-    rows = [*read_table(_given_table(path, asked.given, lines)), *found] if asked.given else found
-    settings = _base(path, asked, lines, overrides)
+    rows = list(found)
+    if asked.given:
+        tables = [file.path.parent / asked.given, Path(asked.given)]
+        table = next((one for one in tables if one.is_file()), None)
+        if table is None:
+            raise HarnessError(f"{file.at('given')}: given: {asked.given} does not exist")
+        rows = [*read_table(table), *found]
     untrained = {"loop.iterations": 0, "loop.warmup_dpo": False}
-    recipe = settings.changed(untrained, "a study of what is given").recipe(str(path))
+    settings = _base(file, overrides).changed(untrained, "a study of what is given")
+    recipe = settings.recipe(str(file.path))
     check_rows(rows, recipe.evaluation.benchmarks)
     runs: dict[tuple[str, int], dict[int, Given]] = {}
     for row in rows:
         runs.setdefault((row.arm, row.seed), {})[row.step] = row
     arms = {arm: _Arm({"arm": arm}, arm, {}, ()) for arm, _ in runs}
     early = found and asked.baseline.get("arm") not in arms  # it is being trained yet
-    baseline = {} if early else _baseline(asked, list(arms.values()), path, lines)
+    baseline = {} if early else _baseline(file, list(arms.values()))
     cells = []
     for (arm, seed), steps in runs.items():
         beside = baseline and (baseline["arm"], seed) in runs
         run, values = names.run_name(arms[arm].values, seed), arms[arm].values
         other = names.run_name(baseline, seed) if beside else ""
         cells.append(Cell(run, values, arm, seed, recipe, other, dict(sorted(steps.items()))))
-    return Study(
-        path,
-        asked.name,
-        asked.question,
-        recipe,
-        {"arm": list(arms)},
-        tuple(sorted({seed for _, seed in runs})),
-        baseline,
-        asked.declare,
-        asked.keep,
-        tuple(cells),
-        asked.fail,
-        dict(overrides),
+    return file.made(
+        base=recipe,
+        axes={"arm": list(arms)},
+        seeds=tuple(sorted({seed for _, seed in runs})),
+        baseline=baseline,
+        cells=tuple(cells),
+        changes=dict(overrides),
     )
 
 
-def _given_table(study: Path, name: str, lines: Mapping[Location, int]) -> Path:
-    for candidate in (study.parent / name, Path(name)):
-        if candidate.is_file():
-            return candidate
-    raise HarnessError(f"{study}:{_line(lines, ('given',))}: given: {name} does not exist")
-
-
-def _seeds(
-    asked: Sequence[int], given: Any, path: Path, lines: Mapping[Location, int]
-) -> tuple[int, ...]:
-    """The file's seeds, or those of ``--set seeds=``: a list, or how many (the file's first, then
-    the numbers after its largest).
-    """
+def _seeds(file: _File, given: Any) -> tuple[int, ...]:
+    """The file's seeds, or ``--set seeds=``: a list, or how many (the first, then numbers on)."""
+    asked = file.asked.seeds
     if not asked:
-        raise HarnessError(f"{path}:{_line(lines, ('seeds',))}: seeds is empty; give at least one")
-    _no_repeats(asked, path, lines, ("seeds",), "seed")
+        raise HarnessError(f"{file.at('seeds')}: seeds is empty; give at least one")
+    _no_repeats(file, asked, "seed", "seeds")
     if given is None:
         return tuple(asked)
     if type(given) is int and given > 0:
@@ -420,45 +417,40 @@ def _seeds(
     return tuple(given)
 
 
-def _arms(asked: StudyFile, path: Path, lines: Mapping[Location, int]) -> list[_Arm]:
+def _arms(file: _File) -> list[_Arm]:
     """The grid of the axes, then the named arms; the recipe as it is where there is neither."""
+    axes = file.asked.axes
     listed = [
         _Arm({"arm": arm.label}, arm.label, arm.set, ("arms", index, "set"), arm.preset)
-        for index, arm in enumerate(asked.arms)
+        for index, arm in enumerate(file.asked.arms)
     ]
-    for key, values in asked.axes.items():
+    for key, values in axes.items():
         if not values:
-            where = f"{path}:{_line(lines, ('axes', key))}"
+            where = file.at("axes", key)
             raise HarnessError(f"{where}: axis {key!r} is empty; give at least one value")
-        _no_repeats(values, path, lines, ("axes", key), f"value of axis {key!r}")
-    grid = itertools.product(*asked.axes.values())
-    points = [dict(zip(asked.axes, values, strict=True)) for values in grid]
+        _no_repeats(file, values, f"value of axis {key!r}", "axes", key)
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     arms = [_Arm(point, names.label(point), point, ("axes",)) for point in points]
-    arms = (arms if asked.axes or not listed else []) + listed
-    _no_repeats([arm.label for arm in arms], path, lines, ("arms",), "arm label")
+    arms = (arms if axes or not listed else []) + listed
+    _no_repeats(file, [arm.label for arm in arms], "arm label", "arms")
     return arms
 
 
-def _baseline(
-    asked: StudyFile, arms: Sequence[_Arm], path: Path, lines: Mapping[Location, int]
-) -> dict[str, Any]:
-    if asked.baseline and all(arm.values != asked.baseline for arm in arms):
+def _baseline(file: _File, arms: Sequence[_Arm]) -> dict[str, Any]:
+    baseline = file.asked.baseline
+    if baseline and all(arm.values != baseline for arm in arms):
         shown = "; ".join(str(arm.values) for arm in arms[:6])
-        raise HarnessError(
-            f"{path}:{_line(lines, ('baseline',))}: baseline {asked.baseline} is no arm of this "
-            f"study (arms: {shown})"
-        )
-    return dict(asked.baseline)
+        where = file.at("baseline")
+        raise HarnessError(f"{where}: baseline {baseline} is no arm of this study (arms: {shown})")
+    return dict(baseline)
 
 
-def _no_repeats(
-    values: Sequence[Any], path: Path, lines: Mapping[Location, int], at: Location, what: str
-) -> None:
+def _no_repeats(file: _File, values: Sequence[Any], what: str, *at: str) -> None:
     twice = names.first_of_the_same_name(values)
     if not twice:
         return
     later, earlier = (values[place] for place in twice)
-    where = f"{path}:{_line(lines, (*at, twice[0]))}: {what} {later!r}"
+    where = f"{file.at(*at, twice[0])}: {what} {later!r}"
     if later == earlier:
         raise HarnessError(f"{where} is given twice (named {names.text_of(later)})")
     raise HarnessError(
@@ -467,27 +459,17 @@ def _no_repeats(
     )
 
 
-def _beside(study: Path, kind: str, name: str, lines: Mapping[Location, int], at: Location) -> Path:
-    """The file of a recipe or a preset: given by its path, or by its name in ``<kind>s/`` beside
-    the study or of the harness.
-    """
-    folders = (study.parent / f"{kind}s", shipped.FOLDER / f"{kind}s")
-    for candidate in (study.parent / name, *(folder / f"{name}.yaml" for folder in folders)):
-        if candidate.is_file():
-            return candidate
-    known = shipped.named(folders)
-    raise HarnessError(
-        f"{study}:{_line(lines, at)}: {kind} {name!r} not found{_suggest(name, known)}; "
-        f"known: {', '.join(known) or 'none'}"
-    )
+def _beside(file: _File, kind: str, name: str, *at: str | int) -> Path:
+    """A recipe's or preset's file: by path, or by name beside the study or of the harness."""
+    beside = file.path.parent
+    folders = (beside / f"{kind}s", shipped.FOLDER / f"{kind}s")
+    return shipped.find(kind, name, [beside / name], folders, f"{file.at(*at)}: ")
 
 
-def _preset(
-    settings: _Settings, study: Path, name: str, lines: Mapping[Location, int], at: Location
-) -> _Settings:
+def _preset(settings: _Settings, file: _File, name: str, *at: str | int) -> _Settings:
     if not name:
         return settings
-    path = _beside(study, "preset", name, lines, at)
+    path = _beside(file, "preset", name, *at)
     values, places = load_yaml(path)
     if not isinstance(values, dict):
         raise HarnessError(f"{path}:1: a preset is a mapping of settings")
@@ -495,11 +477,11 @@ def _preset(
 
 
 # -- merging and checking --------------------------------------------------------------------------
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(keys, value) of everything in a nested mapping that is no mapping, or an empty one."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from (((key, *below), leaf) for below, leaf in _leaves(value))
+            yield from (((key, *below), leaf) for below, leaf in leaves(value))
         else:
             yield (key,), value
 
@@ -547,7 +529,7 @@ def _explained(
     dotted = ".".join(str(part) for part in at)
     if unknown:
         fields = _fields_at(model, at[:-1])
-        close = _suggest(str(at[-1]), fields)
+        close = shipped.suggest(str(at[-1]), fields)
         return f"{place}: unknown key {dotted!r}{close}; allowed: {', '.join(fields)}"
     if error["type"] == "missing":
         return f"{place}: key {dotted!r} is missing"
@@ -572,8 +554,3 @@ def _line(lines: Mapping[Location, int], at: Location) -> int:
     while at and at not in lines:
         at = at[:-1]
     return lines.get(at, 1)
-
-
-def _suggest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -25,7 +25,6 @@ from harness.study.sections import (
     Dtype,
     EnsembleSettings,
     JudgeSettings,
-    LoraSettings,
     NonNegative,
     Placebo,
     PocketBaseSettings,
@@ -36,6 +35,8 @@ from harness.study.sections import (
     RuntimeSettings,
     Section,
     Share,
+    TrainingSettings,
+    Truncation,
     WorldSettings,
 )
 
@@ -67,10 +68,12 @@ class Computing(Threads):
 
     @property
     def scoring_attention(self) -> str:
-        """The attention that a policy is loaded with to score and to train; models that compute
-        packed batches put their own form in its place.
-        """
+        """Of a policy that scores or trains; packed models put their own form in its place."""
         return "eager" if self.attention == "eager" else "sdpa"
+
+    def scoring(self, device: str) -> dict[str, Any]:
+        """How `harness.model.policy.load_policy` loads a policy to score with it."""
+        return {"dtype": self.dtype, "attention": self.scoring_attention, "device": device}
 
 
 class Generating(Computing):
@@ -85,6 +88,11 @@ class Generating(Computing):
     def by_vllm(self) -> bool:
         """Whether vLLM's engine runs the model, and not transformers."""
         return self.backend == "vllm"
+
+    def sampling(self, device: str) -> dict[str, Any]:
+        """How a policy is loaded to sample from it: without weights where vLLM loads them."""
+        loaded = {"dtype": self.dtype, "attention": self.attention, "device": device}
+        return loaded | {"weights": not self.by_vllm}
 
 
 class Nothing(Section):
@@ -103,9 +111,7 @@ class PocketDataTask(DataSettings):
 
 
 class Fetched(Section):
-    """Stages that may take their input from the hub. commit: what ``revision`` stood for when the
-    study was planned.
-    """
+    """Stages that may read from the hub. commit: what ``revision`` stood for when planned."""
 
     later: ClassVar[Mapping[str, Any]] = {"commit": ""}
 
@@ -177,9 +183,7 @@ class RankerTrainTask(RankerTrainingSettings, Threads):
 
 # -- one iteration --------------------------------------------------------------
 class PortionTask(Section):
-    """Which prompts an iteration sees. portion: from 0; prompts: training prompts in all, 0 for
-    every one.
-    """
+    """Which prompts an iteration sees. portion: from 0; prompts: in all, 0 for every one."""
 
     later: ClassVar[Mapping[str, Any]] = {"order": "seed", "max_left_out": 0.5}
 
@@ -257,7 +261,7 @@ class Lengths(Section):
 
     max_length: Positive
     max_prompt_length: Positive
-    truncation: str
+    truncation: Truncation
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -343,19 +347,13 @@ class MeasuredObjective(ObjectiveTask):
         return known | {"cosine": "signed"} if self.placebo == "negative" else known
 
 
-class OptimiserTask(Lengths):
+class OptimiserTask(TrainingSettings, Lengths):
     """The recipe's training section at one iteration: its learning rate is a number."""
 
+    later: ClassVar[Mapping[str, Any]] = Lengths.later
+    unkeyed: ClassVar[tuple[str, ...]] = ("threads",)
+
     learning_rate: float
-    batch_size: Positive
-    epochs: Positive
-    warmup_ratio: float
-    scheduler: str
-    optimizer: str
-    weight_decay: float
-    max_grad_norm: float
-    gradient_checkpointing: bool
-    lora: LoraSettings | None
 
 
 class PartTask(Section):
@@ -389,9 +387,7 @@ class Answers(Section):
 
 
 class AnswerTask(Generating):
-    """``answer``. sets: the benchmarks that are answered; answers: how, by benchmark (held-out
-    prompts have fields of their own).
-    """
+    """``answer``. sets: benchmarks that are answered; answers: how, but for held-out prompts."""
 
     flattened: ClassVar[tuple[str, ...]] = ("answers",)
 
@@ -405,9 +401,7 @@ class AnswerTask(Generating):
 
 
 class GivenFile(Section):
-    """A file of answers or verdicts that somebody else made. model: its name where it holds more
-    than one.
-    """
+    """Answers or verdicts that exist. model: its name where the file holds more than one."""
 
     path: str
     model: str

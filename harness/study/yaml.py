@@ -124,9 +124,7 @@ def _scalar(node: yaml.Node, path: Path, line: int) -> Any:
 
 
 def parse_scalar(text: str) -> Any:
-    """One YAML value from the command line: ``1e-3`` → 0.001, ``[1, 2]`` → list, ``true`` → True,
-    anything else text.
-    """
+    """A value of the command line: ``1e-3`` → 0.001, ``[1, 2]`` → list, else text."""
     try:
         node = _composed(text)
         return text if node is None else _build(node, (), {}, Path("command line"))

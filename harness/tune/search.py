@@ -28,7 +28,7 @@ from harness.records import HarnessError, canonical_json, content_hash, first_li
 from harness.study.names import FolderName
 from harness.study.sections import Section
 from harness.study.settings import Recipe
-from harness.study.study import Study, compose, validate
+from harness.study.study import Study, compose, leaves, validate
 from harness.study.yaml import load_yaml
 
 
@@ -104,8 +104,6 @@ class TuneFile(Section):
     """Start no trial once judging for the trials cost this much (the finalists come on top); 0: no
     limit.
     """
-    trial_timeout_s: Annotated[float, Field(ge=0)] = 0.0
-    """A trial that runs longer fails; 0: no limit."""
     pruner: Literal["wilcoxon", "median", "halving", "none"] = "wilcoxon"
     """wilcoxon pairs a trial with the best one on the same seeds and items, after each seed. median
     and halving compare the mean over seeds after each iteration (with one iteration: after each
@@ -146,9 +144,7 @@ class Search:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe as every trial begins with it. One corner of the space is composed as well,
-        which checks the searched keys.
-        """
+        """As every trial begins with it. One corner of the space is composed too, as a check."""
         corner = {
             key: (span.choice or span.log_uniform or span.uniform)[0]
             for key, span in self.spec.space.items()
@@ -223,9 +219,7 @@ def turn(search: Search) -> Iterator[None]:
 
 
 def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
-    """Create or continue the search. Refuses, showing the difference, when what it asks has changed
-    since it began.
-    """
+    """Create or continue the search; refused, with the difference, where it asks otherwise."""
     spec, recipe = search.spec, search.recipe
     _check(search)
     asked = what_is_asked(spec, recipe)
@@ -320,11 +314,9 @@ def what_is_asked(spec: TuneFile, recipe: Recipe) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """``key: was …, now …``. What a searched key is set to in the recipe does not count: trials
-    replace it.
-    """
+    """``key: was …, now …``; of searched keys the recipe's own value does not count."""
     searched = {f"settings.{key}" for asked in (before, now) for key in asked.get("space", {})}
-    old, new = _flat(before), _flat(now)
+    old, new = ({".".join(at): one for at, one in leaves(asked)} for asked in (before, now))
     for key in sorted(old.keys() | new.keys()):
         inside = any(key == name or key.startswith(f"{name}.") for name in searched)
         if inside or old.get(key) == new.get(key):
@@ -332,14 +324,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         missing = "the default" if key.startswith("settings.") else "absent"
         was, is_now = old.get(key, missing), new.get(key, missing)
         yield f"{key.removeprefix('settings.')}: was {was}, now {is_now}"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key → leaf."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= _flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves

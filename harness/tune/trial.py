@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +19,8 @@ import optuna
 import pyarrow.parquet as pq
 from optuna.trial import TrialState
 
+from harness.engine.archive import remember
 from harness.engine.execute import Inline, execute
-from harness.engine.garbage import remember
 from harness.engine.graph import Plan
 from harness.engine.launch import plan_study
 from harness.engine.store import Store
@@ -40,12 +37,6 @@ class TrialFailedError(Exception):
     """A trial that gives no finite value: marked failed with this reason, never best."""
 
 
-class TimeUpError(BaseException):
-    """The trial's time is over. No Exception, so that no stage takes it for one of its own and goes
-    on.
-    """
-
-
 def run_trial(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
     """Run a trial step by step; returns how it ended and its values.
 
@@ -59,11 +50,6 @@ def run_trial(trial: optuna.Trial, search: Search, store: Store, executor: Inlin
         return TrialState.FAIL, None  # taken for dead and given to another worker meanwhile
     except optuna.exceptions.StorageInternalError:
         raise
-    except TimeUpError as error:
-        executor.close()  # the stage that was interrupted
-        reason = str(error)
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            trial.set_user_attr("timed_out", True)
     except (HarnessError, TrialFailedError) as error:
         reason = redact(str(error))
     except Exception as error:  # noqa: BLE001 - a point of the space brought it about: the trial's failure, not the search's
@@ -76,8 +62,6 @@ def run_trial(trial: optuna.Trial, search: Search, store: Store, executor: Inlin
 
 def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
     spec = search.spec
-    limit = spec.trial_timeout_s
-    deadline = time.monotonic() + limit if limit else math.inf
     plan = plan_study(search.study({"trial": suggest(trial, spec.space)}, spec.seeds))
     latest: dict[int, list[float]] = {}
     steps = steps_of(spec, plan.study.base.loop.iterations)
@@ -85,8 +69,7 @@ def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inli
         part = portion(plan, iteration, seeds)
         remember(store, spec.name, part.nodes)
         _note_judging(trial, part, store)
-        with time_limit(deadline, limit):
-            summary = execute(part, store, executor)
+        summary = execute(part, store, executor)
         if summary.exit_status:
             reasons = [*summary.failed.values(), *summary.partial.values()]
             raise TrialFailedError(reasons[0] if reasons else "a stage it needs failed")
@@ -122,9 +105,7 @@ def steps_of(spec: TuneFile, iterations: int) -> list[tuple[int, list[int]]]:
 
 
 def portion(plan: Plan, iteration: int, seeds: Sequence[int]) -> Plan:
-    """The plan's stages up to an iteration, of some seeds: keys are those of the whole plan, so
-    that going on re-runs nothing.
-    """
+    """The plan's stages up to an iteration, of some seeds, with the whole plan's keys."""
     runs = tuple(
         replace(run, iterations={i: one for i, one in run.iterations.items() if i <= iteration})
         for run in plan.runs
@@ -179,42 +160,9 @@ def _report(
         trial.report(sum(values[0] for values in latest.values()) / len(latest), number)
 
 
-@contextmanager
-def time_limit(deadline: float, seconds: float) -> Iterator[None]:
-    """Raise TimeUpError in the main thread when ``time.monotonic()`` passes ``deadline``, and again
-    every second until it is heard.
-    """
-    if deadline == math.inf:
-        yield
-        return
-    if threading.current_thread() is not threading.main_thread():
-        raise HarnessError(
-            "trial_timeout_s works in the main thread of a process only; run the search with "
-            "`selm tune`"
-        )
-    armed = True
-
-    def ring(_signum: int, _frame: Any) -> None:
-        if armed:
-            raise TimeUpError(f"the trial ran longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 1e-6), 1.0)
-    try:
-        try:
-            yield
-        finally:
-            armed = False
-    finally:  # also when it rings between the two
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 # -- what judging costs ----------------------------------------------------------------------------
 def _note_judging(trial: optuna.Trial, part: Plan, store: Store) -> None:
-    """Before a step: which of its stages will ask a judge. What another study has paid already is
-    not among them.
-    """
+    """Before a step: which of its stages will ask a judge, and are not paid already."""
     asking = set(trial.user_attrs.get("judging", ()))
     for key, node in part.nodes.items():
         if getattr(node.settings, "judge", None) and not store.has(key):
@@ -224,9 +172,7 @@ def _note_judging(trial: optuna.Trial, part: Plan, store: Store) -> None:
 
 
 def judge_price(study: optuna.Study, store: Store, runtime: RuntimeSettings) -> float:
-    """USD that judging for the search's trials cost so far, failed, killed and unfinished ones
-    included.
-    """
+    """USD that judging for trials cost so far, failed and unfinished ones included."""
     keys: set[str] = set()
     for trial in study.get_trials(deepcopy=False):
         keys.update(trial.user_attrs.get("judging", ()))

@@ -40,8 +40,6 @@ from harness.tune.trial import Ending, TrialFailedError, judge_price, measured, 
 
 RETRIES = 2
 """How often a trial whose worker died is queued again."""
-REPLACE = 75
-"""Exit status of a worker that wants to be replaced by a fresh process."""
 DEATHS = 5
 """How many workers are replaced for each that was asked for, before the search gives up."""
 
@@ -67,9 +65,7 @@ class Spent:
 
 
 def spent(study: optuna.Study, store: Store, runtime: RuntimeSettings) -> Spent:
-    """Counted from what the storage and the store hold, so that it is the same for every worker and
-    after a restart.
-    """
+    """Counted from storage and store: the same for every worker and after a restart."""
     trials = study.get_trials(deepcopy=False)
     finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
     running = sum(t.state == TrialState.RUNNING for t in trials)
@@ -77,9 +73,7 @@ def spent(study: optuna.Study, store: Store, runtime: RuntimeSettings) -> Spent:
 
 
 def _hours(trials: Sequence[FrozenTrial]) -> float:
-    """Length of the union of the trials' times; those that lost their worker are left out (nobody
-    knows when they ended).
-    """
+    """Length of the union of the trials' times, without those that lost their worker."""
     spans = sorted(
         (trial.datetime_start, trial.datetime_complete or datetime.now())
         for trial in trials
@@ -92,13 +86,8 @@ def _hours(trials: Sequence[FrozenTrial]) -> float:
     return seconds / 3600
 
 
-def work(search: Search, seed_offset: int = 0, device: str = "", replaceable: bool = False) -> bool:
-    """Run trials until a budget is spent: one worker of the search. Waits for trials that others
-    run: if one dies, it is tried again.
-
-    A replaceable worker returns False after a trial that timed out: what was interrupted (an import
-    of torch, say) may have left the process unfit for another trial.
-    """
+def work(search: Search, seed_offset: int = 0, device: str = "") -> None:
+    """One worker: run trials until a budget is spent, and wait for those of others."""
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -117,10 +106,8 @@ def work(search: Search, seed_offset: int = 0, device: str = "", replaceable: bo
         if trial is not None:
             with get_heartbeat_thread(trial._trial_id, trial.storage):
                 _finish(study, trial, search, store, executor)
-            if replaceable and trial.user_attrs.get("timed_out"):
-                return False
         elif not used.running:
-            return True
+            return
         else:
             time.sleep(0.5)
 
@@ -214,8 +201,8 @@ def run_workers(search: Search, workers: int, devices: Sequence[str] = ()) -> No
                 wait([process.sentinel for process in running])
                 for process in [one for one in running if not one.is_alive()]:
                     name, status = running.pop(process), process.exitcode or 0
-                    deaths += status not in (0, REPLACE)
-                    if status == REPLACE or (status and deaths <= DEATHS * len(names)):
+                    deaths += status != 0
+                    if status and deaths <= DEATHS * len(names):
                         start(name)
                     elif status:
                         gave_up = status
@@ -233,9 +220,7 @@ def run_workers(search: Search, workers: int, devices: Sequence[str] = ()) -> No
 
 def _worker(search: Search, offset: int, device: str) -> None:
     with terminable():
-        done = work(search, offset, device, replaceable=True)
-    if not done:
-        raise SystemExit(REPLACE)
+        work(search, offset, device)
 
 
 # -- what came of it -------------------------------------------------------------------------------
@@ -257,9 +242,7 @@ def winners(study: optuna.Study) -> dict[str, FrozenTrial]:
 
 
 def finalists(search: Search, study: optuna.Study) -> Study:
-    """The default and the winners on fresh seeds, as a study like any other. Raises HarnessError
-    when there is no winner.
-    """
+    """Default and winners on fresh seeds, as a study. Raises HarnessError without a winner."""
     arms = {label: trial.params for label, trial in winners(study).items()}
     if not arms:
         raise HarnessError(

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app, doctor_judge
-from harness.cli.doctor_data import Finding
+from harness.cli import app, findings
+from harness.cli.findings import Finding
 from harness.study.sections import JudgeSettings
 from harness.study.study import checked_judge
 from harness.study.tasks import Runtime
@@ -27,7 +27,7 @@ GPT = JudgeSettings(kind="openai", model="gpt", base_url="https://judge.example/
 
 def asked(judge: JudgeSettings, get: Any = httpx.get) -> list[Finding]:
     both = ("mt_bench", "alpaca_eval")
-    return list(doctor_judge.asked(judge, both, Runtime(judge_backoff_s=0.01), get))
+    return list(findings.asked(judge, both, Runtime(judge_backoff_s=0.01), get))
 
 
 def answering(status: int, value: Any, seen: list[str]) -> Any:
@@ -54,7 +54,7 @@ def test_the_endpoint_is_asked_for_the_model_by_name(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     seen: list[str] = []
-    (found,) = doctor_judge.model(GPT, answering(status, value, seen), "judge")
+    (found,) = findings.model(GPT, answering(status, value, seen), "judge")
     assert found.state == state
     assert seen == ["https://judge.example/v1/models"]
     assert says in found.says and KEY not in found.says
@@ -62,21 +62,21 @@ def test_the_endpoint_is_asked_for_the_model_by_name(
 
 def test_no_key_and_no_answer_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    (found,) = doctor_judge.model(GPT, httpx.get, "judge")
+    (found,) = findings.model(GPT, httpx.get, "judge")
     assert found.state == "WRONG" and "set the OPENAI_API_KEY variable" in found.says
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     def refuse(url: str, **options: Any) -> None:
         raise httpx.ConnectError(f"no route with {KEY}")
 
-    (found,) = doctor_judge.model(GPT, refuse, "judge")
+    (found,) = findings.model(GPT, refuse, "judge")
     assert found.state == "WRONG" and "does not answer" in found.says and KEY not in found.says
 
 
 def test_an_end_that_the_endpoint_announces_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     listed = {"data": [{"id": "gpt", "shutdown_date": "2027-01-14"}]}
-    found = list(doctor_judge.model(GPT, answering(200, listed, []), "judge"))
+    found = list(findings.model(GPT, answering(200, listed, []), "judge"))
     assert [one.state for one in found] == ["ok", "note"]
     assert "2027-01-14" in found[1].says
 
@@ -92,7 +92,7 @@ def profile(folder: Path, url: str, **changes: Any) -> Path:
 def test_one_request_of_each_kind_is_sent_and_read(tmp_path: Path) -> None:
     with serve() as server:
         path = profile(tmp_path, server.base_url, verdict="logprobs")
-        found = list(doctor_judge.profile(path))
+        found = list(findings.profile(path))
         assert server.counters["answered"] == 2
     states = {one.what: (one.state, one.says) for one in found}
     assert [one.state for one in found] == ["ok"] * 5
@@ -132,7 +132,7 @@ def test_an_address_says_which_verdict_it_can_give(
     like: tuple[str, ...], states: tuple[str, str], tmp_path: Path
 ) -> None:
     with serve(like=like) as server:
-        found = list(doctor_judge.address(server.base_url))
+        found = list(findings.address(server.base_url))
         assert found[0].says == "has pocket-judge"
         assert tuple(one.state for one in found[1:]) == states
         done = CliRunner().invoke(app, ["doctor", server.base_url, "--store", str(tmp_path)])

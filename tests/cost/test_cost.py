@@ -21,11 +21,12 @@ from harness.cost.budget import (
     generating_bytes,
     verdict,
 )
-from harness.engine.launch import PAPER_SEED, plan_study, prepare, prepare_recipe
+from harness.engine.launch import plan_study, prepare, prepare_recipe
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.model.shape import KNOWN, shape_of, training_bytes
 from harness.records import HarnessError
+from harness.study.study import PAPER_SEED
 from harness.study.work import Work
 from tests import tiny
 from tests.study.test_recipes import RECIPES, recipe

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.data.hub import commit_of, hub_rows
+from harness.data.files import commit_of, hub_rows
 from harness.engine.graph import Plan
 from harness.engine.launch import plan_study
 from harness.records import HarnessError

@@ -10,8 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.engine.archive import export_study, import_archive
-from harness.engine.garbage import collect, remember, waste
+from harness.engine.archive import collect, export_study, import_archive, remember, waste
 from harness.engine.store import Store
 from harness.records import HarnessError
 from tests.engine.test_store import KEY, OTHER, commit, record

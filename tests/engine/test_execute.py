@@ -120,7 +120,7 @@ def test_what_a_stage_left_out_stands_in_its_record(plan: Plan, store: Store, to
         tally.leave_out("empty answer", f"rows.jsonl:{line}")
     toy.left_out = tally.left_out()
     walk(plan, store, ("data.pocket",))
-    (key,) = (key for key in store.all_keys() if store.state(key) == "done")
+    (key,) = (key for key in store.all_keys() if store.states([key])[key] == "done")
     assert store.record(key).left_out == [
         {
             "stage": "data.pocket",
@@ -158,19 +158,7 @@ def test_a_failed_training_blocks_its_descendants_and_names_them(
         "academic",
         "diagnostics",
     }
-    assert all(store.state(key) == "missing" for key in summary.blocked)
-
-
-def test_the_key_fail_makes_one_stage_of_one_cell_fail(store: Store, toy: Toy) -> None:
-    study = load_study(ROOT / "ablations" / "smoke.yaml")
-    failing = dataclasses.replace(
-        study, fail={"stage": "train", "arm.objective.alpha": 1, "seed": 0, "iteration": 1}
-    )
-    plan = build_plan(failing)
-    assert set(plan.nodes) == set(build_plan(study).nodes)
-    summary = walk(plan, store)
-    assert len(summary.failed) == 1
-    assert "fail" in next(iter(summary.failed.values()))
+    assert all(store.states([key])[key] == "missing" for key in summary.blocked)
 
 
 def test_error_rows_keep_a_stage_partial_and_the_next_walk_retries_it(
@@ -182,10 +170,10 @@ def test_error_rows_keep_a_stage_partial_and_the_next_walk_retries_it(
     assert set(summary.partial) == set(judged)
     assert summary.exit_status == 3
     assert "3 of 10" in summary.partial[judged[0]]
-    assert store.state(judged[0]) == "partial"
+    assert store.states(judged)[judged[0]] == "partial"
     toy.errors.clear()
     assert walk(plan, store).executed == len(judged)
-    assert store.state(judged[0]) == "done"
+    assert store.states(judged)[judged[0]] == "done"
 
 
 def test_judging_incomplete_answers_stays_incomplete(plan: Plan, store: Store, toy: Toy) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness.engine.execute import Inline, execute
-from harness.engine.graph import Plan
+from harness.engine.graph import Node, Plan
 from harness.engine.launch import prepare
 from harness.engine.store import Store, hash_file
 from harness.records import HarnessError
@@ -160,7 +160,13 @@ def test_a_stage_that_asks_for_more_than_any_node_has_fails_at_once(
     from harness.engine.ray import RayExecutor
 
     plan, store = prepare(STUDY, {}), opened(tmp_path / "store")
-    executor = RayExecutor(store, 1, resources={"data.pocket": {"num_cpus": 4096}})
+
+    class Greedy(RayExecutor):
+        def needs(self, node: Node) -> dict[str, float]:
+            cpus = {"num_cpus": 4096.0} if node.stage == "data.pocket" else {}
+            return super().needs(node) | cpus
+
+    executor = Greedy(store, 1)
     started = time.perf_counter()
     try:
         summary = execute(plan, store, executor)

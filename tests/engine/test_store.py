@@ -61,9 +61,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_a_committed_stage_is_found_by_its_key(store: Store) -> None:
-    assert store.state(KEY) == "missing"
+    assert store.states([KEY])[KEY] == "missing"
     folder = commit(store)
-    assert store.state(KEY) == "done"
+    assert store.states([KEY])[KEY] == "done"
     assert (folder / "rows.jsonl").read_text() == "one"
     assert store.record(KEY).settings == {"seed": 1}
     assert store.all_keys() == [KEY]
@@ -78,7 +78,7 @@ def test_a_second_commit_of_the_same_key_changes_nothing(store: Store) -> None:
 def test_a_work_folder_without_record_never_counts_and_is_removed(store: Store) -> None:
     work = store.begin(KEY)
     (work / "rows.jsonl").write_text("half")
-    assert store.state(KEY) == "missing"
+    assert store.states([KEY])[KEY] == "missing"
     repairs = Store(store.root).open()
     assert [r.what for r in repairs] == ["attempt was killed"]
     assert not work.exists()
@@ -88,7 +88,7 @@ def test_a_folder_moved_but_not_recorded_is_removed(store: Store) -> None:
     folder = store.folder(KEY)
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_text("half")
-    assert store.state(KEY) == "missing"
+    assert store.states([KEY])[KEY] == "missing"
     assert "before its record" in Store(store.root).open()[0].what
     assert not folder.exists()
 
@@ -97,7 +97,7 @@ def test_the_journal_of_a_killed_attempt_is_continued(store: Store) -> None:
     work = store.begin(KEY)
     (work / "judge.journal.jsonl").write_text("{}\n")
     Store(store.root).open()
-    assert store.state(KEY) == "partial"
+    assert store.states([KEY])[KEY] == "partial"
     assert (store.begin(KEY) / "judge.journal.jsonl").read_text() == "{}\n"
 
 
@@ -105,7 +105,7 @@ def test_a_partial_stage_is_kept_and_continued(store: Store) -> None:
     work = store.begin(KEY)
     (work / "scores.parquet").write_text("rows")
     store.keep_partial(work, KEY, {"errors": 1})
-    assert store.state(KEY) == "partial"
+    assert store.states([KEY])[KEY] == "partial"
     again = store.begin(KEY)
     assert (again / "scores.parquet").read_text() == "rows"
 
@@ -113,10 +113,10 @@ def test_a_partial_stage_is_kept_and_continued(store: Store) -> None:
 def test_failures_keep_their_reason_and_count(store: Store) -> None:
     store.fail(KEY, "train", "loss is nan at step 3")
     store.fail(KEY, "train", "loss is nan at step 3")
-    assert store.state(KEY) == "failed"
+    assert store.states([KEY])[KEY] == "failed"
     assert store.failure(KEY)["attempts"] == 2
     commit(store)
-    assert store.state(KEY) == "done"
+    assert store.states([KEY])[KEY] == "done"
     assert store.failure(KEY) == {}
 
 
@@ -132,7 +132,7 @@ def test_a_lock_excludes_others_and_dies_with_its_owner(store: Store) -> None:
     process = context.Process(target=_hold, args=(str(store.root), ready, KEY))
     process.start()
     assert ready.wait(30)
-    assert store.state(KEY) == "running"
+    assert store.states([KEY])[KEY] == "running"
     with store.lock(KEY) as mine:
         assert not mine
     assert process.pid
@@ -141,7 +141,7 @@ def test_a_lock_excludes_others_and_dies_with_its_owner(store: Store) -> None:
     assert abs(owner["since"] - time.time()) < 60
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert store.state(KEY) == "missing"
+    assert store.states([KEY])[KEY] == "missing"
     assert store.owner(KEY) == {}
     with store.lock(KEY) as mine:
         assert mine
@@ -203,11 +203,12 @@ def test_retention_drops_weights_but_keeps_the_record(store: Store) -> None:
     assert store.verify() == []
 
 
-def test_states_of_many_agree_with_states_of_one(store: Store) -> None:
+def test_states_of_many_are_found_at_once(store: Store) -> None:
     commit(store)
     store.fail(OTHER, "train", "x")
-    keys = [KEY, OTHER, "ef" + "0" * 62]
-    assert store.states(keys) == {key: store.state(key) for key in keys}
+    third = "ef" + "0" * 62
+    states = {KEY: "done", OTHER: "failed", third: "missing"}
+    assert store.states([*states]) == states
 
 
 def test_a_changed_field_of_a_record_breaks_its_seal(store: Store) -> None:

@@ -21,8 +21,8 @@ import openai
 import pytest
 from aiohttp import web
 
-from harness.cli import doctor_judge
-from harness.cost import judging
+from harness.cli import findings
+from harness.cost import work as judging
 from harness.judge import batches, client
 from harness.judge.client import DryRunError, JudgeClient, JudgeReply, JudgeRequest, finalise
 from harness.judge.endpoint import Trouble
@@ -402,11 +402,11 @@ def test_the_doctor_asks_directly_and_says_whether_batches_are_taken() -> None:
     with serve() as server:
         fields = {"kind": "openai", "base_url": server.base_url, "model": "pocket-judge"}
         judge = JudgeSettings.model_validate(fields | BY_BATCH | {"profile": "mine"})
-        found = list(doctor_judge.asked(judge, ("mt_bench",), Runtime(**FAST), httpx.get))
+        found = list(findings.asked(judge, ("mt_bench",), Runtime(**FAST), httpx.get))
         assert [one.state for one in found] == ["ok", "ok", "ok"]
         assert "takes batches" in found[1].says
         assert server.counters["POST batches"] == 0
         server.desk.handle = none  # type: ignore[method-assign]
-        found = list(doctor_judge.asked(judge, ("mt_bench",), Runtime(**FAST), httpx.get))
+        found = list(findings.asked(judge, ("mt_bench",), Runtime(**FAST), httpx.get))
         assert [one.state for one in found] == ["ok", "WRONG"]
         assert "judge.transport: direct" in found[1].says

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import doctor_judge
+from harness.cli import findings
 from harness.records import HarnessError
 from harness.study import shipped
 from harness.study.study import load_study
@@ -47,7 +47,7 @@ def test_a_study_of_ones_own_takes_recipe_and_judge_by_name(
     own.write_text(STUDY.format(recipe="pocket", judge="gpt-4"))
     base = load_study(own).base
     assert (base.model.source, base.judge.profile) == ("pocket", "gpt-4")
-    assert doctor_judge.profile_of("gpt-4") == shipped.FOLDER / "judges" / "gpt-4.yaml"
+    assert findings.profile_of("gpt-4") == shipped.FOLDER / "judges" / "gpt-4.yaml"
     for text, said in (
         (STUDY.format(recipe="poket", judge="pocket"), r"mine.yaml:2: recipe 'poket' .*'pocket'\?"),
         (STUDY.format(recipe="pocket", judge="gpt-5"), r"mine.yaml:3: judge 'gpt-5' not found"),

@@ -37,9 +37,7 @@ class Sample:
 
 @dataclass
 class Draft:
-    """A prompt on its way to becoming Evidence. sheet None: the prompt is over max_prompt_length
-    and is refused.
-    """
+    """A prompt on its way to Evidence. sheet None: it is over max_prompt_length."""
 
     id: str
     messages: Sequence[Mapping[str, str]]
@@ -61,20 +59,15 @@ class Policies:
     def __init__(self, task: StageTask[DiagnosticsTask]) -> None:
         settings = self.settings = task.settings
         self.runtime = task.runtime
-        samples = not settings.by_vllm
-        attention = settings.attention if samples else settings.scoring_attention
+        how = settings.scoring(task.runtime.device)
+        if not settings.by_vllm:
+            how["attention"] = settings.attention
         self.names: dict[str, str] = {}
         self.loaders: dict[str, Callable[..., Policy]] = {}
         for role, name in ROLES.items():
             checkpoint = str(model_folder(task.inputs[name]).resolve())
             self.names[role] = checkpoint
-            self.loaders[checkpoint] = partial(
-                load_policy,
-                task.inputs[name],
-                dtype=settings.dtype,
-                attention=attention,
-                device=task.runtime.device,
-            )
+            self.loaders[checkpoint] = partial(load_policy, task.inputs[name], **how)
 
     def load(self, role: str) -> Policy:
         """The policy of a role (theta, reference, base, previous)."""
@@ -152,9 +145,7 @@ def new_draft(
     tokenizer: Any,
     drawn: Mapping[str, Sequence[int]] | None = None,
 ) -> Draft:
-    """Encode a prompt with its given answers, cut as in training. drawn: token ids of those that
-    generation cut.
-    """
+    """A prompt with its given answers, cut as in training. drawn: ids of those that were cut."""
     settings = task.settings
     try:
         prompt_ids = encode_prompt(tokenizer, messages, settings.max_prompt_length)
@@ -174,9 +165,7 @@ def new_draft(
 
 
 def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, list[Sample]]:
-    """Temperature-1 samples (sample 1 and up) that the answer stage kept, by prompt; empty if there
-    is no such input.
-    """
+    """Temperature-1 samples that the answer stage kept, by prompt; none without that input."""
     wanted = {draft.id for draft in drafts}
     found: dict[str, list[Sample]] = {}
     if folder is None or not (folder / "heldout.jsonl").is_file():
@@ -191,9 +180,7 @@ def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, li
 
 
 def draw(policies: Policies, drafts: Sequence[Draft], role: str) -> dict[str, list[Sample]]:
-    """Fresh samples of a role's policy at temperature 1, seeded by run seed, iteration, role,
-    prompt and sample.
-    """
+    """Fresh samples of a role's policy at temperature 1, each with a seed of its own."""
     settings, policy = policies.settings, policies.sampler(role)
     names, requests = [], []
     for draft, sample in product(drafts, range(settings.samples)):
@@ -217,9 +204,7 @@ def draw(policies: Policies, drafts: Sequence[Draft], role: str) -> dict[str, li
 def add_modes(
     drafts: Sequence[Draft], theta: Policy, token_budget: int, best_style_worth: float = 1.0
 ) -> None:
-    """The right answers (pocket world; no other has a reward) with log π_θ; no other policy is
-    asked for them.
-    """
+    """The right answers (pocket world; no other has a reward) with log π_θ."""
     listed_rewards, rows = [], []
     for draft in drafts:
         assert draft.sheet is not None

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 from harness.pocket import oracle
@@ -115,37 +116,30 @@ def rhat_reference_samples(e: Evidence) -> float | None:
     return _mean(answer.rhat() for answer in e.reference)
 
 
-def kl_base(e: Evidence) -> float | None:
-    """KL(π_θ‖π_0) on samples of π_θ: mean over samples of the per-token KL summed over the
-    response, each step exact.
-    """
-    return _mean(answer.kl["base"] for answer in e.own)
-
-
-def kl_previous(e: Evidence) -> float | None:
-    """KL(π_θ‖π_previous), as ``kl_base``, against the policy the iteration started from."""
-    return _mean(answer.kl["previous"] for answer in e.own)
-
-
 def _per_token(values: Sequence[float], answers: Sequence[Answer]) -> float | None:
     tokens = sum(len(answer.token_ids) for answer in answers)
     return math.fsum(values) / tokens if tokens else None
 
 
-def kl_base_per_token(e: Evidence) -> float | None:
-    """Summed KL(π_θ‖π_0) over all tokens of the prompt's samples, nats per token."""
-    return _per_token([answer.kl["base"] for answer in e.own], e.own)
+def _kl(against: str) -> Measure:
+    """KL(π_θ‖π_against) on samples of π_θ: the per-token KL summed over the response, each step
+    exact; mean over samples.
+    """
+    return lambda e: _mean(answer.kl[against] for answer in e.own)
 
 
-def kl_previous_per_token(e: Evidence) -> float | None:
-    """Summed KL(π_θ‖π_previous) over all tokens of the prompt's samples, nats per token."""
-    return _per_token([answer.kl["previous"] for answer in e.own], e.own)
+def _kl_per_token(against: str) -> Measure:
+    """Summed KL(π_θ‖π_against) over all tokens of the prompt's samples, nats per token."""
+    return lambda e: _per_token([answer.kl[against] for answer in e.own], e.own)
+
+
+kl_base, kl_base_per_token = _kl("base"), _kl_per_token("base")
+kl_previous, kl_previous_per_token = _kl("previous"), _kl_per_token("previous")
+"""Against the policy that the iteration started from."""
 
 
 def entropy(e: Evidence) -> float | None:
-    """Sum over the response of the entropies of π_θ's next-token distributions, mean over samples
-    of π_θ.
-    """
+    """Σ_t of the entropies of π_θ's next-token distributions, mean over samples of π_θ."""
     return _mean(answer.entropy for answer in e.own)
 
 
@@ -193,12 +187,7 @@ def brier_samples(e: Evidence) -> float | None:
     a being the better one.
     """
     answers = _rewarded(e)
-    pairs = [
-        (a, b)
-        for a in answers
-        for b in answers
-        if a.reward is not None and b.reward is not None and a.reward > b.reward
-    ]
+    pairs = [(a, b) for a, b in product(answers, answers) if (a.reward or 0) > (b.reward or 0)]
     return _mean((1 - _sigmoid(e.beta * (a.rhat() - b.rhat()))) ** 2 for a, b in pairs)
 
 
@@ -237,19 +226,13 @@ def rhat_rejected(e: Evidence) -> float | None:
 
 
 def _rhat_y(role: str) -> Measure:
-    def measure(e: Evidence) -> float | None:
-        return e.explore.rhat() if e.explore and e.y_role == role else None
-
-    measure.__doc__ = f"r̂ of the loss's own y on training pairs where it became the {role}."
-    return measure
+    """r̂ of the loss's own y on training pairs where it became the role."""
+    return lambda e: e.explore.rhat() if e.explore and e.y_role == role else None
 
 
 def _share_y(role: str) -> Measure:
-    def measure(e: Evidence) -> float | None:
-        return float(e.y_role == role)
-
-    measure.__doc__ = f"1 where y became the {role} of its training pair."
-    return measure
+    """1 where y became the role of its training pair."""
+    return lambda e: float(e.y_role == role)
 
 
 def pair_margin(e: Evidence) -> float | None:
@@ -274,9 +257,7 @@ def _distinct(e: Evidence, n: int) -> float | None:
 
 
 def distinct_1(e: Evidence) -> float | None:
-    """Share of different tokens among all tokens of the K samples (first 128 tokens of each). Li et
-    al. 2016.
-    """
+    """Share of different tokens among all of the K samples (first 128 of each). Li et al. 2016."""
     return _distinct(e, 1)
 
 
@@ -286,9 +267,7 @@ def distinct_2(e: Evidence) -> float | None:
 
 
 def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence, by bit-parallel rows (Hyyrö 2004): one pass over
-    ``b`` with integers of len(a) bits.
-    """
+    """Its length, by bit-parallel rows of len(a) bits, one pass over ``b`` (Hyyrö 2004)."""
     places: dict[Hashable, int] = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | (1 << i)

@@ -182,9 +182,7 @@ class GradientPair:
 
 
 def read_rows(task: StageTask[DiagnosticsTask], tokenizer: Any) -> list[PreferenceRow]:
-    """The last pairs that have an exploration response (with accumulated data: the iteration's
-    own), encoded as in training.
-    """
+    """The last pairs that have an exploration response, encoded as in training."""
     rows: list[PreferenceRow] = []
     for raw in reversed(list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))):
         pair = Pair(**raw)
@@ -202,9 +200,7 @@ def read_rows(task: StageTask[DiagnosticsTask], tokenizer: Any) -> list[Preferen
 def gradient_pair(
     model: Any, rows: Sequence[PreferenceRow], *, c: float, beta: float
 ) -> GradientPair:
-    """Gradients of one batch at the model's present parameters; the model's own ``.grad`` stays as
-    it is.
-    """
+    """Gradients of one batch at the model's parameters; its own ``.grad`` stays as it is."""
     base = base_model_of(model)
     parameters = [p for p in base.parameters() if p.requires_grad]
     y = sorted(set.intersection(*(set(row.responses) for row in rows)) - set(PAIR))

@@ -39,9 +39,7 @@ HEADLINE = ("rhat_reference_samples", "kl_base", "entropy")
 
 
 def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
-    """Measure one checkpoint. Where a measurement is undefined for a prompt (constant reward,
-    another role of y) there is no row.
-    """
+    """Measure one checkpoint. Where a measurement is undefined for a prompt there is no row."""
     objective = task.settings.objective
     found = collect(task, objective.beta)
     scores = score_rows(found) + gradient_rows(task, objective.c, objective.beta)
@@ -121,9 +119,7 @@ def _source(e: Evidence) -> str:
 
 
 def gradient_rows(task: StageTask[DiagnosticsTask], c: float, beta: float) -> list[Score]:
-    """grad_ratio and grad_cosine at the start of the iteration, and at the checkpoint (``_end``),
-    one row per small batch.
-    """
+    """grad_ratio and grad_cosine at the iteration's start and end, one row a small batch."""
     policies = Policies(task)
     rows = passes.read_rows(task, policies.load("theta").tokenizer)
     if len(rows) < passes.ROWS:
@@ -161,9 +157,7 @@ def arrays(heldout: Sequence[Evidence]) -> dict[str, list[Any]]:
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
-    """Mean over the rows that have a value, with how many there are; no interval here (the analysis
-    makes them).
-    """
+    """Mean over the rows that have a value, and how many; intervals are the analysis's."""
     by_metric: dict[str, list[Score]] = {}
     for score in scores:
         by_metric.setdefault(score.metric, []).append(score)

@@ -1,33 +1,123 @@
-"""``selm doctor`` of judges: is the model there, is each kind of request answered and read, what
-does it cost, and how long will it be there?
-
-Costs one short call for every kind of request; the pocket judge is not asked.
+"""What ``selm doctor`` finds in a file of preference rows, read as the data stage reads it, and of
+judges: is the model there, is each kind of request answered and read, what does it cost, and how
+long will it be there? Costs one short call for every kind of request; the pocket judge is not
+asked.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
-from harness.cli.doctor_data import Finding, note, ok, wrong
-from harness.cost import judging
+from harness.cost import work as judging
+from harness.data.files import file_rows
+from harness.data.rows import Reader
 from harness.evaluate import annotator
 from harness.judge import endpoint as endpoints
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.judge.journal import JOURNAL_NAME
-from harness.records import HarnessError, redact
+from harness.model.chat import check_rows
+from harness.records import HarnessError, Pair, Prompt, redact
 from harness.study import judges, shipped
-from harness.study.sections import JudgeSettings
+from harness.study.sections import DataSettings, JudgeSettings
 from harness.study.settings import Recipe
 from harness.study.study import checked_judge
 from harness.study.tasks import Runtime
+from harness.train.batching import encode_pair
 
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``note``: only worth knowing; ``WRONG``: a run would fail."""
+
+    state: Literal["ok", "note", "WRONG"]
+    what: str
+    says: str
+
+
+def ok(what: str, says: str) -> Finding:
+    return Finding("ok", what, says)
+
+
+def note(what: str, says: str) -> Finding:
+    return Finding("note", what, says)
+
+
+def wrong(what: str, says: str) -> Finding:
+    return Finding("WRONG", what, says)
+
+
+# -- a file of rows --------------------------------------------------------------------------------
+SHOWN = 3
+"""Rows shown as tokens."""
+ENDS = 24
+"""Tokens shown at either end of a long text."""
+
+
+def data(path: str, columns: Mapping[str, str], tokenizer: Any = None) -> Iterator[Finding]:
+    """What of the file is read, what is left out and why; with a tokenizer, what its chat template
+    does to the rows, and the first of them as tokens, those that are trained between « and ».
+    columns: as of ``Reader``.
+    """
+    reader = Reader("data.files", "rows", columns)
+    try:
+        prompts = reader.prompts(file_rows(Path(path)))
+    except HarnessError as error:
+        yield wrong(path, str(error))
+        return
+    tally = reader.rows
+    for one in reader.left_out():
+        yield note(
+            path,
+            f"{one.count} of {one.of} {one.what} left out: {one.reason} "
+            f"({', '.join(one.examples)})",
+        )
+    most = DataSettings().max_left_out
+    dropped = tally.read - len(prompts)
+    says = f"{len(prompts)} of {tally.read} rows are pairs"
+    if not prompts or dropped > most * tally.read:
+        yield wrong(path, f"{says}; data.max_left_out allows {most:g} to be left out")
+        return
+    yield ok(path, says)
+    if tokenizer is not None:
+        yield from _under_template(path, prompts, reader, tokenizer)
+
+
+def _under_template(
+    path: str, prompts: Sequence[Prompt], reader: Reader, tokenizer: Any
+) -> Iterator[Finding]:
+    rows = ((reader.places[one.id], one.messages, (one.chosen, one.rejected)) for one in prompts)
+    try:
+        counts = check_rows(tokenizer, rows)
+    except HarnessError as error:
+        yield wrong(path, str(error))
+        return
+    for name, count in counts.items():
+        yield note(path, f"{name.replace('_', ' ')} in {count} rows")
+    for prompt in prompts[:SHOWN]:
+        pair = Pair(prompt.id, prompt.messages, prompt.chosen, prompt.rejected, "")
+        row = encode_pair(tokenizer, pair)
+        for role, ids in row.responses.items():
+            says = f"{_tokens(tokenizer, row.prompt_ids)} «{_tokens(tokenizer, ids)}»"
+            yield note(f"{reader.places[prompt.id]} {role}", says)
+
+
+def _tokens(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The tokens as the tokenizer writes them, the middle of a long text left out."""
+    texts = [repr(token)[1:-1] for token in tokenizer.convert_ids_to_tokens(list(ids))]
+    if len(texts) > 2 * ENDS:
+        texts[ENDS:-ENDS] = [f"… {len(texts) - 2 * ENDS} tokens …"]
+    return " ".join(texts)
+
+
+# -- judges ----------------------------------------------------------------------------------------
 TIMEOUT_S = 10.0
 Get = Callable[..., Any]
 FOLDERS = (Path("ablations") / "judges", Path("judges"), shipped.FOLDER / "judges")
@@ -41,9 +131,7 @@ PAIR = annotator.Pair("0", QUESTION, "I would rather not.", "An apple.")
 
 
 def profile_of(name: str) -> Path | None:
-    """The profile that a word on the command line names: a file in a ``judges`` folder, or the name
-    of one in ``ablations/judges``.
-    """
+    """The profile that a word names: a file in a ``judges`` folder, or the name of one."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return path if path.is_file() and path.resolve().parent.name == judges.FOLDER else None
@@ -139,9 +227,7 @@ def model(judge: JudgeSettings, get: Get, name: str) -> Iterator[Finding]:
 
 
 def takes_batches(judge: JudgeSettings, get: Get, name: str) -> Finding:
-    """Whether the endpoint has batches. The requests that follow are asked directly: a batch may
-    take a day.
-    """
+    """Whether the endpoint has batches. What follows is asked directly: one may take a day."""
     endpoint = endpoints.resolve_endpoint(judge, Runtime())
     headers = endpoints.auth_headers(judge, endpoint)
     try:
