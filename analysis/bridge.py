@@ -56,9 +56,7 @@ class Known:
 
 
 def jackknife(parts: Floats, statistic: Callable[[Floats], float]) -> Known:
-    """``statistic`` of the sums of ``parts`` (clusters, …) over clusters, with its delete-one
-    interval.
-    """
+    """``statistic`` of the sums of ``parts`` (clusters, …), with its delete-one interval."""
     n, whole = len(parts), parts.sum(axis=0)
     value = statistic(whole)
     if n < 2:
@@ -74,10 +72,8 @@ def jackknife(parts: Floats, statistic: Callable[[Floats], float]) -> Known:
 # -- one measure -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Scale:
-    """One measure of one benchmark under both judges.
-
-    sums: (clusters, models, 3): old, new and count of every cluster, of items that both judges
-    scored for every model, means over repeats. rows: one for each item and model.
+    """sums (clusters, models, 3): old, new and count over items that both judges scored for every
+    model, means over repeats. rows: one for each item and model.
     """
 
     benchmark: str
@@ -116,9 +112,7 @@ class Scale:
         return found[0], found[1]
 
     def published(self, new: float) -> Known | None:
-        """A score by the new judge on the old judge's scale: the map's value, and the prediction
-        interval for another model.
-        """
+        """A new score on the old scale, with the prediction interval for another model."""
         if self.line() is None:
             return None
         old, scores = _means(self.sums.sum(axis=0))
@@ -169,9 +163,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Scale]]:
 
 
 def scales(rows: Sequence[Mapping[str, Any]]) -> list[Scale]:
-    """The measures of a bridge's rows; an item that misses a score of any model is left out of all
-    and counted.
-    """
+    """The measures of a bridge's rows; items that miss a score of any model are counted only."""
     frame = pd.DataFrame(rows)
     found = []
     for (benchmark, metric), part in frame.groupby(["benchmark", "metric"], sort=True):
@@ -268,9 +260,7 @@ class Bias:
 
 
 def bias(scale: Scale, judge: str) -> Bias:
-    """Position and length bias of "old" or "new", over all models; each model has a level of its
-    own, standard errors are clustered by item.
-    """
+    """Biases of "old" or "new": a level for every model, standard errors clustered by item."""
     rows = scale.rows
     return Bias(_first(scale, rows, judge), _length(rows, judge, scale.metric == "rating"))
 
@@ -426,9 +416,7 @@ def _judges(scale: Scale) -> dict[str, Known | str | None]:
 
 # -- a study ---------------------------------------------------------------------------------------
 def study_tables(data: StudyData, results: Path) -> dict[str, Table]:
-    """The scores of a study whose judge has a bridge below ``results``, on the published scale;
-    nothing of another.
-    """
+    """The published scale of a study whose judge has a bridge below ``results``; else nothing."""
     held = {str(name) for name in data.scores["judge"].unique()} - {""}
     found: dict[str, Table] = {}
     for path in sorted((results / FOLDER).glob(f"*/{FILE}")):

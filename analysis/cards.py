@@ -26,7 +26,7 @@ from analysis.compare import resolve
 from analysis.load import Checkpoint, Run, Stage, StudyData, read_json
 from analysis.measures import Measure
 from analysis.stats import Estimate
-from analysis.table import flat, incomplete_text, interval_text, judged, verdict
+from analysis.table import flat, incomplete_text, interval_text, judged, pipes, verdict
 from harness.files import write_atomic
 from harness.records import HarnessError, content_hash
 
@@ -38,9 +38,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "selm-harness
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint whose weights are there. files: SHA-256 of each of its stage's files, from its
-    record. users: runs that share it.
-    """
+    """files: SHA-256 of each of its stage's files. users: runs that share it."""
 
     run: Run
     iteration: int
@@ -63,17 +61,13 @@ class Kept:
 
 
 def path_part(name: str) -> str:
-    """A run's name as one folder name; where characters had to go, a hash keeps it apart from
-    others.
-    """
+    """A run's name as one folder name; a hash stands for characters that had to go."""
     safe = re.sub(r"[^A-Za-z0-9=_.,+-]", "_", name)[:120].lstrip(".") or "run"
     return safe if safe == name else f"{safe}-{content_hash(name, length=8)}"
 
 
 def kept(data: StudyData) -> list[Kept]:
-    """Checkpoints with weights, by run and iteration; one that several runs share (the base, say)
-    is listed under the first of them.
-    """
+    """Checkpoints with weights; one that several runs share is listed under the first."""
     users: dict[str, list[str]] = {}
     places: dict[str, tuple[Run, int]] = {}
     for run in data.runs:
@@ -95,11 +89,7 @@ def kept(data: StudyData) -> list[Kept]:
 
 
 def write_cards(data: StudyData, study_dir: Path) -> list[Path]:
-    """Write a card for every kept checkpoint and ``models/README.md`` that lists them; remove those
-    of checkpoints that are gone.
-
-    Raises HarnessError when a file cannot be written.
-    """
+    """Write a card for every kept checkpoint and their index; remove those of gone ones."""
     folder = study_dir / "models"
     cards = {folder / item.folder / "README.md": item for item in kept(data)}
     for path in sorted([*folder.glob("*/iteration-*/README.md"), folder / "README.md"]):
@@ -142,9 +132,7 @@ class Scored:
 
 
 def scores(data: StudyData, run: Run, iteration: int, asked: Iterable[Measure]) -> list[Scored]:
-    """Every measure asked for that this one checkpoint holds, with the interval over items (this
-    checkpoint, new items).
-    """
+    """The measures that this one checkpoint holds, with the interval over items."""
     arm = run.arm_name if iteration > 0 else ""
     checkpoint = Checkpoint(arm, run.label, iteration, (run,))
     found = []
@@ -211,11 +199,6 @@ def _is_hub(source: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source))
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + " :-- |" * len(head)]
-    return lines + ["| " + " | ".join(text.markdown(cell) for cell in row) + " |" for row in rows]
-
-
 def _what(item: Kept) -> list[str]:
     shared = f" Shared by {len(item.users)} runs of the study." if len(item.users) > 1 else ""
     what = "The first model of the study's runs"
@@ -230,7 +213,7 @@ def _what(item: Kept) -> list[str]:
     ]
     how = "Load it with transformers' AutoModelForCausalLM and AutoTokenizer from that folder."
     lead = f"{text.markdown(what)}, seed {item.run.seed}.{shared} {how}"
-    return [lead, "", *_rows(("what", "value"), rows)]
+    return [lead, "", pipes(("what", "value"), rows, 2)]
 
 
 def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
@@ -263,7 +246,7 @@ def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
         "Standard errors and intervals are over new items, given this one checkpoint; a "
         "dash: undefined (all items gave the same score)."
     )
-    return [about, "", *_rows(head, rows), "", *notes]
+    return [about, "", pipes(head, rows, len(head)), "", *notes]
 
 
 def _recipe(data: StudyData, item: Kept) -> list[str]:
@@ -287,7 +270,7 @@ def _recipe(data: StudyData, item: Kept) -> list[str]:
             f"Arm: {arm or 'the recipe as it is'}; c = {c} (coefficient on log π(y)), κ = 2c/β = "
         )
         lead += f"{kappa}."
-    return [text.markdown(lead), *(["", *_rows(("setting", "value"), rows)] if rows else [])]
+    return [text.markdown(lead), *(["", pipes(("setting", "value"), rows, 2)] if rows else [])]
 
 
 def _provenance(data: StudyData, item: Kept) -> list[str]:
@@ -307,7 +290,7 @@ def _provenance(data: StudyData, item: Kept) -> list[str]:
         "Every stage this checkpoint rests on, inputs before what reads them; a key is the hash of "
         "a stage's settings and its inputs' keys."
     )
-    return [again, "", about, "", *_rows(("stage", "key", "state"), rows)]
+    return [again, "", about, "", pipes(("stage", "key", "state"), rows, 3)]
 
 
 def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
@@ -348,10 +331,8 @@ def _limits(data: StudyData, item: Kept) -> list[str]:
 
 # -- a repository of the hub -----------------------------------------------------------------------
 def write_repository(data: StudyData, cell: str, repo: str, study_dir: Path) -> Path:
-    """Write the repository of one checkpoint anew; returns its folder.
-
-    cell: a run's name, with ``@iteration`` behind it (without: its last). Raises HarnessError for a
-    name that is no hub id or no single checkpoint, and where the weights are gone.
+    """Write the repository of ``cell`` (a run, or run@iteration) anew; returns its folder.
+    HarnessError: no hub id, no single checkpoint, or its weights are gone.
     """
     try:
         validate_repo_id(repo)

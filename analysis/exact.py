@@ -25,9 +25,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class World:
-    """A reference policy (Y,) and the compared pairs: ``first`` beats ``second`` with probability
-    ``label``; weights sum to 1.
-    """
+    """Reference policy (Y,); ``first`` beats ``second`` with probability ``label``, weighted."""
 
     reference: Vector
     first: NDArray[np.int64]
@@ -48,20 +46,12 @@ def world(
     rewards: Sequence[float],
     beta: float,
 ) -> World:
-    """Pairs of equal weight, labelled by the true rewards: P(first beats second) = sigma(reward
-    difference).
-    """
+    """Pairs of equal weight; P(first beats second) = sigma(reward difference)."""
     first, second = (np.array([pair[k] for pair in pairs]) for k in (0, 1))
     true = np.asarray(rewards, dtype=np.float64)
     labels = sigmoid(true[first] - true[second])
-    return World(
-        np.asarray(reference, dtype=np.float64),
-        first,
-        second,
-        labels,
-        np.full(len(pairs), 1 / len(pairs)),
-        beta,
-    )
+    weights = np.full(len(pairs), 1 / len(pairs))
+    return World(np.asarray(reference, dtype=np.float64), first, second, labels, weights, beta)
 
 
 def sigmoid(x: Any) -> Any:
@@ -99,9 +89,7 @@ def mean_log_ratio(logits: Vector, at: World) -> float:
 
 
 def dpo_loss(logits: Vector, at: World) -> float:
-    """L = -sum_w [label log sigma(D) + (1 - label) log sigma(-D)], D the difference of implicit
-    rewards.
-    """
+    """L = -sum_w [label log sigma(D) + (1 - label) log sigma(-D)], D = r(first) - r(second)."""
     gap = _gap(logits, at)
     return float(
         at.weights @ (at.labels * np.logaddexp(0, -gap) + (1 - at.labels) * np.logaddexp(0, gap))
@@ -142,9 +130,7 @@ def selm_gradient(logits: Vector, at: World, alpha: float) -> Vector:
 def descend(
     at: World, alpha: float, *, steps: int, rate: float, start: Vector | None = None
 ) -> NDArray[np.float64]:
-    """Gradient descent on ``selm_loss`` from the reference (or ``start``): logits after 0..steps
-    steps, (steps + 1, Y).
-    """
+    """Logits (steps + 1, Y) of gradient descent on ``selm_loss`` from pi_ref or ``start``."""
     logits = np.log(at.reference) if start is None else start.copy()
     path = [logits]
     for _ in range(steps):
@@ -154,9 +140,7 @@ def descend(
 
 
 def tilted(rewards: Vector, at: World) -> Vector:
-    """The policy that maximises E_pi[reward] - beta KL(pi || pi_ref): pi_ref exp(reward / beta),
-    normalised.
-    """
+    """argmax of E_pi[reward] - beta KL(pi || pi_ref): pi_ref exp(reward / beta), normalised."""
     best: Vector = np.exp(log_softmax(np.log(at.reference) + rewards / at.beta))
     return best
 

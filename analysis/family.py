@@ -1,6 +1,4 @@
-"""Several arms against one baseline over the same seeds: the pooled headline, Holm, Dunnett, and
-selection with seeds to spare.
-
+"""Arms against a baseline: pooled headline, Holm, Dunnett, selection with seeds to spare.
 Axis letters: A arms (the baseline among them), S seeds, n item clusters.
 """
 
@@ -38,9 +36,7 @@ ORDERS = "these seeds, every order of the arms equally likely"
 
 @dataclass(frozen=True)
 class Trend:
-    """Does a score fall or rise with α? estimate: slope over seeds with "A" and "B"; page:
-    one-sided exact p in the declared direction.
-    """
+    """estimate: slope with "A" and "B"; page and p_directed: in the declared direction."""
 
     alphas: tuple[float, ...]
     estimate: Estimate
@@ -114,11 +110,8 @@ _NO_PAGE = Permutation(ORDERS, "Page's L", None, None, None, 0)
 def page_trend(
     means: Floats, generator: np.random.Generator | None = None, *, draws: int = 19_999
 ) -> Permutation:
-    """Page's L for scores rising along the columns of ``means`` (S, A): one-sided p = P(L* ≥ L)
-    over all orders within every row.
-
-    Up to 7 arms the null is the exact convolution of the rows' own distributions (midranks, so ties
-    are exact); beyond, drawn.
+    """Page's L of ``means`` (S, A): one-sided p = P(L* ≥ L) over all orders within every row: exact
+    (convolution of the rows' own distributions, midranks) up to 7 arms; beyond, drawn.
     """
     S, A = means.shape
     ranks = np.array([distributions.rankdata(row) for row in means])
@@ -148,20 +141,15 @@ def page_trend(
 
 
 STRAY_SIZE, APART_SIZE = 0.005, 0.01
-"""Sizes of the checks that arms share a seed variance: of the arm and of the baseline alone, and of
-their difference.
-"""
+"""Sizes of the checks of a shared seed variance: of one arm alone, and of a difference."""
 POOLED = "difference, pooled"
 """``Estimate.method`` of a member whose headline is pooled."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One arm against the baseline. ``estimate.intervals``: "A", "B" (the headline: pooled with
-    three or more arms), "A_paired", "B_paired".
-
-    dunnett: simultaneous (A) interval over all arms of the family, with its adjusted p. holm:
-    adjusted p by interval name.
+    """``estimate.intervals``: "A", "B" (pooled with three or more arms), "A_paired", "B_paired".
+    dunnett: simultaneous (A) interval over all arms. holm: adjusted p by interval name.
     """
 
     arm: str
@@ -172,9 +160,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Family:
-    """All arms against ``baseline``; ms: the pooled arm × seed residual mean square of cell means,
-    with its df (None: paired only).
-    """
+    """All arms against ``baseline``; ms, df: the pooled arm × seed residual (None: paired only)."""
 
     baseline: str
     members: tuple[Member, ...]
@@ -189,9 +175,7 @@ class Family:
 
 
 def residual(means: Floats) -> tuple[Floats, int]:
-    """Arm × seed residual of cell means (…, A, S): MS = Σ(m_as − m_a. − m_.s + m..)²/df, df =
-    (A−1)(S−1).
-    """
+    """MS = Σ(m_as − m_a. − m_.s + m..)²/df of cell means (…, A, S), df = (A−1)(S−1)."""
     A, S = means.shape[-2:]
     of_arm, of_seed = means.mean(axis=-1, keepdims=True), means.mean(axis=-2, keepdims=True)
     df = (A - 1) * (S - 1)
@@ -238,18 +222,14 @@ def apart(means: Floats, arm: int, baseline: int) -> Floats:
 
 
 def unequal(means: Floats, arm: int, baseline: int) -> NDArray[np.bool_]:
-    """Whether one of three F tests (size 2 % together) finds that the pool does not speak for this
-    arm and this baseline; A ≥ 3.
-    """
+    """Whether an F test (size 2 % together) finds that the pool does not speak for this pair."""
     alone = np.minimum(stray(means, arm), stray(means, baseline))
     return np.asarray((alone < STRAY_SIZE) | (apart(means, arm, baseline) < APART_SIZE))
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """What the arms of a family share. arms: how many different ones; unequal: names whose headline
-    goes back to the paired interval.
-    """
+    """arms: how many different ones; unequal: names whose headline is the paired interval."""
 
     seeds: tuple[int, ...]
     ms: float
@@ -284,7 +264,7 @@ def family(arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1
     flags += [f"{name} left out: {e.flags[0]}" for name, e in pairs.items() if e.incomplete]
     members = [_member(name, e, pool) for name, e in pairs.items()]
     adjusted = {
-        key: holm({m.arm: _p(m, key) for m in members})
+        key: holm({m.arm: m.estimate.p(key) for m in members})
         for key in ("A", "B", "A_paired", "B_paired")
     }
     done = tuple(replace(m, holm={key: adjusted[key][m.arm] for key in adjusted}) for m in members)
@@ -293,17 +273,10 @@ def family(arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1
     return Family(baseline, done, pool.seeds, pool.ms, pool.df, True, tuple(flags))
 
 
-def _p(member: Member, key: str) -> float | None:
-    interval = member.estimate.intervals.get(key)
-    return None if interval is None else interval.p
-
-
 def _pool(
     usable: Mapping[str, Layout], baseline: str, min_complete: float
 ) -> tuple[_Pool | None, list[str]]:
-    """The residual over seeds and clusters scored in every arm. Arms that are copies of one another
-    are counted once.
-    """
+    """The residual over what is scored in every arm; copies of an arm are counted once."""
     if len(usable) < 3:
         return None, []
     names = sorted(usable)
@@ -407,9 +380,7 @@ def dunnett_cdf(q: float, arms: int, df: float) -> float:
 
 
 def dunnett_p(t: float, arms: int, df: float) -> float:
-    """Two-sided p of one of ``arms`` comparisons, adjusted for all of them. With one arm it is
-    Student's.
-    """
+    """Two-sided p adjusted for ``arms`` comparisons; with one arm Student's."""
     if arms == 1:
         return float(2 * distributions.t.sf(abs(t), df))
     return min(max(1 - dunnett_cdf(abs(t), arms, df), 0.0), 1.0)
@@ -430,9 +401,7 @@ def dunnett_critical(arms: int, df: float) -> float:
 
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Holm-adjusted p by name, over the whole declared family: an undefined p stays undefined but
-    counts as a member (as 1).
-    """
+    """Holm-adjusted p by name; an undefined p stays undefined but counts as a member (as 1)."""
     if not p:
         return {}
     names = sorted(p)
@@ -447,11 +416,8 @@ def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The best of several arms, told on seeds that did not choose it.
-
-    naive: its difference to the baseline on the seeds that chose it (too good on average).
-    estimate: on the others. rotated: mean over seeds of the difference of the arm chosen without
-    that seed (no interval: the choices share seeds).
+    """The best arm, told on seeds that did not choose it. naive: its difference where it was chosen
+    (too good on average). rotated: mean of the differences of leave-one-seed-out choices.
     """
 
     best: str
@@ -468,11 +434,8 @@ class Selection:
 def reestimate_best(
     arms: Mapping[str, Layout], baseline: str, *, better: int = 1, min_complete: float = 1.0
 ) -> Selection:
-    """Choose the arm with the highest mean (lowest for ``better`` −1) on the first half of the
-    common seeds (rounded down, at least 1), and estimate its paired difference on the other seeds.
-
-    Below 3 other seeds the estimate has no interval. INCOMPLETE arms cannot be chosen. ``trials``
-    counts every arm that was tried, complete or not.
+    """Choose the best mean on the first half of the common seeds (at least 1), estimate its paired
+    difference on the others (no interval below 3). ``trials`` counts INCOMPLETE arms too.
     """
     pairs = {
         name: paired(cell, arms[baseline])[0] for name, cell in arms.items() if name != baseline

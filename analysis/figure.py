@@ -1,8 +1,5 @@
-"""A figure and its files: PDF, SVG and PNG with fixed bytes, and the CSV of what it shows.
-
-Sizes are those of a two-column paper (3.3 and 6.9 inches wide). Arms differ by colour, marker and
-line style, and the colours differ in lightness, so that a grey print and a colour-blind reader lose
-nothing.
+"""A figure and its files: PDF, SVG and PNG with fixed bytes, and the CSV of what it shows. Sizes
+are of a two-column paper; arms differ by marker, line and lightness too, for grey prints.
 """
 
 from __future__ import annotations
@@ -48,41 +45,14 @@ LINES: tuple[Any, ...] = (
 DISTINCT = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
 """Okabe and Ito's colours; the baseline is black."""
 PNG_DPI = 200
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.4,
-    "legend.frameon": False,
-    "legend.handlelength": 2.8,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "selm",
-    "figure.dpi": 100,
-    "axes.unicode_minus": True,
-    "axes.axisbelow": True,
-    "path.simplify": True,
-    "axes.formatter.use_mathtext": False,
-    "mathtext.fontset": "dejavusans",
-}
+STYLE = mpl.rc_params_from_file(
+    Path(__file__).with_name("paper.mplstyle"), use_default_template=False
+)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished figure. ``data`` is every number in it, one observation a row; ``alt`` says in
-    words what is to be seen.
-    """
+    """``data``: every number in it, one observation a row; ``alt``: what is to be seen."""
 
     key: str
     title: str
@@ -118,7 +88,7 @@ def paper_style() -> Iterator[None]:
     """matplotlib's defaults with ``STYLE`` on top, whatever the user's configuration says."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+        mpl.rcParams.update(STYLE)
         yield
 
 
@@ -132,9 +102,7 @@ def new_figure(
 
 
 def styles(data: StudyData) -> dict[str, ArmStyle]:
-    """Arm → style. The values of one numeric axis: light to dark; other arms distinct colours. The
-    baseline is black and dashed.
-    """
+    """Arm → style. One numeric axis: light to dark; else distinct; baseline black, dashed."""
     arms = list(data.arms)
     values = {arm: [*runs[0].arm.values(), None][0] for arm, runs in data.arms.items()}
     ordered = [arm for arm in arms if arm != data.baseline_arm]
@@ -190,9 +158,7 @@ def symbols(label: str) -> str:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
-    """One legend for the whole figure, under it: as many columns as the labels leave room for; the
-    figure grows by what further rows take.
-    """
+    """A legend under the figure, as wide as its labels allow; further rows make it grow."""
     if not handles:
         return
     width, height = figure.get_size_inches()
@@ -218,9 +184,7 @@ def error_bar_note(data: StudyData) -> str:
 
 
 def dodge(number: int, count: int, width: float = 0.36) -> float:
-    """Sideways offset of arm ``number`` of ``count``, so that points at one x do not hide one
-    another.
-    """
+    """Sideways offset of arm ``number`` of ``count``: points at one x must not hide one another."""
     return 0.0 if count < 2 else width * (number / (count - 1) - 0.5)
 
 
@@ -228,12 +192,8 @@ def seed_points(
     axes: Axes, x: float, values: Sequence[float], style: ArmStyle, spread: float = 0.05
 ) -> None:
     """Every seed's point, small and pale, side by side, behind the lines."""
-    axes.plot(side_by_side(x, len(values), spread), values, **pale(style))
-
-
-def side_by_side(x: float, count: int, spread: float) -> list[float]:
-    """``count`` places around x."""
-    return [x + (0.0 if count < 2 else spread * (i / (count - 1) - 0.5)) for i in range(count)]
+    places = [x + dodge(i, len(values), spread) for i in range(len(values))]
+    axes.plot(places, values, **pale(style))
 
 
 def hollow(style: ArmStyle, size: float = 2.4, fill: str = "white") -> dict[str, Any]:
@@ -274,9 +234,7 @@ NO_ENDS = dict.fromkeys(("A_low", "A_high", "B_low", "B_high"))
 def seeds_and_mean(
     place: Observation, points: Mapping[int, float], estimate: Estimate
 ) -> list[Observation]:
-    """Every seed's point and, where there is one, the mean with its intervals; ``place``: the
-    fields that say what they are of.
-    """
+    """Rows of every seed's point and, where there is one, of the mean with its intervals."""
     rows: list[Observation] = [
         {**place, "kind": "seed", "seed": seed, "value": value, **NO_ENDS}
         for seed, value in points.items()
@@ -287,12 +245,6 @@ def seeds_and_mean(
     return rows
 
 
-def half_width(estimate: Estimate) -> float:
-    """Of the error bar: that of interval (A), 0 where there is none."""
-    interval = estimate.intervals.get("A")
-    return (interval.half_width if interval else None) or 0.0
-
-
 METADATA: Mapping[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
     "svg": {"Date": None, "Creator": None},
@@ -301,10 +253,8 @@ METADATA: Mapping[str, dict[str, Any]] = {
 
 
 def render(drawn: Drawn, kind: str) -> bytes:
-    """The figure's bytes as pdf, svg or png; the same for the same data (no dates, fixed
-    identifiers). Rendered once per kind.
-
-    The canvases print directly: ``savefig`` would draw every figure twice.
+    """The same bytes for the same data (no dates, fixed identifiers), rendered once per kind. The
+    canvases print directly: ``savefig`` would draw every figure twice.
     """
     if kind not in drawn.rendered:
         buffer, figure = io.BytesIO(), drawn.figure

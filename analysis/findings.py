@@ -16,7 +16,7 @@ import numpy as np
 from analysis import measures, power, rank
 from analysis.family import Family, Member, Selection, Trend, family, holm, reestimate_best, trend
 from analysis.layout import Layout
-from analysis.load import Checkpoint, StudyData
+from analysis.load import Checkpoint, StudyData, once
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference, mean_over_seeds, one_checkpoint
 
@@ -57,10 +57,7 @@ class Comparison:
 
     def p(self, population: str) -> float | None:
         """The p to judge by: after Holm where the comparison was declared, else the plain one."""
-        if self.declared:
-            return self.holm.get(population)
-        interval = self.estimate.intervals.get(population)
-        return interval.p if interval else None
+        return self.holm.get(population) if self.declared else self.estimate.p(population)
 
     def detected(self, population: str, size: float = 0.05) -> bool:
         p = self.p(population)
@@ -81,9 +78,7 @@ class TrendFinding:
 
 @dataclass(frozen=True)
 class Improvement:
-    """Held-out reward of the baseline arm after the last iteration minus the base's: same seeds,
-    same prompts.
-    """
+    """Held-out reward of the baseline arm's end minus the base's: same seeds and prompts."""
 
     measure: Measure
     label: str
@@ -96,9 +91,7 @@ class Improvement:
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it. ``primary`` and ``declared`` hold the declared comparisons, in study order of the
-    arms.
-    """
+    """``primary`` and ``declared``: the declared comparisons, in study order of the arms."""
 
     primary_measure: Measure
     primary_iteration: int
@@ -113,24 +106,16 @@ class Findings:
 
 
 def estimate(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Estimate:
-    """A table cell: mean over seeds with (A) and (B); with one seed the interval over items
-    ("items").
-    """
+    """Mean over seeds with (A) and (B); of one seed with the interval over "items"."""
     cell = measures.layout_of(data, checkpoint, measure)
     if len(cell.seeds) == 1:
         return one_checkpoint(cell, min_complete=data.min_complete)
     return mean_over_seeds(cell, min_complete=data.min_complete)
 
 
+@once
 def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
-    """Every arm against the baseline on one measure after one iteration; empty without a baseline
-    or scores of it.
-    """
-    key = ("comparison", measure.key, iteration)
-    return data.once(key, lambda: _compare_arms(data, measure, iteration))
-
-
-def _compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
+    """Every arm against the baseline; empty without a baseline or scores of it."""
     cells = {}
     for arm in data.arms:
         checkpoint = data.at(arm, iteration)
@@ -163,10 +148,10 @@ def _comparison(
     spread = flip = improvement = None
     arms = 2
     pooled = value.method == "difference, pooled"
-    if value.tells_spread:
-        spread = power.from_estimate(value)
+    if value.squares and value.tells_spread:
+        spread = power.from_squares(value.squares)
         if pooled and found.pooled:
-            spread = power.from_estimate(value, ms=found.ms, df=found.df)
+            spread = power.from_squares(value.squares, ms=found.ms, df=found.df)
             arms = (found.df or 0) // max(value.seeds - 1, 1) + 1
         sizes = value.seeds, value.clusters
         detectable = {p: power.detectable(spread, *sizes, p, arms=arms) for p in POPULATIONS}
@@ -204,17 +189,16 @@ def declared_outcomes(data: StudyData) -> list[tuple[Measure, int]]:
     return list(found.values())
 
 
+@once
 def find(data: StudyData) -> Findings:
     """The study's findings (computed once per study object)."""
-    return data.once(("findings",), lambda: _find(data))
-
-
-def _find(data: StudyData) -> Findings:
     outcomes = declared_outcomes(data)
     plain: list[Comparison] = []
     for outcome in outcomes:
         plain += compare_arms(data, *outcome)
-    adjusted = {p: holm({f"{i}": _plain_p(c, p) for i, c in enumerate(plain)}) for p in POPULATIONS}
+    adjusted = {
+        p: holm({f"{i}": c.estimate.p(p) for i, c in enumerate(plain)}) for p in POPULATIONS
+    }
     declared = tuple(
         replace(c, holm={p: adjusted[p][f"{i}"] for p in POPULATIONS}) for i, c in enumerate(plain)
     )
@@ -235,11 +219,6 @@ def _find(data: StudyData) -> Findings:
         selection,
         reason,
     )
-
-
-def _plain_p(comparison: Comparison, population: str) -> float | None:
-    interval = comparison.estimate.intervals.get(population)
-    return interval.p if interval else None
 
 
 def _selection(data: StudyData, measure: Measure, iteration: int) -> tuple[Selection | None, str]:

@@ -10,7 +10,7 @@ half-width = Σ t_k·v_k / √Σ v_k. Checked by simulation in ``tests/analysis/
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,9 +73,7 @@ def judge_runs(values: Floats) -> JudgeRuns:
 
 
 def differences(data: StudyData, measure: Measure, one: Comparison) -> Floats | None:
-    """D (S, n, R) of an arm against the baseline: seeds both have, clusters scored everywhere; None
-    of a measure that was judged once.
-    """
+    """D (S, n, R) over what both have; None of a measure that was judged once."""
     sides = []
     for arm in (one.arm, data.baseline_arm):
         checkpoint = data.at(arm, one.iteration)
@@ -100,14 +98,9 @@ def differences(data: StudyData, measure: Measure, one: Comparison) -> Floats | 
 
 
 def table_judge_runs(data: StudyData) -> Table | None:
-    """Arms against the baseline with the judge's runs as a third source of variance; None of a
-    study judged once.
-    """
+    """Judge runs as a third source of variance; None of a study judged once."""
     rows, observations = [], []
-    judged = {benchmark["name"] for benchmark in data.benchmarks if benchmark["judged"]}
-    for measure in measures.columns(data, "table_1"):
-        if measure.benchmark not in judged or not measure.better:
-            continue
+    for measure in measures.judged(data):
         for one in findings.compare_arms(data, measure, data.last_iteration):
             cube = differences(data, measure, one)
             if cube is None:
@@ -139,10 +132,8 @@ def table_judge_runs(data: StudyData) -> Table | None:
 def repeats_or_seeds(
     spread: Components, judge: float, runs: int, seeds: int, items: int, arms: int = 2
 ) -> dict[str, float | None]:
-    """What (A) detects now, with twice the judge runs, and with one more seed; and the judge's
-    share of its variance a² = σ_s²/S + σ_e²/(S·n), in which the judge has judge/R of σ_e².
-
-    judge: variance of one verdict of the difference.
+    """What (A) detects now, with twice the runs, with one more seed; and the judge's share of
+    a² = σ_s²/S + σ_e²/(S·n). judge: variance of one verdict of the difference.
     """
     own = min(judge / runs, spread.sigma_e**2)
     doubled = replace(spread, sigma_e=math.sqrt(spread.sigma_e**2 - own / 2))
@@ -270,21 +261,24 @@ SIDES = ("first judge", "second judge")
 
 
 def table_two_judges(first: StudyData, second: StudyData) -> Table:
-    """Arm − baseline after the last iteration on every judged measure. The same answers were
-    judged, so what differs is the judge alone: its bias, and its noise.
-
-    Raises HarnessError where no judged measure is stored under both.
+    """Arm − baseline after the last iteration under both judges of the same answers.
+    HarnessError where no judged measure is stored under both.
     """
     rows, observations = [], []
     judges: dict[str, list[str]] = {}
-    for measure in _judged(first):
-        sides = [_by_arm(data, measure) for data in (first, second)]
+    for measure in (one for one in measures.judged(first) if not one.part):
+        compared = [findings.compare_arms(d, measure, d.last_iteration) for d in (first, second)]
+        sides = [{c.arm: c for c in some if c.estimate.value is not None} for some in compared]
         for arm, a in sides[0].items():
             b = sides[1].get(arm)
             if b is None:
                 continue
             head = {"measure": measure.name, "arm": a.label}
-            cells = {side: _cell(one, measure) for side, one in zip(SIDES, (a, b), strict=True)}
+            cells = {
+                side: f"{number(one.estimate.value, measure.digits, sign=True)} "
+                f"({interval_text(one.estimate.intervals.get('A'), measure.digits)})"
+                for side, one in zip(SIDES, (a, b), strict=True)
+            }
             rows.append(TableRow({**head, **cells, "sign": _sign(a, b)}))
             numbers: dict[str, object] = {}
             for side, one in zip(("first", "second"), (a, b), strict=True):
@@ -309,42 +303,14 @@ def table_two_judges(first: StudyData, second: StudyData) -> Table:
     return Table("two_judges", title, caption, rows, observations, notes, left=2)
 
 
-def _judged(data: StudyData) -> Sequence[Measure]:
-    judged = {benchmark["name"] for benchmark in data.benchmarks if benchmark["judged"]}
-    return [
-        measure
-        for measure in measures.columns(data, "table_1")
-        if measure.benchmark in judged and measure.better and not measure.part
-    ]
-
-
-def _by_arm(data: StudyData, measure: Measure) -> dict[str, Comparison]:
-    found = findings.compare_arms(data, measure, data.last_iteration)
-    return {one.arm: one for one in found if one.estimate.value is not None}
-
-
 def _who(data: StudyData, measure: Measure) -> str:
-    found = {
-        data.identity(checkpoint, measure.benchmark, measure.metric)
-        for checkpoint in data.checkpoints
-    }
-    return " and ".join(sorted(found - {""}))
-
-
-def _cell(one: Comparison, measure: Measure) -> str:
-    value = number(one.estimate.value, measure.digits, sign=True)
-    return f"{value} ({interval_text(one.estimate.intervals.get('A'), measure.digits)})"
+    of = measure.benchmark, measure.metric
+    return " and ".join(sorted({data.identity(c, *of) for c in data.checkpoints} - {""}))
 
 
 def _sign(a: Comparison, b: Comparison) -> str:
     values = [one.estimate.value or 0.0 for one in (a, b)]
     word = "same" if values[0] * values[1] > 0 else "other"
-    clear = any(_excludes_zero(one) for one in (a, b))
+    ends = [one.estimate.intervals["A"] for one in (a, b)]
+    clear = any(i.low is not None and i.high is not None and i.low * i.high > 0 for i in ends)
     return word if clear else f"({word})"
-
-
-def _excludes_zero(one: Comparison) -> bool:
-    interval = one.estimate.intervals.get("A")
-    if interval is None or interval.low is None or interval.high is None:
-        return False
-    return interval.low > 0 or interval.high < 0

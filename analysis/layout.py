@@ -1,8 +1,5 @@
-"""The one array shape of the analysis: scores of seeds × item clusters, with what is missing kept
-visible.
-
-Axis letters: S seeds, n item clusters (MT-Bench: the question, both turns; AlpacaEval: the
-instruction; otherwise the item).
+"""The one array shape of the analysis. Axis letters: S seeds, n item clusters (MT-Bench: the
+question, both turns; AlpacaEval: the instruction; otherwise the item).
 """
 
 from __future__ import annotations
@@ -50,9 +47,7 @@ class Layout:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Mean with all that is missing at its worst and at its best; None when the scale is open
-        or there is nothing.
-        """
+        """Means with what is missing at its worst and best; None of an open scale or nothing."""
         if self.low is None or self.high is None or not self.low.size:
             return None
         return float(self.low.mean()), float(self.high.mean())
@@ -73,9 +68,7 @@ class Layout:
         return replace(self, values=pick(self.values), **parts, **names)
 
     def spread(self, clusters: tuple[str, ...]) -> Layout:
-        """The same over a larger set of clusters; those that were not there are missing, of the
-        median number of rows.
-        """
+        """Over more clusters: new ones are missing, of the median number of rows."""
         if clusters == self.clusters:
             return self
         place = {c: i for i, c in enumerate(clusters)}
@@ -166,9 +159,7 @@ def from_array(values: Any, scale: tuple[float, float] | None = None) -> Layout:
 
 
 def complete(cell: Layout, min_complete: float = 1.0) -> tuple[Layout, str, tuple[str, ...]]:
-    """The clusters scored for every seed, why the cell is INCOMPLETE (empty if it is not), and
-    flags about what was left out.
-
+    """The clusters scored for every seed, why the cell is INCOMPLETE ("": it is not), and flags.
     min_complete: the share of rows that must be scored for the cell to have a value at all.
     """
     n = cell.values.shape[1]
@@ -185,9 +176,7 @@ def complete(cell: Layout, min_complete: float = 1.0) -> tuple[Layout, str, tupl
 
 
 def paired(arm: Layout, baseline: Layout) -> tuple[Layout, tuple[str, ...]]:
-    """D_si = arm − baseline over the seeds both have and the clusters either has (missing in one:
-    missing), and flags about seeds left out.
-
+    """D_si over the seeds both have and the clusters either has, and flags about seeds left out.
     Bounds pair the worst of one with the best of the other.
     """
     seeds = sorted(set(arm.seeds) & set(baseline.seeds))

@@ -1,6 +1,4 @@
-"""What a study did not use, or not whole: rows, prompts, samples, answers, verdicts, as the stages'
-records say it.
-"""
+"""What a study did not use, or not whole, as its stages' records say it."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis import text
-from analysis.load import StudyData
+from analysis.load import StudyData, once
 
 SHOWN = 3
 TOLD_FROM = 0.01
@@ -19,10 +17,8 @@ TOLD_FROM = 0.01
 
 @dataclass
 class Kind:
-    """What the stages of one name left out of one kind of thing, counted over these stages.
-
-    of: all that the stages met which left anything out. reasons: reason -> how many. examples:
-    reason -> where the first of them stand. stages: how many left something out.
+    """of: all that stages met which left anything out. reasons: reason -> how many. examples:
+    reason -> where the first stand. stages: how many left something out.
     """
 
     stage: str
@@ -61,9 +57,7 @@ class Kind:
 
 
 def kinds(records: Iterable[Iterable[Mapping[str, Any]]]) -> list[Kind]:
-    """One entry for each stage name and kind of thing, in the order in which they are met.
-    records: the ``left_out`` of each stage's record.
-    """
+    """By stage name and kind of thing, in order. records: ``left_out`` of each stage's record."""
     found: dict[tuple[str, str], Kind] = {}
     for record in records:
         own: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -74,9 +68,10 @@ def kinds(records: Iterable[Iterable[Mapping[str, Any]]]) -> list[Kind]:
     return list(found.values())
 
 
+@once
 def of_study(data: StudyData) -> list[Kind]:
     """Every kind of thing that the study's stages left out."""
-    return data.once(("left_out",), lambda: kinds(stage.left_out for stage in data.stages.values()))
+    return kinds(stage.left_out for stage in data.stages.values())
 
 
 def statement(data: StudyData) -> str:

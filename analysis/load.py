@@ -12,9 +12,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -31,14 +31,13 @@ DIAGNOSTICS = "diagnostics"
 RANKER_DIFFERENCES = "ranker_alpaca_eval"
 """Benchmark name of the ranker's rewards of AlpacaEval's answers, which the held-out stage writes.
 """
+Asked = ParamSpec("Asked")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the study. state: done | partial | failed | missing (not run, or waiting for an
-    input that failed).
-    """
+    """state: done | partial | failed | missing (not run, or it waits for what failed)."""
 
     key: str
     name: str
@@ -101,9 +100,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One row of a table: an arm after an iteration, with one run per seed. Iteration 0 is what the
-    method starts from, the shared base or its warm-up (the base is then iteration -1); ``arm`` is
-    empty for both.
+    """An arm after an iteration, one run per seed. Iteration 0 is the shared base or its warm-up
+    (the base is then iteration -1); ``arm`` is empty for both.
     """
 
     arm: str
@@ -125,10 +123,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Cell:
-    """Scores of one checkpoint on one metric: the crossed layout, and what is not in it.
-
-    points: mean over all surviving rows, one per seed of the layout (NaN without any). statuses:
-    score rows by status. absent: why a seed has no rows at all, one sentence per run.
+    """points: mean over surviving rows by the layout's seeds (NaN without any). statuses: score
+    rows by status. absent: why a seed has no rows at all, one sentence per run.
     """
 
     layout: Layout
@@ -146,18 +142,21 @@ class Cell:
         return self.layout.expected - sum(self.statuses.values())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when the file is missing. Broken JSON raises HarnessError
-    naming the file.
-    """
+def parsed(path: Path) -> Any:
+    """What a JSON file holds, None of a missing file. HarnessError names a broken one."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return None
     except ValueError as error:
         raise HarnessError(
             f"{path}: not valid JSON ({error}); `selm verify` lists what depends on it"
         ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty of a missing file."""
+    data = parsed(path)
     return data if isinstance(data, dict) else {}
 
 
@@ -179,7 +178,7 @@ def read_run(row: Mapping[str, Any]) -> Run:
         arm=row["arm"],
         label=row["label"],
         seed=int(row["seed"]),
-        baseline_run=row.get("baseline_run", row.get("twin")) or "",
+        baseline_run=row["baseline_run"] or "",
         c=c,
         kappa=kappa,
         iterations=dict(sorted(iterations.items())),
@@ -281,10 +280,23 @@ def _score_table(stage: Stage | None) -> pa.Table | None:
     return table
 
 
+def once(
+    function: Callable[Concatenate[StudyData, Asked], Result],
+) -> Callable[Concatenate[StudyData, Asked], Result]:
+    """A function of a study and hashable arguments that is computed once for each study object."""
+
+    @wraps(function)
+    def found(data: StudyData, /, *args: Asked.args, **kwargs: Asked.kwargs) -> Result:
+        key = (function.__module__, function.__qualname__, *args, *kwargs.items())
+        if key not in data.computed:
+            data.computed[key] = function(data, *args, **kwargs)
+        return cast("Result", data.computed[key])
+
+    return found
+
+
 class StudyData:
-    """A study read from disk; see ``load_study``. ``scores`` has one row per score and run (the
-    base's rows once per run).
-    """
+    """A study read from disk. ``scores``: one row per score and run (the base's once per run)."""
 
     def __init__(
         self,
@@ -309,13 +321,8 @@ class StudyData:
         self.seeds = tuple(sorted({run.seed for run in runs}))
         self.stages = stages
         self.scores = scores
-        self._computed: dict[tuple[Any, ...], Any] = {}
-
-    def once(self, key: tuple[Any, ...], compute: Callable[[], Result]) -> Result:
-        """What ``compute`` gives, once for this study; ``key`` names it and its arguments."""
-        if key not in self._computed:
-            self._computed[key] = compute()
-        return cast("Result", self._computed[key])
+        self.computed: dict[tuple[Any, ...], Any] = {}
+        """What ``once`` has found."""
 
     # -- what was planned --------------------------------------------------------------------------
     @cached_property
@@ -360,9 +367,7 @@ class StudyData:
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
-        """The bases (one per different first model), then arm by arm its iterations; only those
-        that the study scores.
-        """
+        """Those scored: the bases (one per first model), then arm by arm its iterations."""
         bases: dict[tuple[int, tuple[str, ...]], Checkpoint] = {}
         rest = []
         for arm, runs in self.arms.items():
@@ -385,9 +390,7 @@ class StudyData:
         return named + rest
 
     def checkpoint(self, arm: str, iteration: int) -> Checkpoint | None:
-        """The checkpoint of an arm after an iteration; at iteration 0 the base that the arm started
-        from.
-        """
+        """An arm's checkpoint; at iteration 0 the base that it started from."""
         if iteration > 0:
             there = (c for c in self.checkpoints if c.arm == arm and c.iteration == iteration)
             return next(there, None)
@@ -457,10 +460,11 @@ class StudyData:
 
         A run without any row counts as missing every row that the fullest run of the study has.
         """
-        asked = (benchmark, metric, part, scale)
         names = tuple(run.name for run in checkpoint.runs)
-        key = ("cell", checkpoint.iteration, names, *asked)
-        return self.once(key, lambda: self._cell(checkpoint, *asked))
+        key = ("cell", checkpoint.iteration, names, benchmark, metric, part, scale)
+        if key not in self.computed:
+            self.computed[key] = self._cell(checkpoint, benchmark, metric, part, scale)
+        return cast("Cell", self.computed[key])
 
     def _cell(
         self,
@@ -499,9 +503,7 @@ class StudyData:
         return Cell(built, points, dict(sorted(statuses.items())), tuple(absent))
 
     def identities(self, rows: np.ndarray) -> list[str]:
-        """Who judged these rows and on what (judge, benchmark version with the hashes of its
-        files), each once, sorted.
-        """
+        """Every judge and benchmark version (with its files' hashes) of these rows, sorted."""
         names = ("judge", "benchmark_version")
         pairs = np.unique(np.stack([self._arrays[name][rows] for name in names], axis=1), axis=0)
         found = []
@@ -559,9 +561,7 @@ class StudyData:
         return self.stage(run, iteration, self.scoring_stages.get(benchmark, ""))
 
     def summary(self, run: Run, iteration: int, benchmark: str) -> Mapping[str, Any]:
-        """``summary.json`` of the stage that scored a benchmark, also of a partial one; empty when
-        there is none.
-        """
+        """``summary.json`` of the scoring stage, also of a partial one; else empty."""
         stage = self.stage_of(run, iteration, benchmark)
         return read_json(stage.folder / "summary.json") if stage and stage.has_rows else {}
 
@@ -581,9 +581,7 @@ class StudyData:
 
     @cached_property
     def unfinished(self) -> list[tuple[Stage, list[str]]]:
-        """Stages that are not done, with the runs and iterations that wait for them, in study
-        order.
-        """
+        """Stages that are not done, with the run@iteration that wait for them."""
         users: dict[str, list[str]] = {}
         for run, iteration in iterate(self):
             for key in run.iterations[iteration].values():
@@ -604,10 +602,8 @@ def _mean(values: np.ndarray) -> float:
 
 
 def load_study(study_dir: Path, store_dir: Path) -> StudyData:
-    """Read a study's manifest and every stored score row.
-
-    Raises HarnessError when there is no manifest, or another version wrote it; a store without
-    results is a study without scores.
+    """Read a study's manifest and every stored score row (a store may hold none).
+    HarnessError: no manifest, or another version wrote it.
     """
     path = Path(study_dir) / "manifest.json"
     if not path.is_file():

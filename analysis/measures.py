@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.layout import Floats, Layout, empty
-from analysis.load import DIAGNOSTICS, Cell, Checkpoint, Run, StudyData
+from analysis.load import DIAGNOSTICS, Cell, Checkpoint, Run, StudyData, once
 
 PERCENT, UNIT = (0.0, 100.0), (0.0, 1.0)
 WIN_RATE = "alpaca_eval.win_rate"
@@ -63,12 +63,9 @@ class Measure:
         return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
+@once
 def of_benchmarks(data: StudyData) -> tuple[Measure, ...]:
     """What the study's benchmarks show, as their records say it in the manifest."""
-    return data.once(("of_benchmarks",), lambda: _of_benchmarks(data))
-
-
-def _of_benchmarks(data: StudyData) -> tuple[Measure, ...]:
     oracle = data.recipe["ranker"]["kind"] == "oracle"  # whose rewards lie between 0 and 1
     found = []
     for benchmark in data.benchmarks:
@@ -102,6 +99,12 @@ def columns(data: StudyData, table: str) -> tuple[Measure, ...]:
     return tuple(found)
 
 
+def judged(data: StudyData) -> tuple[Measure, ...]:
+    """Table 1's measures by a judge of which more or less is better."""
+    names = {benchmark["name"] for benchmark in data.benchmarks if benchmark["judged"]}
+    return tuple(m for m in columns(data, "table_1") if m.benchmark in names and m.better)
+
+
 def own_tables(data: StudyData) -> tuple[str, ...]:
     """Names of the benchmarks that have a table of their own."""
     found = dict.fromkeys(measure.table for measure in of_benchmarks(data))
@@ -125,9 +128,7 @@ def headlines(data: StudyData) -> tuple[Measure, ...]:
 
 
 def heldout(data: StudyData, *, sampled: bool = False) -> Measure:
-    """The ranker's reward of answers to held-out prompts: greedy, or the mean over temperature-1
-    samples.
-    """
+    """The ranker's reward of held-out answers: greedy, or mean over temperature-1 samples."""
     return find(data, "heldout", "reward_sampled" if sampled else "reward")
 
 
@@ -139,9 +140,7 @@ def diagnostic(
 
 
 def diagnostics(data: StudyData) -> tuple[Measure, ...]:
-    """The diagnostics that the study holds: the known ones in reading order, then any other by
-    name.
-    """
+    """The study's diagnostics: known ones in reading order, then any other by name."""
     rest = {
         metric: diagnostic(metric, metric.replace("_", " "), "")
         for _, metric in data.metrics(DIAGNOSTICS)
@@ -155,12 +154,9 @@ def diagnostics(data: StudyData) -> tuple[Measure, ...]:
     return (*found, *rest.values())
 
 
+@once
 def all_measures(data: StudyData) -> dict[str, Measure]:
     """Every measure the study can show, by key ("alpaca_eval.win_rate")."""
-    return data.once(("all_measures",), lambda: _all_measures(data))
-
-
-def _all_measures(data: StudyData) -> dict[str, Measure]:
     found = {measure.key: measure for measure in of_benchmarks(data)}
     for table in tables(data):
         found |= {measure.key: measure for measure in columns(data, table)}
@@ -225,15 +221,12 @@ def penalised_to_nothing(summary: Mapping[str, Any]) -> bool:
     return point == 50.0 and spread == 0.0 and summary.get("win_rate") != 50.0
 
 
+@once
 def crossed(data: StudyData, measure: Measure) -> bool:
     """Whether every run has values of a diagnostic on the same prompts. Training prompts differ
     between seeds, and some diagnostics are undefined on some prompts; then seeds are compared by
     their means, and only (A) is given.
     """
-    return data.once(("crossed", measure.key), lambda: _crossed(data, measure))
-
-
-def _crossed(data: StudyData, measure: Measure) -> bool:
     prompts = set()
     for checkpoint in data.checkpoints:
         cell = parts(data, checkpoint, measure)[0]
@@ -246,9 +239,7 @@ def _crossed(data: StudyData, measure: Measure) -> bool:
 
 
 def by_seed(cell: Cell) -> Layout:
-    """One cluster per seed: its mean over the items where the measure is defined. Seeds without any
-    stay missing.
-    """
+    """One cluster a seed: its mean where the measure is defined; else it stays missing."""
     values = cell.points[:, None].astype(float)
     missing = np.isnan(values).astype(np.int64)
     ends = None if missing.any() else values
@@ -256,10 +247,10 @@ def by_seed(cell: Cell) -> Layout:
     return Layout(values, cell.layout.seeds, ("all",), None, missing, rows, ends, ends)
 
 
-def points(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> dict[int, float]:
-    """The score of every seed that has any, as the benchmark defines it (the mean over surviving
-    rows, or the library's point).
-    """
+def points(data: StudyData, checkpoint: Checkpoint | None, measure: Measure) -> dict[int, float]:
+    """Seed → score as the benchmark defines it (mean over rows, or the library's point)."""
+    if checkpoint is None:
+        return {}
     of_part = [
         dict(zip(cell.layout.seeds, cell.points.tolist(), strict=True))
         for cell in parts(data, checkpoint, measure)

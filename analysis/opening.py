@@ -42,9 +42,7 @@ def opening(data: StudyData) -> Opening:
 
 # -- arms by measures ------------------------------------------------------------------------------
 def shown_measures(data: StudyData) -> list[tuple[Measure, int]]:
-    """Declared outcomes, then headlines after the last iteration (those with a better side first),
-    as far as scores are stored.
-    """
+    """Declared outcomes, then headlines (those with a better side first) that are stored."""
     wanted = findings.declared_outcomes(data)
     headlines = sorted(measures.headlines(data), key=lambda measure: measure.better == 0)
     wanted += [(m, data.last_iteration) for m in headlines if not m.part]
@@ -94,7 +92,7 @@ def _score(
         return Score("–")
     if estimate.value is None:
         return Score(_scored(estimate))
-    half = _half(estimate)
+    half = estimate.half_width()
     shown = number(estimate.value, measure.digits)
     if half is not None:
         shown += f" ±{number(half, measure.digits)}"
@@ -104,7 +102,7 @@ def _score(
 def _difference(measure: Measure, estimate: Estimate) -> Score:
     if estimate.value is None:
         return Score(_scored(estimate))
-    half, shown = _half(estimate), number(estimate.value, measure.digits, sign=True)
+    half, shown = estimate.half_width(), number(estimate.value, measure.digits, sign=True)
     if half is None:
         return Score(shown, estimate.value)
     effect = estimate.value / half * (measure.better or 1) if half else None
@@ -114,11 +112,6 @@ def _difference(measure: Measure, estimate: Estimate) -> Score:
 
 def _scored(estimate: Estimate) -> str:
     return f"{estimate.scored} of {estimate.expected} scored" if estimate.expected else "–"
-
-
-def _half(estimate: Estimate) -> float | None:
-    interval = estimate.intervals.get("A")
-    return interval.half_width if interval else None
 
 
 # -- what to do next -------------------------------------------------------------------------------

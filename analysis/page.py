@@ -118,9 +118,7 @@ def _image(drawn: Drawn) -> str:
 
 # -- Markdown to HTML ------------------------------------------------------------------------------
 def to_html(markdown: str, images: Images) -> str:
-    """Our own Markdown as HTML: tables scroll and sort, pictures are inside. ``images``: HTML by
-    the file that the Markdown links.
-    """
+    """Tables scroll and sort, pictures (``images``: HTML by linked file) are inside."""
     tokens, title, seen = PARSER.parse(markdown), "", ""
     for at, token in enumerate(tokens):
         if token.type == "inline" and tokens[at - 1].type == "heading_open":
@@ -192,9 +190,7 @@ def _cells(tokens: Sequence[Token]) -> None:
 
 
 def sort_value(cell: str) -> str:
-    """The number a cell starts with, as a plain decimal; other text as it is, and missing values as
-    an empty text (sorted last).
-    """
+    """The number a cell starts with, else its text; empty (sorted last) where missing."""
     if cell in ("", "–") or cell.startswith("INCOMPLETE"):
         return ""
     match = re.match(r"[+<≥≈ ]*([−-]?\d+(?:\.\d+)?(?:e[−+-]?\d+)?)(?=$|[\s/%†(])", cell)

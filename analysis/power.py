@@ -27,7 +27,7 @@ from scipy import optimize, special  # type: ignore[import-untyped]
 from scipy import stats as distributions
 
 from analysis.layout import Floats
-from analysis.stats import MIN_SEEDS, Estimate, MeanSquares, cochran_half_width
+from analysis.stats import MIN_SEEDS, MeanSquares, cochran_half_width
 
 POWER, SIZE = 0.80, 0.05
 MOST_SEEDS, MOST_ITEMS = 1000, 1_000_000
@@ -37,9 +37,7 @@ Population = Literal["A", "B"]
 
 @dataclass(frozen=True)
 class Components:
-    """Standard deviations of a paired difference by source, in the score's units. low, high: 95 %
-    range of σ_s (None: given, not estimated).
-    """
+    """Standard deviations, in the score's units. low, high: 95 % range of an estimated σ_s."""
 
     sigma_s: float
     sigma_i: float
@@ -86,25 +84,9 @@ def from_squares(
     )
 
 
-def from_estimate(
-    estimate: Estimate, *, ms: float | None = None, df: int | None = None
-) -> Components:
-    """Components of a difference (``stats.difference``, or a family's member with the family's
-    ``ms`` and ``df``).
-    """
-    if estimate.squares is None:
-        raise ValueError(
-            f"{estimate.method} has no variance components: "
-            f"{'; '.join(estimate.flags) or 'it has no value'}"
-        )
-    return from_squares(estimate.squares, ms=ms, df=df)
-
-
 @lru_cache(maxsize=256)
 def _nodes(df: float) -> tuple[Floats, Floats]:
-    """Nodes and weights for the mean over χ²_df/df (Gauss–Legendre in χ, where the density is
-    smooth).
-    """
+    """Nodes and weights for the mean over χ²_df/df (Gauss–Legendre in χ)."""
     x, w = np.polynomial.legendre.leggauss(96)
     low, high = distributions.chi.ppf([1e-13, 1 - 1e-13], df)
     z = low + (x + 1) / 2 * (high - low)
@@ -128,9 +110,7 @@ def power_at(delta: float, a2: float, df_a: float, b2: float = 0.0, df_b: float 
 
 @lru_cache(maxsize=1024)
 def multiplier(df: float) -> float:
-    """λ_df: the shift, in standard errors, that a two-sided t test detects with 80 % power.
-    (scipy's noncentral t fails at few df.)
-    """
+    """λ_df, in standard errors (scipy's noncentral t fails at few df)."""
     t = float(distributions.t.isf(SIZE / 2, df))
     return float(
         optimize.brentq(lambda shift: power_at(shift, 1.0, df) - POWER, 0.0, 4 * t + 10, xtol=1e-10)
@@ -139,9 +119,7 @@ def multiplier(df: float) -> float:
 
 @dataclass(frozen=True)
 class Detectable:
-    """Smallest difference detected with 80 % power. low, high: over the range of σ_s. floor: what
-    no number of seeds can undercut ((B)).
-    """
+    """low, high: over the range of σ_s. floor: what no number of seeds can undercut ((B))."""
 
     value: float | None
     low: float | None
@@ -169,9 +147,7 @@ def _mde(
 def detectable(
     c: Components, seeds: int, clusters: int, population: Population = "B", *, arms: int = 2
 ) -> Detectable:
-    """Minimum detectable effect of a two-sided 5 % test with ``seeds`` and ``clusters``, in the
-    score's units.
-    """
+    """Smallest difference found with 80 % power by a two-sided 5 % test, in the score's units."""
     df = seed_df(seeds, arms)
     shift = float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(POWER))
     floor = shift * c.sigma_i / math.sqrt(clusters) if population == "B" else 0.0

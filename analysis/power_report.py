@@ -13,7 +13,6 @@ from analysis.judge_runs import advised
 from analysis.load import load_study
 from analysis.power import (
     Components,
-    Detectable,
     Needed,
     Population,
     detectable,
@@ -28,9 +27,7 @@ from harness.records import HarnessError
 
 @dataclass(frozen=True)
 class Design:
-    """A comparison's spread, the seeds and items it has now, how many arms told the spread, and the
-    digits of its measure.
-    """
+    """A spread, the seeds and items now, the arms that told the spread, digits to show."""
 
     name: str
     spread: Components
@@ -45,10 +42,8 @@ SEEDS = (3, 5, 10)
 
 
 def power_study(study_dir: Path, store_dir: Path, delta: float | None) -> Table:
-    """For the study's primary outcome, every arm against the baseline: what it could detect, what
-    ``delta`` would need (None: the largest round difference at most half of what it detects now).
-
-    Raises HarnessError when the study has no complete comparison over two seeds or more.
+    """What every arm could detect on the primary outcome, and what ``delta`` (None: a round one at
+    most half of that) would need. HarnessError without a complete comparison over two seeds.
     """
     _check_delta(1.0 if delta is None else delta)
     data = load_study(study_dir, store_dir)
@@ -85,9 +80,8 @@ def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta
 
 
 def seeds_for_less(c: Comparison) -> tuple[float, Needed] | None:
-    """The largest round difference (1, 2 or 5 times a power of ten) that is at most half of what
-    the study can detect now, and the seeds that would detect it, under (A); None where that is
-    undefined.
+    """The largest 1, 2 or 5 times a power of ten at most half of what is detectable under (A), and
+    the seeds that would detect it; None where that is undefined.
     """
     now = c.detectable.get("A")
     if c.spread is None or now is None or now.value is None:
@@ -106,15 +100,9 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
     rows, observations = [], []
     for design in designs:
         for population in findings.POPULATIONS:
-            now = detectable(
-                design.spread, design.seeds, design.items, population, arms=design.arms
-            )
-            seeds = seeds_needed(design.spread, delta, design.items, population, arms=design.arms)
-            items = items_needed(design.spread, delta, design.seeds, population, arms=design.arms)
-            rows.append(TableRow(_cells(design, population, now, seeds, items)))
-            observations.append(_observation(design, population, now, seeds, items))
-    for row in observations:
-        row |= {"delta": delta, "of": what}
+            shown, numbers = _row(design, population, delta)
+            rows.append(TableRow(shown))
+            observations.append({**numbers, "delta": delta, "of": what})
     caption = (
         f"{what}: 80 % power, two-sided 5 %, delta = {delta:g}; {designs[0].seeds} seeds × "
         f"{designs[0].items} items now."
@@ -126,40 +114,33 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
     return Table("power", "Seeds and items needed", caption, rows, observations, notes)
 
 
-def _cells(
-    design: Design, population: Population, now: Detectable, seeds: Needed, items: Needed
-) -> dict[str, str]:
-    spread, digits = design.spread, design.digits
-    with_seeds = [number(found.value, digits) for found in _by_seeds(design, population).values()]
-    return {
-        "comparison": design.name,
-        "population": population,
+def _row(
+    design: Design, population: Population, delta: float
+) -> tuple[dict[str, str], dict[str, object]]:
+    """What is shown of a comparison for one population, and the numbers behind it."""
+    spread, digits, arms = design.spread, design.digits, design.arms
+    now, *others = (
+        detectable(spread, seeds, design.items, population, arms=arms)
+        for seeds in (design.seeds, *SEEDS)
+    )
+    seeds = seeds_needed(spread, delta, design.items, population, arms=arms)
+    items = items_needed(spread, delta, design.seeds, population, arms=arms)
+    head = {"comparison": design.name, "population": population}
+    shown = {
+        **head,
         "σ seed": number(spread.sigma_s, digits),
         "σ item": number(spread.sigma_i, digits),
         "σ error": number(spread.sigma_e, digits),
         "detectable now": now.undefined if now.value is None else number(now.value, digits),
-        f"with {', '.join(map(str, SEEDS))} seeds": ", ".join(with_seeds),
+        f"with {', '.join(map(str, SEEDS))} seeds": ", ".join(
+            number(found.value, digits) for found in others
+        ),
         "seeds for delta": needed_text(seeds),
         "items for delta": needed_text(items),
     }
-
-
-def _by_seeds(design: Design, population: Population) -> dict[int, Detectable]:
-    """What other numbers of seeds would detect, the spread being as it is."""
-    return {
-        seeds: detectable(design.spread, seeds, design.items, population, arms=design.arms)
-        for seeds in SEEDS
-    }
-
-
-def _observation(
-    design: Design, population: Population, now: Detectable, seeds: Needed, items: Needed
-) -> dict[str, object]:
-    spread = design.spread
-    return {
-        "comparison": design.name,
-        "population": population,
-        **{f"detectable_{n}_seeds": d.value for n, d in _by_seeds(design, population).items()},
+    numbers: dict[str, object] = {
+        **head,
+        **{f"detectable_{n}_seeds": d.value for n, d in zip(SEEDS, others, strict=True)},
         "sigma_s": spread.sigma_s,
         "sigma_s_low": spread.low,
         "sigma_s_high": spread.high,
@@ -171,6 +152,7 @@ def _observation(
         "seeds": seeds.value,
         "items": items.value,
     }
+    return shown, numbers
 
 
 def most_seeds(found: Table) -> tuple[int, str] | None:

@@ -36,9 +36,7 @@ def p_words(p: float | None) -> str:
 
 
 def after(data: StudyData, iteration: int) -> str:
-    """ "after iteration 3"; where arms end at different iterations and the last is meant, that it
-    is each arm's own.
-    """
+    """ "after iteration 3", or "after each arm's last" where arms end at different ones."""
     ends, counted = {data.own_last(arm) for arm in data.arms}, counted_in(data)
     if iteration == data.last_iteration and len(ends) > 1:
         return f"after each arm's last {counted} ({min(ends)} to {max(ends)})"
@@ -191,9 +189,7 @@ def _null(found: Findings, complete: list[Comparison], when: str) -> Statement:
 
 
 def detectable(data: StudyData) -> Statement | None:
-    """What could have been detected on the primary outcome; None where there is no difference over
-    three seeds.
-    """
+    """What could have been detected; None without a difference over three seeds."""
     found = findings.find(data)
     complete = [c for c in found.primary if c.estimate.value is not None]
     if not complete or complete[0].estimate.seeds < 3:

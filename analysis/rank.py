@@ -1,8 +1,5 @@
-"""Permutations with their floors, order statistics over seeds, and the judge's noise. What draws at
-random takes an explicit generator.
-
-A p from P equally likely outcomes is never below its ``floor``; a floor above 5 % means the test
-cannot reject at 5 %, and says so.
+"""Permutations, order statistics over seeds, the judge's noise; what draws takes a generator. A p
+from P equally likely outcomes is never below its ``floor``; over 5 % it cannot reject.
 """
 
 from __future__ import annotations
@@ -27,9 +24,7 @@ MIN_SEEDS_IMPROVEMENT = 10
 
 @dataclass(frozen=True)
 class Permutation:
-    """Two-sided permutation test. draws: 0 when every outcome was listed. floor: the smallest p it
-    can give.
-    """
+    """draws: 0 when every outcome was listed. floor: the smallest p it can give."""
 
     population: str
     method: str
@@ -70,14 +65,12 @@ def sign_flip(
         return replace(blank, undefined="all differences are zero")
     observed = float(d.mean())
     if S <= EXACT_FLIPS:
-        signs = 1.0 - 2.0 * ((np.arange(2**S)[:, None] >> np.arange(S)) & 1)
-        p, floor, draws = (
-            float((np.abs(signs @ d) >= abs(d.sum()) * (1 - 1e-12)).mean()),
-            2.0 ** (1 - S),
-            0,
-        )
+        bits, floor, draws = (np.arange(2**S)[:, None] >> np.arange(S)) & 1, 2.0 ** (1 - S), 0
     else:
-        p, floor = _drawn_flips(d, needed(generator, "sign_flip above 16 seeds"), draws)
+        rng, floor = needed(generator, "sign_flip above 16 seeds"), 1 / (1 + draws)
+        drawn = np.frombuffer(rng.bytes(draws * -(-S // 8)), np.uint8).reshape(draws, -1)
+        bits = np.vstack([np.zeros(S, int), np.unpackbits(drawn, axis=1)[:, :S]])  # as observed too
+    p = float((np.abs((1.0 - 2.0 * bits) @ d) >= abs(d.sum()) * (1 - 1e-12)).mean())
     return replace(
         blank, statistic=observed, p=p, floor=floor, draws=draws, flags=floor_flags(floor)
     )
@@ -90,23 +83,9 @@ def needed(generator: np.random.Generator | None, what: str) -> np.random.Genera
     return generator
 
 
-def _drawn_flips(d: Floats, generator: np.random.Generator, draws: int) -> tuple[float, float]:
-    hits, limit, block = 0, abs(float(d.sum())) * (1 - 1e-12), max(1, 4_000_000 // d.size)
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        bits = np.unpackbits(
-            np.frombuffer(generator.bytes(size * -(-d.size // 8)), np.uint8).reshape(size, -1),
-            axis=1,
-        )[:, : d.size]
-        hits += int((np.abs(d.sum() - 2 * (bits @ d)) >= limit).sum())
-    return (1 + hits) / (1 + draws), 1 / (1 + draws)
-
-
 @dataclass(frozen=True)
 class Improvement:
-    """k of S² pairs (arm seed, baseline seed) in which the arm is higher; ties count ½. p: exact
-    Mann–Whitney, two-sided.
-    """
+    """k of S² pairs in which the arm is higher (ties ½); p: exact Mann–Whitney, two-sided."""
 
     k: float
     pairs: int
@@ -119,10 +98,8 @@ class Improvement:
 def probability_of_improvement(
     arm: Sequence[float] | Floats, baseline: Sequence[float] | Floats
 ) -> Improvement:
-    """P(a run of the arm beats a run of the baseline), runs unpaired, from one mean per seed.
-
-    The p counts every split of the pooled runs (exact with ties too); the interval, from 10 seeds,
-    is Newcombe's.
+    """P(a run of the arm beats one of the baseline), unpaired, from one mean per seed: exact p over
+    every split of the pooled runs, ties too; from 10 seeds Newcombe's interval.
     """
     x, y = np.asarray(arm, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if not x.size or not y.size or not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -136,9 +113,7 @@ def probability_of_improvement(
 
 
 def _exact_splits(x: Floats, y: Floats) -> float:
-    """Share of all splits of the pooled runs whose rank sum is at least as far from its mean:
-    counted by adding one run at a time.
-    """
+    """Share of splits whose rank sum is as far from its mean, counted run by run."""
     doubled = np.rint(2 * distributions.rankdata(np.r_[x, y])).astype(np.int64)
     m, total = x.size, x.size + y.size
     ways = np.zeros((m + 1, int(doubled.sum()) + 1))
@@ -196,36 +171,26 @@ def interquartile_mean(points: Sequence[float] | Floats) -> InterquartileMean:
     S = x.size
     blank = Interval(NEW_SEEDS, "trimmed-mean t (Tukey–McLaughlin)")
     if S < MIN_SEEDS_IQM or not np.isfinite(x).all():
-        why = (
-            f"{S} seeds: none below {MIN_SEEDS_IQM}"
-            if S < MIN_SEEDS_IQM
-            else "a seed's mean is missing"
-        )
+        few = f"{S} seeds: none below {MIN_SEEDS_IQM}"
+        why = few if S < MIN_SEEDS_IQM else "a seed's mean is missing"
         return InterquartileMean(None, S, replace(blank, undefined=why), why)
     cut = int(0.25 * S)
     h, value = S - 2 * cut, float(distributions.trim_mean(x, 0.25))
     se = float(np.clip(x, x[cut], x[S - cut - 1]).std(ddof=1)) / (h / S * math.sqrt(S))
     if h < 4:
-        return InterquartileMean(
-            value,
-            S,
-            replace(blank, se=se or None, undefined=f"{S} seeds: no interval of the IQM below 6"),
-        )
+        none = replace(blank, se=se or None, undefined=f"{S} seeds: no interval of the IQM below 6")
+        return InterquartileMean(value, S, none)
     if se <= 1e-12 * float(np.abs(x).max()):
-        return InterquartileMean(
-            value, S, replace(blank, undefined="the middle seeds give the same mean")
-        )
+        none = replace(blank, undefined="the middle seeds give the same mean")
+        return InterquartileMean(value, S, none)
     half = float(distributions.t.isf((1 - LEVEL) / 2, h - 2)) * se
-    return InterquartileMean(
-        value, S, replace(blank, low=value - half, high=value + half, se=se, df=(h - 2.0,))
-    )
+    found = replace(blank, low=value - half, high=value + half, se=se, df=(h - 2.0,))
+    return InterquartileMean(value, S, found)
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """k of n with Wilson's interval: unparsed share, position-flip rate, disagreement of ranker and
-    judge.
-    """
+    """k of n with Wilson's interval."""
 
     k: int
     n: int
@@ -264,9 +229,7 @@ class JudgeNoise:
 
 
 def judge_noise(repeats: Floats, *, items: int) -> JudgeNoise:
-    """Noise of the judge from ``repeats`` (sampled items × repeats, NaN where missing), pooled
-    within items, for a benchmark of ``items``.
-    """
+    """From ``repeats`` (items × repeats, NaN: missing), pooled within items, for ``items``."""
     counts = (~np.isnan(repeats)).sum(axis=1)
     used, counts = repeats[counts > 1], counts[counts > 1]
     if not len(used):

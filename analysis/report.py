@@ -10,7 +10,7 @@ too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,8 @@ Tables = Mapping[str, Table | Unavailable]
 
 
 def write_report(study_dir: Path, store_dir: Path) -> Path:
-    """Write ``<study_dir>/report`` from the manifest and the store; returns the path of
-    ``report.md``. Works on unfinished studies.
-
-    Raises HarnessError when the manifest is missing or broken, or a file cannot be written.
+    """Write ``<study_dir>/report``, of an unfinished study too; returns ``report.md``'s path.
+    HarnessError: the manifest is missing or broken, or a file cannot be written.
     """
     data = load_study(Path(study_dir), Path(store_dir))
     folder = Path(study_dir) / "report"
@@ -47,7 +45,8 @@ def write_report(study_dir: Path, store_dir: Path) -> Path:
     repeated = table_judge_runs(data)
     tables |= {repeated.key: repeated} if repeated else {}
     figures = {key: draw(key, data) for key in FIGURES}
-    _remove_stale(folder, tables, figures)
+    _remove_stale(folder / "tables", tables, Table)
+    _remove_stale(folder / "figures", figures, Drawn)
     for table in tables.values():
         if isinstance(table, Table):
             write_table(table, folder / ("costs" if table.volatile else "tables"))
@@ -73,23 +72,12 @@ def _write_json(path: Path, content: Any) -> None:
     write_atomic(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _remove_stale(
-    folder: Path,
-    tables: Mapping[str, Table | Unavailable],
-    figures: Mapping[str, Drawn | Unavailable],
-) -> None:
-    """Delete exhibits of an earlier report that this one does not have, so that no old number
-    stands beside new ones.
-    """
-    groups: tuple[tuple[str, Mapping[str, Any], type], ...] = (
-        ("tables", tables, Table),
-        ("figures", figures, Drawn),
-    )
-    for name, exhibits, kind in groups:
-        kept = {key for key, exhibit in exhibits.items() if isinstance(exhibit, kind)}
-        for path in sorted((folder / name).glob("*")):
-            if path.is_file() and path.stem in exhibits and path.stem not in kept:
-                path.unlink()
+def _remove_stale(folder: Path, exhibits: Mapping[str, Any], kind: type) -> None:
+    """Delete an earlier report's exhibits that this one lacks: no old number beside new ones."""
+    gone = {key for key, exhibit in exhibits.items() if not isinstance(exhibit, kind)}
+    for path in folder.glob("*"):
+        if path.is_file() and path.stem in gone:
+            path.unlink()
 
 
 # -- the document ----------------------------------------------------------------------------------
@@ -101,9 +89,7 @@ def parts_of(
     searched: bool = False,
     models: int = 0,
 ) -> Parts:
-    """Everything that both documents show, in their order. models: checkpoints that have a model
-    card.
-    """
+    """What both documents show, in order. models: checkpoints that have a model card."""
     drawn = [key for key in FIRST_FIGURES if isinstance(figures.get(key), Drawn)]
     first = [Block(f"figure-{key}", _picture(key, figures[key])) for key in drawn]
     shown: dict[str, list[Block]] = {"tables": [], "costs": []}
@@ -119,10 +105,8 @@ def parts_of(
         },
         {
             "Figures": [
-                Block(
-                    f"figure-{key}", f"### {text.markdown(figure.title)}\n\n{_picture(key, figure)}"
-                )
-                for key, figure in figures.items()
+                Block(f"figure-{key}", f"### {text.markdown(one.title)}\n\n{_picture(key, one)}")
+                for key, one in figures.items()
                 if key not in drawn
             ],
             "Tables": shown["tables"],
@@ -237,18 +221,14 @@ def versions(data: StudyData) -> dict[str, dict[str, int]]:
 
 def files(tables: Tables, figures: Figures) -> str:
     """A line an exhibit that links its files."""
-    lines = []
+    kinds: list[tuple[str, Sequence[str]]] = []
     for key, table in tables.items():
         if isinstance(table, Table):
             folder = "costs" if table.volatile else "tables"
-            lines.append(
-                f"- {folder}/{key}: "
-                f"{', '.join(f'[{s}]({folder}/{key}.{s})' for s in ('csv', 'md', 'tex'))}"
-            )
+            kinds.append((f"{folder}/{key}", ("csv", "md", "tex")))
     for key, figure in figures.items():
         if isinstance(figure, Drawn):
-            lines.append(
-                f"- figures/{key}: "
-                f"{', '.join(f'[{s}](figures/{key}.{s})' for s in ('pdf', 'svg', 'png', 'csv'))}"
-            )
-    return "\n".join(lines)
+            kinds.append((f"figures/{key}", ("pdf", "svg", "png", "csv")))
+    return "\n".join(
+        f"- {path}: {', '.join(f'[{kind}]({path}.{kind})' for kind in of)}" for path, of in kinds
+    )

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.load import Run, StudyData, iterate
+from analysis.load import Run, StudyData, iterate, parsed
 from analysis.text import one_line, visible
-from harness.records import HarnessError, read_jsonl
+from harness.records import read_jsonl
 
 MOST_PROMPTS = 120
 """Prompts of one set that are considered at all."""
@@ -44,9 +44,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Place:
-    """Whose answers a column of ``Samples.answers`` holds. Arms that share a checkpoint share its
-    column.
-    """
+    """Whose answers a column of ``Samples.answers`` holds; arms may share one."""
 
     arm: str
     after: str
@@ -206,13 +204,21 @@ Said = tuple[str, list[tuple[str, Any, str]]]
 """Id of a prompt, and (item, text, status) of every turn's answer."""
 
 
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSONL file or of a JSON list; none where the file is missing."""
+    if path.suffix == ".json":
+        yield from (row for row in parsed(path) or () if isinstance(row, dict))
+    elif path.is_file():
+        yield from read_jsonl(path)
+
+
 def _mt_bench_prompts(folders: Folders, _file: str) -> Iterator[Prompt]:
-    for row in _jsonl(folders["benchmarks"] / "mt_bench" / "question.jsonl"):
+    for row in _rows(folders["benchmarks"] / "mt_bench" / "question.jsonl"):
         yield str(row["question_id"]), tuple(row["turns"])
 
 
 def _mt_bench_answers(file: Path) -> Iterator[Said]:
-    for row in _jsonl(file):
+    for row in _rows(file):
         name, statuses = str(row["question_id"]), row.get("status") or []
         turns = []
         for turn, text in enumerate(row["choices"][0]["turns"], 1):
@@ -222,47 +228,40 @@ def _mt_bench_answers(file: Path) -> Iterator[Said]:
 
 
 def _alpaca_eval_prompts(folders: Folders, _file: str) -> Iterator[Prompt]:
-    rows = _json_list(folders["benchmarks"] / "alpaca_eval" / "eval.json")
-    for place, row in enumerate(rows):
+    for place, row in enumerate(_rows(folders["benchmarks"] / "alpaca_eval" / "eval.json")):
         yield str(row.get("id", place)), (row["instruction"],)
-
-
-def _alpaca_eval_answers(file: Path) -> Iterator[Said]:
-    for row in _json_list(file):
-        name = str(row.get("id", ""))
-        yield name, [(name, row.get("output"), str(row.get("status", "ok")))]
 
 
 def _heldout_prompts(folders: Folders, _file: str) -> Iterator[Prompt]:
     for name in ("heldout", "ood"):
-        for row in _jsonl(folders["data"] / f"{name}.jsonl"):
+        for row in _rows(folders["data"] / f"{name}.jsonl"):
             turns = [f"{m['role']}: {m['content']}" for m in row["messages"]]
             said = turns if len(turns) > 1 else [str(m["content"]) for m in row["messages"]]
             yield str(row["id"]), ("\n\n".join(said),)
 
 
 def _heldout_answers(file: Path) -> Iterator[Said]:
-    for row in _jsonl(file):
+    for row in _rows(file):
         if int(row.get("sample", 0)) == 0:
             name = str(row["prompt_id"])
             yield name, [(name, row.get("text"), str(row.get("status", "ok")))]
 
 
 def _row_prompts(folders: Folders, file: str) -> Iterator[Prompt]:
-    for row in _jsonl(folders["answer"] / file):
+    for row in _rows(folders["answer"] / file):
         yield str(row["id"]), (row["question"],)
 
 
 def _row_answers(file: Path) -> Iterator[Said]:
-    for row in _jsonl(file):
-        name = str(row["id"])
-        yield name, [(name, row["output"], str(row["status"]))]
+    for row in _rows(file):
+        name = str(row.get("id", ""))
+        yield name, [(name, row.get("output"), str(row.get("status", "ok")))]
 
 
 Reader = tuple[Callable[[Folders, str], Iterator[Prompt]], Callable[[Path], Iterator[Said]]]
 FORMS: Mapping[str, Reader] = {
     "mt_bench": (_mt_bench_prompts, _mt_bench_answers),
-    "alpaca_eval": (_alpaca_eval_prompts, _alpaca_eval_answers),
+    "alpaca_eval": (_alpaca_eval_prompts, _row_answers),
     "heldout": (_heldout_prompts, _heldout_answers),
     "rows": (_row_prompts, _row_answers),
 }
@@ -353,25 +352,7 @@ def _judgments(
     if stage is None or stage.state not in ("done", "partial"):
         return {}
     found: dict[str, Mapping[str, Any]] = {}
-    for row in _jsonl(stage.folder / "judgments.jsonl"):
+    for row in _rows(stage.folder / "judgments.jsonl"):
         if int(row.get("repeat", 0)) == 0:
             found.setdefault(str(row.get("id", "")), row)
     return found
-
-
-# -- files -----------------------------------------------------------------------------------------
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        yield from read_jsonl(path)
-
-
-def _json_list(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HarnessError(
-            f"{path}: not valid JSON ({error}); `selm verify` lists what depends on it"
-        ) from error
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []

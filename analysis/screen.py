@@ -42,9 +42,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Arms by measures: the primary first, then what was declared, then the headlines. caption:
-    what a cell is.
-    """
+    """Arms by measures: primary, declared, headlines. caption: what a cell is."""
 
     measures: tuple[str, ...]
     arms: tuple[str, ...]
@@ -79,9 +77,7 @@ ADAPTER = TypeAdapter(Opening)
 
 
 def command(step: Next, file: str, changed: Sequence[str]) -> str:
-    """The step as typed, for the study's file with what ``--set`` changed before; empty where it is
-    no command.
-    """
+    """The step as typed, with what ``--set`` changed before; empty of no command."""
     if step.options is None:
         return ""
     kept = [one for one in changed if not one.lstrip("'").startswith("seeds=") or not step.options]

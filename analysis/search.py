@@ -1,8 +1,5 @@
-"""What a search found: the winner on fresh seeds beside the default and beside the search's own
-estimate, every trial, and figures.
-
-The search's own estimate of its winner is optimistic (the best of many noisy trials); the
-fresh-seed estimate beside it is not.
+"""What a search found, every trial, and figures. Its own estimate of its winner is optimistic (the
+best of many noisy trials); the fresh-seed estimate beside it is not.
 """
 
 from __future__ import annotations
@@ -125,9 +122,7 @@ class Found:
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """complete | pruned | failed | lost | running | waiting. Lost: its worker died, so it says
-    nothing about its settings.
-    """
+    """A trial's state in words. "lost": its worker died, which says nothing of its settings."""
     return "failed" if "reason" in trial.user_attrs else STATES[trial.state]
 
 
@@ -149,9 +144,7 @@ def seed_values(trial: FrozenTrial) -> dict[int, list[float]]:
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """One row per trial: state, values, parameters, per-seed values, the reason of a failure,
-    seconds.
-    """
+    """One row per trial: state, values, parameters, values by seed, note, seconds."""
     rows = []
     lost = study.user_attrs.get("lost", {})
     trials = study.get_trials(deepcopy=False)
@@ -183,9 +176,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
 
 
 def write_search(study: optuna.Study, folder: Path, found: Found) -> Path:
-    """Write ``search.md``, ``search.json``, ``trials.csv`` and the figures below ``folder``;
-    returns the report's path.
-    """
+    """Write the search's report, numbers, trials and figures; returns the report's path."""
     folder.mkdir(parents=True, exist_ok=True)
     table = trials_table(study)
     write_atomic(folder / "trials.csv", table.to_csv(index=False, float_format="%.10g"))

@@ -56,11 +56,8 @@ NEW_SEEDS_AND_ITEMS = "(B) new seeds and new items"
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval, or the reason why there is none. ``df`` holds the degrees of freedom of the seed
-    part, then of the item part.
-
-    p: two-sided, by inversion of the same interval against ``null`` (None where no null value was
-    given).
+    """An interval, or why there is none. ``df``: of the seed part, then of the item part. p:
+    two-sided, by inversion against ``null`` (None where no null value was given).
     """
 
     population: str
@@ -85,11 +82,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its intervals by name ("items", "A", "B"; in a family also "A_paired", "B_paired"),
-    and what it rests on.
-
-    value: None when INCOMPLETE (then ``bounds`` says between what it lies, if the scale has ends).
-    points: one per seed, to be drawn.
+    """A value, its intervals by name ("items", "A", "B"; in a family "A_paired", "B_paired" too).
+    value: None when INCOMPLETE (then ``bounds``, if the scale has ends). points: by seed.
     """
 
     method: str
@@ -105,6 +99,14 @@ class Estimate:
     squares: MeanSquares | None = None
     flags: tuple[str, ...] = ()
 
+    def p(self, name: str) -> float | None:
+        """The p of the named interval, if there is one."""
+        return getattr(self.intervals.get(name), "p", None)
+
+    def half_width(self, name: str = "A") -> float | None:
+        """That of the named interval, if there is one."""
+        return getattr(self.intervals.get(name), "half_width", None)
+
     @property
     def tells_spread(self) -> bool:
         """Whether it rests on enough seeds and items to say how they vary."""
@@ -113,9 +115,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MeanSquares:
-    """Mean squares of the two-way layout without replication. Leading axes of the input stay
-    (simulations).
-    """
+    """Mean squares of the two-way layout; leading axes of the input stay (simulations)."""
 
     seeds: int
     clusters: int
@@ -128,11 +128,8 @@ class MeanSquares:
 
 
 def two_way(values: Floats) -> MeanSquares:
-    """MS_seed, MS_item, MS_error and a² = MS_seed/N, b² = max(MS_item − MS_error, 0)/N of
-    ``values`` (…, S, n), no NaN.
-
-    What is only rounding (below 1e-12 of the largest score) is zero, so that equal scores have
-    exactly no variance.
+    """Mean squares, a² = MS_seed/N, b² = max(MS_item − MS_error, 0)/N of ``values`` (…, S, n), no
+    NaN. Rounding (below 1e-12 of the largest score) is zero: equal scores have no variance.
     """
     S, n = values.shape[-2:]
     mean = values.mean(axis=(-2, -1))
@@ -173,9 +170,7 @@ def cochran_half_width(a2: Any, df_a: float, b2: Any, df_b: float, level: float 
 
 
 def cochran_p(difference: float, a2: float, df_a: float, b2: float, df_b: float) -> float:
-    """Two-sided p: the level at which the Cochran interval just touches the null value.
-    ``difference`` = estimate − null.
-    """
+    """p at which Cochran's interval touches the null; ``difference`` = estimate − null."""
     total = math.sqrt(a2 + b2)
 
     def excess(log_p: float) -> float:
@@ -225,11 +220,8 @@ def crossed_interval(
     null: float | None = None,
     level: float = LEVEL,
 ) -> Interval:
-    """(B): Cochran's interval with b² from ``squares``. Undefined below 3 seeds, with one cluster,
-    and without any variance.
-
-    Where all seeds give the same mean although they differ on items, a² falls back to its floor
-    MS_error/N.
+    """(B): Cochran's interval; undefined below 3 seeds, with one cluster, without variance. Where
+    all seeds give the same mean, a² falls back to its floor MS_error/N.
     """
     S, n = squares.seeds, squares.clusters
     blank = Interval(
@@ -334,17 +326,16 @@ def _wilson(y: Floats, scale: tuple[float, float], blank: Interval, null: float 
 
 
 def mean_over_seeds(
-    cell: Layout, *, null: float | None = None, level: float = LEVEL, min_complete: float = 1.0
+    cell: Layout,
+    *,
+    null: float | None = None,
+    level: float = LEVEL,
+    min_complete: float = 1.0,
+    method: str = "mean over seeds",
 ) -> Estimate:
     """Mean over seeds with intervals "A" (this benchmark, new seeds) and "B" (new seeds and new
     items); p against ``null`` by inversion.
     """
-    return _crossed("mean over seeds", cell, null, level, min_complete)
-
-
-def _crossed(
-    method: str, cell: Layout, null: float | None, level: float, min_complete: float
-) -> Estimate:
     used, reason, flags = complete(cell, min_complete)
     if reason:
         return incomplete(method, cell, reason, ("A", "B"))
@@ -375,13 +366,11 @@ def difference(
     seed also "items" (these two checkpoints only).
     """
     D, flags = paired(arm, baseline)
-    method = "paired difference"
-    if D.values.shape[0] != 1:
-        found = _crossed(method, D, 0.0, level, min_complete)
-        return replace(found, flags=found.flags + flags)
-    single = one_checkpoint(D, null=0.0, level=level, min_complete=min_complete)
-    if single.incomplete:
-        return replace(single, method=method, flags=single.flags + flags)
-    found = _crossed(method, D, 0.0, level, min_complete)
-    intervals = {**found.intervals, **single.intervals}
-    return replace(found, intervals=intervals, flags=found.flags + flags)
+    method, asked = "paired difference", {"null": 0.0, "level": level, "min_complete": min_complete}
+    found = mean_over_seeds(D, method=method, **asked)
+    if D.values.shape[0] == 1:
+        single = one_checkpoint(D, **asked)
+        if single.incomplete:
+            return replace(single, method=method, flags=single.flags + flags)
+        found = replace(found, intervals={**found.intervals, **single.intervals})
+    return replace(found, flags=found.flags + flags)

@@ -113,9 +113,7 @@ NOTES\end{table*}
 
 
 def as_latex(table: Table) -> str:
-    """A booktabs ``table*`` for a two-column paper; needs booktabs, graphicx and, for accents in
-    labels, T1 and textcomp.
-    """
+    """A booktabs ``table*``; needs graphicx and, for accents in labels, T1 and textcomp."""
 
     def line(cells: Iterable[str]) -> str:
         return " & ".join(text.latex(cell) for cell in cells) + r" \\"
@@ -201,11 +199,8 @@ def verdict(comparable: bool) -> str:
 
 
 def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
-    """One sentence for every judge and benchmark version among the scores: comparable with
-    published scores or not.
-
-    Comparable only if every stored set says so (judge, questions, references and prompts are the
-    published ones); nothing is assumed.
+    """One sentence for every judge and benchmark version; comparable with published scores only if
+    every stored set says so (judge, questions, references and prompts are the published ones).
     """
     sentences = []
     by_name = sorted(judged(data).items(), key=lambda item: item[1].benchmark)
@@ -238,9 +233,7 @@ def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
 
 
 def cell_text(estimate: Estimate, measure: Measure) -> str:
-    """ "24.25 ± 0.41 (1.62)": mean, half-width (A), half-width (B); "INCOMPLETE (94 of 96)
-    8.61–8.70" with bounds.
-    """
+    """ "24.25 ± 0.41 (1.62)": mean, half-widths (A) and (B); or INCOMPLETE with bounds."""
     digits = measure.digits
     if estimate.incomplete or estimate.value is None:
         if not estimate.expected:

@@ -1,8 +1,5 @@
-"""Text that came from a model, made safe to show: as text, everywhere, whatever it holds.
-
-``visible`` replaces what a reader could not see or what would act on a terminal or a page (control
-characters, escape sequences, bidirectional marks, lone surrogates) by a visible name. ``html``,
-``markdown``, ``latex`` and ``csv_cell`` build on it.
+"""Text that came from a model, made safe to show: ``visible`` names what could not be seen or
+would act on a terminal or a page; ``html``, ``markdown``, ``latex``, ``csv_cell`` build on it.
 """
 
 from __future__ import annotations
@@ -18,58 +15,31 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-"""C0 and C1 controls (tab and newline stay), bidirectional marks and isolates, invisible and tag
-characters, lone surrogates.
-"""
+"""C0 and C1 controls but tab and newline; bidirectional, invisible, tag marks; surrogates."""
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    "[": "{[}",
-    "]": "{]}",
-    "α": r"$\alpha$",
-    "β": r"$\beta$",
-    "κ": r"$\kappa$",
-    "π": r"$\pi$",
-    "θ": r"$\theta$",
-    "σ": r"$\sigma$",
-    "ρ": r"$\rho$",
-    "λ": r"$\lambda$",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "×": r"$\times$",
-    "·": r"$\cdot$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "–": "--",
-    "—": "---",
-    "…": r"\ldots{}",
-    "²": r"$^2$",
-    "Δ": r"$\Delta$",
-    "→": r"$\rightarrow$",
-    "∅": r"$\emptyset$",
-    "‖": r"$\Vert$",
-    "’": "'",
-    "†": r"$^\dagger$",
-    "ᴴ": r"$^{\mathrm{H}}$",
-    "“": "``",
-    "”": "''",
-    "\u00a0": "~",
+_MATH = (
+    *("alpha", "beta", "kappa", "pi", "theta", "sigma", "rho", "lambda", "pm", "times", "cdot"),
+    *("geq", "leq", "Delta", "rightarrow", "emptyset", "Vert"),
+)
+_TEXT = {
+    "^": "asciicircum",
+    "~": "asciitilde",
+    "\\": "backslash",
+    "<": "less",
+    ">": "greater",
+    "|": "bar",
+    '"': "quotedbl",
+    "`": "asciigrave",
+    "'": "quotesingle",
 }
+_LATEX = (
+    {char: f"\\{char}" for char in "{}$&#%_"}
+    | {char: rf"\text{name}{{}}" for char, name in _TEXT.items()}
+    | {char: rf"$\{name}$" for char, name in zip("αβκπθσρλ±×·≥≤Δ→∅‖", _MATH, strict=True)}
+    | {"[": "{[}", "]": "{]}", "−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}", "’": "'"}
+    | {"²": "$^2$", "†": r"$^\dagger$", "ᴴ": r"$^{\mathrm{H}}$", "“": "``", "”": "''"}
+    | {"\u00a0": "~"}
+)
 
 
 def _name(match: re.Match[str]) -> str:
@@ -82,9 +52,7 @@ def _name(match: re.Match[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with every character that is invisible, acts, or cannot be encoded replaced by a
-    visible name. Idempotent.
-    """
+    """Invisible, acting or unencodable characters replaced by a visible name. Idempotent."""
     return _HIDDEN.sub(_name, str(text).replace("\r\n", "\n"))
 
 
@@ -100,18 +68,14 @@ def html(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text for one Markdown table cell or sentence: markup characters escaped, line breaks turned
-    into spaces.
-    """
+    """Text for one Markdown cell or sentence: markup escaped, line breaks as spaces."""
     line = one_line(text)
     line = re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", line)
     return re.sub(r"&(?=[#a-zA-Z])", "&amp;", line)
 
 
 def latex(text: str) -> str:
-    """Text for LaTeX (pdflatex, T1): specials escaped, known symbols as math, any other character
-    outside ASCII by its code point.
-    """
+    """Text for LaTeX (pdflatex, T1): specials escaped, symbols as math, others by code point."""
     pieces = []
     line = one_line(text)
     for position, char in enumerate(line):
@@ -161,9 +125,7 @@ def _is_number(text: str) -> bool:
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
-    """A number for a reader: fixed digits, a true minus sign, no negative zero; "–" when there is
-    none.
-    """
+    """Fixed digits, a true minus sign, no negative zero; "–" when there is none."""
     if value is None or not math.isfinite(value):
         return "–"
     rounded = round(float(value), digits) + 0.0

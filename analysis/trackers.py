@@ -31,10 +31,8 @@ Points = Mapping[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One cell. id: the same whenever the same cell is sent, another when its settings change.
-    arm: the settings in which arms differ; config: all of them. scores by iteration: for measure
-    ``benchmark/metric`` its mean, and ``_low`` and ``_high``, the ends of the 95 % interval over
-    items. curves by optimiser step.
+    """id: of the cell and its settings. arm: in what arms differ; config: all settings. scores by
+    iteration: ``benchmark/metric``, ``_low``, ``_high`` (95 % over items). curves by step.
     """
 
     id: str
@@ -144,18 +142,11 @@ def _tensorboard(study: Tracked) -> str:
                 writer.add_scalar(name, value, step)
         writer.close()
         file = EventFileWriter(str(folder), filename_suffix=".hparams")
-        told = hparams_pb(_plain(run.arm), trial_id=run.group)
+        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in run.arm.items()}
+        told = hparams_pb(plain, trial_id=run.group)
         file.add_event(Event(summary=told))
         file.close()
     return f"{root}: tensorboard --logdir {root}"
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and texts as they are, anything else as text."""
-    return {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in settings.items()
-    }
 
 
 def _trackio(study: Tracked) -> str:

@@ -43,9 +43,7 @@ Target = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Row:
-    """One simulated rate with its target; ``ok`` allows twice the Monte Carlo standard error. An
-    empty target is only shown.
-    """
+    """A simulated rate; ``ok`` allows twice the Monte Carlo error, None: only shown."""
 
     what: str
     estimator: str
@@ -81,9 +79,7 @@ class Sigmas(NamedTuple):
 
 
 def sigmas(S: int, n: int, share: float, item_part: float = 0.5) -> Sigmas:
-    """Sigmas with Var(mean) = 1, of which ``share`` from seeds; σ_i² : σ_e² = item_part : 1 −
-    item_part.
-    """
+    """Var(mean) = 1, ``share`` of it from seeds; σ_i² : σ_e² = item_part : 1 − item_part."""
     rest = (1 - share) / (item_part / n + (1 - item_part) / (S * n))
     return Sigmas(*np.sqrt([share * S, rest * item_part, rest * (1 - item_part)]).tolist())
 
@@ -91,9 +87,7 @@ def sigmas(S: int, n: int, share: float, item_part: float = 0.5) -> Sigmas:
 def crossed(
     rng: np.random.Generator, R: int, S: int, n: int, c: Sigmas, skewed: bool = False
 ) -> tuple[Floats, Floats]:
-    """Scores (R, S, n) with population mean 0, and the mean of their own items (R,): what (A)
-    speaks of.
-    """
+    """Scores (R, S, n) with population mean 0, and the mean (R,) of their own items."""
     seed = rng.exponential(1.0, (R, S, 1)) - 1 if skewed else rng.standard_normal((R, S, 1))
     item = c.i * rng.standard_normal((R, 1, n))
     return c.s * seed + item + c.e * rng.standard_normal((R, S, n)), item.mean(axis=(1, 2))
@@ -108,9 +102,7 @@ def blocks(R: int, size: int) -> Iterator[int]:
 def means(
     rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, item_part: float = 0.5
 ) -> Iterator[Row]:
-    """(A) and (B) of a mean or a paired difference: coverage, and power at the stated detectable
-    effect.
-    """
+    """(A) and (B) of a mean or a difference: coverage, and power at the detectable effect."""
     for S in SEEDS:
         for share in SHARES:
             c = sigmas(S, n, share, item_part)
@@ -209,9 +201,7 @@ def _headline(
 
 
 def limits(rng: np.random.Generator, R: int) -> Iterator[Row]:
-    """What breaks the normal model: weak items, few clusters, skewed seeds (whose difference is
-    symmetric, so that it holds).
-    """
+    """Weak items, few clusters, skewed seeds (whose difference is symmetric, so it holds)."""
     cases = [
         ("weak items (σ_i² a tenth)", 80, 0.1, False, COVERAGE),
         ("no item variance", 80, 0.0, False, COVERAGE),
@@ -261,7 +251,7 @@ def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
     """One checkpoint: t over clusters for ratings, Wilson for 0/1."""
     for n in (24, 80, 805):
         y = np.clip(np.rint(rng.normal(7.5, 2.0, (R, n))), 1, 10)
-        truth = _rounded_mean(7.5, 2.0)
+        truth = 10 - special.ndtr((np.arange(1.5, 10) - 7.5) / 2.0).sum()  # of rounded scores
         half = distributions.t.isf(0.025, n - 1) * y.std(axis=1, ddof=1) / math.sqrt(n)
         inside = np.abs(y.mean(axis=1) - truth) < half
         yield rate("one checkpoint, ratings", "items", 1, n, None, inside, COVERAGE)
@@ -274,11 +264,6 @@ def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
                 cover += m * int((found.low or 0.0) <= p <= (found.high or 0.0))
             what = f"one checkpoint, {p:g} correct"
             yield Row(what, "items, Wilson", 1, n, None, cover / R, R, (0.92, 0.98))
-
-
-def _rounded_mean(mean: float, sd: float) -> float:
-    edges = special.ndtr((np.arange(1.5, 10) - mean) / sd)
-    return float(10 - edges.sum())
 
 
 def seed_tests(rng: np.random.Generator, R: int) -> Iterator[Row]:
@@ -337,11 +322,11 @@ def simulate(draws: int, seed: int = 0) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rates in percent, one case a line, seed shares of variance side by side."""
-    frame = pd.DataFrame([asdict(row) for row in rows]).fillna({"share": "any"})
+    """Rates in percent, one case a line, seed shares side by side; ``!``: outside its target."""
+    told = [f"{100 * row.rate:.1f}{'!' * (row.ok is False)}" for row in rows]
+    frame = pd.DataFrame([asdict(row) for row in rows]).fillna({"share": "any"}).assign(rate=told)
     case = ["what", "estimator", "seeds", "clusters"]
-    wide = frame.pivot_table("rate", case, "share", sort=False).mul(100).round(1)
-    return wide.to_string(na_rep="")
+    return frame.pivot_table("rate", case, "share", "first", sort=False).to_string(na_rep="")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -352,8 +337,9 @@ def main(arguments: list[str] | None = None) -> int:
     draws, start = 2_000 if options.quick else 20_000, time.perf_counter()
     rows = simulate(draws)
     missed = [r for r in rows if r.ok is False]
-    print(table(rows), *(f"outside its target: {row}" for row in missed), sep="\n")
-    print(f"{len(rows)} rates, {draws} studies a case, {time.perf_counter() - start:.0f} s")
+    print(table(rows))
+    spent = f"{draws} studies a case, {time.perf_counter() - start:.0f} s"
+    print(f"{len(rows)} rates, {len(missed)} outside their target, {spent}")
     told = {"draws": draws, "rows": [{**asdict(r), "ok": r.ok} for r in rows]}
     write("coverage", told, options.out)
     return 1 if missed else 0

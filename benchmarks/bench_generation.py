@@ -66,9 +66,7 @@ class Conversation:
 
 @contextlib.contextmanager
 def fastchat_loop(policy: Policy) -> Iterator[Any]:
-    """FastChat's module with its loading, its GPU call and its template adapted, and its output
-    swallowed.
-    """
+    """FastChat's module with loading, GPU call and template adapted; its output swallowed."""
     from fastchat.llm_judge import gen_model_answer as module
 
     kept = (module.load_model, module.get_conversation_template, module.tqdm, torch.Tensor.cuda)
@@ -133,9 +131,7 @@ def checkpoint(store: Store) -> Path:
 
 
 def write_questions(folder: Path, count: int) -> list[dict[str, Any]]:
-    """``count`` pocket questions with FastChat's numbers, drawn as the benchmark draws its own; ten
-    per category for 80.
-    """
+    """``count`` pocket questions with FastChat's numbers; ten per category for 80."""
     drawn: list[dict[str, Any]] = []
     while len(drawn) < count:
         rows, _ = pocket.mt_bench(np.random.default_rng([0, 10, len(drawn)]))

@@ -31,10 +31,10 @@ import numpy as np
 import torch
 import transformers
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
 from benchmarks import write
-from benchmarks.bench_training import dpo_trainer, least_tokenizer, options
+from benchmarks.bench_training import dpo_trainer, least_tokenizer, make_model, options
 from benchmarks.rows import ROLES, random_rows
 from harness.model import attention
 from harness.model.generate import generate
@@ -50,14 +50,10 @@ from harness.train.trainer import PreferenceConfig, PreferenceTrainer, without_d
 
 PROMPT, RESPONSE = (150, 512), (250, 512)
 """Median and most tokens; lengths are log-normal with a standard deviation of 0.8."""
-DIMENSIONS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "head_dim"),
-)
-SIZES: dict[str, tuple[Any, ...]] = {
-    "llama-3.2-1b": (2048, 8192, 16, 32, 8, 64),
-    "llama-3-8b": (4096, 14336, 32, 32, 8, 128),
-    "tiny": (64, 128, 2, 4, 2, 16),
+SIZES = {
+    "llama-3.2-1b": (2048, 8192, 16, 32, 8, True),
+    "llama-3-8b": (4096, 14336, 32, 32, 8, False),
+    "tiny": (64, 128, 2, 4, 2, False),
 }
 VOCABULARY = 128_256
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -84,16 +80,12 @@ class Bench:
 
     def model(self, name: str, dtype: torch.dtype) -> Any:
         """A random model of a real shape (on a CPU: of a tiny one)."""
-        sizes = dict(zip(DIMENSIONS, SIZES[name if self.on_gpu else "tiny"], strict=True))
-        sizes |= {"max_position_embeddings": 2048, "attn_implementation": "sdpa"}
-        tied = name == "llama-3.2-1b"
-        config = LlamaConfig(vocab_size=self.vocabulary, tie_word_embeddings=tied, **sizes)
-        torch.manual_seed(0)
+        sizes = SIZES[name if self.on_gpu else "tiny"]
         with torch.device(self.device):
             before = torch.get_default_dtype()
             torch.set_default_dtype(dtype)
             try:
-                return LlamaForCausalLM(config).eval()
+                return make_model(self.vocabulary, sizes)
             finally:
                 torch.set_default_dtype(before)
 
@@ -186,9 +178,7 @@ def arguments(bench: Bench, folder: str, **changes: Any) -> dict[str, Any]:
 def ours(
     bench: Bench, model: Any, rows: list[PreferenceRow], alpha: float, **changes: Any
 ) -> tuple[Clock, float, float, float]:
-    """A short run of PreferenceTrainer: its clock, its peak memory, its first loss, seconds of the
-    references.
-    """
+    """A short run: its clock, peak memory, first loss, seconds of the references."""
     clock = Clock(bench)
     changes = {"token_budget": bench.token_budget, **changes}
     with tempfile.TemporaryDirectory() as scratch:
@@ -249,19 +239,15 @@ def peak_flops() -> float | None:
 
 
 def one_b(bench: Bench) -> dict[str, Any]:
-    """Full training of 1 B: SELM (three responses) and DPO (two); SELM with checkpointing too."""
+    """Full training of 1 B: SELM (three responses) and DPO (two)."""
     name = "llama-3.2-1b"
     rows = ragged_rows(bench.rows * (bench.steps + 1), bench.vocabulary)
     found = {}
-    for what, alpha, checkpointing in (
-        ("selm", 1e-3, False),
-        ("dpo", 0.0, False),
-        ("selm_checkpointing", 1e-3, True),
-    ):
+    for what, alpha in (("selm", 1e-3), ("dpo", 0.0)):
         roles = ROLES if alpha else ROLES[:2]
         model = bench.model(name, torch.float32)
         shape = shape_from_config(name, model.config.to_dict())
-        run = ours(bench, model, rows, alpha, gradient_checkpointing=checkpointing)
+        run = ours(bench, model, rows, alpha)
         found[what] = figures(bench, name, shape, rows, run, roles=roles)
         del model
         free()

@@ -145,9 +145,7 @@ def verifying(folder: Path, files: int = 24, size: int = 16 << 20) -> dict[str, 
 
 
 def overhead(folder: Path) -> dict[str, Any]:
-    """Wall time of a stage that does nothing: lease, folders, hashing its inputs, flushes, record;
-    inline, files of 4 kB.
-    """
+    """A stage that does nothing: lease, folders, hashing inputs, flushes, record; 4 kB files."""
 
     def nothing(task: StageTask) -> StageOutcome:
         write_jsonl(task.out / "rows.jsonl", [{"text": "x" * 4000}])
@@ -191,8 +189,6 @@ def engine() -> dict[str, Any]:
             "verify": verifying(Path(second)),
             "overhead": overhead(Path(second)),
             "help_seconds": helps(),
-            "cores": os.cpu_count(),
-            "load_average_at_end": round(os.getloadavg()[0], 2),
         }
 
 

@@ -10,7 +10,6 @@ draws. Writes results/bench/lc.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -23,7 +22,7 @@ from scipy import stats
 from benchmarks import write
 from harness.evaluate import lc
 
-TARGET = (92.5, 97.5)
+DRAWS, TARGET = 400, (92.5, 97.5)
 
 
 def public(folder: Path, model: str) -> tuple[lc.OwnRows, lc.GamedRows]:
@@ -32,13 +31,9 @@ def public(folder: Path, model: str) -> tuple[lc.OwnRows, lc.GamedRows]:
     frame = pd.DataFrame(json.loads((folder / model / "annotations.json").read_text()))
     difficulty = gamed.drop_duplicates("index")["instruction_difficulty"].to_numpy()
     delta = np.asarray(frame["output_1"].str.len() - frame["output_2"].str.len(), np.float64)
-    columns = [
-        gamed[name].to_numpy()
-        for name in ("index", "preference", "std_delta_len", "instruction_difficulty")
-    ]
-    return lc.OwnRows(frame["preference"].to_numpy(float) - 1, delta, difficulty), lc.GamedRows(
-        *columns
-    )
+    own = lc.OwnRows(frame["preference"].to_numpy(float) - 1, delta, difficulty)
+    names = ("index", "preference", "std_delta_len", "instruction_difficulty")
+    return own, lc.GamedRows(*(gamed[name].to_numpy() for name in names))
 
 
 def resample(
@@ -51,20 +46,15 @@ def resample(
     rows = [order[start[item] : start[item + 1]] for item in drawn]
     place = np.repeat(np.arange(len(drawn)), [len(part) for part in rows])
     kept = np.concatenate(rows)
-    return (
-        lc.OwnRows(own.preference[drawn], own.delta[drawn], own.difficulty[drawn]),
-        lc.GamedRows(
-            place, gamed.preference[kept], gamed.std_delta_len[kept], gamed.difficulty[kept]
-        ),
-    )
+    others = (gamed.preference, gamed.std_delta_len, gamed.difficulty)
+    mine = lc.OwnRows(own.preference[drawn], own.delta[drawn], own.difficulty[drawn])
+    return mine, lc.GamedRows(place, *(values[kept] for values in others))
 
 
 def coverage(
     own: lc.OwnRows, gamed: lc.GamedRows, draws: int, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Share of draws whose 95 % interval holds the population's LC win rate; mean jackknife error
-    against the spread of the points.
-    """
+    """Share of draws that hold the population's LC; mean jackknife error against the spread."""
     truth = lc.length_controlled(own, gamed)
     count = len(own.delta)
     quantile = float(stats.t.ppf(0.975, count - 1))
@@ -83,13 +73,8 @@ def coverage(
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the table and write the file; returns 1 when a model's coverage is outside the target,
-    0 without the public files.
-    """
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--draws", type=int, default=400)
-    args = parser.parse_args(argv)
+def main() -> int:
+    """Returns 1 when a model's coverage is outside the target, 0 without the public files."""
     folder = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "alpaca_eval"
     if not folder.is_dir():
         print(f"no public annotations at {folder}; set SHARED_DATA")
@@ -98,10 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     for path in sorted(folder.glob("*/annotations.json")):
         own, gamed = public(folder, path.parent.name)
         if len(own.delta) == len(np.unique(gamed.item)) and not lc.degenerate(own):
-            found[path.parent.name] = coverage(own, gamed, args.draws, np.random.default_rng(0))
+            found[path.parent.name] = coverage(own, gamed, DRAWS, np.random.default_rng(0))
             shown = {key: round(value, 3) for key, value in found[path.parent.name].items()}
             print(path.parent.name, shown, flush=True)
-    write("lc", {"draws": args.draws, "models": found})
+    write("lc", {"draws": DRAWS, "models": found})
     return int(any(not TARGET[0] <= row["coverage"] <= TARGET[1] for row in found.values()))
 
 

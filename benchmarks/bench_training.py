@@ -1,5 +1,4 @@
-"""Speed and memory of a SELM step against the published formulation, and of alpha 0 against TRL's
-DPOTrainer.
+"""Speed and memory of a SELM step against the published form, and of alpha 0 against TRL's.
 
     python -m benchmarks.bench_training [--quick] [--threads 2] [--only PART]
 
@@ -36,7 +35,6 @@ from benchmarks.rows import (
     ROLES,
     VOCABULARY,
     hh_rows,
-    pocket_rows,
     published_loss,
     random_rows,
 )
@@ -46,27 +44,12 @@ from harness.train.objectives import Rows, resolve
 
 ALPHA, BETA = 1e-3, 0.01
 MICRO_BATCH, GLOBAL_BATCH, TOKEN_BUDGET = 8, 32, 4096
-HH_MODEL = {
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "intermediate_size": 688,
-}
-POCKET_MODEL = {
-    "hidden_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "tie_word_embeddings": True,
-}
-SMOL_MODEL = {
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "intermediate_size": 1536,
-    "tie_word_embeddings": True,
-}
+DIMENSIONS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "tie_word_embeddings"),
+)
+HH_MODEL = (256, 688, 6, 4, 4, False)
+SMOL_MODEL = (576, 1536, 30, 9, 3, True)
 """SmolLM2-135M's sizes, under the small vocabulary."""
 LENGTHS = {
     "long_prompts_short_answers": ((200, 256), (8, 40)),
@@ -75,16 +58,15 @@ LENGTHS = {
 """Fewest and most tokens of a prompt and of an answer; the second's answers are all as long."""
 
 
-def make_model(vocabulary: int, sizes: dict[str, Any]) -> Any:
+def make_model(vocabulary: int, sizes: tuple[int, ...]) -> Any:
     """A random Llama of these sizes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    options: dict[str, Any] = {"attn_implementation": "sdpa", **sizes}
-    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=1024, **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: Any = LlamaForCausalLM(config)
-    return model.eval()
+    given: dict[str, Any] = dict(zip(DIMENSIONS, sizes, strict=True))
+    given |= {"max_position_embeddings": 2048, "attn_implementation": "sdpa"}
+    config = LlamaConfig(vocab_size=vocabulary, **given)
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
 
 
 class Arm:
@@ -163,12 +145,11 @@ class Packed(Arm):
         return losses
 
 
-def timed(work: Callable[[], Any], args: argparse.Namespace) -> tuple[float, Any]:
-    """Seconds (wall, or CPU time where others share the cores: ``--clock cpu``) and result."""
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    start = clock()
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and result."""
+    start = time.perf_counter()
     result = work()
-    return clock() - start, result
+    return time.perf_counter() - start, result
 
 
 def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -191,9 +172,9 @@ def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace)
         for name in order:
             arm = arms[name]
             scoring, scored = (
-                timed(partial(arm.score, batch), args) if isinstance(arm, Packed) else (0.0, batch)
+                timed(partial(arm.score, batch)) if isinstance(arm, Packed) else (0.0, batch)
             )
-            stepping, losses[name] = timed(partial(arm.step, scored), args)
+            stepping, losses[name] = timed(partial(arm.step, scored))
             cost[name] = scoring, stepping
         for mine, theirs in zip(losses["same"], losses["published"], strict=True):
             worst = max(worst, abs(mine - theirs) / abs(theirs))
@@ -270,9 +251,7 @@ def dpo_trainer(
 
 
 def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """alpha 0 against TRL's DPOTrainer, both with stored references: seconds of ``train()`` on the
-    same rows in the same order.
-    """
+    """alpha 0 against TRL, stored references: seconds of ``train()`` on the same rows."""
     from harness.train.trainer import PreferenceConfig, PreferenceTrainer
 
     different = [row for row in rows if row.responses["chosen"] != row.responses["rejected"]]
@@ -291,8 +270,8 @@ def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -
             theirs = dpo_trainer(model, reference, rows, {**common, **trl})
             config = PreferenceConfig(alpha=0.0, **common, **own)
             mine = PreferenceTrainer(copy.deepcopy(start), config, rows)
-            slow, _ = timed(theirs.train, args)
-            fast, _ = timed(mine.train, args)
+            slow, _ = timed(theirs.train)
+            fast, _ = timed(mine.train)
             ratios.append(slow / fast)
     return {"alpha0_vs_trl_dpo": statistics.median(ratios), "alpha0_rounds": ratios}
 
@@ -307,9 +286,7 @@ def least_tokenizer() -> Any:
 
 
 def peak_memory(arm: str, rows: list[PreferenceRow], args: argparse.Namespace) -> float:
-    """Bytes by which one step raises the peak of a process of its own over what it held with
-    libraries, data and one model loaded.
-    """
+    """Bytes by which a step raises the peak over libraries, data and one model."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as handle:
         json.dump([[row.prompt_ids, row.responses, row.y_role] for row in rows], handle)
         handle.flush()
@@ -335,9 +312,7 @@ def measure_memory(args: argparse.Namespace) -> None:
 
 
 def _memory(name: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process in bytes. Not ``ru_maxrss``: a child inherits its
-    parent's there.
-    """
+    """VmRSS or VmHWM in bytes; of ``ru_maxrss`` a child inherits its parent's."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return float(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
@@ -369,20 +344,17 @@ def memory_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[st
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the last parts were measured with."""
-    asked = {name: str(getattr(args, name)) for name in ("threads", "clock", "rows", "rounds")}
+    asked = {name: str(getattr(args, name)) for name in ("threads", "rows", "rounds")}
     sizes = {"micro_batch": MICRO_BATCH, "token_budget": TOKEN_BUDGET, "alpha": ALPHA, "beta": BETA}
     return {**asked, **sizes, "model": HH_MODEL, "vocabulary": VOCABULARY}
 
 
-PARTS = ("selm", "memory", "trl", "pocket", "shapes")
+PARTS = ("selm", "memory", "trl", "shapes")
 
 
 def measure(part: str, rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
     if part == "memory":
         return memory_ratio(rows, args)
-    if part == "pocket":
-        small, vocabulary = pocket_rows(len(rows))
-        return {"pocket": selm_ratios(small, make_model(vocabulary, POCKET_MODEL), args)}
     start = make_model(VOCABULARY, HH_MODEL)
     if part == "shapes":
         return {"shapes": other_shapes(rows, start, args)}
@@ -394,8 +366,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="eight rows, one round: does it run?")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    clocks = {"choices": ("wall", "cpu"), "help": "cpu where other work shares the cores"}
-    parser.add_argument("--clock", default="wall", **clocks)  # type: ignore[arg-type]
     parser.add_argument("--rows", type=int, default=GLOBAL_BATCH, help="rows of one step")
     parser.add_argument("--rounds", type=int, default=5)
     alone = "measure these alone and keep the file's others; may be repeated"

@@ -18,7 +18,6 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +40,22 @@ TIE = {"float32": 0.01, "bfloat16": 0.5}
 
 
 def requests(policy: Policy, count: int, new: int, temperature: float) -> list[GenerationRequest]:
-    """Real questions, each asked for a whole answer; after the last they begin again with "Briefly:
-    " before them.
-    """
+    """Real questions; after the last they begin again with "Briefly: " before them."""
     texts = [row["instruction"] for row in json.loads(QUESTIONS.read_text(encoding="utf-8"))]
     texts += [f"Briefly: {text}" for text in texts]
     prompts = [
         tuple(encode_prompt(policy.tokenizer, [{"role": "user", "content": text}]))
         for text in texts[:count]
     ]
-    seeds = [request_seed(0, place) for place in range(len(prompts))]
     return [
-        GenerationRequest(prompt, new, temperature, seed=seed)
-        for prompt, seed in zip(prompts, seeds, strict=True)
+        GenerationRequest(prompt, new, temperature, seed=request_seed(0, place))
+        for place, prompt in enumerate(prompts)
     ]
-
-
-def speed(answers: Sequence[Generation], seconds: float) -> float:
-    return round(sum(len(answer.token_ids) for answer in answers) / seconds, 1)
 
 
 @torch.inference_mode()
 def gap(policy: Policy, request: GenerationRequest, ours: Generation, other: Generation) -> float:
-    """At the first token that differs: how far below the loop's token the engine's is, in the
-    logits of the loop's model.
-    """
+    """Logits of the loop's model by which the engine's first different token is below its own."""
     pairs = zip(ours.token_ids, other.token_ids, strict=False)
     place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
     if place is None:
@@ -93,7 +83,8 @@ def measure(folder: Path, dtype: Dtype, count: int, new: int, rounds: int) -> di
             for name, used in (("vllm", engine), ("transformers", None)):
                 before = time.perf_counter()
                 answers[name] = generate(policy, greedy, batch_size=count, engine=used)
-                rates[name].append(speed(answers[name], time.perf_counter() - before))
+                taken, drawn = time.perf_counter() - before, answers[name]
+                rates[name].append(round(sum(len(one.token_ids) for one in drawn) / taken, 1))
         first, again = (generate(policy, sampled, engine=engine) for _ in range(2))
         alone = [generate(policy, [one], engine=engine)[0] for one in sampled[:8]]
     ours, theirs = answers["transformers"], answers["vllm"]

@@ -1,6 +1,4 @@
-"""Preference rows for the training benchmarks (real text of real length spread, the pocket world's,
-random tokens), and the published formulation that is their yardstick.
-"""
+"""Rows for the training benchmarks (real text, random tokens), and the published formulation."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import contextlib
 import gzip
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from benchmarks import OUT
 from harness.train.batching import PreferenceRow
 
 ROLES = ("chosen", "rejected", "explore")
@@ -26,12 +24,11 @@ SHARES = {"winner": 0.45, "loser": 0.30, "middle": 0.25}
 VOCABULARY = 8000
 PROMPT, RESPONSE = 256, 256
 """Most tokens of a prompt (its last ones are kept) and of a response."""
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def _conversations() -> Iterator[tuple[str, str, str]]:
     """(prompt, chosen, rejected) of the HH test pairs: the last assistant turn is the response."""
-    folder = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data")) / "preferences"
+    folder = Path(os.environ.get("SHARED_DATA", OUT.parents[2] / "shared" / "data")) / "preferences"
     files = sorted(folder.glob("hh_*_test.jsonl.gz"))
     if not files:
         raise SystemExit(
@@ -50,9 +47,7 @@ def _conversations() -> Iterator[tuple[str, str, str]]:
 
 
 def hh_rows(count: int, seed: int = 0) -> list[PreferenceRow]:
-    """``count`` rows of HH text under a BPE of 8,000 tokens made from it. "Neither": another row's
-    chosen response.
-    """
+    """``count`` rows of HH text under its own BPE; "neither": another row's chosen response."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     texts = list(_conversations())
@@ -74,30 +69,6 @@ def hh_rows(count: int, seed: int = 0) -> list[PreferenceRow]:
         for prompt, chosen, rejected in (texts[i] for i in chosen_rows)
     ]
     return _with_y([(tuple(p), tuple(c), tuple(r)) for p, c, r in tokens], count, rng)
-
-
-def pocket_rows(count: int, seed: int = 0) -> tuple[list[PreferenceRow], int]:
-    """``count`` rows of the pocket world under its tokenizer, and its vocabulary's size."""
-    from harness.pocket import data, tokenizer, wordings
-    from harness.records import Pair, StageTask, read_jsonl
-    from harness.study.sections import WorldSettings
-    from harness.study.tasks import PocketDataTask, Runtime
-    from harness.train.batching import encode_pair
-
-    made = tokenizer.build()
-    with tempfile.TemporaryDirectory() as scratch:
-        share = wordings.BEST_STYLE.share
-        sizes: dict[str, Any] = {"prompts": count + 1, "heldout": 1, "rows": 1, "seed": seed}
-        settings = PocketDataTask(**sizes, best_style_share=share, world=WorldSettings())
-        data.run(StageTask("", "data.pocket", settings, {}, Path(scratch), Runtime()))
-        found = [
-            encode_pair(made, Pair(row["id"], row["messages"], row["chosen"], row["rejected"], ""))
-            for row in read_jsonl(Path(scratch) / "train.jsonl")
-        ]
-    triples = [
-        (row.prompt_ids, row.responses["chosen"], row.responses["rejected"]) for row in found
-    ]
-    return _with_y(triples, count, np.random.default_rng(seed)), len(made)
 
 
 Length = Callable[[np.random.Generator], int]
@@ -154,11 +125,8 @@ def padded_logps(
 def published_loss(
     policy: Any, reference: Any, rows: Sequence[PreferenceRow], *, alpha: float, beta: float
 ) -> Tensor:
-    """The published formulation of a SELM step: padded batches, chosen and rejected concatenated, a
-    separate pass for y, full float32 log-softmax, and two passes of the reference every step.
-
-    Mean over rows of -log sigma(beta Delta) + alpha beta (log pi(y) - log pi_ref(y)). Written anew
-    from the paper (arXiv 2405.19332) and its released recipe's behaviour; no code is theirs.
+    """Mean over rows of -log sigma(beta Delta) + alpha beta (log pi(y) - log pi_ref(y)): padded,
+    y in a pass of its own, full log-softmax. Anew from arXiv 2405.19332; no code is theirs.
     """
     prompts = [row.prompt_ids for row in rows]
     pairs = [row.responses["chosen"] for row in rows] + [row.responses["rejected"] for row in rows]

@@ -1,7 +1,5 @@
-"""Every figure of a report. A new figure is one function of a study and one entry of ``FIGURES``.
-
-A function returns a ``Drawn`` figure, or ``Unavailable`` with the reason when the study does not
-hold its data.
+"""Every figure of a report: a function of a study that returns a ``Drawn`` figure, or
+``Unavailable`` with the reason when the study does not hold its data.
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ LONG_LABEL, MANY_LEVELS = 9, 8
 
 
 def figure_6(data: StudyData) -> Drawn | Unavailable:
-    """One panel per axis of the study: the headline after the last iteration at every level, other
-    axes at the baseline.
-    """
+    """The headline after the last iteration by axis, other axes at the baseline."""
     title, measure = "Figure 6. Ablations, one axis at a time", headline(data)
     levels = {axis: values for axis, values in data.axes.items() if len(values) > 1}
     if not levels:
@@ -74,9 +72,7 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
 
 
 class Panel:
-    """Axes on which scores run across levels: upwards, or sideways where levels stand ``below`` one
-    another.
-    """
+    """Scores run upwards, or sideways where levels stand ``below`` one another."""
 
     def __init__(self, axes: Axes, below: bool) -> None:
         self.axes, self.below = axes, below
@@ -125,19 +121,13 @@ def _level_on(
 ) -> list[Observation]:
     arm = _arm_at(data, axis, level)
     checkpoint = data.at(arm, data.last_iteration) if arm else None
-    points = measures.points(data, checkpoint, measure) if checkpoint else {}
+    points = measures.points(data, checkpoint, measure)
     if not arm or not checkpoint or not points:
         return []
     estimate = findings.estimate(data, checkpoint, measure)
     panel.put(position, list(points.values()), estimate, styles(data)[arm])
-    place = {
-        "panel": axis,
-        "arm": arm,
-        "label": str(level),
-        "iteration": checkpoint.iteration,
-        "measure": measure.key,
-    }
-    return seeds_and_mean(place, points, estimate)
+    place = {"panel": axis, "arm": arm, "label": str(level), "iteration": checkpoint.iteration}
+    return seeds_and_mean({**place, "measure": measure.key}, points, estimate)
 
 
 def _level(level: Any) -> str:
@@ -163,9 +153,7 @@ PAPER = ("mt_bench", "rating")
 
 
 def pairs_seen(data: StudyData, run: Run, iteration: int) -> float | None:
-    """Pairs that a run has trained on after an iteration, counted again in every pass; None where a
-    training stage before it is not done.
-    """
+    """Pairs trained on, counted in every pass; None where a training stage is not done."""
     seen = 0.0
     for at in (i for i in run.iterations if 0 < i <= iteration):
         stage = data.stage(run, at, "train")
@@ -176,9 +164,7 @@ def pairs_seen(data: StudyData, run: Run, iteration: int) -> float | None:
 
 
 def figure_6_offline(data: StudyData) -> Drawn | Unavailable:
-    """One line per arm over the pairs trained on; the offline arm's is one run, one optimiser, one
-    schedule.
-    """
+    """One line per arm over pairs; the offline arm is one run, optimiser and schedule."""
     title = "Figure 6, last panel. A benchmark over training data, beside offline DPO"
     offline = [arm for arm, runs in data.arms.items() if runs[0].mode == MODE]
     if not offline:

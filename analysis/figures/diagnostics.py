@@ -1,6 +1,4 @@
-"""Figures of diagnostics: the declared trend, exploration and extrapolation over iterations, reward
-at matched KL.
-"""
+"""Figures of diagnostics: the trend, exploration, extrapolation, reward at matched KL."""
 
 from __future__ import annotations
 
@@ -15,7 +13,6 @@ from analysis.figure import (
     Drawn,
     axis_label,
     error_bar_note,
-    half_width,
     legend_below,
     new_figure,
     pale,
@@ -64,7 +61,7 @@ def _trend_arm(
 ) -> list[Observation]:
     """The mean of one arm with interval (A); returns its rows, seeds among them."""
     style, checkpoint = styles(data)[place["arm"]], data.at(place["arm"], place["iteration"])
-    points = measures.points(data, checkpoint, measure) if checkpoint else {}
+    points = measures.points(data, checkpoint, measure)
     if not checkpoint or not points:
         return []
     estimate = findings.estimate(data, checkpoint, measure)
@@ -72,7 +69,7 @@ def _trend_arm(
         axes.errorbar(
             [place["position"]],
             [estimate.value],
-            yerr=[half_width(estimate)],
+            yerr=[estimate.half_width() or 0.0],
             color=style.color,
             marker=style.marker,
             capsize=2,
@@ -197,9 +194,9 @@ def _drift(
     rows: list[Observation] = []
     for iteration in data.iterations:
         checkpoint = data.checkpoint(arm, iteration)
-        rewards = measures.points(data, checkpoint, reward) if checkpoint else {}
+        rewards = measures.points(data, checkpoint, reward)
         drifts = dict.fromkeys(rewards, 0.0)  # the base is at no distance from itself
-        if checkpoint and iteration:
+        if iteration:
             drifts = measures.points(data, checkpoint, kl)
         both = {seed: (drifts[seed], rewards[seed]) for seed in sorted({*drifts} & {*rewards})}
         if not both:

@@ -1,6 +1,4 @@
-"""Figures of differences to the baseline: the primary outcome with both intervals, and rewards
-prompt by prompt (the paper's Figs. 4 and 5).
-"""
+"""Differences to the baseline: primary outcome, prompt by prompt (Figs. 4, 5), at a glance."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ from analysis.table import Observation, Unavailable, ends
 
 # -- the primary outcome ---------------------------------------------------------------------------
 def figure_differences(data: StudyData) -> Drawn | Unavailable:
-    """Differences to the baseline on the primary outcome with both intervals and what could have
-    been detected.
-    """
+    """The primary outcome with both intervals and what could have been detected."""
     title, found = "Differences to the baseline", findings.find(data)
     measure, baseline = found.primary_measure, found.baseline_label
     done = [c for c in found.primary if c.estimate.value is not None]
@@ -191,9 +187,7 @@ def _ranks(place: Observation, seed: int | None, values: Floats) -> list[Observa
 
 
 def figure_4(data: StudyData) -> Drawn | Unavailable:
-    """r_arm − r_baseline on held-out prompts, sorted, on y_w and on y_l, after the method's first
-    iteration.
-    """
+    """r_arm − r_baseline on y_w and y_l after the first iteration, sorted."""
     at = data.iterations[:2][-1]
     when = prose.after(data, at)
     unit, factor = "nats", 1.0

@@ -19,9 +19,7 @@ MODELS = (("reward_model", "optimistic_reward_model"), ("policy", "optimistic_po
 
 
 def figure_1(_: StudyData | None = None) -> Drawn:
-    """Left: two reward models equal on the data, the optimistic one larger off it; middle: their
-    best policies; right: SELM's early steps.
-    """
+    """Left: reward models equal on the data; middle: their policies; right: SELM's early steps."""
     found = exact.figure_one()
     figure, grid = new_figure(DOUBLE, 2.55, 1, 3)
     left, middle, right = grid[0]
@@ -120,9 +118,7 @@ SERIES = {
 
 
 def figure_bandit(data: StudyData) -> Drawn | Unavailable:
-    """XPO with an exact argmin on two answers, over alpha, where the rare answer is the best and
-    where it is the worst.
-    """
+    """XPO with an exact argmin on two answers, the rare one being the best or the worst."""
     key, title = "bandit", "Where optimism must show (exact bandit)"
     if AXIS not in data.axes:
         return Unavailable(key, title, f"the study does not vary {AXIS}")

@@ -1,6 +1,4 @@
-"""Figures of scores: curves over iterations, reward histograms, the pairwise matrix (the paper's
-Figs. 2 and 3).
-"""
+"""Figures of scores: over iterations, histograms, the pairwise matrix (Figs. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -23,7 +21,6 @@ from analysis.figure import (
     axis_label,
     dodge,
     error_bar_note,
-    half_width,
     hollow,
     legend_below,
     new_figure,
@@ -61,12 +58,8 @@ def curve(
         xs, means, errors, style = [], [], [], look[arm]
         for iteration in data.iterations:
             checkpoint = data.checkpoint(arm, iteration)
-            points = measures.points(data, checkpoint, measure) if checkpoint else {}
-            if (
-                not checkpoint
-                or not points
-                or (arm, iteration) not in (pairs or {(arm, iteration)})
-            ):
+            points = measures.points(data, checkpoint, measure)
+            if not checkpoint or not points or (pairs and (arm, iteration) not in pairs):
                 continue
             x = pairs[arm, iteration] if pairs else iteration + dodge(number, len(arms), 0.3)
             seed_points(axes, x, list(points.values()), style)
@@ -77,7 +70,7 @@ def curve(
             if estimate.value is not None:
                 xs.append(x)
                 means.append(estimate.value)
-                errors.append(half_width(estimate))
+                errors.append(estimate.half_width() or 0.0)
         if xs:
             axes.errorbar(
                 xs,
@@ -118,9 +111,7 @@ class Outline:
 def histogram(
     axes: Axes, outlines: list[Outline], panel: str, measure: Measure
 ) -> list[Observation]:
-    """One outline per group over common bins, seeds pooled, with every seed's mean as a mark under
-    the axis. Returns what was drawn.
-    """
+    """Common bins, seeds pooled; every seed's mean under the axis. Returns what was drawn."""
     rows: list[Observation] = []
     pooled = [np.concatenate(list(outline.seeds.values())) for outline in outlines]
     every = np.concatenate(pooled)
@@ -168,9 +159,7 @@ def _rewards(data: StudyData, arm: str, iteration: int, measure: Measure) -> dic
 
 
 def figure_3(data: StudyData) -> Drawn | Unavailable:
-    """Left: score against iteration; middle: greedy held-out reward by arm; right: the same by
-    iteration.
-    """
+    """Left: score by iteration; then held-out reward by arm, and by iteration."""
     title = "Figure 3. Scores over iterations and rewards of greedy answers"
     measure, reward, look = headline(data), measures.heldout(data), styles(data)
     figure, grid = new_figure(DOUBLE, 2.75, 1, 3)
@@ -234,9 +223,7 @@ def _by_iteration(axes: Axes, data: StudyData, arm: str, reward: Measure) -> lis
 
 
 def _strongest(data: StudyData) -> str:
-    """The arm of the right panel: the first with the largest κ (declared, not chosen by score); the
-    baseline when it is alone.
-    """
+    """The first arm with the largest κ (declared, not chosen by score), else the baseline."""
     others = [arm for arm in data.arms if arm != data.baseline_arm] or list(data.arms)
     return max(others, key=lambda arm: max(data.arms[arm][0].kappa.values(), default=0.0))
 

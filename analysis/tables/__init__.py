@@ -1,7 +1,5 @@
-"""Every table of a report. A new table is one function of a study and one entry of ``TABLES``.
-
-A function returns a ``Table``, or ``Unavailable`` with the reason when the study does not hold its
-data.
+"""Every table of a report: a function of a study that returns a ``Table``, or ``Unavailable``
+with the reason when the study does not hold its data.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Tables of differences to the baseline: the headline, the same differences told by other tests,
-and the best arm on other seeds.
-"""
+"""Differences to the baseline: headline, other tests, other seeds, at matched KL."""
 
 from __future__ import annotations
 
@@ -100,14 +98,12 @@ def _observation(c: Comparison) -> dict[str, object]:
     """Every number of a comparison."""
     value, found = c.estimate, ends(c.estimate, *POPULATIONS, p=True)
     headline: dict[str, object] = {}
+    mde = {}
     for name in POPULATIONS:
         headline |= {key: number_ for key, number_ in found.items() if key.startswith(name)}
         headline[f"{name}_p_holm"] = c.holm.get(name)
-    mde = {}
-    for name in POPULATIONS:
-        detectable = c.detectable.get(name)
         for field, end in (("", "value"), ("_low", "low"), ("_high", "high")):
-            mde[f"mde_{name}{field}"] = getattr(detectable, end, None)
+            mde[f"mde_{name}{field}"] = getattr(c.detectable.get(name), end, None)
     return {
         "arm": c.arm,
         "label": c.label,
@@ -204,9 +200,7 @@ def table_differences(data: StudyData) -> Table | Unavailable:
 
 
 def table_difference_checks(data: StudyData) -> Table | Unavailable:
-    """The differences of the first table by tests that assume less: paired, simultaneous,
-    permutation, order.
-    """
+    """The same by tests that assume less: paired, simultaneous, permutation, order."""
     title = f"The same differences to {_baseline(data)}, told otherwise"
     caption = f"{capitalised(prose.after(data, data.last_iteration))}."
     return _table(data, "difference_checks", title, caption, _last(data), checks=True)
@@ -333,15 +327,13 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
 def _paths(
     data: StudyData, arm: str, measure: Measure, kl: Measure, last: int
 ) -> Mapping[int, Path]:
-    """Seed → its path, of those whose last iteration has a score and a KL; the base stands at KL 0
-    where the measure is stored for it.
-    """
+    """Seed → its path where the last iteration has both; a stored base stands at KL 0."""
     paths: dict[int, Path] = {}
     drifts: Mapping[int, float] = {}
     for iteration in range(last + 1):
         checkpoint = data.checkpoint(arm, iteration)
-        scores = measures.points(data, checkpoint, measure) if checkpoint else {}
-        drifts = measures.points(data, checkpoint, kl) if checkpoint and iteration else {}
+        scores = measures.points(data, checkpoint, measure)
+        drifts = measures.points(data, checkpoint, kl) if iteration else {}
         for seed, score in scores.items():
             drift = drifts.get(seed) if iteration else 0.0
             if drift is not None:

@@ -1,11 +1,9 @@
-"""Tables about the judge: verdicts it did not give, its noise, and what AlpacaEval's own summaries
-say.
-"""
+"""The judge's verdicts, noise and position, beside the ranker, and AlpacaEval's summaries."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -202,9 +200,7 @@ def _verdicts(stage: Stage | None) -> dict[str, tuple[float, bool]]:
 def flips_of(
     first: Mapping[str, tuple[float, bool]], second: Mapping[str, tuple[float, bool]]
 ) -> Flips:
-    """``first``: verdicts of "b against a", ``second``: of "a against b". Only instructions whose
-    two showings differ in order count.
-    """
+    """``first``: "b against a", ``second``: "a against b"; showings in one order do not count."""
     count, flips, advantage = 0, 0, 0.0
     for name in sorted(set(first) & set(second)):
         (p, b_first), (q, a_first) = first[name], second[name]
@@ -247,9 +243,7 @@ DISAGREEMENT = Measure(
     better=0,
     scale=measures.PERCENT,
 )
-"""Its rows: the ranker's reward of an answer minus that of the baseline's answer to the same
-instruction.
-"""
+"""Rows: the ranker's reward of an answer minus that of the baseline's answer."""
 
 
 def table_ranker_judge(data: StudyData) -> Table | Unavailable:
@@ -310,9 +304,7 @@ def _ranker_row(what: str, shown: str, ties: int, n: str, *, rule: bool = False)
 
 
 def disagreement(data: StudyData, checkpoint: Checkpoint) -> tuple[Estimate | None, int]:
-    """Estimate of the share of instructions on which ranker and judge disagree, and the number of
-    ties; None where nothing was ranked.
-    """
+    """Share of instructions on which they disagree, and ties; None where none was ranked."""
     seeds, items, values, ties = [], [], [], 0
     of = (DISAGREEMENT.benchmark, DISAGREEMENT.metric)
     for run in checkpoint.runs:
@@ -336,9 +328,7 @@ def disagreement(data: StudyData, checkpoint: Checkpoint) -> tuple[Estimate | No
 
 
 def orders(data: StudyData) -> tuple[int, int, int]:
-    """Pairs of checkpoints of one seed that held-out reward and win rate order differently; pairs
-    tied in either; all pairs.
-    """
+    """Pairs of a seed's checkpoints ordered differently; tied in either; all."""
     both = (
         measures.heldout(data, sampled=True),
         measures.find(data, *measures.WIN_RATE.split(".")),
@@ -405,12 +395,11 @@ def table_judge(data: StudyData) -> Table | Unavailable:
             "No item was judged twice, so the judge's noise is unknown; set judge.repeats above 1 "
             "to measure it."
         )
-        rows = [replace(row, cells=_without(row.cells, NOISE)) for row in rows]
+        rows = [
+            replace(row, cells={k: v for k, v in row.cells.items() if k not in NOISE})
+            for row in rows
+        ]
     return Table("judge", "The judge", caption, rows, observations, [note], left=2)
-
-
-def _without(cells: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
-    return {name: cell for name, cell in cells.items() if name not in names}
 
 
 def _judging(
@@ -496,9 +485,7 @@ FLAGS = {
 }
 """What the benchmark's stage flags, in words."""
 FEW_INSTRUCTIONS = 100
-"""Below this number the jackknife interval of the length-controlled win rate, checked by simulation
-on hundreds, is flagged.
-"""
+"""Below it the LC jackknife, checked by simulation on hundreds, is flagged."""
 SUMMARY = {
     "length_controlled_win_rate": ("LC", "length_controlled_win_rate", 2),
     "lc_standard_error": ("jackknife SE", "jackknife_se", 2),

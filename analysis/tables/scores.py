@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from analysis import findings, measures, prose, rank
 from analysis.load import Checkpoint, StudyData
 from analysis.measures import Measure
-from analysis.stats import Estimate
 from analysis.table import (
     POPULATIONS_NOTE,
     Table,
@@ -35,9 +34,7 @@ MANY_ARMS = 8
 def score_table(
     data: StudyData, key: str, title: str, columns: Sequence[Measure], extra: str = ""
 ) -> Table | Unavailable:
-    """Checkpoints × measures in the paper's form, with c, κ (where any arm explores) and the number
-    of seeds.
-    """
+    """Checkpoints × measures as in the paper, with c and κ (where any arm explores) and n."""
     present = {benchmark for benchmark, _ in data.metrics()}
     if present.isdisjoint(name for measure in columns for name in measure.benchmarks):
         return Unavailable(key, title, "no score of these benchmarks is stored yet")
@@ -196,8 +193,9 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
     shown = [checkpoint for checkpoint in ends if checkpoint and checkpoint.iteration]
     observations = [
         score_observation(data, checkpoint, measure, estimate)
-        for measure, checkpoint, estimate in _estimates(data, known)
-        if estimate.expected
+        for measure in known
+        for checkpoint in data.checkpoints
+        if (estimate := findings.estimate(data, checkpoint, measure)).expected
     ]
 
     def cell(checkpoint: Checkpoint, measure: Measure) -> str:
@@ -231,11 +229,3 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
             "± –: no interval, because all seeds gave the same value; it is never shown as zero."
         )
     return Table("diagnostics", title, caption, rows, observations, notes)
-
-
-def _estimates(
-    data: StudyData, known: Iterable[Measure]
-) -> Iterable[tuple[Measure, Checkpoint, Estimate]]:
-    for measure in known:
-        for checkpoint in data.checkpoints:
-            yield measure, checkpoint, findings.estimate(data, checkpoint, measure)

@@ -16,9 +16,7 @@ MOST_USERS = 4
 
 
 def table_completeness(data: StudyData) -> Table | Unavailable:
-    """Score rows by status. Complete checkpoints are counted in one row; the CSV has every
-    checkpoint, benchmark and status.
-    """
+    """Score rows by status; complete checkpoints in one row, all of them in the CSV."""
     stored: dict[str, str] = {}
     for benchmark, metric in data.metrics():
         stored.setdefault(benchmark, metric)
@@ -56,9 +54,7 @@ def table_completeness(data: StudyData) -> Table | Unavailable:
 
 
 def _counted(cell: Cell) -> str:
-    """ "94/96 (1 error, 1 unparsed)": score rows with a value of those expected, and what the
-    others are.
-    """
+    """ "94/96 (1 error, 1 unparsed)": rows with a value / expected, and the others."""
     others = {status: count for status, count in cell.statuses.items() if status != "ok"}
     others["not run"] = cell.not_run
     words = [f"{count} {status}" for status, count in sorted(others.items()) if count > 0]
@@ -142,9 +138,7 @@ COSTS = {
 
 
 def table_costs(data: StudyData) -> Table | Unavailable:
-    """Costs by stage, every shared stage counted once. Times differ between two runs of the same
-    study: kept apart from the data.
-    """
+    """Costs by stage, shared stages counted once; kept apart from the data, as times differ."""
     if not any(stage.state == "done" for stage in data.stages.values()):
         return Unavailable("costs", "Costs", "no stage is done yet")
     names = list(dict.fromkeys(stage.name for stage in _by_depth(data)))

@@ -15,7 +15,6 @@ from analysis.layout import from_array
 from analysis.power import (
     detectable,
     from_components,
-    from_estimate,
     from_squares,
     items_needed,
     multiplier,
@@ -112,7 +111,8 @@ def test_pooled_components_use_the_familys_residual() -> None:
     }
     result = family(arms, "a0")
     estimate = result["a2"].estimate
-    c = from_estimate(estimate, ms=result.ms, df=result.df)
+    assert estimate.squares is not None
+    c = from_squares(estimate.squares, ms=result.ms, df=result.df)
     assert estimate.squares is not None
     assert c.df == 6
     assert c.sigma_s**2 == pytest.approx(
@@ -166,7 +166,9 @@ def test_range_of_seeds_needed_follows_the_range_of_sigma() -> None:
     rng = np.random.default_rng(3)
     x = from_array(rng.normal(0, 1, (3, 1)) + rng.normal(0, 1, (3, 400)))
     y = from_array(rng.normal(0, 1, (3, 1)) + rng.normal(0, 1, (3, 400)))
-    need = seeds_needed(from_estimate(difference(x, y)), 1.0, 400)
+    squares = difference(x, y).squares
+    assert squares is not None
+    need = seeds_needed(from_squares(squares), 1.0, 400)
     assert need.low is not None
     assert need.value is not None
     assert need.high is not None
