@@ -25,6 +25,7 @@ from analysis.layout import Layout, layout
 from harness.records import SCHEMA_VERSION, HarnessError
 
 STRINGS = ("benchmark", "benchmark_version", "item", "cluster", "metric", "status", "judge")
+IDENTITY = ("judge", "benchmark_version")
 NO_ROWS = np.array([], dtype=int)
 DIAGNOSTICS = "diagnostics"
 """Stage and benchmark name of the diagnostics."""
@@ -479,11 +480,12 @@ class StudyData:
             run.seed: self._select(run.name, iteration, benchmark, metric, part)
             for run in checkpoint.runs
         }
-        absent = []
-        for run in checkpoint.runs:
-            reason = self.why_absent(run, iteration, benchmark)
-            if reason and not len(rows_of[run.seed]):
-                absent.append(f"seed {run.seed}: {reason}")
+        reasons = {run.seed: self.why_absent(run, iteration, benchmark) for run in checkpoint.runs}
+        absent = [
+            f"seed {seed}: {reason}"
+            for seed, reason in reasons.items()
+            if reason and not len(rows_of[seed])
+        ]
         model = self._fullest(benchmark, metric, part)
         seeds, clusters, values = [], [], {}
         for seed, rows in rows_of.items():
@@ -494,7 +496,8 @@ class StudyData:
         names = self.scores["cluster"].cat.categories.to_numpy(dtype=str)
         columns = np.concatenate(seeds), names[np.concatenate(clusters)]
         built = layout(*columns, np.concatenate(list(values.values())), scale)
-        points = np.array([_mean(values[seed]) for seed in built.seeds])
+        kept = (values[seed][~np.isnan(values[seed])] for seed in built.seeds)
+        points = np.array([some.mean() if len(some) else np.nan for some in kept])
         every = np.concatenate(list(rows_of.values()))
         self._refuse_mixture(checkpoint, benchmark, every)
         words = self.scores["status"].cat.categories
@@ -504,16 +507,9 @@ class StudyData:
 
     def identities(self, rows: np.ndarray) -> list[str]:
         """Every judge and benchmark version (with its files' hashes) of these rows, sorted."""
-        names = ("judge", "benchmark_version")
-        pairs = np.unique(np.stack([self._arrays[name][rows] for name in names], axis=1), axis=0)
-        found = []
-        for pair in pairs:
-            words = [
-                str(self.scores[name].cat.categories[code])
-                for name, code in zip(names, pair, strict=True)
-            ]
-            found.append(" on ".join(word for word in words if word))
-        return sorted(found)
+        codes = np.unique(np.stack([self._arrays[name][rows] for name in IDENTITY], axis=1), axis=0)
+        words = [self.scores[n].cat.categories[c] for n, c in zip(IDENTITY, codes.T, strict=True)]
+        return sorted(" on ".join(filter(None, pair)) for pair in zip(*words, strict=True))
 
     def identity(self, checkpoint: Checkpoint, benchmark: str, metric: str) -> str:
         """The one identity of a checkpoint's rows of a metric; empty without rows."""
@@ -525,8 +521,7 @@ class StudyData:
         return " and ".join(self.identities(rows)) if len(rows) else ""
 
     def _refuse_mixture(self, checkpoint: Checkpoint, benchmark: str, rows: np.ndarray) -> None:
-        names = ("judge", "benchmark_version")
-        if any(len(np.unique(self._arrays[name][rows])) > 1 for name in names):
+        if any(len(np.unique(self._arrays[name][rows])) > 1 for name in IDENTITY):
             raise HarnessError(
                 f"{checkpoint.title}: {benchmark} mixes rows of "
                 f"{' and '.join(self.identities(rows))}; scores of different judges, questions or "
@@ -594,11 +589,6 @@ def _bases(runs: Sequence[Run], iteration: int = 0) -> tuple[str, ...]:
     """Keys of the models of an iteration before the first, seed by seed."""
     stages = [run.iterations.get(iteration, {}) for run in runs]
     return tuple(found.get("base") or found.get("train", "") for found in stages)
-
-
-def _mean(values: np.ndarray) -> float:
-    kept = values[~np.isnan(values)]
-    return float(kept.mean()) if len(kept) else float("nan")
 
 
 def load_study(study_dir: Path, store_dir: Path) -> StudyData:
