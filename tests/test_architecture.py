@@ -102,7 +102,7 @@ def test_analysis_reads_records_and_files_only(module: str) -> None:
     "module",
     [
         "analysis.report",
-        "analysis.stats",
+        "analysis.compare",
         "harness.engine.runs",
         "harness.engine.launch",
         "harness.engine.worker",  # which sets CUDA_VISIBLE_DEVICES before anything sees a device

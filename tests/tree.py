@@ -20,9 +20,9 @@ def code_of_the_readme(marker: str) -> list[str]:
 class Tree:
     """The copied sources and the commands run in them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *more: str) -> None:
         self.root = root
-        for name in ("harness", "analysis", "ablations"):
+        for name in ("harness", "analysis", "ablations", *more):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, root / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", root)
@@ -41,7 +41,8 @@ class Tree:
         path.write_text(source.replace(start, above + start + below), encoding="utf-8")
 
     def python(self, *arguments: str) -> Done:
-        return python(*arguments, cwd=self.root, status=None, PYTHONPATH=str(self.root))
+        told = {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        return python(*arguments, cwd=self.root, status=None, **told)
 
     def selm(self, *arguments: str) -> str:
         done = self.python("-m", "harness.cli", *arguments)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from analysis.load import StudyData, load_study
 from analysis.measures import Measure
 from analysis.stats import difference
 from harness.records import HarnessError
+from tests.processes import Done, selm
 from tests.synthetic import Synthetic, build
 
 SPREAD = np.array([3.0, -3.0] * 4 + [0.0])
@@ -91,11 +89,10 @@ def test_a_gate_looks_at_the_declared_outcome_or_one_measure(data: StudyData) ->
         compare(data, "arm=v@1", "base", "alpaca_eval", Asked(1.0))
 
 
-def _gate(study: tuple[Path, Path], *options: str) -> subprocess.CompletedProcess[str]:
+def _gate(study: tuple[Path, Path], *options: str) -> Done:
     folder, store = study
-    given = [*options, "--results", str(folder.parent), "--store", str(store)]
-    command = [sys.executable, "-m", "harness.cli", "compare", *given, "--study", folder.name]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    given = (*options, "--results", folder.parent, "--store", store, "--study", folder.name)
+    return selm("compare", *given, status=None)
 
 
 def test_the_exit_status_is_the_verdict_and_nothing_else_has_one(study: tuple[Path, Path]) -> None:

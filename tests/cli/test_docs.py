@@ -4,11 +4,8 @@ are named exist.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,9 @@ import pytest
 from harness.cli import options
 from harness.cli.docs import pages
 from harness.engine.stages import STAGES
+from tests.processes import ROOT, python
+from tests.tree import Tree, code_of_the_readme
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     path
     for path in (
@@ -105,85 +103,30 @@ def test_the_project_speaks_of_itself_alone() -> None:
         assert not found, f"{name}: {found and found.group()}"
 
 
-def marked(name: str) -> str:
-    """What the README holds between a pair of markers."""
-    return (
-        (ROOT / "README.md")
-        .read_text()
-        .split(f"<!-- {name}:begin -->")[1]
-        .split(f"<!-- {name}:end -->")[0]
-    )
-
-
-def code(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.S)
-
-
 def test_the_readmes_trainer_example_runs(tmp_path: Path) -> None:
     from tests import tiny
 
     tiny.checkpoint(tmp_path / "CHECKPOINT", "llama", "llama3")
-    (block,) = code(marked("example"))
+    (block,) = code_of_the_readme("example")
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", block],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    python("-c", block, cwd=tmp_path, HF_HUB_OFFLINE="1")
 
 
 def test_the_readmes_new_objective_works_as_written(tmp_path: Path) -> None:
     """Follows the walk-through on a copy: one function, one entry, one worked number; then the
     listed tests and a plan.
     """
-    for name in ("harness", "tests", "ablations"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    function, entry, worked = code(marked("walkthrough"))
-    source = tmp_path / "harness" / "train" / "objectives.py"
+    tree = Tree(tmp_path, "tests")
+    function, entry, worked = code_of_the_readme("walkthrough")
     start = "OBJECTIVES: dict[str, Objective] = {\n"
-    source.write_text(source.read_text().replace(start, function + "\n\n" + start + entry))
-    test = tmp_path / "tests" / "train" / "test_objectives.py"
+    tree.insert("harness/train/objectives.py", start, function + "\n\n", entry)
     start = "WORKED: dict[str, list[tuple[dict[str, Any], float]]] = {\n"
-    test.write_text(test.read_text().replace(start, start + worked))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/train/test_objectives.py",
-        "-k",
-        "odpo or every_objective",
-    ]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    tree.insert("tests/train/test_objectives.py", start, "", worked)
+    asked = ("tests/train/test_objectives.py", "-k", "odpo or every_objective")
+    done = tree.python("-m", "pytest", "-p", "no:cacheprovider", *asked)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    assert " passed" in done.stdout
     study = "name: mine\nrecipe: pocket\nseeds: [0]\n"
     study += "axes: {objective.params.offset: [0.5, 1.0]}\nset: {objective.name: odpo}\n"
     (tmp_path / "ablations" / "mine.yaml").write_text(study)
-    planned = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "plan", "ablations/mine.yaml"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert planned.returncode == 0, planned.stderr
-    assert "2 cells" in planned.stdout
+    assert "2 cells" in tree.selm("plan", "ablations/mine.yaml")

@@ -4,8 +4,6 @@ field is lost on the way.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from harness.cli import app, import_trl, trl_fields
 from harness.engine.launch import build_plan
 from harness.records import HarnessError
 from harness.study.study import load_study
+from tests.processes import selm
 
 FULL = {
     "model_name_or_path": "Qwen/Qwen3-0.6B",
@@ -297,11 +296,8 @@ def test_a_converted_study_runs_on_the_pocket_world(tmp_path: Path) -> None:
         "data.heldout=8 training.max_length=128 training.max_prompt_length=64 "
         "evaluation.heldout_max_new_tokens=24 diagnostics.enabled=false runtime.processes=1"
     )
-    places = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "results")]
+    places = ("--store", tmp_path / "store", "--results", tmp_path / "results")
     settings = [f"--set={change}" for change in changes.split()]
-    command = [sys.executable, "-m", "harness.cli", "run", str(path), "--executor", "inline"]
-    command += [*places, *settings]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    selm("run", path, "--executor", "inline", *places, *settings)
     report = (tmp_path / "results" / "mine" / "report" / "report.md").read_text()
     assert "In all: 16 ok." in report  # rewards of 8 held-out prompts, before and after

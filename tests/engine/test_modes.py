@@ -19,6 +19,7 @@ from harness.records import content_hash, read_jsonl
 from harness.study.settings import Recipe
 from harness.train.batching import GlobalBatchSampler, PreferenceRow, encode_pairs
 from tests.engine.test_presets import Ran, run_all, study
+from tests.preferences import trls
 
 ROOT = Path(__file__).parents[2]
 BATCH, RATE = 8, 1e-3
@@ -59,46 +60,22 @@ def trl_run(
     found: Ran, rows: list[PreferenceRow], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, torch.Tensor]:
     """Parameters that TRL's DPOTrainer ends with, on these rows in this order."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    # Tokens in, as ours: its own tokenisation is not what is compared.
-    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda self, dataset, *arguments: dataset)
     base = found.store.folder(found.plan.runs[0].iterations[0]["base"])
     policy, reference = (load_policy(base, cached=False) for _ in range(2))
-    config = DPOConfig(
-        output_dir=str(folder),
+    trainer = trls(
+        policy.model,
+        reference.model,
+        rows,
+        policy.tokenizer,
+        folder,
+        monkeypatch,
         learning_rate=RATE,
         num_train_epochs=1,
-        beta=0.1,
         lr_scheduler_type="cosine",
         warmup_steps=1,  # a tenth of six steps, rounded up
         per_device_train_batch_size=BATCH,
-        train_sampling_strategy="sequential",
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        gradient_checkpointing=False,
-        max_length=256,
         weight_decay=0.0,
         max_grad_norm=1.0,
-    )
-    columns = [
-        {
-            "prompt_ids": [*row.prompt_ids],
-            "chosen_ids": [*row.responses["chosen"]],
-            "rejected_ids": [*row.responses["rejected"]],
-        }
-        for row in rows
-    ]
-    trainer = DPOTrainer(
-        model=policy.model,
-        ref_model=reference.model,
-        args=config,
-        train_dataset=Dataset.from_list(columns),
-        processing_class=policy.tokenizer,
     )
     trainer.train()
     return dict(trainer.model.named_parameters())

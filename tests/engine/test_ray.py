@@ -21,6 +21,7 @@ from harness.engine.graph import Node, Plan
 from harness.engine.launch import prepare
 from harness.engine.store import Store, hash_file
 from harness.records import HarnessError
+from tests.processes import selm
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "tests" / "e2e.yaml"
@@ -57,23 +58,8 @@ def contents(store: Store, plan: Plan) -> dict[str, str]:
 def inline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, dict[str, str]]:
     """The study done inline, in a process of its own so that its thread settings stay there."""
     root = tmp_path_factory.mktemp("inline")
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        "run",
-        str(STUDY),
-        "--executor",
-        "inline",
-        "--no-report",
-    ]
-    subprocess.run(
-        [*command, "--store", str(root / "store"), "--results", str(root)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    where = ("--store", root / "store", "--results", root)
+    selm("run", STUDY, "--executor", "inline", "--no-report", *where)
     plan = prepare(STUDY, {})
     return plan, contents(Store(root / "store"), plan)
 
@@ -83,18 +69,8 @@ def test_two_drivers_through_ray_do_each_stage_once_and_equal_inline_byte_for_by
     inline: tuple[Plan, dict[str, str]], tmp_path: Path
 ) -> None:
     plan, expected = inline
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        "run",
-        str(STUDY),
-        "--executor",
-        "ray",
-        "--workers",
-        "1",
-        "--no-report",
-    ]
+    command = [sys.executable, "-m", "harness.cli", "run", str(STUDY), "--no-report"]
+    command += ["--executor", "ray", "--workers", "1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     opened(tmp_path / "store")
     drivers = [

@@ -18,7 +18,8 @@ import pytest
 
 from harness.engine.store import Store
 from harness.files import hash_tree, write_atomic
-from harness.records import SCHEMA_VERSION, HarnessError, StageRecord, content_hash
+from harness.records import HarnessError, StageRecord, content_hash
+from tests.tasks import record_of
 
 KEY = "ab" + "0" * 62
 OTHER = "cd" + "0" * 62
@@ -27,20 +28,8 @@ OTHER = "cd" + "0" * 62
 def record(
     store: Store, work: Path, key: str = KEY, inputs: dict[str, str] | None = None
 ) -> StageRecord:
-    return StageRecord(
-        SCHEMA_VERSION,
-        key,
-        "rollout",
-        1,
-        {"seed": 1},
-        inputs or {},
-        {},
-        hash_tree(work),
-        1,
-        {"seconds": 1.0},
-        {},
-        {},
-    )
+    told = {"settings": {"seed": 1}, "inputs": inputs or {}, "costs": {"seconds": 1.0}}
+    return record_of(work, key, "rollout", **told)
 
 
 def commit(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.tree import ROOT, Tree, code_of_the_readme
+from tests.processes import python
+from tests.tree import Tree, code_of_the_readme
 
 NAME = "exact_answer"
 
@@ -36,15 +34,8 @@ def test_it_is_planned_counted_and_documented(tree: Tree) -> None:
 
 
 def test_doctor_asks_for_its_file(tree: Tree) -> None:
-    found = tree.python(
-        *(
-            "-c",
-            "from harness.cli import main; main()",
-            "doctor",
-            "ablations/recipes/own_data.yaml",
-        ),
-        *("--set", f"evaluation.benchmarks=[{NAME}]"),
-    )
+    asked = ("ablations/recipes/own_data.yaml", "--set", f"evaluation.benchmarks=[{NAME}]")
+    found = tree.python("-m", "harness.cli", "doctor", *asked)
     assert f"evaluation.{NAME}.questions" in found.stdout, found.stdout + found.stderr
 
 
@@ -55,15 +46,7 @@ def test_without_its_file_nothing_is_added_to_a_finished_studys_keys(tree: Tree)
         "print(*sorted(build_plan(load_study(Path('ablations/smoke.yaml'))).nodes))"
     )
     with_it = tree.python("-c", count).stdout
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    without = subprocess.run(
-        [sys.executable, "-c", count],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    without = python("-c", count)
     assert with_it == without.stdout != ""
 
 

@@ -323,20 +323,8 @@ def test_our_client_judges_both_benchmarks_by_it(address: str, tmp_path: Path) -
 
 def test_the_command_serves_a_checkpoint_until_interrupted(tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "tiny")
-    command = [
-        sys.executable,
-        "-m",
-        "harness.cli",
-        "judge-server",
-        "--model",
-        str(folder),
-        "--name",
-        "mine",
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-    ]
+    command = [sys.executable, "-m", "harness.cli", "judge-server", "--model", str(folder)]
+    command += ["--name", "mine", "--port", "0", "--device", "cpu"]
     with running(command) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
