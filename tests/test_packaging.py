@@ -72,3 +72,12 @@ def test_every_locked_package_has_its_hashes_and_no_address(text: str) -> None:
     assert len(entries) > 100
     assert all(re.search(r"^\S+==\S+ .*--hash=sha256:[0-9a-f]{64}", e, re.S) for e in entries)
     assert "://" not in text
+
+
+def test_the_workflow_runs_the_check_and_the_check_runs_targets_that_there_are() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    run = re.findall(r"^step make (.+)$", (ROOT / ".ci" / "run").read_text(), re.M)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert "test-slow" in run and set(run) <= set(targets)
