@@ -45,10 +45,15 @@
   });
   fill(pickSet, data.sets.map((set, i) => [i, set.title]));
   fill(pickSeed, seeds.map((seed) => [seed, "seed " + seed]));
-  const last = (wanted) => [...sides.values()].filter(wanted).pop() || [...sides.values()].pop();
-  const other = [...sides.values()].find((side) => side.arm !== data.baseline);
-  pickLeft.value = last((side) => side.arm === data.baseline).name;
-  pickRight.value = last((side) => other && side.arm === other.arm).name;
+  // At first the baseline's last checkpoint, and that of the arm whose answers differ most from it.
+  const texts = (turns) => (turns || []).map((answer) => answer[TEXT]).join();
+  const ends = new Map([...sides.values()].map((side) => [side.arm, side])); // each arm's last side
+  const base = ends.get(data.baseline) || [...ends.values()].pop();
+  const differing = (side) => [...side.columns].reduce((sum, [seed, column]) => sum + data.answers.filter(
+    (row) => base.columns.has(seed) && texts(row[column]) !== texts(row[base.columns.get(seed)])).length, 0);
+  const others = [...ends.values()].filter((side) => side !== base).map((side) => [differing(side), side]);
+  pickLeft.value = base.name;
+  pickRight.value = others.reduce((best, one) => (one[0] > best[0] ? one : best), others[0] || [0, base])[1].name;
 
   // -- verdicts ------------------------------------------------------------------------------------
   function number(value, digits) {
@@ -77,7 +82,6 @@
     return both.reduce((sum, [a, b]) =>
       a && b && a[VALUE] !== null && b[VALUE] !== null ? sum + b[VALUE] - a[VALUE] : sum, 0);
   }
-  const texts = (turns) => (turns || []).map((a) => a[TEXT]).join();
   const SHOW = {
     all: () => true,
     changed: changed,

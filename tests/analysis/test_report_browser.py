@@ -147,6 +147,26 @@ def test_the_sample_browser_shows_two_arms_beside_each_other(watched: Watched) -
     watched.clean()
 
 
+def test_the_arm_whose_answers_differ_most_is_shown_at_first(
+    browser: Any, report: Path, tmp_path: Path
+) -> None:
+    """The first arm behind the baseline is given the baseline's answers."""
+    head, rest = report.read_text(encoding="utf-8").split('id="sample-data">')
+    packed, tail = rest.split("</script>", 1)
+    data = json.loads(packed)
+    columns = {(arm, after, seed): column for arm, after, seed, column in data["places"]}
+    for (arm, after, seed), column in columns.items():
+        if arm == "α = 0.3" and ("α = 0", after, seed) in columns:
+            for row in data["answers"]:
+                row[column] = row[columns["α = 0", after, seed]]
+    packed = json.dumps(data).replace("<", "\\u003c")
+    alike = tmp_path / "index.html"
+    alike.write_text(f'{head}id="sample-data">{packed}</script>{tail}', encoding="utf-8")
+    watched = Watched(browser, alike, 1300)
+    assert watched.page.locator("#sample-right h4").inner_text() == "α = 1, iter 2, seed 0"
+    watched.page.close()
+
+
 def test_the_words_of_one_answer_alone_are_marked(watched: Watched) -> None:
     page = watched.page
     page.locator("#pick-right").select_option(label="α = 1, iter 1")
