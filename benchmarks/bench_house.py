@@ -211,7 +211,7 @@ def calls(url: str, count: int, **runtime: Any) -> float:
     given: dict[str, Any] = {"judge_concurrency": 16, "pocket_judge_url": url} | runtime
     with (
         tempfile.TemporaryDirectory() as folder,
-        JudgeClient(JudgeSettings(), Runtime(**given), Path(folder) / "journal") as client,
+        JudgeClient(JudgeSettings(), Runtime(**given), Path(folder)) as client,
     ):
         start = time.perf_counter()
         replies = client.complete(requests(count))

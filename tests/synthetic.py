@@ -135,7 +135,6 @@ def build(root: Path, spec: Synthetic | None = None) -> tuple[Path, Path]:
         "checkpoints_kept": "last",
         "runs": runs,
         "pairwise": [],
-        "pairwise_mt_bench": [],
         **(writer.both_orders(runs[0]) if spec.both_orders else {}),
         "stages": dict(sorted(writer.stages.items())),
         "benchmarks": benchmarks_manifest(Recipe().evaluation),
@@ -342,12 +341,8 @@ class _Writer:
             self.stage("judge.pairwise", {}, lambda f, w=for_b: verdicts(f, w), tag=(for_b,))
             for for_b in (True, False)
         ]
-        games = self.stage("judge.mt_bench_pairwise", {}, lambda f: {}, tag=("games",))
-        record = self.folder(games) / "record.json"
-        outcomes = {"a": 3, "b": 5, "tie": 2, "inconsistent": 6}
-        dump(record, {**json.loads(record.read_text()), "summary": {"outcomes": outcomes}})
         pairs = [{"a": a, "b": b, "key": keys[0]}, {"a": b, "b": a, "key": keys[1]}]
-        return {"pairwise": pairs, "pairwise_mt_bench": [{"a": a, "b": b, "key": games}]}
+        return {"pairwise": pairs}
 
     def score(self, policy: str, *, alpha: float, seed: int, iteration: int) -> dict[str, str]:
         spec, at = self.spec, (alpha, seed, iteration)

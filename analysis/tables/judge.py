@@ -106,18 +106,14 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
     checkpoints judged in both orders.
 
     AlpacaEval: "a against b" and "b against a" show each instruction's two answers in opposite
-    orders; a flip is a different preferred answer (a tie agrees with a tie only). MT-Bench:
-    FastChat's two games. Equal answers are not judged and not counted. Wilson intervals of one pair
-    of checkpoints; the rows of all pairs share instructions and get none.
+    orders; a flip is a different preferred answer (a tie agrees with a tie only). Equal answers are
+    not judged and not counted. Wilson intervals of one pair of checkpoints; the row of all pairs,
+    which share instructions, gets none.
     """
     title = "Position flips of the judge"
     rows, observations = [], []
-    for benchmark, found in {
-        "AlpacaEval": _alpaca_flips(data),
-        "MT-Bench": _mt_bench_flips(data),
-    }.items():
-        if not found:
-            continue
+    benchmark, found = "AlpacaEval", _alpaca_flips(data)
+    if found:
         total = _pooled(found)
         share = number(100 * total.flips / total.pairs, 1) if total.pairs else "–"
         flips = f"{total.flips} of {total.pairs} ({share} %)"
@@ -143,11 +139,10 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
             )
     if not rows:
         reason = "the pairwise judgments are not stored yet"
-        if not (data.manifest["pairwise"] or data.manifest["pairwise_mt_bench"]):
+        if not data.manifest["pairwise"]:
             reason = (
                 "no two answers were judged in both orders; declare.pairwise lists checkpoints to "
-                "judge against one another, in both orders (declare.pairwise_mt_bench: on MT-Bench "
-                "too)"
+                "judge against one another, in both orders"
             )
         return Unavailable("position_flips", title, reason)
     caption = (
@@ -217,20 +212,6 @@ def _preferred(preference: float) -> str:
     if preference == 1.5:
         return "tie"
     return "b" if preference > 1.5 else "a"
-
-
-def _mt_bench_flips(data: StudyData) -> list[Flips]:
-    found = []
-    for pair in data.manifest["pairwise_mt_bench"]:
-        stage = data.stages.get(str(pair["key"]))
-        if stage is None or stage.state != "done":
-            continue
-        outcomes: Counter[str] = Counter(stage.summary.get("outcomes"))
-        pairs = sum(outcomes[name] for name in ("a", "b", "tie", "inconsistent"))
-        if pairs:
-            a, b = (data.title_of(str(pair[name])) for name in ("a", "b"))
-            found.append(Flips(pairs, outcomes["inconsistent"], a=a, b=b))
-    return found
 
 
 # -- ranker against judge --------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from harness.evaluate import annotator
 from harness.judge import endpoint as endpoints
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
-from harness.judge.journal import JOURNAL_NAME
 from harness.model.chat import check_rows
 from harness.records import HarnessError, Pair, Prompt, redact
 from harness.study import judges, shipped
@@ -256,8 +255,8 @@ def request(judge: JudgeSettings, benchmark: str, runtime: Runtime, name: str) -
     what = f"{name} for {benchmark}"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            journal = Path(folder) / JOURNAL_NAME
-            with JudgeClient(judge, runtime.model_copy(update=changes), journal) as client:
+            own = runtime.model_copy(update=changes)
+            with JudgeClient(judge, own, Path(folder)) as client:
                 says, status = _ask(client, judge, benchmark)
                 spent = client.costs
         except HarnessError as error:

@@ -75,15 +75,13 @@ class JudgedPair:
 @dataclass(frozen=True)
 class Plan:
     """Nodes by key in an order in which every input precedes its users, and what each run needs of
-    them. pairwise: every ordered pair of the declared checkpoints; pairwise_mt_bench: every
-    unordered pair graded on MT-Bench.
+    them. pairwise: every ordered pair of the declared checkpoints.
     """
 
     study: Study
     nodes: Mapping[str, Node]
     runs: tuple[RunPlan, ...]
     pairwise: Sequence[JudgedPair] = ()
-    pairwise_mt_bench: Sequence[JudgedPair] = ()
 
     @property
     def uses(self) -> dict[str, int]:
@@ -345,7 +343,6 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
         "checkpoints_kept": study.keep,
         "runs": runs,
         "pairwise": [vars(pair) for pair in plan.pairwise],
-        "pairwise_mt_bench": [vars(pair) for pair in plan.pairwise_mt_bench],
         "stages": stages,
         "benchmarks": manifest_of(study.base.evaluation),
         "diagnostics": load(DIAGNOSTICS)(),

@@ -39,8 +39,7 @@ def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> P
     try:
         builder = Runs(study, fingerprints or {})
         runs = tuple(builder.run(cell) for cell in study.cells)
-        ordered, graded = add_pairs(builder, runs)
-        return Plan(study, builder.nodes, runs, ordered, graded)
+        return Plan(study, builder.nodes, runs, add_pairs(builder, runs))
     finally:
         if collecting:
             gc.enable()

@@ -115,16 +115,11 @@ def _diagnostics_task(builder: Builder, cell: Cell, iteration: int) -> tasks.Dia
 
 
 # -- pairs of checkpoints -------------------------------------------------------
-def add_pairs(
-    builder: Builder, runs: Sequence[RunPlan]
-) -> tuple[tuple[JudgedPair, ...], tuple[JudgedPair, ...]]:
-    """Stages of the pairs of the checkpoints declared as ``run@iteration``: AlpacaEval for ordered
-    pairs (Fig. 2), and MT-Bench's two games for unordered ones where asked for.
-
-    Raises HarnessError for names that are no checkpoint, and where MT-Bench pairs are asked for
-    without their checkpoints or answers.
+def add_pairs(builder: Builder, runs: Sequence[RunPlan]) -> tuple[JudgedPair, ...]:
+    """Stages of every ordered pair of the checkpoints declared as ``run@iteration``, judged on
+    AlpacaEval (Fig. 2). Raises HarnessError for names that are no checkpoint.
     """
-    study = builder.study
+    study, benchmark = builder.study, BENCHMARKS["alpaca_eval"]
     names = study.declare.pairwise
     known: dict[str, tuple[Recipe, Mapping[str, str]]] = {}
     for run in runs:
@@ -137,27 +132,12 @@ def add_pairs(
                 f"{study.file}: declare.pairwise: {name!r} is no checkpoint of this study; write "
                 f"run@iteration, for example {next(iter(known))!r}"
             )
-
-    def judged(name: str, a: str, b: str) -> JudgedPair:
+    assert benchmark.pairs is not None
+    pairs = []
+    for a, b in itertools.permutations(names, 2):
         recipe, stages = known[a]
-        inputs = {
-            "answer_a": stages["answer"],
-            "answer_b": known[b][1]["answer"],
-            "benchmarks": stages["benchmarks"],
-        }
-        benchmark = BENCHMARKS[name]
+        inputs = {"answer_a": stages["answer"], "answer_b": known[b][1]["answer"]}
+        inputs |= {"benchmarks": stages["benchmarks"]}
         settings = settled(builder, recipe, benchmark)
-        assert benchmark.pairs is not None
-        return JudgedPair(a, b, builder.add(benchmark.pairs.stage, settings, inputs, recipe))
-
-    ordered = tuple(judged("alpaca_eval", a, b) for a, b in itertools.permutations(names, 2))
-    if not study.declare.pairwise_mt_bench:
-        return ordered, ()
-    silent = [name for name in names if "mt_bench" not in known[name][0].evaluation.benchmarks]
-    if silent or len(names) < 2:
-        reason = "declare.pairwise names fewer than two checkpoints"
-        if silent:
-            reason = f"{silent[0]!r} does not answer MT-Bench (evaluation.benchmarks)"
-        raise HarnessError(f"{study.file}: declare.pairwise_mt_bench is true, but {reason}")
-    graded = tuple(judged("mt_bench", a, b) for a, b in itertools.combinations(names, 2))
-    return ordered, graded
+        pairs.append(JudgedPair(a, b, builder.add(benchmark.pairs.stage, settings, inputs, recipe)))
+    return tuple(pairs)

@@ -13,45 +13,22 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.evaluate.annotator import (
-    OFFICIAL_ANNOTATOR,
-    Annotation,
-    Pair,
-    annotate,
-    annotator_of,
-    how_read,
-    pooled,
-)
-from harness.evaluate.benchmark import (
-    MODEL_ID,
-    PERCENT,
-    Ask,
-    Asked,
-    Benchmark,
-    Counting,
-    Desk,
-    GivenFiles,
-    Measure,
-    PairStage,
-    Samples,
-    asked_work,
-    finish,
-    given_file,
-    judged_work,
-    reply_tokens,
-)
+from harness.evaluate import annotator as annotators
+from harness.evaluate import benchmark
+from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation, Pair
+from harness.evaluate.benchmark import MODEL_ID, Counting, Desk, Measure
 from harness.evaluate.lc import Metrics, compute_metrics, read_gamed, write_gamed
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient
-from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
+from harness.judge.journal import finalise
 from harness.records import (
     HarnessError,
     Score,
@@ -61,7 +38,7 @@ from harness.records import (
     canonical_json,
     content_hash,
 )
-from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
+from harness.study.sections import JudgeSettings, Section
 from harness.study.tasks import Answers, AnswerTask
 from harness.study.work import Work
 
@@ -73,9 +50,7 @@ OFFICIAL_INSTRUCTIONS = ("3dadce0b6ed9", "765e42983059")
 OFFICIAL_JUDGE = "gpt-4-1106-preview"
 
 
-class AlpacaEvalSettings(Section):
-    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
-
+class AlpacaEvalSettings(benchmark.JudgedSettings):
     instructions: str = ""
     """JSON list with instruction, output (the baseline's), dataset; empty: the pocket world's."""
     gamed_baseline: str = ""
@@ -83,10 +58,6 @@ class AlpacaEvalSettings(Section):
     annotator: str = OFFICIAL_ANNOTATOR
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of the policy's answers; 0: greedy."""
-    limit: NonNegative = 0
-    max_new_tokens: Positive = 24
-    judge: JudgeSettings | None = None
-    """Its own judge, or the name of its profile; empty: the recipe's."""
 
 
 class JudgeTask(Section):
@@ -130,9 +101,7 @@ def load_instructions(path: Path) -> list[Instruction]:
     for row in read_json_rows(path):
         generator = row.get("generator", "baseline")
         rows.append(Instruction(str(row["id"]), row["instruction"], row["output"], generator))
-    doubled = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
-    if doubled:
-        raise HarnessError(f"{path}: id {', '.join(doubled[:10])} occurs more than once")
+    benchmark.once((row.id for row in rows), f"{path}: id")
     return rows
 
 
@@ -167,7 +136,7 @@ def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
     """eval.json with ids "0", "1", … in the file's order, and df_gamed.csv for exactly these
     instructions.
     """
-    path = given_file(settings, NAME, "instructions")
+    path = benchmark.given_file(settings, NAME, "instructions")
     rows = read_json_rows(path)
     for number, row in enumerate(rows):
         for key in ("instruction", "output"):
@@ -203,7 +172,7 @@ def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
         "left_out": len(rows) - len(kept),
     }
     if settings.gamed_baseline:
-        gamed = read_gamed(given_file(settings, NAME, "gamed_baseline"), len(rows))
+        gamed = read_gamed(benchmark.given_file(settings, NAME, "gamed_baseline"), len(rows))
         write_gamed(out / "df_gamed.csv", [row for row in gamed if row["index"] < len(kept)])
     else:
         summary["flags"] = ["no_gamed_baseline"]
@@ -211,38 +180,32 @@ def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
 
 
 # -- what a policy is asked ------------------------------------------------------------------------
-class Instructions:
+class Instructions(benchmark.QuestionRows):
     """Every instruction, asked once."""
 
     def __init__(self, task: StageTask[AnswerTask]) -> None:
+        self.name, self.drawn = NAME, task.settings.answers[NAME]
         rows = read_json_rows(task.inputs["benchmarks"] / NAME / "eval.json")
-        self.rows = [{**row, "id": str(row.get("id", place))} for place, row in enumerate(rows)]
-        self.drawn = task.settings.answers[NAME]
-
-    def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
-        """One round."""
-        drawn = (self.drawn.max_new_tokens, self.drawn.temperature or 0.0)
-        asks = []
-        for row in self.rows:
-            messages = ({"role": "user", "content": row["instruction"]},)
-            asks.append(Ask((NAME, row["id"]), messages, *drawn))
-        return (asks,)
+        self.rows = [
+            {"id": str(place), "dataset": "", **row, "question": row["instruction"]}
+            for place, row in enumerate(rows)
+        ]
 
     def write(self, desk: Desk, out: Path) -> None:
         """``alpaca_eval.json``: the library's model_outputs, and a status beside each."""
-        rows = (canonical_json(self._row(row, desk)) for row in self.rows)
-        (out / "alpaca_eval.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+        rows = []
+        for row in self.rows:
+            answer = desk.answers[NAME, row["id"]]
+            kept = {key: row[key] for key in ("id", "instruction", "dataset")}
+            said = {"output": answer.text.strip(), "status": answer.status}
+            rows.append(kept | said | {"generator": MODEL_ID})
+        write_outputs(out, rows)
 
-    def _row(self, row: Mapping[str, Any], desk: Desk) -> dict[str, Any]:
-        answer = desk.answers[NAME, row["id"]]
-        return {
-            "id": row["id"],
-            "instruction": row["instruction"],
-            "output": answer.text.strip(),
-            "generator": MODEL_ID,
-            "dataset": row.get("dataset", ""),
-            "status": answer.status,
-        }
+
+def write_outputs(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """``alpaca_eval.json``, a row a line."""
+    text = ",\n".join(canonical_json(row) for row in rows)
+    (out / "alpaca_eval.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
 
 
 # -- judging ---------------------------------------------------------------------------------------
@@ -315,10 +278,8 @@ def run_pair(task: StageTask[JudgeTask]) -> StageOutcome:
     against a, in percent.
     """
     instructions = load_instructions(task.inputs["benchmarks"] / NAME / "eval.json")
-    a, b = (
-        align(instructions, task.inputs[name] / "alpaca_eval.json")
-        for name in ("answer_a", "answer_b")
-    )
+    folders = (task.inputs[name] for name in ("answer_a", "answer_b"))
+    a, b = (align(instructions, folder / "alpaca_eval.json") for folder in folders)
     return _judge(task, "alpaca_eval_pairwise", instructions, opposed(a, b))
 
 
@@ -337,41 +298,47 @@ def opposed(baseline: Sequence[Answered], rows: Sequence[Answered]) -> list[Answ
 
 def _judge(
     task: StageTask[JudgeTask],
-    benchmark: str,
+    name: str,
     instructions: Sequence[Instruction],
     rows: Sequence[Answered],
 ) -> StageOutcome:
     """Annotate every row that has an answer, for every repeat, and score it."""
     judge, annotator = task.settings.judge, task.settings.annotator
     pairs = [safe_pair(row) for row in rows if row.status == "ok"]
-    with JudgeClient(judge, task.runtime, task.out / JOURNAL_NAME) as client:
-        drawn = annotate(pairs, client, annotator=annotator, repeats=judge.repeats * judge.samples)
+    with JudgeClient(judge, task.runtime, task.out) as client:
+        calls = judge.repeats * judge.samples
+        drawn = annotators.annotate(pairs, client, annotator=annotator, repeats=calls)
         costs = client.costs
     flags = {row.item.id: row.flags for row in rows}
     notes = {key: note.fields() | {"flags": flags[key[0]]} for key, note in drawn.items()}
-    found = pooled(drawn, judge.samples)
-    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, notes)
+    found = annotators.pooled(drawn, judge.samples)
+    finalise(task.out, notes)
     gamed_file = task.inputs["benchmarks"] / NAME / "df_gamed.csv"
     gamed = read_gamed(gamed_file, len(instructions))
-    library = f"alpaca-eval-{metadata.version('alpaca-eval')}"
-    version = f"{library} {annotator} instructions:{baseline_hash(instructions)}"
+    version = version_of(annotator, instructions)
     scores: list[Score] = []
     metrics = []
     for repeat in range(judge.repeats):
-        judged = {name: note for (name, number), note in found.items() if number == repeat}
+        judged = {one: note for (one, number), note in found.items() if number == repeat}
         metrics.append(measure(rows, judged, gamed))
-        shared = (benchmark, version, verdicts.judge_label(judge), repeat)
+        shared = (name, version, verdicts.judge_label(judge), repeat)
         scores += score_rows(rows, judged, metrics[-1], shared, bool(gamed))
-    first = {name: note for (name, number), note in found.items() if number == 0}
+    first = {one: note for (one, number), note in found.items() if number == 0}
     summary = summarise(rows, first, metrics[0]) | {
         "verdicts_cut_off": verdicts.cut_off({key: note.reason for key, note in found.items()}),
         "judge": judge.model,
-        "verdict": how_read(annotator, judge),
+        "verdict": annotators.how_read(annotator, judge),
         "benchmark_version": version,
         "comparable": baseline_hash([row.item for row in rows]) == OFFICIAL_BASELINE
         and judge.model == OFFICIAL_JUDGE,
     }
-    return finish(task, scores, summary, costs, primary="win_rate")
+    return benchmark.finish(task, scores, summary, costs, primary="win_rate")
+
+
+def version_of(annotator: str, instructions: Sequence[Instruction]) -> str:
+    """What is compared: library, annotator, instructions with the baseline's outputs."""
+    library = f"alpaca-eval-{metadata.version('alpaca-eval')}"
+    return f"{library} {annotator} instructions:{baseline_hash(instructions)}"
 
 
 def measure(
@@ -379,13 +346,8 @@ def measure(
 ) -> Metrics:
     """The library's metrics of the rows that have a preference."""
     kept, preferences = _preferred(rows, judged)
-    return compute_metrics(
-        preferences,
-        [row.item.output for row in kept],
-        [row.output for row in kept],
-        [row.position for row in kept],
-        gamed,
-    )
+    outputs = [row.item.output for row in kept], [row.output for row in kept]
+    return compute_metrics(preferences, *outputs, [row.position for row in kept], gamed)
 
 
 def _preferred(
@@ -410,7 +372,7 @@ def score_rows(
     """Score rows of one repeat: win_rate, length_controlled_win_rate, and in the first repeat
     length. shared: benchmark, its version, judge, repeat.
     """
-    benchmark, version, judge, repeat = shared
+    scored, version, judge, repeat = shared
     kept, preferences = _preferred(rows, judged)
     names = [row.item.id for row in kept]
     wins = {name: 100.0 * (p - 1.0) for name, p in zip(names, preferences, strict=True)}
@@ -429,7 +391,7 @@ def score_rows(
             length = float(len(row.output)) if row.status == "ok" else None
             values.append(("length", length, row.status, ""))
         for value in values:
-            scores.append(Score(benchmark, version, name, name, *value, repeat, source))
+            scores.append(Score(scored, version, name, name, *value, repeat, source))
     return scores
 
 
@@ -438,10 +400,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The first repeat's metrics, counts by status, and everything flagged."""
     answered = [row for row in rows if row.status == "ok"]
-    flags = list(metrics.flags)
-    texts = Counter(row.output for row in answered)
-    if len(answered) >= 10 and max(texts.values()) > len(answered) / 2:
-        flags.append("constant_answers")
+    flags = [*metrics.flags, *benchmark.constant([row.output for row in answered])]
+    kinds = [[flag.replace(":", "").split()[0] for flag in row.flags] for row in rows]
+    flagged = benchmark.flagged(zip((row.item.id for row in rows), kinds, strict=True))
     lengths = [len(row.output) for row in answered]
     statuses = [judged[row.item.id].status if row.item.id in judged else row.status for row in rows]
     return {
@@ -455,15 +416,13 @@ def summarise(
         "avg_length": sum(lengths) // len(lengths) if lengths else None,
         "flags": sorted(flags),
         "statuses": dict(Counter(statuses)),
-        "truncated": [row.item.id for row in rows if "truncated" in row.flags],
-        "neutralised": [
-            row.item.id for row in rows if any(flag.startswith("neutralised") for flag in row.flags)
-        ],
+        "truncated": flagged.get("truncated", []),
+        "neutralised": flagged.get("neutralised", []),
     }
 
 
 # -- the record ------------------------------------------------------------------------------------
-INSTRUCTIONS, POCKET_INSTRUCTIONS = 805, 128
+SIZE = benchmark.Size(NAME, "AlpacaEval instructions", 805, 128)
 LC = Measure(
     NAME,
     "length_controlled_win_rate",
@@ -473,7 +432,7 @@ LC = Measure(
     items="instructions",
     table="table_1",
 )
-WIN_RATE = replace(LC, metric="win_rate", title="AlpacaEval WR", point="", scale=PERCENT)
+WIN_RATE = replace(LC, metric="win_rate", title="AlpacaEval WR", point="", scale=benchmark.PERCENT)
 LENGTH = Measure(
     NAME,
     "length",
@@ -487,29 +446,18 @@ LENGTH = Measure(
 )
 
 
-def settle(asked: Asked) -> JudgeTask:
+def settle(asked: benchmark.Asked) -> JudgeTask:
     """Settings of the judging stage."""
-    annotator = annotator_of(asked.judge, asked.settings.annotator)
+    annotator = annotators.annotator_of(asked.judge, asked.settings.annotator)
     return JudgeTask(judge=asked.judge, annotator=annotator)
 
 
-def _items(count: Counting) -> int:
-    return count.limit(NAME, POCKET_INSTRUCTIONS if count.pocket else INSTRUCTIONS)
-
-
-def _asked(count: Counting, task: AnswerTask) -> Work:
-    length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
-    return asked_work(_items(count), length, "AlpacaEval instructions")
-
-
 def _work(count: Counting, task: JudgeTask) -> Work:
-    judge, lengths = task.judge, count.lengths
-    calls = _items(count) * judge.repeats * judge.samples
-    reply = reply_tokens(judge, lengths, pairwise=True)
-    return judged_work(calls, lengths.verdict_prompt, reply, "verdicts")
+    prompt = count.lengths.verdict_prompt
+    return SIZE.judged(count, task.judge, prompt, "verdicts", pairwise=True)
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = benchmark.Benchmark(
     NAME,
     "AlpacaEval",
     settings=AlpacaEvalSettings,
@@ -525,20 +473,20 @@ BENCHMARK = Benchmark(
         max_new_tokens=settings.max_new_tokens, temperature=settings.temperature
     ),
     questions=Instructions,
-    asked=_asked,
+    asked=SIZE.asked,
     files=("instructions",),
     other_files=("gamed_baseline",),
     prepare=prepare,
     pocket="harness.pocket.benchmarks:write_alpaca_eval",
-    samples=Samples(
+    samples=benchmark.Samples(
         "alpaca_eval.json",
         "win_rate",
         "preferred to the baseline, percent",
         form="alpaca_eval",
         neutral=50.0,
     ),
-    pairs=PairStage("judge.pairwise", "harness.evaluate.alpaca_eval:run_pair", _work),
-    given=GivenFiles(
+    pairs=benchmark.PairStage("judge.pairwise", "harness.evaluate.alpaca_eval:run_pair", _work),
+    given=benchmark.GivenFiles(
         "harness.evaluate.given:alpaca_eval_answers",
         "harness.evaluate.given:alpaca_eval_verdicts",
         both=True,

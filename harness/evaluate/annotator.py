@@ -62,6 +62,12 @@ class Annotation:
         return {"score_status": fields.pop("status")} | fields
 
 
+def preference_of(value: Any) -> float | None:
+    """The library's preference, 1 to 2; -1 and nothing are its words for unparsed."""
+    read = isinstance(value, (int, float)) and 1.0 <= value <= 2.0
+    return float(value) if read else None
+
+
 def annotator_of(judge: JudgeSettings, given: str) -> str:
     """The annotator that asks this judge. given: the benchmark's setting."""
     if judge.annotator:
@@ -216,18 +222,15 @@ class _Exchange:
     def annotation(self, row: Mapping[str, Any]) -> Annotation:
         """The library's row as an annotation; what it could not read has no preference."""
         key = (row["instruction"], row["output_1"], row["output_2"])
-        value = row.get("preference")
-        preference = None
-        if value is not None and 1.0 <= float(value) <= 2.0:
-            preference = float(value)
+        preference = preference_of(row.get("preference"))
+        status: Status = "unparsed" if preference is None else "ok"
         reply = self.replies.get((key, self.repeat))
         if reply is None:
-            status: Status = "unparsed" if preference is None else "ok"
             return Annotation(preference, status, reason="identical outputs")
-        if preference is not None and reply.status == "ok":
-            return Annotation(preference, "ok", self.switched[key])
-        status = "unparsed" if reply.status == "ok" else reply.status
-        return Annotation(None, status, self.switched[key], reply.error)
+        if reply.status != "ok":
+            preference, status = None, reply.status
+        reason = "" if preference is not None else reply.error
+        return Annotation(preference, status, self.switched[key], reason)
 
 
 @dataclass(frozen=True)

@@ -19,33 +19,30 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from harness.evaluate import benchmark
 from harness.judge import verdicts
-from harness.judge.client import JudgeReply, JudgeRequest, ask
-from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
+from harness.judge.client import Found, JudgeReply, JudgeRequest, calls_of, judgments
+from harness.judge.journal import finalise
 from harness.records import (
     HarnessError,
     Score,
     StageOutcome,
     StageTask,
     Status,
-    canonical_json,
     content_hash,
     read_jsonl,
-    write_jsonl,
 )
-from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
-from harness.study.tasks import Answers, AnswerTask
+from harness.study.sections import JudgeSettings, Section
+from harness.study.tasks import Answers
 from harness.study.work import Work
 from harness.study.yaml import load_yaml
 
 NAME = "arena_hard"
-QUESTIONS, POCKET_QUESTIONS = 750, 64
 CATEGORIES = {"hard_prompt": "hard prompts", "creative_writing": "creative writing"}
 STRONG = 3
 """Votes of a verdict "much better"."""
@@ -70,9 +67,7 @@ PATTERNS = (
 PLACES = ("QUESTION", "ANSWER_A", "ANSWER_B")
 
 
-class ArenaHardSettings(Section):
-    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
-
+class ArenaHardSettings(benchmark.JudgedSettings):
     questions: str = ""
     """Its question.jsonl (uid, category, prompt); empty: the pocket world's."""
     baselines: dict[str, str] = {}
@@ -85,10 +80,6 @@ class ArenaHardSettings(Section):
     """Its utils/judge_utils.py, of which JUDGE_SETTINGS is read, not run; or JSON: category →
     system prompt.
     """
-    limit: NonNegative = 0
-    max_new_tokens: Positive = 24
-    judge: JudgeSettings | None = None
-    """Its own judge, or the name of its profile; empty: the recipe's."""
 
 
 class JudgeTask(Section):
@@ -109,9 +100,7 @@ def prepare(settings: ArenaHardSettings, out: Path) -> dict[str, Any]:
         if not known or not row.get("uid") or not isinstance(row.get("prompt"), str):
             wanted = f"uid, prompt and category ({' or '.join(CATEGORIES)}) wanted"
             raise HarnessError(f"{path}: row {number}: {wanted}")
-    doubled = [uid for uid, n in Counter(row["uid"] for row in asked).items() if n > 1]
-    if doubled:
-        raise HarnessError(f"{path}: uid {', '.join(map(str, doubled[:10]))} more than once")
+    benchmark.once((row["uid"] for row in asked), f"{path}: uid")
     answers = {name: _baseline(settings, name) for name in {row["category"] for row in asked}}
     rows = []
     for row in asked:
@@ -120,10 +109,8 @@ def prepare(settings: ArenaHardSettings, out: Path) -> dict[str, Any]:
             raise HarnessError(f"{file}: no answer to question {row['uid']}")
         named = {"id": str(row["uid"]), "question": row["prompt"], "category": row["category"]}
         rows.append(named | {"baseline": texts[row["uid"]]})
-    out.mkdir(parents=True, exist_ok=True)
     judge = _judge_files(settings, set(answers))
-    (out / "judge.json").write_text(canonical_json(judge) + "\n", encoding="utf-8")
-    return {"expected": write_jsonl(out / "questions.jsonl", rows)}
+    return {"expected": benchmark.write_questions(out, rows, judge)}
 
 
 def _baseline(settings: ArenaHardSettings, category: str) -> tuple[str, dict[str, str]]:
@@ -217,7 +204,7 @@ class Item:
     source: str
     flags: tuple[str, ...] = ()
 
-    def request(self, judge: Mapping[str, Any], game: int, call: int) -> JudgeRequest:
+    def request(self, judge: Mapping[str, Any], game: int) -> JudgeRequest:
         """The prompt of a game: the baseline is A in game 0, B in game 1."""
         a, b = self.answers if game == 0 else reversed(self.answers)
         said = judge["template"].format(QUESTION=self.question, ANSWER_A=a, ANSWER_B=b)
@@ -225,7 +212,7 @@ class Item:
             {"role": "system", "content": judge["systems"][self.category]},
             {"role": "user", "content": said},
         )
-        return JudgeRequest(f"{self.id}:{game}", messages, {}, call)
+        return JudgeRequest(f"{self.id}:{game}", messages, {})
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
@@ -280,16 +267,13 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     files = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
     items = [item_of(row) for row in read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl")]
     asked = [item for item in items if item.status == "ok"]
-    requests = []
-    for call in range(judge.repeats * judge.samples):
-        requests += [item.request(files, game, call) for item in asked for game in (0, 1)]
+    requests = [item.request(files, game) for item in asked for game in (0, 1)]
 
-    def readable(reply: JudgeReply) -> bool:
-        return bool(label(reply.text, files["patterns"]))
+    def read(reply: JudgeReply) -> dict[str, Any]:
+        return {"label": label(reply.text, files["patterns"]) or None}
 
-    replies, costs = ask(judge, task, requests, accept=readable)
-    found = {(one.id, one.repeat): _verdict(one, files["patterns"]) for one in replies}
-    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
+    found, costs = judgments(judge, task, requests, read, "label")
+    finalise(task.out, found)
     return outcome(task, items, files, found, judge, verdicts.judge_label(judge), costs)
 
 
@@ -297,7 +281,7 @@ def outcome(
     task: StageTask[Any],
     items: Sequence[Item],
     files: Mapping[str, Any],
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    found: Found,
     judge: JudgeSettings,
     named: str,
     costs: Mapping[str, float] | None = None,
@@ -322,19 +306,8 @@ def _shown(item: Item) -> tuple[str, str, str]:
     return item.id, item.question, item.answers[0]
 
 
-def _verdict(reply: JudgeReply, patterns: Sequence[str]) -> dict[str, Any]:
-    """What is added to a judgment's row."""
-    read = label(reply.text, patterns) if reply.status == "ok" else ""
-    status = "unparsed" if reply.status == "ok" and not read else reply.status
-    return {"label": read, "score_status": status, "reason": reply.error}
-
-
 def _scored(
-    items: Sequence[Item],
-    repeat: int,
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
-    judge: JudgeSettings,
-    shown: tuple[str, str],
+    items: Sequence[Item], repeat: int, found: Found, judge: JudgeSettings, shown: tuple[str, str]
 ) -> tuple[float | None, list[Score]]:
     """(win rate of a category in percent, its score rows) of one repeat. ``votes`` is a question's
     own share, ``win_rate`` its value in the rate. shown: version and judge.
@@ -342,7 +315,7 @@ def _scored(
     version, named = shown
     tallies: dict[str, Tally] = {}
     statuses: dict[str, Status] = {}
-    calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
+    calls = calls_of(judge, repeat)
     for item in items:
         games = [[found.get((f"{item.id}:{game}", call)) for game in (0, 1)] for call in calls]
         tally, statuses[item.id] = _tally(games) if item.status == "ok" else (None, item.status)
@@ -389,38 +362,23 @@ def _summary(
             (first, _), (second, _) = (VOTES[row["label"]] for row in both if row)
             pairs += 1
             flips += first == second != 0.5
-    flags = {flag: [one.id for one in items if flag in one.flags] for flag in _flags(items)}
     return {
         "verdicts": dict(Counter(row["label"] or row["score_status"] for row in found.values())),
         "judged_both_ways": pairs,
         "winner_by_position": flips,
         "verdicts_cut_off": verdicts.cut_off({key: row["reason"] for key, row in found.items()}),
         "judge": judge.model,
-        **flags,
+        **benchmark.flagged((one.id, one.flags) for one in items),
     }
 
 
-def _flags(items: Sequence[Item]) -> Iterator[str]:
-    yield from sorted({flag for item in items for flag in item.flags})
-
-
 # -- the record ------------------------------------------------------------------------------------
-def _items(count: benchmark.Counting) -> int:
-    return count.limit(NAME, POCKET_QUESTIONS if count.pocket else QUESTIONS)
-
-
-def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
-    """One answer a question."""
-    length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
-    return benchmark.asked_work(_items(count), length, "Arena-Hard questions")
+SIZE = benchmark.Size(NAME, "Arena-Hard questions", 750, 64)
 
 
 def work(count: benchmark.Counting, task: JudgeTask) -> Work:
     """Two games a question, each with a judgment in words."""
-    judge, lengths = task.judge, count.lengths
-    calls = 2 * _items(count) * judge.repeats * judge.samples
-    reply = benchmark.reply_tokens(judge, lengths, pairwise=False)
-    return benchmark.judged_work(calls, lengths.verdict_prompt, reply, "games")
+    return SIZE.judged(count, task.judge, count.lengths.verdict_prompt, "games", each=2)
 
 
 BENCHMARK = benchmark.Benchmark(
@@ -449,10 +407,10 @@ BENCHMARK = benchmark.Benchmark(
     judged=True,
     questions=lambda task: benchmark.QuestionRows(NAME, task),
     answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens, temperature=0.0),
-    asked=asked,
+    asked=SIZE.asked,
     files=("questions", "baselines", "config", "judge_prompts"),
     prepare=prepare,
-    pocket="harness.pocket.judged_benchmarks:write_arena_hard",
+    pocket="harness.pocket.benchmarks:write_arena_hard",
     samples=benchmark.Samples(f"{NAME}.jsonl", "votes", "votes for it, percent"),
     given=benchmark.GivenFiles(
         "harness.evaluate.given:arena_hard_answers", "harness.evaluate.given:arena_hard_verdicts"

@@ -8,10 +8,11 @@ it). Importing it must not load torch or a benchmark library: planning reads the
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from harness.records import (
     Generation,
@@ -26,7 +27,7 @@ from harness.records import (
     write_jsonl,
     write_scores,
 )
-from harness.study.sections import JudgeSettings, Section
+from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
 from harness.study.tasks import Answers, AnswerTask, RankerTask
 from harness.study.work import Lengths, Work
 
@@ -116,8 +117,8 @@ class Questions(Protocol):
 
 
 class QuestionRows:
-    """Questions of one turn from ``<name>/questions.jsonl`` (id, question, …); answers go to
-    ``<name>.jsonl``: the same rows with output and status.
+    """Questions from ``<name>/questions.jsonl`` (id, question, …), of one turn or with their
+    ``conversation``; answers go to ``<name>.jsonl``: the same rows with output and status.
     """
 
     def __init__(self, name: str, task: StageTask[AnswerTask]) -> None:
@@ -125,11 +126,16 @@ class QuestionRows:
         self.rows = list(read_jsonl(task.inputs["benchmarks"] / name / "questions.jsonl"))
 
     def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
-        limit, temperature = self.drawn.max_new_tokens, self.drawn.temperature or 0.0
-        asked = [(row["id"], ({"role": "user", "content": row["question"]},)) for row in self.rows]
-        return ([Ask((self.name, name), said, limit, temperature) for name, said in asked],)
+        """One round."""
+        drawn = self.drawn.max_new_tokens, self.drawn.temperature or 0.0
+        asks = []
+        for row in self.rows:
+            said = row.get("conversation", [{"role": "user", "content": row["question"]}])
+            asks.append(Ask((self.name, row["id"]), tuple(said), *drawn))
+        return (asks,)
 
     def write(self, desk: Desk, out: Path) -> None:
+        """Every question's answer."""
         rows = []
         for row in self.rows:
             answer = desk.answers[self.name, row["id"]]
@@ -138,6 +144,17 @@ class QuestionRows:
 
 
 # -- the record ------------------------------------------------------------------------------------
+class JudgedSettings(Section):
+    """What a judged benchmark's section has."""
+
+    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
+
+    limit: NonNegative = 0
+    max_new_tokens: Positive = 24
+    judge: JudgeSettings | None = None
+    """Its own judge, or the name of its profile; empty: the recipe's."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a benchmark's stage is told: its section of the recipe, and what it shares. generating:
@@ -310,12 +327,75 @@ def reply_tokens(judge: JudgeSettings, lengths: Lengths, *, pairwise: bool) -> i
     return said + (lengths.thinking if judge.reasoning_effort not in ("", "none") else 0)
 
 
+@dataclass(frozen=True)
+class Size:
+    """How many answers a judged benchmark wants: ``each`` for all its items, of which the pocket
+    world has a number of its own.
+    """
+
+    name: str
+    what: str
+    whole: int
+    pocket: int
+    each: int = 1
+
+    def answers(self, count: Counting) -> int:
+        """As many as its limit leaves."""
+        return self.each * count.limit(self.name, self.pocket if count.pocket else self.whole)
+
+    def asked(self, count: Counting, task: AnswerTask) -> Work:
+        """Drawing them."""
+        length = min(count.lengths.judged_answer, task.answers[self.name].max_new_tokens)
+        return asked_work(self.answers(count), length, self.what)
+
+    def judged(
+        self,
+        count: Counting,
+        judge: JudgeSettings,
+        prompt: int,
+        what: str,
+        each: int = 1,
+        pairwise: bool = False,
+    ) -> Work:
+        """Judging them, with ``each`` prompts of so many tokens for a repeat and sample."""
+        calls = self.answers(count) * each * judge.repeats * judge.samples
+        reply = reply_tokens(judge, count.lengths, pairwise=pairwise)
+        return judged_work(calls, prompt, reply, what)
+
+
 def judged_work(calls: int, prompt: int, reply: int, what: str) -> Work:
     """Calls of a judge, each of so many tokens."""
-    how = f"{calls:,} {what} of {prompt:,} + {reply} tokens"
-    return Work(
-        calls, judge_calls=calls, judge_prompt=calls * prompt, judge_reply=calls * reply, how=how
-    )
+    how, told = f"{calls:,} {what} of {prompt:,} + {reply} tokens", calls * reply
+    return Work(calls, judge_calls=calls, judge_prompt=calls * prompt, judge_reply=told, how=how)
+
+
+def once(names: Iterable[Any], where: str) -> None:
+    """Raises HarnessError for names that occur more than once; where: the file and their key."""
+    doubled = [str(name) for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise HarnessError(f"{where} {', '.join(doubled[:10])} occurs more than once")
+
+
+def write_questions(out: Path, rows: Sequence[Any], judge: Mapping[str, Any]) -> int:
+    """questions.jsonl, and judge.json with what its judge is told; returns the rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "judge.json").write_text(canonical_json(judge) + "\n", encoding="utf-8")
+    return write_jsonl(out / "questions.jsonl", rows)
+
+
+def flagged(items: Iterable[tuple[str, Iterable[str]]]) -> dict[str, list[str]]:
+    """Flag → names of the items, given as (name, flags), that have it."""
+    found: dict[str, list[str]] = {}
+    for name, flags in items:
+        for flag in sorted(set(flags)):
+            found.setdefault(flag, []).append(name)
+    return dict(sorted(found.items()))
+
+
+def constant(texts: Sequence[str]) -> list[str]:
+    """``constant_answers`` when more than half of ten or more answers are the same text."""
+    same = max(Counter(texts).values(), default=0)
+    return ["constant_answers"] if len(texts) >= 10 and same > len(texts) / 2 else []
 
 
 def given_file(settings: Any, benchmark: str, key: str) -> Path:

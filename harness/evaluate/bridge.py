@@ -18,12 +18,16 @@ from harness.evaluate import annotator, mt_bench
 from harness.evaluate.alpaca_eval import instruction_key, read_json_rows
 from harness.evaluate.benchmark import reply_tokens
 from harness.evaluate.lc import compute_metrics, read_gamed
-from harness.evaluate.published import AlpacaEvalArtefacts, check_annotations
+from harness.evaluate.published import (
+    AlpacaEvalArtefacts,
+    annotation_files,
+    check_annotations,
+    judgment_files,
+)
 from harness.files import write_atomic
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.judge.endpoint import estimate_tokens
-from harness.judge.journal import JOURNAL_NAME
 from harness.records import HarnessError, Status, canonical_json, read_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -75,7 +79,7 @@ def read_public(folder: Path) -> list[Judged]:
 
 def _alpaca_eval(folder: Path) -> Iterable[Judged]:
     public = AlpacaEvalArtefacts(folder)
-    for path in sorted([*folder.glob("*/annotations.json"), *folder.glob("*/*/annotations.json")]):
+    for path in annotation_files(folder):
         model, stored = path.relative_to(folder).parts[0], read_json_rows(path)
         try:
             check_annotations(stored)
@@ -89,20 +93,19 @@ def _alpaca_eval(folder: Path) -> Iterable[Judged]:
         if isinstance(places, str):
             places = list(range(len(texts)))
         for row, text, pair, place in zip(stored, texts, pairs, places, strict=True):
-            value = row.get("preference")
-            score = None
-            if isinstance(value, (int, float)) and 1.0 <= value <= 2.0:
-                score = 100.0 * (value - 1.0)
+            score = _percent(annotator.preference_of(row.get("preference")))
             item = instruction_key(text)
             name, delta = f"{model}/{place}", float(len(pair[1]) - len(pair[0]))
             shown = annotator.Pair(name, text, *pair)
             yield Judged("alpaca_eval", model, item, item, score, delta, shown, place)
 
 
+def _percent(preference: float | None) -> float | None:
+    return None if preference is None else 100.0 * (preference - 1.0)
+
+
 def _mt_bench(folder: Path) -> Iterable[Judged]:
-    files = sorted(
-        [*folder.glob("judgments_*.jsonl"), *folder.glob("model_judgment/*_single.jsonl")]
-    )
+    files = judgment_files(folder)
     if not files:
         return
     prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
@@ -163,12 +166,11 @@ def sample(
 def cost(found: Sequence[Judged], judge: JudgeSettings, runtime: Runtime, repeats: int) -> float:
     """USD of judging these answers, estimated."""
     prompt, completion = judge.prices(runtime)
-    each = [
-        one.prompt_tokens * prompt
-        + reply_tokens(judge, LENGTHS, pairwise=one.benchmark == "alpaca_eval") * completion
-        for one in found
-    ]
-    return sum(each) * repeats * judge.samples / 1e6
+    usd = 0.0
+    for one in found:
+        reply = reply_tokens(judge, LENGTHS, pairwise=one.benchmark == "alpaca_eval")
+        usd += one.prompt_tokens * prompt + reply * completion
+    return usd * repeats * judge.samples / 1e6
 
 
 # -- judging ---------------------------------------------------------------------------------------
@@ -183,30 +185,22 @@ def judge_again(
     journal: run again, it goes on where it stopped.
     """
     calls = repeats * judge.samples
-    pairs = {i: one.shown for i, one in enumerate(found) if isinstance(one.shown, annotator.Pair)}
-    rated = {
-        i: one.shown for i, one in enumerate(found) if not isinstance(one.shown, annotator.Pair)
-    }
+    pairs, requests = [], []
+    for i, one in enumerate(found):
+        if isinstance(one.shown, annotator.Pair):
+            pairs.append(replace(one.shown, id=str(i)))
+        else:
+            requests.append(JudgeRequest(str(i), one.shown, {}))
     values: dict[tuple[int, int], Value] = {}
-    with JudgeClient(judge, runtime, folder / JOURNAL_NAME) as client:
+    with JudgeClient(judge, runtime, folder) as client:
         name = annotator.annotator_of(judge, annotator.OFFICIAL_ANNOTATOR)
-        drawn = annotator.annotate(
-            [replace(pair, id=str(i)) for i, pair in pairs.items()],
-            client,
-            annotator=name,
-            repeats=calls,
-        )
+        drawn = annotator.annotate(pairs, client, annotator=name, repeats=calls)
         for (place, repeat), note in annotator.pooled(drawn, judge.samples).items():
-            score = None if note.preference is None else 100.0 * (note.preference - 1.0)
             first = None if note.reason == "identical outputs" else note.switched
-            values[int(place), repeat] = score, note.status, first
-        requests = [
-            JudgeRequest(str(i), messages, {}, call)
-            for call in range(calls)
-            for i, messages in rated.items()
-        ]
+            values[int(place), repeat] = _percent(note.preference), note.status, first
+        every = [replace(one, repeat=call) for call in range(calls) for one in requests]
         ratings: dict[tuple[int, int], list[tuple[float | None, Status]]] = {}
-        for reply in client.complete(requests, accept=mt_bench.readable):
+        for reply in client.complete(every, accept=mt_bench.readable):
             read = verdicts.parse_rating(reply.text).value if reply.status == "ok" else None
             key = int(reply.id), reply.repeat // judge.samples
             ratings.setdefault(key, []).append((read, reply.status))
@@ -227,26 +221,13 @@ def rows_of(
     pseudo-values, whose mean over items is the win rate.
     """
     rows = []
+    kept = ("benchmark", "model", "item", "cluster", "old", "length")
     for (place, repeat), (new, status, first) in sorted(values.items()):
         one = found[place]
-        rows.append(
-            {
-                "benchmark": one.benchmark,
-                "metric": METRIC[one.benchmark],
-                "model": one.model,
-                "item": one.item,
-                "cluster": one.cluster,
-                "repeat": repeat,
-                "old": one.old,
-                "new": new,
-                "status": status,
-                "first": first,
-                "length": one.length,
-            }
-        )
-    if gamed is None:
-        return rows
-    return rows + _length_controlled(found, rows, gamed)
+        row = {"metric": METRIC[one.benchmark], "repeat": repeat}
+        row |= {"new": new, "status": status, "first": first}
+        rows.append(row | {name: getattr(one, name) for name in kept})
+    return rows if gamed is None else rows + _length_controlled(found, rows, gamed)
 
 
 def _length_controlled(
@@ -268,17 +249,12 @@ def _length_controlled(
     for group in groups.values():
         ordered = sorted(group, key=lambda row: shown[row["model"], row["item"]][1])
         pairs = [shown[row["model"], row["item"]] for row in ordered]
-        texts = [pair for pair, _ in pairs]
-        pseudo = [
-            compute_metrics(
-                [1.0 + row[judge] / 100.0 for row in ordered],
-                [pair.output_1 for pair in texts],
-                [pair.output_2 for pair in texts],
-                [position for _, position in pairs],
-                baseline,
-            ).pseudo
-            for judge in ("old", "new")
-        ]
+        outputs = [pair.output_1 for pair, _ in pairs], [pair.output_2 for pair, _ in pairs]
+        places = [position for _, position in pairs]
+        pseudo = []
+        for judge in ("old", "new"):
+            preferences = [1.0 + row[judge] / 100.0 for row in ordered]
+            pseudo.append(compute_metrics(preferences, *outputs, places, baseline).pseudo)
         for row, old, new in zip(ordered, *pseudo, strict=True):
             result.append({**row, "metric": LENGTH_CONTROLLED, "old": old, "new": new})
     return result

@@ -26,7 +26,6 @@ PROMPT_NAMES = {
     "default-mt": "single-v1-multi-turn",
     "math-mt": "single-math-v1-multi-turn",
 }
-PAIR_PROMPT_NAMES = ("pair-v2", "pair-math-v1", "pair-v2-multi-turn", "pair-math-v1-multi-turn")
 QUESTION_KEYS = {"question_id": int, "category": str, "turns": list}
 PROMPT_KEYS = {"name": str, "system_prompt": str, "prompt_template": str, "output_format": str}
 Messages = list[dict[str, str]]
@@ -204,66 +203,19 @@ def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int,
 
 
 # -- matches ---------------------------------------------------------------------------------------
-# FastChat's makers of matches are called for one question at a time, with the prompt and references
+# FastChat's maker of matches is called for one question at a time, with the prompt and references
 # its main program would take: its own loop over a folder drops what it cannot find.
 def make_match(
     bench: Bench, question: Mapping[str, Any], turn: int, answer: Mapping[str, Any], judge: str
 ) -> Any:
     """FastChat's MatchSingle of one question and turn."""
-    fastchat = libraries.fastchat()
-    prompt, references = _prompt(bench, question, turn, judge, fastchat.make_judge_single)
+    fastchat, needs = libraries.fastchat(), question["category"] in NEED_REFERENCE
+    kind = ("math" if needs else "default") + ("-mt" if turn == 2 else "")
+    prompt = fastchat.make_judge_single(judge, dict(bench.prompts))[kind]
+    references = {judge: dict(bench.references)} if needs else None
     given = {"answer": {question["question_id"]: answer}}
     make = fastchat.make_match_single
     return make([question], ["answer"], given, prompt, None, references, turn == 2)[0]
-
-
-def make_pair(
-    bench: Bench,
-    question: Mapping[str, Any],
-    turn: int,
-    answers: Sequence[Mapping[str, Any]],
-    judge: str,
-) -> Any:
-    """FastChat's MatchPair of two models' answers to one question and turn; HarnessError when the
-    bench has no pairwise prompts.
-    """
-    missing = [name for name in PAIR_PROMPT_NAMES if name not in bench.prompts]
-    if missing:
-        raise HarnessError(
-            f"judge_prompts.jsonl: no judge prompt named {', '.join(missing)}; pairwise grading "
-            "needs them"
-        )
-    fastchat = libraries.fastchat()
-    prompt, references = _prompt(bench, question, turn, judge, fastchat.make_judge_pairwise)
-    number = question["question_id"]
-    given = {name: {number: answer} for name, answer in zip("ab", answers, strict=True)}
-    return fastchat.make_match([question], ["a"], given, prompt, "b", references, turn == 2)[0]
-
-
-def _prompt(
-    bench: Bench, question: Mapping[str, Any], turn: int, judge: str, make_judges: Any
-) -> tuple[Any, dict[str, dict[int, Any]] | None]:
-    needs = question["category"] in NEED_REFERENCE
-    kind = ("math" if needs else "default") + ("-mt" if turn == 2 else "")
-    references = {judge: dict(bench.references)} if needs else None
-    return make_judges(judge, dict(bench.prompts))[kind], references
-
-
-def play_pair(
-    match: Any, judgments: Sequence[str] = ("[[C]]", "[[C]]")
-) -> tuple[list[Messages], dict[str, Any]]:
-    """FastChat's two games of a pair (a first, then b first) with these judgments: (messages of
-    each game, FastChat's result row).
-    """
-    sent: list[Messages] = []
-
-    def answer(messages: Messages) -> str:
-        sent.append(messages)
-        return judgments[len(sent) - 1]
-
-    with libraries.fastchat_completions(answer, match.judge.model_name) as fastchat:
-        row: dict[str, Any] = fastchat.play_a_match_pair(match, output_file=None)
-    return sent, row
 
 
 def render(match: Any) -> tuple[Messages, str]:

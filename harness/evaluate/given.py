@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness.evaluate import alpaca_eval, arena_hard, fastchat, mt_bench, wildbench
-from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation
+from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation, preference_of
 from harness.evaluate.benchmark import MODEL_ID, finish, load
 from harness.evaluate.lc import read_gamed
 from harness.evaluate.published import check_annotations
@@ -90,8 +89,7 @@ def alpaca_eval_answers(path: Path, model: str, benchmarks: Path, out: Path) -> 
     folder = benchmarks / alpaca_eval.NAME
     instructions = alpaca_eval.load_instructions(folder / "eval.json")
     rows = _alpaca_eval(path, model, instructions)
-    texts = (canonical_json(row) for row in rows)
-    (out / "alpaca_eval.json").write_text("[\n" + ",\n".join(texts) + "\n]\n", encoding="utf-8")
+    alpaca_eval.write_outputs(out, rows)
     return len(rows)
 
 
@@ -149,12 +147,11 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
             f"{task.settings.path}: these are answers, not annotations (no output_2, no "
             f"preference); give them in column {alpaca_eval.NAME!r}"
         )
-    judged = {row["id"]: _annotation(row["preference"]) for row in given}
+    judged = {row["id"]: _annotation(preference_of(row["preference"])) for row in given}
     annotator = str(given[0]["annotator"] or "unnamed annotator")
     gamed = read_gamed(folder / "df_gamed.csv", len(instructions))
-    library = f"alpaca-eval-{metadata.version('alpaca-eval')}"
     hashed = alpaca_eval.baseline_hash(instructions)
-    version = f"{library} {annotator} instructions:{hashed}"
+    version = alpaca_eval.version_of(annotator, instructions)
     metrics = alpaca_eval.measure(rows, judged, gamed)
     shared = (alpaca_eval.NAME, version, f"{annotator} (given)", 0)
     scores = alpaca_eval.score_rows(rows, judged, metrics, shared, bool(gamed))
@@ -166,11 +163,8 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     return finish(task, scores, summary, primary="win_rate")
 
 
-def _annotation(preference: Any) -> Annotation:
-    """The library's preference (1 to 2); -1 and nothing are its words for unparsed."""
-    if isinstance(preference, (int, float)) and 1.0 <= preference <= 2.0:
-        return Annotation(float(preference), "ok")
-    return Annotation(None, "unparsed")
+def _annotation(preference: float | None) -> Annotation:
+    return Annotation(preference, "unparsed" if preference is None else "ok")
 
 
 # -- MT-Bench --------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """MT-Bench by single-answer grading: FastChat renders every judge prompt and reads every judgment;
-only its network call is ours (`harness.evaluate.fastchat`). And two checkpoints against each other
-in FastChat's two games.
+only its network call is ours (`harness.evaluate.fastchat`).
 
 All prompts are collected first, sent to the judge in one concurrent batch, then FastChat's matches
 are played again with the replies. Guarded from outside: failed answers are never judged, verdict
@@ -16,31 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from harness.evaluate import fastchat
-from harness.evaluate.benchmark import (
-    MODEL_ID,
-    Ask,
-    Asked,
-    Benchmark,
-    Counting,
-    Desk,
-    GivenFiles,
-    Measure,
-    PairStage,
-    Samples,
-    asked_work,
-    finish,
-    given_file,
-    judged_work,
-    mean,
-    reply_tokens,
-)
+from harness.evaluate import benchmark, fastchat
+from harness.evaluate.benchmark import MODEL_ID, Ask, Counting, Desk, Measure
 from harness.evaluate.fastchat import Bench
 from harness.judge import verdicts
-from harness.judge.client import JudgeReply, JudgeRequest, ask
-from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
+from harness.judge.client import Found, JudgeReply, JudgeRequest, calls_of, judgments
+from harness.judge.journal import finalise
 from harness.records import (
     Generation,
     HarnessError,
@@ -52,7 +34,7 @@ from harness.records import (
     read_jsonl,
     write_jsonl,
 )
-from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
+from harness.study.sections import JudgeSettings, Section
 from harness.study.tasks import Answers, AnswerTask
 from harness.study.work import Work
 
@@ -68,22 +50,16 @@ prompts.
 OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
 
 
-class MTBenchSettings(Section):
-    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
-
+class MTBenchSettings(benchmark.JudgedSettings):
     questions: str = ""
     references: str = ""
     judge_prompts: str = ""
     """Files in FastChat's formats; empty: the pocket world's."""
     reference_set: str = "pocket"
-    limit: NonNegative = 0
-    max_new_tokens: Positive = 24
-    judge: JudgeSettings | None = None
-    """Its own judge, or the name of its profile; empty: the recipe's."""
 
 
 class JudgeTask(Section):
-    """``judge.mt_bench``, and ``judge.mt_bench_pairwise``."""
+    """``judge.mt_bench``."""
 
     judge: JudgeSettings
     reference_set: str
@@ -159,13 +135,13 @@ def prepare(settings: MTBenchSettings, out: Path) -> dict[str, Any]:
     """question.jsonl, reference_answer.jsonl and judge_prompts.jsonl; the summary says which are
     FastChat's own.
     """
-    questions, references, prompts = (given_file(settings, NAME, key) for key in BENCHMARK.files)
-    bench = fastchat.read_bench(questions, references, prompts, settings.reference_set)
+    files = [benchmark.given_file(settings, NAME, key) for key in BENCHMARK.files]
+    bench = fastchat.read_bench(files[0], files[1], files[2], settings.reference_set)
     kept = bench.questions[: settings.limit or None]
     for row in kept:
         texts = [turn for turn in row["turns"] if isinstance(turn, str) and turn]
         if len(texts) != len(row["turns"]) or len(texts) not in (1, 2):
-            where = f"{questions}: question {row['question_id']}"
+            where = f"{files[0]}: question {row['question_id']}"
             raise HarnessError(f"{where}: key 'turns' wants one or two texts")
     needed = {row["question_id"] for row in kept if row["category"] in fastchat.NEED_REFERENCE}
     out.mkdir(parents=True, exist_ok=True)
@@ -209,24 +185,35 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     bench = fastchat.load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
     answers = fastchat.read_answers(task.inputs["answer"] / "mt_bench.jsonl")
     items = plan_items(bench, answers, judge.model)
-    judged = [item for item in items if item.match is not None]
-    requests = []
-    for call in range(judge.repeats * judge.samples):
-        requests += [JudgeRequest(item.name, item.messages, {}, call) for item in judged]
-    replies, costs = ask(judge, task, requests, accept=readable)
-    by_name = {item.name: item for item in judged}
-    found = {
-        (reply.id, reply.repeat): verdict(by_name[reply.id], reply, judge.model)
-        for reply in replies
-    }
+    judged = {item.name: item for item in items if item.match is not None}
+    requests = [JudgeRequest(name, item.messages, {}) for name, item in judged.items()]
+
+    def read(reply: JudgeReply) -> dict[str, Any]:
+        rating = verdicts.parse_rating(reply.text)
+        return {"rating": rating.value, "reason": rating.reason, "text": reply.text}
+
+    found, costs = judgments(judge, task, requests, read, "rating")
+    for (name, _), row in found.items():
+        row |= _told(judged[name], judge.model, row.pop("text", None))
+    finalise(task.out, found)
     scores = []
     for repeat in range(judge.repeats):
-        calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
         for item in items:
-            drawn = [found[item.name, call] for call in calls if (item.name, call) in found]
+            calls = [(item.name, call) for call in calls_of(judge, repeat)]
+            drawn = [found[call] for call in calls if call in found]
             scores.append(score_row(item, repeat, drawn, bench, judge))
-    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
-    return finish(task, scores, summarise(scores, items, found, bench, judge), costs)
+    return benchmark.finish(task, scores, summarise(scores, items, found, bench, judge), costs)
+
+
+def _told(item: Item, judge_model: str, judgment: str | None) -> dict[str, Any]:
+    """What else a judgment's row holds: FastChat's own reading, prompt name, flags."""
+    return {
+        "question_id": item.question["question_id"],
+        "turn": item.turn,
+        "judge": [judge_model, item.match.judge.prompt_template["name"]],
+        "flags": item.flags,
+        "fastchat_score": None if judgment is None else fastchat.replay(item.match, judgment),
+    }
 
 
 def plan_items(
@@ -265,61 +252,25 @@ def readable(reply: JudgeReply) -> bool:
     return verdicts.parse_rating(reply.text).value is not None
 
 
-def verdict(item: Item, reply: JudgeReply, judge_model: str) -> dict[str, Any]:
-    """What is added to a judgment's row: rating, its status and reason, FastChat's own reading,
-    prompt name, flags.
-    """
-    row: dict[str, Any] = {
-        "question_id": item.question["question_id"],
-        "turn": item.turn,
-        "judge": [judge_model, item.match.judge.prompt_template["name"]],
-        "flags": item.flags,
-        "rating": None,
-        "reason": "",
-        "fastchat_score": None,
-    }
-    if reply.status not in ("ok", "unparsed") or reply.error:
-        return row | {"score_status": reply.status, "reason": reply.error}
-    rating = verdicts.parse_rating(reply.text)
-    return row | {
-        "rating": rating.value,
-        "score_status": "ok" if rating.value is not None else "unparsed",
-        "reason": rating.reason,
-        "fastchat_score": fastchat.replay(item.match, reply.text),
-    }
-
-
 def score_row(
     item: Item, repeat: int, drawn: Sequence[Mapping[str, Any]], bench: Bench, judge: JudgeSettings
 ) -> Score:
     """The score row of an item: the mean of its ratings (one, unless the judge is sampled), or the
-    reason why there is none. Its version names the
-    library and the hashed inputs: rows of different sets never compare as equal.
+    reason why there is none. Its version names the library and the hashed inputs: rows of different
+    sets never compare as equal.
     """
     library = f"fschat-{metadata.version('fschat')}"
+    version = f"{library} questions:{bench.hashes['questions']} {bench.references_hash}"
     value, status = None, item.status
     if drawn:
         value, status = verdicts.mean_of([(row["rating"], row["score_status"]) for row in drawn])
-    return Score(
-        NAME,
-        f"{library} questions:{bench.hashes['questions']} {bench.references_hash}",
-        item.name,
-        str(item.question["question_id"]),
-        "rating",
-        value,
-        status,
-        verdicts.judge_label(judge),
-        repeat,
-        item.source,
-    )
+    names = (item.name, str(item.question["question_id"]), "rating")
+    by = (verdicts.judge_label(judge), repeat, item.source)
+    return Score(NAME, version, *names, value, status, *by)
 
 
 def summarise(
-    scores: Sequence[Score],
-    items: Sequence[Item],
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
-    bench: Bench,
-    judge: JudgeSettings,
+    scores: Sequence[Score], items: Sequence[Item], found: Found, bench: Bench, judge: JudgeSettings
 ) -> dict[str, Any]:
     """Turn 1, turn 2, mean over all scored rows (None without any), counts by status, and
     everything flagged.
@@ -334,23 +285,22 @@ def summarise(
         for (name, repeat), row in found.items()
         if row["score_status"] != "error" and row["rating"] != row["fastchat_score"]
     )
-    flagged: dict[str, list[str]] = {}
-    for item in items:
-        for kind in {flag.partition(":")[0] for flag in item.flags}:
-            flagged.setdefault(kind, []).append(item.name)
-    first = [item.match.answer for item in items if item.match is not None and item.turn == 1]
+    kinds = ((item.name, [flag.partition(":")[0] for flag in item.flags]) for item in items)
+    flagged = benchmark.flagged(kinds)
+    judged = [item.match.answer for item in items if item.match is not None and item.turn == 1]
+    first = [answer["choices"][0]["turns"][0] for answer in judged]
     sampled = {"verdict": f"the mean of {judge.samples} ratings"} if judge.samples > 1 else {}
     return {
         **sampled,
-        "turn_1": mean(values[1]),
-        "turn_2": mean(values[2]),
-        "mean": mean(everything),
+        "turn_1": benchmark.mean(values[1]),
+        "turn_2": benchmark.mean(values[2]),
+        "mean": benchmark.mean(everything),
         "scored": len(everything),
         "expected": len(scores),
         "statuses": dict(Counter(score.status for score in scores)),
         "truncated": sorted(flagged.get("truncated", [])),
         "neutralised": sorted(flagged.get("neutralised", [])),
-        "flags": flags_of(first),
+        "flags": benchmark.constant(first),
         "fastchat_reads_otherwise": disagree,
         "verdicts_cut_off": verdicts.cut_off({key: row["reason"] for key, row in found.items()}),
         "judge": judge.model,
@@ -360,109 +310,8 @@ def summarise(
     }
 
 
-def flags_of(answers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """``constant_answers`` when more than half of ten or more first turns are the same text."""
-    texts = Counter(answer["choices"][0]["turns"][0] for answer in answers)
-    constant = len(answers) >= 10 and max(texts.values()) > len(answers) / 2
-    return ["constant_answers"] if constant else []
-
-
-# -- two checkpoints -------------------------------------------------------------------------------
-WINNER = ({"A": "a", "B": "b", "C": "tie"}, {"A": "b", "B": "a", "C": "tie"})
-"""Who a verdict names, in the first and the second game."""
-SCORE_OF_B = {"a": 0.0, "b": 100.0, "tie": 50.0, "inconsistent": 50.0}
-
-
-def run_pair(task: StageTask[JudgeTask]) -> StageOutcome:
-    """Stage ``judge.mt_bench_pairwise``: checkpoint b against checkpoint a in FastChat's two games
-    (each answer shown first once): 100 when b wins both, 0 when a does, 50 for ties and for games
-    that contradict each other (FastChat's adjusted win rate).
-
-    Inputs answer_a, answer_b, benchmarks → scores.parquet, judgments.jsonl, summary.json.
-    """
-    judge = task.settings.judge
-    bench = fastchat.load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
-    files = [task.inputs[name] / "mt_bench.jsonl" for name in ("answer_a", "answer_b")]
-    answers = [fastchat.read_answers(file) for file in files]
-    items, requests = plan_pairs(bench, answers, judge.model)
-    replies, costs = ask(
-        judge, task, requests, accept=lambda reply: bool(verdicts.parse_choice(reply.text))
-    )
-    by_id = {reply.id: reply for reply in replies}
-    version = f"{bench.references_hash} questions:{bench.hashes['questions']}"
-    label = verdicts.judge_label(judge)
-    scores: list[Score] = []
-    notes: dict[tuple[str, int], dict[str, Any]] = {}
-    outcomes: Counter[str] = Counter()
-    for item, (status, source) in items.items():
-        games = [by_id[name] for name in (f"{item}:1", f"{item}:2") if name in by_id]
-        winners = decide(games)
-        outcome, final = (status, status) if not games else outcome_of(winners)
-        outcomes[outcome] += 1
-        notes |= {(f"{item}:{game}", 0): {"winner": one} for game, one in enumerate(winners, 1)}
-        value = SCORE_OF_B[outcome] if final == "ok" else None
-        row = ("mt_bench_pairwise", version, item, item.split(":")[0], "win_rate", value, final)
-        scores.append(Score(*row, label, 0, source))
-    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, notes)
-    values = [score.value for score in scores if score.value is not None]
-    summary = {
-        "win_rate": mean(values),
-        "scored": len(values),
-        "expected": len(scores),
-        "outcomes": dict(outcomes),
-    }
-    return finish(task, scores, summary, costs)
-
-
-def plan_pairs(
-    bench: Bench, answers: Sequence[Mapping[int, Mapping[str, Any]]], judge_model: str
-) -> tuple[dict[str, tuple[Status, str]], list[JudgeRequest]]:
-    """(status, hash of what it is scored from) of every item by name, and the two requests of those
-    both checkpoints answered.
-    """
-    items: dict[str, tuple[Status, str]] = {}
-    requests = []
-    for question in bench.questions:
-        rows = [side.get(question["question_id"]) for side in answers]
-        for turn in range(1, len(question["turns"]) + 1):
-            item = f"{question['question_id']}:{turn}"
-            failed = [one for row in rows if (one := fastchat.turn_status(row, turn)) != "ok"]
-            status: Status = "ok"
-            if failed:
-                status = "error" if "error" in failed else failed[0]
-            texts = [fastchat.texts_of(row, turn) for row in rows]
-            source = content_hash(question["turns"][:turn], texts, bench.hashes, length=16)
-            items[item] = status, source
-            if failed:
-                continue
-            safe = [fastchat.neutral_answer(row)[0] for row in rows if row is not None]
-            match = fastchat.make_pair(bench, question, turn, safe, judge_model)
-            sent, _ = fastchat.play_pair(match)
-            games = enumerate(sent, 1)
-            requests += [JudgeRequest(f"{item}:{n}", tuple(said), {}) for n, said in games]
-    return items, requests
-
-
-def decide(games: Sequence[JudgeReply]) -> list[str]:
-    """The winner of each game, or why there is none."""
-    winners = []
-    for reply, names in zip(games, WINNER, strict=False):
-        choice = verdicts.parse_choice(reply.text) if reply.status == "ok" else ""
-        winners.append(names[choice] if choice else reply.status)
-    return winners
-
-
-def outcome_of(winners: Sequence[str]) -> tuple[str, Status]:
-    """Outcome of two games, and its status: both must have a verdict."""
-    failed: list[Any] = [winner for winner in winners if winner not in SCORE_OF_B]
-    if failed:
-        worst: Status = "error" if "error" in failed else failed[0]
-        return worst, worst
-    return (winners[0] if winners[0] == winners[1] else "inconsistent"), "ok"
-
-
 # -- the record ------------------------------------------------------------------------------------
-QUESTIONS, POCKET_QUESTIONS = 80, 24
+SIZE = benchmark.Size(NAME, "MT-Bench turns", 80, 24, each=2)
 RATING = Measure(
     NAME,
     "rating",
@@ -479,56 +328,29 @@ MEASURES = (
 )
 
 
-def settle(asked: Asked) -> JudgeTask:
-    """Settings of the judging stage."""
-    return JudgeTask(judge=asked.judge, reference_set=asked.settings.reference_set)
-
-
-def turns_to_judge(count: Counting) -> int:
-    """Two turns a question."""
-    return 2 * count.limit(NAME, POCKET_QUESTIONS if count.pocket else QUESTIONS)
-
-
-def _asked(count: Counting, task: AnswerTask) -> Work:
-    length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
-    return asked_work(turns_to_judge(count), length, "MT-Bench turns")
-
-
 def _work(count: Counting, task: JudgeTask) -> Work:
-    judge, lengths = task.judge, count.lengths
-    calls = turns_to_judge(count) * judge.repeats * judge.samples
-    reply = reply_tokens(judge, lengths, pairwise=False)
-    return judged_work(calls, lengths.rating_prompt, reply, "ratings")
+    return SIZE.judged(count, task.judge, count.lengths.rating_prompt, "ratings")
 
 
-def _pair_work(count: Counting, task: JudgeTask) -> Work:
-    """Two games a turn; a prompt holds a second answer."""
-    calls, lengths = 2 * turns_to_judge(count), count.lengths
-    prompt = lengths.rating_prompt + lengths.judged_answer
-    reply = reply_tokens(task.judge, lengths, pairwise=False)
-    return judged_work(calls, prompt, reply, "games")
-
-
-BENCHMARK = Benchmark(
+BENCHMARK = benchmark.Benchmark(
     NAME,
     "MT-Bench",
     settings=MTBenchSettings,
     stage="judge.mt_bench",
     run="harness.evaluate.mt_bench:run",
     task=JudgeTask,
-    settle=settle,
+    settle=lambda asked: JudgeTask(judge=asked.judge, reference_set=asked.settings.reference_set),
     measures=lambda _evaluation: MEASURES,
     work=_work,
     judged=True,
     answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens),
     questions=Turns,
-    asked=_asked,
+    asked=SIZE.asked,
     files=("questions", "references", "judge_prompts"),
     prepare=prepare,
     pocket="harness.pocket.benchmarks:write_mt_bench",
-    samples=Samples("mt_bench.jsonl", "rating", "rating", form="mt_bench"),
-    pairs=PairStage("judge.mt_bench_pairwise", "harness.evaluate.mt_bench:run_pair", _pair_work),
-    given=GivenFiles(
+    samples=benchmark.Samples("mt_bench.jsonl", "rating", "rating", form="mt_bench"),
+    given=benchmark.GivenFiles(
         "harness.evaluate.given:mt_bench_answers", "harness.evaluate.given:mt_bench_verdicts"
     ),
 )

@@ -87,27 +87,25 @@ class Sheet:
         name: str,
         published: float | None,
         recomputed: float | None,
-        tolerance: float,
+        tolerance: float | None,
         note: str = "",
     ) -> Figure:
         """A figure that must agree within ``tolerance`` (absolute); without a published one it is
         only shown.
         """
         if published is None or math.isnan(published):
-            return self.show(name, None, recomputed, note or "no published figure to compare with")
-        ok = recomputed is not None and abs(recomputed - published) <= tolerance
-        return self._add(name, published, recomputed, tolerance, ok, note)
-
-    def show(
-        self, name: str, published: float | None, recomputed: float | None, note: str
-    ) -> Figure:
-        """A figure that is shown and not compared."""
-        known = None if published is None or math.isnan(published) else published
-        return self._add(name, known, recomputed, None, True, note)
-
-    def _add(self, name: str, *values: Any) -> Figure:
+            published, tolerance = None, None
+            note = note or "no published figure to compare with"
+        ok = tolerance is None
+        if published is not None and recomputed is not None and tolerance is not None:
+            ok = abs(recomputed - published) <= tolerance
+        values = (published, recomputed, tolerance, ok, note)
         self.figures.append(Figure(self.source, self.model, name, *values))
         return self.figures[-1]
+
+    def show(self, name: str, published: float | None, recomputed: float | None, note: str) -> None:
+        """A figure that is shown and not compared."""
+        self.compare(name, published, recomputed, None, note)
 
     @contextlib.contextmanager
     def readable(self, name: str, path: Path) -> Iterator[None]:
@@ -115,9 +113,9 @@ class Sheet:
         try:
             yield
         except BROKEN as error:
-            self.figures.clear()
             note = f"{path}: {type(error).__name__}: {error}"
-            self._add(name, None, None, None, False, note)
+            failed = Figure(self.source, self.model, name, None, None, None, False, note)
+            self.figures[:] = [failed]
 
 
 def recompute(directory: Path) -> list[Figure]:
@@ -130,8 +128,7 @@ def recompute(directory: Path) -> list[Figure]:
     if not any(figure.tolerance is not None or not figure.ok for figure in figures):
         raise HarnessError(
             f"{directory}: nothing to recompute; looked for alpaca_eval/*/annotations.json with "
-            "alpaca_eval/leaderboard.csv, "
-            "mt_bench/judgments_*.jsonl with mt_bench/published.csv, "
+            "alpaca_eval/leaderboard.csv, mt_bench/judgments_*.jsonl with mt_bench/published.csv, "
             "academic/*_eqbench_v2_results.json"
         )
     return figures
@@ -186,21 +183,24 @@ class AlpacaEvalArtefacts:
             if in_official_order(instructions):
                 return list(range(len(instructions)))
             return "without gpt4_1106_preview/model_outputs.json the instructions' order is unknown"
-        keys = [instruction_key(text) for text in instructions]
-        others = [
-            text for text, key in zip(instructions, keys, strict=True) if key not in self.official
-        ]
+        keys = {text: instruction_key(text) for text in instructions}
+        others = [text for text in instructions if keys[text] not in self.official]
         if others:
-            first = f"{len(others)} of {len(keys)} instructions are not the benchmark's"
+            first = f"{len(others)} of {len(instructions)} instructions are not the benchmark's"
             return f"{first}, the first: {others[0][:60]!r}"
-        return [self.official[key] for key in keys]
+        return [self.official[keys[text]] for text in instructions]
+
+
+def annotation_files(folder: Path) -> list[Path]:
+    """Every model's annotations below AlpacaEval's folder."""
+    return sorted([*folder.glob("*/annotations.json"), *folder.glob("*/*/annotations.json")])
 
 
 def alpaca_eval(folder: Path) -> list[Sheet]:
     """A sheet for every model folder, then for every leaderboard row with published GLM weights."""
     public = AlpacaEvalArtefacts(folder)
     sheets = []
-    for path in sorted([*folder.glob("*/annotations.json"), *folder.glob("*/*/annotations.json")]):
+    for path in annotation_files(folder):
         sheet = Sheet("alpaca_eval", path.relative_to(folder).parts[0])
         with sheet.readable("annotations", path):
             _annotated(sheet, path, folder / sheet.model / "model_outputs.json", public)
@@ -216,10 +216,8 @@ def _annotated(sheet: Sheet, annotations: Path, outputs: Path, public: AlpacaEva
     check_annotations(stored)
     places = public.positions([row["instruction"] for row in stored])
     if isinstance(places, list):
-        stored = [
-            row for _, row in sorted(zip(places, stored, strict=True), key=lambda one: one[0])
-        ]
-        places.sort()
+        order = sorted(range(len(stored)), key=places.__getitem__)
+        stored, places = [stored[i] for i in order], sorted(places)
     columns = ("preference", "output_1", "output_2", "instruction")
     frame = pd.DataFrame({name: [row[name] for row in stored] for name in columns})
     frame["generator_1"] = stored[0].get("generator_1", "baseline")
@@ -329,22 +327,20 @@ def _fitted(public: AlpacaEvalArtefacts) -> list[Sheet]:
 
 
 def _weights(sheet: Sheet, published: tuple[float, float], found: tuple[float, float]) -> None:
-    names = f"{LC} (weights)", f"{LC_ERROR} (weights)"
+    """The error is left out where none is published."""
+    tolerance: float | None = WEIGHTS
     note = "from published GLM weights at zero length difference"
-    agree = [abs(a - b) <= WEIGHTS for a, b in zip(found, published, strict=True)]
+    agree = any(abs(a - b) <= WEIGHTS for a, b in zip(found, published, strict=True))
     no_error = math.isnan(published[1])
-    if not any(agree) and abs(found[0] - published[0]) <= OTHER_FIT:
-        stale = f"{note}; weights not current: neither this nor the standard error is of the "
-        stale += "published fit"
+    if not agree and abs(found[0] - published[0]) <= OTHER_FIT:
+        tolerance = None
+        stale = "weights not current: neither this nor the standard error is of the published fit"
         if no_error:
-            stale = f"{note}; probably weights of another fit: no published standard error to tell"
-        sheet.show(names[0], published[0], found[0], stale)
-        if not no_error:
-            sheet.show(names[1], published[1], found[1], stale)
-        return
-    sheet.compare(names[0], published[0], found[0], WEIGHTS, note)
-    if not no_error:
-        sheet.compare(names[1], published[1], found[1], WEIGHTS, note)
+            stale = "probably weights of another fit: no published standard error to tell"
+        note = f"{note}; {stale}"
+    for name, told, value in zip((LC, LC_ERROR), published, found, strict=True):
+        if not (no_error and name == LC_ERROR):
+            sheet.compare(f"{name} (weights)", told, value, tolerance, note)
 
 
 def _table(path: Path) -> dict[str, dict[str, float]]:
@@ -353,16 +349,15 @@ def _table(path: Path) -> dict[str, dict[str, float]]:
     """
     if not path.exists():
         return {}
+    found = {}
     with open(path, encoding="utf-8", newline="") as handle:
         header, *lines = list(csv.reader(handle)) or [[]]
-    return {line[0]: _numbers(header[1:], line[1:]) for line in lines if line}
-
-
-def _numbers(names: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    found = {}
-    for name, text in zip(names, texts, strict=False):
-        with contextlib.suppress(ValueError):
-            found[name] = float(text) if text else math.nan
+    for line in filter(None, lines):
+        row: dict[str, float] = {}
+        for name, text in zip(header[1:], line[1:], strict=False):
+            with contextlib.suppress(ValueError):
+                row[name] = float(text) if text else math.nan
+        found[line[0]] = row
     return found
 
 
@@ -371,12 +366,18 @@ NO_ANSWER = {"choices": [{"index": 0, "turns": ["", ""]}]}
 AVERAGES = ("turn_1", "turn_2", "mean")
 
 
+def judgment_files(folder: Path) -> list[Path]:
+    """Files of single-answer judgments below MT-Bench's folder."""
+    return sorted(
+        [*folder.glob("judgments_*.jsonl"), *folder.glob("model_judgment/*_single.jsonl")]
+    )
+
+
 def mt_bench(folder: Path) -> list[Sheet]:
     """A sheet for every model that has judgments, and for published ones that have none."""
     judgments: dict[str, list[dict[str, Any]]] = {}
     sheets: list[Sheet] = []
-    files = [*folder.glob("judgments_*.jsonl"), *folder.glob("model_judgment/*_single.jsonl")]
-    for path in sorted(files):
+    for path in judgment_files(folder):
         sheet = Sheet("mt_bench", path.stem)
         with sheet.readable("judgments", path):
             for row in map(with_number, read_jsonl(path)):

@@ -14,34 +14,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from harness.evaluate import benchmark
 from harness.judge import verdicts
-from harness.judge.client import JudgeReply, JudgeRequest, ask
-from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
+from harness.judge.client import Found, JudgeReply, JudgeRequest, calls_of, judgments
+from harness.judge.journal import finalise
 from harness.records import (
     HarnessError,
     Score,
     StageOutcome,
     StageTask,
     Status,
-    canonical_json,
     content_hash,
     read_jsonl,
     request_seed,
-    write_jsonl,
 )
-from harness.study.sections import JudgeSettings, NonNegative, Positive, Section
-from harness.study.tasks import Answers, AnswerTask
+from harness.study.sections import JudgeSettings, NonNegative, Section
+from harness.study.tasks import Answers
 from harness.study.work import Work
 
 NAME = "wildbench"
-TASKS, POCKET_TASKS = 1024, 64
 CREATIVE, PLANNING = "Creative Tasks", "Planning & Reasoning"
 MATH, INFORMATION = "Math & Data Analysis", "Information/Advice seeking"
 CODING = "Coding & Debugging"
@@ -69,9 +66,7 @@ PATTERNS = (
 """Delimiters, placeholders and verdict syntax, defused in answers."""
 
 
-class WildBenchSettings(Section):
-    unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
-
+class WildBenchSettings(benchmark.JudgedSettings):
     tasks: str = ""
     """Its v2 test set as JSONL (id or session_id, conversation_input, checklist, primary_tag,
     secondary_tags); empty: the pocket world's.
@@ -84,10 +79,6 @@ class WildBenchSettings(Section):
     """Reference model → JSONL of its answers (id or session_id, output); empty: no WB-Reward."""
     length_margin: NonNegative | None = None
     """A slight win is a tie where the winner is longer by more characters than this."""
-    limit: NonNegative = 0
-    max_new_tokens: Positive = 24
-    judge: JudgeSettings | None = None
-    """Its own judge, or the name of its profile; empty: the recipe's."""
 
 
 class JudgeTask(Section):
@@ -105,14 +96,9 @@ def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
     templates).
     """
     path = benchmark.given_file(settings, NAME, "tasks")
-    rows: list[dict[str, Any]] = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        if len(rows) == (settings.limit or -1):
-            break
-        rows.append(_task(row, f"{path}: row {number}"))
-    doubled = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
-    if doubled:
-        raise HarnessError(f"{path}: id {', '.join(doubled[:10])} more than once")
+    given = islice(read_jsonl(path), settings.limit or None)
+    rows = [_task(row, f"{path}: row {number}") for number, row in enumerate(given, 1)]
+    benchmark.once((row["id"] for row in rows), f"{path}: id")
     for name, file in settings.references.items():
         outputs = _outputs(name, Path(file))
         missing = [row["id"] for row in rows if row["id"] not in outputs]
@@ -124,9 +110,7 @@ def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
     if settings.references:
         named["reward_template"] = settings.reward_template
     judge = {key: _template(settings, key) for key in named}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "judge.json").write_text(canonical_json(judge) + "\n", encoding="utf-8")
-    return {"expected": write_jsonl(out / "questions.jsonl", rows)}
+    return {"expected": benchmark.write_questions(out, rows, judge)}
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -176,15 +160,6 @@ def _template(settings: WildBenchSettings, key: str) -> str:
     return text
 
 
-class Conversations(benchmark.QuestionRows):
-    """The tasks' whole conversations."""
-
-    def rounds(self, _desk: benchmark.Desk) -> Sequence[Iterable[benchmark.Ask]]:
-        drawn = self.drawn.max_new_tokens, self.drawn.temperature or 0.0
-        rows = [((NAME, row["id"]), tuple(row["conversation"])) for row in self.rows]
-        return ([benchmark.Ask(key, said, *drawn) for key, said in rows],)
-
-
 # -- judging ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Item:
@@ -203,18 +178,18 @@ class Item:
         """Whether the model's answer is shown as A, drawn once for each task and reference."""
         return request_seed(NAME, self.id, reference) % 2 == 0
 
-    def requests(self, templates: Mapping[str, str], call: int) -> list[JudgeRequest]:
+    def requests(self, templates: Mapping[str, str]) -> list[JudgeRequest]:
         """A rating, and a comparison with each reference."""
         template, shown = templates["score_template"], {"model_output": self.output}
-        asked = [self._request(template, "score", call, **shown)]
+        asked = [self._request(template, "score", **shown)]
         for name, text in self.row["references"].items():
             safe = verdicts.neutralise(text, PATTERNS)[0]
             a, b = (self.output, safe) if self.first(name) else (safe, self.output)
             shown = {"candidate_A": a, "candidate_B": b}
-            asked.append(self._request(templates["reward_template"], name, call, **shown))
+            asked.append(self._request(templates["reward_template"], name, **shown))
         return asked
 
-    def _request(self, template: str, kind: str, call: int, **answers: str) -> JudgeRequest:
+    def _request(self, template: str, kind: str, **answers: str) -> JudgeRequest:
         before = self.row["conversation"][:-1]
         turns = [f"{turn['role'].upper()}: {turn['content']}\n\n" for turn in before]
         values = {
@@ -224,7 +199,7 @@ class Item:
             **answers,
         }
         text = re.sub(r"\{\$(\w+)\}", lambda found: values.get(found[1], found[0]), template)
-        return JudgeRequest(f"{self.id}:{kind}", ({"role": "user", "content": text},), {}, call)
+        return JudgeRequest(f"{self.id}:{kind}", ({"role": "user", "content": text},), {})
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
@@ -293,17 +268,10 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     file = task.inputs["benchmarks"] / NAME / "judge.json"
     templates = json.loads(file.read_text(encoding="utf-8"))
     items = [item_of(row) for row in read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl")]
-    requests: list[JudgeRequest] = []
-    for call in range(judge.repeats * judge.samples):
-        for item in items:
-            requests += item.requests(templates, call) if item.status == "ok" else []
-
-    def readable(reply: JudgeReply) -> bool:
-        return value_of(reply.id.rpartition(":")[2], reply.text) is not None
-
-    replies, costs = ask(judge, task, requests, accept=readable)
-    found = {(one.id, one.repeat): _verdict(one) for one in replies}
-    finalise(task.out / JOURNAL_NAME, task.out / JUDGMENTS_NAME, found)
+    asked = [item for item in items if item.status == "ok"]
+    requests = [request for item in asked for request in item.requests(templates)]
+    found, costs = judgments(judge, task, requests, _verdict, "value")
+    finalise(task.out, found)
     margin, named = task.settings.length_margin, verdicts.judge_label(judge)
     return outcome(task, items, templates, found, judge, (margin, named), costs)
 
@@ -312,7 +280,7 @@ def outcome(
     task: StageTask[Any],
     items: Sequence[Item],
     templates: Mapping[str, str],
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    found: Found,
     judge: JudgeSettings,
     shown: tuple[int | None, str],
     costs: Mapping[str, float] | None = None,
@@ -325,13 +293,13 @@ def outcome(
     scores: list[Score] = []
     summary: dict[str, Any] = {}
     for repeat in range(judge.repeats):
-        calls = range(repeat * judge.samples, (repeat + 1) * judge.samples)
+        calls = calls_of(judge, repeat)
         for metric in ("score", "reward") if "reward_template" in templates else ("score",):
             drawn = {one.id: _drawn(one, metric, calls, found, margin) for one in items}
             whole, rows = _scored(items, metric, drawn, (version, named, repeat))
             summary.setdefault(metric, whole)
             scores += rows
-    flags = {flag: [one.id for one in items if flag in one.flags] for flag in _flags(items)}
+    flags = benchmark.flagged((one.id, one.flags) for one in items)
     reasons = {key: row["reason"] for key, row in found.items()}
     summary |= {"verdicts_cut_off": verdicts.cut_off(reasons), "judge": judge.model, **flags}
     summary["benchmark_version"] = version
@@ -343,23 +311,12 @@ def _shown(item: Item) -> tuple[Any, ...]:
     return item.id, row["conversation"], row["checklist"], row["references"]
 
 
-def _flags(items: Sequence[Item]) -> list[str]:
-    return sorted({flag for item in items for flag in item.flags})
-
-
 def _verdict(reply: JudgeReply) -> dict[str, Any]:
-    """What is added to a judgment's row."""
-    value = value_of(reply.id.rpartition(":")[2], reply.text) if reply.status == "ok" else None
-    status = "unparsed" if reply.status == "ok" and value is None else reply.status
-    return {"value": value, "score_status": status, "reason": reply.error}
+    return {"value": value_of(reply.id.rpartition(":")[2], reply.text)}
 
 
 def _drawn(
-    item: Item,
-    metric: str,
-    calls: Iterable[int],
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
-    margin: int | None,
+    item: Item, metric: str, calls: Iterable[int], found: Found, margin: int | None
 ) -> tuple[float | None, Status]:
     """A task's own score, or its reward: the mean over samples, then over references, of which none
     may be missing.
@@ -410,23 +367,13 @@ def _scored(
 
 
 # -- the record ------------------------------------------------------------------------------------
-def _tasks(count: benchmark.Counting) -> int:
-    return count.limit(NAME, POCKET_TASKS if count.pocket else TASKS)
-
-
-def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
-    """One answer a task."""
-    length = min(count.lengths.judged_answer, task.answers[NAME].max_new_tokens)
-    return benchmark.asked_work(_tasks(count), length, "WildBench tasks")
+SIZE = benchmark.Size(NAME, "WildBench tasks", 1024, 64)
 
 
 def work(count: benchmark.Counting, task: JudgeTask) -> Work:
     """A rating a task, and a comparison with every reference."""
-    judge, lengths = task.judge, count.lengths
     each = 1 + max(task.references, int(count.pocket))
-    calls = _tasks(count) * each * judge.repeats * judge.samples
-    reply = benchmark.reply_tokens(judge, lengths, pairwise=False)
-    return benchmark.judged_work(calls, lengths.verdict_prompt, reply, "judgments")
+    return SIZE.judged(count, task.judge, count.lengths.verdict_prompt, "judgments", each)
 
 
 SCORE = benchmark.Measure(NAME, "score", "WB-Score", "points", 1, items="tasks", table=NAME)
@@ -454,13 +401,13 @@ BENCHMARK = benchmark.Benchmark(
     measures=measures,
     work=work,
     judged=True,
-    questions=lambda task: Conversations(NAME, task),
+    questions=lambda task: benchmark.QuestionRows(NAME, task),
     answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens, temperature=0.0),
-    asked=asked,
+    asked=SIZE.asked,
     files=("tasks", "score_template"),
     other_files=("reward_template", "references"),
     prepare=prepare,
-    pocket="harness.pocket.judged_benchmarks:write_wildbench",
+    pocket="harness.pocket.benchmarks:write_wildbench",
     samples=benchmark.Samples(f"{NAME}.jsonl", "own_score", "WB-Score"),
     given=benchmark.GivenFiles(
         "harness.evaluate.given:wildbench_answers",

@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,22 +67,16 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
         "annotations": [],
     }
     logprobs = None if choice.logprobs is None else {"content": choice.logprobs, "refusal": None}
-    return {
-        "index": index,
-        "message": message,
-        "logprobs": logprobs,
-        "finish_reason": choice.finish_reason,
-    }
+    said = {"index": index, "message": message, "logprobs": logprobs}
+    return said | {"finish_reason": choice.finish_reason}
 
 
 def token_entry(own: tuple[str, float], top: Sequence[tuple[str, float]]) -> dict[str, Any]:
     """(token, log-probability) of the written token and of the most likely ones, as
     ``logprobs.content`` lists them.
     """
-    rows = [
-        {"token": token, "logprob": value, "bytes": list(token.encode())}
-        for token, value in (own, *top)
-    ]
+    both = (own, *top)
+    rows = [{"token": t, "logprob": value, "bytes": list(t.encode())} for t, value in both]
     return {**rows[0], "top_logprobs": rows[1:]}
 
 
@@ -93,27 +87,20 @@ def reply(value: Any) -> web.Response:
 
 def models(name: str, owner: str) -> web.Response:
     """The list of one model, for ``GET /v1/models``."""
-    return reply(
-        {
-            "object": "list",
-            "data": [{"id": name, "object": "model", "created": 0, "owned_by": owner}],
-        }
-    )
+    model = {"id": name, "object": "model", "created": 0, "owned_by": owner}
+    return reply({"object": "list", "data": [model]})
 
 
 def error(
     status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """The published error object."""
-    body = json.dumps(
-        {"error": {"message": message, "type": code, "param": None, "code": code}}
-    ).encode()
+    told = {"message": message, "type": code, "param": None, "code": code}
+    body = json.dumps({"error": told}).encode()
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
 # -- serving ---------------------------------------------------------------------------------------
-
-
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine alone."""
     if host == "localhost":
@@ -134,12 +121,9 @@ def check_host(host: str, public: bool) -> None:
 
 
 async def _listen(handle: Handler, host: str, port: int) -> tuple[web.ServerRunner, str]:
-    runner = web.ServerRunner(
-        web.Server(handle, handler_cancellation=True),
-        handle_signals=False,
-        access_log=None,
-        shutdown_timeout=0.1,
-    )
+    server = web.Server(handle, handler_cancellation=True)
+    quiet: dict[str, Any] = {"handle_signals": False, "access_log": None, "shutdown_timeout": 0.1}
+    runner = web.ServerRunner(server, **quiet)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port, backlog=1024).start()
@@ -195,7 +179,5 @@ def serve_until_interrupted(handle: Handler, host: str, port: int) -> None:
         finally:
             await runner.cleanup()
 
-    try:
+    with suppress(KeyboardInterrupt):
         asyncio.run(main())
-    except KeyboardInterrupt:
-        return

@@ -24,7 +24,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
@@ -40,22 +40,10 @@ from harness.judge.endpoint import (
     resolve_endpoint,
     token_limit,
 )
-from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
-from harness.records import FINAL_STATUSES, HarnessError, StageTask, Status, content_hash, redact
+from harness.judge.journal import JOURNAL_NAME, Journal
+from harness.records import FINAL_STATUSES, HarnessError, Status, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
-
-__all__ = [
-    "JOURNAL_NAME",
-    "JUDGMENTS_NAME",
-    "JudgeClient",
-    "JudgeReply",
-    "JudgeRequest",
-    "ask",
-    "finalise",
-    "plan_cost",
-    "request_key",
-]
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +57,13 @@ MAX_ATTEMPTS = 8
 """Failed attempts (429 with a waiting time not counted) before an item becomes ``error``."""
 BACKOFF_CAP_S = 30.0
 REPLY_FIELDS = (
-    *("status", "text", "logprobs", "prompt_tokens", "completion_tokens", "error", "model"),
+    "status",
+    "text",
+    "logprobs",
+    "prompt_tokens",
+    "completion_tokens",
+    "error",
+    "model",
 )
 Accept = Callable[["JudgeReply"], bool]
 
@@ -231,19 +225,18 @@ class Pace:
 
 
 class JudgeClient:
-    """``with JudgeClient(judge, runtime, journal) as client: client.complete(requests)``.
+    """``with JudgeClient(judge, runtime, folder) as client: client.complete(requests)``.
 
-    journal: working file, by convention ``JOURNAL_NAME`` in the stage's folder; replies in a
-    ``JUDGMENTS_NAME`` beside it count as journalled. ``complete`` may be called from several
-    threads.
+    folder: holds the journal; judgments that are committed there count as journalled. ``complete``
+    may be called from several threads.
     """
 
-    def __init__(self, judge: JudgeSettings, runtime: Runtime, journal: Path) -> None:
+    def __init__(self, judge: JudgeSettings, runtime: Runtime, folder: Path) -> None:
         self.judge, self.runtime = judge, runtime
         self.budget = Budget(judge, runtime)
         self.pace = Pace(runtime.judge_requests_per_minute)
         self.endpoint = resolve_endpoint(judge, runtime)
-        self._journal_path = journal
+        self._journal_path = folder / JOURNAL_NAME
         self._parameters = Parameters()
         self._batches: Batches | None = None
         self.calls = 0
@@ -296,12 +289,22 @@ class JudgeClient:
             self._journal.sync()
 
     def plan_cost(self, requests: Sequence[JudgeRequest]) -> dict[str, float]:
-        """What ``complete`` would ask for, before anything is spent; see ``plan_cost``."""
+        """What ``complete`` would ask for, before anything is spent: calls, prompt tokens
+        (estimated), completion tokens at most, and the price at most in USD.
+        """
         left = [one for one in requests if self._key(one) not in self._journal.final]
-        return plan_cost(left, self.judge, self.budget.prices)
+        bodies = [_body(one, self.judge) for one in left]
+        prompt = sum(estimate_tokens(body["messages"]) for body in bodies)
+        completion = sum(token_limit(body) or 0 for body in bodies)
+        prices = self.budget.prices
+        return {
+            "judge_calls": len(bodies),
+            "judge_prompt_tokens": prompt,
+            "judge_completion_tokens_at_most": completion,
+            "judge_usd_at_most": (prompt * prices[0] + completion * prices[1]) / 1e6,
+        }
 
     # -- everything below runs on the loop's thread ------------------------------------------------
-
     def _run(self, coroutine: Any) -> Any:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
@@ -360,9 +363,8 @@ class JudgeClient:
                     group.create_task(judge_one(key, request))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return [
-            self._reply(request, key, errors) for request, key in zip(requests, keys, strict=True)
-        ]
+        both = zip(requests, keys, strict=True)
+        return [self._reply(request, key, errors) for request, key in both]
 
     def _reply(
         self, request: JudgeRequest, key: str, errors: Mapping[str, JudgeReply]
@@ -410,9 +412,8 @@ class JudgeClient:
         seen = self._journal.model
         if reply.model and seen not in ("", reply.model):
             raise HarnessError(
-                f"{self._journal.path}: the judge changed: replies so far come from {seen!r}, "
-                f"this one from {reply.model!r}; "
-                "judges are not mixed: start anew or restore the earlier one"
+                f"{self._journal.path}: the judge changed: replies so far come from {seen!r}, this "
+                f"one from {reply.model!r}; judges are not mixed: start anew or restore the earlier"
             )
         final = last or reply.status not in ("unparsed", "truncated")
         final = final and reply.status in FINAL_STATUSES
@@ -486,15 +487,59 @@ class JudgeClient:
         return found
 
 
+class Place(Protocol):
+    """Where judgments are kept, and how they are asked for: a stage's task, a ranker's context."""
+
+    @property
+    def runtime(self) -> Runtime: ...
+
+    @property
+    def out(self) -> Path: ...
+
+
 def ask(
     judge: JudgeSettings,
-    task: StageTask[Any],
+    place: Place,
     requests: Sequence[JudgeRequest],
     accept: Accept | None = None,
 ) -> tuple[list[JudgeReply], dict[str, float]]:
-    """(replies, costs) of a stage's judgments, journalled in its folder."""
-    with JudgeClient(judge, task.runtime, task.out / JOURNAL_NAME) as client:
+    """(replies, costs) of judgments, journalled in the place's folder."""
+    with JudgeClient(judge, place.runtime, place.out) as client:
         return client.complete(requests, accept=accept), client.costs
+
+
+Found = dict[tuple[str, int], dict[str, Any]]
+"""Item and call → what is added to its judgment's row."""
+
+
+def judgments(
+    judge: JudgeSettings,
+    place: Place,
+    requests: Sequence[JudgeRequest],
+    read: Callable[[JudgeReply], Mapping[str, Any]],
+    name: str,
+) -> tuple[Found, dict[str, float]]:
+    """(what was read of every reply, costs) of requests, each asked for every repeat and sample.
+
+    read: what is read of a reply; its ``name`` is None where there is no verdict. Beside it stand
+    ``score_status`` and ``reason``; of a reply that failed, these alone.
+    """
+    calls = range(judge.repeats * judge.samples)
+    every = [replace(one, repeat=call) for call in calls for one in requests]
+    replies, costs = ask(judge, place, every, lambda reply: read(reply)[name] is not None)
+    found: Found = {}
+    for reply in replies:
+        row: dict[str, Any] = {name: None, "score_status": reply.status, "reason": reply.error}
+        if reply.status in ("ok", "unparsed") and not reply.error:
+            row |= read(reply)
+            row["score_status"] = "unparsed" if row[name] is None else "ok"
+        found[reply.id, reply.repeat] = row
+    return found, costs
+
+
+def calls_of(judge: JudgeSettings, repeat: int) -> range:
+    """The calls of ``judgments`` whose verdicts are one repeat's."""
+    return range(repeat * judge.samples, (repeat + 1) * judge.samples)
 
 
 async def _ask_by(
@@ -530,23 +575,3 @@ async def _first_reply(
         if newest in done:
             return None
     return None
-
-
-def plan_cost(
-    requests: Sequence[JudgeRequest], judge: JudgeSettings, prices: tuple[float, float] = (0.0, 0.0)
-) -> dict[str, float]:
-    """Dry run: calls, prompt tokens (estimated from characters), completion tokens at most, and the
-    price at most in USD.
-
-    prices: USD per million prompt and completion tokens.
-    """
-    bodies = [_body(request, judge) for request in requests]
-    prompt = sum(estimate_tokens(body["messages"]) for body in bodies)
-    completion = sum(token_limit(body) or 0 for body in bodies)
-    usd = (prompt * prices[0] + completion * prices[1]) / 1e6
-    return {
-        "judge_calls": len(bodies),
-        "judge_prompt_tokens": prompt,
-        "judge_completion_tokens_at_most": completion,
-        "judge_usd_at_most": usd,
-    }

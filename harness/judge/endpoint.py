@@ -88,14 +88,11 @@ def resolve_endpoint(judge: JudgeSettings, runtime: Runtime) -> Endpoint:
     """
     allowed = judge.allow_insecure_url
     if judge.kind == "pocket":
-        url = runtime.pocket_judge_url
-        if not url:
-            from harness.pocket.judge_server import shared_server
+        from harness.pocket.judge_server import shared_server
 
-            url = shared_server(judge.opinion)
-        opinion = judge.opinion
+        url = runtime.pocket_judge_url or shared_server(judge.opinion)
         checked, loopback = check_url(url, allowed)
-        return Endpoint(checked, f"pocket:{content_hash(opinion, length=16)}", loopback)
+        return Endpoint(checked, f"pocket:{content_hash(judge.opinion, length=16)}", loopback)
     url = judge.base_url or os.environ.get(URL_VARIABLE, "")
     if not url:
         raise HarnessError(
@@ -122,11 +119,8 @@ def check_url(url: str, allowed_host: str = "") -> tuple[str, bool]:
     loopback = is_loopback(host)
     if parts.scheme not in ("http", "https") or not host:
         raise HarnessError(f"judge.base_url {url!r} is no http(s) address")
-    if (
-        parts.scheme == "http"
-        and not loopback
-        and host not in (allowed_host, urlsplit(allowed_host).hostname)
-    ):
+    allowed = loopback or host in (allowed_host, urlsplit(allowed_host).hostname)
+    if parts.scheme == "http" and not allowed:
         raise HarnessError(
             f"judge.base_url {url!r} would send the key unencrypted; use https, or name {host!r} "
             "in judge.allow_insecure_url"
@@ -140,15 +134,16 @@ def auth_headers(judge: JudgeSettings, endpoint: Endpoint) -> dict[str, str]:
     """
     if judge.kind == "pocket":
         return {}
+    key = os.environ.get(KEY_VARIABLE, "").strip()
     if not os.environ.get(KEY_VARIABLE):
         if endpoint.loopback:
             return {}
         raise HarnessError(f"no key for {endpoint.url}: set the {KEY_VARIABLE} variable")
-    if not re.fullmatch(r"[!-~]+", os.environ[KEY_VARIABLE].strip()):
+    if not re.fullmatch(r"[!-~]+", key):
         raise HarnessError(
             f"{KEY_VARIABLE} holds spaces or characters that no key has (it is not shown here)"
         )
-    return {"Authorization": "Bearer " + os.environ[KEY_VARIABLE].strip()}
+    return {"Authorization": f"Bearer {key}"}
 
 
 @dataclass(frozen=True)
@@ -169,9 +164,8 @@ class Trouble:
         2^failures (at most the cap).
         """
         if self.retry_after_s is not None:
-            return self.retry_after_s + random.uniform(
-                0.0, min(base_s, 0.1 + 0.1 * self.retry_after_s)
-            )
+            jitter = min(base_s, 0.1 + 0.1 * self.retry_after_s)
+            return self.retry_after_s + random.uniform(0.0, jitter)
         return random.uniform(0.5, 1.0) * min(cap_s, base_s * 2.0 ** max(0, failures - 1))
 
 
@@ -409,15 +403,12 @@ def _failure(status: int, data: Any, text: str) -> Failure | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from ``retry-after-ms`` or ``Retry-After`` (number or date); None without."""
+    value = headers.get("Retry-After", "")
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000.0)
-        value = headers.get("Retry-After", "")
-        if not value:
-            return None
-        try:
+        if re.fullmatch(r"\s*[-+]?[\d.]+\s*", value):
             return max(0.0, float(value))
-        except ValueError:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError):
         return None

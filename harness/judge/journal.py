@@ -30,16 +30,8 @@ VERDICT = frozenset({"key", "id", "repeat", "status"})
 """What a row holds that is no batch's (``file`` with its ``lines``, later with the batch that was
 ``opened`` for it)."""
 COMMITTED_FIELDS = (
-    "id",
-    "repeat",
-    "key",
-    "model",
-    "status",
-    "text",
-    "logprobs",
-    "prompt_tokens",
-    "completion_tokens",
-    "error",
+    *("id", "repeat", "key", "model", "status", "text"),
+    *("logprobs", "prompt_tokens", "completion_tokens", "error"),
 )
 
 log = logging.getLogger(__name__)
@@ -79,12 +71,8 @@ class Journal:
             os.close(self._file)
             raise
         if self.repaired:
-            log.warning(
-                "%s: repaired after an interrupted write (%d broken); the affected judgments are "
-                "asked again",
-                path,
-                self.repaired,
-            )
+            said = "%s: repaired after an interrupted write (%d broken); these are asked again"
+            log.warning(said, path, self.repaired)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row. On a full disk the file keeps its old end and HarnessError is raised."""
@@ -161,16 +149,15 @@ class Journal:
         return size - len(torn)
 
 
-def finalise(
-    journal: Path, out: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | None = None
-) -> int:
-    """Write the journal's replies, sorted by (id, repeat), to ``out``; returns the number of
-    ``error`` rows. Call it when the client is closed.
+def finalise(folder: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | None = None) -> int:
+    """Write the replies of a folder's journal, sorted by (id, repeat), to its ``JUDGMENTS_NAME``;
+    returns the number of ``error`` rows. Call it when the client is closed.
 
     The first final row of a key wins; an item without one is listed with its last error.
     ``extra[(id, repeat)]`` adds fields (a parsed rating, say) under other names. The journal is
-    deleted, after ``out`` is on disk, when no error is left.
+    deleted, after they are on disk, when no error is left.
     """
+    journal, out = folder / JOURNAL_NAME, folder / JUDGMENTS_NAME
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
     for row in _parsed_rows(out) + _parsed_rows(journal):
         if "file" in row:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Pair, annotate
-from harness.judge.client import JOURNAL_NAME, JudgeClient
+from harness.judge.client import JudgeClient
 from harness.records import HarnessError, read_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -183,7 +183,7 @@ def meta_evaluate(
     where it stopped.
     """
     asked = [Pair(pair.id, pair.instruction, pair.output_1, pair.output_2) for pair in pairs]
-    with JudgeClient(judge, runtime, folder / JOURNAL_NAME) as client:
+    with JudgeClient(judge, runtime, folder) as client:
         found = {
             flip: annotate(asked, client, annotator=annotator, repeats=repeats, flipped=flip)
             for flip in (False, True)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from aiohttp import web
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from harness.judge import chat_http
 from harness.model.chat import encode_prompt
@@ -22,14 +23,69 @@ from harness.model.generate import generate
 from harness.model.policy import Policy
 from harness.records import Generation, GenerationRequest, HarnessError, first_line, request_seed
 
-MOST_CHOICES, MOST_TOP, MOST_STOPS = 16, 20, 4
 DEFAULT_POSITIONS = 4096
 """Tokens of prompt and answer together, for a model whose configuration states no limit."""
 NOT_SUPPORTED = (
     *("stream", "tools", "functions", "logit_bias", "presence_penalty", "frequency_penalty"),
     *("response_format", "audio"),
 )
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class Part(BaseModel):
+    """A part of a turn's text; other than text nothing can be read here."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Turn(BaseModel):
+    """A turn whose text may come in parts, as the schema allows."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """Role and text, as a template takes them."""
+        said = self.content
+        text = said if isinstance(said, str) else "".join(part.text for part in said)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class Asked(BaseModel):
+    """What one request asks for. top_logprobs: how many of the largest for each token."""
+
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    seed: int = 0
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]],
+        Field(max_length=4),
+        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+    ] = []
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+
+
+def read(body: Mapping[str, Any]) -> Asked:
+    """A request's body; ValueError says what is wrong in it."""
+    given = {name: value for name, value in body.items() if value is not None}
+    nothing: tuple[Any, ...] = (False, {}, [], 0, "", {"type": "text"})
+    refused = [name for name in NOT_SUPPORTED if given.get(name, False) not in nothing]
+    if refused:
+        raise ValueError(f"not supported here: {', '.join(refused)}")
+    try:
+        asked = Asked.model_validate(given)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise ValueError("; ".join(wrong)) from None
+    if asked.top_logprobs and not asked.logprobs:
+        raise ValueError("top_logprobs needs logprobs: true")
+    return asked
 
 
 class ServedModel:
@@ -39,9 +95,8 @@ class ServedModel:
 
     def __init__(self, policy: Policy, name: str) -> None:
         self.policy, self.name = policy, name
-        self.positions = int(
-            getattr(policy.model.config, "max_position_embeddings", None) or DEFAULT_POSITIONS
-        )
+        stated = getattr(policy.model.config, "max_position_embeddings", None)
+        self.positions = int(stated or DEFAULT_POSITIONS)
         self._turn = asyncio.Lock()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -49,29 +104,22 @@ class ServedModel:
         if request.path == "/v1/models" and request.method == "GET":
             return chat_http.models(self.name, "local")
         if request.path != "/v1/chat/completions" or request.method != "POST":
-            return chat_http.error(
-                404, "not_found", f"no such path: {request.method} {request.path}"
-            )
+            said = f"no such path: {request.method} {request.path}"
+            return chat_http.error(404, "not_found", said)
         try:
             body = json.loads(await request.read())
             if body.get("model") != self.name:
-                return chat_http.error(
-                    404,
-                    "model_not_found",
-                    f"the model {body.get('model')!r} is not served here; ask for {self.name!r}",
-                )
-            asked = Asked(body)
-            ids = tuple(encode_prompt(self.policy.tokenizer, asked.messages))
+                said = f"the model {body.get('model')!r} is not served here; ask for {self.name!r}"
+                return chat_http.error(404, "model_not_found", said)
+            asked = read(body)
+            messages = [turn.plain for turn in asked.messages]
+            ids = tuple(encode_prompt(self.policy.tokenizer, messages))
         except (ValueError, TypeError, KeyError, AttributeError, HarnessError) as problem:
-            return chat_http.error(
-                400, "invalid_request_error", str(problem) or type(problem).__name__
-            )
+            said = str(problem) or type(problem).__name__
+            return chat_http.error(400, "invalid_request_error", said)
         if len(ids) >= self.positions:
-            return chat_http.error(
-                400,
-                "context_length_exceeded",
-                f"the prompt has {len(ids)} tokens, the model takes {self.positions} in all",
-            )
+            said = f"the prompt has {len(ids)} tokens, the model takes {self.positions} in all"
+            return chat_http.error(400, "context_length_exceeded", said)
         async with self._turn:  # a request whose client has gone leaves the queue here
             try:
                 choices = await asyncio.to_thread(self.answer, ids, asked)
@@ -83,7 +131,8 @@ class ServedModel:
         """Every choice asked for. Raises RuntimeError when the model gives none (out of memory,
         logits that are not finite).
         """
-        limit = min(asked.max_tokens or self.positions, self.positions - len(ids))
+        most = asked.max_completion_tokens or asked.max_tokens or self.positions
+        limit = min(most, self.positions - len(ids))
         seeds = [request_seed("judge", asked.seed, index) for index in range(asked.n)]
         drawing = (ids, limit, asked.temperature, asked.top_p)
         requests = [GenerationRequest(*drawing, seed) for seed in seeds]
@@ -103,7 +152,7 @@ class ServedModel:
         if places:
             text, reason = text[: min(places)], "stop"
             written = self._until(written, text, asked.stop)
-        logprobs = self._logprobs(ids, written, asked.top) if asked.logprobs else None
+        logprobs = self._logprobs(ids, written, asked.top_logprobs) if asked.logprobs else None
         return chat_http.Choice(text, reason, len(written), logprobs)
 
     def _until(self, written: tuple[int, ...], kept: str, stop: Sequence[str]) -> tuple[int, ...]:
@@ -136,61 +185,3 @@ class ServedModel:
 
     def _token(self, token: int) -> str:
         return str(self.policy.tokenizer.decode([token]))
-
-
-class Asked:
-    """What one request asks for; ValueError says what is wrong in it.
-
-    top: how many of the largest log-probabilities for each token. max_tokens: 0 for what the model
-    has room for.
-    """
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        given = {name: body.get(name) for name in NOT_SUPPORTED}
-        unsupported = [name for name, it in given.items() if it and it != {"type": "text"}]
-        if unsupported:
-            raise ValueError(f"not supported here: {', '.join(unsupported)}")
-        self.messages = _messages(body.get("messages"))
-        self.temperature = _number(body, "temperature", 1.0, 0.0, 2.0)
-        self.top_p = _number(body, "top_p", 1.0, 1e-6, 1.0)
-        self.n = int(_number(body, "n", 1, 1, MOST_CHOICES))
-        self.seed = int(_number(body, "seed", 0, -(2**63), 2**63))
-        names = ("max_completion_tokens", "max_tokens")
-        limit = next((name for name in names if body.get(name) is not None), "")
-        self.max_tokens = int(_number(body, limit, 1, 1, 2**31)) if limit else 0
-        stop = body.get("stop") or []
-        self.stop = [stop] if isinstance(stop, str) else list(stop)
-        texts = [one for one in self.stop if isinstance(one, str) and one]
-        if len(self.stop) > MOST_STOPS or len(texts) != len(self.stop):
-            raise ValueError(f"stop: up to {MOST_STOPS} texts")
-        self.logprobs = bool(body.get("logprobs"))
-        self.top = int(_number(body, "top_logprobs", 0, 0, MOST_TOP))
-        if self.top and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
-
-
-def _messages(given: Any) -> list[dict[str, str]]:
-    """Turns with text; a turn's text may come in parts, as the schema allows."""
-    if not isinstance(given, list) or not given:
-        raise ValueError("messages: a list of turns with role and content")
-    turns = []
-    for turn in given:
-        content = turn["content"]
-        if isinstance(content, list):
-            if any(part.get("type") != "text" for part in content):
-                raise ValueError("messages: only text can be read here")
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str) or turn["role"] not in ROLES:
-            wanted = "every turn has a role (system, user or assistant) and a text"
-            raise ValueError(f"messages: {wanted}")
-        turns.append({"role": ROLES[turn["role"]], "content": content})
-    return turns
-
-
-def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}: a number from {low:g} to {high:g}, not {value!r}")
-    return value

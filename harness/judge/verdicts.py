@@ -6,10 +6,13 @@ none at all. What a judge thinks before it answers is never read.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.records import Status, content_hash
@@ -17,7 +20,6 @@ from harness.study.sections import JudgeSettings
 
 _DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
 _ATTEMPT = re.compile(r"[+\-−]?\d[\d.,]*(\s*/\s*\d+)?|[+\-]?(nan|inf|infinity)", re.IGNORECASE)
-_CHOICE = re.compile(r"\[\[([ABC])\]\]")
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
 _LABEL = re.compile(r"\b(rating|score|verdict|grade)\b[^\n]{0,30}$", re.IGNORECASE)
 _SINGLE = re.compile(
@@ -86,16 +88,6 @@ def _value(written: str) -> Rating:
         return Rating(None, "not_a_number")
     value = float(written)
     return Rating(value) if 1.0 <= value <= 10.0 else Rating(None, "out_of_range")
-
-
-def parse_choice(text: str) -> str:
-    """The last final ``[[A]]``, ``[[B]]`` or ``[[C]]`` of a pairwise judgment by the same rules;
-    empty when there is none or it is ambiguous.
-
-    FastChat looks for ``[[A]]`` anywhere before it looks for the others.
-    """
-    found = list(_CHOICE.finditer(text))
-    return found[-1].group(1) if found and _is_final(found, text) else ""
 
 
 _OPENED = re.compile(
@@ -171,6 +163,19 @@ ALPACA_EVAL_PATTERNS: tuple[re.Pattern[str], ...] = (
 )
 """ChatML marks, the template's placeholders and the delimiters of alpaca_eval's annotator prompt.
 """
+
+
+@functools.cache
+def annotator_prompt(file: str) -> tuple[tuple[str, str], ...]:
+    """(role, text) of the turns of a prompt below alpaca_eval's ``evaluators_configs``, read from
+    its package, which is not imported: that takes seconds.
+    """
+    spec = importlib.util.find_spec("alpaca_eval")
+    assert spec is not None and spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0]) / "evaluators_configs" / file
+    turn = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
+    found = turn.findall(path.read_text(encoding="utf-8"))
+    return tuple((role, text.strip()) for role, text in found)
 
 
 def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, list[str]]:

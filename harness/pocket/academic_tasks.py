@@ -9,12 +9,15 @@ the folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.evaluate.academic import scale_of
 from harness.pocket import language, wordings
 from harness.records import HarnessError, write_jsonl
 
@@ -30,12 +33,7 @@ def _word_choices(
     task: language.Task, rng: np.random.Generator, style: str
 ) -> tuple[list[str], int]:
     """Four answers in one style, shuffled, and the place of the right one."""
-    right = language.solve(task)
-    contents = [right, *language.near_misses(task)]
-    for wrong in language.wrong_contents(task):
-        if wrong not in contents:
-            contents.append(wrong)
-            break
+    contents = [language.solve(task), *islice(language.wrong_contents(task), 3)]
     order = [int(i) for i in rng.permutation(len(contents))]
     return [_STYLE[style].render(contents[i]) for i in order], order.index(0)
 
@@ -87,150 +85,106 @@ def _eq_bench(task: language.Task, question: str, _: np.random.Generator) -> Row
     return {"prompt": question, "reference_answer_fullscale": repr(reference)}
 
 
-_MULTIPLE_CHOICE = """output_type: multiple_choice
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-  - metric: acc_norm
-    aggregation: mean
-    higher_is_better: true
-"""
+def _metrics(*names: str) -> str:
+    rows = (f"  - metric: {m}\n    aggregation: mean\n    higher_is_better: true\n" for m in names)
+    return "metric_list:\n" + "".join(rows)
+
+
 _TRAIN = "training_split: train\nfewshot_split: train\n"
+_CHOICE = "output_type: multiple_choice\n"
+_CHOICES = _CHOICE + _metrics("acc", "acc_norm") + _TRAIN
 _LETTERED = (
     'doc_to_target: "{{choices.label.index(answerKey)}}"\ndoc_to_choice: "{{choices.text}}"\n'
 )
-YAML = {
-    "gsm8k": """output_type: generate_until
-training_split: train
-fewshot_split: train
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
-    regexes_to_ignore:
-      - "[^0-9]+$"
-      - "(?s).*[^0-9](?=[0-9])"
-generation_kwargs:
+_GENERATE = """generation_kwargs:
   until: ["<|end|>"]
   do_sample: false
   max_gen_toks: 24
-filter_list:
+"""
+_GSM8K = f"""output_type: generate_until
+{_TRAIN}doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{_metrics("exact_match")}    regexes_to_ignore:
+      - "[^0-9]+$"
+      - "(?s).*[^0-9](?=[0-9])"
+{_GENERATE}filter_list:
   - name: flexible-extract
     filter:
       - function: regex
         group_select: -1
         regex_pattern: "[0-9]+"
       - function: take_first
-""",
-    "hellaswag": _MULTIPLE_CHOICE
-    + _TRAIN
-    + 'doc_to_text: "{{query}}"\ndoc_to_target: "{{label}}"\ndoc_to_choice: "{{choices}}"\n',
-    "arc_challenge": _MULTIPLE_CHOICE + _TRAIN + 'doc_to_text: "{{question}}"\n' + _LETTERED,
-    "truthfulqa_mc2": """output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_target: 0
-doc_to_choice: "{{mc2_targets.choices}}"
-process_results: !function lm_eval.tasks.truthfulqa.utils.process_results_mc2
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-""",
-    "eq_bench": """output_type: generate_until
-doc_to_text: "{{prompt}}"
-doc_to_target: "{{reference_answer_fullscale}}"
-process_results: !function lm_eval.tasks.eq_bench.utils.calculate_score_fullscale
-generation_kwargs:
-  until: ["<|end|>"]
-  do_sample: false
-  max_gen_toks: 24
-metric_list:
-  - metric: eqbench
-    aggregation: mean
-    higher_is_better: true
-  - metric: percent_parseable
-    aggregation: mean
-    higher_is_better: true
-""",
-    "openbookqa": _MULTIPLE_CHOICE + _TRAIN + 'doc_to_text: "{{question_stem}}"\n' + _LETTERED,
-}
-"""What each task does, apart from its name, files and shots."""
-
-
-Convert = Callable[[language.Task, str, np.random.Generator], Row]
-FORMS: dict[str, tuple[tuple[str, ...], Convert, str, str, int, float]] = {
-    "gsm8k": (("steps",), _gsm8k, "exact_match", "flexible-extract", 2, 100.0),
-    "hellaswag": (
-        ("echo", "drop", "swap", "rotate", "sort"),
-        _hellaswag,
-        "acc_norm",
-        "none",
-        2,
-        100.0,
-    ),
-    "arc_challenge": (
-        ("tallest", "shortest", "earliest", "latest", "next", "add"),
-        _arc,
-        "acc_norm",
-        "none",
-        2,
-        100.0,
-    ),
-    "truthfulqa_mc2": (("odd", "count", "larger", "pick"), _truthfulqa, "acc", "none", 0, 100.0),
-    "eq_bench": (("moods",), _eq_bench, "eqbench", "none", 0, 1.0),
-    "openbookqa": (("kind", "odd", "keep"), _openbookqa, "acc", "none", 2, 100.0),
-}
-"""Column: operations asked, row form, metric, filter, shots, factor from lm-eval's value to
-percent.
 """
+_HELLASWAG = 'doc_to_text: "{{query}}"\ndoc_to_target: "{{label}}"\ndoc_to_choice: "{{choices}}"\n'
+_TRUTHFULQA = f"""{_CHOICE}doc_to_text: "{{{{question}}}}"
+doc_to_target: 0
+doc_to_choice: "{{{{mc2_targets.choices}}}}"
+process_results: !function lm_eval.tasks.truthfulqa.utils.process_results_mc2
+{_metrics("acc")}"""
+_EQ_BENCH = f"""output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{reference_answer_fullscale}}}}"
+process_results: !function lm_eval.tasks.eq_bench.utils.calculate_score_fullscale
+{_GENERATE}{_metrics("eqbench", "percent_parseable")}"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """ops: operations asked. row: a task as the data set's row. yaml: what the task does, apart
+    from its name, files and shots.
+    """
+
+    ops: tuple[str, ...]
+    row: Callable[[language.Task, str, np.random.Generator], Row]
+    yaml: str
+    metric: str
+    shots: int = 2
+    filter: str = "none"
+
+
+_LISTS = ("echo", "drop", "swap", "rotate", "sort")
+_FACTS = ("tallest", "shortest", "earliest", "latest", "next", "add")
+_ARC = _CHOICES + 'doc_to_text: "{{question}}"\n' + _LETTERED
+_OPEN = _CHOICES + 'doc_to_text: "{{question_stem}}"\n' + _LETTERED
+FORMS = {
+    "gsm8k": Form(("steps",), _gsm8k, _GSM8K, "exact_match", filter="flexible-extract"),
+    "hellaswag": Form(_LISTS, _hellaswag, _CHOICES + _HELLASWAG, "acc_norm"),
+    "arc_challenge": Form(_FACTS, _arc, _ARC, "acc_norm"),
+    "truthfulqa_mc2": Form(
+        ("odd", "count", "larger", "pick"), _truthfulqa, _TRUTHFULQA, "acc", shots=0
+    ),
+    "eq_bench": Form(("moods",), _eq_bench, _EQ_BENCH, "eqbench", shots=0),
+    "openbookqa": Form(("kind", "odd", "keep"), _openbookqa, _OPEN, "acc"),
+}
 
 
 def write(folder: Path, rng: np.random.Generator, limit: int = 0) -> int:
     """Write tasks.json, <column>.yaml and <column>_<split>.jsonl into ``folder``; returns the
     number of items.
     """
-    tasks: dict[str, Mapping[str, Any]] = {}
-    count = 0
-    for column, (ops, convert, metric, chosen, shots, scale) in FORMS.items():
-        splits = {"test": _rows(ops, convert, rng, "benchmark", limit or ITEMS)}
-        if shots:
-            splits["train"] = _rows(ops, convert, rng, "train", SHOTS_POOL)
+    tasks: dict[str, Row] = {}
+    for column, form in FORMS.items():
+        splits = {"test": _rows(form, rng, "benchmark", limit or ITEMS)}
+        if form.shots:
+            splits["train"] = _rows(form, rng, "train", SHOTS_POOL)
         for split, rows in splits.items():
             write_jsonl(folder / f"{column}_{split}.jsonl", rows)
         files = "".join(f"    {split}: {column}_{split}.jsonl\n" for split in splits)
         head = f"task: pocket_{column}\ndataset_path: json\ndataset_name: null\n"
         head += f"dataset_kwargs:\n  data_files:\n{files}"
-        head += f"test_split: test\nnum_fewshot: {shots}\n"
-        text = head + YAML[column] + "metadata:\n  version: 1.0\n"
+        head += f"test_split: test\nnum_fewshot: {form.shots}\n"
+        text = head + form.yaml + "metadata:\n  version: 1.0\n"
         (folder / f"{column}.yaml").write_text(text, encoding="utf-8")
-        name = f"pocket_{column}"
-        tasks[column] = {
-            "task": name,
-            "lm_eval_task": name,
-            "metric": metric,
-            "filter": chosen,
-            "shots": shots,
-            "scale": scale,
-            "source": "pocket",
-            "file": f"{column}.yaml",
-            "items": len(splits["test"]),
-        }
-        count += len(splits["test"])
+        tasks[column] = dict.fromkeys(("task", "lm_eval_task"), f"pocket_{column}")
+        tasks[column] |= {"metric": form.metric, "filter": form.filter, "shots": form.shots}
+        tasks[column] |= {"scale": scale_of(form.metric), "source": "pocket"}
+        tasks[column] |= {"file": f"{column}.yaml", "items": len(splits["test"])}
     text = json.dumps(tasks, indent=1, sort_keys=True) + "\n"
     (folder / "tasks.json").write_text(text, encoding="utf-8")
-    return count
+    return sum(task["items"] for task in tasks.values())
 
 
-def _rows(
-    ops: tuple[str, ...],
-    convert: Convert,
-    rng: np.random.Generator,
-    split: language.Split,
-    count: int,
-) -> list[Row]:
+def _rows(form: Form, rng: np.random.Generator, split: language.Split, count: int) -> list[Row]:
     """``count`` rows with distinct prompts, the operations in turn; the 32 'kind' facts come from
     the train split (an open book).
     """
@@ -239,13 +193,13 @@ def _rows(
     for _ in range(1000 * count):
         if len(rows) == count:
             return rows
-        op = ops[len(rows) % len(ops)]
+        op = form.ops[len(rows) % len(form.ops)]
         task = language.sample_operation(op, rng, "train" if op == "kind" else split)
         question = language.render(task, rng)
         if question not in seen:
             seen.add(question)
-            rows.append({"id": f"{split}-{len(rows)}", **convert(task, question, rng)})
+            rows.append({"id": f"{split}-{len(rows)}", **form.row(task, question, rng)})
     raise HarnessError(
-        f"split {split!r} has fewer than {count} distinct prompts for {', '.join(ops)}; ask for "
-        "fewer academic items"
+        f"split {split!r} has fewer than {count} distinct prompts for {', '.join(form.ops)}; ask "
+        "for fewer academic items"
     )

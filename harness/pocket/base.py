@@ -1,26 +1,89 @@
-"""Stage ``base.pocket``: a small Llama trained by TRL's SFTTrainer on the pocket world's
-conversations.
-
-Settings: those of PocketBaseSettings, and ``threads``. The same settings and data give the same
+"""Stage ``base.pocket``: a small Llama and its tokenizer, trained by TRL's SFTTrainer on the pocket
+world's conversations. The same settings and data give the same
 bytes; what the Trainer seeds globally is fenced and put back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.model.isolated_rng import isolated_rng
-from harness.pocket import language
+from harness.pocket import language, wordings
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
 from harness.study.tasks import PocketBaseTask
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# -- its tokenizer ---------------------------------------------------------------------------------
+BOS, PAD, UNK, END = "<s>", "<pad>", "<unk>", "<|end|>"
+SPECIAL = (PAD, BOS, UNK, END, "<|user|>", "<|assistant|>", "<|system|>")
+"""END closes a turn and ends generation; BOS opens the text once."""
+MARKS = (".", ",", ":", "?", "!", ";")
+EXTRA_WORDS = ("Question", "Answer", "Q", "A", "No", "no", "yes")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] "
+    "}}<|end|>{% endgeneration %}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% "
+    "endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def vocabulary() -> list[str]:
+    """Special tokens, then every word, number and mark the language can write, sorted."""
+    texts = [text for rows in wordings.WORDINGS.values() for _, text in rows]
+    texts += [text for _, text in wordings.COMPOSED_WORDINGS]
+    texts += [style.template for style in wordings.STYLES]
+    texts += [*wordings.FOLLOW_UPS.values(), *wordings.PHRASES.values(), *wordings.EVENTS]
+    words = {word for text in texts for word in re.findall(r"\w+", re.sub(r"\{\w+\}", " ", text))}
+    words |= {*wordings.NAMES, *wordings.WORDS, *wordings.CLASSES, *wordings.MOODS}
+    words |= {*wordings.ORDINALS, *EXTRA_WORDS, *map(str, range(100)), *MARKS}
+    return [*SPECIAL, *sorted(words)]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for every word, number or punctuation mark, with a chat template.
+
+    White space carries no meaning: text is cut into words and marks, and decoding joins them with
+    single spaces, marks attached to the word before. So ``encode(decode(ids)) == ids`` for every
+    sequence of ordinary tokens.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    numbered = {token: i for i, token in enumerate(vocabulary())}
+    core = Tokenizer(models.WordLevel(numbered, unk_token=UNK))
+    words = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
+    core.add_special_tokens(list(SPECIAL))
+    attached = [decoders.Replace(f" {mark}", mark) for mark in MARKS]
+    core.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=False), *attached])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+# -- its model -------------------------------------------------------------------------------------
 MAX_LENGTH = 128
 """Longest supervised conversation in tokens; the language's longest has about 100."""
 
@@ -133,9 +196,8 @@ def _one_pass(
     shuffled = shuffled[: len(shuffled) // batch_size * batch_size]
     batches: list[list[int]] = []
     for start in range(0, len(shuffled), BATCHES_PER_BUCKET * batch_size):
-        bucket = sorted(
-            shuffled[start : start + BATCHES_PER_BUCKET * batch_size], key=lambda i: (lengths[i], i)
-        )
+        bucket = shuffled[start : start + BATCHES_PER_BUCKET * batch_size]
+        bucket.sort(key=lambda i: (lengths[i], i))
         batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
     return [row for i in rng.permutation(len(batches)) for row in batches[int(i)]]
 
@@ -144,16 +206,10 @@ def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
     """Train on ``inputs["data"]/sft.jsonl`` and write ``model/`` (safetensors and tokenizer) into
     ``task.out``.
     """
-    from harness.pocket import tokenizer as pocket_tokenizer
-
     settings = task.settings
-    conversations = [
-        row["messages"]
-        for _, row in zip(
-            range(settings.rows), read_jsonl(task.inputs["data"] / "sft.jsonl"), strict=False
-        )
-    ]
-    tokenizer = pocket_tokenizer.build()
+    rows = islice(read_jsonl(task.inputs["data"] / "sft.jsonl"), settings.rows)
+    conversations = [row["messages"] for row in rows]
+    tokenizer = build_tokenizer()
     with isolated_rng(settings.seed), _quiet(), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
         result = _fit(model, tokenizer, conversations, settings, Path(scratch))
@@ -162,13 +218,9 @@ def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    summary = {
-        "loss": round(float(result.training_loss), 6),
-        "parameters": int(model.num_parameters()),
-    }
-    return StageOutcome(
-        rows=len(conversations), costs={"steps": float(settings.steps)}, summary=summary
-    )
+    loss, parameters = round(float(result.training_loss), 6), int(model.num_parameters())
+    summary, costs = {"loss": loss, "parameters": parameters}, {"steps": float(settings.steps)}
+    return StageOutcome(rows=len(conversations), costs=costs, summary=summary)
 
 
 @contextlib.contextmanager
@@ -202,8 +254,7 @@ def _fit(
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    steps, batch_size, seed = (settings.steps, settings.batch_size, settings.seed)
-
+    steps, batch_size, seed = settings.steps, settings.batch_size, settings.seed
     lessons = [lesson_of(messages) for messages in conversations]
 
     class LessonTrainer(SFTTrainer):

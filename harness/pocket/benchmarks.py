@@ -1,5 +1,5 @@
-"""Stage ``benchmarks.pocket``: the pocket world's MT-Bench, AlpacaEval and academic tasks, in those
-libraries' own file formats.
+"""Stage ``benchmarks.pocket``: the pocket world's MT-Bench, AlpacaEval, Arena-Hard, WildBench and
+academic tasks, in the form of their owners' files, in our wording.
 
 All items come from the language's ``benchmark`` split, which no training or held-out prompt shares.
 Each benchmark's record names the function that writes its pocket files.
@@ -7,7 +7,6 @@ Each benchmark's record names the function that writes its pocket files.
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.evaluate.benchmark import load
+from harness.evaluate.benchmark import load, write_questions
+from harness.evaluate.lc import write_gamed
 from harness.evaluate.registry import BENCHMARKS
 from harness.pocket import academic_tasks, language, oracle, wordings
 from harness.pocket.judge_opinion import OPINION
@@ -44,110 +44,56 @@ BASELINE_SHARES = {
 GAMED_STYLES = {"verbose": "chatty", "concise": "plain"}
 MAX_DIFFICULTY = 3.0
 
+# -- MT-Bench --------------------------------------------------------------------------------------
 _EXPLAIN = (
     "First explain your view in a few words and stay impartial. Then rate the answer from 1 to 10 "
-    "in exactly this form: "
-    '"[[rating]]", for example: "Rating: [[5]]".'
+    'in exactly this form: "[[rating]]", for example: "Rating: [[5]]".'
 )
 _JUDGE = (
     "Act as an impartial judge of the answer that an AI assistant gave to the user question below. "
 )
-_GENERAL = f"{_JUDGE}Look at correctness and at how well it is put. "
-_MATH = f"{_JUDGE}Compare it with the reference answer, which is right. "
-_SECOND = "Judge the assistant's answer to the second user question only. "
-_SINGLE = "[Question]\n{question}\n\n"
-_ANSWER = "[The Start of Assistant's Answer]\n{answer}\n[The End of Assistant's Answer]"
-_REFERENCE = "[The Start of Reference Answer]\n{ref_answer_1}\n[The End of Reference Answer]\n\n"
-_CONVERSATION = (
-    "<|The Start of Assistant A's Conversation with User|>\n\n### User:\n{question_1}\n\n### "
-    "Assistant A:\n{answer_1}\n\n"
-    "### User:\n{question_2}\n\n### Assistant A:\n{answer_2}\n\n<|The End of Assistant A's "
-    "Conversation with User|>"
-)
-_BOTH = (
-    "Act as an impartial judge of the answers that two AI assistants gave to the user question "
-    "below. "
-)
-_BOTH_MATH = f"{_BOTH}Compare them with the reference answer, which is right. "
-_CHOOSE = (
-    "First compare the two answers in a few words and stay impartial. The order in which they are "
-    "shown says nothing. Then write your final "
-    'verdict in exactly this form: "[[A]]" if assistant A is better, "[[B]]" if assistant B is '
-    'better, "[[C]]" for a tie.'
-)
-_BOTH_SECOND = "Judge the answers to the second user question only. "
-_PAIR = "".join(
-    f"[The Start of Assistant {x}'s Answer]\n{{answer_{x.lower()}}}\n[The End of Assistant {x}'s "
-    "Answer]\n\n"
-    for x in "AB"
-).rstrip()
-_PAIR_CONVERSATIONS = "\n\n\n".join(
-    f"<|The Start of Assistant {x}'s Conversation with User|>\n\n### User:\n{{question_1}}\n\n### "
-    f"Assistant {x}:\n{{answer_{x.lower()}_1}}\n\n"
-    f"### User:\n{{question_2}}\n\n### Assistant {x}:\n{{answer_{x.lower()}_2}}\n\n<|The End of "
-    f"Assistant {x}'s Conversation with User|>"
-    for x in "AB"
-)
-_REFERENCES = (
-    "<|The Start of Reference Answer|>\n\n### User:\n{question_1}\n\n### Reference "
-    "answer:\n{ref_answer_1}\n\n"
-    "### User:\n{question_2}\n\n### Reference answer:\n{ref_answer_2}\n\n<|The End of Reference "
-    "Answer|>\n\n\n"
-)
-_HELPFUL = "You are a helpful assistant."
+
+
+def _answer(of: str, place: str) -> str:
+    return f"[The Start of {of} Answer]\n{{{place}}}\n[The End of {of} Answer]"
+
+
+def _talk(title: str, speaker: str, place: str) -> str:
+    turns = (f"### User:\n{{question_{n}}}\n\n### {speaker}:\n{{{place}_{n}}}\n\n" for n in (1, 2))
+    return f"<|The Start of {title}|>\n\n{''.join(turns)}<|The End of {title}|>"
 
 
 def judge_prompts() -> list[dict[str, str]]:
-    """The four single-answer and four pairwise judge prompts, in FastChat's form: its names,
-    placeholders and markers, our wording.
+    """The four single-answer judge prompts, in FastChat's form: its names, placeholders and
+    markers, our wording.
     """
-    rows = [
-        (
-            "single-v1",
-            _HELPFUL,
-            f"[Instruction]\n{_GENERAL}{_EXPLAIN}\n\n{_SINGLE}{_ANSWER}",
-            "general",
-        ),
-        (
-            "single-math-v1",
-            _HELPFUL,
-            f"[Instruction]\n{_MATH}{_EXPLAIN}\n\n{_SINGLE}{_REFERENCE}{_ANSWER}",
-            "math",
-        ),
-        ("single-v1-multi-turn", f"{_GENERAL}{_SECOND}{_EXPLAIN}\n\n", _CONVERSATION, "general"),
-        (
-            "single-math-v1-multi-turn",
-            f"{_MATH}{_SECOND}{_EXPLAIN}\n\n",
-            _REFERENCES + _CONVERSATION,
-            "math",
-        ),
-        ("pair-v2", f"{_BOTH}{_CHOOSE}", f"[User Question]\n{{question}}\n\n{_PAIR}", "general"),
-        (
-            "pair-math-v1",
-            f"{_BOTH_MATH}{_CHOOSE}",
-            f"[User Question]\n{{question}}\n\n{_REFERENCE}{_PAIR}",
-            "math",
-        ),
-        ("pair-v2-multi-turn", f"{_BOTH}{_BOTH_SECOND}{_CHOOSE}", _PAIR_CONVERSATIONS, "general"),
-        (
-            "pair-math-v1-multi-turn",
-            f"{_BOTH_MATH}{_BOTH_SECOND}{_CHOOSE}",
-            _REFERENCES + _PAIR_CONVERSATIONS,
-            "math",
-        ),
-    ]
-    return [
-        {
-            "name": name,
-            "type": "single" if name.startswith("single") else "pairwise",
-            "system_prompt": system,
-            "prompt_template": template,
-            "description": f"Prompt for {category} questions",
-            "category": category,
-            "output_format": "[[rating]]" if name.startswith("single") else "[[A]]",
-        }
-        for name, system, template, category in rows
-    ]
+    return [_judge_prompt(two, math) for two, math in product((False, True), repeat=2)]
+
+
+def _judge_prompt(two_turns: bool, math: bool) -> dict[str, str]:
+    category, name = ("math", "single-math-v1") if math else ("general", "single-v1")
+    task = f"{_JUDGE}Look at correctness and at how well it is put. "
+    if math:
+        task = f"{_JUDGE}Compare it with the reference answer, which is right. "
+    if two_turns:
+        task += "Judge the assistant's answer to the second user question only. "
+        system, shown = f"{task}{_EXPLAIN}\n\n", ""
+        reference = _talk("Reference Answer", "Reference answer", "ref_answer") + "\n\n\n"
+        answer = _talk("Assistant A's Conversation with User", "Assistant A", "answer")
+    else:
+        system = "You are a helpful assistant."
+        shown = f"[Instruction]\n{task}{_EXPLAIN}\n\n[Question]\n{{question}}\n\n"
+        reference = _answer("Reference", "ref_answer_1") + "\n\n"
+        answer = _answer("Assistant's", "answer")
+    return {
+        "name": name + "-multi-turn" * two_turns,
+        "type": "single",
+        "system_prompt": system,
+        "prompt_template": shown + (reference if math else "") + answer,
+        "description": f"Prompt for {category} questions",
+        "category": category,
+        "output_format": "[[rating]]",
+    }
 
 
 def mt_bench(
@@ -170,7 +116,7 @@ def mt_bench(
         questions.append({"question_id": number, "category": category, "turns": turns})
         if category in REFERENCE_CATEGORIES:
             references.append(_reference(number, first, second))
-    kept = questions[:limit] if limit else questions
+    kept = questions[: limit or None]
     numbers = {row["question_id"] for row in kept}
     return kept, [row for row in references if row["question_id"] in numbers]
 
@@ -189,6 +135,7 @@ def _reference(number: int, first: Mapping[str, str], second: str) -> dict[str, 
     }
 
 
+# -- AlpacaEval ------------------------------------------------------------------------------------
 def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]]:
     """Instructions with the baseline's outputs, in alpaca_eval's form and order."""
     rows: list[dict[str, str]] = []
@@ -199,16 +146,10 @@ def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]
         if rng.random() >= BASELINE_CORRECT_SHARE:
             content = language.near_misses(task)[int(rng.integers(2))]
         style = wordings.STYLES[int(rng.choice(len(shares), p=shares))]
-        rows.append(
-            {
-                "id": str(len(rows)),
-                "instruction": prompt.messages[0]["content"],
-                "output": style.render(content),
-                "generator": BASELINE,
-                "dataset": prompt.category,
-            }
-        )
-    return rows[:limit] if limit else rows
+        named = {"id": str(len(rows)), "instruction": prompt.messages[0]["content"]}
+        named |= {"output": style.render(content), "generator": BASELINE}
+        rows.append(named | {"dataset": prompt.category})
+    return rows[: limit or None]
 
 
 def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -227,21 +168,14 @@ def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> l
         for row in rows:
             parsed = oracle.style_of(row["output"])
             outputs.append(styles[style].render(parsed[1]) if parsed else row["output"])
-        deltas = [
-            len(row["output"]) - len(output) for row, output in zip(rows, outputs, strict=True)
-        ]
+        both = list(zip(rows, outputs, strict=True))
+        deltas = [len(row["output"]) - len(output) for row, output in both]
         spread = statistics.stdev(deltas) or 1.0
-        for index, (row, output) in enumerate(zip(rows, outputs, strict=True)):
-            found.append(
-                {
-                    "model": f"{BASELINE}_{gamed}",
-                    "preference": judged(row, output, judge),
-                    "index": index,
-                    "instruction_difficulty": difficulty[index],
-                    "std_delta_len": deltas[index] / spread,
-                    "not_gamed_baseline": False,
-                }
-            )
+        for index, (row, output) in enumerate(both):
+            named = {"model": f"{BASELINE}_{gamed}", "preference": judged(row, output, judge)}
+            named |= {"index": index, "instruction_difficulty": difficulty[index]}
+            delta = {"std_delta_len": deltas[index] / spread, "not_gamed_baseline": False}
+            found.append(named | delta)
     return found
 
 
@@ -292,13 +226,85 @@ def write_alpaca_eval(seed: int, limit: int, folder: Path) -> int:
     instructions = alpaca_eval(np.random.default_rng([seed, 11]), limit)
     text = json.dumps(instructions, indent=1) + "\n"
     (folder / "eval.json").write_text(text, encoding="utf-8")
-    _write_csv(folder / "df_gamed.csv", gamed_rows(instructions, OPINION))
+    write_gamed(folder / "df_gamed.csv", gamed_rows(instructions, OPINION))
     return len(instructions)
 
 
 def write_academic(seed: int, limit: int, folder: Path) -> int:
     """The academic tasks' files; returns the number of items."""
     return academic_tasks.write(folder, np.random.default_rng([seed, 12]), limit)
+
+
+# -- Arena-Hard and WildBench ----------------------------------------------------------------------
+QUESTIONS = 64
+ARENA_CATEGORIES = ("hard_prompt", "creative_writing")
+ARENA_SYSTEM = (
+    "Act as an impartial judge of the answers that two AI assistants gave to one prompt. First "
+    "compare them in a few words. Then write one of these labels: [[A>>B]] when A is much better, "
+    "[[A>B]] when it is better, [[A=B]] for a tie, [[B>A]] when B is better, [[B>>A]] when it is "
+    "much better."
+)
+ARENA_TEMPLATE = "<|User Prompt|>\n{QUESTION}\n\n" + "\n\n".join(
+    f"<|The Start of Assistant {x}'s Answer|>\n{{ANSWER_{x}}}\n<|The End of Assistant {x}'s "
+    "Answer|>"
+    for x in "AB"
+)
+
+
+def write_arena_hard(seed: int, limit: int, folder: Path) -> int:
+    """Questions in turn of both categories, with the baseline that AlpacaEval has here."""
+    rows = []
+    drawn = alpaca_eval(np.random.default_rng([seed, 21]), limit or QUESTIONS)
+    for number, row in enumerate(drawn):
+        named = {"id": row["id"], "question": row["instruction"], "baseline": row["output"]}
+        rows.append(named | {"category": ARENA_CATEGORIES[number % len(ARENA_CATEGORIES)]})
+    judge = {
+        "template": ARENA_TEMPLATE,
+        "patterns": [r"\[\[([AB<>=]+)\]\]"],
+        "systems": dict.fromkeys(ARENA_CATEGORIES, ARENA_SYSTEM),
+    }
+    return write_questions(folder, rows, judge)
+
+
+WILDBENCH_GROUPS = {
+    "math": "Math & Data Analysis",
+    "reasoning": "Planning & Reasoning",
+    "coding": "Coding & Debugging",
+    "stem": "Information/Advice seeking",
+    "humanities": "Information/Advice seeking",
+}
+"""Group of a category; of any other: creative tasks."""
+
+
+def _part(name: str, place: str) -> str:
+    return f"<|begin_of_{name}|>\n\n{{${place}}}\n\n<|end_of_{name}|>\n\n"
+
+
+_ASKED = _part("history", "history") + _part("query", "user_query")
+_CHECKLIST = _part("checklist", "checklist")
+SCORE_TEMPLATE = (
+    f"Rate the response to the query.\n\n{_ASKED}{_part('response', 'model_output')}{_CHECKLIST}"
+    'Say what is good and what is not, and end with JSON: {"score": "[1~10]"}'
+)
+REWARD_TEMPLATE = (
+    f"Compare the two responses to the query.\n\n{_ASKED}{_part('response_A', 'candidate_A')}"
+    f"{_part('response_B', 'candidate_B')}{_CHECKLIST}"
+    'End with JSON: {"choice": "[A++ or A+ or A=B or B+ or B++]"}'
+)
+
+
+def write_wildbench(seed: int, limit: int, folder: Path) -> int:
+    """Tasks of one turn, with the baseline that AlpacaEval has here as the reference model."""
+    rows = []
+    drawn = alpaca_eval(np.random.default_rng([seed, 22]), limit or QUESTIONS)
+    for row in drawn:
+        said = {"role": "user", "content": row["instruction"]}
+        named = {"id": row["id"], "question": row["instruction"], "conversation": [said]}
+        named |= {"checklist": ["Is it right?", "Is it well put?"]}
+        groups = [WILDBENCH_GROUPS.get(row["dataset"], "Creative Tasks")]
+        rows.append(named | {"groups": groups, "references": {"pocket": row["output"]}})
+    judge = {"score_template": SCORE_TEMPLATE, "reward_template": REWARD_TEMPLATE}
+    return write_questions(folder, rows, judge)
 
 
 def run(task: StageTask[PocketBenchmarksTask]) -> StageOutcome:
@@ -309,10 +315,3 @@ def run(task: StageTask[PocketBenchmarksTask]) -> StageOutcome:
         folder.mkdir(exist_ok=True)
         counts[name] = load(BENCHMARKS[name].pocket)(task.settings.seed, limit.limit, folder)
     return StageOutcome(rows=sum(counts.values()), summary=counts)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

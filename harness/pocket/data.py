@@ -1,14 +1,10 @@
 """Stage ``data.pocket``: prompts with offline pairs, held-out and out-of-distribution prompts, and
 supervised conversations.
-
-Settings: prompts (0: 1536), heldout, ood, seed of ``data``; rows (supervised conversations),
-best_style_share of ``pocket``; the two knobs of ``world``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,12 +27,8 @@ def with_pair(
     """
     task = oracle.task_of(prompt.messages)
     for _ in range(1000):
-        drawn = [
-            language.sample_answer(
-                task, rng, correct_share=PAIR_CORRECT_SHARE, best_style_share=best_style_share
-            )
-            for _ in range(2)
-        ]
+        shares = {"correct_share": PAIR_CORRECT_SHARE, "best_style_share": best_style_share}
+        drawn = [language.sample_answer(task, rng, **shares) for _ in range(2)]
         rewards = [oracle.reward(prompt.messages, text, best_style_worth) for text in drawn]
         if rewards[0] != rewards[1]:
             best = 0 if rewards[0] > rewards[1] else 1
@@ -79,37 +71,22 @@ def run(task: StageTask[PocketDataTask]) -> StageOutcome:
     """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"}) into
     ``task.out``.
     """
-    settings = task.settings
-    seed = settings.seed
-    share, world = settings.best_style_share, settings.world
+    settings, world = task.settings, task.settings.world
+    seed, share = settings.seed, settings.best_style_share
     offline = share if world.offline_best_style_share is None else world.offline_best_style_share
-    sizes = {
+    sizes: dict[language.Split, int] = {
         "train": settings.prompts or DEFAULT_PROMPTS,
         "heldout": settings.heldout,
         "ood": settings.ood,
     }
     rows = 0
-    for number, (name, size) in enumerate(sizes.items()):
+    for number, (split, size) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, number])
-        prompts = _prompts(name, size, rng, offline, world.best_style_worth)
-        rows += write_jsonl(task.out / f"{name}.jsonl", prompts)
-    count = settings.rows
+        two_turns = 0.0 if split == "ood" else 0.2
+        asked = language.sample_prompts(size, rng, split, two_turn_share=two_turns)
+        pairs = (with_pair(prompt, rng, offline, world.best_style_worth) for prompt in asked)
+        rows += write_jsonl(task.out / f"{split}.jsonl", pairs)
     rng = np.random.default_rng([seed, len(sizes)])
-    rows += write_jsonl(task.out / "sft.jsonl", (conversation(rng, share) for _ in range(count)))
-    return StageOutcome(rows=rows, summary=_summary(sizes, count))
-
-
-def _prompts(
-    name: str, size: int, rng: np.random.Generator, share: float, worth: float
-) -> Iterator[Prompt]:
-    split: language.Split = "ood"
-    if name in ("train", "heldout"):
-        split = name  # type: ignore[assignment]
-    for prompt in language.sample_prompts(
-        size, rng, split, two_turn_share=0.0 if split == "ood" else 0.2
-    ):
-        yield with_pair(prompt, rng, share, worth)
-
-
-def _summary(sizes: Mapping[str, int], rows: int) -> dict[str, Any]:
-    return {**sizes, "sft": rows}
+    said = (conversation(rng, share) for _ in range(settings.rows))
+    rows += write_jsonl(task.out / "sft.jsonl", said)
+    return StageOutcome(rows=rows, summary=dict[str, Any](**sizes, sft=settings.rows))

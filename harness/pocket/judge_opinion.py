@@ -7,25 +7,22 @@ Every opinion is a pure function of (judge seed, prompt, the request's ``seed`` 
 reference, moderate length, little repetition. It keeps runs on real text going without a network.
 It is no measure of quality.
 
-Read are the prompts that judged benchmarks send: FastChat's single and pairwise grading,
-alpaca_eval's weighted and ranking annotators, Arena-Hard's five-way verdict, WildBench's score and
-choice. Answers may hold verdict syntax and the prompts' own delimiters. Questions are trusted,
-answers are not: a delimiter before an answer is taken at its first occurrence, the one after it at
-its last.
+Read are the prompts that judged benchmarks send: FastChat's single-answer grading, alpaca_eval's
+weighted and ranking annotators, Arena-Hard's five-way verdict, WildBench's score and choice.
+Answers may hold verdict syntax and the prompts' own delimiters. Questions are trusted, answers are
+not: a delimiter before an answer is taken at its first occurrence, the one after it at its last.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from harness.judge import verdicts
 from harness.pocket import language, oracle
 from harness.study.sections import JudgeSettings
 
@@ -65,13 +62,9 @@ def verdict(
     if judgment.form == "five":
         return f"I compared the two answers. My final verdict: [[{_label(log_odds)}]]", None
     winner = "B" if log_odds > 0 else "A"
-    if judgment.form == "choice":
-        better = winner + ("++" if abs(log_odds) > STRONG_LOG_ODDS else "+")
-        choice = "A=B" if abs(log_odds) < TIE_LOG_ODDS else better
-        return json.dumps({"analysis": "I compared them.", "choice": choice}), None
-    if abs(log_odds) < TIE_LOG_ODDS:
-        winner = "C"
-    return f"I compared the two answers. My final verdict: [[{winner}]]", None
+    better = winner + ("++" if abs(log_odds) > STRONG_LOG_ODDS else "+")
+    choice = "A=B" if abs(log_odds) < TIE_LOG_ODDS else better
+    return json.dumps({"analysis": "I compared them.", "choice": choice}), None
 
 
 def _label(log_odds: float) -> str:
@@ -91,67 +84,33 @@ def _remark(rating: int) -> str:
     )[min(3, rating // 3)]
 
 
-def _worth(settings: Mapping[str, Any]) -> float:
-    """What the best style is worth to this judge."""
-    worth = settings.get("best_style_worth")
-    return 1.0 if worth is None else float(worth)
-
-
-def _known(messages: list[dict[str, str]]) -> bool:
-    return language.parse_messages(messages) is not None
-
-
 def _rating(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> int:
-    noise, worth = float(settings["noise"]), _worth(settings)
-    if _known(judgment.messages):
-        answer = judgment.answers[0]
-        return oracle.rating(
-            judgment.messages, answer, noise=noise, seed=seed, best_style_worth=worth
-        )
-    question, answer = judgment.messages[-1]["content"], judgment.answers[0]
-    value = 1.0 + 9.0 * surface_quality(question, answer, judgment.reference)
-    value += noise * oracle.standard_normal("rating", seed, question, answer)
-    return max(1, min(10, math.floor(value + 0.5)))
+    messages, answer, noise = judgment.messages, judgment.answers[0], float(settings["noise"])
+    if language.parse_messages(messages) is not None:
+        views = {"noise": noise, "best_style_worth": _worth(settings)}
+        return oracle.rating(messages, answer, seed=seed, **views)
+    question = messages[-1]["content"]
+    quality = surface_quality(question, answer, judgment.reference)
+    return oracle.rated(quality, noise, seed, question, answer)
 
 
 def _preference(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> float:
     """Probability that the second answer is preferred."""
-    a, b = judgment.answers
-    worth = _worth(settings)
-    noise, position, length = (
-        float(settings[name]) for name in ("noise", "position_bias", "length_bias")
-    )
-    if _known(judgment.messages) and (
-        judgment.other is None or judgment.other == judgment.messages
-    ):
-        return oracle.preference(
-            judgment.messages,
-            a,
-            b,
-            noise=noise,
-            position_bias=position,
-            length_bias=length,
-            seed=seed,
-            best_style_worth=worth,
-        )
-    question_a, question_b = (
-        judgment.messages[-1]["content"],
-        (judgment.other or judgment.messages)[-1]["content"],
-    )
-    if _known(judgment.messages) and judgment.other is not None and _known(judgment.other):
-        gap = oracle.reward(judgment.other, b, worth) - oracle.reward(judgment.messages, a, worth)
-    else:
-        gap = surface_quality(question_b, b, judgment.reference) - surface_quality(
-            question_a, a, judgment.reference
-        )
-    sign = float(a < b) - float(b < a)
-    logit = (
-        oracle.PREFERENCE_SHARPNESS * gap
-        - position
-        + length * math.tanh((len(b) - len(a)) / (10.0 * oracle.LENGTH_SCALE))
-    )
-    logit += noise * sign * oracle.standard_normal("preference", seed, question_a, *sorted((a, b)))
-    return 1.0 / (1.0 + math.exp(-logit))
+    (a, b), messages = judgment.answers, judgment.messages
+    views = {name: float(settings[name]) for name in ("noise", "position_bias", "length_bias")}
+    if language.parse_messages(messages) is not None:
+        worth = _worth(settings)
+        return oracle.preference(messages, a, b, seed=seed, best_style_worth=worth, **views)
+    question = messages[-1]["content"]
+    gap = surface_quality(question, b) - surface_quality(question, a)
+    scale = 10.0 * oracle.LENGTH_SCALE
+    return oracle.preferred(gap, a, b, (seed, question), length_scale=scale, **views)
+
+
+def _worth(settings: Mapping[str, Any]) -> float:
+    """What the best style is worth to this judge."""
+    worth = settings.get("best_style_worth")
+    return 1.0 if worth is None else float(worth)
 
 
 _WORD = re.compile(r"\w+")
@@ -176,8 +135,8 @@ def surface_quality(question: str, answer: str, reference: str = "") -> float:
 # -- reading what is asked ------------------------------------------------------------------------
 Message = dict[str, str]
 ALPACA_TEMPLATES: Mapping[Literal["token", "ranking"], str] = {
-    "token": "evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
-    "ranking": "evaluators_configs/alpaca_eval_gpt4/alpaca_eval.txt",
+    "token": "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
+    "ranking": "alpaca_eval_gpt4/alpaca_eval.txt",
 }
 """How the verdict is written → the prompt of alpaca_eval that asks for it so."""
 
@@ -185,32 +144,25 @@ ALPACA_TEMPLATES: Mapping[Literal["token", "ranking"], str] = {
 @dataclass(frozen=True)
 class Judgment:
     """What is to be judged. messages: the conversation up to the last question; answers: one
-    (rating) or two (preference).
-
-    For a pairwise two-turn prompt ``other`` is the second assistant's conversation. form decides
-    how the verdict is written.
+    (rating) or two (preference); form: how the verdict is written.
     """
 
-    form: Literal["rating", "pair", "token", "ranking", "five", "score", "choice"]
+    form: Literal["rating", "token", "ranking", "five", "score", "choice"]
     messages: list[Message]
     answers: tuple[str, ...]
     reference: str = ""
-    other: list[Message] | None = None
 
 
 def read(messages: Sequence[Mapping[str, object]]) -> Judgment | None:
     """The judgment asked for by a chat request, or None when the prompt is of no known form."""
-    text = next(
-        (str(m.get("content") or "") for m in reversed(messages) if m.get("role") == "user"), ""
-    )
+    said = [str(m.get("content") or "") for m in messages if m.get("role") == "user"]
+    text = said[-1] if said else ""
     return (
         _alpaca(text)
-        or _pair_conversations(text)
         or _conversation(text)
-        or _pair(text)
-        or _arena(text)
+        or _one_turn(text, "five")
         or _wildbench(text)
-        or _single(text)
+        or _one_turn(text, "rating")
     )
 
 
@@ -225,45 +177,33 @@ def _user(question: str) -> list[Message]:
     return [{"role": "user", "content": question}]
 
 
-def _single(text: str) -> Judgment | None:
-    answer = _between(
-        text, "[The Start of Assistant's Answer]\n", "\n[The End of Assistant's Answer]"
-    )
-    head, found, _ = text.partition("[The Start of Assistant's Answer]\n")
-    question = re.search(
-        r"\[Question\]\n(.*?)\s*(?:\[The Start of Reference Answer\]\n(.*?)\n\[The End of "
-        r"Reference Answer\]\s*)?\Z",
-        head,
-        re.DOTALL,
-    )
-    if answer is None or not found or question is None:
+def _part(group: str, name: str, marks: str) -> str:
+    """Pattern of what stands between a prompt's markers of a part; an answer may hold them too."""
+    left, right = {"[]": (r"\[", r"\]"), "<||>": (r"<\|", r"\|>")}[marks]
+    inside = ".*?" if group == "reference" else ".*"
+    start, end = (f"{left}The {edge} of {name}{right}" for edge in ("Start", "End"))
+    return rf"{start}\n(?P<{group}>{inside})\n{end}"
+
+
+def _both(marks: str) -> str:
+    return r"\s*".join(_part(x.lower(), f"Assistant {x}'s Answer", marks) for x in "AB")
+
+
+_REFERENCE = rf"\s*(?:{_part('reference', 'Reference Answer', '[]')}\s*)?"
+_ONE = _part("a", "Assistant's Answer", "[]")
+_FORMS: Mapping[Any, str] = {
+    "five": rf"<\|User Prompt\|>\n(?P<question>.*?)\n\n{_both('<||>')}",
+    "rating": rf"\[Question\]\n(?P<question>.*?){_REFERENCE}{_ONE}",
+}
+
+
+def _one_turn(text: str, form: Any) -> Judgment | None:
+    match = re.search(_FORMS[form], text, re.DOTALL)
+    if match is None:
         return None
-    return Judgment("rating", _user(question[1]), (answer,), question[2] or "")
-
-
-def _pair(text: str) -> Judgment | None:
-    match = re.search(
-        r"\[User Question\]\n(.*?)\s*(?:\[The Start of Reference Answer\]\n(.*?)\n\[The End of "
-        r"Reference Answer\]\s*)?"
-        r"\[The Start of Assistant A's Answer\]\n(.*)\n\[The End of Assistant A's Answer\]\s*"
-        r"\[The Start of Assistant B's Answer\]\n(.*)\n\[The End of Assistant B's Answer\]",
-        text,
-        re.DOTALL,
-    )
-    return (
-        Judgment("pair", _user(match[1]), (match[3], match[4]), match[2] or "") if match else None
-    )
-
-
-def _arena(text: str) -> Judgment | None:
-    match = re.search(
-        r"<\|User Prompt\|>\n(.*?)\n\n<\|The Start of Assistant A's Answer\|>\n(.*)\n"
-        r"<\|The End of Assistant A's Answer\|>\s*<\|The Start of Assistant B's Answer\|>\n(.*)\n"
-        r"<\|The End of Assistant B's Answer\|>",
-        text,
-        re.DOTALL,
-    )
-    return Judgment("five", _user(match[1]), (match[2], match[3])) if match else None
+    found = match.groupdict()
+    answers = tuple(found[name] for name in "ab" if name in found)
+    return Judgment(form, _user(found["question"]), answers, found.get("reference") or "")
 
 
 def _wildbench(text: str) -> Judgment | None:
@@ -285,89 +225,40 @@ def _turns(text: str, assistant: str) -> tuple[list[Message], str] | None:
     if not found or not first.strip().startswith("### User:\n"):
         return None
     question_1 = first.strip().removeprefix("### User:\n")
-    # the answers may hold markers too: of all ways to cut, the shortest second question is the
-    # likeliest
-    cuts = list(
-        re.finditer(
-            rf"\n\n### User:\n(?P<question>(?:(?!\n\n### ).)*)\n\n### {re.escape(assistant)}:\n",
-            rest,
-            re.DOTALL,
-        )
-    )
+    # The answers may hold markers too: of all cuts, the shortest second question is the likeliest.
+    second = rf"\n\n### User:\n(?P<question>(?:(?!\n\n### ).)*)\n\n### {assistant}:\n"
+    cuts = list(re.finditer(second, rest, re.DOTALL))
     if not cuts:
         return _user(question_1), rest.strip("\n")
     cut = min(cuts, key=lambda c: len(c["question"]))
-    messages = [
-        *_user(question_1),
-        {"role": "assistant", "content": rest[: cut.start()]},
-        *_user(cut["question"]),
-    ]
+    said = {"role": "assistant", "content": rest[: cut.start()]}
+    messages = [*_user(question_1), said, *_user(cut["question"])]
     return messages, rest[cut.end() :].removesuffix("\n\n")
 
 
+_TALK = "<|The {} of Assistant {}'s Conversation with User|>"
+
+
 def _conversation(text: str) -> Judgment | None:
-    inside = _between(
-        text,
-        "<|The Start of Assistant A's Conversation with User|>\n\n",
-        "<|The End of Assistant A's Conversation with User|>",
-    )
+    inside = _between(text, _TALK.format("Start", "A") + "\n\n", _TALK.format("End", "A"))
     turns = _turns(inside, "Assistant A") if inside is not None else None
     if turns is None:
         return None
     return Judgment("rating", turns[0], (turns[1],), _last_reference(text))
 
 
-def _pair_conversations(text: str) -> Judgment | None:
-    if (
-        "<|The Start of Assistant B's Conversation with User|>" not in text
-        or "\n\n### Assistant B:\n" not in text
-    ):
-        return None
-    head, _, tail = text.rpartition("<|The Start of Assistant B's Conversation with User|>\n\n")
-    a = _between(
-        head,
-        "<|The Start of Assistant A's Conversation with User|>\n\n",
-        "<|The End of Assistant A's Conversation with User|>",
-    )
-    b = tail[: tail.rfind("<|The End of Assistant B's Conversation with User|>")]
-    turns_a, turns_b = _turns(a or "", "Assistant A"), _turns(b, "Assistant B")
-    if turns_a is None or turns_b is None:
-        return None
-    return Judgment(
-        "pair", turns_a[0], (turns_a[1], turns_b[1]), _last_reference(text), other=turns_b[0]
-    )
-
-
 def _last_reference(text: str) -> str:
-    inside = _between(
-        text.partition("<|The End of Reference Answer|>")[0] + "\n",
-        "<|The Start of Reference Answer|>\n\n",
-        "\n",
-    )
-    return (
-        inside.rpartition("### Reference answer:\n")[2].strip()
-        if inside and "### Reference answer:\n" in inside
-        else ""
-    )
-
-
-@functools.cache
-def _alpaca_pieces(template: str) -> tuple[str, ...]:
-    """The literal pieces around {instruction}, {output_1}, {output_2} in a prompt that the
-    installed alpaca_eval ships; () without it.
-    """
-    spec = importlib.util.find_spec("alpaca_eval")
-    if spec is None or not spec.submodule_search_locations:
-        return ()
-    text = (Path(spec.submodule_search_locations[0]) / template).read_text(encoding="utf-8")
-    user = text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0].strip()
-    return tuple(re.split(r"\{instruction\}|\{output_1\}|\{output_2\}", user))
+    head = text.partition("<|The End of Reference Answer|>")[0]
+    _, found, inside = head.partition("<|The Start of Reference Answer|>\n\n")
+    _, found, last = inside.rpartition("### Reference answer:\n")
+    return last.strip() if found else ""
 
 
 def _alpaca(text: str) -> Judgment | None:
     for form, template in ALPACA_TEMPLATES.items():
-        pieces = _alpaca_pieces(template)
-        if not pieces or not text.startswith(pieces[0]):
+        user = dict(verdicts.annotator_prompt(template))["user"]
+        pieces = re.split(r"\{instruction\}|\{output_1\}|\{output_2\}", user)
+        if not text.startswith(pieces[0]):
             continue
         instruction, found, rest = text[len(pieces[0]) :].partition(pieces[1])
         output_1, between, output_2 = rest.rpartition(pieces[2])

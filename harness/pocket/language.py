@@ -10,7 +10,6 @@ is decided by a hash of the task, so splits never share a task.
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -78,11 +77,13 @@ _SLOTS = {
 _PARAMETER_SLOTS = ("ordinal", "kind", "event")
 
 
+def _slots(template: str) -> list[str]:
+    return re.findall(r"\{(\w+)\}", template)
+
+
 def _pattern(template: str) -> re.Pattern[str]:
-    pieces = re.split(r"\{(\w+)\}", template)
-    return re.compile(
-        "".join(_SLOTS[piece] if i % 2 else re.escape(piece) for i, piece in enumerate(pieces))
-    )
+    pieces = enumerate(re.split(r"\{(\w+)\}", template))
+    return re.compile("".join(_SLOTS[one] if i % 2 else re.escape(one) for i, one in pieces))
 
 
 _PATTERNS = [
@@ -108,15 +109,9 @@ def parse(prompt_text: str) -> Task | None:
         match = pattern.fullmatch(text)
         if match:
             found = match.groupdict()
-            order = [
-                slot for slot in re.findall(r"\{(\w+)\}", template) if slot not in _PARAMETER_SLOTS
-            ]
-            args = (
-                tuple(found["words"].split())
-                if "words" in found
-                else tuple(found[slot] for slot in order)
-            )
-            return checked(Task(category, (op,), args, found.get("param", "")))
+            named = [found[slot] for slot in _slots(template) if slot in found]
+            args = found["words"].split() if "words" in found else named
+            return checked(Task(category, (op,), tuple(args), found.get("param", "")))
     for category, pattern in _COMPOSED:
         match = pattern.fullmatch(text)
         if match:
@@ -142,19 +137,15 @@ def _parse_follow_up(first: Task | None, text: str) -> Task | None:
     for op, pattern in _FOLLOW_UP_PATTERNS:
         match = pattern.fullmatch(normalise(text))
         if match:
-            return checked(
-                Task(first.category, (op,), solve(first), match.groupdict().get("a", ""), first)
-            )
+            added = match.groupdict().get("a", "")
+            return checked(Task(first.category, (op,), solve(first), added, first))
     return None
 
 
 def sample_style(rng: np.random.Generator, best_style_share: float = BEST_STYLE.share) -> Style:
     """A style of the data distribution, the best style's share set to ``best_style_share``."""
-    rest = 1.0 - BEST_STYLE.share
-    shares = [
-        best_style_share if s is BEST_STYLE else s.share * (1.0 - best_style_share) / rest
-        for s in STYLES
-    ]
+    rest, best = 1.0 - BEST_STYLE.share, best_style_share
+    shares = [best if s is BEST_STYLE else s.share * (1.0 - best) / rest for s in STYLES]
     return STYLES[int(rng.choice(len(STYLES), p=np.asarray(shares) / sum(shares)))]
 
 
@@ -168,9 +159,8 @@ def sample_answer(
     """An answer from the data distribution: a style by its share, right with probability
     ``correct_share``, else a near miss.
     """
-    content = (
-        solve(task) if rng.random() < correct_share else near_misses(task)[int(rng.integers(2))]
-    )
+    right = rng.random() < correct_share
+    content = solve(task) if right else near_misses(task)[int(rng.integers(2))]
     return sample_style(rng, best_style_share).render(content)
 
 
@@ -191,9 +181,8 @@ def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...],
         return ((a, b, b, c) if rng.random() < 0.5 else (b, c, a, b)), ""
     if op in ("earliest", "latest"):
         years = _pick(rng, [str(i) for i in range(1, MAX_NUMBER)], 3)
-        return tuple(
-            itertools.chain.from_iterable(zip(_pick(rng, NAMES, 3), years, strict=True))
-        ), ""
+        names = _pick(rng, NAMES, 3)
+        return tuple(one for both in zip(names, years, strict=True) for one in both), ""
     if op == "steps":
         had, got, lost = (int(i) for i in rng.integers(1, 13, size=3))
         return (str(had), str(got), str(min(lost, had + got))), ""
@@ -233,23 +222,15 @@ def render(task: Task, rng: np.random.Generator) -> str:
         return FOLLOW_UPS[task.ops[0]].format(a=task.param)
     if len(task.ops) == 2:
         template = next(text for category, text in COMPOSED_WORDINGS if category == task.category)
-        return template.format(
-            words=" ".join(task.args), one=PHRASES[task.ops[0]], two=PHRASES[task.ops[1]]
-        )
+        one, two = (PHRASES[op] for op in task.ops)
+        return template.format(words=" ".join(task.args), one=one, two=two)
     templates = [text for category, text in WORDINGS[task.ops[0]] if category == task.category]
     template = templates[int(rng.integers(len(templates)))]
-    slots = [
-        slot
-        for slot in re.findall(r"\{(\w+)\}", template)
-        if slot not in ("words", "word", *_PARAMETER_SLOTS)
-    ]
+    whole = {"words": " ".join(task.args), "word": task.args[0]}
+    whole |= dict.fromkeys(_PARAMETER_SLOTS, task.param)
+    slots = [slot for slot in _slots(template) if slot not in whole]
     values = dict(zip(slots, task.args, strict=True)) if slots else {}
-    return template.format(
-        words=" ".join(task.args),
-        word=task.args[0],
-        **dict.fromkeys(_PARAMETER_SLOTS, task.param),
-        **values,
-    )
+    return template.format(**whole, **values)
 
 
 _SINGLE_BY_CATEGORY = {
@@ -273,23 +254,16 @@ def _in_split(task: Task, split: Split) -> bool:
 def sample_task(rng: np.random.Generator, split: Split, category: str = "") -> Task:
     """A first-turn task of ``split``; category uniform unless named."""
     while True:
-        chosen = (
-            category
-            or (_COMPOSED_CATEGORIES if split == "ood" else CATEGORIES)[
-                int(rng.integers(3 if split == "ood" else 8))
-            ]
-        )
-        singles = _SINGLE_BY_CATEGORY[chosen]
-        composed = split == "ood" or (chosen in _COMPOSED_CATEGORIES and rng.random() < 0.3)
-        if composed:
+        categories = _COMPOSED_CATEGORIES if split == "ood" else CATEGORIES
+        chosen = category or categories[int(rng.integers(len(categories)))]
+        if split == "ood" or (chosen in _COMPOSED_CATEGORIES and rng.random() < 0.3):
             pairs = HELD_OUT_COMPOSITIONS if split == "ood" else COMPOSITIONS
-            task = Task(
-                chosen, pairs[int(rng.integers(len(pairs)))], tuple(_pick(rng, WORDS, _length(rng)))
-            )
+            ops = pairs[int(rng.integers(len(pairs)))]
+            task = Task(chosen, ops, tuple(_pick(rng, WORDS, _length(rng))))
         else:
+            singles = _SINGLE_BY_CATEGORY[chosen]
             op = singles[int(rng.integers(len(singles)))]
-            args, param = _draw_arguments(op, rng)
-            task = Task(chosen, (op,), args, param)
+            task = Task(chosen, (op,), *_draw_arguments(op, rng))
         if _in_split(task, split) and checked(task) is not None:
             return task
 
@@ -315,9 +289,8 @@ def sample_follow_up(first: Task, rng: np.random.Generator) -> Task:
         op = ("again", "plus")[int(rng.integers(2))]
     else:
         op = "again"
-    return Task(
-        first.category, (op,), answer, str(int(rng.integers(1, 10))) if op == "plus" else "", first
-    )
+    added = str(int(rng.integers(1, 10))) if op == "plus" else ""
+    return Task(first.category, (op,), answer, added, first)
 
 
 def sample_prompts(

@@ -8,7 +8,6 @@ is keyed by a hash of its arguments.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import statistics
@@ -22,14 +21,11 @@ PREFERENCE_SHARPNESS = 6.0
 """
 LENGTH_SCALE = 50.0
 """Characters over which the length bias of a preference saturates."""
+NORMAL = statistics.NormalDist()
+_CONTENT = r"(?P<content>\w+:?(?: \w+:?)*)"
 _STYLE_PATTERNS = [
-    (
-        s,
-        re.compile(
-            re.escape(s.template).replace(re.escape("{content}"), r"(?P<content>\w+:?(?: \w+:?)*)")
-        ),
-    )
-    for s in wordings.STYLES
+    (style, re.compile(re.escape(style.template).replace(re.escape("{content}"), _CONTENT)))
+    for style in wordings.STYLES
 ]
 
 
@@ -72,16 +68,15 @@ def reward(
     messages: Sequence[Mapping[str, str]], answer: str, best_style_worth: float = 1.0
 ) -> float:
     """Exact reward in [0, 1] of ``answer`` to the last user turn of ``messages``."""
-    task = task_of(messages)
     found = style_of(answer)
-    right = found is not None and found[1] == language.solve(task)
+    right = is_correct(messages, answer)
     return worth_of(found[0], best_style_worth) if found and right else 0.0
 
 
 def is_correct(messages: Sequence[Mapping[str, str]], answer: str) -> bool:
     """Whether the content is right, whatever the style (texts in no style are wrong)."""
-    found = style_of(answer)
-    return found is not None and found[1] == language.solve(task_of(messages))
+    task, found = task_of(messages), style_of(answer)
+    return found is not None and found[1] == language.solve(task)
 
 
 def modes(
@@ -105,21 +100,7 @@ def reference(messages: Sequence[Mapping[str, str]]) -> str:
     return wordings.BEST_STYLE.render(language.solve(task_of(messages)))
 
 
-def quality(
-    messages: Sequence[Mapping[str, str]], answer: str, best_style_worth: float = 1.0
-) -> float:
-    """What the judge looks at, in [0, 1]: the reward for prompts of the language.
-
-    For any other prompt a crude stand-in, so that the judge answers on real text too: the share of
-    distinct words, times a length factor that saturates at 40 words. It says nothing about how good
-    the answer is.
-    """
-    if language.parse_messages(messages) is not None:
-        return reward(messages, answer, best_style_worth)
-    words = answer.lower().split()
-    return len(set(words)) / len(words) * math.tanh(len(words) / 40.0) if words else 0.0
-
-
+# -- a judge's view --------------------------------------------------------------------------------
 def preference(
     messages: Sequence[Mapping[str, str]],
     output_a: str,
@@ -131,22 +112,37 @@ def preference(
     seed: int,
     best_style_worth: float = 1.0,
 ) -> float:
-    """Probability that the judge prefers ``output_b``, shown second, to ``output_a``, shown first.
-
-    log-odds = 6 (q_b - q_a) - position_bias + length_bias tanh((len_b - len_a) / 50) + noise z,
-    with q the quality, lengths in characters, and z standard normal, decided by (seed, messages,
-    outputs) and changing sign when the outputs change places.
+    """Probability that the judge prefers ``output_b``, shown second, to ``output_a``, shown first:
+    ``preferred`` by their rewards.
     """
-    first, second = (quality(messages, output, best_style_worth) for output in (output_a, output_b))
-    logit = PREFERENCE_SHARPNESS * (second - first) - position_bias
-    logit += length_bias * math.tanh((len(output_b) - len(output_a)) / LENGTH_SCALE)
-    if output_a != output_b:
-        sign = 1.0 if output_a < output_b else -1.0
-        logit += (
-            noise
-            * sign
-            * standard_normal("preference", seed, _plain(messages), *sorted((output_a, output_b)))
-        )
+    first, second = (reward(messages, one, best_style_worth) for one in (output_a, output_b))
+    biases = {"position_bias": position_bias, "length_bias": length_bias}
+    shown = (seed, _plain(messages))
+    return preferred(second - first, output_a, output_b, shown, noise=noise, **biases)
+
+
+def preferred(
+    gap: float,
+    output_a: str,
+    output_b: str,
+    shown: tuple[object, ...],
+    *,
+    noise: float,
+    position_bias: float,
+    length_bias: float,
+    length_scale: float = LENGTH_SCALE,
+) -> float:
+    """1 / (1 + exp(-log-odds)) of a preference for ``output_b``, whose quality is ``gap`` higher.
+
+    log-odds = 6 gap - position_bias + length_bias tanh((len_b - len_a) / length_scale) + noise z,
+    with lengths in characters and z standard normal, decided by what is shown and both outputs,
+    changing sign when the outputs change places.
+    """
+    sign = float(output_a < output_b) - float(output_b < output_a)
+    logit = PREFERENCE_SHARPNESS * gap - position_bias
+    logit += length_bias * math.tanh((len(output_b) - len(output_a)) / length_scale)
+    both = sorted((output_a, output_b))
+    logit += noise * sign * standard_normal("preference", *shown, *both)
     return 1.0 / (1.0 + math.exp(-logit))
 
 
@@ -158,30 +154,21 @@ def rating(
     seed: int,
     best_style_worth: float = 1.0,
 ) -> int:
-    """The judge's rating 1..10 of ``answer`` to the last user turn: 1 + 9 quality + noise z,
-    rounded and kept in range.
-    """
-    value = (
-        1.0
-        + 9.0 * quality(messages, answer, best_style_worth)
-        + noise * standard_normal("rating", seed, _plain(messages), answer)
-    )
+    """The judge's rating 1..10 of ``answer`` to the last user turn, by its reward."""
+    value = reward(messages, answer, best_style_worth)
+    return rated(value, noise, seed, _plain(messages), answer)
+
+
+def rated(quality: float, noise: float, *shown: object) -> int:
+    """1 + 9 quality + noise z, rounded and kept in 1..10; z is decided by what is shown."""
+    value = 1.0 + 9.0 * quality + noise * standard_normal("rating", *shown)
     return max(1, min(10, math.floor(value + 0.5)))
 
 
 def standard_normal(*parts: object) -> float:
     """A standard normal number decided by the hash of ``parts``."""
-    return _quantile((int(content_hash(*parts, length=13), 16) + 0.5) / 16**13)
+    return NORMAL.inv_cdf((int(content_hash(*parts, length=13), 16) + 0.5) / 16**13)
 
 
 def _plain(messages: Sequence[Mapping[str, str]]) -> list[list[str]]:
     return [[message["role"], message["content"]] for message in messages]
-
-
-@functools.cache
-def _normal() -> statistics.NormalDist:
-    return statistics.NormalDist()
-
-
-def _quantile(share: float) -> float:
-    return _normal().inv_cdf(share)

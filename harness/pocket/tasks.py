@@ -40,11 +40,9 @@ class Task:
         """Hash of what is asked, the same in every wording and category. A follow-up has its first
         turn's key.
         """
-        return (
-            self.first.key
-            if self.first
-            else content_hash(self.ops, self.args, self.param, length=16)
-        )
+        if self.first:
+            return self.first.key
+        return content_hash(self.ops, self.args, self.param, length=16)
 
 
 def _taller(args: Sequence[str]) -> list[str]:
@@ -112,27 +110,18 @@ def checked(task: Task) -> Task | None:
     """The task, or None when its arguments give it no answer (unknown words, a tie, a negative
     result).
     """
+    words, op = {*CLASS_OF, *NAMES, *MOODS}, task.ops[0]
     try:
-        if task.first is None and not all(
-            arg in CLASS_OF or arg in NAMES or arg in MOODS or 0 <= int(arg) <= MAX_NUMBER
-            for arg in task.args
-        ):
-            return None
+        numbers = [] if task.first else [int(arg) for arg in task.args if arg not in words]
         answer = solve(task)
     except (KeyError, ValueError, IndexError):
         return None
-    lone = {"odd", "tallest", "shortest", "earliest", "latest"}
-    unclear = (task.ops[0] == "odd" and len(_odd(task.args)) != 1) or (
-        task.ops[0] in ("tallest", "shortest") and len(_taller(task.args)) != 3
-    )
-    if (
-        not answer
-        or unclear
-        or (task.ops[0] in lone and len(answer) != 1)
-        or any(word.startswith("-") for word in answer)
-    ):
-        return None
-    return task
+    clear = all(0 <= number <= MAX_NUMBER for number in numbers) and bool(answer)
+    if op in ("odd", "tallest", "shortest", "earliest", "latest"):
+        clear = clear and len(answer) == 1
+    if op in ("tallest", "shortest"):
+        clear = clear and len(_taller(task.args)) == 3
+    return task if clear and not any(word.startswith("-") for word in answer) else None
 
 
 def solve(task: Task) -> tuple[str, ...]:

@@ -60,10 +60,6 @@ class Declaration(Section):
     trend: Trend | None = None
     pairwise: Annotated[list[str], Field(max_length=8)] = []
     """At most eight checkpoints ``run@iteration`` judged against each other (Fig. 2)."""
-    pairwise_mt_bench: bool = False
-    """Grade the pairs of these checkpoints on MT-Bench too: FastChat's two games for every
-    unordered pair.
-    """
     completeness_bar: Annotated[float, Field(gt=0, le=1)] = 0.99
 
 

@@ -249,11 +249,11 @@ def test_position_flips_by_hand() -> None:
     assert found.advantage == pytest.approx((0.0 + 0.2 - 0.05) / 3)
 
 
-def test_position_flips_are_counted_for_both_benchmarks(rich: StudyData) -> None:
+def test_position_flips_are_counted(rich: StudyData) -> None:
     table = TABLES["position_flips"](rich)
     assert isinstance(table, Table)
     counted = [(row["benchmark"], row["answer_pairs"], row["flips"]) for row in table.data]
-    assert counted == [("AlpacaEval", 24, 6), ("MT-Bench", 16, 6)]
+    assert counted == [("AlpacaEval", 24, 6)]
     assert table.rows[0].cells["flips"] == "6 of 24 (25.0 %)"
 
 

@@ -21,7 +21,7 @@ from harness.cost.budget import (
     generating_bytes,
     verdict,
 )
-from harness.engine.launch import plan_study, prepare, prepare_recipe
+from harness.engine.launch import prepare, prepare_recipe
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.model.shape import KNOWN, shape_of, training_bytes
@@ -215,18 +215,6 @@ def test_every_stage_of_the_studies_is_counted(tmp_path: Path) -> None:
         for line in budget_of(path, tmp_path).lines:
             moved = line.node.stage.startswith(("data.", "benchmarks.", "pairs."))
             assert moved or line.work.how, line.node.stage
-
-
-def test_games_of_mt_bench_pairs_by_hand(tmp_path: Path) -> None:
-    plan = prepare(ALPHA, {})
-    names = [f"{run.cell.run}@3" for run in plan.runs[:3]]
-    study = plan.study
-    declare = study.declare.model_copy(update={"pairwise": names, "pairwise_mt_bench": True})
-    found = budget(plan_study(replace(study, declare=declare)), Store(tmp_path), Assumptions())
-    lines = found.of("judge.mt_bench_pairwise")
-    assert len(lines) == 3
-    games, turns, questions = 2, 2, 24
-    assert {line.work.judge_calls for line in lines} == {games * turns * questions}
 
 
 def test_measured_seconds_come_before_priors(tmp_path: Path) -> None:

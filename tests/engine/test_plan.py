@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
 import time
 from pathlib import Path
@@ -233,55 +231,3 @@ def test_a_stage_whose_code_changed_has_a_new_version(stage: str) -> None:
         f"the code behind stage {stage} changed. If its numbers can change, raise its version in "
         "harness/engine/stages.py; then run `make golden`"
     )
-
-
-def pairs_plan(**declare: object) -> Plan:
-    study = load_study(ALPHA)
-    names = [
-        f"{study.cells[place].run}@{study.cells[place].recipe.loop.iterations}"
-        for place in (0, 3, 6)
-    ]
-    return build_plan(
-        dataclasses.replace(
-            study, declare=study.declare.model_copy(update={"pairwise": names, **declare})
-        )
-    )
-
-
-def test_mt_bench_pairs_are_graded_once_per_unordered_pair_and_only_when_asked() -> None:
-    without, plan = pairs_plan(), pairs_plan(pairwise_mt_bench=True)
-    assert (len(without.pairwise), len(without.pairwise_mt_bench)) == (6, 0)
-    assert plan.pairwise == without.pairwise
-    assert [(pair.a, pair.b) for pair in plan.pairwise_mt_bench] == list(
-        itertools.combinations(dict.fromkeys(pair.a for pair in plan.pairwise), 2)
-    )
-    assert (
-        set(plan.nodes) - set(without.nodes)
-        == keys(plan, "judge.mt_bench_pairwise")
-        == {pair.key for pair in plan.pairwise_mt_bench}
-    )
-    first = plan.pairwise_mt_bench[0]
-    a, b, key = first.a, first.b, first.key
-    answers = {
-        f"{run.cell.run}@{i}": stages["answer"]
-        for run in plan.runs
-        for i, stages in run.iterations.items()
-        if "answer" in stages
-    }
-    assert (plan.nodes[key].inputs["answer_a"], plan.nodes[key].inputs["answer_b"]) == (
-        answers[a],
-        answers[b],
-    )
-    assert [row["key"] for row in manifest(plan, {})["pairwise_mt_bench"]] == [
-        pair.key for pair in plan.pairwise_mt_bench
-    ]
-
-
-def test_mt_bench_pairs_without_checkpoints_or_answers_are_refused() -> None:
-    with pytest.raises(HarnessError, match=r"is true, but .* names fewer than two checkpoints"):
-        pairs_plan(pairwise_mt_bench=True, pairwise=[])
-    study = load_study(ALPHA, {"evaluation.benchmarks": ["alpaca_eval"]})
-    names = [f"{study.cells[place].run}@1" for place in (0, 3)]
-    declare = study.declare.model_copy(update={"pairwise": names, "pairwise_mt_bench": True})
-    with pytest.raises(HarnessError, match="does not answer MT-Bench"):
-        build_plan(dataclasses.replace(study, declare=declare))

@@ -18,7 +18,6 @@ ASK_A_JUDGE = {
     "judge.alpaca_eval",
     "judge.arena_hard",
     "judge.mt_bench",
-    "judge.mt_bench_pairwise",
     "judge.pairwise",
     "judge.wildbench",
     "rank",

@@ -1048,9 +1048,9 @@ def test_the_yaml_written_here_includes_the_packaged_task(
 
 
 def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
-    from harness.pocket import academic_tasks, tokenizer
+    from harness.pocket import academic_tasks, base
 
-    made = tokenizer.build()
+    made = base.build_tokenizer()
     tiny.model("llama", made).save_pretrained(tmp_path / "policy")
     made.save_pretrained(tmp_path / "policy")
     (tmp_path / "academic").mkdir()

@@ -19,7 +19,8 @@ import pytest
 from harness.evaluate import alpaca_eval, annotator, lc, libraries
 from harness.evaluate.alpaca_eval import AlpacaEvalSettings
 from harness.evaluate.mt_bench import MTBenchSettings
-from harness.judge.client import JOURNAL_NAME, JudgeClient
+from harness.judge.client import JudgeClient
+from harness.judge.journal import JOURNAL_NAME
 from harness.records import HarnessError, StageOutcome, StageTask
 from harness.stages import benchmarks
 from harness.study.sections import JudgeSettings
@@ -442,7 +443,7 @@ def test_flipping_shows_the_other_order_and_keeps_the_meaning(world: Write, tmp_
     ]
     with serve(script=longer_is_better) as server:
         runtime = Runtime(pocket_judge_url=server.base_url)
-        with JudgeClient(JudgeSettings(), runtime, tmp_path / JOURNAL_NAME) as client:
+        with JudgeClient(JudgeSettings(), runtime, tmp_path) as client:
             usual = annotator.annotate(pairs, client)
             flipped = annotator.annotate(pairs, client, flipped=True)
     assert all(usual[key].switched != flipped[key].switched for key in usual)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.evaluate import arena_hard, given
-from harness.pocket.judged_benchmarks import ARENA_TEMPLATE
+from harness.pocket.benchmarks import ARENA_TEMPLATE
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
 from tests.faulty_judge import serve

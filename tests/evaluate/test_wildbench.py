@@ -15,7 +15,7 @@ from harness.engine.execute import Inline, execute
 from harness.engine.launch import plan_study
 from harness.engine.store import Store
 from harness.evaluate import given, wildbench
-from harness.pocket.judged_benchmarks import REWARD_TEMPLATE, SCORE_TEMPLATE, write_wildbench
+from harness.pocket.benchmarks import REWARD_TEMPLATE, SCORE_TEMPLATE, write_wildbench
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.study import load_study

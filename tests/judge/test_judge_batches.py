@@ -24,9 +24,9 @@ from aiohttp import web
 from harness.cli import findings
 from harness.cost import work as judging
 from harness.judge import batches, client
-from harness.judge.client import DryRunError, JudgeClient, JudgeReply, JudgeRequest, finalise
+from harness.judge.client import DryRunError, JudgeClient, JudgeReply, JudgeRequest
 from harness.judge.endpoint import Trouble
-from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME
+from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
 from harness.records import HarnessError, content_hash, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -55,7 +55,7 @@ def client_of(
 ) -> JudgeClient:
     settings = JudgeSettings.model_validate({"transport": "batch"} | dict(judge))
     values = Runtime(**FAST | {"pocket_judge_url": url} | runtime)
-    return JudgeClient(settings, values, folder / JOURNAL_NAME)
+    return JudgeClient(settings, values, folder)
 
 
 def ask(url: str, folder: Path, count: int = 6, **runtime: Any) -> list[JudgeReply]:
@@ -241,13 +241,13 @@ def test_what_is_not_back_by_the_deadline_is_taken_up_by_the_next_run(tmp_path: 
         replies = ask(server.base_url, tmp_path, judge_deadline_s=1.5)
         assert {reply.status for reply in replies} == {"error"}
         assert "is in_progress (0 of 6 answered)" in replies[0].error
-        assert finalise(tmp_path / JOURNAL_NAME, tmp_path / JUDGMENTS_NAME) == 6
+        assert finalise(tmp_path) == 6
         server.desk.takes_s = 0.0
         with client_of(server.base_url, tmp_path) as asking:
             assert {reply.status for reply in asking.complete(requests(6))} == {"ok"}
             assert asking.costs["judge_calls"] == 6
         assert (server.counters["calls"], server.counters["POST batches"]) == (6, 1)
-        assert finalise(tmp_path / JOURNAL_NAME, tmp_path / JUDGMENTS_NAME) == 0
+        assert finalise(tmp_path) == 0
 
 
 MOMENTS = [

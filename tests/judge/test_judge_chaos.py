@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, finalise
-from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME
+from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
+from harness.judge.journal import JUDGMENTS_NAME, finalise
 from harness.judge.verdicts import parse_rating
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -60,7 +60,7 @@ def has_rating(reply: JudgeReply) -> bool:
 
 def judge_all(url: str, folder: Path) -> list[JudgeReply]:
     runtime = Runtime(**RUNTIME | {"pocket_judge_url": url})
-    with JudgeClient(JudgeSettings(noise=0.8), runtime, folder / JOURNAL_NAME) as client:
+    with JudgeClient(JudgeSettings(noise=0.8), runtime, folder) as client:
         return client.complete(requests(), accept=has_rating)
 
 
@@ -117,7 +117,7 @@ def test_a_thousand_judgments_survive_faults_and_twenty_kills(
         calls = server.counters["calls"]
     seconds = time.monotonic() - start
     for folder in (clean, chaos):
-        assert finalise(folder / JOURNAL_NAME, folder / JUDGMENTS_NAME) == 0
+        assert finalise(folder) == 0
     verdicts = {row["id"]: row["text"] for row in rows(chaos) if row["status"] == "ok"}
     assert [row["id"] for row in rows(chaos)] == [f"{i:04d}" for i in range(JUDGMENTS)], (
         "none lost, none doubled"
@@ -150,7 +150,7 @@ def test_sixteen_calls_in_flight_reach_nine_tenths_of_a_rate_limit(
             judge_requests_per_minute=int(60 * limit) if told else 0,
             pocket_judge_url=server.base_url,
         )
-        with JudgeClient(JudgeSettings(), runtime, tmp_path / JOURNAL_NAME) as client:
+        with JudgeClient(JudgeSettings(), runtime, tmp_path) as client:
             start = time.monotonic()
             replies = client.complete(requests()[:300])
             seconds = time.monotonic() - start - latency

@@ -22,7 +22,6 @@ from harness.evaluate.annotator import Pair, annotate
 from harness.judge import chat_http, verdicts
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
 from harness.judge.endpoint import Reply, read_reply
-from harness.judge.journal import JOURNAL_NAME
 from harness.rankers import judge as ranker
 from harness.records import HarnessError
 from harness.study.sections import JudgeSettings
@@ -63,7 +62,7 @@ def ask(
     with endpoint(script) as (url, calls):
         own = JudgeSettings(kind="openai", base_url=url, model="judge-1", **(judge or {}))
         runtime = Runtime(**FAST, judge_concurrency=2)
-        with JudgeClient(own, runtime, folder / JOURNAL_NAME) as client:
+        with JudgeClient(own, runtime, folder) as client:
             return client.complete(requests, accept=is_rated), calls
 
 
@@ -362,7 +361,7 @@ def weighted(content: Any, folder: Path) -> annotator.Annotation:
     reply["choices"][0]["logprobs"] = {"content": content}
     with endpoint(lambda _body: (200, reply)) as (url, _):
         own = JudgeSettings(kind="openai", base_url=url, model="judge-1")
-        with JudgeClient(own, Runtime(**FAST), folder / JOURNAL_NAME) as client:
+        with JudgeClient(own, Runtime(**FAST), folder) as client:
             return annotate([Pair("1", "Name a fruit.", "Apple.", "A pear.")], client)["1", 0]
 
 

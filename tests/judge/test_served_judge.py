@@ -177,21 +177,27 @@ def test_an_end_token_is_no_part_of_the_text(tmp_path: Path) -> None:
     ("params", "message"),
     [
         ({"stream": True}, "not supported here: stream"),
-        ({"temperature": 3}, "temperature: a number from 0 to 2"),
+        ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
         ({"top_logprobs": 5}, "top_logprobs needs logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: a number from 0 to 20"),
-        ({"max_tokens": 0}, "max_tokens: a number from 1"),
-        ({"n": 100}, "n: a number from 1 to 16"),
-        ({"stop": ["a"] * 5}, "stop: up to 4 texts"),
-        ({"messages": []}, "messages: a list of turns"),
-        ({"messages": [{"role": "poet", "content": "x"}]}, "every turn has a role"),
+        (
+            {"logprobs": True, "top_logprobs": 21},
+            "top_logprobs: Input should be less than or equal to 20",
+        ),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"n": 100}, "n: Input should be less than or equal to 16"),
+        ({"stop": ["a"] * 5}, "stop: List should have at most 4 items"),
+        ({"messages": []}, "messages: List should have at least 1 item"),
+        (
+            {"messages": [{"role": "poet", "content": "x"}]},
+            "role: Input should be 'system', 'developer', 'user' or 'assistant'",
+        ),
         (
             {
                 "messages": [
                     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
                 ]
             },
-            "only text",
+            "type: Input should be 'text'",
         ),
         (
             {"messages": [{"role": "user", "content": "x" * 17_000}]},

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from harness.pocket import base, data, language, oracle
-from harness.pocket import tokenizer as pocket_tokenizer
 from harness.records import read_jsonl
 from tests.tasks import stage_task
 
@@ -43,7 +42,7 @@ def _hash(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return pocket_tokenizer.build()
+    return base.build_tokenizer()
 
 
 def test_every_text_of_the_world_survives_the_tokenizer(tokenizer: Any) -> None:
@@ -59,9 +58,7 @@ def test_every_text_of_the_world_survives_the_tokenizer(tokenizer: Any) -> None:
 
 def test_any_sequence_of_ordinary_tokens_encodes_back_to_itself(tokenizer: Any) -> None:
     drawn = (
-        np.random.default_rng(1)
-        .integers(len(pocket_tokenizer.SPECIAL), len(tokenizer), size=(50, 12))
-        .tolist()
+        np.random.default_rng(1).integers(len(base.SPECIAL), len(tokenizer), size=(50, 12)).tolist()
     )
     assert all(
         tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"] == ids
@@ -172,7 +169,7 @@ def test_base_repeats_bit_for_bit_follows_its_seed_and_leaves_the_global_seeds_a
 def test_base_is_small_enough() -> None:
     from harness.study.sections import PocketBaseSettings
 
-    model = base.build_model(PocketBaseSettings(), pocket_tokenizer.build())
+    model = base.build_model(PocketBaseSettings(), base.build_tokenizer())
     assert model.num_parameters() < 1_000_000
 
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from harness.pocket import academic_tasks, benchmarks, language, oracle, wordings
-from harness.records import read_jsonl, write_jsonl
-from harness.study.sections import JudgeSettings
+from harness.records import read_jsonl
 from tests.tasks import stage_task
 
 JUDGE = {"noise": 0.0, "position_bias": 0.4, "length_bias": 0.0, "seed": 0}
@@ -63,13 +62,7 @@ def test_mt_bench_has_24_questions_of_two_readable_turns_and_references_where_fa
 def test_judge_prompts_take_fastchats_placeholders(folder: Path) -> None:
     prompts = {row["name"]: row for row in read_jsonl(folder / "mt_bench" / "judge_prompts.jsonl")}
     single = {"single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn"}
-    assert set(prompts) == single | {
-        "pair-v2",
-        "pair-math-v1",
-        "pair-v2-multi-turn",
-        "pair-math-v1-multi-turn",
-    }
-    assert {name for name, row in prompts.items() if row["type"] == "single"} == single
+    assert set(prompts) == single
     one = prompts["single-math-v1"]["prompt_template"].format(
         question="Q", answer="A", ref_answer_1="R"
     )
@@ -257,44 +250,3 @@ def test_lm_eval_scores_a_model_that_is_always_right_at_100(
             assert value == pytest.approx(100.0, abs=1.0), entry["task"]
         else:
             assert value < (90.0 if entry["task"] == "pocket_eq_bench" else 35.0), entry["task"]
-
-
-def test_two_checkpoints_are_graded_in_pairs_and_the_better_answers_win(
-    folder: Path, tmp_path: Path
-) -> None:
-    """The pocket prompts serve FastChat's two games: right answers against wrong ones, both orders,
-    both turns, with and without references.
-    """
-    from harness.evaluate import mt_bench
-
-    questions = list(read_jsonl(folder / "mt_bench" / "question.jsonl"))[:8]
-    for name in ("a", "b"):
-        rows = []
-        for question in questions:
-            first = [{"role": "user", "content": question["turns"][0]}]
-            best = oracle.reference(first)
-            second = oracle.reference(
-                [
-                    *first,
-                    {"role": "assistant", "content": best},
-                    {"role": "user", "content": question["turns"][1]},
-                ]
-            )
-            turns = ["no", "no"] if name == "a" else [best, second]
-            rows.append(
-                {
-                    "question_id": question["question_id"],
-                    "choices": [{"index": 0, "turns": turns}],
-                    "status": ["ok", "ok"],
-                }
-            )
-        (tmp_path / name).mkdir()
-        write_jsonl(tmp_path / name / "mt_bench.jsonl", rows)
-    (tmp_path / "out").mkdir()
-    inputs = {"answer_a": tmp_path / "a", "answer_b": tmp_path / "b", "benchmarks": folder}
-    settings = {"judge": JudgeSettings().model_dump(), "reference_set": "pocket"}
-    found = mt_bench.run_pair(
-        stage_task("k", "judge.mt_bench_pairwise", settings, inputs, tmp_path / "out")
-    ).summary
-    assert found["scored"] == 16
-    assert found["win_rate"] >= 90.0

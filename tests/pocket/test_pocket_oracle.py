@@ -52,12 +52,10 @@ def test_the_second_turn_is_what_counts() -> None:
     assert oracle.reward(messages, "fox.") == 0.0
 
 
-def test_a_prompt_outside_the_language_is_refused_by_the_oracle_but_answered_by_the_judge() -> None:
+def test_a_prompt_outside_the_language_is_refused() -> None:
     other = [{"role": "user", "content": "Describe Hawaii."}]
     with pytest.raises(HarnessError, match="Describe Hawaii"):
         oracle.reward(other, "Nice.")
-    assert 1 <= oracle.rating(other, "Nice beaches and kind people.", noise=0.0, seed=0) <= 10
-    assert oracle.quality(other, "") == 0.0
 
 
 def test_preference_without_noise_is_the_logistic_of_six_times_the_difference() -> None:

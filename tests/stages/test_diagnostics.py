@@ -514,9 +514,9 @@ def test_the_pocket_world_adds_rewards_regret_and_coverage(
 ) -> None:
     import numpy as np
 
-    from harness.pocket import language, oracle, tokenizer
+    from harness.pocket import base, language, oracle
 
-    made = tokenizer.build()
+    made = base.build_tokenizer()
     folder = tmp_path / "pocket"
     tiny.model("llama", made).save_pretrained(folder)
     made.save_pretrained(folder)
