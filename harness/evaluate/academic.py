@@ -73,11 +73,9 @@ openbookqa OBQA = openbookqa/openbookqa acc none 10 test train allenai/openbookq
 
 def _paper_task(line: str) -> PaperTask:
     column, title, task, yaml, metric, chosen, shots, split, trains, hub = line.split()
-    name, scale = column if task == "=" else task, scale_of(metric)
-    path, drawn = f"{yaml}.yaml", trains == "train"
-    return PaperTask(
-        column, title, name, path, metric, chosen, int(shots), scale, split, drawn, hub
-    )
+    name, path = column if task == "=" else task, f"{yaml}.yaml"
+    scored = (metric, chosen, int(shots), scale_of(metric), split)
+    return PaperTask(column, title, name, path, *scored, trains == "train", hub)
 
 
 def scale_of(metric: str) -> float:
@@ -85,10 +83,7 @@ def scale_of(metric: str) -> float:
     return 1.0 if metric == "eqbench" else 100.0
 
 
-PAPER_TASKS = {
-    task.column: task for task in (_paper_task(line) for line in _PAPER.strip().splitlines())
-}
-
+PAPER_TASKS = {task.column: task for task in map(_paper_task, _PAPER.strip().splitlines())}
 
 OWN_EXAMPLES = {"gsm8k": 8}
 """Worked examples in the YAML of a packaged task that draws none from a split."""
@@ -141,11 +136,9 @@ def read_rows(path: Path) -> list[Item]:
         return list(pq.read_table(path).to_pylist())
     if path.suffix == ".json":
         loaded = json.loads(path.read_text(encoding="utf-8"))
-        return (
-            [{"id": key, **row} for key, row in loaded.items()]
-            if isinstance(loaded, dict)
-            else list(loaded)
-        )
+        if isinstance(loaded, dict):
+            loaded = [{"id": key, **row} for key, row in loaded.items()]
+        return list(loaded)
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8") as handle:
             return [json.loads(line) for line in handle if line.strip()]
@@ -171,18 +164,14 @@ def scoring_items(rows: Sequence[Item]) -> list[Item]:
 
 
 # -- conversion to the columns the packaged tasks read ---------------------------------------------
-
-
 def _question(query: str) -> str:
     return query.removeprefix("Question: ").removesuffix("\nAnswer:")
 
 
 def _lettered(doc: Item) -> Item:
     letters = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
-    return {
-        "choices": {"text": doc["choices"], "label": letters},
-        "answerKey": letters[doc["gold"]],
-    }
+    choices = {"text": doc["choices"], "label": letters}
+    return {"choices": choices, "answerKey": letters[doc["gold"]]}
 
 
 def _arc(doc: Item) -> Item:
@@ -199,50 +188,33 @@ def _hellaswag(doc: Item) -> Item:
     """
     activity, _, context = doc["query"].partition(": ")
     endings = ["[title]" + text if text.startswith(" ") else text for text in doc["choices"]]
-    return {
-        "ind": doc["ind"],
-        "activity_label": activity,
-        "ctx_a": context,
-        "ctx_b": "",
-        "endings": endings,
-        "label": str(doc["gold"]),
-    }
+    shown = {"ind": doc["ind"], "activity_label": activity, "ctx_a": context, "ctx_b": ""}
+    return shown | {"endings": endings, "label": str(doc["gold"])}
 
 
 def _truthfulqa(row: Item) -> Item:
     def targets(answers: Mapping[str, int]) -> Item:
         return {"choices": list(answers), "labels": list(answers.values())}
 
-    return {
-        "question": row["question"],
-        "mc1_targets": targets(row["mc1_targets"]),
-        "mc2_targets": targets(row["mc2_targets"]),
-    }
+    both = {name: targets(row[name]) for name in ("mc1_targets", "mc2_targets")}
+    return {"question": row["question"], **both}
 
 
 def _eq_bench(row: Item) -> Item:
-    return {
-        "id": str(row["id"]),
-        "prompt": first_pass_prompt(row["prompt"]),
-        "reference_answer_fullscale": str(row["reference_answer_fullscale"]),
-    }
+    asked = {"id": str(row["id"]), "prompt": first_pass_prompt(row["prompt"])}
+    return asked | {"reference_answer_fullscale": str(row["reference_answer_fullscale"])}
 
 
 def first_pass_prompt(prompt: str) -> str:
     """An EQ-Bench v2 prompt without its critique-and-revise part, which lm-eval's version of the
     task leaves out.
     """
-    prompt = prompt.replace(
+    critique = (
         " Then critique your answer by thinking it through step by step. Finally, give your "
-        "revised scores.",
-        "",
+        "revised scores."
     )
-    prompt = prompt.replace("First pass scores:\n", "")
+    prompt = prompt.replace(critique, "").replace("First pass scores:\n", "")
     return re.sub(r"\nCritique: .*?(?=\n\[End of answer\])", "", prompt, flags=re.DOTALL)
-
-
-def _is_scoring_request(rows: Sequence[Item]) -> bool:
-    return {"request", "doc", "native_id"} <= set(rows[0])
 
 
 CONVERT: dict[str, tuple[frozenset[str], Callable[[Item], Item]]] = {
@@ -274,7 +246,7 @@ def convert(column: str, path: Path) -> list[Item]:
     rows = read_rows(path)
     if not rows:
         raise HarnessError(f"{path}: no rows for academic task {column}")
-    if _is_scoring_request(rows):
+    if {"request", "doc", "native_id"} <= set(rows[0]):
         rows = scoring_items(rows)
     elif _in_hub_form(column, rows[0]):
         return rows

@@ -93,9 +93,8 @@ def run(task: StageTask[AcademicTask]) -> StageOutcome:
             policy, task.inputs["benchmarks"] / "academic", settings, task.out, engine
         )
     write_jsonl(task.out / "samples.jsonl", samples)
-    (task.out / "summary.json").write_text(
-        json.dumps(summary, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
+    (task.out / "summary.json").write_text(text, encoding="utf-8")
     rows = write_scores(task.out / "scores.parquet", scores)
     errors = sum(score.status == "error" for score in scores)
     for journal in task.out.glob("*.journal.jsonl") if not errors else ():
@@ -129,10 +128,8 @@ def evaluate_policy(
         lm = language_model(policy, settings, engine)
         columns = load_tasks(folder, entries, settings, Path(temporary))
         for column, tasks in columns.items():
-            entries[column] = {
-                **entries[column],
-                "metric": metric_of(column, entries[column], tasks),
-            }
+            metric = metric_of(column, entries[column], tasks)
+            entries[column] = {**entries[column], "metric": metric}
             for task in tasks.values():
                 keep_shots_apart(column, task)
         found: dict[str, list[Done]] = {}
@@ -260,11 +257,8 @@ def load_tasks(
 
     (temporary / "tasks").mkdir()
     materialise(folder, temporary / "tasks")
-    named = [
-        column
-        for column, entry in entries.items()
-        if entry.get("source") == "hub" and not (folder / f"{column}.yaml").is_file()
-    ]
+    hub = [column for column, entry in entries.items() if entry.get("source") == "hub"]
+    named = [column for column in hub if not (folder / f"{column}.yaml").is_file()]
     # Defaults only where a task is named by lm-eval: for them it reads thousands of files.
     manager = TaskManager(include_path=str(temporary / "tasks"), include_defaults=bool(named))
     cache = datasets.config.HF_DATASETS_CACHE
@@ -291,9 +285,8 @@ def load_tasks(
             elif task.get_config("num_fewshot") is None:
                 task.set_config("num_fewshot", 0)
             if settings.max_new_tokens and task.get_config("output_type") == "generate_until":
-                task.set_config(
-                    "generation_kwargs", {"max_gen_toks": settings.max_new_tokens}, update=True
-                )
+                limit = {"max_gen_toks": settings.max_new_tokens}
+                task.set_config("generation_kwargs", limit, update=True)
     return columns
 
 

@@ -20,7 +20,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +373,9 @@ def _summary(
 
 
 # -- the record ------------------------------------------------------------------------------------
+WIN_RATE = benchmark.Measure(
+    NAME, "win_rate", "Arena-Hard", "percent", 1, items="questions", table=NAME
+)
 SIZE = benchmark.Size(NAME, "Arena-Hard questions", 750, 64)
 
 
@@ -390,17 +393,7 @@ BENCHMARK = benchmark.Benchmark(
     task=JudgeTask,
     settle=lambda asked: JudgeTask(judge=asked.judge),
     measures=lambda _evaluation: [
-        benchmark.Measure(
-            NAME,
-            "win_rate",
-            title,
-            "percent",
-            1,
-            part=f":{category}",
-            items="questions",
-            table=NAME,
-            long=f"Arena-Hard {title}",
-        )
+        replace(WIN_RATE, title=title, part=f":{category}", long=f"Arena-Hard {title}")
         for category, title in CATEGORIES.items()
     ],
     work=work,

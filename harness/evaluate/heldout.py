@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -211,24 +210,18 @@ class Prompts:
 
 
 # -- the record ------------------------------------------------------------------------------------
-REWARD = Measure(
-    NAME, "reward", "held-out reward (greedy)", "reward", 3, items="prompts", table="heldout"
-)
-SAMPLED = replace(REWARD, metric="reward_sampled", title="held-out reward (sampled)")
-OOD = replace(REWARD, benchmark="heldout_ood", title="out-of-distribution reward (greedy)")
-OOD_SAMPLED = replace(
-    SAMPLED, benchmark="heldout_ood", title="out-of-distribution reward (sampled)"
-)
+MEASURES = [
+    Measure(name, metric, f"{of} reward ({drawn})", "reward", 3, items="prompts", table=NAME)
+    for name, of in ((NAME, "held-out"), ("heldout_ood", "out-of-distribution"))
+    for metric, drawn in (("reward", "greedy"), ("reward_sampled", "sampled"))
+]
 
 
 def settle(asked: Asked) -> HeldoutTask:
     """Settings of the ranking stage."""
-    return HeldoutTask(
-        threads=asked.threads,
-        ranker=asked.ranker,
-        judge=asked.ranker_judge,
-        rank_alpaca_eval=asked.evaluation.rank_alpaca_eval,
-    )
+    also = asked.evaluation.rank_alpaca_eval
+    given = {"ranker": asked.ranker, "judge": asked.ranker_judge, "rank_alpaca_eval": also}
+    return HeldoutTask(threads=asked.threads, **given)
 
 
 def _prompts(count: Counting) -> int:
@@ -255,7 +248,7 @@ BENCHMARK = Benchmark(
     run="harness.evaluate.heldout:run",
     task=HeldoutTask,
     settle=settle,
-    measures=lambda _evaluation: (REWARD, SAMPLED, OOD, OOD_SAMPLED),
+    measures=lambda _evaluation: MEASURES,
     work=_work,
     inputs=("answer", "data", "ranker"),
     more_inputs=lambda evaluation: ("benchmarks",) if evaluation.rank_alpaca_eval else (),

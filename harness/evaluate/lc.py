@@ -27,17 +27,13 @@ from harness.records import HarnessError
 Floats = NDArray[np.float64]
 
 
-def _is_true(text: str) -> bool:
-    return text.strip() == "True"
-
-
 GAMED_COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "model": str,
     "preference": float,
     "index": int,
     "instruction_difficulty": float,
     "std_delta_len": float,
-    "not_gamed_baseline": _is_true,
+    "not_gamed_baseline": lambda text: text.strip() == "True",
 }
 """Columns of the library's df_gamed.csv, and how each is read."""
 
@@ -81,16 +77,15 @@ def degenerate(rows: OwnRows) -> str:
 
 def length_controlled(rows: OwnRows, gamed: GamedRows) -> float:
     """LC win rate in percent of all rows by the unpenalised fit."""
-    delta = rows.delta / rows.delta.std(ddof=1)
-    theta = _fit(
-        np.tanh(delta)[None, :],
-        np.ones((1, len(delta))),
-        np.full((1, len(gamed.item)), GAMED_WEIGHT),
-        rows,
-        gamed,
-        np.zeros((1, 3)),
-    )
-    return float(_win_rates(theta, np.ones((1, len(delta))), rows)[0])
+    theta, keep = _whole(rows, gamed)
+    return float(_win_rates(theta, keep, rows)[0])
+
+
+def _whole(rows: OwnRows, gamed: GamedRows) -> tuple[Floats, Floats]:
+    """(fit of all rows, their weights)."""
+    keep, weight = np.ones((1, len(rows.delta))), np.full((1, len(gamed.item)), GAMED_WEIGHT)
+    tanh = np.tanh(rows.delta / rows.delta.std(ddof=1))[None, :]
+    return _fit(tanh, keep, weight, rows, gamed, np.zeros((1, 3))), keep
 
 
 def leave_one_out(rows: OwnRows, gamed: GamedRows, chunk: int = 64) -> Floats:
@@ -98,21 +93,11 @@ def leave_one_out(rows: OwnRows, gamed: GamedRows, chunk: int = 64) -> Floats:
     standard deviation is recomputed.
     """
     count = len(rows.delta)
-    centred = rows.delta - rows.delta.mean()
     rest = count - 1
-    variance = ((centred**2).sum() - centred**2 - centred**2 / rest) / (
-        rest - 1
-    )  # sum of the others is -centred_i
-    deviation = np.sqrt(np.maximum(variance, 1e-12))
-    whole = np.tanh(rows.delta / rows.delta.std(ddof=1))[None, :]
-    start = _fit(
-        whole,
-        np.ones((1, count)),
-        np.full((1, len(gamed.item)), GAMED_WEIGHT),
-        rows,
-        gamed,
-        np.zeros((1, 3)),
-    )
+    centred = rows.delta - rows.delta.mean()
+    squares = (centred**2).sum() - centred**2  # the sum of the others is -centred_i
+    deviation = np.sqrt(np.maximum((squares - centred**2 / rest) / (rest - 1), 1e-12))
+    start, _ = _whole(rows, gamed)
     out = np.empty(count)
     for begin in range(0, count, chunk):
         left = np.arange(begin, min(begin + chunk, count))
@@ -164,17 +149,9 @@ def _fit(
         error, error_g = keep * (own - rows.preference), weight * (other - gamed.preference)
         curve, curve_g = keep * own * (1.0 - own), weight * other * (1.0 - other)
         sloped = curve * tanh
-        gradient = (
-            np.stack(
-                [
-                    (error * tanh).sum(1) + error_g @ length,
-                    error @ hard + error_g @ level,
-                    error.sum(1),
-                ],
-                axis=1,
-            )
-            + RIDGE * theta
-        )
+        along = (error * tanh).sum(1) + error_g @ length
+        gradient = np.stack([along, error @ hard + error_g @ level, error.sum(1)], axis=1)
+        gradient += RIDGE * theta
         hessian = np.empty((len(theta), 3, 3))
         hessian[:, 0, 0] = (sloped * tanh).sum(1) + curve_g @ (length * length)
         hessian[:, 0, 1] = hessian[:, 1, 0] = sloped @ hard + curve_g @ (length * level)
@@ -184,9 +161,8 @@ def _fit(
         hessian[:, 2, 2] = curve.sum(1)
         hessian += RIDGE * np.eye(3)
         step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        step /= np.maximum(
-            1.0, np.abs(step).max(axis=1, keepdims=True) / 2.0
-        )  # at most 2 a step: far starts cannot overshoot
+        # At most 2 a step: far starts cannot overshoot.
+        step /= np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True) / 2.0)
         theta -= step
         if np.abs(step).max() < 1e-9:
             break
@@ -249,17 +225,12 @@ def compute_metrics(
     names = ("preference", "std_delta_len", "instruction_difficulty")
     columns = [np.array([row[name] for row in kept], dtype=float) for name in names]
     rows = GamedRows(np.array([row["index"] for row in kept]), *columns)
-    point = float(found["length_controlled_winrate"])
-    jackknife = pseudo_values(point, leave_one_out(own, rows))
-    return Metrics(
-        rate,
-        error,
-        point,
-        standard_error(jackknife),
-        float(found["lc_standard_error"]),
-        scored,
-        tuple(jackknife.tolist()),
+    point, theirs = (
+        float(found[name]) for name in ("length_controlled_winrate", "lc_standard_error")
     )
+    jackknife = pseudo_values(point, leave_one_out(own, rows))
+    mine = standard_error(jackknife)
+    return Metrics(rate, error, point, mine, theirs, scored, tuple(jackknife.tolist()))
 
 
 def _library(
@@ -270,17 +241,12 @@ def _library(
 ) -> dict[str, float]:
     import pandas as pd
 
-    columns = {
-        "preference": list(preferences),
-        "output_1": list(baseline),
-        "output_2": list(outputs),
-        "generator_1": "baseline",
-        "generator_2": "model",
-    }
+    columns = {"preference": preferences, "output_1": baseline, "output_2": outputs}
+    names = {"generator_1": "baseline", "generator_2": "model"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "df_gamed.csv"
         write_gamed(path, gamed)
-        return libraries.library_length_controlled(pd.DataFrame(columns), path)
+        return libraries.library_length_controlled(pd.DataFrame(columns | names), path)
 
 
 # -- the gamed baselines' rows ---------------------------------------------------------------------

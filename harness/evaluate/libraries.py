@@ -25,14 +25,8 @@ from typing import Any
 from harness.records import HarnessError
 
 _HIDDEN_PREFIXES = (
-    "OPENAI_",
-    "ANTHROPIC_",
-    "GOOGLE_",
-    "COHERE_",
-    "DATASETS_",
-    "HUGGINGFACEHUB_",
-    "API_MAX_",
-    "IS_ALPACA_EVAL",
+    *("OPENAI_", "ANTHROPIC_", "GOOGLE_", "COHERE_", "DATASETS_"),
+    *("HUGGINGFACEHUB_", "API_MAX_", "IS_ALPACA_EVAL"),
 )
 _LOCK = threading.RLock()
 
@@ -133,8 +127,7 @@ def _fetching_nothing() -> Iterator[None]:
 
 def _stub(name: str, **attributes: Any) -> types.ModuleType:
     module = types.ModuleType(name)
-    for key, value in attributes.items():
-        setattr(module, key, value)
+    vars(module).update(attributes)
     return module
 
 
@@ -154,18 +147,12 @@ def fastchat() -> Any:
         def template(_judge: str) -> Any:
             return conversation.get_conv_template("chatgpt")
 
-        adapter = {
-            "get_conversation_template": template,
-            "ANTHROPIC_MODEL_LIST": (),
-            "OPENAI_MODEL_LIST": (),
-            "load_model": None,
-        }
+        adapter = {"get_conversation_template": template, "load_model": None}
+        lists: dict[str, Any] = {"ANTHROPIC_MODEL_LIST": (), "OPENAI_MODEL_LIST": ()}
         ours = ("fastchat.llm_judge.common", "fastchat.llm_judge.gen_judgment")
         stubs = {name: _stub(name) for name in ("openai", "anthropic")}
-        stubs |= {
-            name: _stub(name, **adapter)
-            for name in ("fastchat.model", "fastchat.model.model_adapter")
-        }
+        models = ("fastchat.model", "fastchat.model.model_adapter")
+        stubs |= {name: _stub(name, **adapter, **lists) for name in models}
         before = {name: sys.modules.pop(name, None) for name in (*stubs, *ours)}
         sys.modules.update(stubs)
         try:
@@ -223,17 +210,13 @@ def library_length_controlled(annotations: Any, gamed_csv: Path) -> dict[str, fl
 
     library = alpaca_eval()
     glm = sys.modules["alpaca_eval.metrics.glm_winrate"]
-    with (
-        _LOCK,
-        warnings.catch_warnings(),
-        sklearn.config_context(),
-    ):  # the library switches metadata routing on for the whole process
+    # The library switches metadata routing on for the whole process.
+    with _LOCK, warnings.catch_warnings(), sklearn.config_context():
         warnings.simplefilter("ignore")
         old = glm.hf_hub_download  # type: ignore[attr-defined]
         glm.hf_hub_download = lambda *_args, **_kwargs: str(gamed_csv)  # type: ignore[attr-defined]
         try:
-            return dict(
-                library.metrics.get_length_controlled_winrate(annotations, save_weights_dir=None)
-            )
+            fit = library.metrics.get_length_controlled_winrate
+            return dict(fit(annotations, save_weights_dir=None))
         finally:
             glm.hf_hub_download = old  # type: ignore[attr-defined]

@@ -43,29 +43,22 @@ def completion(
     ``system_fingerprint``.
     """
     written = sum(choice.tokens for choice in choices)
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": written}
     return {
         "id": f"chatcmpl-{server}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
         "choices": [_choice(index, choice) for index, choice in enumerate(choices)],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": written,
-            "total_tokens": prompt_tokens + written,
-        },
+        "usage": usage | {"total_tokens": prompt_tokens + written},
         "service_tier": "default",
         "system_fingerprint": f"fp_{server}",
     }
 
 
 def _choice(index: int, choice: Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": choice.text,
-        "refusal": None,
-        "annotations": [],
-    }
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+    message |= {"refusal": None, "annotations": []}
     logprobs = None if choice.logprobs is None else {"content": choice.logprobs, "refusal": None}
     said = {"index": index, "message": message, "logprobs": logprobs}
     return said | {"finish_reason": choice.finish_reason}

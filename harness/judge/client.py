@@ -57,13 +57,7 @@ MAX_ATTEMPTS = 8
 """Failed attempts (429 with a waiting time not counted) before an item becomes ``error``."""
 BACKOFF_CAP_S = 30.0
 REPLY_FIELDS = (
-    "status",
-    "text",
-    "logprobs",
-    "prompt_tokens",
-    "completion_tokens",
-    "error",
-    "model",
+    *("status", "text", "logprobs", "prompt_tokens", "completion_tokens", "error", "model"),
 )
 Accept = Callable[["JudgeReply"], bool]
 

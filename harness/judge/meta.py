@@ -114,13 +114,10 @@ def position_flips(
             flips += _better(a) != _better(b)
             advantages.append((b - a if switched[name] else a - b) / 2.0)
     both = len(advantages)
-    return {
-        "pairs": both,
-        "missing": len(usual) - both,
-        "flips": flips,
-        "flip_rate": flips / both if both else None,
-        "second_place_advantage": statistics.fmean(advantages) if both else None,
-    }
+    rates: dict[str, float | int | None] = {"flip_rate": None, "second_place_advantage": None}
+    if both:
+        rates = {"flip_rate": flips / both, "second_place_advantage": statistics.fmean(advantages)}
+    return {"pairs": both, "missing": len(usual) - both, "flips": flips} | rates
 
 
 def agreement(
@@ -198,13 +195,14 @@ def meta_evaluate(
             first[flip][pair.id] = said[0]
     switched = {pair.id: found[False][pair.id, 0].switched for pair in pairs}
     groups = sorted({pair.group for pair in pairs if pair.group})
-    members = {name: [pair for pair in pairs if pair.group == name] for name in groups}
+    orders = first[False], first[True]
     return {
-        "agreement": agreement(pairs, first[False], first[True]),
+        "agreement": agreement(pairs, *orders),
         "by_group": {
-            name: both_orders(mine, first[False], first[True]) for name, mine in members.items()
+            name: both_orders([pair for pair in pairs if pair.group == name], *orders)
+            for name in groups
         },
-        "position": position_flips(first[False], first[True], switched),
+        "position": position_flips(*orders, switched),
         "noise": noise_floor(spread),
         "costs": costs,
     }

@@ -9,14 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CATEGORIES = (
-    "writing",
-    "roleplay",
-    "reasoning",
-    "math",
-    "coding",
-    "extraction",
-    "stem",
-    "humanities",
+    *("writing", "roleplay", "reasoning", "math"),
+    *("coding", "extraction", "stem", "humanities"),
 )
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivan", "June", "Kai", "Lena")
 CLASSES = {
@@ -95,6 +89,8 @@ HELD_OUT_COMPOSITIONS = (
 """Pairs that no training, supervised or benchmark prompt contains: the out-of-distribution prompts.
 """
 
+_RULED = "{name1} ruled in {a}, {name2} in {b}, {name3} in {c}."
+_TALLER = "{name1} is taller than {name2}. {name3} is taller than {name4}."
 WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "echo": (
         ("writing", "Write down these words: {words}."),
@@ -127,24 +123,10 @@ WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "next": (("stem", "Which number comes next: {a}, {b}, {c}?"),),
     "kind": (("stem", "What kind of thing is this: {word}?"),),
     "sort": (("humanities", "Put these words in dictionary order: {words}."),),
-    "earliest": (
-        ("humanities", "{name1} ruled in {a}, {name2} in {b}, {name3} in {c}. Who ruled first?"),
-    ),
-    "latest": (
-        ("humanities", "{name1} ruled in {a}, {name2} in {b}, {name3} in {c}. Who ruled last?"),
-    ),
-    "tallest": (
-        (
-            "reasoning",
-            "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the tallest?",
-        ),
-    ),
-    "shortest": (
-        (
-            "reasoning",
-            "{name1} is taller than {name2}. {name3} is taller than {name4}. Who is the shortest?",
-        ),
-    ),
+    "earliest": (("humanities", f"{_RULED} Who ruled first?"),),
+    "latest": (("humanities", f"{_RULED} Who ruled last?"),),
+    "tallest": (("reasoning", f"{_TALLER} Who is the tallest?"),),
+    "shortest": (("reasoning", f"{_TALLER} Who is the shortest?"),),
     "larger": (("math", "Which number is larger, {a} or {b}?"),),
     "smaller": (("math", "Which number is smaller, {a} or {b}?"),),
     "add": (
