@@ -616,24 +616,14 @@ def test_judge_scores_by_hand(tmp_path, monkeypatch):
     """
     asked = []
 
-    class Client:
-        costs = {"judge_calls": 2.0}
+    def ask(settings, place, requests, accept):
+        assert (settings.kind, place.out) == ("pocket", context.out)
+        asked.extend(requests)
+        replies = [_reply({"a:0:1": 0.9, "a:1:0": 0.3}[request.id]) for request in requests]
+        return replies, {"judge_calls": 2.0}
 
-        def __init__(self, settings, runtime, journal):
-            assert settings.kind == "pocket"
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def complete(self, requests, accept):
-            asked.extend(requests)
-            return [_reply({"a:0:1": 0.9, "a:1:0": 0.3}[request.id]) for request in requests]
-
-    monkeypatch.setattr(judge, "JudgeClient", Client)
-    monkeypatch.setattr(judge, "finalise", lambda journal, out: 0)
+    monkeypatch.setattr(judge, "ask", ask)
+    monkeypatch.setattr(judge, "finalise", lambda folder: 0)
     context = _context(tmp_path, "judge", judge=JudgeSettings(kind="pocket"))
     (ranked,) = rank_texts([RankItem("a", USER, ("A {output_2}", "B"))], context)
     assert ranked.scores == pytest.approx((0.8, 0.2))
