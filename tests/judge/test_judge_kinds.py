@@ -68,7 +68,7 @@ def judged(
     """(item, repeat) → score, by a benchmark's whole stage."""
     fields = {"kind": "openai", "base_url": server.base_url, "model": "judge-1"} | judge
     asked = JudgeSettings.model_validate(fields)
-    name = alpaca_eval.annotator_of(asked, "weighted_alpaca_eval_gpt4_turbo")
+    name = alpaca_eval.annotators.annotator_of(asked, "weighted_alpaca_eval_gpt4_turbo")
     module, own = {
         "mt_bench": (mt_bench, {"reference_set": "pocket"}),
         "alpaca_eval": (alpaca_eval, {"annotator": name}),
