@@ -332,6 +332,8 @@ def _paths(
     drifts: Mapping[int, float] = {}
     for iteration in range(last + 1):
         checkpoint = data.checkpoint(arm, iteration)
+        if checkpoint is None:  # not scored, or the arm has ended
+            continue
         scores = measures.points(data, checkpoint, measure)
         drifts = measures.points(data, checkpoint, kl) if iteration else {}
         for seed, score in scores.items():

@@ -205,6 +205,15 @@ def test_an_arm_whose_distance_is_not_stored_is_at_none(tmp_path: Path) -> None:
     assert "not both stored" in found.reason
 
 
+def test_an_arm_that_ends_earlier_is_compared_at_its_own_end(tmp_path: Path) -> None:
+    axes = {"loop.iterations": (1, 3)}
+    spec = synthetic.Synthetic(axes=axes, faults=False, answers=False)
+    found = TABLES["matched_kl"](load_study(*synthetic.build(tmp_path, spec)))
+    assert isinstance(found, Table)
+    assert {row["arm"] for row in found.data} == {"loop.iterations=3"}
+    assert len(found.data) == 3
+
+
 def test_the_interquartile_mean_is_that_of_the_seeds_points(rich: StudyData) -> None:
     checkpoint = rich.checkpoint("objective.alpha=1", 1)
     assert checkpoint is not None
