@@ -31,11 +31,11 @@ def given_run(
     builder: Builder,
     cell: Cell,
     shared: Mapping[str, str],
-    checkpoint: Callable[[str, str, bool], str],
+    checkpoint: Callable[[str, str, bool, str], str],
 ) -> RunPlan:
     """What scores every step of a cell. Step 0 is what training started from: the recipe's model
     unless the table gives it. checkpoint: (folder or hub id, revision, whether it needs a chat
-    template) → key.
+    template, the base of an adapter) → key.
     """
     iterations: dict[int, Mapping[str, str]] = {}
     absent: dict[int, Mapping[str, str]] = {}
@@ -49,7 +49,7 @@ def given_run(
             stages = _files(builder, cell, shared, row)
             absent[step] = _absent(cell, stages)
         else:
-            policy = checkpoint(row.checkpoint, row.revision, True)
+            policy = checkpoint(row.checkpoint, row.revision, True, row.base)
             history = _history(builder, cell, shared, (base, previous, answer)) if step else {}
             stages = {"given" if step else "base": policy}
             stages |= add_scores(builder, cell, step, shared, policy, history)

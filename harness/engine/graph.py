@@ -124,6 +124,8 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
             found[name] = value.keyed()
         elif isinstance(value, Section):
             found[name] = defining_settings(value, fingerprints)
+        elif isinstance(value, str) and value in fingerprints:
+            found[name + FINGERPRINT] = fingerprints[value]
         else:
             found[name] = value
     return found

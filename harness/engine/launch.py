@@ -36,9 +36,10 @@ def fingerprints(study: Study) -> dict[str, str]:
     everything from the hub. A missing file is an error here, before any compute.
     """
     for row in (row for cell in study.cells for row in cell.given.values()):
-        folder = Path(row.checkpoint)
-        if row.checkpoint and folder.is_dir() and not (folder / "config.json").is_file():
-            where = f"{row.place}: column 'checkpoint': {row.checkpoint}"
+        column, name = ("base", row.base) if row.base else ("checkpoint", row.checkpoint)
+        folder = Path(name)
+        if name and folder.is_dir() and not (folder / "config.json").is_file():
+            where = f"{row.place}: column '{column}': {name}"
             check_no_adapter(folder, where)
             raise HarnessError(f"{where}: this folder is no checkpoint (no config.json)")
     rows = [row for cell in study.cells for row in cell.given.values() if row.content]

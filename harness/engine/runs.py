@@ -88,8 +88,9 @@ def named_by(study: Study) -> tuple[list[str], set[HubName]]:
     hub = {one for recipe in recipes for one in hub_of(recipe)} if study.has_models else set()
     for row in (row for cell in study.cells for row in cell.given.values()):
         names |= row.files
-        if row.checkpoint and is_hub_id(row.checkpoint):
-            hub.add(HubName("model", row.checkpoint, row.revision))
+        for name, revision in ((row.checkpoint, row.revision), (row.base, "")):
+            if name and is_hub_id(name):
+                hub.add(HubName("model", name, revision))
     return sorted(names), hub
 
 
@@ -250,7 +251,9 @@ class Runs(Builder):
     def _commit(self, kind: Literal["dataset", "model"], name: str, revision: str) -> str:
         return self.fingerprints.get(str(HubName(kind, name, revision)), "")
 
-    def _checkpoint(self, recipe: Recipe, source: str, revision: str, needs_template: bool) -> str:
+    def _checkpoint(
+        self, recipe: Recipe, source: str, revision: str, needs_template: bool, base: str = ""
+    ) -> str:
         model = recipe.model
         settings = self.filled(
             tasks.CheckpointTask,
@@ -264,6 +267,8 @@ class Runs(Builder):
             pickle_weights=model.pickle_weights,
             needs_template=needs_template,
             commit=self._commit("model", source, revision),
+            adapter_base=base,
+            adapter_commit=self._commit("model", base, ""),
         )
         return self.add("base.checkpoint", settings, {}, recipe)
 

@@ -76,15 +76,29 @@ def check_no_adapter(path: Path, source: str) -> None:
             "applied to it at each load. If they are merged into its weights already, delete them; "
             "if not, merge them (peft: merge_and_unload, then save_pretrained into a new folder)"
         )
-    base = ""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        base = f"{settings['base_model_name_or_path']} "
     raise CheckpointError(
         f"{source}: a PEFT adapter alone ({', '.join(found)}), without its model. Merge it into "
-        f"its base {base}(peft: AutoPeftModelForCausalLM.from_pretrained, "
-        "merge_and_unload, save_pretrained into a new folder) and give that folder"
+        f"its base {base_of(path)} (peft: AutoPeftModelForCausalLM.from_pretrained, "
+        "merge_and_unload, save_pretrained into a new folder) and give that folder; a study whose "
+        "cells are given takes adapters as they are"
     )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter without its model."""
+    return (path / ADAPTER).is_file() and not (path / "config.json").is_file()
+
+
+def base_of(path: Path) -> str:
+    """What an adapter's configuration names as its base; empty where it names none."""
+    try:
+        settings = json.loads((path / ADAPTER).read_text(encoding="utf-8"))
+        return str(settings["base_model_name_or_path"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+ADAPTER = "adapter_config.json"
 
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

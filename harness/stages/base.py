@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.model import gguf
+from harness.model.adapter import merge
 from harness.model.chat import preflight
 from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import check_no_adapter, fingerprint
@@ -20,23 +21,23 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 def run(task: StageTask[CheckpointTask]) -> StageOutcome:
     """Write ``location.json``: path, source, revision, fingerprint, and what loading it needs. The
-    tokenizer passes the token pre-flight where a template is needed (rankers need none).
+    tokenizer passes the token pre-flight where a template is needed (rankers need none). An adapter
+    is merged into its base, as ``model/``.
     """
     settings = task.settings
     source = settings.source
     allowed_pickle = settings.pickle_weights
     revision = settings.commit or settings.revision
-    path = resolve(source, revision, pickle_weights=allowed_pickle)
-    found = fingerprint(Path(source).expanduser() if gguf.is_gguf(source) else path)
-    planned = settings.source_fingerprint
-    if planned and planned != found:
-        raise HarnessError(
-            f"{source}: its files changed since the study was planned (planned {planned[:12]}, "
-            f"now {found[:12]}); plan and run again"
-        )
+    if settings.adapter_base:
+        path = _merged(settings, task.out / "model")
+    else:
+        path = resolve(source, revision, pickle_weights=allowed_pickle)
+    own = gguf.is_gguf(source) or settings.adapter_base
+    found = fingerprint(Path(source).expanduser() if own else path)
+    _same_files(source, settings.source_fingerprint, found)
     needs_template = settings.needs_template
     where = {
-        "path": str(path),
+        "path": "" if settings.adapter_base else str(path),
         "source": source,
         "revision": revision,
         "fingerprint": found,
@@ -64,6 +65,21 @@ def run(task: StageTask[CheckpointTask]) -> StageOutcome:
         except HarnessError as error:
             raise HarnessError(f"{source}: {error}") from error
     return StageOutcome(rows=1, summary={"source": source, "fingerprint": found[:12]})
+
+
+def _merged(settings: CheckpointTask, out: Path) -> Path:
+    base = resolve(settings.adapter_base, settings.adapter_commit)
+    _same_files(settings.adapter_base, settings.adapter_base_fingerprint, fingerprint(base))
+    merge(Path(settings.source), base, out)
+    return out
+
+
+def _same_files(source: str, planned: str, found: str) -> None:
+    if planned and planned != found:
+        raise HarnessError(
+            f"{source}: its files changed since the study was planned (planned {planned[:12]}, "
+            f"now {found[:12]}); plan and run again"
+        )
 
 
 def resolve(source: str, revision: str = "", *, pickle_weights: str = "") -> Path:

@@ -1,9 +1,10 @@
 """What somebody else made: the table of a study whose checkpoints, answers or verdicts are given.
 
 A CSV file, or a YAML list of mappings: ``arm``, ``seed`` (0 where left out), ``step``, then either
-``checkpoint`` (a folder or hub id, with ``revision``), or files of benchmarks: a column named as
-the benchmark holds answers, ``<benchmark>_verdicts`` verdicts that exist already. Names of files
-are relative to the table's folder, or to the current one.
+``checkpoint`` (a folder or hub id, with ``revision``; a PEFT adapter's folder, with ``base`` where
+its configuration names none that is there), or files of benchmarks: a column named as the benchmark
+holds answers, ``<benchmark>_verdicts`` verdicts that exist already. Names of files are relative to
+the table's folder, or to the current one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate.registry import BENCHMARKS
+from harness.model.checkpoint_files import base_of, is_adapter
 from harness.records import HarnessError, is_hub_id
 from harness.study import names, shipped
 from harness.study.yaml import load_yaml
@@ -26,14 +28,14 @@ FILES = tuple(
     if benchmark.given
     for column in (name, name + VERDICTS)
 )
-COLUMNS = ("arm", "seed", "step", "checkpoint", "revision", "model", *FILES)
+COLUMNS = ("arm", "seed", "step", "checkpoint", "revision", "base", "model", *FILES)
 
 
 @dataclass(frozen=True)
 class Given:
     """One row. step: 0 is what the arm started from. place: file and line. model: its name in files
     that hold several. answers, verdicts: benchmark → file. content: fingerprint of a checkpoint
-    that may be deleted once it is scored.
+    that may be deleted once it is scored. base: folder or hub id, of an adapter.
     """
 
     arm: str
@@ -46,11 +48,13 @@ class Given:
     answers: Mapping[str, str] = field(default_factory=dict)
     verdicts: Mapping[str, str] = field(default_factory=dict)
     content: str = ""
+    base: str = ""
 
     @property
     def files(self) -> set[str]:
         """Every file or checkpoint that it names."""
-        return {*filter(None, [self.checkpoint]), *self.answers.values(), *self.verdicts.values()}
+        named = filter(None, [self.checkpoint, self.base])
+        return {*named, *self.answers.values(), *self.verdicts.values()}
 
 
 def read_table(path: Path) -> list[Given]:
@@ -178,7 +182,21 @@ def _row(cells: Mapping[str, Any], place: str, table: Path) -> Given:
             for name, file in files.items()
             if name not in BENCHMARKS
         },
+        base=_base(cells, place, checkpoint, table),
     )
+
+
+def _base(cells: Mapping[str, Any], place: str, checkpoint: str, table: Path) -> str:
+    """The base of an adapter: the one that the row names, or its configuration."""
+    named, folder = str(cells.get("base", "")), Path(checkpoint)
+    if not checkpoint or not is_adapter(folder):
+        if named:
+            raise HarnessError(f"{place}: column 'base': this row's checkpoint is no PEFT adapter")
+        return ""
+    found = named or base_of(folder)
+    if not found:
+        raise HarnessError(f"{place}: {checkpoint} names no base; name it in column 'base'")
+    return _file(found, place, "base", table)
 
 
 def _number(value: Any, place: str, column: str) -> int:
@@ -190,9 +208,10 @@ def _number(value: Any, place: str, column: str) -> int:
 
 def _file(name: str, place: str, column: str, table: Path) -> str:
     """A file beside the table, from here, or (checkpoints) on the hub."""
+    model = column in ("checkpoint", "base")
     for path in (table.parent / Path(name).expanduser(), Path(name).expanduser()):
-        if path.is_dir() if column == "checkpoint" else path.is_file():
+        if path.is_dir() if model else path.is_file():
             return str(path)
-    if column == "checkpoint" and is_hub_id(name):
+    if model and is_hub_id(name):
         return name
     raise HarnessError(f"{place}: column {column!r}: {name} does not exist")

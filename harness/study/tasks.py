@@ -138,9 +138,16 @@ class PocketBaseTask(PocketBaseSettings, Threads):
 
 
 class CheckpointTask(Fetched):
-    """``base.checkpoint``. needs_template: False for rankers."""
+    """``base.checkpoint``. needs_template: False for rankers. adapter_base: what an adapter
+    is merged into; adapter_commit: the hub's, of that.
+    """
 
-    later: ClassVar[Mapping[str, Any]] = {"template_date": TEMPLATE_DATE, "template_arguments": {}}
+    later: ClassVar[Mapping[str, Any]] = {
+        "template_date": TEMPLATE_DATE,
+        "template_arguments": {},
+        "adapter_base": "",
+        "adapter_commit": "",
+    }
 
     source: str
     revision: str
@@ -152,6 +159,9 @@ class CheckpointTask(Fetched):
     needs_template: bool
     template_date: str
     template_arguments: dict[str, Argument]
+    adapter_base: str = ""
+    adapter_commit: str = ""
+    adapter_base_fingerprint: str = ""
     source_fingerprint: str = ""
 
 

@@ -25,6 +25,7 @@ from harness.engine.store import Store
 from harness.records import read_jsonl, write_jsonl
 from harness.study.study import load_study
 from tests import evaluation_files
+from tests.model.test_adapter import trained
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -125,6 +126,28 @@ def test_the_same_answers_given_score_the_same_and_the_rest_is_said(
     reason = "no checkpoint is given, and no file of its answers or verdicts"
     assert data.why_absent(data.runs[1], 1, "mt_bench") == reason
     assert reason in (tmp_path / "answers" / "report" / "report.md").read_text()
+
+
+def test_an_adapter_scores_what_it_does_merged(
+    world: tuple[Path, Store, Mapping[str, str]], tmp_path: Path
+) -> None:
+    _, store, ours = world
+    base = store.folder(ours["train"]) / "model"
+    policy = trained(base, tmp_path / "adapter")
+    policy.merge_and_unload().save_pretrained(tmp_path / "merged")
+    for file in (tmp_path / "adapter").glob("*"):
+        if not file.name.startswith("adapter"):
+            shutil.copy(file, tmp_path / "merged")
+    table = f"arm,step,checkpoint\na,1,adapter\nm,1,merged\nb,1,{base}\n"
+    (tmp_path / "t.csv").write_text(table)
+    asked = {**SMALL, "diagnostics.enabled": False}
+    given = plan(tmp_path, "pocket", name="adapters", given="t.csv", set=asked)
+    done(given, store)
+    found = [run.iterations[1] for run in given.runs]
+    for name in SCORED:
+        adapted, merged, before = (scores(store, stages, name) for stages in found)
+        pd.testing.assert_frame_equal(adapted, merged)
+        assert not adapted.equals(before)
 
 
 # -- as they appear --------------------------------------------------------------------------------

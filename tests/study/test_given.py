@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,18 +106,54 @@ def test_a_benchmark_that_is_not_asked_for_has_no_column(tmp_path: Path) -> None
         study(tmp_path, table, set={"evaluation.benchmarks": ["alpaca_eval"]})
 
 
-def test_an_adapter_alone_is_refused_with_how_to_merge_it(tmp_path: Path) -> None:
-    found = study(tmp_path, "arm,step,checkpoint\na,1,own/ada\n")
-    (tmp_path / "own" / "ada" / "config.json").unlink()
+def adapter(folder: Path, base: str) -> None:
+    """An adapter's folder, as far as planning looks into it."""
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+
+def test_an_adapter_and_its_base_are_in_the_key_and_their_paths_are_not(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        adapter(tmp_path / name, "one")
+    table = "arm,step,checkpoint,base\na,1,a,\nb,1,b,two\nc,1,a,owner/model\n"
+    found = study(tmp_path, table)
+    rows = [cell.given[1] for cell in found.cells]
+    bases = [str(tmp_path / "one"), str(tmp_path / "two"), "owner/model"]
+    assert [row.base for row in rows] == bases
+    keys = [run.iterations[1]["given"] for run in plan_study(found).runs]
+    assert keys[0] == keys[1] != keys[2]
+    (tmp_path / "two" / "config.json").write_text('{"x": 1}')
+    (tmp_path / "a" / "adapter_model.safetensors").write_text("other weights")
+    moved = [run.iterations[1]["given"] for run in plan_study(found).runs]
+    assert len({*keys, *moved[:2]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("one,two", r"t.csv:2: column 'base': this row's checkpoint is no PEFT adapter"),
+        ("none,", r"t.csv:2: .*none names no base; name it in column 'base'"),
+        ("gone,", r"t.csv:2: column 'base': /no/model does not exist"),
+    ],
+)
+def test_an_adapter_wants_a_base_that_is_there(row: str, words: str, tmp_path: Path) -> None:
+    adapter(tmp_path / "none", "")
+    adapter(tmp_path / "gone", "/no/model")
+    with pytest.raises(HarnessError, match=words):
+        study(tmp_path, f"arm,step,checkpoint,base\na,1,{row}\n")
+
+
+def test_a_folder_without_a_model_is_refused_as_checkpoint_and_as_base(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    adapter(tmp_path / "a", str(tmp_path / "empty"))
+    adapter(tmp_path / "b", str(tmp_path / "a"))
+    found = study(tmp_path, "arm,step,checkpoint\na,1,empty\n")
     with pytest.raises(HarnessError, match=r"t.csv:2: column 'checkpoint': .*is no checkpoint"):
         plan_study(found)
-    (tmp_path / "own" / "ada" / "adapter_config.json").write_text(
-        '{"base_model_name_or_path": "owner/base"}'
-    )
-    with pytest.raises(
-        HarnessError, match=r"t.csv:2: .*PEFT adapter.*owner/base.*merge_and_unload"
-    ):
-        plan_study(found)
+    for name, words in (("a", "is no checkpoint"), ("b", "PEFT adapter alone")):
+        (tmp_path / "t.csv").write_text(f"arm,step,checkpoint\na,1,{name}\n")
+        with pytest.raises(HarnessError, match=rf"t.csv:2: column 'base': .*{words}"):
+            plan_study(load_study(tmp_path / "s.yaml"))
 
 
 def test_the_content_of_a_checkpoint_is_in_the_key_and_its_path_is_not(tmp_path: Path) -> None:
