@@ -167,9 +167,13 @@ class Pool:
             except (EOFError, OSError):
                 lost = self._replace(index)
                 results.extend([lost] if lost else [])
+        return self._settled(results)
+
+    def _settled(self, results: list[Result]) -> list[Result]:
+        """Take back what ended stages had borrowed, and start the stage that waited for it."""
         ended = {result.key for result in results}
         for index, slot in enumerate(self._slots):
-            if slot.lent in ended:  # what an ended stage had borrowed
+            if slot.lent in ended:
                 self._slots[index] = self._start(slot.device)
         self._start_queued()
         return results

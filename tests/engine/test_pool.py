@@ -202,12 +202,10 @@ def test_without_devices_processes_take_one_worker(store: Store) -> None:
 
 def test_ray_asks_for_a_gpu_and_a_core_per_training_process() -> None:
     executor = object.__new__(RayExecutor)
-    executor.resources = {"rank": {"num_cpus": 2.0}}
     executor._most = {"GPU": 4.0, "CPU": 16.0, "memory": 0.0}.get  # type: ignore[method-assign,assignment]
     assert executor.needs(node("a", "train", processes=4)) == {"num_cpus": 4.0, "num_gpus": 4.0}
     assert executor.needs(node("a", "rollout", processes=4)) == {"num_cpus": 1.0, "num_gpus": 1.0}
     assert executor.needs(node("a", "judge.mt_bench")) == {"num_cpus": 1.0, "num_gpus": 0.0}
-    assert executor.needs(node("a", "rank")) == {"num_cpus": 2.0, "num_gpus": 1.0}
     assert not executor.too_much(node("a", "train", processes=4))
     assert (
         "stage train asks for 8 GPU, but no node of the cluster has more than 4"
