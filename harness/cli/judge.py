@@ -10,20 +10,8 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import (
-    RESULTS,
-    STORE,
-    MaxCost,
-    Overrides,
-    Results,
-    StoreRoot,
-    StudyFile,
-    StudyName,
-    Workers,
-    lazily,
-    parse_overrides,
-    worker_count,
-)
+from harness.cli import options
+from harness.cli.options import lazily, parse_overrides, worker_count
 from harness.cli.run import run_plan
 from harness.files import hash_file, write_atomic
 from harness.records import HarnessError, StageTask, canonical_json, content_hash
@@ -63,12 +51,12 @@ def evaluate(
     recipe: Annotated[
         Path, typer.Option(help="Recipe that names benchmarks, judge and data.")
     ] = OWN_DATA,
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-    overrides: Overrides = None,
-    workers: Workers = 0,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
+    overrides: options.Overrides = None,
+    workers: options.Workers = 0,
     name: Annotated[str, typer.Option(help="Name of the result folder.")] = "evaluate",
-    max_cost: MaxCost = 0.0,
+    max_cost: options.MaxCost = 0.0,
 ) -> None:
     """Score one model on a recipe's benchmarks, outside any study: no training.
 
@@ -91,15 +79,15 @@ def evaluate(
 
 
 def judge(
-    study: StudyFile,
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-    overrides: Overrides = None,
-    workers: Workers = 0,
+    study: options.StudyFile,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
+    overrides: options.Overrides = None,
+    workers: options.Workers = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print calls, tokens and price; ask nothing.")
     ] = False,
-    max_cost: MaxCost = 0.0,
+    max_cost: options.MaxCost = 0.0,
 ) -> None:
     """Judge a study's stored answers again, for example by another judge.
 
@@ -172,8 +160,8 @@ def meta_judge(
         ),
     ],
     recipe: Annotated[Path, typer.Option(help="Recipe that names the judge.")] = OWN_DATA,
-    results: Results = RESULTS,
-    overrides: Overrides = None,
+    results: options.Results = options.RESULTS,
+    overrides: options.Overrides = None,
     repeats: Annotated[
         int,
         typer.Option(min=1, help="Verdicts per pair and order; two or more give the noise floor."),
@@ -297,14 +285,14 @@ def bridge(
     folder: Annotated[
         Path, typer.Argument(help="Public answers with verdicts: alpaca_eval/, mt_bench/")
     ],
-    results: Results = RESULTS,
+    results: options.Results = options.RESULTS,
     items: Annotated[
         int, typer.Option(min=0, help="Items of a benchmark, the same for all models; 0: all.")
     ] = 0,
     repeats: Annotated[
         int, typer.Option(min=1, help="Verdicts an item; two or more give the judge's noise.")
     ] = 1,
-    max_cost: MaxCost = 0.0,
+    max_cost: options.MaxCost = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 8,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print calls and price; ask nothing.")
@@ -347,12 +335,12 @@ def bridge(
 
 
 def correct(
-    study: StudyName,
+    study: options.StudyName,
     labels: Annotated[
         Path, typer.Argument(help="CSV with columns checkpoint, item, preference (1 to 2).")
     ],
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
 ) -> None:
     """AlpacaEval win rates corrected by labels of a random subset (prediction-powered inference).
 

@@ -13,21 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli import options
-from harness.cli.options import (
-    RESULTS,
-    STORE,
-    MaxCost,
-    Overrides,
-    Results,
-    StoreRoot,
-    StudyFile,
-    StudyName,
-    Workers,
-    lazily,
-    parse_overrides,
-    study_file,
-    worker_count,
-)
+from harness.cli.options import lazily, parse_overrides, study_file, worker_count
 from harness.files import write_atomic
 from harness.records import HarnessError, canonical_json
 from harness.study import shipped
@@ -61,10 +47,10 @@ with lazily():
 
 
 def plan(
-    study: StudyFile,
-    store: StoreRoot = STORE,
-    overrides: Overrides = None,
-    workers: Workers = 0,
+    study: options.StudyFile,
+    store: options.StoreRoot = options.STORE,
+    overrides: options.Overrides = None,
+    workers: options.Workers = 0,
     cost: Annotated[
         bool,
         typer.Option(
@@ -164,11 +150,11 @@ def _seconds(plan: Plan, store: Store) -> dict[str, float]:
 
 
 def run(
-    study: StudyFile,
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
-    overrides: Overrides = None,
-    workers: Workers = 0,
+    study: options.StudyFile,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
+    overrides: options.Overrides = None,
+    workers: options.Workers = 0,
     executor: Annotated[str, typer.Option(help="inline | pool | ray")] = "pool",
     only: Annotated[
         list[str] | None,
@@ -178,7 +164,7 @@ def run(
         ),
     ] = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
-    max_cost: MaxCost = 0.0,
+    max_cost: options.MaxCost = 0.0,
     watch: Annotated[
         Path | None,
         typer.Option(help="Score the checkpoints below this folder as they become whole."),
@@ -336,9 +322,9 @@ def show_report(plan: Plan, store: Store, folder: Path) -> None:
 
 
 def report(
-    study: StudyName,
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
+    study: options.StudyName,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
     to: Annotated[
         list[str] | None,
         typer.Option(help="tensorboard | trackio | wandb | mlflow. May be repeated."),
@@ -405,8 +391,8 @@ def compare(
     gate: Annotated[
         bool, typer.Option("--gate", help="The exit status is the verdict on one measure.")
     ] = False,
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
 ) -> None:
     """Compare two cells or checkpoints of a study, paired by item and seed.
 
@@ -449,8 +435,8 @@ def power(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds, with given components.")] = 3,
     items: Annotated[int, typer.Option(help="Items, with given components.")] = 805,
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
 ) -> None:
     """Seeds and items needed to detect a difference, and what they cost.
 
@@ -488,12 +474,12 @@ def tune(
             "of one there.",
         ),
     ],
-    store: StoreRoot = STORE,
-    results: Results = RESULTS,
+    store: options.StoreRoot = options.STORE,
+    results: options.Results = options.RESULTS,
     storage: Annotated[
         str, typer.Option(help="Optuna storage address; empty: SQLite in the search's folder.")
     ] = "",
-    workers: Workers = 0,
+    workers: options.Workers = 0,
 ) -> None:
     """Search settings with Optuna, then compare the winner with the default on fresh seeds.
 

@@ -30,14 +30,18 @@ def _bnb(state: float, paged: bool = False) -> Optimizer:
     return Optimizer(state, "bitsandbytes", "bitsandbytes", paged=paged)
 
 
-def _refused(why: str) -> Optimizer:
-    return Optimizer(refused=why)
-
-
-_TARGETS = _refused("it wants target modules and a rank, which no key gives")
-_OWN_STEP = _refused("it steps within the backward pass, where micro-batches are still to come")
-_AVERAGED = _refused("its weights are an average that is not what would be saved")
-
+REFUSED = {
+    "it wants target modules and a rank, which no key gives": (
+        *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"),
+        *("galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"),
+        *("apollo_adamw", "apollo_adamw_layerwise"),
+    ),
+    "it steps within the backward pass, where micro-batches are still to come": ("lomo", "adalomo"),
+    "its weights are an average that is not what would be saved": (
+        *("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"),
+    ),
+}
+"""Why → what cannot be used here."""
 OPTIMIZERS: Mapping[str, Optimizer] = {
     "adamw_torch": Optimizer(),
     "adamw_torch_fused": Optimizer(),
@@ -65,21 +69,9 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "rmsprop_bnb": _bnb(4),
     "rmsprop_bnb_8bit": _bnb(1),
     "rmsprop_bnb_32bit": _bnb(4),
-    "galore_adamw": _TARGETS,
-    "galore_adamw_8bit": _TARGETS,
-    "galore_adafactor": _TARGETS,
-    "galore_adamw_layerwise": _TARGETS,
-    "galore_adamw_8bit_layerwise": _TARGETS,
-    "galore_adafactor_layerwise": _TARGETS,
-    "lomo": _OWN_STEP,
-    "adalomo": _OWN_STEP,
     "grokadamw": Optimizer(12, "grokadamw", "grokadamw"),
-    "schedule_free_radam": _AVERAGED,
-    "schedule_free_adamw": _AVERAGED,
-    "schedule_free_sgd": _AVERAGED,
-    "apollo_adamw": _TARGETS,
-    "apollo_adamw_layerwise": _TARGETS,
     "stable_adamw": Optimizer(8, "torch-optimi", "optimi"),
+    **{name: Optimizer(refused=why) for why, names in REFUSED.items() for name in names},
 }
 
 UNPAGED = {name: name.removeprefix("paged_") for name, one in OPTIMIZERS.items() if one.paged}

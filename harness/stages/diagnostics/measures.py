@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -380,22 +381,20 @@ def unseen_mass(e: Evidence) -> float | None:
     )
 
 
+_share = partial(Diagnostic, unit="share")
+_per_token_of = partial(Diagnostic, unit="nats/token")
 DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "rhat_reference_samples": Diagnostic(
         "mean r̂ on samples of π_ref", rhat_reference_samples, "heldout", core=True
     ),
     "kl_base": Diagnostic("KL(π_θ‖π_0)", kl_base, "heldout", core=True),
     "kl_previous": Diagnostic("KL(π_θ‖π_prev)", kl_previous, "heldout"),
-    "kl_base_per_token": Diagnostic(
-        "KL(π_θ‖π_0) per token", kl_base_per_token, "heldout", unit="nats/token"
-    ),
-    "kl_previous_per_token": Diagnostic(
-        "KL(π_θ‖π_prev) per token", kl_previous_per_token, "heldout", unit="nats/token"
+    "kl_base_per_token": _per_token_of("KL(π_θ‖π_0) per token", kl_base_per_token, "heldout"),
+    "kl_previous_per_token": _per_token_of(
+        "KL(π_θ‖π_prev) per token", kl_previous_per_token, "heldout"
     ),
     "entropy": Diagnostic("entropy", entropy, "heldout", core=True),
-    "entropy_per_token": Diagnostic(
-        "entropy per token", entropy_per_token, "heldout", unit="nats/token"
-    ),
+    "entropy_per_token": _per_token_of("entropy per token", entropy_per_token, "heldout"),
     "spearman_reward": Diagnostic(
         "Spearman, implicit and external reward",
         spearman_reward,
@@ -414,26 +413,20 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "brier_pairs_ood": Diagnostic(
         "Brier score, out-of-distribution pairs", brier_pairs, "ood", unit=""
     ),
-    "accuracy_pairs_train": Diagnostic(
-        "pairs ranked right, training", accuracy_pairs, "train", unit="share"
-    ),
-    "accuracy_pairs_heldout": Diagnostic(
-        "pairs ranked right, held-out", accuracy_pairs, "heldout", unit="share"
-    ),
-    "accuracy_pairs_ood": Diagnostic(
-        "pairs ranked right, out of distribution", accuracy_pairs, "ood", unit="share"
-    ),
+    "accuracy_pairs_train": _share("pairs ranked right, training", accuracy_pairs, "train"),
+    "accuracy_pairs_heldout": _share("pairs ranked right, held-out", accuracy_pairs, "heldout"),
+    "accuracy_pairs_ood": _share("pairs ranked right, out of distribution", accuracy_pairs, "ood"),
     "displacement_chosen_train": Diagnostic(
         "displacement of y_w, training", displacement_chosen, "train"
     ),
     "displacement_chosen_heldout": Diagnostic(
         "displacement of y_w, held-out", displacement_chosen, "heldout", core=True
     ),
-    "displaced_share_train": Diagnostic(
-        "share of y_w below reference, training", displaced_share, "train", unit="share"
+    "displaced_share_train": _share(
+        "share of y_w below reference, training", displaced_share, "train"
     ),
-    "displaced_share_heldout": Diagnostic(
-        "share of y_w below reference, held-out", displaced_share, "heldout", unit="share"
+    "displaced_share_heldout": _share(
+        "share of y_w below reference, held-out", displaced_share, "heldout"
     ),
     "rhat_heldout_chosen": Diagnostic(
         "r̂ of y_w, held-out", displacement_chosen, "heldout", same_as="displacement_chosen_heldout"
@@ -442,23 +435,19 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "rhat_y_winner": Diagnostic("r̂ of y that won", _rhat_y("winner"), "train"),
     "rhat_y_middle": Diagnostic("r̂ of y in the middle", _rhat_y("middle"), "train"),
     "rhat_y_loser": Diagnostic("r̂ of y that lost", _rhat_y("loser"), "train"),
-    "share_y_winner": Diagnostic("y won", _share_y("winner"), "train", unit="share"),
-    "share_y_middle": Diagnostic("y in the middle", _share_y("middle"), "train", unit="share"),
-    "share_y_loser": Diagnostic("y lost", _share_y("loser"), "train", unit="share"),
+    "share_y_winner": _share("y won", _share_y("winner"), "train"),
+    "share_y_middle": _share("y in the middle", _share_y("middle"), "train"),
+    "share_y_loser": _share("y lost", _share_y("loser"), "train"),
     "pair_margin": Diagnostic("margin of the pair", pair_margin, "train", unit="reward"),
-    "distinct_1": Diagnostic("distinct-1", distinct_1, "heldout", unit="share"),
-    "distinct_2": Diagnostic("distinct-2", distinct_2, "heldout", unit="share"),
+    "distinct_1": _share("distinct-1", distinct_1, "heldout"),
+    "distinct_2": _share("distinct-2", distinct_2, "heldout"),
     "self_rouge": Diagnostic("similarity among samples", self_rouge, "heldout", unit="ROUGE-L"),
-    "newness": Diagnostic(
-        "share of new answers", newness, "heldout", "previous", unit="share", core=True
-    ),
+    "newness": _share("share of new answers", newness, "heldout", "previous", core=True),
     "length_tokens": Diagnostic(
         "answer length", length_tokens, "heldout", unit="tokens", digits=1, core=True
     ),
-    "truncated_share": Diagnostic("truncated answers", truncated_share, "heldout", unit="share"),
-    "missing_eos_share": Diagnostic(
-        "answers without end of turn", missing_eos_share, "heldout", unit="share"
-    ),
+    "truncated_share": _share("truncated answers", truncated_share, "heldout"),
+    "missing_eos_share": _share("answers without end of turn", missing_eos_share, "heldout"),
     "grad_ratio": Diagnostic(
         "‖g_explore‖/‖g_DPO‖ at the start", None, "batches", unit="ratio", core=True
     ),
@@ -486,9 +475,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
         "heldout",
         unit="reward",
     ),
-    "mode_coverage": Diagnostic(
-        "coverage of answer modes", mode_coverage, "heldout", "pocket", unit="share"
-    ),
+    "mode_coverage": _share("coverage of answer modes", mode_coverage, "heldout", "pocket"),
     "unseen_mass": Diagnostic(
         "probability moved to unseen answers",
         unseen_mass,
