@@ -114,7 +114,7 @@ def status(folder: Path, count: int = 10_000) -> dict[str, Any]:
         target = store.folder(key)
         target.mkdir(parents=True)
         (target / "rows.jsonl").write_text("{}\n")
-        record = record_of(target, key, node.stage, dict(node.settings), dict(node.inputs))
+        record = record_of(target, key, node.stage, dict(node.defining), dict(node.inputs))
         (target / "record.json").write_text(json.dumps(vars(record.sealed()), sort_keys=True))
     where = ["--store", str(store.root), "--results", str(folder / "results")]
     taken = seconds(lambda: selm("status", "alpha", *where), 5)
