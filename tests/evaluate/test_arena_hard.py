@@ -216,8 +216,8 @@ def test_judgments_that_exist_score_as_those_of_a_study(
     assert summary["hard_prompt"] == pytest.approx(55.0)
     assert summary["benchmark_version"] == told["benchmark_version"]
     assert {row["judge"] for row in rows.values()} == {"gpt (given)"}
-    _, summary = scored_as_given(tmp_path, judgments(tmp_path, games=[None, {"score": "A>B"}]))
-    assert (summary["hard_prompt"], summary["verdicts"]) == (None, {"unparsed": 4, "A>B": 4})
+    _, summary = scored_as_given(tmp_path, judgments(tmp_path, games=[None, {"score": "A>>>B"}]))
+    assert (summary["hard_prompt"], summary["verdicts"]) == (None, {"unparsed": 8})
 
 
 def test_judgments_and_answers_of_other_questions_or_texts_are_refused(
