@@ -20,13 +20,14 @@ MOST_MEASURES = 7
 
 def opening(data: StudyData) -> Opening:
     """The first screen of a study's report, finished or not."""
+    trained = not prose.nothing_trained(data)
     said = (
         prose.detectable(data),
         prose.other_outcomes(data),
         prose.selection(data),
-        prose.improvement(data),
+        prose.improvement(data) if trained else None,
         prose.trend(data),
-        Statement(prose.conditions(data)),
+        Statement(prose.conditions(data)) if trained else None,
     )
     return Opening(
         data.name,
@@ -68,7 +69,9 @@ def matrix(data: StudyData) -> Matrix:
             for measure, iteration in wanted
         ]
         rows.append(tuple(row))
-    caption = f"{text.capitalised(prose.after(data, data.last_iteration))}: scores"
+    caption = "Scores"
+    if not prose.nothing_trained(data):
+        caption = f"{text.capitalised(prose.after(data, data.last_iteration))}: scores"
     if data.baseline_arm and len(data.arms) > 1:
         baseline = prose.named(data.label(data.baseline_arm))
         caption = f"{caption} of {baseline}; other arms: difference to it"
@@ -117,13 +120,14 @@ def _scored(estimate: Estimate) -> str:
 # -- what to do next -------------------------------------------------------------------------------
 def next_steps(data: StudyData) -> tuple[Next, ...]:
     """What would answer more: the rest of the study, seeds for an interval, seeds for a smaller
-    difference, or other seeds for one that was found; nothing where others trained the runs.
+    difference, or other seeds for one that was found; nothing where others trained the runs, or
+    nobody did.
     """
     if data.unfinished:
         states = {stage.state for stage, _ in data.unfinished}
         failed = "what failed is tried again" if "failed" in states else "done stages are kept"
         return (Next(f"Continue the run; {failed}", ()),)
-    if any(run.given for run in data.runs):
+    if prose.nothing_trained(data) or any(run.given for run in data.runs):
         return ()
     if len(data.seeds) < MIN_SEEDS:
         say = f"{MIN_SEEDS} seeds would give intervals over seeds"

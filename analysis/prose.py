@@ -43,6 +43,11 @@ def after(data: StudyData, iteration: int) -> str:
     return f"after {counted} {iteration}"
 
 
+def nothing_trained(data: StudyData) -> bool:
+    """Whether models are scored as they are, as by ``selm evaluate``."""
+    return not data.last_iteration and not any(run.given for run in data.runs)
+
+
 def counted_in(data: StudyData) -> str:
     """What checkpoints are counted in."""
     return "step" if any(run.given for run in data.runs) else "iteration"
@@ -59,8 +64,10 @@ def finding(data: StudyData) -> Statement:
     measure = found.primary_measure
     outcome = f"{measure.name} {after(data, found.primary_iteration)}"
     if len(data.arms) < 2:
-        arm = next(iter(data.arms), "")
-        return _alone(data, f"This study has one arm, {named(data.label(arm))}, so", measure)
+        arm = named(data.label(next(iter(data.arms), "")))
+        if nothing_trained(data):
+            return Statement(f"{arm} was scored and nothing trained; the table shows its scores.")
+        return _alone(data, f"This study has one arm, {arm}, so", measure)
     if not data.baseline_arm:
         return Statement(
             "This study declares no baseline, so it compares nothing; the table shows its scores. "

@@ -403,7 +403,7 @@ class _Writer:
         """
         alpha, _, iteration = at
         luck = float(self.draw("seed", *at).normal(0, 0.01)) if iteration else 0.0
-        gain = 0.1 * iteration + self.spec.effect * alpha * iteration / self.spec.iterations
+        gain = 0.1 * iteration + self.spec.effect * alpha * iteration / max(1, self.spec.iterations)
         return min(max(0.3 + gain + luck, 0.0), 1.0)
 
     def draw(self, *parts: Any) -> np.random.Generator:

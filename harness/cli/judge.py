@@ -68,12 +68,14 @@ def evaluate(
     changes = {"loop.iterations": 0, "loop.warmup_dpo": False, "model.source": model}
     changes |= parse_overrides(overrides)
     whole, question = str(recipe.resolve()), f"How does {model} score?"
-    study = studies.compose(recipe, name, whole, changes, {model: {}}, [0], question)
+    named = Path(model).resolve().name if Path(model).exists() else model
+    arm: dict[str, dict[str, str]] = {named: {}}
+    study = studies.compose(recipe, name, whole, changes, arm, [0], question)
     scored = [registry.BENCHMARKS[one] for one in study.base.evaluation.benchmarks]
     if not any("ranker" in one.inputs for one in scored):
         # Nothing is ranked: a ranker that the recipe names need not be there.
         changes |= {"ranker.kind": "oracle", "ranker.model": ""}
-        study = studies.compose(recipe, name, whole, changes, {model: {}}, [0], question)
+        study = studies.compose(recipe, name, whole, changes, arm, [0], question)
     plan = launch.share_cost(launch.plan_study(study), stores.Store(store), max_cost)
     raise typer.Exit(run_plan(plan, store, results, workers=worker_count(workers)))
 

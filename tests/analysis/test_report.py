@@ -122,6 +122,14 @@ def test_one_arm_alone_is_scored_and_compared_with_nothing(tmp_path: Path) -> No
     assert said.exact.endswith("n = 3 seeds × 24 instructions.")
 
 
+def test_of_a_model_as_it_is_nothing_is_said_of_training_or_seeds(tmp_path: Path) -> None:
+    found = opening(study(tmp_path, alphas=(0.0,), seeds=(0,), iterations=0))
+    assert found.answer.plain == "α = 0 was scored and nothing trained; the table shows its scores."
+    assert all(one.plain.startswith("Declared in advance") for one in found.statements)
+    assert found.next == ()
+    assert found.matrix.caption == "Scores."
+
+
 def test_arms_with_names_are_quoted_and_their_own_last_iterations_are_meant(tmp_path: Path) -> None:
     def answer(name: str, **axes: list[Any]) -> str:
         return prose.finding(study(tmp_path / name, axes=axes)).plain

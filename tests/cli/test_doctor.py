@@ -22,7 +22,6 @@ from harness.records import HarnessError
 from harness.study.sections import RankerSettings
 from harness.study.settings import Recipe
 from tests import tiny
-from tests.model.test_checkpoint import ranker
 from tests.study.test_recipes import RECIPES, recipe
 from tests.tree import ROOT
 
@@ -248,7 +247,7 @@ def test_rows_that_went_through_a_template_or_are_no_pairs_are_wrong(tmp_path: P
 
 
 def test_a_reward_model_is_looked_at_as_one(tmp_path: Path) -> None:
-    folder = ranker(tmp_path)
+    folder = tiny.reward_model(tmp_path)
     found = states(doctor.model(str(folder)))
     assert found[f"ranker {folder}"] == ("ok", "LlamaForSequenceClassification, 21 tensors")
     sound = Recipe(ranker=RankerSettings(kind="reward_model", model=str(folder)))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app, import_trl, trl_fields
+from harness.cli import app, console, import_trl, trl_fields
 from harness.engine.launch import build_plan
 from harness.records import HarnessError
 from harness.study.study import load_study
@@ -84,12 +84,18 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sentence of a table is broken (a worker of pytest's has 80 columns, whatever is set)."""
+    monkeypatch.setattr(console.console, "width", 400)
+
+
 def written(folder: Path, values: dict[str, Any], *options: str) -> tuple[Path, str]:
     """The study that the command writes, and what it prints."""
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
     arguments = ["import-trl", str(config), "--out", str(folder), "--name", "mine", *options]
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "400"})
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return folder / "mine.yaml", done.output
 

@@ -22,7 +22,7 @@ from harness.evaluate.mt_bench import MTBenchSettings
 from harness.judge.client import JudgeClient
 from harness.judge.journal import JOURNAL_NAME
 from harness.records import HarnessError, StageOutcome, StageTask
-from harness.stages import benchmarks
+from harness.stages.data import benchmarks
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 from tests.faulty_judge import FaultRates, serve
@@ -575,7 +575,7 @@ def files_task(out: Path, shared_data: Path, limit: int = 0, **changed: Any) -> 
 
 def test_public_files_are_laid_out_unchanged(shared_data: Path, tmp_path: Path) -> None:
     task = files_task(tmp_path / "out", shared_data)
-    outcome = benchmarks.run(task)
+    outcome = benchmarks(task)
     assert outcome.summary["mt_bench"]["official"] is True
     assert outcome.summary["alpaca_eval"]["instructions"] == alpaca_eval.OFFICIAL_BASELINE
     assert outcome.rows == 160 + 805
@@ -586,7 +586,7 @@ def test_a_limit_keeps_official_order_and_takes_gamed_rows_along(
     shared_data: Path, tmp_path: Path
 ) -> None:
     task = files_task(tmp_path / "out", shared_data, limit=40)
-    benchmarks.run(task)
+    benchmarks(task)
     rows = json.loads((task.out / "alpaca_eval" / "eval.json").read_text())
     assert [row["id"] for row in rows] == [str(i) for i in range(40)]
     with open(shared_data / "alpaca_eval/df_gamed_reconstructed.csv", encoding="utf-8") as handle:
@@ -610,7 +610,7 @@ def test_the_official_instructions_in_another_order_are_refused(
     (tmp_path / "sorted.json").write_text(json.dumps(rows))
     task = files_task(tmp_path / "out", shared_data, instructions=str(tmp_path / "sorted.json"))
     with pytest.raises(HarnessError, match=r"sorted.json: .*in another order.*df_gamed"):
-        benchmarks.run(task)
+        benchmarks(task)
 
 
 @pytest.mark.parametrize(
@@ -631,11 +631,11 @@ def test_bad_instruction_files_are_named(
 ) -> None:
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(HarnessError, match=message):
-        benchmarks.run(
+        benchmarks(
             files_task(tmp_path / "out", shared_data, instructions=str(tmp_path / "bad.json"))
         )
     with pytest.raises(HarnessError, match=r"gamed_baseline: .* does not exist"):
-        benchmarks.run(
+        benchmarks(
             files_task(tmp_path / "other", shared_data, gamed_baseline=str(tmp_path / "none.csv"))
         )
 

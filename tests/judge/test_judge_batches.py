@@ -361,7 +361,7 @@ def test_a_batch_costs_half_in_the_plan_in_the_limit_and_in_what_was_spent(tmp_p
     judge, direct = JudgeSettings(transport="batch"), JudgeSettings()
     runtime = Runtime(**PRICES)
     work = Work(judge_calls=10, judge_prompt=1000, judge_reply=500)
-    assert judging.usd(direct, runtime, work) == pytest.approx((3000 + 4000) / 1e6)
+    assert judging.price(direct, runtime, work) == pytest.approx((3000 + 4000) / 1e6)
     (bill,) = judging.bills([(judge, runtime, work)])
     assert bill.usd == pytest.approx(3500 / 1e6)
     assert bill.name == "pocket-judge by batch"
