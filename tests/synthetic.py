@@ -498,8 +498,8 @@ class _Writer:
             names = [f"heldout-{i}" for i in range(self.spec.heldout)]
             names += [f"ood-{i}" for i in range(self.spec.ood)]
             drawn = itertools.product(names, range(3))
-            rows = [Response(n, s, self.text(at, n), (1, 2), "ok", s) for n, s in drawn]
-            write_jsonl(folder / "heldout.jsonl", rows)
+            samples = [Response(n, s, self.text(at, n), (1, 2), "ok", s) for n, s in drawn]
+            write_jsonl(folder / "heldout.jsonl", samples)
         return {"tokens_generated": 300.0}
 
     def write_mt_bench(
