@@ -91,16 +91,21 @@ OWN_EXAMPLES = {"gsm8k": 8}
 
 class AcademicSettings(Section):
     tasks: Different = list(PAPER_TASKS)
+    """lm-eval's tasks by name."""
     data: dict[str, str] = {}
     """Task → local data file, in place of the hub."""
     shots: dict[str, NonNegative] = {}
+    """Task → examples before each question, where not the paper's number."""
     metrics: dict[str, str] = {}
     """Task → the metric it is scored by, or ``metric,filter``, where not the usual one: a mean over
     items of values from 0 to 1 of which more is better.
     """
     limit: NonNegative = 0
+    """Items of a task: the first so many; 0: all."""
     chat_template: bool = True
+    """Whether questions stand in the model's chat template."""
     fewshot_as_multiturn: bool = True
+    """Whether examples are turns of the conversation (with ``chat_template``)."""
     max_new_tokens: NonNegative = 0
     """0: as the task says."""
     engine: Backend = "transformers"

@@ -56,6 +56,7 @@ class AlpacaEvalSettings(benchmark.JudgedSettings):
     gamed_baseline: str = ""
     """CSV in the library's df_gamed form."""
     annotator: str = OFFICIAL_ANNOTATOR
+    """The library's annotator, by name; ``judge.annotator`` goes before it."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of the policy's answers; 0: greedy."""
 

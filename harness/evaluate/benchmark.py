@@ -150,7 +150,9 @@ class JudgedSettings(Section):
     unkeyed: ClassVar[tuple[str, ...]] = ("judge",)
 
     limit: NonNegative = 0
+    """Items: the first so many; 0: all."""
     max_new_tokens: Positive = 24
+    """Tokens of an answer (of a turn)."""
     judge: JudgeSettings | None = None
     """Its own judge, or the name of its profile; empty: the recipe's."""
 

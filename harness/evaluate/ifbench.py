@@ -32,7 +32,9 @@ class IFBenchSettings(Section):
     questions: str = ""
     """Its IFBench_test.jsonl: key, prompt, instruction_id_list, kwargs."""
     limit: NonNegative = 0
+    """Prompts: the first so many; 0: all."""
     max_new_tokens: Positive = 4096
+    """Tokens of an answer."""
 
 
 def prepare(settings: IFBenchSettings, out: Path) -> Mapping[str, Any]:

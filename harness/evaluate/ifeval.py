@@ -45,7 +45,9 @@ class IFEvalSettings(Section):
     questions: str = ""
     """JSONL in google/IFEval's form: key, prompt, instruction_id_list, kwargs."""
     limit: NonNegative = 0
+    """Prompts: the first so many; 0: all."""
     max_new_tokens: Positive = 1280
+    """Tokens of an answer."""
 
 
 def prepare(settings: IFEvalSettings, out: Path) -> Mapping[str, Any]:

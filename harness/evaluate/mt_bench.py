@@ -52,10 +52,13 @@ OFFICIAL_JUDGES = ("gpt-4", "gpt-4-0314", "gpt-4-0613")
 
 class MTBenchSettings(benchmark.JudgedSettings):
     questions: str = ""
+    """FastChat's question.jsonl; empty: the pocket world's."""
     references: str = ""
+    """FastChat's reference answers of one model, for the questions of mathematics and logic."""
     judge_prompts: str = ""
     """Files in FastChat's formats; empty: the pocket world's."""
     reference_set: str = "pocket"
+    """What the references are, in the rows' version: scores over others are not compared."""
 
 
 class JudgeTask(Section):

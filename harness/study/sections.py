@@ -94,7 +94,9 @@ class Linear(Section):
     """Linear interpolation from ``start`` (first iteration) to ``end`` (last iteration)."""
 
     start: float
+    """Value in iteration 1."""
     end: float
+    """Value in the last iteration."""
 
 
 Schedule = float | list[float] | Linear
@@ -105,7 +107,9 @@ class ModelSettings(Section):
     source: str = "pocket"
     """``pocket``, a checkpoint folder, a GGUF file (extra ``gguf``), or a hub id."""
     revision: str = ""
+    """Branch, tag or commit of a hub id; its commit is what is in the key."""
     dtype: Dtype = "float32"
+    """In which models compute and are stored."""
     attention: Attention = "sdpa"
     """How transformers' loop samples and lm-eval reads: sdpa, eager, flash_attention_2,
     flex_attention, or a kernel of the hub by name (``kernels-community/flash-attn2``, with the
@@ -156,14 +160,23 @@ class PocketBaseSettings(Section):
     """The pocket world's supervised base (ignored for other models)."""
 
     steps: Positive = 1500
+    """Steps of supervised training."""
     batch_size: Positive = 32
+    """Rows a step."""
     learning_rate: float = 3e-3
+    """Of AdamW, at its highest."""
     hidden_size: Positive = 128
+    """Width of the Llama that is trained."""
     layers: Positive = 2
+    """Its layers."""
     heads: Positive = 8
+    """Its attention heads."""
     rows: Positive = 20_000
+    """Rows of supervised data."""
     best_style_share: Share = 0.02
+    """Share of their answers in the style that is worth most ("checked")."""
     seed: NonNegative = 0
+    """Of weights and data."""
 
 
 class WorldSettings(Section):
@@ -205,19 +218,26 @@ class DataSettings(Section):
     }
 
     source: Literal["pocket", "files", "hub", "rules"] = "pocket"
+    """Prompts and labelled pairs: the pocket world's, a file's, the hub's, or questions with
+    constraints that can be checked.
+    """
     path: str = ""
     """JSON (one object a line or one list, .gz too) or Parquet in a form that `harness.data.rows`
     reads (``files``), the dataset's hub id (``hub``), or rows of question and answer (``rules``;
     empty: ours).
     """
     revision: str = ""
+    """Branch, tag or commit of the dataset on the hub."""
     train_split: str = "train_prefs"
+    """Split that is trained on (``hub``)."""
     heldout_split: str = "test_prefs"
+    """Split that is held out (``hub``)."""
     heldout_path: str = ""
     """Held-out rows; empty: the last ``heldout`` rows of ``path``."""
     prompts: NonNegative = 0
     """Training prompts used in all; 0 means every one."""
     heldout: Positive = 64
+    """Held-out prompts."""
     ood: NonNegative = 0
     """Out-of-distribution prompts (pocket world: held-out compositions; ``rules``: constraints of
     ``rules.unmet_offline`` alone).
@@ -240,9 +260,15 @@ class DataSettings(Section):
 
 class ObjectiveSettings(Section):
     name: str = "selm"
+    """Which loss (`harness.train.objectives`)."""
     alpha: Schedule = 0.0
+    """Coefficient of the exploration term; 0 is DPO. What multiplies log π(y) follows from it and
+    the objective (`harness.train.objectives`).
+    """
     beta: Schedule = 0.1
+    """β of the KL to the reference."""
     placebo: Placebo = "none"
+    """A control in place of the exploration term: its sign turned, or y of another prompt."""
     params: dict[str, float] = {}
     """Further parameters of the objective by name (gamma, epsilon, lambda, …); unknown names are
     refused by the plan.
@@ -253,11 +279,15 @@ class DecodingSettings(Section):
     """How answers of a rollout are drawn."""
 
     decoding: Literal["greedy", "sample"] = "sample"
+    """The likeliest token each time, or drawn."""
     samples: Positive = 1
     """Answers a prompt. Of y: the exploration term reads the mean over them."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of what is drawn."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Least probability mass that is drawn from."""
     max_new_tokens: Positive = 24
+    """Tokens of an answer; one that is longer is cut and counted."""
     overlong_prompts: Literal["drop", "truncate", "refuse", "keep"] = "drop"
     """Prompts over training.max_prompt_length tokens: left out and counted, cut at their beginning,
     an error, or kept whole (training then cuts them: ``training.truncation: prompt_first``).
@@ -272,6 +302,7 @@ class ExplorationSettings(DecodingSettings):
     ``first``: the model that the method starts from. ``checkpoint``: the one named there.
     """
     checkpoint: str = ""
+    """With policy ``checkpoint``: a folder or hub id."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -298,7 +329,9 @@ class RankerSettings(Section):
     ``data.ranker_pairs`` held-aside pairs.
     """
     revision: str = ""
+    """Branch, tag or commit of a hub id."""
     max_length: Positive = 1024
+    """Tokens of prompt and answer that its model reads; a longer prompt loses its beginning."""
     off_support_error: float = 0.0
     """With kind misgeneralising: what is added to the reward of an answer that nothing in the
     offline data is like.
@@ -309,10 +342,15 @@ class RankerTrainingSettings(Section):
     """How a reward model is trained in place (``ranker.kind: reward_model`` without a model)."""
 
     learning_rate: float = 1e-5
+    """At its highest."""
     batch_size: Positive = 16
+    """Pairs a step."""
     epochs: Positive = 1
+    """Passes over the pairs."""
     max_length: Positive = 1024
+    """Tokens of prompt and answer; longer pairs are left out and counted."""
     seed: NonNegative = 0
+    """Of the head and the order of the pairs."""
 
 
 class PairSettings(Section):
@@ -338,11 +376,13 @@ class PairSettings(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the further samples; their length is limited as y's is."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the further samples."""
     selector: str = ""
     """Which prompts and which two of their drawn answers the ranker is asked about
     (`harness.rankers.selectors`); empty: all.
     """
     entropy_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """With selector ``apl``: share of the prompts that is kept by predictive entropy."""
     margin_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """With selector ``apl``: shares of the prompts that are kept by predictive entropy, and of
     these by the implicit reward's margin.
@@ -355,8 +395,11 @@ class ProbeSettings(Section):
     """How small networks on frozen states are fitted."""
 
     learning_rate: float = 1e-4
+    """Of Adam."""
     epochs: Positive = 1
+    """Passes over the states."""
     batch_size: Positive = 8
+    """States a step."""
 
 
 class CountSettings(ProbeSettings):
@@ -369,10 +412,15 @@ class EnsembleSettings(ProbeSettings):
     """
 
     heads: Annotated[int, Field(ge=2)] = 20
+    """Reward heads, of which one is drawn for each prompt."""
     hidden: Positive = 128
+    """Width of a head's hidden layers."""
     learning_rate: float = 1e-3
+    """Of Adam."""
     epochs: Positive = 10
+    """Passes over the pairs."""
     batch_size: Positive = 128
+    """Pairs a step."""
     prior_weight: Annotated[float, Field(ge=0)] = 0.5
     """λ of the squared distance from a head's first weights, against the sum of the pairs' losses.
     """
@@ -384,26 +432,38 @@ class LoraSettings(Section):
     base: Literal["whole", "nf4"] = "whole"
     """The frozen weights: as they are, or in 4 bits (NF4 with double quantisation)."""
     r: Positive = 16
+    """Rank."""
     alpha: Positive = 32
+    """Scale of the update, times 1/r."""
     dropout: Share = 0.0
+    """On an adapter's input."""
     target_modules: list[str] | str = "all-linear"
+    """Names of the linear layers that get one, or all."""
 
 
 class TrainingSettings(Section):
     learning_rate: Schedule = 3e-5
+    """At its highest."""
     batch_size: Positive = 64
     """Global batch in rows; independent of device count and micro-batch."""
     epochs: Positive = 1
+    """Passes over an iteration's pairs."""
     warmup_ratio: Share = 0.1
+    """Share of an iteration's steps over which the rate rises."""
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls after that."""
     optimizer: Annotated[str, AfterValidator(optimizers.known)] = "adamw_torch"
     """Any of transformers' Trainer that needs no further settings (its ``optim``): adamw_torch,
     sgd, adafactor, adamw_8bit, …
     """
     weight_decay: float = 0.0
+    """Of the optimiser, not on biases and norms."""
     max_grad_norm: float = 1.0
+    """Largest norm of a step's gradient; 0: as it is."""
     max_length: Positive = 256
+    """Tokens of a prompt and a response together."""
     max_prompt_length: Positive = 128
+    """Tokens of a prompt (``exploration.overlong_prompts``)."""
     truncation: Truncation = "responses"
     """Rows over ``max_length`` tokens. ``responses``: each response loses its end. ``prompt_first``
     (the rule of TRL's DPOTrainer when SELM was released): where the prompt and the longest response
@@ -411,6 +471,7 @@ class TrainingSettings(Section):
     all responses are cut to ``max_length - max_prompt_length``.
     """
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, the same numbers."""
     lora: LoraSettings | None = None
     """Adapters in place of all weights. ``base: nf4`` freezes those in 4 bits (QLoRA; extra
     ``quantised``): π_ref is then the same 4-bit model, and stored is the whole policy that was
@@ -443,6 +504,7 @@ class LoopSettings(Section):
     d = ``ema_decay``.
     """
     ema_decay: Share = 0.9
+    """d of ``reference_policy: ema``."""
     mode: Literal["iterative", "stepwise", "offline", "online"] = "iterative"
     """``iterative``: pairs of the policy's own answers, a new optimiser and schedule each
     iteration. ``stepwise``: the same with the labelled pairs. ``online``: as iterative, but
@@ -501,7 +563,9 @@ class JudgeSettings(Section):
     profile: str = ""
     """The file in ``judges/`` that these settings began as; the keys beside it change them."""
     kind: Literal["pocket", "openai"] = "pocket"
+    """The pocket world's own judge, or a server with OpenAI's interface."""
     model: str = "pocket-judge"
+    """Its name at the server."""
     base_url: str = ""
     """OpenAI-compatible endpoint (https or loopback). Empty with kind openai: the OPENAI_BASE_URL
     variable.
@@ -521,6 +585,7 @@ class JudgeSettings(Section):
     many, and has no verdict if it is cut off again.
     """
     repeats: Positive = 1
+    """Judgments of every item, each in the report: their spread is the judge's noise."""
     verdict: Literal["", "logprobs", "text"] = ""
     """How it says which of two answers is better: by the log-probabilities of one token, or in
     words. Empty: as the annotator has it.
@@ -541,8 +606,11 @@ class JudgeSettings(Section):
     facts: JudgeFacts | None = None
     """Prices, end of life, licence and sources."""
     noise: float = 0.3
+    """Of the pocket judge: standard deviation, in log-odds or rating points."""
     position_bias: float = 0.05
+    """Of the pocket judge: what the second place is worth to it."""
     length_bias: float = 0.0
+    """Of the pocket judge: what length is worth to it."""
     seed: NonNegative = 0
     """noise, position_bias, length_bias, seed: the pocket judge's (log-odds or rating points)."""
     best_style_worth: Share | None = None
@@ -592,19 +660,25 @@ class DiagnosticsSamples(Section):
     """How much a checkpoint's diagnostics draw."""
 
     prompts: Positive = 64
+    """The last so many training pairs, and the first held-out and out-of-distribution prompts."""
     samples: Annotated[int, Field(ge=4)] = 4
+    """Temperature-1 samples a prompt."""
     max_new_tokens: Positive = 24
+    """Tokens of a sample."""
 
 
 class DiagnosticsSettings(DiagnosticsSamples):
     enabled: bool = True
+    """Whether checkpoints are diagnosed at all."""
 
 
 class RuntimeSettings(Section):
     """Speed only; in no key."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where one is seen."""
     micro_batch: Positive = 64
+    """Most rows of a training micro-batch."""
     token_budget: NonNegative = 8192
     """Tokens in one training micro-batch; 0: ``micro_batch`` rows."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -638,14 +712,19 @@ class RuntimeSettings(Section):
     report_to: str = "none"
     """Where the trainer logs (transformers' ``report_to``): none, tensorboard, wandb, …"""
     judge_concurrency: Positive = 8
+    """Requests under way at once."""
     judge_timeout_s: float = 60.0
+    """Time for one reply."""
     judge_deadline_s: float = 1800.0
+    """Time for one judgment with all its further attempts."""
     judge_requests_per_minute: NonNegative = 0
+    """0: no limit."""
     judge_backoff_s: Annotated[float, Field(gt=0)] = 0.5
     """First wait after a failed attempt; doubled (with jitter) up to 30 s. Retry-After goes before
     it.
     """
     price_prompt_usd_per_million: Annotated[float, Field(ge=0)] = 0.0
+    """The judge's price for a prompt's tokens; a profile's own goes before it."""
     price_completion_usd_per_million: Annotated[float, Field(ge=0)] = 0.0
     """The judge's prices per million tokens, for ``max_cost_usd`` and the dry run; a profile's own
     go before them.

@@ -18,14 +18,17 @@ class EvaluationSettings(Section):
     """What every checkpoint is scored on. Each benchmark that has settings adds its section."""
 
     benchmarks: Different = ["mt_bench", "alpaca_eval", "academic", "heldout"]
+    """By which every checkpoint is scored."""
     heldout_samples: Positive = 4
     """Answers per held-out prompt at temperature 1 (besides the greedy one)."""
     heldout_max_new_tokens: Positive = 24
+    """Tokens of an answer to a held-out prompt."""
     rank_alpaca_eval: bool = False
     """The ranker also compares AlpacaEval's answers with the baseline's, so that its disagreement
     with the judge is measured answer by answer.
     """
     iterations: Literal["all", "last"] = "all"
+    """Whose checkpoints after training are scored: every iteration's, or the last alone."""
 
     def of(self, benchmark: str) -> Any:
         """A benchmark's section; None for one without settings."""

@@ -36,8 +36,11 @@ class Outcome(Section):
     """One declared outcome: a metric of a benchmark at an iteration."""
 
     benchmark: str = "alpaca_eval"
+    """Its name, or a task's of the academic ones."""
     metric: str = "length_controlled_win_rate"
+    """As in scores.parquet."""
     iteration: Annotated[int, Field(ge=0)] | Literal["last"] = "last"
+    """After which; last: each arm's own."""
 
 
 class Trend(Section):
@@ -57,10 +60,13 @@ class Declaration(Section):
 
     primary: Outcome = Outcome()
     family: list[Outcome] = []
+    """Further outcomes; Holm's correction is over these and the primary one, of all arms."""
     trend: Trend | None = None
+    """A diagnostic that is expected to fall or rise along an axis."""
     pairwise: Annotated[list[str], Field(max_length=8)] = []
     """At most eight checkpoints ``run@iteration`` judged against each other (Fig. 2)."""
     completeness_bar: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of scored rows below which a cell is INCOMPLETE and takes no part."""
 
 
 class Arm(Section):
@@ -78,6 +84,7 @@ class StudyFile(Section):
     name: FolderName
     """Names the folder below ``results/``."""
     question: str = ""
+    """Stands at the head of the report."""
     """What is asked, in a sentence; opens the report."""
     recipe: str
     """A file, or the name of one in ``recipes/`` beside the study or of the harness."""

@@ -70,8 +70,11 @@ class Metric(Section):
     """A stored metric, averaged over items, at the last iteration."""
 
     benchmark: str = "heldout"
+    """Its name, or a task's of the academic ones."""
     metric: str = "reward"
+    """As in scores.parquet."""
     direction: Literal["maximize", "minimize"] = "maximize"
+    """Which of two values is better."""
 
 
 class TuneFile(Section):
@@ -80,6 +83,7 @@ class TuneFile(Section):
     name: FolderName
     """Names the folder below ``results/`` and the Optuna study."""
     question: str = ""
+    """Stands at the head of the report."""
     recipe: str
     """A file, or the name of one in ``recipes/`` beside the search or of the harness."""
     set: dict[str, Any] = {}

@@ -76,6 +76,13 @@ def test_every_key_that_is_named_exists(path: Path) -> None:
     assert keyed <= keys | STAGES.keys() | WALKED_THROUGH
 
 
+def test_every_key_says_what_it_means() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \|.*\| (.*)\|$", (ROOT / "docs/keys.md").read_text(), re.M)
+    keys = {key: meaning.strip() for key, meaning in rows if "." in key}
+    assert len(keys) > 150
+    assert not [key for key, meaning in keys.items() if not meaning]
+
+
 def test_help_of_every_command_has_an_example() -> None:
     from harness.cli import app
 
