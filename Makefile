@@ -63,7 +63,7 @@ test-gpu: setup     ## on a machine with a GPU; `python -m benchmarks gpu` measu
 smoke: setup        ## the whole chain in under a minute
 	$(BIN)/selm run ablations/smoke.yaml
 
-real: setup $(MODEL) ## a real model of 135 M parameters: about an hour on two cores
+real: setup $(MODEL) ## a real model of 135 M parameters: about 45 minutes on two cores
 	$(BIN)/selm plan ablations/real.yaml --cost --device cpu --devices 2
 	$(BIN)/selm run ablations/real.yaml
 

@@ -3,7 +3,8 @@ checkpoints that appear in a folder meanwhile: which are whole, and what they ar
 
 ``RUN/checkpoint-500``, ``RUN/step_500``, … are step 500 of an arm named as the folders between; a
 part ``seed-1`` of these is the seed. A checkpoint counts when its configuration, tokenizer and
-every shard are there and readable, and nothing in it changed between two looks.
+every shard are there and readable, and nothing in it changed between two looks; of a PEFT adapter,
+its configuration, its weights and the base that it names.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from harness.engine.graph import Builder, RunPlan
 from harness.engine.scores import add_scores, settled
 from harness.evaluate.registry import BENCHMARKS
 from harness.files import write_atomic
-from harness.model.checkpoint_files import fingerprint, settings_of, weight_files
-from harness.records import HarnessError, canonical_json, first_line
+from harness.model.checkpoint_files import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    base_of,
+    fingerprint,
+    is_adapter,
+    settings_of,
+    weight_files,
+)
+from harness.records import HarnessError, canonical_json, first_line, is_hub_id
 from harness.study import names, tasks
 from harness.study.given import Given
 from harness.study.study import Cell
@@ -140,13 +149,21 @@ def not_whole(folder: Path) -> str:
 
     source = folder.name
     try:
-        settings_of(folder / "config.json", source)
-        found = [name for name in TOKENIZERS if (folder / name).is_file()]
-        if not found:
-            return "it holds no tokenizer"
-        if found[0].endswith(".json"):
-            settings_of(folder / found[0], source)
-        for file in weight_files(folder, source).files:
+        if is_adapter(folder):
+            settings_of(folder / ADAPTER, source)
+            base = base_of(folder)
+            if not (Path(base, "config.json").is_file() or is_hub_id(base)):
+                return f"the adapter's base {base!r} is no checkpoint; name it in a table"
+            files = (folder / ADAPTER_WEIGHTS,)
+        else:
+            settings_of(folder / "config.json", source)
+            found = [name for name in TOKENIZERS if (folder / name).is_file()]
+            if not found:
+                return "it holds no tokenizer"
+            if found[0].endswith(".json"):
+                settings_of(folder / found[0], source)
+            files = weight_files(folder, source).files
+        for file in files:
             # Opening compares the file's length with what its header says.
             with safe_open(file, framework="numpy"):
                 pass
@@ -173,8 +190,8 @@ class Watcher:
     def look(self) -> list[Given]:
         """Every checkpoint that is or was whole, in the order of arm, seed and step."""
         self.waiting = {}
-        for config in sorted(self.folder.rglob("config.json")):
-            folder = config.parent
+        settings = [*self.folder.rglob("config.json"), *self.folder.rglob(ADAPTER)]
+        for folder in sorted({file.parent for file in settings}):
             if str(folder) in self.rows:
                 continue
             step, reason = STEP.fullmatch(folder.name), "the name ends in no step"
@@ -207,4 +224,5 @@ class Watcher:
         except ValueError as error:
             raise HarnessError(f"{folder}: arm {arm!r}: {error}") from None
         content, number = fingerprint(folder), int(seed[1]) if seed else 0
-        return Given(arm, number, step, str(folder), str(folder), content=content)
+        base = base_of(folder) if is_adapter(folder) else ""
+        return Given(arm, number, step, str(folder), str(folder), content=content, base=base)

@@ -44,7 +44,7 @@ STAGES: Mapping[str, Stage] = {
     "base.checkpoint": Stage("harness.stages.base:run", tasks.CheckpointTask, version=3),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", tasks.PocketBenchmarksTask),
     "benchmarks.files": Stage(
-        "harness.stages.data:benchmarks", tasks.FileBenchmarksTask, seconds=2
+        "harness.stages.data:benchmarks", tasks.FileBenchmarksTask, version=2, seconds=2
     ),
     "ranker.train": Stage(
         "harness.stages.reward:run", tasks.RankerTrainTask, seconds=60, accelerator=True

@@ -293,6 +293,17 @@ def prepare_academic(settings: AcademicSettings, out: Path) -> dict[str, Item]:
     return tasks
 
 
+def prepare(settings: AcademicSettings, out: Path) -> Mapping[str, Any]:
+    """How many tasks there are, and of which items were held aside, out of how many."""
+    tasks = prepare_academic(settings, out)
+    aside = {
+        name: {"items": task["held_aside"], "of": task["items"] + len(task["held_aside"])}
+        for name, task in tasks.items()
+        if "held_aside" in task
+    }
+    return {"tasks": len(tasks), **({"held_aside": aside} if aside else {})}
+
+
 def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
     asked = settings.shots.get(column)
     paper = PAPER_TASKS.get(column)
@@ -346,9 +357,12 @@ def _splits(
     if paper.trains and train is not None:
         splits["train"] = with_ids(convert(column, Path(train)))
     elif paper.trains:
-        splits = {paper.split: items[: -(shots + 1)], "train": items[-(shots + 1) :]}
+        # lm-eval opens this split even where it takes no example of it.
+        splits["train"] = items
+        if shots:
+            splits = {paper.split: items[: -(shots + 1)], "train": items[-(shots + 1) :]}
+            about["held_aside"] = [item_name(one, 0) for one in splits["train"]]
         about["shots_from"] = "held aside" if shots else "none"
-        about["held_aside"] = [item_name(one, 0) for one in splits["train"]]
     if not splits[paper.split]:
         raise HarnessError(
             f"{path}: {len(items)} items cannot spare {shots + 1} for shots; give "
@@ -452,6 +466,6 @@ BENCHMARK = Benchmark(
     seconds=4.0,
     accelerator=True,
     other_files=("data",),
-    prepare=lambda settings, out: {"tasks": len(prepare_academic(settings, out))},
+    prepare=prepare,
     pocket="harness.pocket.benchmarks:write_academic",
 )

@@ -14,7 +14,7 @@ from typing import Any
 from harness.evaluate import benchmark, ifeval
 from harness.evaluate.libraries import ifbench
 from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
-from harness.study.sections import NonNegative, Positive, Section
+from harness.study.sections import Positive
 from harness.study.tasks import Answers, AnswerTask, Nothing
 from harness.study.work import Work
 
@@ -28,11 +28,7 @@ DATA = {
 """NLTK's data that the checkers read, and where it lies."""
 
 
-class IFBenchSettings(Section):
-    questions: str = ""
-    """Its IFBench_test.jsonl: key, prompt, instruction_id_list, kwargs."""
-    limit: NonNegative = 0
-    """Prompts: the first so many; 0: all."""
+class IFBenchSettings(ifeval.IFEvalSettings):
     max_new_tokens: Positive = 4096
     """Tokens of an answer."""
 

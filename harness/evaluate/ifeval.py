@@ -43,7 +43,7 @@ METRICS = {
 
 class IFEvalSettings(Section):
     questions: str = ""
-    """JSONL in google/IFEval's form: key, prompt, instruction_id_list, kwargs."""
+    """The owners' JSONL: key, prompt, instruction_id_list, kwargs."""
     limit: NonNegative = 0
     """Prompts: the first so many; 0: all."""
     max_new_tokens: Positive = 1280

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 from harness.model.checkpoint import check_checkpoint, load_model
-from harness.model.checkpoint_files import CheckpointError
+from harness.model.checkpoint_files import ADAPTER_WEIGHTS, CheckpointError
 from harness.model.isolated_rng import isolated_rng
 from harness.records import first_line
 
-WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -30,9 +29,9 @@ def merge(adapter: Path, base: Path, out: Path) -> None:
     """
     from peft import PeftConfig, get_peft_model
 
-    if not (adapter / WEIGHTS).is_file():
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
-            f"{adapter}: no {WEIGHTS} (pickled adapters are not read; save it as safetensors)"
+            f"{adapter}: no {ADAPTER_WEIGHTS} (pickled ones are not read; save it as safetensors)"
         )
     whole = check_checkpoint(base, head="causal")
     model = load_model(whole, dtype="auto", attention=None, device="cpu")

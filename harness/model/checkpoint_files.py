@@ -98,7 +98,7 @@ def base_of(path: Path) -> str:
         return ""
 
 
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

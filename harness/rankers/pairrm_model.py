@@ -291,7 +291,7 @@ def _logits(model: PairRM, rows: Sequence[Row]) -> list[float]:
 
 @lru_cache(maxsize=1)
 def load(folder: str, device: str) -> tuple[PairRM, Checkpoint]:
-    """PairRM (evaluation mode, float32) from a checkpoint in either published form, with what
+    """PairRM (evaluation mode, float32) from a checkpoint in the form of PairRM-hf, with what
     encodes its texts.
     """
     files = open_checkpoint(folder)

@@ -24,6 +24,7 @@ from harness.model.chat import PromptTooLongError, check_rows, encode_prompt
 from harness.model.policy import load_tokenizer
 from harness.records import (
     HarnessError,
+    LeftOut,
     Prompt,
     StageOutcome,
     StageTask,
@@ -200,4 +201,10 @@ def benchmarks(task: StageTask[FileBenchmarksTask]) -> StageOutcome:
         if prepare is not None:
             summary[name] = prepare(task.settings.sections[name], task.out / name)
     rows = sum(int(part.get("expected", part.get("tasks", 0))) for part in summary.values())
-    return StageOutcome(rows=rows, summary=summary)
+    left_out = []
+    for part in summary.values():
+        for name, aside in part.get("held_aside", {}).items():
+            items, what = aside["items"], f"{name} items"
+            reason, first = "held aside as examples", tuple(items[:3])
+            left_out.append(LeftOut(task.stage, what, reason, len(items), aside["of"], first))
+    return StageOutcome(rows=rows, summary=summary, left_out=tuple(left_out))

@@ -24,7 +24,7 @@ from harness.engine.launch import plan_study
 from harness.engine.store import Store
 from harness.records import read_jsonl, write_jsonl
 from harness.study.study import load_study
-from tests import evaluation_files
+from tests import evaluation_files, tiny
 from tests.model.test_adapter import trained
 
 ROOT = Path(__file__).parents[2]
@@ -189,6 +189,28 @@ def test_a_checkpoint_counts_when_it_is_whole_and_no_longer_written(
     (found,) = watcher.look()
     assert (found.arm, found.seed, found.step) == ("dpo", 3, 20)
     assert watcher.waiting == {str(outputs): "the name ends in no step"}
+    shutil.rmtree(run)
+    assert Watcher(outputs, tmp_path / "memory.json").look() == [found]
+
+
+def test_an_adapter_counts_when_it_is_whole_and_its_base_is_there(tmp_path: Path) -> None:
+    outputs, base = tmp_path / "outputs", tmp_path / "base"
+    tiny.checkpoint(base)
+    run = outputs / "lora" / "checkpoint-10"
+    trained(base, run)
+    weights = (run / "adapter_model.safetensors").read_bytes()
+    (run / "adapter_model.safetensors").write_bytes(weights[:-8])
+    watcher = Watcher(outputs, tmp_path / "memory.json")
+    assert not watcher.look()
+    assert str(run) in watcher.waiting
+    (run / "adapter_model.safetensors").write_bytes(weights)
+    base.rename(tmp_path / "elsewhere")
+    assert not watcher.look()
+    assert "no checkpoint; name it in a table" in watcher.waiting[str(run)]
+    (tmp_path / "elsewhere").rename(base)
+    assert not watcher.look()
+    (found,) = watcher.look()
+    assert (found.arm, found.step, found.base) == ("lora", 10, str(base))
     shutil.rmtree(run)
     assert Watcher(outputs, tmp_path / "memory.json").look() == [found]
 

@@ -41,6 +41,7 @@ from harness.model.generate import generate
 from harness.model.policy import load_policy
 from harness.model.vllm_engine import Drawn, Scored
 from harness.records import GenerationRequest, HarnessError, StageTask
+from harness.stages.data import benchmarks
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES as FILES
 from tests.model.families import FAMILIES
@@ -264,6 +265,21 @@ def test_shots_come_from_items_that_are_held_aside_named_and_not_scored(
         4,
     )
     assert [row["id"] for row in read_rows(tmp_path / "arc_challenge_test.jsonl")] == list("abcd")
+
+
+def test_without_shots_every_item_is_scored_and_what_is_held_aside_is_told(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    tasks = ["arc_challenge", "openbookqa"]
+    files, shots = {name: data[name] for name in tasks}, {"arc_challenge": 0, "openbookqa": 2}
+    sections = {"academic": asked(tasks=tasks, data=files, shots=shots)}
+    settings = {"benchmarks": ["academic"], "sections": sections}
+    task = stage_task("k", "benchmarks.files", settings, {}, tmp_path)
+    (told,) = benchmarks(task).left_out
+    assert (told.what, told.count, told.of) == ("openbookqa items", 3, 7)
+    assert told.examples == ("e", "f", "g")
+    written = read_rows(tmp_path / "academic" / "arc_challenge_test.jsonl")
+    assert [row["id"] for row in written] == list("abcdefg")
 
 
 def test_training_items_are_used_for_shots_where_there_are_some(

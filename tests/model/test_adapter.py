@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.model import adapter
-from harness.model.checkpoint_files import CheckpointError
+from harness.model.checkpoint_files import ADAPTER_WEIGHTS, CheckpointError
 from tests import tiny
 
 
@@ -67,7 +67,7 @@ def test_what_does_not_fit_or_is_pickled_is_refused(
     pair: tuple[Path, Path, Any], tmp_path: Path
 ) -> None:
     base, folder, _ = pair
-    file = folder / adapter.WEIGHTS
+    file = folder / ADAPTER_WEIGHTS
     weights = load_file(file)
     name = next(iter(weights))
     for changed, words in (
