@@ -360,7 +360,8 @@ def table_judge(data: StudyData) -> Table | Unavailable:
     caption = (
         "All iterations and seeds of an arm together; by checkpoint in the CSV. Not read: k of n "
         "verdicts, with Wilson interval; how many of them because the judge's reply was cut off "
-        "twice, and how many it refused. Answers cut off: at the limit, judged all the same. "
+        "twice, and how many it refused. Answers cut off: verdicts on an answer, or on a turn "
+        "after one, that ended at the limit; judged all the same. "
         "Defused: held verdict syntax or the judge prompt's delimiters."
     )
     if known:
