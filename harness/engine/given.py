@@ -154,7 +154,7 @@ def not_whole(folder: Path) -> str:
             base = base_of(folder)
             if not (Path(base, "config.json").is_file() or is_hub_id(base)):
                 return f"the adapter's base {base!r} is no checkpoint; name it in a table"
-            files = (folder / ADAPTER_WEIGHTS,)
+            files: tuple[Path, ...] = (folder / ADAPTER_WEIGHTS,)
         else:
             settings_of(folder / "config.json", source)
             found = [name for name in TOKENIZERS if (folder / name).is_file()]
