@@ -348,6 +348,16 @@ class StudyData:
     def last_iteration(self) -> int:
         return max((run.last_iteration for run in self.runs), default=0)
 
+    @property
+    def given(self) -> bool:
+        """Whether its checkpoints were trained elsewhere."""
+        return any(run.given for run in self.runs)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains: models scored as they are and given checkpoints are not its own."""
+        return self.last_iteration > 0 and not self.given
+
     @cached_property
     def iterations(self) -> list[int]:
         """The iterations, or given steps, from the first model (0) on."""

@@ -127,7 +127,7 @@ def next_steps(data: StudyData) -> tuple[Next, ...]:
         states = {stage.state for stage, _ in data.unfinished}
         failed = "what failed is tried again" if "failed" in states else "done stages are kept"
         return (Next(f"Continue the run; {failed}", ()),)
-    if prose.nothing_trained(data) or any(run.given for run in data.runs):
+    if not data.trains:
         return ()
     if len(data.seeds) < MIN_SEEDS:
         say = f"{MIN_SEEDS} seeds would give intervals over seeds"

@@ -39,10 +39,13 @@ Figures = Mapping[str, Drawn | Unavailable]
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of Markdown that can be linked to."""
+    """A piece of Markdown that can be linked to. folded: the words that open it on the page, and
+    its heading in Markdown; without any it is open.
+    """
 
     anchor: str
     markdown: str
+    folded: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ def page(data: StudyData, parts: Parts, figures: Figures, *, limit: int = PAGE_L
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     images = {f"figures/{k}.png": _image(f) for k, f in figures.items() if isinstance(f, Drawn)}
 
-    def blocks(some: Sequence[Block]) -> list[tuple[str, Markup]]:
-        return [(block.anchor, Markup(to_html(block.markdown, images))) for block in some]
+    def blocks(some: Sequence[Block]) -> list[tuple[Block, Markup]]:
+        return [(block, Markup(to_html(block.markdown, images))) for block in some]
 
     known = {
         "title": text.one_line(data.name, 80),

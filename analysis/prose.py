@@ -45,12 +45,12 @@ def after(data: StudyData, iteration: int) -> str:
 
 def nothing_trained(data: StudyData) -> bool:
     """Whether models are scored as they are, as by ``selm evaluate``."""
-    return not data.last_iteration and not any(run.given for run in data.runs)
+    return not data.last_iteration and not data.given
 
 
 def counted_in(data: StudyData) -> str:
     """What checkpoints are counted in."""
-    return "step" if any(run.given for run in data.runs) else "iteration"
+    return "step" if data.given else "iteration"
 
 
 def named(label: str) -> str:
@@ -434,7 +434,7 @@ def conditions(data: StudyData) -> str:
         else f"{min(ends)} to {max(ends)} iterations"
     )
     parts = [f"{plural(len(data.arms), 'arm')} × {plural(len(data.seeds), 'seed')} × {iterations}"]
-    if any(run.given for run in data.runs):
+    if data.given:
         steps = sum(len([step for step in run.iterations if step > 0]) for run in data.runs)
         told = f"{plural(len(data.arms), 'arm')}, {plural(len(data.runs), 'run')}"
         return (

@@ -32,6 +32,8 @@ SEARCH = "search/search.md"
 """What a search wrote beside the report of its finalists."""
 FIRST_FIGURES = ("differences", "matrix")
 """Drawn above the text of the finding."""
+NOT_HERE = "Not in this report"
+"""Heads the list of what a part of the report lacks."""
 Tables = Mapping[str, Table | Unavailable]
 
 
@@ -90,13 +92,13 @@ def parts_of(
     models: int = 0,
 ) -> Parts:
     """What both documents show, in order. models: checkpoints that have a model card."""
-    drawn = [key for key in FIRST_FIGURES if isinstance(figures.get(key), Drawn)]
-    first = [Block(f"figure-{key}", _picture(key, figures[key])) for key in drawn]
+    drawn = {key: one for key in FIRST_FIGURES if isinstance(one := figures.get(key), Drawn)}
+    first = [Block(f"figure-{key}", _picture(key, one)) for key, one in drawn.items()]
     shown: dict[str, list[Block]] = {"tables": [], "costs": []}
     for key, table in tables.items():
-        volatile = isinstance(table, Table) and table.volatile
-        block = Block(f"table-{key}", _table(table))
-        shown["costs" if volatile else "tables"].append(block)
+        if isinstance(table, Table):
+            block = Block(f"table-{key}", as_markdown(table))
+            shown["costs" if table.volatile else "tables"].append(block)
     return Parts(
         {
             "answer": [Block("finding", _answer(found))],
@@ -107,9 +109,10 @@ def parts_of(
             "Figures": [
                 Block(f"figure-{key}", f"### {text.markdown(one.title)}\n\n{_picture(key, one)}")
                 for key, one in figures.items()
-                if key not in drawn
-            ],
-            "Tables": shown["tables"],
+                if key not in drawn and isinstance(one, Drawn)
+            ]
+            + _lacking("figures", figures),
+            "Tables": shown["tables"] + _lacking("tables", tables),
             "Settings": [Block("settings", _settings(data, models))],
         },
         {"Costs": shown["costs"], "Versions": [Block("versions", _versions(data))]},
@@ -120,7 +123,9 @@ def markdown(parts: Parts, links: str) -> str:
     """The whole report as Markdown; figures are linked as PNG."""
     blocks = [block.markdown for some in parts.opening.values() for block in some]
     for title, some in parts.sections.items():
-        blocks += [f"## {title}", *(block.markdown for block in some)]
+        blocks.append(f"## {title}")
+        for block in some:
+            blocks += [f"### {block.folded}", block.markdown] if block.folded else [block.markdown]
     return "\n\n".join([*(block.strip() for block in blocks), "## Files", links]) + "\n"
 
 
@@ -153,15 +158,14 @@ def _said(data: StudyData, found: Opening, searched: bool) -> str:
     return "\n\n".join(said)
 
 
-def _table(table: Table | Unavailable) -> str:
-    if isinstance(table, Unavailable):
-        return f"### {text.markdown(table.title)}\n\nNot available: {text.markdown(table.reason)}."
-    return as_markdown(table)
+def _lacking(part: str, exhibits: Mapping[str, Any]) -> list[Block]:
+    """One block with the title of every exhibit that is not there, and why."""
+    gone = [one for one in exhibits.values() if isinstance(one, Unavailable)]
+    lines = [f"- {text.markdown(one.title)}: {text.markdown(one.reason)}." for one in gone]
+    return [Block(f"no-{part}", "\n".join(lines), NOT_HERE)] if gone else []
 
 
-def _picture(key: str, figure: Drawn | Unavailable) -> str:
-    if isinstance(figure, Unavailable):
-        return f"Not available: {text.markdown(figure.reason)}."
+def _picture(key: str, figure: Drawn) -> str:
     image = f"![{text.markdown(figure.alt or figure.title)}](figures/{key}.png)"
     return f"{image}\n\n{text.markdown(figure.caption)}"
 

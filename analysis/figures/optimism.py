@@ -18,8 +18,11 @@ TRUE = {"color": DISTINCT[2], "marker": "_", "linestyle": "none"}
 MODELS = (("reward_model", "optimistic_reward_model"), ("policy", "optimistic_policy"))
 
 
-def figure_1(_: StudyData | None = None) -> Drawn:
+def figure_1(data: StudyData) -> Drawn | Unavailable:
     """Left: reward models equal on the data; middle: their policies; right: SELM's early steps."""
+    title = "Figure 1. Optimism off the data (exact, finite answer set)"
+    if not data.trains:
+        return Unavailable("figure_1", title, "it is about training, and this study trains nothing")
     found = exact.figure_one()
     figure, grid = new_figure(DOUBLE, 2.55, 1, 3)
     left, middle, right = grid[0]
@@ -46,7 +49,6 @@ def figure_1(_: StudyData | None = None) -> Drawn:
         "Right: mean of r/β under π_ref over gradient steps; DPO already lowers it, α > 0 lowers "
         "it more."
     )
-    title = "Figure 1. Optimism off the data (exact, finite answer set)"
     alt = "Two reward models, their policies, and mean log-ratio over steps."
     return Drawn("figure_1", title, caption, figure, rows, alt)
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import prose, samples
+from analysis import prose, samples, text
 from analysis.figures import FIGURES
 from analysis.load import StudyData, load_study
 from analysis.opening import opening
 from analysis.page import CSS, JS, page, policy
 from analysis.power_report import power_study
-from analysis.report import parts_of, write_report
+from analysis.report import NOT_HERE, parts_of, write_report
 from analysis.screen import Next, command
 from analysis.tables import TABLES
 from harness.records import Score, write_scores
@@ -224,13 +225,33 @@ def test_seeds_to_run_next_are_those_of_the_power_table(tmp_path: Path) -> None:
 # -- files -----------------------------------------------------------------------------------------
 def test_every_table_and_figure_is_in_both_forms(written: Path) -> None:
     markdown, html = (written / "report.md").read_text(), (written / "index.html").read_text()
-    for key in TABLES:
-        assert f'id="table-{key}"' in html
-    for key in FIGURES:
-        assert f'id="figure-{key}"' in html
+    data = load_study(written.parent, written.parents[1] / "store")
+    lacking = []
+    for kind, exhibits in (("table", TABLES), ("figure", FIGURES)):
+        gone = [key for key in exhibits if f'id="{kind}-{key}"' not in html]
+        lacking += [exhibits[key](data) for key in gone]
+    assert len(lacking) == markdown.count(f"### {NOT_HERE}") + 2 == 4
+    for one in lacking:
+        assert f"\n- {text.markdown(one.title)}: {text.markdown(one.reason)}.\n" in markdown
+        assert f"<li>{one.title}: {one.reason}.</li>" in unescape(html)
     for link in re.findall(r"\]\(([^)#]+)\)", markdown):
         assert (written / link).is_file(), link
     assert "published" in markdown.lower()
+
+
+def test_what_a_scored_model_has_no_part_in_is_one_folded_list(tmp_path: Path) -> None:
+    spec = synthetic.Synthetic(
+        alphas=(0.0,), seeds=(0,), iterations=0, answers=False, faults=False, heldout=4, ood=2
+    )
+    report = write_report(*synthetic.build(tmp_path, spec))
+    figures, tables = report.read_text().split("\n## Figures\n")[1].split("\n## Tables\n")
+    for part in (figures, tables.split("\n## Settings\n")[0]):
+        shown, lacking = part.split(f"\n### {NOT_HERE}\n")
+        assert ("### " in shown, "### " in lacking) == (True, False)
+        assert all(line.startswith("- ") for line in lacking.split("\n") if line)
+    assert "\n- Figure 1. Optimism off the data (exact, finite answer set): it is about " in figures
+    page_ = (report.parent / "index.html").read_text()
+    assert page_.count(f"<details><summary>{NOT_HERE}</summary>") == 2
 
 
 @pytest.mark.slow
