@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.layout import Floats, Layout, empty
-from analysis.load import DIAGNOSTICS, Cell, Checkpoint, Run, StudyData, once
+from analysis.load import DIAGNOSTICS, Cell, Checkpoint, Run, StudyData, once, read_json
 
 PERCENT, UNIT = (0.0, 100.0), (0.0, 1.0)
 WIN_RATE = "alpaca_eval.win_rate"
@@ -209,6 +209,39 @@ def layout_of(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Layo
 def _library_point(data: StudyData, run: Run, iteration: int, measure: Measure) -> float | None:
     point = data.summary(run, iteration, measure.benchmark).get(measure.point)
     return float(point) if isinstance(point, (int, float)) else None
+
+
+def items_told(data: StudyData, measure: Measure, scored: int) -> str:
+    """ "12 items", or "12 items, the first of 1172 by evaluation.academic.limit" (of how many:
+    where they come from a file that the study read).
+    """
+    told = f"{scored} {measure.unit_of_items}"
+    owner = next(
+        (
+            one["name"]
+            for one in data.benchmarks
+            if any(row["benchmark"] == measure.benchmark for row in one["measures"])
+        ),
+        "",
+    )
+    limit = (data.recipe["evaluation"].get(owner) or {}).get("limit")
+    asked = [
+        len(cell.layout.clusters) for c in data.checkpoints for cell in parts(data, c, measure)
+    ]
+    if not limit or max(asked, default=0) < limit:
+        return told
+    of = {
+        tasks[name]["items"]
+        for stage in data.stages.values()
+        if stage.state == "done" and stage.name.startswith("benchmarks.")
+        for tasks in [read_json(stage.folder / owner / "tasks.json")]
+        for name in measure.benchmarks
+        if "items" in tasks.get(name, {})
+    }
+    more = (
+        f" of {max(of)}" if len(of) == 1 and max(of) > limit else " of each" * bool(measure.strata)
+    )
+    return f"{told}, the first{more} by evaluation.{owner}.limit"
 
 
 def penalised_to_nothing(summary: Mapping[str, Any]) -> bool:

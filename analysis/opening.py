@@ -4,7 +4,7 @@ what was not used, and what to do next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from analysis import findings, left_out, measures, prose, text
 from analysis.findings import Comparison
@@ -13,6 +13,7 @@ from analysis.measures import Measure
 from analysis.power_report import seeds_for_less
 from analysis.screen import Matrix, Next, Opening, Score, Statement
 from analysis.stats import MIN_SEEDS, Estimate
+from analysis.table import items_note, spread_text
 from analysis.text import number
 
 MOST_MEASURES = 7
@@ -62,13 +63,9 @@ def matrix(data: StudyData) -> Matrix:
         measure.key: {c.arm: c for c in findings.compare_arms(data, measure, iteration)}
         for measure, iteration in wanted
     }
-    rows = []
-    for arm in data.arms:
-        row = [
-            _score(data, arm, measure, iteration, compared[measure.key])
-            for measure, iteration in wanted
-        ]
-        rows.append(tuple(row))
+    rows = [
+        tuple(_score(data, arm, *one, compared[one[0].key]) for one in wanted) for arm in data.arms
+    ]
     caption = "Scores"
     if not prose.nothing_trained(data):
         caption = f"{text.capitalised(prose.after(data, data.last_iteration))}: scores"
@@ -76,10 +73,27 @@ def matrix(data: StudyData) -> Matrix:
         baseline = prose.named(data.label(data.baseline_arm))
         caption = f"{caption} of {baseline}; other arms: difference to it"
     if len(data.seeds) >= MIN_SEEDS:
-        caption += " ± half of the 95 % interval (A), * where a difference's interval leaves out 0"
+        caption += (
+            " ± half of the 95 % interval (A), * where a difference's interval leaves out 0, as "
+            "one in twenty does by chance (corrected by Holm in the table of differences)"
+        )
+    elif len(data.seeds) == 1:
+        caption += ", with the 95 % interval over new items, given these very checkpoints"
+    if len(data.seeds) == 1:
+        caption += f". {_items(data, wanted).removesuffix('.')}"
     names = tuple(measure.name for measure, _ in wanted)
     labels = tuple(text.one_line(data.label(arm)) for arm in data.arms)
     return Matrix(names, labels, tuple(rows), f"{caption}.")
+
+
+def _items(data: StudyData, wanted: Sequence[tuple[Measure, int]]) -> str:
+    """How many items of each measure were scored."""
+    scored = {}
+    for measure, iteration in wanted:
+        there = [found for arm in data.arms if (found := data.at(arm, iteration))]
+        counts = (findings.estimate(data, checkpoint, measure).clusters for checkpoint in there)
+        scored[measure] = max(counts, default=0)
+    return items_note(data, scored, alone=True)
 
 
 def _score(
@@ -95,22 +109,33 @@ def _score(
         return Score("–")
     if estimate.value is None:
         return Score(_scored(estimate))
-    half = estimate.half_width()
-    shown = number(estimate.value, measure.digits)
-    if half is not None:
-        shown += f" ±{number(half, measure.digits)}"
-    return Score(shown, estimate.value, half, baseline=True)
+    half, digits = estimate.half_width(), estimate.digits(measure.digits)
+    return Score(
+        f"{number(estimate.value, digits)}{_spread(estimate, digits)}",
+        estimate.value,
+        half,
+        baseline=True,
+    )
 
 
 def _difference(measure: Measure, estimate: Estimate) -> Score:
     if estimate.value is None:
         return Score(_scored(estimate))
-    half, shown = estimate.half_width(), number(estimate.value, measure.digits, sign=True)
+    half, digits = estimate.half_width(), estimate.digits(measure.digits)
+    shown = number(estimate.value, digits, sign=True) + _spread(estimate, digits)
     if half is None:
         return Score(shown, estimate.value)
     effect = estimate.value / half * (measure.better or 1) if half else None
     star = "*" if abs(estimate.value) > half else ""
-    return Score(f"{shown} ±{number(half, measure.digits)}{star}", estimate.value, half, effect)
+    return Score(f"{shown}{star}", estimate.value, half, effect)
+
+
+def _spread(estimate: Estimate, digits: int) -> str:
+    """Interval (A), of a single checkpoint that over its items; empty where there is none."""
+    interval = estimate.intervals.get("items") or estimate.intervals.get("A")
+    if interval is None or not interval.defined:
+        return ""
+    return f" {spread_text(interval, digits).replace('± ', '±')}"
 
 
 def _scored(estimate: Estimate) -> str:

@@ -42,6 +42,7 @@ from scipy import stats as distributions
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
 from analysis.layout import Floats, Layout, complete, paired
+from analysis.text import finer
 
 LEVEL = 0.95
 """Of an interval where no other is asked for."""
@@ -76,6 +77,11 @@ class Interval:
         return not self.undefined
 
     @property
+    def symmetric(self) -> bool:
+        """Whether the estimate is its middle, so that ± says it: t intervals, but not Wilson's."""
+        return bool(self.df)
+
+    @property
     def half_width(self) -> float | None:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
@@ -106,6 +112,11 @@ class Estimate:
     def half_width(self, name: str = "A") -> float | None:
         """That of the named interval, if there is one."""
         return getattr(self.intervals.get(name), "half_width", None)
+
+    def digits(self, least: int) -> int:
+        """Digits to show it and its intervals with: ``least``, or more for a narrow one."""
+        halves = [half for name in self.intervals if (half := self.half_width(name))]
+        return finer(least, min(halves, default=None))
 
     @property
     def tells_spread(self) -> bool:

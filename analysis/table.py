@@ -232,9 +232,31 @@ def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
     return sentences
 
 
+def grouped(head: str, said: Mapping[str, str]) -> str:
+    """ "Units: percent (AlpacaEval LC, AlpacaEval WR), characters (length)."."""
+    by: dict[str, list[str]] = {}
+    for name, value in said.items():
+        by.setdefault(value, []).append(name)
+    if len(by) == 1:
+        return f"{head}: {next(iter(by))}."
+    parts = [f"{value} ({', '.join(names)})" for value, names in by.items()]
+    return f"{head}: {'; '.join(parts) if any(',' in one for one in by) else ', '.join(parts)}."
+
+
+def items_note(data: StudyData, scored: Mapping[Measure, int], *, alone: bool = False) -> str:
+    """ "Items a seed: 80 questions (MT-Bench), 12 items, the first of … (HellaSwag).". alone: under
+    the names that measures have outside their table.
+    """
+    told = {
+        m.name if alone else m.title: measures.items_told(data, m, count)
+        for m, count in scored.items()
+    }
+    return grouped("Items a seed" if len(data.seeds) > 1 else "Items scored", told)
+
+
 def cell_text(estimate: Estimate, measure: Measure) -> str:
     """ "24.25 ± 0.41 (1.62)": mean, half-widths (A) and (B); or INCOMPLETE with bounds."""
-    digits = measure.digits
+    digits = estimate.digits(measure.digits)
     if estimate.incomplete or estimate.value is None:
         if not estimate.expected:
             return "–"
@@ -242,10 +264,20 @@ def cell_text(estimate: Estimate, measure: Measure) -> str:
         return f"{incomplete_text(estimate)} {'–'.join(ends)}".rstrip()
     dagger = "†" if estimate.scored < estimate.expected else ""
     value = number(estimate.value, digits) + dagger
+    items = estimate.intervals.get("items")
+    if items is not None:
+        return f"{value} {spread_text(items, digits)}"
     half = {name: number(i.half_width, digits) for name, i in estimate.intervals.items()}
-    if "items" in half:
-        return f"{value} ± {half['items']}"
     return f"{value} ± {half['A']} ({half['B']})"
+
+
+def spread_text(interval: Interval, digits: int) -> str:
+    """What stands behind a value: "± 0.41"; the ends of an interval that lies otherwise around it
+    (100 of 100 right is 96.3 to 100.0, never 100 ± 1.8).
+    """
+    if interval.defined and not interval.symmetric:
+        return f"({interval_text(interval, digits)})"
+    return f"± {number(interval.half_width, digits)}"
 
 
 def incomplete_text(estimate: Estimate) -> str:

@@ -135,6 +135,15 @@ def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
     return ("+" if sign and rounded > 0 else "") + text
 
 
+def finer(digits: int, size: float | None) -> int:
+    """``digits``, or as many as show two significant ones of a spread or limit that is less than
+    one unit of the last place, so that none reads as 0 or as twice itself.
+    """
+    if size is None or not 1e-12 < size < 10.0**-digits:
+        return digits
+    return 1 - math.floor(math.log10(size))
+
+
 def p_value(p: float | None) -> str:
     """A p value for a reader: two significant digits, never 0."""
     if p is None or not math.isfinite(p):

@@ -262,7 +262,10 @@ def figure_matrix(data: StudyData) -> Drawn | Unavailable:
     shades = mpl.colormaps["PuOr"].with_extremes(bad="#f2f2f2")
     axes.imshow(effects, cmap=shades, vmin=-DEEPEST, vmax=DEEPEST, aspect="auto")
     axes.grid(False)
-    texts = [[s.shown.removesuffix("*").replace(" ", "\n", 1) for s in row] for row in found.cells]
+    texts = [
+        [s.shown.removesuffix("*").replace(" to ", " to\n").replace(" ", "\n", 1) for s in row]
+        for row in found.cells
+    ]
     longest = max(len(line) for said in chain(*texts) for line in said.split("\n"))
     for (row, column), effect in np.ndenumerate(effects):
         look = {

@@ -16,6 +16,8 @@ from analysis.table import (
     Unavailable,
     c_of,
     cell_text,
+    grouped,
+    items_note,
     judge_notes,
     kappa_of,
     score_observation,
@@ -59,13 +61,16 @@ def score_table(
         arm = checkpoint.arm
     caption = "Mean over seeds ± half-width (A), in brackets half-width (B)"
     if single:
-        caption = "± half-width of the interval over items, given this one checkpoint"
+        caption = (
+            "± half-width of the interval over items, given this one checkpoint; its ends where "
+            "the score is not its middle (Wilson's, of right and wrong)"
+        )
     if explores:
         caption += "; c: coefficient on log π(y), κ = 2c/β"
     caption += f"; n: seeds with scores. {extra}"
     notes = [] if single else [POPULATIONS_NOTE]
-    notes.append(_grouped("Units", {m: m.unit for m in columns}))
-    notes.append(_grouped("Items a seed", {m: f"{items[m]} {m.unit_of_items}" for m in columns}))
+    notes.append(grouped("Units", {m.title: m.unit for m in columns}))
+    notes.append(items_note(data, items))
     notes += judge_notes(data, {measure.benchmark for measure in columns})
     everything = [cell for row in rows for cell in row.cells.values()]
     if any("± –" in cell or "(–)" in cell for cell in everything):
@@ -76,17 +81,6 @@ def score_table(
             "scored for every seed are left out."
         )
     return Table(key, title, caption.strip(), rows, observations, unique([*notes, *absent]))
-
-
-def _grouped(head: str, said: dict[Measure, str]) -> str:
-    """ "Units: percent (AlpacaEval LC, AlpacaEval WR), characters (length)."."""
-    by: dict[str, list[str]] = {}
-    for measure, value in said.items():
-        by.setdefault(value, []).append(measure.title)
-    if len(by) == 1:
-        return f"{head}: {next(iter(by))}."
-    parts = [f"{value} ({', '.join(names)})" for value, names in by.items()]
-    return f"{head}: {', '.join(parts)}."
 
 
 def table_1(data: StudyData) -> Table | Unavailable:

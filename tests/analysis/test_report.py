@@ -124,11 +124,21 @@ def test_one_arm_alone_is_scored_and_compared_with_nothing(tmp_path: Path) -> No
 
 
 def test_of_a_model_as_it_is_nothing_is_said_of_training_or_seeds(tmp_path: Path) -> None:
-    found = opening(study(tmp_path, alphas=(0.0,), seeds=(0,), iterations=0))
+    data = study(tmp_path, alphas=(0.0,), seeds=(0,), iterations=0)
+    data.recipe["evaluation"]["academic"]["limit"] = 10  # type: ignore[index]
+    found = opening(data)
     assert found.answer.plain == "α = 0 was scored and nothing trained; the table shows its scores."
     assert all(one.plain.startswith("Declared in advance") for one in found.statements)
     assert found.next == ()
-    assert found.matrix.caption == "Scores."
+    # t over 24 instructions, 30.35 ± 2.069·sd/√24; the caption says how many of what were scored
+    (rating, *_), measures = found.matrix.cells[0], found.matrix.measures
+    assert (measures[0], rating.shown, rating.half) == ("AlpacaEval LC", "30.35 ±7.70", None)
+    assert found.matrix.caption.startswith(
+        "Scores, with the 95 % interval over new items, given these very checkpoints. Items "
+        "scored: 24 instructions (AlpacaEval LC, "
+    )
+    limited = "60 items, the first of each by evaluation.academic.limit (mean of academic benchm"
+    assert limited in found.matrix.caption
 
 
 def test_arms_with_names_are_quoted_and_their_own_last_iterations_are_meant(tmp_path: Path) -> None:

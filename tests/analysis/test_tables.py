@@ -11,12 +11,16 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import findings, measures, text
 from analysis.compare import compare
+from analysis.layout import from_array
 from analysis.load import StudyData, load_study
+from analysis.measures import Measure
 from analysis.page import sort_value, to_html
+from analysis.stats import mean_over_seeds, one_checkpoint
 from analysis.table import (
     Observation,
     Table,
@@ -29,6 +33,7 @@ from analysis.table import (
 )
 from analysis.tables import TABLES, differences, published
 from analysis.tables.judge import FLAGS, disagreement, flips_of
+from analysis.text import finer
 from harness.records import HarnessError
 from tests import synthetic
 
@@ -135,6 +140,24 @@ def test_a_cell_is_the_mean_over_seeds_with_both_half_widths(complete: StudyData
     assert cell_text(estimate, measure).startswith(
         f"{mean:.2f} ± {4.302652729749464 * spread:.2f} ("
     )
+
+
+@pytest.mark.parametrize(
+    ("right", "shown"),
+    # Wilson by hand at 12 of 12: n/(n + z²) = 12/15.8415; at 6 of 12 it is symmetric about one half
+    [(12, "100.0 (75.8 to 100.0)"), (0, "0.0 (0.0 to 24.2)"), (6, "50.0 (25.4 to 74.6)")],
+)
+def test_an_interval_that_is_not_symmetric_is_shown_by_its_ends(right: int, shown: str) -> None:
+    scores = from_array([[100.0] * right + [0.0] * (12 - right)], scale=(0.0, 100.0))
+    assert cell_text(one_checkpoint(scores), Measure("HellaSwag", "hellaswag", "score", "", 1)) == (
+        shown
+    )
+
+
+def test_a_spread_below_the_last_digit_is_not_rounded_to_it() -> None:
+    scores = mean_over_seeds(from_array(0.5 + 1e-4 * np.array([[1, 3], [2, 2], [4, 6], [1, 1]])))
+    assert cell_text(scores, Measure("KL", "diagnostics", "kl", "nats", 2)).startswith("0.50025 ± ")
+    assert [finer(2, size) for size in (0.0056, 0.01, 24.6, 1e-15, None)] == [4, 2, 2, 2, 2]
 
 
 def test_incomplete_cells_have_bounds_and_no_value(faulty: StudyData) -> None:
