@@ -17,6 +17,8 @@ from typing import Any
 from harness.records import HarnessError
 
 RECORD = "record.json"
+UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""How a file system says that it has no such operation."""
 
 
 def hash_file(path: Path) -> str:
@@ -53,7 +55,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def write_exclusive(path: Path, text: str, temporary: Path | None = None) -> None:
     """Create ``path`` with its whole content in one step (hard link of a finished file);
-    FileExistsError if it is there.
+    FileExistsError if it is there. Where a file system has no hard links (FAT, SMB, some of FUSE)
+    the file is renamed, and two processes that come at once are parted by their caller's lease.
 
     temporary: where the file is written first, on the same file system; a kill may leave it there.
     """
@@ -63,7 +66,14 @@ def write_exclusive(path: Path, text: str, temporary: Path | None = None) -> Non
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in {*UNSUPPORTED, errno.EPERM, errno.EMLINK}:
+                raise
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, "is there already", str(path)) from None
+            os.rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -98,10 +108,13 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's own entries to disk."""
+    """Flush a folder's own entries to disk, where its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {*UNSUPPORTED, errno.EINVAL}:  # SMB and some of FUSE
+            raise
     finally:
         os.close(descriptor)
 
@@ -116,8 +129,8 @@ def defined(package: str, folder: Path, name: str) -> list[Any]:
 
 
 def names(folder: Path) -> list[str]:
-    """Entries of a folder; none when it is not there."""
+    """Entries of a folder but hidden ones, which desktops and NFS leave; none when it is none."""
     try:
-        return os.listdir(folder)
-    except FileNotFoundError:
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
         return []

@@ -27,6 +27,7 @@ from typing import Any
 
 from harness.files import (
     RECORD,
+    UNSUPPORTED,
     hash_file,
     held,
     names,
@@ -71,9 +72,12 @@ class Store:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> HarnessError:
+        advice = "Free the disk or mount it for writing"
+        if error.errno in {*UNSUPPORTED, errno.ENOLCK}:
+            advice = "Its file system has no locks: mount it with them (flock)"
         return HarnessError(
             f"store {self.root}: cannot be written ({error.strerror or error}); what is committed "
-            "is intact. Free the disk or mount it for writing, or give another folder with --store"
+            f"is intact. {advice}, or give another folder with --store"
         )
 
     # -- reading ---------------------------------------------------------------
@@ -84,7 +88,11 @@ class Store:
         return self.root / "partial" / key
 
     def has(self, key: str) -> bool:
-        return (self.folder(key) / RECORD).is_file()
+        """Whether it is committed. An empty record, as a loss of power may leave it, is none."""
+        try:
+            return os.stat(self.folder(key) / RECORD).st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def record(self, key: str) -> StageRecord:
         """The committed record. Raises HarnessError when the stage is missing, or its record is
@@ -166,7 +174,7 @@ class Store:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return True
-            raise
+            raise self._unwritable(error) from error
 
     def owner(self, key: str) -> dict[str, Any]:
         """Who holds a stage's lease: ``host``, ``pid``, ``since`` (s since 1970); empty: nobody."""
@@ -198,7 +206,7 @@ class Store:
         try:
             sync_tree(work)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists() and not (target / RECORD).exists():
+            if target.exists() and not self.has(record.key):
                 shutil.rmtree(target)
             if target.exists():
                 shutil.rmtree(work)

@@ -5,12 +5,15 @@ rewritten.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -279,3 +282,54 @@ def test_a_repair_never_takes_what_was_committed_meanwhile(
     monkeypatch.setattr(Store, "has", has)
     assert Store(store.root).repair() == []
     assert store.has(KEY)
+
+
+# -- other file systems ----------------------------------------------------------------------------
+def test_what_desktops_and_nfs_leave_is_no_stage(store: Store) -> None:
+    folder = commit(store)
+    for place in (store.root / "objects", folder.parent, store.root / "locks", store.root / "work"):
+        (place / ".DS_Store").touch()
+    assert store.open() == [] and store.verify() == [] and store.all_keys() == [KEY]
+
+
+def test_a_record_that_a_loss_of_power_left_empty_is_made_again(store: Store) -> None:
+    (commit(store) / "record.json").write_text("")
+    assert store.states([KEY]) == {KEY: "missing"}
+    assert [one.what for one in store.open()] == ["killed before its record was written"]
+    assert commit(store, text="again").exists() and store.states([KEY]) == {KEY: "done"}
+
+
+def test_a_disk_without_hard_links_and_flushed_folders_holds_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FAT, SMB and some of FUSE answer."""
+    flush = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    monkeypatch.setattr(os, "link", link)
+    store = Store(tmp_path / "store")
+    assert store.open() == [] and Store(store.root).open() == []
+    first = commit(store)
+    assert commit(store, text="two") == first and (first / "rows.jsonl").read_text() == "one"
+    assert store.verify() == [] and not list(first.glob(".*"))
+
+
+def test_a_disk_without_locks_is_refused_for_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (store.root / "locks" / f"{KEY}.lock").touch()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for ask in (store.open, lambda: store.states([KEY])):
+        with pytest.raises(HarnessError, match=r"no locks: mount it with them \(flock\)"):
+            ask()
