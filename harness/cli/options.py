@@ -7,7 +7,6 @@ from __future__ import annotations
 import builtins
 import importlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,9 +43,10 @@ def arms(ctx: typer.Context) -> Iterator[str]:
 
 def recipe_keys() -> list[str]:
     """``key=`` of every recipe key, for ``--set``."""
+    from harness.study.sections import keys_of
     from harness.study.settings import Recipe
 
-    return [f"{key}=" for key in _keys(Recipe)]
+    return [f"{key}=" for key in keys_of(Recipe)]
 
 
 def stage_names() -> list[str]:
@@ -64,14 +64,6 @@ def stage_keys(ctx: typer.Context) -> list[str]:
 
 def _results(ctx: typer.Context) -> Path:
     return Path(ctx.params.get("results") or "results")
-
-
-def _keys(section: Any, above: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield above + name
-        for one in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if hasattr(one, "model_fields"):
-                yield from _keys(one, f"{above}{name}.")
 
 
 def study_file(ctx: typer.Context, given: Path) -> Path:
@@ -151,8 +143,12 @@ def lazily() -> Iterator[None]:
 
 
 def worker_count(count: int) -> int:
-    """Worker processes asked for; 0 is one per core."""
-    return count or os.cpu_count() or 1
+    """Worker processes asked for; 0 is one per core that this process may use: a container's or a
+    batch system's share of the machine.
+    """
+    from joblib import cpu_count
+
+    return count or int(cpu_count())
 
 
 def parse_overrides(items: Sequence[str] | None) -> dict[str, Any]:

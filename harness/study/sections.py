@@ -7,7 +7,7 @@ unknown keys are errors. What only changes speed lives under ``runtime`` and nev
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -79,6 +79,15 @@ class Section(BaseModel):
 
     unkeyed: ClassVar[tuple[str, ...]] = ()
     """Fields on which no number depends: they are in no key."""
+
+
+def keys_of(section: Any, above: str = "") -> Iterator[str]:
+    """Every key of a section and of those in it, dotted."""
+    for name, field in section.model_fields.items():
+        yield above + name
+        for one in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if hasattr(one, "model_fields"):
+                yield from keys_of(one, f"{above}{name}.")
 
 
 def a_day(value: str) -> str:

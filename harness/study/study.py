@@ -21,7 +21,7 @@ from harness.records import HarnessError
 from harness.study import judges, names, shipped
 from harness.study.given import Given, check_rows, read_table
 from harness.study.names import FolderName, Label
-from harness.study.sections import JudgeSettings, Section
+from harness.study.sections import JudgeSettings, Section, keys_of
 from harness.study.settings import Recipe
 from harness.study.yaml import Location, load_yaml
 from harness.train.objectives import OBJECTIVES
@@ -440,12 +440,14 @@ def _arms(file: _File) -> list[_Arm]:
 
 
 def _baseline(file: _File, arms: Sequence[_Arm]) -> dict[str, Any]:
+    """The values of the arm that the study names, as its runs are named by them."""
     baseline = file.asked.baseline
-    if baseline and all(arm.values != baseline for arm in arms):
+    found = next((arm.values for arm in arms if arm.values == baseline), {})
+    if baseline and not found:
         shown = "; ".join(str(arm.values) for arm in arms[:6])
         where = file.at("baseline")
         raise HarnessError(f"{where}: baseline {baseline} is no arm of this study (arms: {shown})")
-    return dict(baseline)
+    return dict(found)
 
 
 def _no_repeats(file: _File, values: Sequence[Any], what: str, *at: str) -> None:
@@ -532,7 +534,7 @@ def _explained(
     dotted = ".".join(str(part) for part in at)
     if unknown:
         fields = _fields_at(model, at[:-1])
-        close = shipped.suggest(str(at[-1]), fields)
+        close = shipped.suggest(str(at[-1]), fields) or _elsewhere(model, str(at[-1]))
         return f"{place}: unknown key {dotted!r}{close}; allowed: {', '.join(fields)}"
     if error["type"] == "missing":
         return f"{place}: key {dotted!r} is missing"
@@ -540,6 +542,15 @@ def _explained(
     if given is None or isinstance(given, (str, int, float, bool)):
         said += f" (given: {given!r})"
     return f"{place}: {dotted or 'recipe'}: {said}"
+
+
+def _elsewhere(model: type[BaseModel], name: str) -> str:
+    """`` (did you mean …?)`` where a recipe has a key of that name at another place."""
+    found = [key for key in keys_of(Recipe) if f".{key}".endswith(f".{name}")]
+    if not found or not (model is Recipe or "set" in model.model_fields):
+        return ""
+    under = "" if model is Recipe else ", under set"
+    return f" (did you mean {' or '.join(map(repr, found[:3]))}{under}?)"
 
 
 def _fields_at(model: Any, location: Location) -> list[str]:

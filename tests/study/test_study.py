@@ -61,6 +61,16 @@ def test_cells_are_arms_times_seeds_with_their_baseline_runs(tmp_path: Path) -> 
     assert loaded.cells[0].recipe.loop.iterations == 2
 
 
+def test_a_baseline_may_name_its_keys_in_any_order_and_form(tmp_path: Path) -> None:
+    text = GOOD.replace("  objective.alpha:", "  objective.beta: [0.1, 0.2]\n  objective.alpha:")
+    text = text.replace("{objective.alpha: 0}", "{objective.alpha: 0.0, objective.beta: 0.1}")
+    loaded = load_study(study(tmp_path, text))
+    assert {cell.baseline_run for cell in loaded.cells} == {
+        "objective.beta=0.1,objective.alpha=0,seed=0",
+        "objective.beta=0.1,objective.alpha=0,seed=1",
+    }
+
+
 def test_seeds_of_the_command_line_are_a_count_or_a_list(tmp_path: Path) -> None:
     path = study(tmp_path, GOOD.replace("seeds: [0, 1]", "seeds: [3, 1]"))
     assert load_study(path, {"seeds": 4}).seeds == (3, 1, 4, 5)
@@ -150,6 +160,16 @@ BAD = {
         GOOD + "set: {model.template_arguments: {enable_thinking: off}}\n",
         "",
         "enable_thinking is the text 'off'; write true or false",
+    ),
+    "a key one level too high": (
+        GOOD + "set: {alpha: 1}\n",
+        ":7:",
+        "unknown key 'alpha' (did you mean 'objective.alpha' or",
+    ),
+    "a recipe's section beside set": (
+        GOOD + "training: {epochs: 1}\n",
+        ":7:",
+        "unknown key 'training' (did you mean 'training', under set?)",
     ),
     "infinite alpha": (GOOD.replace("1e-3", ".inf"), "", "finite"),
 }
