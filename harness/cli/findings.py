@@ -199,7 +199,7 @@ def model(judge: JudgeSettings, get: Get, name: str) -> Iterator[Finding]:
         yield wrong(name, str(error))
         return
     try:
-        found = get(f"{endpoint.url}/models", headers=headers, timeout=TIMEOUT_S)
+        found = _got(get, endpoint, "models", headers)
     except httpx.HTTPError as error:
         says = f"{endpoint.url} does not answer ({type(error).__name__})"
         yield wrong(name, redact(f"{says}; check {url}, judge.base_url and the network"))
@@ -230,7 +230,7 @@ def takes_batches(judge: JudgeSettings, get: Get, name: str) -> Finding:
     endpoint = endpoints.resolve_endpoint(judge, Runtime())
     headers = endpoints.auth_headers(judge, endpoint)
     try:
-        status = get(f"{endpoint.url}/batches?limit=1", headers=headers, timeout=TIMEOUT_S)
+        status = _got(get, endpoint, "batches?limit=1", headers)
         answers = f"status {status.status_code}"
         if status.status_code == 200:
             return ok(name, f"{endpoint.url} takes batches")
@@ -238,6 +238,12 @@ def takes_batches(judge: JudgeSettings, get: Get, name: str) -> Finding:
         answers = type(error).__name__
     says = f"{endpoint.url}/batches cannot be asked ({answers})"
     return wrong(name, redact(f"{says}; set judge.transport: direct"))
+
+
+def _got(get: Get, endpoint: endpoints.Endpoint, path: str, headers: Any) -> Any:
+    """What an endpoint answers, asked as a run asks it: one on this machine by no proxy."""
+    options = {"timeout": TIMEOUT_S, "trust_env": not endpoint.loopback}
+    return get(f"{endpoint.url}/{path}", headers=headers, **options)
 
 
 def _listed(found: Any) -> dict[str, str]:
@@ -294,7 +300,7 @@ def address(url: str, get: Get = httpx.get) -> Iterator[Finding]:
     try:
         endpoint = endpoints.resolve_endpoint(anyone, Runtime())
         headers = endpoints.auth_headers(anyone, endpoint)
-        listed = list(_listed(get(f"{url}/models", headers=headers, timeout=TIMEOUT_S)))
+        listed = list(_listed(_got(get, endpoint, "models", headers)))
     except (HarnessError, httpx.HTTPError) as error:
         yield wrong(url, redact(f"cannot be asked: {error}"))
         return

@@ -366,7 +366,11 @@ def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(sorted(p.parent.name for p in results.glob("*/manifest.json")))
         raise HarnessError(f"{path}: no such study has run here; known: {known or 'none'}")
-    return path.parent, json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return path.parent, dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        again = "`selm run` of the study writes it again"
+        raise HarnessError(f"{path}: cannot be read ({error}); {again}") from None
 
 
 def compare(

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from harness.data.files import commit_of
 from harness.engine.execute import Executor, Inline, Listener, Pool, Summary, execute
-from harness.engine.graph import Plan, manifest
+from harness.engine.graph import DIAGNOSTICS, Plan, manifest
 from harness.engine.ray import RayExecutor
 from harness.engine.runs import build_plan, named_by
 from harness.engine.store import Store
+from harness.evaluate.benchmark import load
+from harness.evaluate.registry import BENCHMARKS
 from harness.files import hash_file
 from harness.model.checkpoint_files import check_no_adapter, fingerprint
 from harness.model.shape import GB, arithmetic, shape_of, training_bytes, training_parts
 from harness.model.vllm_engine import check_vllm
 from harness.records import HarnessError, content_hash, is_hub_id
+from harness.study import shipped
 from harness.study.given import Given
 from harness.study.optimizers import check_package, check_usable
 from harness.study.settings import Recipe
@@ -64,8 +69,32 @@ def fingerprints(study: Study) -> dict[str, str]:
 
 
 def plan_study(study: Study) -> Plan:
-    """The graph of a study whose files are there."""
+    """The graph of a study whose files are there, and whose declared outcomes are known."""
+    declare = study.declare
+    family = {f"family.{number}": outcome for number, outcome in enumerate(declare.family)}
+    for key, outcome in {"primary": declare.primary, "trend": declare.trend, **family}.items():
+        if outcome:
+            place = f"{study.file}: declare.{key}"
+            check_measured(place, outcome.benchmark, outcome.metric, study.base, BENCHMARKS)
     return build_plan(study, fingerprints(study))
+
+
+def check_measured(
+    place: str, benchmark: str, metric: str, recipe: Recipe, benchmarks: Iterable[str]
+) -> None:
+    """Raise HarnessError where nothing gives a metric that is asked for: after the run is too
+    late. benchmarks: those that may.
+    """
+    found = [BENCHMARKS[name].measures(recipe.evaluation) for name in benchmarks]
+    known = {f"{one.benchmark}/{one.metric}": "" for measures in found for one in measures}
+    known |= {f"diagnostics/{one['metric']}": "" for one in load(DIAGNOSTICS)()}
+    name = f"{benchmark}/{metric}"
+    if name not in known:
+        alike = [one for one in known if one.startswith(f"{benchmark}/")] or list(known)
+        raise HarnessError(
+            f"{place}: nothing measures {name}{shipped.suggest(name, known)}; known: "
+            f"{', '.join(alike[:16])}"
+        )
 
 
 def prepare(path: Path, overrides: Mapping[str, Any], found: Sequence[Given] = ()) -> Plan:
@@ -131,11 +160,13 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def devices() -> list[str]:
-    """Visible GPUs by index, asked of the driver's tool: torch need not be imported here."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-        return [name for name in names if name.strip() not in ("", "-1")]
-    return _driver_says("index")
+    """Visible GPUs by index or UUID, asked of the driver's tool: torch need not be imported here.
+
+    As CUDA reads the variable: up to the first entry that names none (Slurm writes NoDevFiles).
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = _driver_says("index") if visible is None else visible.replace(" ", "").split(",")
+    return list(takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, names))
 
 
 def device_memory() -> list[float]:

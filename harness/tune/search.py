@@ -23,6 +23,7 @@ import optuna
 import sqlalchemy
 from pydantic import Field, model_validator
 
+from harness.engine.launch import check_measured
 from harness.engine.store import Store
 from harness.records import HarnessError, canonical_json, content_hash, first_line
 from harness.study.names import FolderName
@@ -96,7 +97,7 @@ class TuneFile(Section):
     """One: its best trial wins. Several: the Pareto front."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     """A trial runs these one after another; a pruner may stop it between two."""
-    fresh_seeds: list[Annotated[int, Field(ge=0)]]
+    fresh_seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     """Seeds no trial saw: the best settings and the default are compared on them."""
     trials: Annotated[int, Field(gt=0)] = 20
     """Finished trials in all, pruned and failed ones included."""
@@ -148,12 +149,16 @@ class Search:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """As every trial begins with it. One corner of the space is composed too, as a check."""
+        """As every trial begins with it. One corner of the space and the finalists are composed
+        too, as a check.
+        """
+        spec = self.spec
         corner = {
             key: (span.choice or span.log_uniform or span.uniform)[0]
-            for key, span in self.spec.space.items()
+            for key, span in spec.space.items()
         }
-        return self.study({"default": {}, "corner": corner}, self.spec.seeds[:1]).base
+        self.study({"default": {}}, spec.fresh_seeds, spec.finalists)
+        return self.study({"default": {}, "corner": corner}, spec.seeds).base
 
     def study(
         self,
@@ -255,8 +260,13 @@ def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
 
 
 def _check(search: Search) -> None:
-    """Refuse a price limit without prices, and pruning over iterations that are not scored."""
+    """Refuse a metric that nothing gives, a price limit without prices, and pruning over iterations
+    that are not scored.
+    """
     spec, recipe = search.spec, search.recipe
+    for metric in spec.metrics:
+        place, scored = f"{search.path}: metrics", recipe.evaluation.benchmarks
+        check_measured(place, metric.benchmark, metric.metric, recipe, scored)
     prices = ("runtime.price_prompt_usd_per_million", "runtime.price_completion_usd_per_million")
     priced = recipe.judge.kind == "pocket" or any(value_at(recipe, key) for key in prices)
     if spec.max_cost_usd and not priced:

@@ -60,6 +60,20 @@ def test_the_endpoint_is_asked_for_the_model_by_name(
     assert says in found.says and KEY not in found.says
 
 
+def test_a_judge_on_this_machine_is_asked_by_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    asked: dict[str, Any] = {}
+
+    def get(url: str, **options: Any) -> Any:
+        asked[url] = options["trust_env"]
+        return httpx.Response(200, json={"data": [{"id": "m"}]})
+
+    for url in ("http://127.0.0.1:8000/v1", "https://judge.example/v1"):
+        judge = GPT.model_copy(update={"base_url": url, "model": "m"})
+        list(findings.model(judge, get, "judge"))
+    assert list(asked.values()) == [False, True]
+
+
 def test_no_key_and_no_answer_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     (found,) = findings.model(GPT, httpx.get, "judge")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -462,6 +463,25 @@ def test_a_bad_search_is_refused(tmp_path: Path, world: World, change: str, word
     text = SEARCH.replace("  objective.alpha: {log_uniform: [0.01, 10]}", change)
     with pytest.raises(HarnessError, match=words):
         open_study(make_search(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"fresh_seeds": "[]"}, "fresh_seeds: List should have at least 1 item"),
+        ({"fresh_seeds": "[7, 7]"}, "seed 7 is given twice"),
+        ({"seeds": "[0, 0]"}, "seed 0 is given twice"),
+        ({"finalists": "{evaluation.benchmarkz: [heldout]}"}, "did you mean 'benchmarks'"),
+        ({"metrics": "[{metric: rewrd}]"}, "metrics: nothing measures heldout/rewrd"),
+        ({"metrics": "[{benchmark: mt_bench, metric: rating}]"}, "measures mt_bench/rating"),
+    ],
+)
+def test_what_would_end_a_search_after_its_trials_is_told_before_them(
+    tmp_path: Path, world: World, keys: dict[str, str], words: str
+) -> None:
+    with pytest.raises(HarnessError, match=re.escape(words)):
+        open_study(make_search(tmp_path, changed(**keys)))
+    assert not world.calls
 
 
 def test_the_search_that_ships_loads() -> None:
