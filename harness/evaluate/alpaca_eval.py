@@ -96,6 +96,35 @@ def read_json_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_annotations(stored: Sequence[Any], path: Path) -> list[dict[str, Any]]:
+    """Annotations of one model with their preference as `preference_of` reads it: one of every
+    instruction, by one annotator against one baseline. HarnessError names file and row.
+    """
+    if not stored:
+        raise HarnessError(f"{path}: holds no annotation")
+    rows = []
+    for number, row in enumerate(stored):
+        texts = ("instruction", "output_1", "output_2")
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
+            raise HarnessError(f"{path}: row {number}: wants texts {', '.join(texts)}")
+        value = row.get("preference")
+        preference = annotators.preference_of(value)
+        if preference is None and value not in (None, -1) and value == value:
+            raise HarnessError(
+                f"{path}: row {number}: preference {value!r} is no number from 1 (output_1 wins) "
+                "to 2 (output_2 wins), 0 (a draw), nothing or -1 (unread)"
+            )
+        rows.append(row | {"preference": preference})
+    for key in ("annotator", "generator_1", "generator_2"):
+        names = sorted({str(row[key]) for row in rows if key in row})
+        if len(names) > 1:
+            raise HarnessError(f"{path}: mixes {key} {', '.join(names[:5])}; wants one file each")
+    doubled = doubled_instructions([row["instruction"] for row in rows])
+    if doubled:
+        raise HarnessError(f"{path}: rows {', '.join(doubled[:5])} annotate the same instruction")
+    return rows
+
+
 def load_instructions(path: Path) -> list[Instruction]:
     """The benchmark's rows in official order; doubled ids are an error."""
     rows = []

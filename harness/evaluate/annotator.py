@@ -63,9 +63,15 @@ class Annotation:
 
 
 def preference_of(value: Any) -> float | None:
-    """The library's preference, 1 to 2; -1 and nothing are its words for unparsed."""
-    read = isinstance(value, (int, float)) and 1.0 <= value <= 2.0
-    return float(value) if read else None
+    """The library's preference, 1 to 2; 0 is its older word for a draw, -1 and nothing are those
+    for unparsed.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    number = 1.5 if number == 0.0 else number
+    return number if 1.0 <= number <= 2.0 else None
 
 
 def annotator_of(judge: JudgeSettings, given: str) -> str:

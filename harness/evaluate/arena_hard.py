@@ -131,11 +131,15 @@ def answers_of(path: Path) -> list[dict[str, str]]:
     found = []
     for number, row in enumerate(read_jsonl(path), 1):
         try:
-            said = row["messages"][-1]["content"]
-            text = str(said["answer"] if isinstance(said, Mapping) else said)
+            last = row["messages"][-1]
+            said = last["content"]
+            text = (said["answer"] if isinstance(said, Mapping) else said) or ""
+            if last.get("role", "assistant") != "assistant" or not isinstance(text, str):
+                raise TypeError
             found.append({"uid": row["uid"], "model": str(row.get("model", "")), "answer": text})
-        except (KeyError, IndexError, TypeError):
-            raise HarnessError(f"{path}: row {number}: uid and messages wanted") from None
+        except (KeyError, IndexError, TypeError, AttributeError):
+            wanted = "uid and messages, the last of them the assistant's text, wanted"
+            raise HarnessError(f"{path}: row {number}: {wanted}") from None
     return found
 
 

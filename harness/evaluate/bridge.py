@@ -14,16 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate import annotator, mt_bench
-from harness.evaluate.alpaca_eval import instruction_key, read_json_rows
+from harness.evaluate import annotator, fastchat, mt_bench
+from harness.evaluate.alpaca_eval import check_annotations, instruction_key, read_json_rows
 from harness.evaluate.benchmark import reply_tokens
 from harness.evaluate.lc import compute_metrics, read_gamed
-from harness.evaluate.published import (
-    AlpacaEvalArtefacts,
-    annotation_files,
-    check_annotations,
-    judgment_files,
-)
+from harness.evaluate.published import AlpacaEvalArtefacts, annotation_files, judgment_files
 from harness.files import write_atomic
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
@@ -79,21 +74,26 @@ def read_public(folder: Path) -> list[Judged]:
 
 def _alpaca_eval(folder: Path) -> Iterable[Judged]:
     public = AlpacaEvalArtefacts(folder)
+    read: dict[str, Path] = {}
+    annotators = set()
     for path in annotation_files(folder):
-        model, stored = path.relative_to(folder).parts[0], read_json_rows(path)
-        try:
-            check_annotations(stored)
-            texts = [row["instruction"] for row in stored]
-            pairs = [(str(row["output_1"]), str(row["output_2"])) for row in stored]
-        except (HarnessError, LookupError, TypeError) as error:
-            raise HarnessError(f"{path}: {error}") from error
+        model = path.relative_to(folder).parts[0]
+        stored = check_annotations(read_json_rows(path), path)
+        annotators.add(stored[0].get("annotator", ""))
+        if read.setdefault(model, path) != path or len(annotators) > 1:
+            raise HarnessError(
+                f"{folder}: annotations of one old judge are wanted, one file for each model; "
+                f"{path} is beside {next(iter(read.values()))}: leave one of them out"
+            )
+        texts = [row["instruction"] for row in stored]
+        pairs = [(row["output_1"], row["output_2"]) for row in stored]
         places = public.positions(texts)
         if all(one == two for one, two in pairs):
             continue  # the baseline against itself, which no judge was asked
         if isinstance(places, str):
             places = list(range(len(texts)))
         for row, text, pair, place in zip(stored, texts, pairs, places, strict=True):
-            score = _percent(annotator.preference_of(row.get("preference")))
+            score = _percent(row["preference"])
             item = instruction_key(text)
             name, delta = f"{model}/{place}", float(len(pair[1]) - len(pair[0]))
             shown = annotator.Pair(name, text, *pair)
@@ -110,21 +110,29 @@ def _mt_bench(folder: Path) -> Iterable[Judged]:
         return
     prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
     lengths: dict[str, dict[str, float]] = {}
+    seen: set[tuple[str, str]] = set()
     for path in files:
-        for row in read_jsonl(path):
-            try:
-                model, number, turn = str(row["model"]), row["question_id"], int(row["turn"])
-                system = prompts[row["judge"][1]]["system_prompt"]
-                said, score = row["user_prompt"], float(row["score"])
-            except (LookupError, TypeError, ValueError) as error:
-                raise HarnessError(f"{path}: a judgment without {error}") from error
+        for row in fastchat.judgments(path):
+            model, prompt, item = (
+                row["model"],
+                row["judge"][1],
+                f"{row['question_id']}:{row['turn']}",
+            )
+            if prompt not in prompts:
+                raise HarnessError(
+                    f"{path}: question {item}: no prompt {prompt} in judge_prompts.jsonl"
+                )
+            if (model, item) in seen:
+                raise HarnessError(f"{path}: {model}'s answer to question {item} is judged twice")
+            seen.add((model, item))
             if model not in lengths:
                 lengths[model] = _lengths(folder / "model_answer" / f"{model}.jsonl")
-            item = f"{number}:{turn}"
-            old = score if 1.0 <= score <= 10.0 else None
-            roles = ({"role": "system", "content": system}, {"role": "user", "content": said})
+            score = row.get("score") or 0.0
+            old = float(score) if 1.0 <= score <= 10.0 else None
+            system = {"role": "system", "content": prompts[prompt]["system_prompt"]}
+            roles = (system, {"role": "user", "content": row["user_prompt"]})
             length = lengths[model].get(item)
-            yield Judged("mt_bench", model, item, str(number), old, length, roles)
+            yield Judged("mt_bench", model, item, str(row["question_id"]), old, length, roles)
 
 
 def _lengths(path: Path) -> dict[str, float]:
@@ -133,7 +141,7 @@ def _lengths(path: Path) -> dict[str, float]:
         return {}
     return {
         f"{row['question_id']}:{turn}": float(len(text))
-        for row in read_jsonl(path)
+        for row in fastchat.answers(path)
         for turn, text in enumerate(row["choices"][0]["turns"], 1)
     }
 

@@ -122,7 +122,7 @@ def _once(rows: Sequence[Mapping[str, Any]], key: str, path: Path) -> dict[Any, 
 def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
     if not path.is_file():
         raise HarnessError(f"{path} does not exist")
-    rows = [with_number(row) for row in read_jsonl(path)]
+    rows = [_with_numbers(row) for row in read_jsonl(path)]
     for number, row in enumerate(rows, 1):
         for key, kind in keys.items():
             found = row.get(key) if isinstance(row, dict) else row
@@ -132,25 +132,52 @@ def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
     return rows
 
 
-def with_number(row: Any) -> Any:
-    """A row whose question id is a number, also where it was stored as text."""
-    name = row.get("question_id") if isinstance(row, dict) else None
-    if isinstance(name, str) and re.fullmatch(r"[0-9]+", name):
-        return {**row, "question_id": int(name)}
-    return row
+def _with_numbers(row: Any) -> Any:
+    """A row whose question id and turn are whole numbers, also where they were stored as text or
+    as pandas' floats.
+    """
+    if not isinstance(row, dict):
+        return row
+    named = {key: str(row[key]) for key in ("question_id", "turn") if key in row}
+    whole = {key: re.fullmatch(r"([0-9]+)(\.0)?", text) for key, text in named.items()}
+    return row | {key: int(found[1]) for key, found in whole.items() if found}
 
 
 # -- answers ---------------------------------------------------------------------------------------
-def read_answers(path: Path) -> dict[int, dict[str, Any]]:
+def answers(path: Path) -> list[dict[str, Any]]:
+    """Rows of a model_answer file, of any models; a turn that is null is an empty text."""
+    rows = _rows(path, {"question_id": int, "choices": list})
+    for number, row in enumerate(rows, 1):
+        for choice in row["choices"] or [None]:
+            turns = choice.get("turns") if isinstance(choice, dict) else None
+            if not isinstance(turns, list) or not all(isinstance(one or "", str) for one in turns):
+                raise HarnessError(
+                    f"{path}: row {number}: each choice wants 'turns', a list of texts"
+                )
+            choice["turns"] = [one or "" for one in turns]
+    return rows
+
+
+def read_answers(path: Path) -> dict[int, Mapping[str, Any]]:
     """Answers by question id. A doubled question is an error: FastChat would silently use the
     last.
     """
-    answers: dict[int, dict[str, Any]] = {}
-    for row in map(with_number, read_jsonl(path)):
-        if row["question_id"] in answers:
-            raise HarnessError(f"{path}: question {row['question_id']} is answered twice")
-        answers[row["question_id"]] = row
-    return answers
+    return _once(answers(path), "question_id", path)
+
+
+def judgments(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of single-answer judgments, of any models; a missing text is an empty one."""
+    rows = _rows(path, {"question_id": int, "turn": int})
+    if any("g1_winner" in row for row in rows):
+        raise HarnessError(f"{path}: judgments of pairs (g1_winner); wants those of single answers")
+    for number, row in enumerate(rows, 1):
+        row["judgment"] = row.get("judgment") or ""
+        judge, texts = row.get("judge"), [row.get(key) for key in ("model", "user_prompt")]
+        named = isinstance(judge, list) and len(judge) == 2
+        if not named or not all(isinstance(text, str) for text in (row["judgment"], *texts)):
+            wanted = "model, user_prompt, judgment and judge (a list of its name and prompt)"
+            raise HarnessError(f"{path}: row {number}: wants {wanted}")
+    return rows
 
 
 def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluate import alpaca_eval, arena_hard, fastchat, mt_bench, wildbench
-from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation, preference_of
+from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation
 from harness.evaluate.benchmark import MODEL_ID, finish, load
 from harness.evaluate.lc import read_gamed
-from harness.evaluate.published import check_annotations
 from harness.evaluate.registry import BENCHMARKS
 from harness.files import hash_file
 from harness.judge import verdicts as reading
@@ -104,10 +103,7 @@ def _alpaca_eval(
     annotated = bool(given) and isinstance(given[0], dict) and "output_2" in given[0]
     kept = _of(given, "generator_2" if annotated else "generator", model, path)
     if annotated:
-        try:
-            check_annotations(kept)
-        except HarnessError as error:
-            raise HarnessError(f"{path}: {error}") from error
+        kept = alpaca_eval.check_annotations(kept, path)
     rows, strange, other = [], [], []
     for number, row in enumerate(kept):
         text = row.get("output_2" if annotated else "output")
@@ -147,7 +143,7 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
             f"{task.settings.path}: these are answers, not annotations (no output_2, no "
             f"preference); give them in column {alpaca_eval.NAME!r}"
         )
-    judged = {row["id"]: _annotation(preference_of(row["preference"])) for row in given}
+    judged = {row["id"]: _annotation(row["preference"]) for row in given}
     annotator = str(given[0]["annotator"] or "unnamed annotator")
     gamed = read_gamed(folder / "df_gamed.csv", len(instructions))
     hashed = alpaca_eval.baseline_hash(instructions)
@@ -168,53 +164,41 @@ def _annotation(preference: float | None) -> Annotation:
 
 
 # -- MT-Bench --------------------------------------------------------------------------------------
-def mt_bench_answers(path: Path, model: str, _benchmarks: Path, out: Path) -> int:
+def mt_bench_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int:
     """``mt_bench.jsonl`` from FastChat's model_answer; returns its rows."""
     rows = []
-    for row in _of(read_jsonl(path), "model_id", model, path):
-        if len(row.get("choices", ())) != 1:
+    for row in _of(fastchat.answers(path), "model_id", model, path):
+        if len(row["choices"]) != 1:
             raise HarnessError(
-                f"{path}: question {row.get('question_id')}: wants one choice (FastChat judges the "
-                f"first alone), found {len(row.get('choices', ()))}"
+                f"{path}: question {row['question_id']}: wants one choice (FastChat judges the "
+                f"first alone), found {len(row['choices'])}"
             )
         rows.append({**row, "model_id": MODEL_ID})
+    asked = fastchat.load_bench(benchmarks / mt_bench.NAME).questions
+    named = _once(path, rows, "question_id")
+    _check_ids(path, named, [str(question["question_id"]) for question in asked])
     write_jsonl(out / "mt_bench.jsonl", rows)
-    fastchat.read_answers(out / "mt_bench.jsonl")
     return len(rows)
 
 
 def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     """Scores from single-answer judgments, read from their text as a study reads a judge's."""
     settings, path = task.settings, Path(task.settings.path)
-    folder = task.inputs["benchmarks"] / mt_bench.NAME
-    told = _of(read_jsonl(path), "model", settings.model, path)
-    wanted = {"question_id", "turn", "judge", "user_prompt", "judgment"}
-    for number, row in enumerate(told, 1):
-        if not wanted <= set(row):
-            missing = ", ".join(sorted(wanted - set(row)))
-            raise HarnessError(f"{path}: judgment {number} has no {missing}")
-    judges = sorted({str(row["judge"][0]) for row in told})
-    if len(judges) > 1:
-        raise HarnessError(f"{path}: judgments of {', '.join(judges)} are mixed; give one judge's")
-    judge = JudgeSettings(kind="openai", model=judges[0])
-    bench = fastchat.load_bench(folder, judges[0])
-    given: dict[str, dict[str, Any]] = {}
-    for row in map(fastchat.with_number, told):
-        name = f"{row['question_id']}:{row['turn']}"
-        if name in given:
-            raise HarnessError(f"{path}: question {name} is judged twice")
-        given[name] = row
+    told = _of(fastchat.judgments(path), "model", settings.model, path)
+    judge = JudgeSettings(kind="openai", model=_one_judge(path, (row["judge"][0] for row in told)))
+    bench = fastchat.load_bench(task.inputs["benchmarks"] / mt_bench.NAME, judge.model)
+    given = _once(path, ({**row, "question": _turn_name(row)} for row in told), "question")
     items, found = [], {}
     for question in bench.questions:
         for turn in range(1, len(question["turns"]) + 1):
             item = mt_bench.Item(question, turn, "no_answer")
             if item.name in given:
-                row = given.pop(item.name)
+                row = given[item.name]
+                _check_shown(path, row, bench, item)
                 item.source = content_hash(row["user_prompt"], row["judgment"], length=16)
                 found[item.name, 0] = _rating(row)
             items.append(item)
-    if given and len(told) <= len(items):
-        raise HarnessError(f"{path}: judges what the benchmark does not ask: {', '.join(given)}")
+    _check_ids(path, given, [item.name for item in items])
     judged = ((one, [found[one.name, 0]] if (one.name, 0) in found else []) for one in items)
     label = f"{judge.model} (given)"
     scores = [
@@ -224,13 +208,39 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     return finish(task, scores, summary)
 
 
+def _turn_name(row: Mapping[str, Any]) -> str:
+    return f"{row['question_id']}:{row['turn']}"
+
+
+def _check_shown(
+    path: Path, row: Mapping[str, Any], bench: fastchat.Bench, item: mt_bench.Item
+) -> None:
+    """Raise HarnessError for a judgment of another question, or by other reference answers: a
+    translation has the same ids.
+    """
+    texts = [*item.question["turns"][: item.turn]]
+    texts += (bench.reference_turns(item.question) or [])[: item.turn]
+    if not all(text in row["user_prompt"] for text in texts):
+        raise HarnessError(
+            f"{path}: question {item.name}: the judge was shown another question or reference "
+            "answer than evaluation.mt_bench names"
+        )
+
+
+def _one_judge(path: Path, names: Iterable[Any]) -> str:
+    judges = sorted({str(name) for name in names})
+    if len(judges) > 1:
+        raise HarnessError(f"{path}: judgments of {', '.join(judges)} are mixed; give one judge's")
+    return judges[0]
+
+
 def _rating(row: Mapping[str, Any]) -> dict[str, Any]:
     rating = reading.parse_rating(row["judgment"])
     return {
         "rating": rating.value,
         "score_status": "ok" if rating.value is not None else "unparsed",
         "reason": rating.reason,
-        "fastchat_score": row.get("score"),
+        "fastchat_score": row.get("score", rating.value),
     }
 
 
@@ -264,8 +274,10 @@ def _once(path: Path, rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, 
     """Rows by a key that no two of them share."""
     found: dict[str, Any] = {}
     for row in rows:
+        if key not in row:
+            raise HarnessError(f"{path}: a row without {key}: {', '.join(map(str, row))}")
         if str(row[key]) in found:
-            raise HarnessError(f"{path}: {key} {row[key]} stands twice")
+            raise HarnessError(f"{path}: {key} {row[key]} stands twice; keep one of each")
         found[str(row[key])] = row
     return found
 
@@ -286,9 +298,7 @@ def arena_hard_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     questions = list(read_jsonl(folder / "questions.jsonl"))
     told = _once(path, _of(read_jsonl(path), "model", task.settings.model, path), "uid")
     _check_ids(path, told, [row["id"] for row in questions])
-    judges = sorted({str(row.get("judge", "unnamed judge")) for row in told.values()})
-    if len(judges) > 1:
-        raise HarnessError(f"{path}: judgments of {', '.join(judges)} are mixed; give one judge's")
+    named = _one_judge(path, (row.get("judge", "unnamed judge") for row in told.values()))
     items, found = [], {}
     for row in questions:
         games = _games(told[row["id"]], row, path) if row["id"] in told else ()
@@ -298,8 +308,8 @@ def arena_hard_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
         for game, read in enumerate(games):
             kept = {"label": read, "score_status": "ok" if read else "unparsed", "reason": ""}
             found[f"{row['id']}:{game}", 0] = kept
-    judge = JudgeSettings(kind="openai", model=judges[0])
-    return arena_hard.outcome(task, items, files, found, judge, f"{judges[0]} (given)")
+    judge = JudgeSettings(kind="openai", model=named)
+    return arena_hard.outcome(task, items, files, found, judge, f"{named} (given)")
 
 
 def _games(told: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -307,8 +317,8 @@ def _games(told: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> tup
     of other texts than the benchmark's.
     """
     games = told.get("games")
-    if not isinstance(games, list) or len(games) != 2:
-        raise HarnessError(f"{path}: uid {asked['id']}: wants two games")
+    if not isinstance(games, list) or len(games) != 2 or not all(map(_is_game, games)):
+        raise HarnessError(f"{path}: uid {asked['id']}: wants two games, each a mapping or null")
     for game in games:
         prompt = str(game["prompt"][-1]["content"]) if game and game.get("prompt") else ""
         if prompt and not (asked["baseline"] in prompt and asked["question"] in prompt):
@@ -318,6 +328,11 @@ def _games(told: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> tup
             )
     read = [str((game or {}).get("score") or "") for game in games]
     return tuple(label if label in arena_hard.VOTES else "" for label in read)
+
+
+def _is_game(game: Any) -> bool:
+    prompt = (game.get("prompt") or [{}]) if isinstance(game, dict) else game and [game]
+    return game is None or (isinstance(prompt, list) and isinstance(prompt[-1], dict))
 
 
 # -- WildBench -------------------------------------------------------------------------------------

@@ -25,23 +25,24 @@ from rich.table import Table
 
 from harness.evaluate import libraries
 from harness.evaluate.alpaca_eval import (
-    doubled_instructions,
+    check_annotations,
     in_official_order,
     instruction_key,
     read_json_rows,
 )
+from harness.evaluate.annotator import OFFICIAL_ANNOTATOR
 from harness.evaluate.fastchat import (
     PROMPT_NAMES,
     Bench,
+    judgments,
     make_match,
     read_answers,
     read_bench,
     render,
     replay,
-    with_number,
 )
 from harness.judge import verdicts
-from harness.records import HarnessError, read_jsonl
+from harness.records import HarnessError
 
 BROKEN = (
     *(HarnessError, LookupError, TypeError, ValueError),
@@ -153,6 +154,7 @@ PLAIN = (
     *("n_draws", "n_total", "discrete_win_rate"),
 )
 LC, LC_ERROR = "length_controlled_winrate", "lc_standard_error"
+OFFICIAL_GENERATOR = "gpt4_1106_preview"
 
 
 class AlpacaEvalArtefacts:
@@ -161,6 +163,7 @@ class AlpacaEvalArtefacts:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.leaderboard = _table(folder / "leaderboard.csv")
         self.weights = {
             model: (row["instruction_difficulty"], row["not_gamed_baseline.astype(float)"])
@@ -173,7 +176,7 @@ class AlpacaEvalArtefacts:
         self.difficulty = [table[name]["instruction_difficulty"] for name in sorted(table, key=int)]
         files = [folder / name for name in ("df_gamed.csv", "df_gamed_reconstructed.csv")]
         self.gamed = next((path for path in files if path.exists()), None)
-        outputs = folder / "gpt4_1106_preview" / "model_outputs.json"
+        outputs = folder / OFFICIAL_GENERATOR / "model_outputs.json"
         rows = read_json_rows(outputs) if outputs.exists() else []
         self.official = {instruction_key(row["instruction"]): n for n, row in enumerate(rows)}
 
@@ -201,53 +204,48 @@ def alpaca_eval(folder: Path) -> list[Sheet]:
     public = AlpacaEvalArtefacts(folder)
     sheets = []
     for path in annotation_files(folder):
-        sheet = Sheet("alpaca_eval", path.relative_to(folder).parts[0])
+        model, *between = path.relative_to(folder).parts[:-1]
+        others = [name for name in between if name != OFFICIAL_ANNOTATOR]
+        sheet = Sheet("alpaca_eval", " ".join([model, *(f"({name})" for name in others)]))
+        file = folder / "_".join([*others, "leaderboard.csv"])
         with sheet.readable("annotations", path):
-            _annotated(sheet, path, folder / sheet.model / "model_outputs.json", public)
+            _annotated(sheet, path, model, file, public)
         sheets.append(sheet)
     return [*sheets, *_fitted(public)]
 
 
-def _annotated(sheet: Sheet, annotations: Path, outputs: Path, public: AlpacaEvalArtefacts) -> None:
-    """Win rates, counts, length and the refitted length-controlled win rate of one model."""
+def _annotated(
+    sheet: Sheet, annotations: Path, model: str, leaderboard: Path, public: AlpacaEvalArtefacts
+) -> None:
+    """Win rates, counts, length and the refitted length-controlled win rate of one model.
+    leaderboard: of its annotator.
+    """
     import pandas as pd
 
-    stored = read_json_rows(annotations)
-    check_annotations(stored)
+    stored = check_annotations(read_json_rows(annotations), annotations)
     places = public.positions([row["instruction"] for row in stored])
     if isinstance(places, list):
         order = sorted(range(len(stored)), key=places.__getitem__)
         stored, places = [stored[i] for i in order], sorted(places)
-    columns = ("preference", "output_1", "output_2", "instruction")
-    frame = pd.DataFrame({name: [row[name] for row in stored] for name in columns})
+    frame = pd.DataFrame(stored, columns=["output_1", "output_2", "instruction"])
+    frame["preference"] = np.array([row["preference"] for row in stored], dtype=float)
     frame["generator_1"] = stored[0].get("generator_1", "baseline")
-    frame["generator_2"] = sheet.model
-    board = public.leaderboard.get(sheet.model, {})
-    note = "" if board else "model is not in leaderboard.csv"
+    frame["generator_2"] = model
+    same = leaderboard == public.folder / "leaderboard.csv"
+    board = (public.leaderboard if same else _table(leaderboard)).get(model, {})
+    note = "" if board else f"model is not in {leaderboard.name}"
     plain = libraries.alpaca_eval().metrics.get_winrate(frame)
     for name in PLAIN:
         if name == "win_rate" or not board or name in board:
             sheet.compare(name, board.get(name), float(plain[name]), EXACT, note)
     texts = [row["output_2"] for row in stored]
+    outputs = public.folder / model / "model_outputs.json"
     if outputs.exists():
         texts = [row["output"] for row in read_json_rows(outputs)]
     texts = [text for text in texts if isinstance(text, str)]
     complete = max(len(public.official), len(texts))
     _length(sheet, texts, board.get("avg_length"), complete, note)
     _refit(sheet, frame, board.get(LC), public, places)
-
-
-def check_annotations(stored: Sequence[Mapping[str, Any]]) -> None:
-    """One annotation of every instruction, by one annotator, of one model against one baseline."""
-    if not stored:
-        raise HarnessError("holds no annotation")
-    for key in ("annotator", "generator_1", "generator_2"):
-        names = sorted({str(row[key]) for row in stored if key in row})
-        if len(names) > 1:
-            raise HarnessError(f"mixes {key} {', '.join(names[:5])}; wants one file for each")
-    doubled = doubled_instructions([row["instruction"] for row in stored])
-    if doubled:
-        raise HarnessError(f"rows {', '.join(doubled[:5])} annotate the same instruction")
 
 
 def _length(
@@ -278,6 +276,9 @@ def _refit(
     if public.gamed is None:
         sheet.show(LC, published, None, "no df_gamed file: not refitted")
         return
+    baseline = str(frame["generator_1"][0])
+    if baseline not in ("baseline", OFFICIAL_GENERATOR):
+        places = f"its difficulties are those against {OFFICIAL_GENERATOR}, not {baseline}"
     if isinstance(places, str):
         sheet.compare(LC, published, None, REFIT, f"not refitted: {places}")
         return
@@ -375,25 +376,25 @@ def judgment_files(folder: Path) -> list[Path]:
 
 def mt_bench(folder: Path) -> list[Sheet]:
     """A sheet for every model that has judgments, and for published ones that have none."""
-    judgments: dict[str, list[dict[str, Any]]] = {}
+    judged: dict[str, list[dict[str, Any]]] = {}
     sheets: list[Sheet] = []
     for path in judgment_files(folder):
         sheet = Sheet("mt_bench", path.stem)
         with sheet.readable("judgments", path):
-            for row in map(with_number, read_jsonl(path)):
-                judgments.setdefault(str(row["model"]), []).append(row)
+            for row in judgments(path):
+                judged.setdefault(row["model"], []).append(row)
         sheets.append(sheet)
-    if not judgments:
+    if not judged:
         return sheets
     published = _averages(folder / "published.csv")
     benches = Benches(folder)
-    for model in sorted(judgments):
+    for model in sorted(judged):
         sheet = Sheet("mt_bench", model)
         answers = folder / "model_answer" / f"{model}.jsonl"
         with sheet.readable("judgments", folder):
-            _judged(sheet, judgments[model], answers, benches, published.get(model, {}))
+            _judged(sheet, judged[model], answers, benches, published.get(model, {}))
         sheets.append(sheet)
-    for model in sorted(set(published) - set(judgments)):
+    for model in sorted(set(published) - set(judged)):
         sheet = Sheet("mt_bench", model)
         sheet.show("mean", published[model].get("mean"), None, "no judgments found for this model")
         sheets.append(sheet)
@@ -402,7 +403,7 @@ def mt_bench(folder: Path) -> list[Sheet]:
 
 def _judged(
     sheet: Sheet,
-    judgments: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     answers: Path,
     benches: Benches,
     published: Mapping[str, float],
@@ -411,35 +412,36 @@ def _judged(
     averages them (-1 left out).
     """
     given = read_answers(answers) if answers.exists() else None
-    judges = sorted({str(row["judge"][0]) for row in judgments})
+    judges = sorted({str(row["judge"][0]) for row in rows})
     if len(judges) > 1:
         raise HarnessError(
             f"judgments of {sheet.model} by {', '.join(judges)} are mixed; wants one judge's alone"
         )
     scores: dict[int, list[float]] = {1: [], 2: []}
     same_prompt, same_rating, otherwise = [], [], []
-    for row in judgments:
+    for row in rows:
         bench, question = benches.of(row)
         answer = (given or {}).get(row["question_id"], NO_ANSWER)
-        if len(answer["choices"][0]["turns"]) < int(row["turn"]):
+        if len(answer["choices"][0]["turns"]) < row["turn"]:
             raise HarnessError(
                 f"{answers}: question {row['question_id']} has no answer in turn {row['turn']}, "
                 "which was judged"
             )
-        match = make_match(bench, question, int(row["turn"]), answer, row["judge"][0])
+        match = make_match(bench, question, row["turn"], answer, row["judge"][0])
         rating, name = replay(match, row["judgment"]), f"{row['question_id']}:{row['turn']}"
         same_prompt.append((render(match)[1] == row["user_prompt"], name))
-        same_rating.append((rating == row["score"], name))
+        if row.get("score") is not None:
+            same_rating.append((rating == row["score"], name))
         if rating is not None and rating != -1:
-            scores.setdefault(int(row["turn"]), []).append(rating)
+            scores.setdefault(row["turn"], []).append(rating)
         if verdicts.parse_rating(row["judgment"]).value != rating:
             otherwise.append(name)
     everything = [score for turn in scores.values() for score in turn]
-    doubled = len(judgments) - len({(row["question_id"], row["turn"]) for row in judgments})
-    note = f"{len(everything)} of {len(judgments)} judgments have a rating"
+    doubled = len(rows) - len({(row["question_id"], row["turn"]) for row in rows})
+    note = f"{len(everything)} of {len(rows)} judgments have a rating"
     if doubled:
         note += f"; {doubled} doubled, averaged in as FastChat does"
-    absent = benches.absent(judgments)
+    absent = benches.absent(rows)
     if absent:
         note += f"; {len(absent)} absent: {', '.join(absent[:8])}"
     for name, values in zip(AVERAGES, (scores[1], scores[2], everything), strict=True):
@@ -448,7 +450,7 @@ def _judged(
     _agreement(sheet, "ratings read", same_rating)
     if given is None:
         missing = f"no {answers.name} in model_answer: not rendered"
-        sheet.show("judge prompts rendered", float(len(judgments)), None, missing)
+        sheet.show("judge prompts rendered", float(len(rows)), None, missing)
     else:
         _agreement(sheet, "judge prompts rendered", same_prompt)
     listed = f": {', '.join(otherwise[:8])}" if otherwise else ""
@@ -493,7 +495,7 @@ class Benches:
     def absent(self, judgments: Sequence[Mapping[str, Any]]) -> list[str]:
         """Turns of the judge's questions without a judgment."""
         _, questions = self.read[judgments[0]["judge"][0]]
-        judged = {(row["question_id"], int(row["turn"])) for row in judgments}
+        judged = {(row["question_id"], row["turn"]) for row in judgments}
         wanted = [(n, t) for n, q in questions.items() for t in range(1, len(q["turns"]) + 1)]
         return [f"{number}:{turn}" for number, turn in wanted if (number, turn) not in judged]
 

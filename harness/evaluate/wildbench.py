@@ -226,7 +226,7 @@ def value_of(kind: str, text: str) -> float | None:
     found = read(text)
     if kind != "score":
         return CHOICES.get(str(found.get("choice", "")).strip())
-    written = re.fullmatch(r"\s*(10|[1-9](?:\.[0-9]+)?)\s*", str(found.get("score", "")))
+    written = re.fullmatch(r"\s*(10(?:\.0+)?|[1-9](?:\.[0-9]+)?)\s*", str(found.get("score", "")))
     return 20.0 * (float(written[1]) - 5.0) if written else None
 
 

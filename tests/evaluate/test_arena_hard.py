@@ -229,6 +229,8 @@ def test_judgments_and_answers_of_other_questions_or_texts_are_refused(
         ({"games": other}, "uid u0: the judge was shown another question or baseline"),
         ({"uid": "u0"}, "uid u0 stands twice"),
         ({"games": other[:1]}, "wants two games"),
+        ({"games": ["A>B", "B>A"]}, "wants two games, each a mapping or null"),
+        ({"games": [{"score": "A>B", "prompt": "All of it."}] * 2}, "wants two games"),
         ({"model": "n"}, "no row of model 'm'; it holds n"),
     ):
         with pytest.raises(HarnessError, match=words):
@@ -242,6 +244,21 @@ def test_judgments_and_answers_of_other_questions_or_texts_are_refused(
         ("o3 u2", "ok"),
         ("", "no_answer"),
     ]
+    asked = [{"role": "user", "content": "Ask 0?"}]
+    null = [*asked, {"role": "assistant", "content": {"answer": None}}]
+    write_jsonl(tmp_path / "odd.jsonl", [{"uid": "u0", "messages": null}])
+    given.arena_hard_answers(tmp_path / "odd.jsonl", "", benchmarks, out)
+    assert next(iter(read_jsonl(out / "arena_hard.jsonl")))["output"] == ""
+    for wrong in (asked, [*asked, {"role": "assistant", "content": [{"text": "x"}]}]):
+        write_jsonl(tmp_path / "odd.jsonl", [{"uid": "u0", "messages": wrong}])
+        with pytest.raises(
+            HarnessError, match="row 1: uid and messages, the last of them the assi"
+        ):
+            given.arena_hard_answers(tmp_path / "odd.jsonl", "", benchmarks, out)
+    older = [{"question_id": "u0", "model": "m", "games": []}]
+    write_jsonl(tmp_path / "older.jsonl", older)
+    with pytest.raises(HarnessError, match="a row without uid: games, model, question_id"):
+        scored_as_given(tmp_path, tmp_path / "older.jsonl")
     write_jsonl(tmp_path / "odd.jsonl", [{"uid": "z", "messages": [{"content": "x"}]}])
     with pytest.raises(HarnessError, match="1 of 1 questions are not the benchmark's"):
         given.arena_hard_answers(tmp_path / "odd.jsonl", "", benchmarks, out)

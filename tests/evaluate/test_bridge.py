@@ -21,7 +21,7 @@ from harness.cli import app
 from harness.evaluate import bridge
 from harness.judge import chat_http
 from harness.pocket import judge_opinion
-from harness.records import HarnessError, content_hash, read_jsonl
+from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -168,6 +168,34 @@ def test_more_items_are_a_superset_and_a_price_decides_how_many(public: Path) ->
     assert bridge.cost(half, judge, free, 1) == pytest.approx(whole / 2, rel=0.1)
     with pytest.raises(HarnessError, match="pays for no item"):
         bridge.sample(found, judge, Runtime(max_cost_usd=1e-6), 0, 1)
+
+
+def test_verdicts_of_two_old_judges_on_one_model_or_doubled_ones_are_refused(
+    public: Path, tmp_path: Path
+) -> None:
+    folder, name = tmp_path / "alpaca_eval" / "m", "annotations.json"
+    stored = json.loads((public / "alpaca_eval" / MODELS[0] / name).read_text())[:3]
+    for annotator, preference in (("alpaca_eval_gpt4", 0), ("weighted_alpaca_eval_gpt4_turbo", 2)):
+        (folder / annotator).mkdir(parents=True)
+        rows = [row | {"annotator": annotator, "preference": preference} for row in stored]
+        (folder / annotator / name).write_text(json.dumps(rows))
+    with pytest.raises(HarnessError, match="annotations of one old judge are wanted"):
+        bridge.read_public(tmp_path)
+    (folder / "weighted_alpaca_eval_gpt4_turbo" / name).unlink()
+    assert [one.old for one in bridge.read_public(tmp_path)] == [50.0, 50.0, 50.0]
+    (tmp_path / "mt_bench").mkdir()
+    (tmp_path / "mt_bench" / "judge_prompts.jsonl").symlink_to(
+        public / "mt_bench" / "judge_prompts.jsonl"
+    )
+    judged = list(read_jsonl(next((public / "mt_bench").glob("judgments_*.jsonl"))))[:2]
+    judged[0] |= {"score": None, "turn": float(judged[0]["turn"])}
+    write_jsonl(tmp_path / "mt_bench" / "judgments_m.jsonl", judged)
+    read = [one for one in bridge.read_public(tmp_path) if one.benchmark == "mt_bench"]
+    assert [one.old for one in read] == [None, judged[1]["score"]]
+    assert read[0].item == f"{judged[0]['question_id']}:{judged[0]['turn']:.0f}"
+    write_jsonl(tmp_path / "mt_bench" / "judgments_m.jsonl", [*judged, judged[1]])
+    with pytest.raises(HarnessError, match="is judged twice"):
+        bridge.read_public(tmp_path)
 
 
 def test_a_folder_without_verdicts_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from analysis.load import load_study as load_results
 from harness.cli.run import run_plan
 from harness.engine.launch import plan_study
 from harness.engine.stages import function_of
-from harness.evaluate import alpaca_eval, given, mt_bench
+from harness.evaluate import alpaca_eval, fastchat, given, mt_bench
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.study import load_study
 from harness.study.tasks import GivenVerdictsTask
@@ -153,6 +153,11 @@ def test_files_of_another_benchmark_baseline_or_of_two_models_are_refused(benchm
         ([*good, good[0]], r"a.json: rows 0 and 6 annotate the same instruction"),
         ([*good[:5], {**good[5], "annotator": "b"}], "a.json: mixes annotator a, b"),
         ([*good[:5], "text"], "row 5: wants a mapping"),
+        (
+            [*good[:5], {**good[5], "output_2": None}],
+            "a.json: row 5: wants texts instruction, outp",
+        ),
+        ([*good[:5], {**good[5], "preference": 0.3}], "row 5: preference 0.3 is no number from 1"),
     ):
         with pytest.raises(HarnessError, match=words):
             read(benchmarks, rows)
@@ -161,12 +166,25 @@ def test_files_of_another_benchmark_baseline_or_of_two_models_are_refused(benchm
     assert read(benchmarks, good, "m") == 6
 
 
-def judgment(question: int, turn: int, text: str = "[[7]]") -> dict[str, object]:
-    said = {"judge": ["gpt-4", "single-v1"], "user_prompt": "Rate this.", "judgment": text}
+def test_a_preference_of_0_is_a_draw_and_one_as_text_is_a_number(benchmarks: Path) -> None:
+    rows = [
+        row | {"preference": value}
+        for row, value in zip(
+            annotated(benchmarks), [0, "2.0", None, -1, float("nan"), 1], strict=True
+        )
+    ]
+    read(benchmarks, rows)
+    written = json.loads((benchmarks / "alpaca_eval.json").read_text())
+    assert [row["preference"] for row in written] == [1.5, 2.0, None, None, None, 1.0]
+
+
+def judgment(question: int, turn: int, text: Any = "[[7]]") -> dict[str, Any]:
+    shown = f"Rate this. What is {question}? And what is {question + 1}? It is 101. It is 102."
+    said = {"judge": ["gpt-4", "single-v1"], "user_prompt": shown, "judgment": text}
     return {"question_id": question, "turn": turn, "model": "m"} | said
 
 
-def scored(folder: Path, rows: list[dict[str, object]]) -> dict[str, Any]:
+def scored(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     write_jsonl(folder / "j.jsonl", rows)
     settings = GivenVerdictsTask(benchmark="mt_bench", path=str(folder / "j.jsonl"), model="")
     out = folder / "out"
@@ -182,10 +200,57 @@ def test_what_was_not_judged_or_cannot_be_read_has_no_score(benchmarks: Path) ->
     assert (found["mean"], found["scored"], found["expected"]) == (7.0, 1, 6)
     assert found["statuses"] == {"ok": 1, "unparsed": 1, "no_answer": 4}
     for rows, words in (
-        ([judgment(81, 1), judgment(81, 1)], "question 81:1 is judged twice"),
-        ([judgment(9, 1)], "judges what the benchmark does not ask: 9:1"),
-        ([{"question_id": 81, "model": "m"}], "judgment 1 has no judge, judgment, turn"),
+        ([judgment(81, 1), judgment(81, 1)], "question 81:1 stands twice; keep one of each"),
+        ([judgment(9, 1)], "1 of 1 questions are not the benchmark's, the first:.*9:1"),
+        ([{"question_id": 81, "model": "m"}], "row 1: key 'turn' should be int, found NoneType"),
         ([judgment(81, 1), judgment(81, 2) | {"judge": ["o", "p"]}], "judgments of gpt-4, o are"),
+        ([judgment(81, 1) | {"judge": "gpt-4"}], r"row 1: wants .* judge \(a list of its name"),
+        ([judgment(81, 1) | {"g1_winner": "tie"}], "judgments of pairs"),
+        (
+            [judgment(81, 1) | {"user_prompt": "81\u306f?"}],
+            "question 81:1: the judge was shown anothe",
+        ),
+        (
+            [judgment(101, 2) | {"user_prompt": "What is 101? And what is 102?"}],
+            "or reference answer",
+        ),
     ):
         with pytest.raises(HarnessError, match=words):
             scored(benchmarks, rows)
+
+
+def test_judgments_as_pandas_writes_them_are_the_same(benchmarks: Path) -> None:
+    rows = [judgment(81, 1), judgment(81, 2, "[[9]]"), judgment(141, 1, None)]
+    floats = [
+        row | {"question_id": float(row["question_id"]), "turn": float(row["turn"])} for row in rows
+    ]
+    found = scored(benchmarks, floats)
+    assert (found["turn_1"], found["turn_2"]) == (7.0, 9.0)
+    assert found["statuses"] == {"ok": 2, "unparsed": 1, "no_answer": 3}
+    assert found["fastchat_reads_otherwise"] == []
+
+
+def test_answers_of_another_form_or_of_other_questions_are_refused(benchmarks: Path) -> None:
+    def read_answers(*rows: dict[str, Any]) -> int:
+        write_jsonl(benchmarks / "a.jsonl", rows)
+        return given.mt_bench_answers(benchmarks / "a.jsonl", "", benchmarks, benchmarks)
+
+    def answer(question: Any, *turns: Any) -> dict[str, Any]:
+        return {"question_id": question, "choices": [{"index": 0, "turns": list(turns)}]}
+
+    assert read_answers(answer("81", "Ja.", None), answer(101.0, "Yes.", "No.")) == 2
+    written = fastchat.read_answers(benchmarks / "mt_bench.jsonl")
+    assert fastchat.turn_of(written[81], 2) == ("", "no_answer")
+    assert set(written) == {81, 101}
+    for row, words in (
+        ({"question_id": 81, "text": "Old."}, "row 1: key 'choices' should be list"),
+        (
+            answer(81) | {"choices": [{"turns": "Yes."}]},
+            "row 1: each choice wants 'turns', a list of",
+        ),
+        (answer(81, {"content": "Yes."}), "each choice wants 'turns', a list of texts"),
+        (answer(81, "Yes.") | {"choices": [{"turns": ["Yes."]}] * 2}, "wants one choice"),
+        (answer(1, "Yes."), "1 of 1 questions are not the benchmark's"),
+    ):
+        with pytest.raises(HarnessError, match=words):
+            read_answers(row)

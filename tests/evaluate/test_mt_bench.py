@@ -337,7 +337,7 @@ def test_missing_answers_are_rows_and_foreign_or_doubled_ones_are_refused(world:
         assert scores["81:1", 0]["status"] == "no_answer"
         with pytest.raises(HarnessError, match="99"):
             mt_bench.run(world([answer(99)], server.base_url, out="b"))
-        with pytest.raises(HarnessError, match="83 is answered twice"):
+        with pytest.raises(HarnessError, match="question_id 83 occurs more than once"):
             mt_bench.run(world([answer(83), answer(83)], server.base_url, out="c"))
 
 

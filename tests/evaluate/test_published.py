@@ -286,7 +286,7 @@ def test_a_broken_file_fails_its_own_row_only(copy: Path) -> None:
     ("text", "shown"),
     [
         ("[]", "holds no annotation"),
-        ('[{"preference": 1.0}]', "'instruction'"),
+        ('[{"preference": 1.0}]', "row 0: wants texts instruction"),
         ("{}", "wants a JSON list"),
     ],
 )
@@ -311,6 +311,35 @@ def test_a_row_without_a_preference_is_left_out_as_the_library_does(copy: Path) 
     rows = published.recompute(copy)
     assert find(rows, "claude-2", "n_total").recomputed == 804
     assert not find(rows, "claude-2", "win_rate").ok
+
+
+def test_annotators_of_one_model_are_compared_each_with_its_own_leaderboard(copy: Path) -> None:
+    path, stored = claude(copy)
+    other = [row | {"annotator": "alpaca_eval_gpt4", "preference": 2} for row in stored]
+    for name, rows in (("weighted_alpaca_eval_gpt4_turbo", stored), ("alpaca_eval_gpt4", other)):
+        folder = path.parent / name
+        folder.mkdir()
+        (folder / path.name).write_text(json.dumps(rows))
+    (copy / "alpaca_eval" / "alpaca_eval_gpt4_leaderboard.csv").write_text(
+        ",win_rate\nclaude-2,99\n"
+    )
+    rows = published.recompute(copy)
+    assert find(rows, "claude-2", "win_rate").ok
+    wrong = find(rows, "claude-2 (alpaca_eval_gpt4)", "win_rate")
+    assert (wrong.published, wrong.recomputed, wrong.ok) == (99.0, 100.0, False)
+    assert [row for row in rows if not row.ok] == [wrong]
+
+
+def test_a_draw_written_as_0_or_a_preference_as_text_counts_as_the_library_counts(
+    copy: Path,
+) -> None:
+    path, stored = claude(copy)
+    draws = [row["preference"] for row in stored].count(1.5)
+    stored[3]["preference"], stored[4]["preference"] = 0, str(stored[4]["preference"])
+    path.write_text(json.dumps(stored))
+    rows = published.recompute(copy)
+    assert find(rows, "claude-2", "n_draws").recomputed == draws + 1
+    assert find(rows, "claude-2", "n_total").recomputed == 805
 
 
 def test_a_folder_without_artefacts_is_refused(tmp_path: Path) -> None:

@@ -228,6 +228,9 @@ def test_a_slight_win_of_a_longer_answer_is_a_tie(
     [
         ("score", 'Well. {"score": 7}', 40.0),
         ("score", '{"score": "1", }', -80.0),
+        ("score", '{"score": "10.0"}', 100.0),
+        ("score", '{"score": 10.0}', 100.0),
+        ("score", '{"score": "10.5"}', None),
         ("score", '{"score": "11"}', None),
         ("score", '{"score": "[1~10]"}', None),
         ("score", "7", None),
