@@ -255,6 +255,7 @@ class Batches:
         """What a batch holds when it has ended, by question; "" for all that are not there."""
         for turn in itertools.count():
             state = json.loads(await self._call("GET", f"/batches/{batch}"))
+            state["status"] = str(state["status"]).lower()
             counts = state.get("request_counts") or {}
             done = f"{counts.get('completed', 0)} of {counts.get('total', 0)} answered"
             self._standing[file] = f"is {state['status']} ({done}); the next run takes it up"

@@ -41,6 +41,7 @@ from harness.judge.endpoint import (
     token_limit,
 )
 from harness.judge.journal import JOURNAL_NAME, Journal
+from harness.judge.verdicts import CUT_OFF
 from harness.records import FINAL_STATUSES, HarnessError, Status, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -337,7 +338,7 @@ class JudgeClient:
     async def _complete(
         self, requests: Sequence[JudgeRequest], accept: Accept | None, reasks: int
     ) -> list[JudgeReply]:
-        deadline = time.monotonic() + self.runtime.judge_deadline_s
+        self._last_reply = time.monotonic()
         keys = [self._key(request) for request in requests]
         first: dict[str, JudgeRequest] = {}
         for key, request in zip(keys, requests, strict=True):
@@ -347,6 +348,7 @@ class JudgeClient:
         async def judge_one(key: str, request: JudgeRequest) -> None:
             async with self._asking.setdefault(key, asyncio.Lock()), self._slots:
                 if key not in self._journal.final:
+                    deadline = self._last_reply + self.runtime.judge_deadline_s
                     reply = await self._judge(key, request, accept, reasks, deadline)
                     if reply.status == "error":
                         errors[key] = reply
@@ -384,14 +386,28 @@ class JudgeClient:
             body = _body(request, self.judge, ask, room)
             async with self.budget.call(body):
                 if self._batches:
-                    reply = await _ask_by(self._batches, request, body, deadline)
+                    reply = await _ask_by(self._batches, request, body, deadline, room)
                 else:
-                    reply = await self._ask(request, body, deadline)
+                    reply = await self._ask(request, body, deadline, room)
+                reply = self._whole(request, reply)
                 last = ask == reasks or (reply.status == "truncated" and room > 1)
                 reply, final = self._record(reply, key, ask, accept, last)
             if final or reply.status == "error":
                 return reply
         raise AssertionError("unreachable")
+
+    def _whole(self, request: JudgeRequest, reply: JudgeReply) -> JudgeReply:
+        """The reply, or an error where its judge was shown less than the prompt: every word is a
+        token at least, and Ollama cuts what exceeds its context without a word.
+        """
+        words = sum(len(message["content"].split()) for message in request.messages)
+        if self.judge.kind == "pocket" or not 0 < reply.prompt_tokens < words:
+            return reply
+        error = (
+            f"the judge read {reply.prompt_tokens} tokens of a prompt of {words} words: its server "
+            "cuts what exceeds its context; give it a longer one (Ollama: OLLAMA_CONTEXT_LENGTH)"
+        )
+        return replace(reply, status="error", error=error)
 
     def _record(
         self, reply: JudgeReply, key: str, ask: int, accept: Accept | None, last: bool
@@ -407,15 +423,18 @@ class JudgeClient:
         if reply.model and seen not in ("", reply.model):
             raise HarnessError(
                 f"{self._journal.path}: the judge changed: replies so far come from {seen!r}, this "
-                f"one from {reply.model!r}; judges are not mixed: start anew or restore the earlier"
+                f"one from {reply.model!r}; judges are not mixed: start anew or restore the "
+                "earlier (OpenRouter: judge.extra_body {provider: {only: [ONE]}})"
             )
         final = last or reply.status not in ("unparsed", "truncated")
         final = final and reply.status in FINAL_STATUSES
         self._journal.append({**vars(reply), "key": key, "ask": ask, "final": final})
+        if reply.status != "error":
+            self._last_reply = time.monotonic()
         return reply, final
 
     async def _ask(
-        self, request: JudgeRequest, body: Mapping[str, Any], deadline: float
+        self, request: JudgeRequest, body: Mapping[str, Any], deadline: float, room: int
     ) -> JudgeReply:
         """One reply, through as many attempts as it takes; ``error`` when they or the time run
         out.
@@ -424,9 +443,9 @@ class JudgeClient:
         pending: set[asyncio.Task[Reply | Trouble]] = set()
         attempts = failures = 0
 
-        def failed(reason: str) -> JudgeReply:
+        def failed(reason: str, status: Status = "error") -> JudgeReply:
             identity = (request.id, request.repeat)
-            return JudgeReply(*identity, "error", error=reason, attempts=attempts)
+            return JudgeReply(*identity, status, error=reason, attempts=attempts)
 
         try:
             while True:
@@ -447,7 +466,7 @@ class JudgeClient:
                     delay = trouble.delay(failures, self.runtime.judge_backoff_s, BACKOFF_CAP_S)
                     left = deadline - time.monotonic()
                     if trouble.permanent:
-                        return failed(trouble.reason)
+                        return failed(*_refused(trouble, room))
                     if delay >= left:
                         return failed(f"{trouble.reason} ({attempts} attempts; deadline reached)")
                     if failures >= MAX_ATTEMPTS:
@@ -536,15 +555,24 @@ def calls_of(judge: JudgeSettings, repeat: int) -> range:
     return range(repeat * judge.samples, (repeat + 1) * judge.samples)
 
 
+def _refused(trouble: Trouble, room: int) -> tuple[str, Status]:
+    """What a refusal means for its item: an error, but where more room is refused to a reply that
+    was cut off, that one stands.
+    """
+    if room == 1 or not trouble.permanent:
+        return trouble.reason, "error"
+    return f"{CUT_OFF}, and more room is refused: {trouble.reason}", "truncated"
+
+
 async def _ask_by(
-    batches: Batches, request: JudgeRequest, body: Mapping[str, Any], deadline: float
+    batches: Batches, request: JudgeRequest, body: Mapping[str, Any], deadline: float, room: int
 ) -> JudgeReply:
     """One reply by batch; ``error`` when it is not there by the deadline."""
     found, attempts, file = await batches.ask(request.id, body, deadline)
     identity = (request.id, request.repeat)
     if isinstance(found, Trouble):
-        error = found.reason
-        return JudgeReply(*identity, "error", error=error, attempts=attempts, batch=file)
+        error, status = _refused(found, room)
+        return JudgeReply(*identity, status, error=error, attempts=attempts, batch=file)
     return JudgeReply(*identity, **found.fields(), attempts=attempts, batch=file)
 
 

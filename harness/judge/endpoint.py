@@ -40,19 +40,35 @@ _STATUS_OF = {
 """Of error objects that come with HTTP 200; any other is taken for a fault of the server."""
 _QUOTA = re.compile(
     r"insufficient[ _](quota|balance|credit|fund)|billing_(hard_limit|not_active)|credit balance is"
-    r" too low|(more|out of|no|run out of) credits|credits? (are |is |has been )?exhausted",
+    r" too low|(more|out of|no|run out of) credits|credits? (are |is |has been )?exhausted|budget"
+    r"(_| has been )exceeded|used all available credits|spending limit|specified API usage limit",
     re.IGNORECASE,
 )
-_FILTER = re.compile(
-    r"content_filter|content_policy_violation|(input|prompt) was (flagged|blocked)", re.IGNORECASE
+_UNKNOWN = re.compile(
+    r"API key (is )?(not valid|invalid)|(invalid|incorrect) API key|not a valid model|model not "
+    r"exist|model_not_found|no models loaded",
+    re.IGNORECASE,
 )
+"""The key or the model, where the status does not say it."""
+_FILTER = re.compile(
+    r"content[ _-]?(filter|management policy|policy[ _]?violation|exists risk)|data_inspection"
+    r"|inappropriate content|(input|prompt) was (flagged|blocked)|considered high risk|敏感内容",
+    re.IGNORECASE,
+)
+_WAIT = re.compile(
+    r"(?:retry|try again) (?:in|after) (?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+) ?(m?)s)?",
+    re.IGNORECASE,
+)
+"""How long to wait, where a message says it."""
 _PARAMETER = re.compile(
     r"(?<![\w])(max_tokens|max_completion_tokens|temperature|top_logprobs|logprobs|top_p|seed"
-    r"|reasoning_effort)(?!\w)"
+    r"|reasoning_effort)(?!\w)",
+    re.IGNORECASE,
 )
 _NOT_TAKEN = re.compile(
     r"(un|not |n't )(support|allow|permit|recogni[sz]|accept|available)"
-    r"|unknown|unexpected|unsupported|deprecated|extra_forbidden|extra inputs|cannot both|must be",
+    r"|unknown|unexpected|unsupported|deprecated|extra_forbidden|extra inputs|cannot both|must be"
+    r"|not enabled|greater than|less than or equal|too large",
     re.IGNORECASE,
 )
 _KEY_OF = {
@@ -64,9 +80,17 @@ _KEY_OF = {
 _OTHER_KEY = "judge.verdict (text: no log-probabilities are asked for)"
 _PARAMETERS = frozenset({*_KEY_OF, "seed", "top_logprobs", "logprobs", "top_p"})
 NO_LOGPROB = -9999.0
-CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"})
+CUT = frozenset(
+    {"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"}
+    | {"model_context_window_exceeded"}
+)
 FILTERED = frozenset(
     {"content_filter", "safety", "refusal", "sensitive", "recitation", "prohibited_content"}
+    | {"blocklist", "guardrail_intervened"}
+)
+BROKEN = frozenset(
+    {"error", "abort", "aborted", "cancelled", "failed", "insufficient_system_resource"}
+    | {"network_error", "timeout"}
 )
 """``finish_reason`` in lower case, as endpoints of several makers write it."""
 
@@ -104,16 +128,17 @@ def resolve_endpoint(judge: JudgeSettings, runtime: Runtime) -> Endpoint:
 
 
 def check_url(url: str, allowed_host: str = "") -> tuple[str, bool]:
-    """(address without trailing slash, whether it is loopback); HarnessError unless https,
-    loopback, or plain http to the host named.
+    """(address without trailing slash and without ``/chat/completions``, whether it is loopback);
+    HarnessError unless https, loopback, or plain http to the host named.
 
     Addresses that carry a secret (user information, a query) are refused without being shown.
     """
+    url = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query or parts.fragment or "@" in parts.netloc:
         raise HarnessError(
-            "judge.base_url carries user information or a query; give the plain address and put "
-            f"the key into {KEY_VARIABLE}"
+            "judge.base_url carries user information or a query; give the plain address (Azure: "
+            f"https://NAME.openai.azure.com/openai/v1) and put the key into {KEY_VARIABLE}"
         )
     host = parts.hostname or ""
     loopback = is_loopback(host)
@@ -125,7 +150,7 @@ def check_url(url: str, allowed_host: str = "") -> tuple[str, bool]:
             f"judge.base_url {url!r} would send the key unencrypted; use https, or name {host!r} "
             "in judge.allow_insecure_url"
         )
-    return url.rstrip("/"), loopback
+    return url, loopback
 
 
 def auth_headers(judge: JudgeSettings, endpoint: Endpoint) -> dict[str, str]:
@@ -230,7 +255,7 @@ class Failure:
             return ""
         if not (self.parameter or self.is_about(_NOT_TAKEN)):
             return ""
-        named = [self.parameter, *_PARAMETER.findall(self.message)]
+        named = [self.parameter, *map(str.lower, _PARAMETER.findall(self.message))]
         return next((name for name in named if name in body and name in _PARAMETERS), "")
 
 
@@ -294,29 +319,30 @@ def _read_failure(
     if failure.is_about(_FILTER):
         return Reply("refused", "", None, 0, 0, "", shown)
     ends = status in (401, 402, 403, 404, 405) or 300 <= status < 400
+    ends = ends or (status == 400 and failure.is_about(_UNKNOWN))
     if ends or failure.is_about(_QUOTA):
         raise HarnessError(
             f"the judge refuses every call: {shown}; check {KEY_VARIABLE}, the quota, "
             "judge.base_url and judge.model"
         )
     if status in _RETRIED or status >= 500:
-        after = _retry_after(headers)
+        after = _retry_after(headers) or _wait_named(failure.message)
         return Trouble(shown, after, counts=0 if status == 429 and after is not None else 1)
     return Trouble(shown, permanent=True)
 
 
-def _completion(data: Mapping[str, Any], body: Mapping[str, Any]) -> Reply:
+def _completion(data: Mapping[str, Any], body: Mapping[str, Any]) -> Reply | Trouble:
     choice = data["choices"][0]
-    message = choice["message"]
-    text, refusal = _texts(message.get("content")), message.get("refusal")
-    usage = data.get("usage") or {
-        "prompt_tokens": estimate_tokens(body["messages"]),
-        "completion_tokens": int(len(text) / CHARACTERS_PER_TOKEN) + 1,
-    }
-    logprobs = (choice.get("logprobs") or {}).get("content")
     reason, limit = str(choice.get("finish_reason") or "").lower(), token_limit(body)
+    reason = reason.partition(":")[0]
+    if reason in BROKEN:
+        return Trouble(f"the reply was broken off ({reason})")
+    message = choice.get("message") or {} if reason in CUT else choice["message"]
+    text, refusal = _texts(message.get("content")), message.get("refusal")
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    logprobs = (choice.get("logprobs") or {}).get("content")
     said = verdicts.spoken(text)
-    if said is None and limit == 1:
+    if limit == 1 and (said is None or (thought and not text)):
         raise HarnessError(
             "the judge thinks before it answers, so its first token is no verdict; turn its "
             "thinking off (judge.extra_body) or set judge.verdict: text"
@@ -330,15 +356,30 @@ def _completion(data: Mapping[str, Any], body: Mapping[str, Any]) -> Reply:
         error = f"{verdicts.CUT_OFF} at {limit} tokens"
         if reason not in CUT:
             error = f"{verdicts.CUT_OFF} in its thinking"
+    elif thought and not said:
+        error = "empty: all of it is in its thinking"
+    prompt_tokens, completion_tokens = _usage(data.get("usage") or {}, text, body)
     return Reply(
         status=status,
         text=(text if said is None else said) or str(refusal or ""),
         logprobs=None if logprobs is None else [_token(entry) for entry in logprobs],
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        model=str(data.get("model") or ""),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        model=" by ".join(str(data[name]) for name in ("model", "provider") if data.get(name)),
         error=error,
     )
+
+
+def _usage(usage: Mapping[str, Any], text: str, body: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of the prompt and of the reply, its thinking included (which Gemini and xAI count in
+    the total alone); estimated where the endpoint tells none.
+    """
+    names = ("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")
+    told = [max(int(usage.get(one) or usage.get(other) or 0), 0) for one, other in names]
+    if not any(told):
+        return estimate_tokens(body["messages"]), int(len(text) / CHARACTERS_PER_TOKEN) + 1
+    total = int(usage.get("total_tokens") or 0)
+    return told[0], max(told[1], total - told[0]) if told[0] else told[1]
 
 
 def _texts(content: Any) -> str:
@@ -366,8 +407,14 @@ def _token(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _likelihood(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A token and its log-probability; one that has none gets the published schema's lowest."""
+    token = str(entry["token"])
+    if re.fullmatch(r"token_id:\d+", token):
+        raise HarnessError(
+            "the judge names tokens by their numbers, so no verdict can be read; start vLLM "
+            "without --return-tokens-as-token-ids"
+        )
     value = float(NO_LOGPROB if entry.get("logprob") is None else entry["logprob"])
-    return {"token": str(entry["token"]), "logprob": value if math.isfinite(value) else NO_LOGPROB}
+    return {"token": token, "logprob": value if math.isfinite(value) else NO_LOGPROB}
 
 
 def _refuse_constant(name: str) -> float:
@@ -396,19 +443,36 @@ def _failure(status: int, data: Any, text: str) -> Failure | None:
     code = str(error.get("code") or error.get("type") or "")
     said = error.get("message") or error.get("detail") or text[:200]
     message = said if isinstance(said, str) else json.dumps(said)
+    upstream = _first(error.get("metadata"), "raw")
+    message += f" ({upstream})" if upstream else ""
     if status == 200:
         status = int(code) if re.fullmatch(r"[345]\d\d", code) else _STATUS_OF.get(code, 500)
     return Failure(status, code, message, str(error.get("param") or ""))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from ``retry-after-ms`` or ``Retry-After`` (number or date); None without."""
+    """Seconds from ``retry-after-ms`` or ``Retry-After`` (number or date); None without, and for no
+    time at all.
+    """
     value = headers.get("Retry-After", "")
     try:
         if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000.0)
-        if re.fullmatch(r"\s*[-+]?[\d.]+\s*", value):
-            return max(0.0, float(value))
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+            found = float(headers["retry-after-ms"]) / 1000.0
+        elif re.fullmatch(r"\s*[-+]?[\d.]+\s*", value):
+            found = float(value)
+        else:
+            found = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, TypeError):
         return None
+    return found if found > 0 else None
+
+
+def _wait_named(message: str) -> float | None:
+    """Seconds that a message asks to wait ("try again in 7m12.5s"); None where it names none."""
+    found = _WAIT.search(message)
+    hours, minutes, seconds, milli = found.groups() if found else ("",) * 4
+    try:
+        rest = float(seconds or 0) / (1000.0 if milli else 1.0)
+    except ValueError:
+        return None
+    return 3600.0 * int(hours or 0) + 60.0 * int(minutes or 0) + rest or None

@@ -21,7 +21,10 @@ from harness.study.sections import JudgeSettings
 _DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
 _ATTEMPT = re.compile(r"[+\-−]?\d[\d.,]*(\s*/\s*\d+)?|[+\-]?(nan|inf|infinity)", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
-_LABEL = re.compile(r"\b(rating|score|verdict|grade)\b[^\n]{0,30}$", re.IGNORECASE)
+_LABEL = re.compile(
+    r"\b(rating|score|verdict|grade)\b[^\n]{0,30}?(:|=|\bis)\W{0,12}$", re.IGNORECASE
+)
+_ESCAPED = re.compile(r"\\([\[\]])")
 _SINGLE = re.compile(
     r"\b(?:rating|score|verdict|grade)\b(?: is| of)?\W{0,6}\[\s*([^\[\]\n]{1,12}?)\s*\](?!\])",
     re.IGNORECASE,
@@ -50,8 +53,9 @@ def parse_rating(text: str) -> Rating:
     Several verdicts: the last counts if it is labelled ("Rating: [[n]]"), stands alone on its line,
     or all agree; otherwise the judgment is ambiguous. ``x[[3]]`` and ``arr[0]`` are indices, not
     verdicts. Without double brackets a labelled ``Rating: [n]`` counts. Only ASCII numbers from 1
-    to 10 are ratings.
+    to 10 are ratings. Brackets may be escaped, as in Markdown and LaTeX.
     """
+    text = _ESCAPED.sub(r"\1", text)
     attempts = [match for match in _DOUBLE.finditer(text) if _is_attempt(match, text)]
     if not attempts:
         written = [match.group(1) for match in _SINGLE.finditer(text)]
@@ -90,14 +94,22 @@ def _value(written: str) -> Rating:
     return Rating(value) if 1.0 <= value <= 10.0 else Rating(None, "out_of_range")
 
 
+_TAGS = "think(?:ing)?|thought|reasoning|seed:think"
 _OPENED = re.compile(
-    r"^\s*(?:<(?:think(?:ing)?|thought|reasoning|seed:think)>|\[THINK\]|\u25c1think\u25b7)",
+    rf"^\s*(?:<(?:{_TAGS})>|\[THINK\]|\u25c1think\u25b7|<\|(?:begin_of_thought|START_THINKING)\|>"
+    r"|<\|channel\|?>(?:analysis|commentary|thought)|analysis(?-i:[A-Z])"
+    r"|Here(?: is|'s) my thought process:)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CLOSED = re.compile(
-    r"</(?:think(?:ing)?|thought|reasoning|seed:think)>|\[/THINK\]|\u25c1/think\u25b7",
+    rf"</(?:{_TAGS})>|\[/THINK\]|\u25c1/think\u25b7|<\|(?:end_of_thought|END_THINKING)\|>"
+    r"|<channel\|>|<\|channel\|>final[^\n]{0,30}?<\|message\|>|assistantfinal"
+    r"|Here(?: is|'s) my response:",
     re.IGNORECASE,
 )
+"""Marks of thinking, as DeepSeek, Mistral, Kimi, OpenThinker, Cohere, gpt-oss (with and without its
+special tokens), Gemma and Granite write them where the server does not take it out."""
+_MARK = re.compile(r"<\|(?:return|end|(?:START|END)_RESPONSE|(?:begin|end)_of_solution)\|>")
 
 
 def spoken(text: str) -> str | None:
@@ -107,7 +119,7 @@ def spoken(text: str) -> str | None:
     """
     closed = list(_CLOSED.finditer(text))
     if closed:
-        text = text[closed[-1].end() :].strip()
+        text = _MARK.sub("", text[closed[-1].end() :]).strip()
     return None if _OPENED.search(text) else text
 
 
@@ -124,21 +136,26 @@ def verdict_logprobs(entry: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
 
     entry: ``token``, ``logprob`` and ``top_logprobs`` of one position, as the client reads them.
     """
-    if str(entry["token"]).strip() not in tokens:
+    if _bare(entry["token"]) not in tokens:
         return None
     found: dict[str, list[float]] = {}
     listed = {(one["token"], one["logprob"]) for one in entry["top_logprobs"]}
     if entry["token"] not in {token for token, _ in listed}:
         listed.add((entry["token"], entry["logprob"]))
     for token, value in sorted(listed):
-        if token.strip() in tokens:
-            found.setdefault(token.strip(), []).append(value)
+        if _bare(token) in tokens:
+            found.setdefault(_bare(token), []).append(value)
     every = [value for values in found.values() for value in values]
     if not entry["top_logprobs"] or any(value > 1e-6 for value in every):
         return None
     if not MOST_MASS < math.fsum(map(math.exp, every)) < 1.001:
         return None
     return {token: _log_sum(values) for token, values in found.items()}
+
+
+def _bare(token: str) -> str:
+    """A token without blanks, also where a server shows them as its tokenizer writes them."""
+    return token.strip(" \t\r\n\u2581\u0120")
 
 
 def _log_sum(values: Sequence[float]) -> float:

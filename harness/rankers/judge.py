@@ -83,7 +83,7 @@ def preference(reply: JudgeReply) -> float | None:
             return None
         first, second = (math.exp(found[one]) if one in found else 0.0 for one in (FIRST, SECOND))
         return first / (first + second)
-    return {FIRST: 1.0, SECOND: 0.0}.get(reply.text.strip())
+    return {FIRST: 1.0, SECOND: 0.0}.get(reply.text.strip(" \t\n*_\"'`.()"))
 
 
 def comparison(

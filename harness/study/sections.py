@@ -725,7 +725,9 @@ class RuntimeSettings(Section):
     judge_timeout_s: float = 60.0
     """Time for one reply."""
     judge_deadline_s: float = 1800.0
-    """Time for one judgment with all its further attempts."""
+    """Time for one judgment with all its further attempts, counted anew with every reply that
+    comes: a judge that gives none for so long ends the run.
+    """
     judge_requests_per_minute: NonNegative = 0
     """0: no limit."""
     judge_backoff_s: Annotated[float, Field(gt=0)] = 0.5

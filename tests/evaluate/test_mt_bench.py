@@ -150,6 +150,7 @@ def judged(task: StageTask) -> tuple[StageOutcome, dict[tuple[str, int], dict[st
         ("[[6]] I repeat: [[6]]", 6.0, ""),
         ("Either [[5]] or [[6]].", None, "ambiguous"),
         ("Rating: [[5]] or [[6]]", None, "ambiguous"),
+        ("Rating: [[8]]. For a rating of [[10]] it lacks an example.", None, "ambiguous"),
         ("Rating: [[9]]. The quoted answer says [[1]].", None, "ambiguous"),
         ("arr[0] is wrong … 9/10", None, "no_verdict"),
         ("He returns x[[1]] in R. Rating: [[4]]", 4.0, ""),

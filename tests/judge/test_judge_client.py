@@ -315,16 +315,21 @@ def test_waiting_times_are_bounded_jittered_and_read_from_both_headers() -> None
     assert all(0.25 <= wait <= 30.0 for wait in doubling)
     assert len(set(doubling)) == len(doubling)
     body: dict[str, Any] = {"messages": []}
-    for headers, least in (
-        ({"Retry-After": "3"}, 3.0),
-        ({"Retry-After": "3", "retry-after-ms": "250"}, 0.25),
-        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+    for headers, says, least in (
+        ({"Retry-After": "3"}, "", 3.0),
+        ({"Retry-After": "3", "retry-after-ms": "250"}, "", 0.25),
+        ({}, "You exceeded your current quota. Please retry in 34.07s.", 34.07),
+        ({}, "Please retry after 26 seconds.", 26.0),
+        ({}, "Please try again in 7m12.5s.", 432.5),
+        ({}, "Please try again in 214ms.", 0.214),
+        ({"Retry-After": "3"}, "Please try again in 2h0m1s.", 3.0),
     ):
-        trouble = read_reply(429, headers, "", body)
+        trouble = read_reply(429, headers, says, body)
         assert isinstance(trouble, Trouble)
-        assert trouble.retry_after_s == least
+        assert trouble.retry_after_s == pytest.approx(least)
         assert least <= trouble.delay(1, 0.5, 30.0) <= least + 0.5
-    assert read_reply(429, {"Retry-After": "soon"}, "", body) == Trouble("HTTP 429")
+    for none in ("soon", "0", "-1", "Wed, 21 Oct 2015 07:28:00 GMT"):
+        assert read_reply(429, {"Retry-After": none}, "", body) == Trouble("HTTP 429")
 
 
 def test_attempts_are_bounded_and_the_item_is_retried_by_the_next_run(tmp_path: Path) -> None:
@@ -356,6 +361,16 @@ def test_the_deadline_ends_a_run_against_a_dead_judge(tmp_path: Path) -> None:
         assert time.monotonic() - start < 1.5
         assert {reply.status for reply in replies} == {"error"}
         assert {reply.text for reply in replies} == {""}
+
+
+def test_a_slow_judge_that_answers_is_heard_out_whatever_the_deadline(tmp_path: Path) -> None:
+    slow = FaultRates(latency_s=0.05)
+    with (
+        serve(faults=slow) as server,
+        client_of(server, tmp_path, judge_deadline_s=0.4, judge_concurrency=1) as client,
+    ):
+        replies = client.complete([request(i) for i in range(15)])
+        assert {reply.status for reply in replies} == {"ok"}
 
 
 def test_a_late_reply_counts_and_the_first_valid_one_wins(tmp_path: Path) -> None:

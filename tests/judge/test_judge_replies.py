@@ -99,6 +99,13 @@ def rating(reply: JudgeReply) -> tuple[str, float | None]:
         said("Well.\n<reasoning>\nRating: [[4]]"),
         said("first thought</think><think>Rating: [[4]]"),
         said(None, "length", reasoning_content="Rating: [[4]]"),
+        said("Rating: [[4]]", "model_context_window_exceeded"),
+        {"choices": [{"finish_reason": "length"}]},
+        said("<|channel|>analysis<|message|>Rating: [[4]]"),
+        said("analysisWe could say Rating: [[4]]"),
+        said("<|channel>thought\nRating: [[4]]"),
+        said("<|START_THINKING|>Rating: [[4]]"),
+        said("Here is my thought process: Rating: [[4]]"),
     ],
 )
 def test_a_reply_that_was_cut_off_is_asked_again_once_with_more_room_and_holds_no_verdict(
@@ -123,9 +130,25 @@ def test_with_more_room_the_verdict_comes(tmp_path: Path) -> None:
     assert [call["max_tokens"] for call in calls] == [100, 200]
 
 
+def test_where_more_room_is_refused_the_cut_reply_stands(tmp_path: Path) -> None:
+    says = "This model's maximum context length is 4096 tokens. You requested 5096."
+    replies = {2048: (200, said("A [[4]] and", "length")), 4096: (400, error(says))}
+    (found,), calls = ask(lambda body: replies[body["max_tokens"]], tmp_path)
+    assert (rating(found), len(calls)) == (("unparsed", None), 2)
+    assert found.error.startswith(verdicts.CUT_OFF)
+    assert says in found.error
+
+
 @pytest.mark.parametrize(
     "content",
     [
+        "<|channel|>analysis<|message|>[[2]]<|end|><|start|>assistant<|channel|>final<|message|>"
+        "Rating: [[6]]<|return|>",
+        "analysisWe see [[2]].assistantfinalRating: [[6]]",
+        "<|channel>thought\nRating: [[2]]<channel|>[[6]]",
+        "<|begin_of_thought|>Rating: [[2]]<|end_of_thought|>[[6]]",
+        "Here is my thought process: Rating: [[2]] Here is my response: [[6]]",
+        r"Rating: \[\[6\]\]",
         "<think>First [[2]], or [[9]].</think>\nRating: [[6]]",
         "Rating: [[2]]</think> Rating: [[6]]",
         "<Thinking>[[2]]</Thinking><think>[[3]]</think>[[6]]",
@@ -147,6 +170,11 @@ def test_thinking_is_never_read_and_parts_are_joined(content: Any, tmp_path: Pat
     [
         said("Rating: [[4]]", "content_filter"),
         said("Rating: [[4]]", "SAFETY"),
+        said("Rating: [[4]]", "content_filter: PROHIBITED_CONTENT"),
+        error("litellm.ContentPolicyViolationError: the content management policy", "400"),
+        error("Content Exists Risk", "invalid_request_error"),
+        error("Input data may contain inappropriate content.", "data_inspection_failed"),
+        error("Output blocked by content filtering policy", "invalid_request_error"),
         said(None, refusal="I will not rate [[4]]"),
         error("Your input was flagged by moderation", 403) | {},
     ],
@@ -155,6 +183,44 @@ def test_refusals_are_final(reply: dict[str, Any], tmp_path: Path) -> None:
     (found,), calls = ask(lambda _body: (200, reply), tmp_path)
     assert rating(found) == ("refused", None)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 11, "completion_tokens": 9, "total_tokens": 241}, (11, 230)),
+        ({"prompt_tokens": 11, "completion_tokens": 9, "total_tokens": 20}, (11, 9)),
+        ({"input_tokens": 11, "output_tokens": 9}, (11, 9)),
+        ({"prompt_tokens": 11, "completion_tokens": -1}, (11, 0)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, (6, 4)),
+        (None, (6, 4)),
+    ],
+)
+def test_thinking_is_counted_wherever_it_is_told(usage: Any, tokens: tuple[int, int]) -> None:
+    raw = json.dumps(said("Rating: [[6]]") | {"usage": usage})
+    body = {"messages": [{"role": "user", "content": "Rate it."}], "max_tokens": 8}
+    found = read_reply(200, {}, raw, body)
+    assert isinstance(found, Reply)
+    assert (found.prompt_tokens, found.completion_tokens) == tokens
+
+
+def test_a_prompt_of_which_the_judge_read_a_part_has_no_verdict(tmp_path: Path) -> None:
+    read = said("Rating: [[6]]") | {"usage": {"prompt_tokens": 2050, "completion_tokens": 4}}
+    with endpoint(lambda _body: (200, read)) as (url, _):
+        own = JudgeSettings(kind="openai", base_url=url, model="judge-1")
+        with JudgeClient(own, Runtime(**FAST), tmp_path) as client:
+            texts = "word " * 4000, "Rate."
+            asked = [JudgeRequest(t[:5], ({"role": "user", "content": t},), {}) for t in texts]
+            cut, whole = client.complete(asked, accept=is_rated)
+    assert (rating(cut), rating(whole)) == (("error", None), ("ok", 6.0))
+    assert "2050 tokens of a prompt of 4000 words" in cut.error
+
+
+def test_verdicts_of_two_providers_under_one_name_are_not_mixed(tmp_path: Path) -> None:
+    providers = iter(["One", "Two"])
+    reply = said("Rating: [[6]]")
+    with pytest.raises(HarnessError, match=r"'judge-1 by (One|Two)'.*extra_body"):
+        ask(lambda _body: (200, reply | {"provider": next(providers)}), tmp_path, count=2)
 
 
 @pytest.mark.parametrize("text", ["[[11]]", "[[0.5]]", "[[-1]]", "[[0]]", "[[10.5]]", "[[1e1]]"])
@@ -225,6 +291,13 @@ def test_a_seed_that_is_refused_is_left_out(tmp_path: Path) -> None:
         (429, error("You exceeded your current quota", "insufficient_quota"), "quota"),
         (200, {"object": "error", "message": "no such model", "code": 404}, "judge.model"),
         (200, error("no", "invalid_api_key"), "OPENAI_API_KEY"),
+        (400, error("API key not valid. Please pass a valid API key."), "OPENAI_API_KEY"),
+        (400, error("judge-1 is not a valid model ID"), "judge.model"),
+        (400, error("Budget has been exceeded! Max budget: 1.0", "400"), "quota"),
+        (429, {"error": "Your team has used all available credits"}, "quota"),
+        (400, error("You have reached your specified API usage limits."), "quota"),
+        (400, error("Logprobs is not enabled for models/judge-1"), "judge.verdict"),
+        (400, error("Requested sample logprobs of 5, greater than max allowed: 3"), "verdict"),
         (200, {"choices": [{"error": {"code": 402, "message": "pay"}}]}, "quota"),
         (200, 'data: {"choices": [{"delta": {"content": "R"}}]}\n\ndata: [DONE]\n', "stream"),
         (200, {"object": "chat.completion.chunk", "choices": [{"delta": {}}]}, "stream"),
@@ -253,6 +326,9 @@ def test_errors_of_the_requests_form_end_the_stage_at_once_and_name_the_key(
         error("slow down", 429),
         {"choices": []},
         {"choices": [{"error": {"code": 502, "message": "provider"}}]},
+        said("Perhaps Rating: [[4]]", "error"),
+        said("Perhaps Rating: [[4]]", "abort"),
+        said("Perhaps Rating: [[4]]", "insufficient_system_resource"),
         "<html>",
         "[" * 100_000,
         json.dumps(said("Rating: [[4]]"))[:-1] + ', "usage": {"completion_tokens": 1e999}}',
@@ -346,6 +422,19 @@ UNREADABLE = [
 ]
 
 
+def test_tokens_named_by_numbers_end_the_stage_and_say_so(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="return-tokens-as-token-ids"):
+        weighted([position("token_id:76", m=0.7)], tmp_path)
+
+
+def test_a_judge_that_thinks_in_another_field_gives_no_first_token(tmp_path: Path) -> None:
+    thinks = said("", "length", reasoning="Okay")
+    with pytest.raises(HarnessError, match="thinks before it answers"):
+        ask(lambda _body: (200, thinks), tmp_path, max_tokens=1)
+    (found,), _ = ask(lambda _body: (200, said("", reasoning="[[2]]")), tmp_path / "more")
+    assert (found.status, found.error) == ("unparsed", "empty: all of it is in its thinking")
+
+
 def one_token(entry: Mapping[str, Any]) -> JudgeReply:
     """A reply of one token as the client reads it."""
     body = said(entry["token"], "length")
@@ -378,6 +467,7 @@ def test_a_verdict_read_off_the_tail_is_unparsed(content: Any, tmp_path: Path) -
         (position("m", m=0.5, _m=0.1, M=0.2, Sure=0.1), 0.75),
         (position(" M", _M=0.9, The=0.1), 0.0),
         (position("m", m=0.6, M=0.2, A=0.2), 0.75),
+        (position("\u2581m", **{"\u2581m": 0.5, "m": 0.1, "\u0120M": 0.2}), 0.75),
     ],
 )
 def test_the_mass_of_both_tokens_is_the_preference_in_benchmark_and_ranker_alike(
