@@ -155,6 +155,8 @@ def _first_part(given: Configuration, field: str, parts: list[Section]) -> Secti
 
 def _training(given: Configuration, processes: int) -> Section:
     made = {name: given.take(name) for name in SAME}
+    if given.values.get("max_grad_norm", 1.0) is None:
+        made["max_grad_norm"] = 0.0  # null and 0 are no clipping
     checkpointing = given.take("activation_checkpointing")
     if checkpointing is not None:
         made["gradient_checkpointing"] = checkpointing
@@ -212,6 +214,9 @@ def _lengths(given: Configuration) -> Section:
         if prompt >= longest:
             raise given.refuse("max_prompt_length", f"leaves no room within max_length {longest}")
         made = {"max_length": longest, "max_prompt_length": prompt}
+        if given.offline:
+            told = "cut as before TRL 0.12 (truncation); it then cut each longer prompt to it"
+            given.note("max_prompt_length", told)
         return made | ({"truncation": "prompt_first"} if given.offline else {})
     if given.offline:
         given.note("max_length", "training.max_prompt_length: one token less, as TRL has no limit")
@@ -231,10 +236,15 @@ def _lora(given: Configuration) -> Section:
             "peft's own for Llama, Mistral, Qwen and Gemma are written; other models: check",
         )
     one = modules if isinstance(modules, str) else modules[0]
+    dropout, off = given.take("lora_dropout"), given.take("disable_dropout")
+    if off:
+        given.note("lora_dropout", "0: TRL's disable_dropout switches the adapters' off too")
+    else:
+        given.differs("disable_dropout", "the adapters keep theirs; the model's own is off")
     return _four_bits(given) | {
         "r": given.take("lora_r"),
         "alpha": given.take("lora_alpha"),
-        "dropout": given.take("lora_dropout"),
+        "dropout": 0.0 if off else dropout,
         "target_modules": one if one == "all-linear" else modules,
     }
 

@@ -57,6 +57,19 @@ FORMER: dict[str, tuple[Any, Any]] = {
 """Type and default of fields that TRL, transformers or the alignment handbook had and have no more,
 and of the environment that TRL's parser sets.
 """
+NO_NUMBER = {
+    *("push_to_hub_revision", "overwrite_hub_revision", "wandb_entity", "wandb_project"),
+    *("label_pad_token_id", "padding_value", "use_logits_to_keep", "use_num_logits_to_keep"),
+    *(
+        "use_liger_loss",
+        "use_ipex",
+        "no_cuda",
+        "half_precision_backend",
+        "include_tokens_per_second",
+    ),
+    *("dispatch_batches", "split_batches", "gradient_checkpointing_use_reentrant"),
+}
+FORMER |= dict.fromkeys(NO_NUMBER, (Any, None))
 XPO_FIELDS: dict[str, tuple[Any, Any]] = {"alpha": (list[float], [1e-5])}
 """What XPOConfig added to OnlineDPOConfig until TRL removed it."""
 
@@ -65,6 +78,7 @@ SPEED = re.compile(
     r"|torch_compile|precompute_ref|include|do|skip|dataset_num|preprocessing_num)(_|$)"
 )
 OTHER_SPEED = {
+    *NO_NUMBER,
     *("output_dir", "run_name", "project", "disable_tqdm", "resume_from_checkpoint", "debug"),
     *("gradient_checkpointing_kwargs", "activation_offloading", "use_liger_kernel", "padding_free"),
     *("pad_to_multiple_of", "remove_unused_columns", "per_device_eval_batch_size", "prediction_"),
@@ -91,6 +105,12 @@ WHY = {
     "dataset_configs": "data has no configuration name: save that part as a file (data.path)",
     "test_split_size": "data.heldout_split or data.heldout say what is held out",
 }
+ELSEWHERE = {
+    "alpha": "SELM's recipes are ours: zephyr-7b, llama-3-8b, phi-3-mini; XPO's is --method xpo",
+    "gamma_beta_ratio": "SimPO's: objective simpo, params {gamma: this × beta}",
+    "simpo_gamma": "SimPO's: objective simpo, params {gamma: this}",
+}
+"""Fields of methods that are objectives here, and what to write for them by hand."""
 CHANGES = "CHANGES NUMBERS"
 Note = tuple[str, str, str]
 """Field with its line, its value, and what became of it."""
@@ -159,7 +179,8 @@ class Configuration:
         for name in unknown:
             theirs = [one for one, fields in others.items() if name in fields]
             close = difflib.get_close_matches(name, self.fields, n=1)
-            advice = [f"it is one of --method {one}" for one in theirs[:1]]
+            advice = [ELSEWHERE[name]] if name in ELSEWHERE else []
+            advice += [f"it is one of --method {one}" for one in theirs[:1]]
             advice += [f"did you mean {one}?" for one in close if not theirs]
             said = advice[0] if advice else "correct it or leave it out"
             told.append(f"{self.where(name)}: {name} is no field of TRL's {self.method}: {said}")

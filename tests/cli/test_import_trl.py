@@ -92,6 +92,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def written(folder: Path, values: dict[str, Any], *options: str) -> tuple[Path, str]:
     """The study that the command writes, and what it prints."""
+    folder.mkdir(exist_ok=True)
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
     arguments = ["import-trl", str(config), "--out", str(folder), "--name", "mine", *options]
@@ -147,7 +148,7 @@ def test_what_differs_between_the_methods_is_written(tmp_path: Path) -> None:
     assert (full.objective.name, full.loop.mode, full.training.epochs) == ("dpo", "stepwise", 2)
     assert lora.objective.params == {"epsilon": 0.2}
     lora_of = lora.training.lora
-    assert (lora_of.r, lora_of.alpha, lora_of.dropout) == (32, 16, 0.05)
+    assert (lora_of.r, lora_of.alpha, lora_of.dropout) == (32, 16, 0.0)
     assert lora_of.target_modules == ["q_proj", "v_proj"]
     assert (lora.data.prompts, lora.training.epochs) == (1600, 1)
     assert (both.objective.name, both.objective.params) == ("rpo", {"weight": 0.2})
@@ -215,6 +216,23 @@ def test_adapters_over_four_bits_stay_that(tmp_path: Path) -> None:
     lora = load_study(path).base.training.lora
     assert lora and lora.base == "nf4"
     assert "quant" not in printed
+
+
+def test_adapters_have_the_dropout_that_trl_leaves_them(tmp_path: Path) -> None:
+    """TRL switches dropout off after it has made the adapters."""
+    for number, off in enumerate((True, False)):
+        values = LORA | {"lora_dropout": 0.1, "disable_dropout": off}
+        path, printed = written(tmp_path / str(number), values)
+        lora = load_study(path).base.training.lora
+        assert lora
+        assert lora.dropout == (0.0 if off else 0.1)
+        assert ("disable_dropout (line" in printed) is not off
+
+
+def test_no_clipping_stays_none(tmp_path: Path) -> None:
+    for given, read in ((None, 0.0), (0.0, 0.0), (0.3, 0.3)):
+        path, _ = written(tmp_path / str(given), FULL | {"max_grad_norm": given})
+        assert load_study(path).base.training.max_grad_norm == read
 
 
 def other(kind: Any, default: Any) -> Any:
