@@ -220,10 +220,18 @@ def hub_rows(name: str, revision: str, split: str) -> Iterator[Row]:
 
 
 def _load(name: str, revision: str, split: str) -> Any:
-    """The split, from the hub's cache where the hub cannot be reached."""
+    """The split: of a folder that ``save_to_disk`` wrote, or of the hub (from its cache where it
+    cannot be reached).
+    """
     import datasets
     from huggingface_hub import snapshot_download
 
+    if any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        saved = datasets.load_from_disk(name)
+        splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+        if split not in splits:
+            raise ValueError(f"its splits: {', '.join(splits)}")
+        return splits[split]
     try:
         return datasets.load_dataset(name, revision=revision or None, split=split)
     except Exception as error:  # noqa: BLE001 - as below
@@ -252,6 +260,8 @@ def _message(name: str, revision: str, split: str, error: Exception) -> str:
         )
     elif "gated" in text.lower() or "Gated" in kind:
         advice = "it is gated: accept its terms on its page and log in with `hf auth login`"
+    elif "config name" in text.lower():
+        advice = "it has several parts: save the one you want as a file (data.source: files)"
     elif "split" in text.lower():
         advice = f"it has no split {split!r}: set data.train_split and data.heldout_split"
     else:

@@ -20,6 +20,8 @@ ROLES = {
     "human": "user",
     "gpt": "assistant",
 }
+TEXTUAL = (None, "text", "input_text", "output_text")
+"""Types of a part of a turn's content that is text."""
 CARRYING = (
     *("tools", "tool_calls", "tool_call_id", "tool_responses"),
     *("functions", "function_call", "observation"),
@@ -109,7 +111,9 @@ def _content(content: Any, at: str) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        # An image's part may carry an empty text where a table gives every part the same keys.
+        texts = [one for one in content if isinstance(one, Mapping) and one.get("type") in TEXTUAL]
+        parts = [part.get("text") for part in texts] if len(texts) == len(content) else [None]
         if all(isinstance(part, str) for part in parts):
             return "".join(map(str, parts))
     raise HarnessError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 
 from harness.data.files import commit_of, hub_rows
@@ -84,6 +85,24 @@ def test_rows_come_from_the_cache_at_their_commit(cache: Path) -> None:
         list(hub_rows("owner/pairs", "", "test"))
     with pytest.raises(HarnessError, match="dataset owner/none, split train_prefs: "):
         list(hub_rows("owner/none", "", "train_prefs"))
+
+
+def test_folders_that_datasets_saved_hold_their_rows_alone(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"chosen": text} for text in "abcd"])
+    rows.select([2, 0]).save_to_disk(str(tmp_path / "one"))
+    both = datasets.DatasetDict({"train": rows, "test": rows.select([3])})
+    both.save_to_disk(str(tmp_path / "both"))
+
+    def read(folder: str, split: str) -> str:
+        return "".join(row.values["chosen"] for row in hub_rows(str(tmp_path / folder), "", split))
+
+    assert (read("one", "train"), read("both", "train"), read("both", "test")) == (
+        "ca",
+        "abcd",
+        "d",
+    )
+    with pytest.raises(HarnessError, match=r"it has no split 'test': .*its splits: train"):
+        read("one", "test")
 
 
 def planned(**changes: Any) -> Plan:

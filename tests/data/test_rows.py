@@ -312,6 +312,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"instruction": "a", "completions": [{"response": "b", "overall_score": 7}]},
         r"f:1: no column 'chosen' \(answers with scores.*highest overall_score as chosen",
     ),
+    "an image beside an empty text": (
+        {"prompt": [{"role": "user", "content": [{"type": "image", "text": ""}]}], **ANSWERS},
+        "f:1, column prompt: turn 1 is not .*its content is .*'image'",
+    ),
     "two answers and a label": (
         {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1},
         "two answers with a label beside them",
