@@ -89,7 +89,8 @@ def count(task: StageTask[CountTask]) -> StageOutcome:
 
 def average(task: StageTask[AverageTask]) -> StageOutcome:
     """Write the policy's folder with its parameters replaced by d average + (1 - d) policy,
-    computed in float32 and stored in the run's precision. d: ``decay``.
+    computed and stored in float32: bfloat16 would round most of a step of 1 - d away, and the
+    average would stand still. d: ``decay``.
     """
     settings = task.settings
     how = settings.scoring("cpu") | {"dtype": "float32"}
@@ -103,5 +104,5 @@ def average(task: StageTask[AverageTask]) -> StageOutcome:
     shutil.copytree(task.inputs["policy"] / "model", task.out / "model", dirs_exist_ok=True)
     for file in (task.out / "model").glob("*.safetensors*"):
         file.unlink()
-    policy.to(getattr(torch, settings.dtype)).save_pretrained(task.out / "model")
+    policy.save_pretrained(task.out / "model")
     return StageOutcome(rows=len(kept))

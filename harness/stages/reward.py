@@ -17,15 +17,13 @@ from harness.model.chat import encode_conversation
 from harness.model.checkpoint import CheckpointSummary, check_checkpoint
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_tokenizer
-from harness.records import HarnessError, Prompt, StageOutcome, StageTask, read_jsonl
+from harness.records import HarnessError, Prompt, StageOutcome, StageTask, Tally, read_jsonl
 from harness.study.tasks import RankerTrainTask
 
 
 def run(task: StageTask[RankerTrainTask]) -> StageOutcome:
     """Train on ``inputs["data"]/ranker.jsonl`` (pairs held aside by data.ranker_pairs) from
     ``inputs["base"]``; write ``model/``.
-
-    Settings: seed, learning_rate, batch_size, epochs, max_length.
     """
     file = task.inputs["data"] / "ranker.jsonl"
     prompts = [Prompt(**row) for row in read_jsonl(file)] if file.exists() else []
@@ -33,10 +31,10 @@ def run(task: StageTask[RankerTrainTask]) -> StageOutcome:
         raise HarnessError(
             "ranker.train: no pairs are held aside for the ranker; set data.ranker_pairs"
         )
-    facts = train_reward_model(
-        task.inputs["base"], prompts, task.out / "model", task.settings, device=task.runtime.device
+    out = task.out / "model"
+    return train_reward_model(
+        task.inputs["base"], prompts, out, task.settings, device=task.runtime.device
     )
-    return StageOutcome(rows=len(prompts), summary=facts)
 
 
 def train_reward_model(
@@ -46,21 +44,19 @@ def train_reward_model(
     settings: RankerTrainTask,
     *,
     device: str = "cpu",
-) -> dict[str, float]:
+) -> StageOutcome:
     """Train a one-label classifier on the prompts' offline pairs and save it with its tokenizer to
-    ``out``.
-
-    Returns the final loss and the share of training pairs in order. Conversations over
-    ``max_length`` tokens are left out. Raises HarnessError when none is left.
+    ``out``. Conversations over ``max_length`` tokens are left out and counted. Raises HarnessError
+    when none is left.
     """
-    tokenizer = load_tokenizer(start)
+    tokenizer, limit = load_tokenizer(start), settings.max_length
     found = check_checkpoint(start, head="new", tokenizer=tokenizer)
-    limit = settings.max_length
-    rows = [
-        row
-        for row in (_encode(tokenizer, prompt) for prompt in prompts)
-        if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= limit
-    ]
+    rows, tally = [], Tally("ranker.train", "ranker pairs")
+    for prompt in prompts:
+        row = _encode(tokenizer, prompt)
+        fits = max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= limit
+        tally.meet(prompt.id, "ok" if fits else f"over ranker_training.max_length = {limit} tokens")
+        rows += [row] if fits else []
     if not rows:
         raise HarnessError(
             f"reward model: all {len(prompts)} pairs are over max_length = {limit} tokens"
@@ -71,11 +67,8 @@ def train_reward_model(
         model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return {
-        "loss": round(float(result.training_loss), 6),
-        "pairs": len(rows),
-        "left_out": len(prompts) - len(rows),
-    }
+    summary = {"loss": round(float(result.training_loss), 6), "pairs": len(rows)}
+    return StageOutcome(len(rows), summary=summary, left_out=tally.left_out())
 
 
 def _encode(tokenizer: Any, prompt: Prompt) -> dict[str, list[int]]:

@@ -24,6 +24,7 @@ from harness.records import (
     Generation,
     GenerationRequest,
     HarnessError,
+    LeftOut,
     Pair,
     Prompt,
     Response,
@@ -60,13 +61,7 @@ def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
         raise HarnessError(
             f"data.prompts asks for {wanted} training prompts; there are {len(prompts)}"
         )
-    cycle, place = divmod(index, portions)
-    generator = np.random.default_rng(
-        int(content_hash("prompt order", settings.seed, cycle, length=16), 16)
-    )
-    order = list(prompts[:wanted] if wanted else prompts)
-    if settings.order == "seed":
-        order = [order[i] for i in generator.permutation(len(order))]
+    order, place = _ordered(prompts, settings), index % portions
     size = len(order) // portions
     if size == 0:
         raise HarnessError(
@@ -83,6 +78,31 @@ def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
     return part[:limit] if limit else part
 
 
+def _ordered(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
+    """The prompts of a study in the run's order, which each pass over them draws anew."""
+    order = list(prompts[: settings.prompts or None])
+    if settings.order != "seed":
+        return order
+    cycle = settings.portion // settings.portions
+    seed = int(content_hash("prompt order", settings.seed, cycle, length=16), 16)
+    return [order[i] for i in np.random.default_rng(seed).permutation(len(order))]
+
+
+def _portion(
+    task: StageTask[RolloutTask] | StageTask[LabelledTask],
+) -> tuple[list[Prompt], tuple[LeftOut, ...]]:
+    """The task's portion; and, with the first of a pass, what is told of prompts in none."""
+    every = [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")]
+    part, tally = portion(every, task.settings), Tally(task.stage, "training prompts")
+    portions = task.settings.portions
+    if task.settings.portion % portions == 0:
+        order = _ordered(every, task.settings)
+        tally.read = len(order)
+        for prompt in order[len(order) // portions * portions :]:
+            tally.leave_out(f"in none of the {portions} portions, which are equal", prompt.id)
+    return part, tally.left_out()
+
+
 def run(task: StageTask[RolloutTask]) -> StageOutcome:
     """Write ``prompts.jsonl`` (this portion, in order) and ``responses.jsonl`` (records.Response by
     prompt order and sample).
@@ -91,9 +111,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     Answers of an earlier, partial attempt are kept; only its failed ones are drawn again.
     """
     settings = task.settings
-    prompts = portion(
-        [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")], settings
-    )
+    prompts, undivided = _portion(task)
     policy = load_policy(task.inputs["policy"], **settings.sampling(task.runtime.device))
     kept, prompts_left = fit(policy.tokenizer, prompts, settings, task.stage)
     first = settings.first_sample
@@ -122,7 +140,7 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
         statuses["error"],
         {"tokens_generated": tokens, "answers_generated": len(drawn)},
         summary,
-        prompts_left.left_out() + samples_left.left_out(),
+        undivided + prompts_left.left_out() + samples_left.left_out(),
     )
 
 
@@ -131,9 +149,7 @@ def labelled(task: StageTask[LabelledTask]) -> StageOutcome:
     none, or one of equal answers, is counted in the record.
     """
     settings = task.settings
-    prompts = portion(
-        [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")], settings
-    )
+    prompts, undivided = _portion(task)
     tokenizer = load_tokenizer(task.inputs["policy"])
     kept, prompts_left = fit(tokenizer, prompts, settings, task.stage)
     pairs, pairs_left = [], Tally(task.stage, "labelled pairs")
@@ -146,7 +162,7 @@ def labelled(task: StageTask[LabelledTask]) -> StageOutcome:
         else:
             pairs.append(Pair(prompt.id, prompt.messages, prompt.chosen, prompt.rejected, ""))
         pairs_left.meet(prompt.id, status)
-    left_out = prompts_left.left_out() + pairs_left.left_out()
+    left_out = undivided + prompts_left.left_out() + pairs_left.left_out()
     if not pairs:
         reasons = {one.reason: one.count for one in left_out}
         raise HarnessError(f"no prompt of the portion has a labelled pair ({reasons})")

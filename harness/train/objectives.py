@@ -258,11 +258,12 @@ def orpo(rows: Rows, *, beta: float) -> Tensor:
     """-log pi(y_w)/|y_w| - beta log sigma(o(y_w) - o(y_l)), o = log(p / (1 - p)), p = exp(log
     pi(y)/|y|); no reference. Hong et al. 2024, arXiv 2403.07691, eq. 6 and 7 (beta is its lambda).
 
-    TRL counts the prompt's tokens in the first term; the paper and this do not.
+    TRL counts the prompt's tokens in the first term; the paper and this do not. An answer that
+    float32 calls certain (p = 1) has the odds of the last number before.
     """
 
     def log_odds(role: str) -> Tensor:
-        mean = rows.mean_logp(role)
+        mean = rows.mean_logp(role).clamp(max=-(2.0**-24))
         return mean - (-mean.expm1()).log()
 
     odds = _logsigmoid(log_odds("chosen") - log_odds("rejected"))

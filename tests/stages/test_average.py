@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from harness.model.policy import load_policy
@@ -13,7 +14,8 @@ from tests import tiny
 from tests.tasks import stage_task
 
 
-def test_parameters_are_averaged_and_the_folder_is_a_policy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_are_averaged_and_the_folder_is_a_policy(tmp_path: Path, dtype: str) -> None:
     folders = {}
     for name, scale in {"average": 0.1, "policy": 0.3}.items():
         folders[name] = tiny.checkpoint(tmp_path / name / "model", initializer_range=scale).parent
@@ -25,7 +27,7 @@ def test_parameters_are_averaged_and_the_folder_is_a_policy(tmp_path: Path) -> N
     folders["average"] = elsewhere
     out = tmp_path / "out"
     out.mkdir()
-    average(stage_task("k", "average", {"decay": 0.75}, folders, out))
+    average(stage_task("k", "average", {"decay": 0.75, "dtype": dtype}, folders, out))
     old, new, mixed = (
         dict(load_policy(folder).model.named_parameters())
         for folder in (folders["average"], folders["policy"], out)

@@ -550,9 +550,9 @@ def test_reward_model_trained_in_place_ranks_its_pairs(tmp_path):
         "ranker.train", {"learning_rate": 5e-3, "batch_size": 8, "epochs": 10, "max_length": 128}
     )
     state = torch.get_rng_state()
-    facts = reward_train.train_reward_model(base, prompts, tmp_path / "rm", settings)
+    done = reward_train.train_reward_model(base, prompts, tmp_path / "rm", settings)
     assert torch.equal(torch.get_rng_state(), state)
-    assert facts["pairs"] == 48
+    assert done.summary["pairs"] == 48
     reward_train.train_reward_model(base, prompts, tmp_path / "again", settings)
     assert (tmp_path / "rm" / "model.safetensors").read_bytes() == (
         tmp_path / "again" / "model.safetensors"
@@ -579,7 +579,9 @@ def test_ranker_train_stage_needs_pairs_set_aside(tmp_path):
         reward_train.run(task)
     write_jsonl(data / "ranker.jsonl", [*PROMPTS, Prompt("long", USER, "x" * 40, "y")])
     outcome = reward_train.run(task)
-    assert (outcome.summary["pairs"], outcome.summary["left_out"]) == (4, 1)
+    assert (outcome.rows, outcome.summary["pairs"]) == (4, 4)
+    (told,) = outcome.left_out
+    assert (told.count, told.of, told.examples) == (1, 5, ("long",))
     model, _ = reward_model.load(str(out), "cpu")
     assert model.config.num_labels == 1
 

@@ -118,6 +118,17 @@ def test_stage_writes_responses_in_prompt_and_sample_order(task):
     assert sorted(file.name for file in made.out.iterdir()) == ["prompts.jsonl", "responses.jsonl"]
 
 
+def test_prompts_in_no_portion_are_told_with_the_first(task):
+    made = [rollout.run(task(f"out{i}", portion=i, samples=1)) for i in (0, 1)]
+    told, nothing = (
+        [one for one in outcome.left_out if one.what == "training prompts"] for outcome in made
+    )
+    assert [(one.count, one.of) for one in told] == [(2, 20)]
+    parts = [_ids(rollout.portion(PROMPTS, settings({"portion": i}))) for i in range(3)]
+    assert not any(set(told[0].examples) & set(part) for part in parts)
+    assert not nothing
+
+
 def test_same_seed_same_bytes_other_seed_other_samples(task):
     first, again, other = task("a"), task("b"), task("c", seed=1)
     for made in (first, again, other):

@@ -331,3 +331,16 @@ def test_the_term_is_the_mean_over_the_samples_of_y() -> None:
     # r(y) = -4 + 6 = 2 and -9 + 6 = -3
     term = 0.4 * ((sigma(2) + sigma(-3)) / 2 - 0.5) / BETA
     assert objective.losses(both).item() == pytest.approx(DPO + term, rel=1e-12)
+
+
+def test_orpo_has_finite_odds_for_an_answer_that_float32_calls_certain() -> None:
+    rows = worked_rows(chosen=0.0)
+    loss = loss_of("orpo", rows)
+    loss.sum().backward()
+    certain = math.log(2.0**24)  # the odds of 1 - 2^-24
+    lost = math.log(math.expm1(1.75))  # of e^-1.75 is minus this
+    assert loss.item() == pytest.approx(0.5 * math.log1p(math.exp(-certain - lost)), rel=1e-6)
+    assert all(one.grad is None or one.grad.isfinite().all() for one in rows.logps.values())
+    assert loss_of("orpo", worked_rows(chosen=0.0, rejected=0.0)).item() == pytest.approx(
+        0.5 * math.log(2)
+    )
