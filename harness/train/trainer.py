@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -67,6 +68,12 @@ ROLE_OF_Y = {"winner": "chosen", "loser": "rejected", "middle": "explore"}
 """What y became in its pair → the response that it then is."""
 AVERAGE = "batch_average"
 """Where the trainer's state keeps the moving average of an objective's statistic."""
+UNREAD = (
+    *("loss_type", "loss_weights", "label_smoothing", "f_divergence_type", "ld_alpha"),
+    *("use_weighting", "sync_ref_model", "router_aux_loss_coef", "label_smoothing_factor"),
+    *("truncation_mode", "dataloader_drop_last", "neftune_noise_alpha"),
+)
+"""Options of ``DPOConfig`` that would change numbers and that this trainer does not read."""
 RATIOS = ("rhat_chosen", "rhat_rejected", "rhat_explore")
 METRICS = ("margin", "accuracy", *RATIOS, *(f"rhat_y_{role}" for role in ROLE_OF_Y))
 
@@ -77,8 +84,8 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass
 class PreferenceConfig(DPOConfig):
-    """``trl.DPOConfig`` plus what exploration needs. ``beta`` is DPOConfig's; its ``loss_type`` is
-    not read; ``data_seed`` is the order of the rows.
+    """``trl.DPOConfig`` plus what exploration needs. ``beta`` is DPOConfig's; ``objective`` stands
+    for its ``loss_type``; an option in ``UNREAD`` is an error; ``data_seed`` orders the rows.
 
     global_batch_size 0: per_device_train_batch_size times gradient_accumulation_steps times
     devices. token_budget 0: no limit but the rows of per_device_train_batch_size. max_log_ratio: of
@@ -108,7 +115,23 @@ class PreferenceConfig(DPOConfig):
         super().__post_init__()
         if isinstance(self.objective_params, str):
             raise ValueError(f"objective_params: {self.objective_params!r} is not a mapping")
+        self._refuse_unread()
         self.resolved()
+
+    def _refuse_unread(self) -> None:
+        fields = {one.name: one for one in dataclasses.fields(DPOConfig)}
+        given = []
+        for name in UNREAD:
+            made = fields[name].default_factory
+            default = fields[name].default if made is dataclasses.MISSING else made()
+            given += [name] if getattr(self, name) != default else []
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            given.append("train_sampling_strategy")
+        if given:
+            raise HarnessError(
+                f"{given[0]}: {getattr(self, given[0])!r} is not read by this trainer; leave it "
+                "out (the loss is what objective and objective_params say)"
+            )
 
     def resolved(self) -> ResolvedObjective:
         """The objective with its numbers, checked."""
@@ -155,10 +178,13 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         self.objective = args.resolved()
         self.global_rows = args.rows_per_step()
-        # A step's micro-batches are planned and accumulated in ``training_step``.
+        # A step's micro-batches are planned and accumulated in ``training_step``. A copy: the
+        # caller's may make another trainer.
+        args = copy.copy(args)
         args.gradient_accumulation_steps = 1
         if args.disable_dropout:
             without_dropout(model)
+        _tell_half_weights(model)
         rows = _as_rows(train_dataset, processing_class, args)
         evaluated = _each(eval_dataset, lambda given: _as_rows(given, processing_class, args))
         self.ref_model = None
@@ -568,6 +594,17 @@ def round_once(model: nn.Module) -> None:
             vars(module)["cast_input_dtype_enabled"] = False
 
 
+def _tell_half_weights(model: nn.Module) -> None:
+    trained = (p.dtype for p in model.parameters() if p.requires_grad and p.is_floating_point())
+    half = next((dtype for dtype in trained if dtype.itemsize < 4), None)
+    if half:
+        logger.warning(
+            "weights in training are %s, which rounds small steps away; load the model in float32 "
+            "(bf16=True computes in bfloat16 all the same)",
+            str(half).removeprefix("torch."),
+        )
+
+
 def _each(datasets: Any, change: Callable[[Any], Any]) -> Any:
     """``change`` of a dataset, or of each of several by name; None where there is none."""
     if isinstance(datasets, Mapping):
@@ -576,12 +613,13 @@ def _each(datasets: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:
-    """Rows of tokens from rows of text or tokens. Prompts over the limit, or that leave no room for
-    an answer, are dropped and told.
+    """Rows of tokens from rows of text or tokens. Rows whose prompt is over the limit or leaves no
+    room for an answer, and pairs that are equal after cutting, are dropped and told.
     """
     limits = [args.max_prompt_length, (args.max_length or 0) - 1]
     limit = min((one for one in limits if one > 0), default=0)
-    rows, long = [], []
+    rows: list[PreferenceRow] = []
+    dropped: dict[str, list[str]] = {}
     for number, item in enumerate(dataset):
         if isinstance(item, PreferenceRow):
             rows.append(item)
@@ -590,16 +628,24 @@ def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> 
             raise HarnessError(f"row {number} is text; pass processing_class (the tokenizer)")
         pair = _pair(item, f"row {number}")
         check_rows(tokenizer, [(f"row {number}", pair.messages, (pair.chosen, pair.rejected))])
-        most = args.max_length or 0
+        most, why = args.max_length or 0, ""
         try:
-            rows.append(encode_pair(tokenizer, pair, max_length=most, max_prompt_length=limit))
+            row = encode_pair(tokenizer, pair, max_length=most, max_prompt_length=limit)
         except PromptTooLongError:
-            long.append(str(number))
-    if long:
-        told = f"{len(long)} of {len(rows) + len(long)} rows have prompts over {limit} tokens"
+            why = f"have prompts over {limit} tokens"
+        else:
+            if row.responses["chosen"] == row.responses["rejected"]:
+                why = f"have answers that are equal when cut to max_length {most}"
+        if why:
+            dropped.setdefault(why, []).append(str(number))
+        else:
+            rows.append(row)
+    total = len(rows) + sum(map(len, dropped.values()))
+    for why, numbers in dropped.items():
+        told = f"{len(numbers)} of {total} rows {why}"
         if not rows:
             raise HarnessError(f"{told}, and none is left; raise max_prompt_length or max_length")
-        logger.warning("%s and are dropped (rows %s)", told, ", ".join(long[:3]))
+        logger.warning("%s and are dropped (rows %s)", told, ", ".join(numbers[:3]))
     needed = set(args.resolved().roles)
     for row in rows:
         if needed - set(row.responses):

@@ -480,6 +480,35 @@ def test_rows_with_prompts_over_the_limit_are_dropped_and_told(
         of_text(tmp_path, [long], max_prompt_length=60)
 
 
+def test_pairs_that_are_equal_after_cutting_are_dropped_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alike = {**TEXT, "chosen": "A long answer.", "rejected": "A long anchor."}
+    room = {"max_length": len(of_text(tmp_path, [alike]).train_dataset[0].prompt_ids) + 8}
+    assert len(of_text(tmp_path, [TEXT, alike], **room).train_dataset) == 1
+    assert "1 of 2 rows have answers that are equal when cut to max_length" in caplog.text
+
+
+NOISY = {
+    "opt": {"dropout": 0.3, "layerdrop": 0.5, "word_embed_proj_dim": 32},
+    "bloom": {"hidden_dropout": 0.3, "attention_dropout": 0.3},
+    "starcoder2": {"residual_dropout": 0.3, "embedding_dropout": 0.3, "attention_dropout": 0.3},
+}
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_noise_of_training_is_off_wherever_a_model_keeps_it(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "ffn_dim": 32}
+    made = AutoConfig.for_model(kind, **sizes, **heads, **NOISY[kind])
+    policy = AutoModelForCausalLM.from_config(made)
+    trainer = PreferenceTrainer(policy, config(tmp_path, max_steps=1, objective="dpo"), rows(6))
+    trainer.train()
+    assert trainer.state.log_history[0]["margin"] == pytest.approx(0.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("precomputed", [False, True])
 def test_evaluation_reports_the_metrics_of_a_step(tmp_path: Path, precomputed: bool) -> None:
     """On the rows of the step itself, before it is taken: the same numbers; afterwards other ones,
@@ -550,6 +579,10 @@ def test_resuming_another_run_is_told(
     [
         ({"objective": "sel"}, "unknown objective"),
         ({"objective_params": {"clip": 1.0}}, "unknown parameter"),
+        ({"loss_type": "ipo"}, r"loss_type: \['ipo'\] is not read by this trainer"),
+        ({"label_smoothing": 0.1}, "label_smoothing: 0.1 is not read"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha: 5.0 is not read"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: 'group"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(
@@ -557,6 +590,20 @@ def test_wrong_settings_are_refused_at_once(
 ) -> None:
     with pytest.raises(HarnessError, match=says):
         config(tmp_path, **change)
+
+
+def test_one_config_makes_trainers_that_are_alike(tmp_path: Path) -> None:
+    sizes = {"global_batch_size": 0, "per_device_train_batch_size": 2}
+    args = config(tmp_path, **sizes, gradient_accumulation_steps=3)
+    assert [PreferenceTrainer(model(), args, rows(6)).global_rows for _ in range(2)] == [6, 6]
+
+
+def test_weights_that_round_steps_away_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for dtype, told in ((torch.float32, False), (torch.bfloat16, True)):
+        PreferenceTrainer(model(dtype=dtype), config(tmp_path), rows(6))
+        assert ("weights in training are bfloat16" in caplog.text) is told
 
 
 def test_rows_without_y_cannot_explore(tmp_path: Path) -> None:
