@@ -101,7 +101,7 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "", asked: Asked =
         observations.append(_observation(measure, of, found) | said)
         if len(chosen) == 1 and word:
             notes.insert(0, f"{name_of(left)} is {said_of(word, name_of(right))}: {reason}.")
-        notes += [f"{measure.name}: {flag}" for flag in found.flags]
+        notes += [f"{measure.name}: {flag}" for flag in found.cautions]
     if not rows:
         raise HarnessError(
             f"nothing to compare: {name_of(left)} and {name_of(right)} hold no common "

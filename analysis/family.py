@@ -250,7 +250,8 @@ def family(arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1
     headline covers 85–91 % at 3 seeds, 89–92 % at 5, 92–94 % at 10; for the largest of five α whose
     seed spread grows with α (to 2.2 times the smallest's) 87–91 %. So the paired interval, which
     holds whatever the arms do, is always beside it. Seeds not in every arm are left out of the pool
-    (flagged), INCOMPLETE arms too. The order of ``arms`` is that of the members, no more.
+    (flagged), INCOMPLETE arms and those of too few seeds for an interval too. The order of ``arms``
+    is that of the members, no more.
     """
     pairs = {
         name: difference(cell, arms[baseline], min_complete=min_complete)
@@ -258,7 +259,7 @@ def family(arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1
         if name != baseline
     }
     usable = {baseline: arms[baseline]} | {
-        name: arms[name] for name, e in pairs.items() if not e.incomplete
+        name: arms[name] for name, e in pairs.items() if not e.incomplete and e.seeds >= MIN_SEEDS
     }
     pool, flags = _pool(usable, baseline, min_complete)
     flags += [f"{name} left out: {e.flags[0]}" for name, e in pairs.items() if e.incomplete]

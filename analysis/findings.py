@@ -125,7 +125,8 @@ def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Com
     if data.baseline_arm not in cells or len(cells) < 2:
         return ()
     judged = {arm: _judged(data, arm, measure, iteration) for arm in cells}
-    cells = {arm: cell for arm, cell in cells.items() if judged[arm] == judged[data.baseline_arm]}
+    ours = judged[data.baseline_arm]
+    cells = {arm: cell for arm, cell in cells.items() if _alike(judged[arm], ours)}
     if len(cells) < 2:
         return ()
     found = family(cells, data.baseline_arm, min_complete=data.min_complete)
@@ -138,6 +139,13 @@ def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> tupl
     if checkpoint is None:
         return ()
     return tuple(data.identity(checkpoint, name, measure.metric) for name in measure.benchmarks)
+
+
+def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two arms' scores can be compared, or none are there yet: then they are INCOMPLETE,
+    and count in the declared family.
+    """
+    return all(a == b or not a or not b for a, b in zip(one, other, strict=False))
 
 
 def _comparison(

@@ -20,19 +20,22 @@ from scipy import stats as distributions
 from analysis import findings, measures, power
 from analysis.compare import resolve
 from analysis.findings import Comparison
-from analysis.layout import Floats
+from analysis.layout import Floats, from_array
 from analysis.load import StudyData
-from analysis.measures import Measure
+from analysis.measures import PERCENT, Measure
 from analysis.power import Components
-from analysis.stats import LEVEL, MIN_SEEDS, Interval, two_way
-from analysis.table import POPULATIONS_NOTE, Table, TableRow, ends, interval_text
+from analysis.stats import ITEMS, LEVEL, MIN_SEEDS, Estimate, Interval, one_checkpoint, two_way
+from analysis.table import POPULATIONS_NOTE, Table, TableRow, ends, interval_text, spread_text
 from analysis.text import number
 from harness.records import HarnessError
 
 NEW_RUNS = "(C) new seeds, new items and new judge runs"
 LABEL_COLUMNS = ("checkpoint", "item", "preference")
 MIN_LABELS = 30
-"""The labelled subset's normal approximation."""
+MIN_APART = 10
+"""Labels, and those of them that are not the commonest one, which the normal approximation needs:
+with 1 to 5 wins among 30 to 100 labels its 95 % interval covers 60 to 90 %, or has no width.
+"""
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,13 @@ def advice(name: str, found: Mapping[str, float | None]) -> str:
 @dataclass(frozen=True)
 class Corrected:
     """A mean by prediction-powered inference. weight: how far the judge is relied on (0: the labels
-    alone). labels_alone: half-width that the labels have without the judge.
+    alone). alone: what the labels say without the judge.
     """
 
     value: float
-    low: float
-    high: float
+    interval: Interval
     weight: float
-    labels_alone: float
+    alone: Estimate
 
 
 def corrected(labels: Floats, judged: Floats, rest: Floats) -> Corrected:
@@ -194,8 +196,8 @@ def corrected(labels: Floats, judged: Floats, rest: Floats) -> Corrected:
 
     θ = ȳ + λ(f̄_rest − f̄_labelled), λ = cov(y, f)/(var f·(1 + n/N)), variance s²(y − λf)/n +
     λ²s²(f)/N: Angelopoulos et al., Science 2023, arXiv 2301.09633, with the weight of arXiv
-    2311.01453. The labelled items must be drawn at random. Raises ValueError below 30 labels or 2
-    of the rest.
+    2311.01453. The labelled items must be drawn at random. No interval where fewer than 10 labels
+    differ from the commonest. Raises ValueError below 30 labels or 2 of the rest.
     """
     n, N = len(labels), len(rest)
     if n < MIN_LABELS or N < 2 or len(judged) != n:
@@ -205,23 +207,42 @@ def corrected(labels: Floats, judged: Floats, rest: Floats) -> Corrected:
     weight = float(np.cov(labels, judged)[0, 1]) / (spread * (1 + n / N)) if spread else 0.0
     value = float(labels.mean()) + weight * float(rest.mean() - judged.mean())
     variance = float((labels - weight * judged).var(ddof=1)) / n + weight**2 * spread / N
-    tail = float(distributions.t.isf((1 - LEVEL) / 2, n - 1))
-    half, alone = tail * math.sqrt(variance), tail * float(labels.std(ddof=1)) / math.sqrt(n)
-    return Corrected(value, value - half, value + half, weight, alone)
+    half = float(distributions.t.isf((1 - LEVEL) / 2, n - 1)) * math.sqrt(variance)
+    interval = Interval(
+        ITEMS, "prediction-powered", low=value - half, high=value + half, df=(n - 1,)
+    )
+    apart = n - int(np.unique(labels, return_counts=True)[1].max())
+    if apart < MIN_APART:
+        why = f"only {apart} of {n} labels differ from the commonest; {MIN_APART} are needed"
+        interval = replace(interval, low=None, high=None, undefined=why)
+    return Corrected(value, interval, weight, one_checkpoint(from_array([labels], PERCENT)))
 
 
 def table_corrected(data: StudyData, labels: pd.DataFrame) -> Table:
     """AlpacaEval's win rate of every checkpoint that has labels (columns checkpoint, item and
     preference: 1 the baseline, 2 the model, between them in part), corrected by them.
 
-    Raises HarnessError for a missing column, an unknown item, or too few labels.
+    Raises HarnessError for a missing column, a preference that is none, an arm of several seeds
+    (whose answers differ), an unknown item, or too few labels.
     """
     missing = [name for name in LABEL_COLUMNS if name not in labels]
     if missing:
         raise HarnessError(f"the labels have no column {', '.join(missing)}")
-    rows, observations = [], []
+    wrong = labels[~labels["preference"].between(1, 2)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise HarnessError(
+            f"preference {first['preference']} of {first['checkpoint']}, item {first['item']}, and "
+            f"{len(wrong) - 1} more are not from 1 (the baseline is better) to 2 (the model is)"
+        )
+    rows, observations, notes = [], [], []
     for name, part in labels.groupby("checkpoint", sort=True):
         checkpoint = resolve(data, str(name))
+        if checkpoint.iteration > 0 and len(checkpoint.runs) > 1:
+            raise HarnessError(
+                f"{name} has {len(checkpoint.runs)} seeds, whose answers differ; name the run that "
+                f"was labelled, for example {checkpoint.runs[0].name}"
+            )
         judged = pd.concat(
             data.rows(run.name, checkpoint.iteration, "alpaca_eval", "win_rate")
             for run in checkpoint.runs
@@ -239,21 +260,26 @@ def table_corrected(data: StudyData, labels: pd.DataFrame) -> Table:
             raise HarnessError(
                 f"{name}: {error}; {MIN_LABELS} drawn at random are needed"
             ) from None
-        half = (found.high - found.low) / 2
+        alone = found.alone.intervals["items"]
+        if found.interval.undefined:
+            notes.append(f"{checkpoint.title}: no interval, {found.interval.undefined}.")
         cells = {
             "labels": str(len(label)),
             "by the judge": number(float(score.mean())),
-            "corrected": f"{number(found.value)} ± {number(half)}",
-            "labels alone": f"{number(float(percent.mean()))} ± {number(found.labels_alone)}",
+            "corrected": f"{number(found.value)} {spread_text(found.interval, 2)}",
+            "labels alone": f"{number(found.alone.value)} {spread_text(alone, 2)}",
         }
         rows.append(TableRow({"checkpoint": checkpoint.title, **cells}))
-        observations.append({"checkpoint": checkpoint.title, "labels": len(label), **vars(found)})
+        told = {"low": found.interval.low, "high": found.interval.high, "weight": found.weight}
+        told |= {"alone": found.alone.value, "alone_low": alone.low, "alone_high": alone.high}
+        head = {"checkpoint": checkpoint.title, "labels": len(label), "value": found.value}
+        observations.append({**head, **told})
     caption = (
         "AlpacaEval win rate, percent: the judge's, and the labels' mean over all instructions by "
         "prediction-powered inference, 95 % over new items of this checkpoint. The labelled items "
         "must have been drawn at random."
     )
-    return Table("corrected", "Win rates corrected by labels", caption, rows, observations)
+    return Table("corrected", "Win rates corrected by labels", caption, rows, observations, notes)
 
 
 # -- two judges ------------------------------------------------------------------------------------

@@ -303,9 +303,11 @@ def stack(layouts: Sequence[Layout]) -> Layout:
     """One layout whose plain mean is the mean of the parts' means, with the parts' items as
     independent strata.
 
-    Each part is centred on its own mean and scaled by N/(K·n_k), so that the two-way layout's item
-    variance is Σ var_k/(K²·n_k) and holds no difference between parts. Parts with other seeds than
-    the first, or empty ones, make the whole incomplete.
+    Each part is centred on its own mean and scaled by N/(K·n_k); what an item adds to its seed's
+    mean also by √(n_k/(n_k − 1)·(N − 1)/N). So the two-way layout's item variance is
+    Σ s_k²/(K²·n_k), s_k² with the n_k − 1 of its part, and holds no difference between parts. Parts
+    with other seeds than the first, or empty ones, make the whole incomplete. With a part of one
+    item the items' variance is unknown: then all stand in one cluster.
     """
     seeds = sorted(set().union(*(part.seeds for part in layouts)))
     if any(sorted(part.seeds) != seeds or not part.clusters for part in layouts):
@@ -323,16 +325,20 @@ def stack(layouts: Sequence[Layout]) -> Layout:
     def joined(pick: Callable[[Layout], Floats | None]) -> Floats | None:
         scaled = []
         for part, centre, weight in zip(ordered, centres, weights, strict=True):
-            columns = pick(part)
+            columns, n = pick(part), len(part.clusters)
             if columns is None:
                 return None
-            scaled.append((columns - centre) * weight + overall)
+            there = ~np.isnan(columns)
+            mean = np.where(there, columns, 0.0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+            grown = np.sqrt(n / max(n - 1, 1) * (total - 1) / total)
+            own = (columns - mean[:, None]) * grown
+            scaled.append((mean[:, None] - centre + own) * weight + overall)
         return np.hstack(scaled)
 
     names = [f"{k}:{name}" for k, part in enumerate(ordered) for name in part.clusters]
     values = joined(lambda part: part.values)
     assert values is not None
-    return Layout(
+    found = Layout(
         values,
         tuple(seeds),
         tuple(names),
@@ -342,3 +348,14 @@ def stack(layouts: Sequence[Layout]) -> Layout:
         joined(lambda part: part.low),
         joined(lambda part: part.high),
     )
+    return found if min(len(part.clusters) for part in ordered) > 1 else one_cluster(found)
+
+
+def one_cluster(cell: Layout) -> Layout:
+    """All items as one: their mean, missing where any is."""
+    ends = (
+        None if end is None else end.mean(axis=1, keepdims=True) for end in (cell.low, cell.high)
+    )
+    missing, rows = (part.sum(axis=1, keepdims=True) for part in (cell.missing, cell.rows))
+    values = cell.values.mean(axis=1, keepdims=True)
+    return Layout(values, cell.seeds, ("all",), cell.scale, missing, rows, *ends)

@@ -100,7 +100,7 @@ def _score(
     data: StudyData, arm: str, measure: Measure, iteration: int, compared: Mapping[str, Comparison]
 ) -> Score:
     if arm in compared:
-        return _difference(measure, compared[arm].estimate)
+        return _difference(data, measure, compared[arm].estimate)
     if data.baseline_arm not in ("", arm):
         return Score("–")
     checkpoint = data.at(arm, iteration)
@@ -111,18 +111,18 @@ def _score(
         return Score(_scored(estimate))
     half, digits = estimate.half_width(), estimate.digits(measure.digits)
     return Score(
-        f"{number(estimate.value, digits)}{_spread(estimate, digits)}",
+        f"{number(estimate.value, digits)}{_spread(data, estimate, digits)}",
         estimate.value,
         half,
         baseline=True,
     )
 
 
-def _difference(measure: Measure, estimate: Estimate) -> Score:
+def _difference(data: StudyData, measure: Measure, estimate: Estimate) -> Score:
     if estimate.value is None:
         return Score(_scored(estimate))
     half, digits = estimate.half_width(), estimate.digits(measure.digits)
-    shown = number(estimate.value, digits, sign=True) + _spread(estimate, digits)
+    shown = number(estimate.value, digits, sign=True) + _spread(data, estimate, digits)
     if half is None:
         return Score(shown, estimate.value)
     effect = estimate.value / half * (measure.better or 1) if half else None
@@ -130,9 +130,9 @@ def _difference(measure: Measure, estimate: Estimate) -> Score:
     return Score(f"{shown}{star}", estimate.value, half, effect)
 
 
-def _spread(estimate: Estimate, digits: int) -> str:
-    """Interval (A), of a single checkpoint that over its items; empty where there is none."""
-    interval = estimate.intervals.get("items") or estimate.intervals.get("A")
+def _spread(data: StudyData, estimate: Estimate, digits: int) -> str:
+    """Interval (A), of a study of one seed that over its items; empty where there is none."""
+    interval = estimate.intervals.get("items" if len(data.seeds) == 1 else "A")
     if interval is None or not interval.defined:
         return ""
     return f" {spread_text(interval, digits).replace('± ', '±')}"

@@ -9,12 +9,14 @@ declared one, and the arm that is named under a null is the one farthest from ze
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from analysis import findings, measures
 from analysis.findings import Comparison, Findings, TrendFinding
 from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.screen import Statement
-from analysis.stats import Estimate, Interval
+from analysis.stats import MIN_SEEDS, Estimate, Interval
 from analysis.text import capitalised, listed, number, p_value, plural
 
 MOST_NAMED = 3
@@ -62,7 +64,8 @@ def finding(data: StudyData) -> Statement:
     """The answer to the study's question on its primary outcome."""
     found = findings.find(data)
     measure = found.primary_measure
-    outcome = f"{measure.name} {after(data, found.primary_iteration)}"
+    after_it = after(data, found.primary_iteration)
+    outcome = f"{measure.name} {after_it}"
     if len(data.arms) < 2:
         arm = named(data.label(next(iter(data.arms), "")))
         if nothing_trained(data):
@@ -93,12 +96,23 @@ def finding(data: StudyData) -> Statement:
             f"No finding yet: every difference to {named(found.baseline_label)} in {outcome} is "
             f"INCOMPLETE ({rows})."
         )
-    answer = _answer(data, found, complete)
-    if not lost:
-        return answer
-    return Statement(
-        f"{answer.plain} Not included, because INCOMPLETE cells take no part: {rows}.", answer.exact
-    )
+    told = with_intervals(complete)
+    answer = _answer(data, found, told) if told else _few_seeds(found, complete, after_it)
+    plain = answer.plain
+    few = [c for c in complete if c not in told] if told else []
+    if few:
+        seeds = listed(f"{named(c.label)} ({plural(c.estimate.seeds, 'seed')})" for c in few)
+        plain += f" Nothing is said of {seeds}: intervals over seeds need {MIN_SEEDS}."
+    if lost:
+        plain += f" Not included, because INCOMPLETE cells take no part: {rows}."
+    return Statement(plain, answer.exact)
+
+
+def with_intervals(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those with a value over enough seeds to say how seeds vary."""
+    return [
+        c for c in comparisons if c.estimate.value is not None and c.estimate.seeds >= MIN_SEEDS
+    ]
 
 
 def _alone(data: StudyData, head: str, measure: Measure) -> Statement:
@@ -124,8 +138,6 @@ def _alone(data: StudyData, head: str, measure: Measure) -> Statement:
 def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> Statement:
     measure, when = found.primary_measure, after(data, found.primary_iteration)
     baseline = named(found.baseline_label)
-    if complete[0].estimate.seeds < 3:
-        return _few_seeds(found, complete, when)
     detected = [c for c in complete if c.detected("A") or c.detected("B")]
     if not detected:
         return _null(found, complete, when)
@@ -198,8 +210,8 @@ def _null(found: Findings, complete: list[Comparison], when: str) -> Statement:
 def detectable(data: StudyData) -> Statement | None:
     """What could have been detected; None without a difference over three seeds."""
     found = findings.find(data)
-    complete = [c for c in found.primary if c.estimate.value is not None]
-    if not complete or complete[0].estimate.seeds < 3:
+    complete = with_intervals(found.primary)
+    if not complete:
         return None
     far = _farthest(complete)
     sizes = [d.value for d in far.detectable.values() if d.value is not None]

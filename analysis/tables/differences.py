@@ -169,7 +169,7 @@ def _table(
     flags = [
         f"{c.label}, {c.measure.name}, iter {c.iteration}: {flag}"
         for c in shown
-        for flag in c.estimate.flags
+        for flag in c.estimate.cautions
     ]
     notes = unique([POPULATIONS_NOTE, _units(shown), *(CHECK_NOTES if checks else NOTES), *flags])
     observations = [_observation(c) for c in comparisons]

@@ -42,13 +42,15 @@ def score_table(
         return Unavailable(key, title, "no score of these benchmarks is stored yet")
     explores = any(c_of(checkpoint) for checkpoint in data.checkpoints)
     single = all(len(checkpoint.runs) == 1 for checkpoint in data.checkpoints)
-    rows, observations, absent, arm = [], [], [], None
+    rows, observations, absent, cautions, arm = [], [], [], [], None
     items = dict.fromkeys(columns, 0)
     for checkpoint in data.checkpoints:
         estimates = {m: findings.estimate(data, checkpoint, m) for m in columns}
         for measure, estimate in estimates.items():
             observations.append(score_observation(data, checkpoint, measure, estimate))
             items[measure] = max(items[measure], estimate.clusters)
+            told = () if estimate.incomplete else estimate.cautions
+            cautions += [f"{measure.title}: {flag}." for flag in told if "left out" not in flag]
             for cell in measures.parts(data, checkpoint, measure):
                 absent += [f"{checkpoint.title}: {reason}" for reason in cell.absent]
         line = {"checkpoint": checkpoint.title}
@@ -80,7 +82,9 @@ def score_table(
             f"†: at least {100 * data.min_complete:g} % but not all rows are scored; items not "
             "scored for every seed are left out."
         )
-    return Table(key, title, caption.strip(), rows, observations, unique([*notes, *absent]))
+    return Table(
+        key, title, caption.strip(), rows, observations, unique([*notes, *cautions, *absent])
+    )
 
 
 def table_1(data: StudyData) -> Table | Unavailable:

@@ -93,10 +93,11 @@ def test_a_perfect_judge_needs_few_labels_and_a_useless_one_is_not_heeded() -> N
     truth = rng.normal(50, 20, 1000)
     perfect = judge_runs.corrected(truth[:50], truth[:50], truth[50:])
     assert perfect.weight == pytest.approx(0.95, abs=0.2)
-    assert (perfect.high - perfect.low) / 2 < 0.4 * perfect.labels_alone
+    alone = perfect.alone.half_width("items") or 0.0
+    assert (perfect.interval.half_width or 0.0) < 0.4 * alone
     useless = judge_runs.corrected(truth[:50], np.full(50, 7.0), np.full(950, 7.0))
     assert (useless.value, useless.weight) == (pytest.approx(truth[:50].mean()), 0.0)
-    assert (useless.high - useless.low) / 2 == pytest.approx(useless.labels_alone)
+    assert useless.interval.half_width == pytest.approx(useless.alone.half_width("items"))
     with pytest.raises(ValueError, match="too few"):
         judge_runs.corrected(truth[:10], truth[:10], truth[10:])
 
@@ -111,7 +112,7 @@ def test_a_biased_judge_corrected_by_labels_covers_the_truth(labels: int, noise:
         people = 100.0 * (rng.random(805) < chance)
         judge = np.clip(100 / (1 + np.exp(-liking - noise * rng.normal(0, 1, 805))) + 10, 0, 100)
         found = judge_runs.corrected(people[:labels], judge[:labels], judge[labels:])
-        hits += found.low <= 100 * TRUTH <= found.high
+        hits += (found.interval.low or 0.0) <= 100 * TRUTH <= (found.interval.high or 0.0)
     assert 0.93 <= hits / draws <= 0.97, hits / draws
 
 
@@ -127,6 +128,17 @@ def test_a_studys_win_rates_are_corrected_by_a_table_of_labels(tmp_path: Path) -
     table = judge_runs.table_corrected(data, pd.DataFrame(rows))
     assert table.data[0]["value"] == pytest.approx(100.0)
     assert table.data[0]["labels"] == 40
+    # equal labels have no spread to go by: never ± 0.00, and Wilson's 40/(40 + z²) for them alone
+    cells = table.rows[0].cells
+    assert (cells["corrected"], cells["labels alone"]) == ("100.00 ± –", "100.00 (91.24 to 100.00)")
+    assert "only 0 of 40 labels differ" in table.notes[0]
+    with pytest.raises(
+        HarnessError, match=r"preference 0 of .*, item 0, and 39 more are not from 1"
+    ):
+        judge_runs.table_corrected(data, pd.DataFrame(rows).assign(preference=0))
+    with pytest.raises(HarnessError, match=r"has 3 seeds, .* name the run .*seed=0"):
+        arm = pd.DataFrame(rows).assign(checkpoint="objective.alpha=1")
+        judge_runs.table_corrected(data, arm)
     with pytest.raises(HarnessError, match="no judged item 9999"):
         judge_runs.table_corrected(data, pd.DataFrame([{**rows[0], "item": 9999}]))
     with pytest.raises(HarnessError, match="2 labels"):

@@ -124,9 +124,9 @@ def test_a_mean_over_benchmarks_is_stratified() -> None:
     )
     both = measures.stack([few, many])
     assert both.values.mean(axis=1) == pytest.approx([(1 + 12) / 2, (1 + 13) / 2])
-    # items alone, population variances 1 and 2: (1/2 + 2/4) / 2²
+    # items alone, variances 2 and 8/3 with each benchmark's own n − 1: (2/2 + (8/3)/4) / 2²
     items = both.values.mean(axis=0) - both.values.mean()
-    assert (items**2).sum() / 36 == pytest.approx((2 / 2**2 + 8 / 4**2) / 4)
+    assert (items**2).sum() / (6 * 5) == pytest.approx((2 / 2 + 8 / 3 / 4) / 4)
 
 
 def test_diagnostics_of_different_prompts_are_compared_by_seed(folders: tuple[Path, Path]) -> None:

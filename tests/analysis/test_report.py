@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import prose, samples, text
+from analysis import findings, prose, samples, text
 from analysis.figures import FIGURES
 from analysis.load import StudyData, load_study
 from analysis.opening import opening
@@ -169,6 +169,57 @@ def test_below_three_seeds_nothing_is_claimed_about_seeds(tmp_path: Path) -> Non
     found = opening(two)
     assert found.next == (Next("3 seeds would give intervals over seeds", ("seeds=3",)),)
     assert {score.half for row in found.matrix.cells for score in row} == {None}
+
+
+def test_arms_of_few_seeds_hide_no_finding_and_are_named(tmp_path: Path) -> None:
+    """Whichever comes first: one seed of the first arm beside, or two of the last."""
+    folder, store = synthetic.build(
+        tmp_path, synthetic.Synthetic(faults=False, answers=False, seeds=(0, 1, 2, 3))
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+
+    def without(alpha: float, seeds: int) -> StudyData:
+        runs = [
+            run
+            for run in manifest["runs"]
+            if run["arm"]["objective.alpha"] != alpha or run["seed"] < seeds
+        ]
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"runs": runs}))
+        return load_study(folder, store)
+
+    first = without(0.3, 1)
+    said = prose.finding(first).plain
+    assert said.startswith("Against α = 0 after iteration 2, α = 1 raised AlpacaEval LC by ")
+    assert said.endswith("Nothing is said of α = 0.3 (1 seed): intervals over seeds need 3.")
+    assert "±" not in opening(first).matrix.cells[1][0].shown
+    last = without(1.0, 2)
+    assert prose.finding(last).plain.endswith(
+        "Nothing is said of α = 1 (2 seeds): intervals over seeds need 3."
+    )
+    told = prose.detectable(last)
+    assert told is not None
+    assert told.plain.startswith("Could we have told? A true difference of ")
+
+
+def test_an_arm_without_rows_counts_in_the_declared_family(tmp_path: Path) -> None:
+    folder, store = synthetic.build(tmp_path, synthetic.Synthetic(faults=False, answers=False))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for run in manifest["runs"]:
+        for entry in run["iterations"]:
+            for stage in entry["stages"]:
+                if run["arm"]["objective.alpha"] == 0.3 and entry["iteration"] == 2:
+                    entry["stages"][stage] = "0" * 64
+    manifest["stages"]["0" * 64] = {"stage": "judge.alpaca_eval", "inputs": {}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    data = load_study(folder, store)
+    found = findings.find(data)
+    assert found.family_size == 2
+    assert found.declared[1].holm["A"] == pytest.approx(
+        2 * (found.declared[1].estimate.p("A") or 0)
+    )
+    assert prose.finding(data).plain.endswith(
+        "Not included, because INCOMPLETE cells take no part: α = 0.3: 0 of 72 rows scored."
+    )
 
 
 def test_an_unfinished_study_says_so_and_names_what_takes_no_part(tmp_path: Path) -> None:

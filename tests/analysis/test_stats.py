@@ -18,6 +18,7 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.proportion import proportion_confint
 
 from analysis.layout import complete, from_array, layout, paired
+from analysis.measures import stack
 from analysis.stats import (
     cochran_half_width,
     cochran_p,
@@ -361,3 +362,40 @@ def test_fifteen_runs_of_ten_thousand_items_take_under_a_second() -> None:
     difference(cell, baseline)
     one_checkpoint(cell.take([3]))
     assert time.perf_counter() - start < 1.0
+
+
+# -- means of several benchmarks -------------------------------------------------------------------
+def test_a_mean_of_benchmarks_has_each_ones_own_item_variance() -> None:
+    """Two items 0 and 100 (s² = 5000), four items of variance 1600/3: the mean is 45 and its
+    standard error √(5000/2 + 400/3)/2, whatever lies between the two benchmarks.
+    """
+    parts = [from_array([[0.0, 100.0]]), from_array([[20.0, 20.0, 60.0, 60.0]])]
+    found = one_checkpoint(stack(parts))
+    assert found.value == pytest.approx(45.0)
+    assert found.intervals["items"].se == pytest.approx(math.sqrt(5000 / 2 + 1600 / 3 / 4) / 2)
+    one = one_checkpoint(stack([from_array([[0.0]]), parts[1]]))
+    assert (one.value, one.intervals["items"].undefined) == (20.0, "one item")
+    seeds = stack([from_array([[0.0, 9.0], [4.0, 9.0]]), from_array([[7.0, 8.0], [1.0, 4.0]])])
+    assert seeds.values.mean(axis=1) == pytest.approx([(4.5 + 7.5) / 2, (6.5 + 2.5) / 2])
+
+
+@pytest.mark.parametrize("items", [2, 4])
+def test_a_mean_of_benchmarks_of_few_items_covers(items: int) -> None:
+    """Six benchmarks: before each had its own n − 1, 84 and 91 %."""
+    rng, hits, draws = np.random.default_rng(items), 0, 1000
+    for _ in range(draws):
+        parts = [from_array([row]) for row in rng.normal(0, 1, (6, items))]
+        interval = one_checkpoint(stack(parts)).intervals["items"]
+        assert interval.low is not None and interval.high is not None
+        hits += interval.low <= 0 <= interval.high
+    assert 0.91 <= hits / draws <= 0.97, hits / draws
+
+
+def test_right_answers_nearly_all_alike_are_flagged() -> None:
+    scores = np.full((3, 40), 100.0)
+    scores[0, :2] = scores[1, 1:4] = 0.0
+    near = mean_over_seeds(from_array(scores, scale=(0.0, 100.0)))
+    assert near.cautions == ("only 4 items differ from 100 in any seed: (B) is too narrow there",)
+    assert mean_over_seeds(from_array(scores)).cautions == ()
+    few = mean_over_seeds(from_array([[1.0, 2.0], [2.0, 4.0], [1.0, 5.0]])).cautions
+    assert few == ("only 2 item clusters: the interval leans on normal item effects",)
