@@ -134,7 +134,8 @@ def verdict(
     if not measure.better:
         return "", ""
     single = "items" in found.intervals and found.seeds == 1
-    name, digits = ("items" if single else asked.population), measure.digits
+    name = "items" if single else asked.population
+    digits = found.digits(measure.digits)
     interval = found.intervals[name]
     if interval.low is None or interval.high is None:
         return "undecided", interval.undefined or "no interval"
@@ -248,7 +249,7 @@ def _measures(data: StudyData, benchmark: str) -> list[Measure]:
 
 def _difference(found: Estimate, measure: Measure) -> dict[str, str]:
     a, b, items = (found.intervals.get(name) for name in ("A", "B", "items"))
-    digits, n = measure.digits, f"{found.seeds} × {found.clusters}"
+    digits, n = found.digits(measure.digits), f"{found.seeds} × {found.clusters}"
     cells = {
         "difference": number(found.value, digits, sign=True),
         "(items) 95 %": interval_text(items, digits),

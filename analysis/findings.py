@@ -52,6 +52,11 @@ class Comparison:
         return self.member.estimate
 
     @property
+    def digits(self) -> int:
+        """Those to show it with."""
+        return self.estimate.digits(self.measure.digits)
+
+    @property
     def declared(self) -> bool:
         return bool(self.holm)
 

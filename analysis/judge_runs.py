@@ -26,7 +26,7 @@ from analysis.measures import PERCENT, Measure
 from analysis.power import Components
 from analysis.stats import ITEMS, LEVEL, MIN_SEEDS, Estimate, Interval, one_checkpoint, two_way
 from analysis.table import POPULATIONS_NOTE, Table, TableRow, ends, interval_text, spread_text
-from analysis.text import number
+from analysis.text import number, size
 from harness.records import HarnessError
 
 NEW_RUNS = "(C) new seeds, new items and new judge runs"
@@ -114,8 +114,8 @@ def table_judge_runs(data: StudyData) -> Table | None:
             half = found.interval.half_width
             cells = {
                 "difference": number(found.value, measure.digits, sign=True),
-                "± (B)": number(b.half_width, measure.digits),
-                "± (C)": number(half, measure.digits),
+                "± (B)": size(b.half_width, measure.digits),
+                "± (C)": size(half, measure.digits),
                 "sd of one verdict": number(math.sqrt(found.judge), measure.digits),
             }
             rows.append(TableRow({**head, **cells}))
@@ -301,8 +301,8 @@ def table_two_judges(first: StudyData, second: StudyData) -> Table:
                 continue
             head = {"measure": measure.name, "arm": a.label}
             cells = {
-                side: f"{number(one.estimate.value, measure.digits, sign=True)} "
-                f"({interval_text(one.estimate.intervals.get('A'), measure.digits)})"
+                side: f"{number(one.estimate.value, one.digits, sign=True)} "
+                f"({interval_text(one.estimate.intervals.get('A'), one.digits)})"
                 for side, one in zip(SIDES, (a, b), strict=True)
             }
             rows.append(TableRow({**head, **cells, "sign": _sign(a, b)}))

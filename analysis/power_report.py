@@ -13,6 +13,7 @@ from analysis.judge_runs import advised
 from analysis.load import load_study
 from analysis.power import (
     Components,
+    Detectable,
     Needed,
     Population,
     detectable,
@@ -21,7 +22,7 @@ from analysis.power import (
     seeds_needed,
 )
 from analysis.table import Table, TableRow
-from analysis.text import number
+from analysis.text import size
 from harness.records import HarnessError
 
 
@@ -109,7 +110,9 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
     )
     notes = (
         "(A): this benchmark, new seeds. (B): new seeds and new items.",
-        "Ranges: the spread over few seeds is itself known only roughly.",
+        "Ranges: the spread over few seeds is itself known only roughly. At what is printed before "
+        "them the true power is 0.59 on average where 3 seeds of two arms told it, 0.68 with 5, "
+        "0.74 with 10.",
     )
     return Table("power", "Seeds and items needed", caption, rows, observations, notes)
 
@@ -128,12 +131,12 @@ def _row(
     head = {"comparison": design.name, "population": population}
     shown = {
         **head,
-        "σ seed": number(spread.sigma_s, digits),
-        "σ item": number(spread.sigma_i, digits),
-        "σ error": number(spread.sigma_e, digits),
-        "detectable now": now.undefined if now.value is None else number(now.value, digits),
+        "σ seed": size(spread.sigma_s, digits),
+        "σ item": size(spread.sigma_i, digits),
+        "σ error": size(spread.sigma_e, digits),
+        "detectable now": _detectable_text(now, digits),
         f"with {', '.join(map(str, SEEDS))} seeds": ", ".join(
-            number(found.value, digits) for found in others
+            size(found.value, digits) for found in others
         ),
         "seeds for delta": needed_text(seeds),
         "items for delta": needed_text(items),
@@ -153,6 +156,16 @@ def _row(
         "items": items.value,
     }
     return shown, numbers
+
+
+def _detectable_text(found: Detectable, digits: int) -> str:
+    """ "2.84 (1.92 to 5.44)": over what is known of the spread over seeds."""
+    if found.value is None:
+        return found.undefined
+    known = ""
+    if found.low is not None and found.high is not None:
+        known = f" ({size(found.low, digits)} to {size(found.high, digits)})"
+    return f"{size(found.value, digits)}{known}"
 
 
 def most_seeds(found: Table) -> tuple[int, str] | None:

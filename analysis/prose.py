@@ -17,7 +17,7 @@ from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.screen import Statement
 from analysis.stats import MIN_SEEDS, Estimate, Interval
-from analysis.text import capitalised, listed, number, p_value, plural
+from analysis.text import capitalised, listed, number, p_value, plural, size
 
 MOST_NAMED = 3
 """Arms named one by one; the others are in the table."""
@@ -122,15 +122,15 @@ def _alone(data: StudyData, head: str, measure: Measure) -> Statement:
     head = f"{head} it compares nothing. {measure.name} {after(data, data.last_iteration)}"
     if value is None or value.value is None:
         return Statement(f"{head} is not stored or incomplete ({progress(data)}).")
+    digits = value.digits(measure.digits)
     intervals = [
-        f"({name}) {_range(interval, measure.digits)}"
+        f"({name}) {_range(interval, digits)}"
         if name in "AB"
-        else f"over new {measure.unit_of_items}, this checkpoint only: "
-        f"{_range(interval, measure.digits)}"
+        else f"over new {measure.unit_of_items}, this checkpoint only: {_range(interval, digits)}"
         for name, interval in value.intervals.items()
     ]
     return Statement(
-        f"{head} is {number(value.value, measure.digits)} {measure.unit}.".replace("  ", " "),
+        f"{head} is {number(value.value, digits)} {measure.unit}.".replace("  ", " "),
         f"{'; '.join(intervals)}; n = {_n(value, measure.unit_of_items)}.",
     )
 
@@ -167,8 +167,8 @@ def _effect(c: Comparison) -> str:
     name = "A" if c.detected("A") else "B"
     return (
         f"{'raised' if value > 0 else 'lowered'} {c.measure.name} by "
-        f"{number(abs(value), c.measure.digits)} {unit(c.measure)} "
-        f"({verdict}95 % interval {_range(c.estimate.intervals[name], c.measure.digits)})"
+        f"{number(abs(value), c.digits)} {unit(c.measure)} "
+        f"({verdict}95 % interval {_range(c.estimate.intervals[name], c.digits)})"
     )
 
 
@@ -180,13 +180,13 @@ def _few_seeds(found: Findings, complete: list[Comparison], when: str) -> Statem
     if items is not None and items.low is not None:
         exact = (
             f"Over new {far.measure.unit_of_items}, for these two checkpoints only: "
-            f"{_range(items, far.measure.digits)}, {p_words(items.p)}, n = {far.estimate.clusters}."
+            f"{_range(items, far.digits)}, {p_words(items.p)}, n = {far.estimate.clusters}."
         )
     return Statement(
         f"With {plural(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
         f"intervals over seeds need 3. Measured for what it is, {named(far.label)} minus "
         f"{named(found.baseline_label)}{most} is "
-        f"{number(far.estimate.value, far.measure.digits, sign=True)} {unit(far.measure)} in "
+        f"{number(far.estimate.value, far.digits, sign=True)} {unit(far.measure)} in "
         f"{far.measure.name} {when}.",
         exact,
     )
@@ -201,8 +201,8 @@ def _null(found: Findings, complete: list[Comparison], when: str) -> Statement:
     return Statement(
         f"No difference from {named(found.baseline_label)} was detected in {measure.name} "
         f"{when} for {arms}; that is not evidence of no effect. {largest} is "
-        f"{number(far.estimate.value, measure.digits, sign=True)} {unit(measure)} (95 % interval "
-        f"{_range(far.estimate.intervals['A'], measure.digits)}).",
+        f"{number(far.estimate.value, far.digits, sign=True)} {unit(measure)} (95 % interval "
+        f"{_range(far.estimate.intervals['A'], far.digits)}).",
         _exact([far]),
     )
 
@@ -221,10 +221,11 @@ def detectable(data: StudyData) -> Statement | None:
             "estimate it from."
         )
     single = " in one comparison alone" if found.family_size > 1 else ""
-    least = number(sizes[0], far.measure.digits)
+    seeds = far.estimate.seeds
+    known = f" ({_known(far)}, as far as {seeds} seeds tell their spread)" if _known(far) else ""
     said = (
-        f"Could we have told? A true difference of {least} {unit(far.measure)} would be found four "
-        f"times in five{single}"
+        f"Could we have told? A true difference of {size(sizes[0], far.digits)} "
+        f"{unit(far.measure)}{known} would be found four times in five{single}"
     )
     if not any(c.detected("A") or c.detected("B") for c in complete):
         ending = "; a smaller one, in either direction, would most likely have been missed."
@@ -236,13 +237,22 @@ def detectable(data: StudyData) -> Statement | None:
     else:
         ending = "."
     shown = []
-    for population, known in far.detectable.items():
-        if known.value is None:
+    for population, least in far.detectable.items():
+        if least.value is None:
             continue
-        ends = [number(end, far.measure.digits) for end in (known.low, known.high)]
-        about = f" ({ends[0]} to {ends[1]})" if ends[0] != ends[1] and population == "A" else ""
-        shown.append(f"({population}) {number(known.value, far.measure.digits)}{about}")
+        about = f" ({_known(far)})" if population == "A" and _known(far) else ""
+        shown.append(f"({population}) {size(least.value, far.digits)}{about}")
     return Statement(said + ending, f"MDE: {'; '.join(shown)}; {_n_of(far)}.")
+
+
+def _known(c: Comparison) -> str:
+    """ "1.92 to 5.44": where the detectable difference lies, as far as few seeds tell their own
+    spread.
+    """
+    known = c.detectable["A"]
+    if known.low is None or known.high is None:
+        return ""
+    return f"{size(known.low, c.digits)} to {size(known.high, c.digits)}"
 
 
 def _farthest(complete: list[Comparison]) -> Comparison:
@@ -258,7 +268,7 @@ def _details(c: Comparison) -> str:
     parts = []
     for population in findings.POPULATIONS:
         interval = c.estimate.intervals[population]
-        said = f"({population}) {_range(interval, c.measure.digits)}, {p_words(interval.p)}"
+        said = f"({population}) {_range(interval, c.digits)}, {p_words(interval.p)}"
         if c.holm.get(population) is not None:
             said += f", Holm {p_value(c.holm[population])}"
         parts.append(said)
@@ -322,16 +332,17 @@ def selection(data: StudyData) -> Statement | None:
     if chosen is None:
         return None
     value, a = chosen.estimate, chosen.estimate.intervals.get("A")
+    digits = value.digits(measure.digits)
     seeds = [
         f"seed{'s' * (len(some) != 1)} {', '.join(map(str, some))}"
         for some in (chosen.choosing, chosen.estimating)
     ]
     return Statement(
         f"Of {chosen.trials} arms tried, {named(data.label(chosen.best))} is best on {seeds[0]} "
-        f"({number(chosen.naive, measure.digits, sign=True)} {unit(measure)}); on {seeds[1]}, "
+        f"({number(chosen.naive, digits, sign=True)} {unit(measure)}); on {seeds[1]}, "
         "which did not choose it, its difference is "
-        f"{number(value.value, measure.digits, sign=True)} {unit(measure)}.",
-        f"(A) {_range(a, measure.digits)}." if a else "",
+        f"{number(value.value, digits, sign=True)} {unit(measure)}.",
+        f"(A) {_range(a, digits)}." if a else "",
     )
 
 
@@ -343,7 +354,7 @@ def improvement(data: StudyData) -> Statement:
             "Whether training improves on the base cannot be said: "
             f"{found.reason or 'held-out reward is incomplete'}."
         )
-    value, digits = found.estimate, found.measure.digits
+    value, digits = found.estimate, found.estimate.digits(found.measure.digits)
     known = {p: value.intervals[p] for p in findings.POPULATIONS if p in value.intervals}
     shown = [f"({p}) {_range(i, digits)}" for p, i in known.items() if i.low is not None]
     verb = "It is not established that training improves on the base"

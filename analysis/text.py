@@ -144,12 +144,19 @@ def finer(digits: int, size: float | None) -> int:
     return 1 - math.floor(math.log10(size))
 
 
+def size(value: float | None, digits: int) -> str:
+    """A spread, or an effect that could be detected: never rounded to 0 or to twice itself."""
+    return number(value, finer(digits, value))
+
+
 def p_value(p: float | None) -> str:
-    """A p value for a reader: two significant digits, never 0."""
+    """A p value for a reader: never 0, and never 0.05 where it is beside it."""
     if p is None or not math.isfinite(p):
         return "–"
     if p < 0.001:
         return "< 0.001"
+    if round(p, 3) == 0.05:
+        return f"{p:.4f}"
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 

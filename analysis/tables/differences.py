@@ -23,7 +23,7 @@ from analysis.table import (
     interval_text,
     unique,
 )
-from analysis.text import capitalised, number, p_value
+from analysis.text import capitalised, finer, number, p_value, size
 
 NOTES = (
     "With three or more complete arms (A) and (B) pool the arm × seed residual. (B) equals (A) "
@@ -45,12 +45,12 @@ CHECK_NOTES = (
 
 def _headline(c: Comparison) -> dict[str, str]:
     """Cells of the first table, by column."""
-    value, digits = c.estimate, c.measure.digits
+    value, digits = c.estimate, c.digits
     p, mde = {}, {}
     for name in POPULATIONS:
         corrected = c.declared and c.p(name) is not None
         p[name] = p_value(c.p(name)) + (" ᴴ" if corrected else "")
-        mde[name] = number(c.detectable[name].value if name in c.detectable else None, digits)
+        mde[name] = size(c.detectable[name].value if name in c.detectable else None, digits)
     return {
         "(A) 95 %": interval_text(value.intervals.get("A"), digits),
         "p (A)": p["A"],
@@ -63,7 +63,7 @@ def _headline(c: Comparison) -> dict[str, str]:
 
 def _checks(c: Comparison) -> dict[str, str]:
     """Cells of the second table, by column."""
-    value, digits = c.estimate, c.measure.digits
+    value, digits = c.estimate, c.digits
     flip, won, p = "–", "–", None
     if c.flip and c.flip.p is not None:
         flip = f"{p_value(c.flip.p)} ({c.flip.floor:.3g})"
@@ -87,7 +87,7 @@ def _cells(data: StudyData, c: Comparison, *, checks: bool) -> dict[str, str]:
         iteration = f"{own} (its last)"
     told = _checks(c) if checks else _headline(c)
     items = f"{value.seeds} × {value.clusters}"
-    difference = number(value.value, c.measure.digits, sign=True)
+    difference = number(value.value, c.digits, sign=True)
     if value.value is None:
         told, items, difference = dict.fromkeys(told, "–"), str(value.seeds), incomplete_text(value)
     head = {"arm": c.label, "measure": c.measure.name, "iter": iteration, "difference": difference}
@@ -226,16 +226,17 @@ def table_selection(data: StudyData) -> Table | Unavailable:
     if chosen is None:
         return Unavailable("selection", title, found.selection_reason)
     measure, value = found.primary_measure, chosen.estimate
+    digits = value.digits(measure.digits)
     shown = {
         "best arm": data.label(chosen.best),
         "arms tried": str(chosen.trials),
         "seeds that chose": ", ".join(map(str, chosen.choosing)),
-        "difference there": _signed(chosen.naive, measure),
+        "difference there": number(chosen.naive, digits, sign=True),
         "other seeds": ", ".join(map(str, chosen.estimating)),
-        "difference on them": _signed(value.value, measure),
-        "(A) 95 %": interval_text(value.intervals.get("A"), measure.digits),
-        "(B) 95 %": interval_text(value.intervals.get("B"), measure.digits),
-        "leave one seed out": _signed(chosen.rotated, measure),
+        "difference on them": number(value.value, digits, sign=True),
+        "(A) 95 %": interval_text(value.intervals.get("A"), digits),
+        "(B) 95 %": interval_text(value.intervals.get("B"), digits),
+        "leave one seed out": number(chosen.rotated, digits, sign=True),
     }
     observation = {
         "best": chosen.best,
@@ -261,10 +262,6 @@ def table_selection(data: StudyData) -> Table | Unavailable:
         "The seeds that chose an arm flatter it; the others do not."
     )
     return Table("selection", title, caption, [TableRow(shown)], [observation], notes)
-
-
-def _signed(value: float | None, measure: Measure) -> str:
-    return number(value, measure.digits, sign=True)
 
 
 # -- at the same distance from the base ------------------------------------------------------------
@@ -297,6 +294,7 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
             told, count = float(differences.mean()), len(differences)
             spread = float(differences.var(ddof=1)) / count if count > 1 else 0.0
             interval = seed_interval(told, spread, count - 1, count, null=0.0)
+        digits = finer(measure.digits, interval.half_width if interval else None)
         ends = [np.mean([paths[seed][-1][0] for seed in pairs]) for paths in (ours, theirs)]
         rows.append(
             TableRow(
@@ -304,8 +302,8 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
                     "arm": data.label(arm),
                     "KL": number(float(ends[0]), kl.digits),
                     "baseline's KL": number(float(ends[1]), kl.digits),
-                    "difference": number(told, measure.digits, sign=True),
-                    "(A) 95 %": interval_text(interval, measure.digits),
+                    "difference": number(told, digits, sign=True),
+                    "(A) 95 %": interval_text(interval, digits),
                     "seeds": f"{len(inside)} of {len(pairs)}",
                 }
             )

@@ -66,8 +66,8 @@ def test_a_real_effect_is_stated_with_interval_p_holm_mde_and_n(tmp_path: Path) 
     told = prose.detectable(data)
     assert told is not None
     assert told.plain == (
-        "Could we have told? A true difference of 3.08 points would be found four times in five in "
-        "one comparison alone."
+        "Could we have told? A true difference of 3.08 points (3.08 to 5.23, as far as 3 seeds "
+        "tell their spread) would be found four times in five in one comparison alone."
     )
     assert told.exact == "MDE: (A) 3.08 (3.08 to 5.23); (B) 4.07; n = 3 seeds × 24 instructions."
 
@@ -274,7 +274,9 @@ def test_seeds_to_run_next_are_those_of_the_power_table(tmp_path: Path) -> None:
         tmp_path, synthetic.Synthetic(answers=False, faults=False, effect=0.0, seeds=(0, 1, 2, 3))
     )
     (step,) = opening(load_study(folder, store)).next
-    assert step.says == "22 seeds would detect a difference of 1 point in AlpacaEval LC"
+    assert step.says.startswith(
+        "22 seeds would detect a difference of 1 point in AlpacaEval LC (decide on their number "
+    )
     table = power_study(folder, store, 1.0)
     asked = {(row["comparison"], row["population"]): row["seeds"] for row in table.data}
     assert asked["α = 1 minus α = 0", "A"] == 22
