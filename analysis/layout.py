@@ -169,7 +169,7 @@ def complete(cell: Layout, min_complete: float = 1.0) -> tuple[Layout, str, tupl
     kept = int(there.sum())
     if kept == n:
         return cell, "", ()
-    if kept == 0 or cell.scored < min_complete * cell.expected:
+    if kept == 0 or cell.scored < min_complete * cell.expected - 1e-9:  # 55 of 100 reach 0.55
         return cell, f"INCOMPLETE: {cell.scored} of {cell.expected} scored", ()
     flag = f"{n - kept} of {n} item clusters left out: not scored everywhere"
     return cell.keep(there), "", (flag,)

@@ -400,10 +400,11 @@ def _trend(found: TrendFinding) -> Statement:
             f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below "
             f"{result.page.floor:.2g})"
         )
-    ranges = "; ".join(f"({p}) {_range(value.intervals[p], 3)}" for p in findings.POPULATIONS)
+    digits = value.digits(3)
+    ranges = "; ".join(f"({p}) {_range(value.intervals[p], digits)}" for p in findings.POPULATIONS)
     return Statement(
         f"{head} {verdict}.",
-        f"Slope {number(value.value, 3, sign=True)} {found.measure.unit} per step up the "
+        f"Slope {number(value.value, digits, sign=True)} {found.measure.unit} per step up the "
         f"{len(result.alphas)} values of {along}; {ranges}; one-sided {p_words(result.p_directed)} "
         f"under (A){page}; n = {_n(value, 'prompts')}.",
     )

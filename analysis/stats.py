@@ -377,6 +377,16 @@ def mean_over_seeds(
     )
 
 
+def _all_alike(single: Estimate, scale: tuple[float, float], level: float) -> Interval:
+    """Of two checkpoints with the same score on each of n items: at most Wilson's share of new
+    items differs (0 of n), each by no more than the whole scale.
+    """
+    share = proportion_confint(0, single.clusters, alpha=1 - level, method="wilson")[1]
+    most = float(share) * abs(scale[1] - scale[0])
+    method = "Wilson, of the share of items that differ"
+    return Interval(ITEMS, method, level, low=-most, high=most, p=1.0)
+
+
 def near_an_end(cell: Layout) -> tuple[str, ...]:
     """The flag of right and wrong answers nearly all alike: with 5 seeds and 12 to 50 items, 90 to
     97 % of them right, (B) covers 88–89 %.
@@ -403,5 +413,7 @@ def difference(
         single = one_checkpoint(D, **asked)
         if single.incomplete:
             return replace(single, method=method, flags=single.flags + flags)
+        if arm.scale is not None and not np.nan_to_num(D.values).any():
+            single = replace(single, intervals={"items": _all_alike(single, arm.scale, level)})
         found = replace(found, intervals={**found.intervals, **single.intervals})
     return replace(found, flags=found.flags + flags)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
 from analysis import measures, rank
 from analysis.layout import layout
 from analysis.load import RANKER_DIFFERENCES, Checkpoint, Stage, StudyData
 from analysis.measures import Measure
 from analysis.rank import Proportion, proportion
-from analysis.stats import Estimate, mean_over_seeds, one_checkpoint
+from analysis.stats import LEVEL, Estimate, mean_over_seeds, one_checkpoint
 from analysis.table import (
     POPULATIONS_NOTE,
     Observation,
@@ -34,23 +35,23 @@ from harness.records import read_jsonl
 # -- the judge on labelled pairs -------------------------------------------------------------------
 def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any]) -> Table:
     """``found``: the result of a meta-evaluation ("agreement", "by_group", "position",
-    "noise", "costs"). Shares in percent, with Wilson intervals where they are counts.
+    "noise", "costs"). Shares in percent, those of pairs with Wilson's interval over new pairs (of
+    a mean over both orders it is no narrower than it should be: a pair counts once).
     """
     agree, position, noise = (found[name] for name in ("agreement", "position", "noise"))
-    flips = proportion(int(position["flips"]), int(position["pairs"]))
-    flipped = _share(position["flip_rate"])
-    if flips.low is not None:
-        flipped += f" ({_share(flips.low)}–{_share(flips.high)})"
+    judged_pairs = int(agree["pairs"]) - int(agree["missing"])
     both_orders = f"{_share(agree['accuracy_usual'])} / {_share(agree['accuracy_flipped'])}"
     second = _share(position["second_place_advantage"], sign=True)
     shown = {
-        "agreement with the labels, both orders": _share(agree["accuracy"]),
+        "agreement with the labels, both orders": _of(agree["accuracy"], judged_pairs),
         "agreement, first order / flipped order": both_orders,
-        "agreement, the two orders averaged": _share(agree["accuracy_averaged"]),
-        "right in more orders than wrong, of all pairs": _share(agree["accuracy_by_both"]),
+        "agreement, the two orders averaged": _of(agree["accuracy_averaged"], judged_pairs),
+        "right in more orders than wrong, of all pairs": _of(
+            agree["accuracy_by_both"], agree["pairs"]
+        ),
         **{f"the same on {name}": _share(share) for name, share in found["by_group"].items()},
         "agreement of always naming the commoner label": _share(agree["majority_label_share"]),
-        "position-flip rate": flipped,
+        "position-flip rate": _of(position["flip_rate"], int(position["pairs"])),
         "advantage of the second place [points]": second,
         "noise floor: sd of one repeated verdict [points]": _share(noise["sd"]),
         "noise floor: sd of the mean of the set [points]": _share(noise["sd_of_mean"]),
@@ -76,6 +77,14 @@ def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any])
 
 def _share(value: float | None, *, sign: bool = False) -> str:
     return number(None if value is None else 100.0 * value, 1, sign=sign)
+
+
+def _of(share: float | None, count: int) -> str:
+    """ "66.5 (56.8–75.0)": a share of so many pairs, in percent, with Wilson's interval."""
+    if share is None or not count:
+        return _share(share)
+    low, high = proportion_confint(share * count, count, alpha=1 - LEVEL, method="wilson")
+    return f"{_share(share)} ({_share(low)}–{_share(high)})"
 
 
 def _costs(costs: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from analysis import findings, measures, prose, rank
 from analysis.load import Checkpoint, StudyData
 from analysis.measures import Measure
+from analysis.stats import Estimate
 from analysis.table import (
     POPULATIONS_NOTE,
     Table,
@@ -25,10 +26,6 @@ from analysis.table import (
 )
 from analysis.text import capitalised, coefficient, number
 
-NO_INTERVAL = (
-    "± –: no interval, because all seeds (or all items) gave the same score; it is never shown as "
-    "zero."
-)
 MANY_ARMS = 8
 """Above this number arms are rows, and only the core diagnostics are shown."""
 
@@ -43,9 +40,11 @@ def score_table(
     explores = any(c_of(checkpoint) for checkpoint in data.checkpoints)
     single = all(len(checkpoint.runs) == 1 for checkpoint in data.checkpoints)
     rows, observations, absent, cautions, arm = [], [], [], [], None
+    everything: list[tuple[Measure, Estimate]] = []
     items = dict.fromkeys(columns, 0)
     for checkpoint in data.checkpoints:
         estimates = {m: findings.estimate(data, checkpoint, m) for m in columns}
+        everything += estimates.items()
         for measure, estimate in estimates.items():
             observations.append(score_observation(data, checkpoint, measure, estimate))
             items[measure] = max(items[measure], estimate.clusters)
@@ -74,10 +73,8 @@ def score_table(
     notes.append(grouped("Units", {m.title: m.unit for m in columns}))
     notes.append(items_note(data, items))
     notes += judge_notes(data, {measure.benchmark for measure in columns})
-    everything = [cell for row in rows for cell in row.cells.values()]
-    if any("± –" in cell or "(–)" in cell for cell in everything):
-        notes.append(NO_INTERVAL)
-    if any("†" in cell for cell in everything):
+    notes.append(no_interval(everything))
+    if any("†" in cell_text(told, measure) for measure, told in everything):
         notes.append(
             f"†: at least {100 * data.min_complete:g} % but not all rows are scored; items not "
             "scored for every seed are left out."
@@ -85,6 +82,16 @@ def score_table(
     return Table(
         key, title, caption.strip(), rows, observations, unique([*notes, *cautions, *absent])
     )
+
+
+def no_interval(shown: Sequence[tuple[Measure, Estimate]]) -> str:
+    """Why intervals are missing; empty where none is."""
+    reasons: dict[str, None] = {}
+    for measure, estimate in shown:
+        if estimate.value is not None and "–" in cell_text(estimate, measure):
+            reasons |= {i.undefined: None for i in estimate.intervals.values() if i.undefined}
+    said = "; ".join(reasons)
+    return f"–: no interval ({said}); it is never shown as zero." if said else ""
 
 
 def table_1(data: StudyData) -> Table | Unavailable:
@@ -196,8 +203,12 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
         if (estimate := findings.estimate(data, checkpoint, measure)).expected
     ]
 
+    everything = []
+
     def cell(checkpoint: Checkpoint, measure: Measure) -> str:
-        return cell_text(findings.estimate(data, checkpoint, measure), measure)
+        estimate = findings.estimate(data, checkpoint, measure)
+        everything.append((measure, estimate))
+        return cell_text(estimate, measure)
 
     rows = []
     if len(shown) > MANY_ARMS:
@@ -222,8 +233,5 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
         "Where the prompts differ between seeds (training prompts, or a diagnostic undefined on "
         "some) seeds are compared by their means: (A) only.",
     ]
-    if any("± –" in text for row in rows for text in row.cells.values()):
-        notes.append(
-            "± –: no interval, because all seeds gave the same value; it is never shown as zero."
-        )
-    return Table("diagnostics", title, caption, rows, observations, notes)
+    notes.append(no_interval(everything))
+    return Table("diagnostics", title, caption, rows, observations, unique(notes))

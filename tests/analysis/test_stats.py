@@ -399,3 +399,20 @@ def test_right_answers_nearly_all_alike_are_flagged() -> None:
     assert mean_over_seeds(from_array(scores)).cautions == ()
     few = mean_over_seeds(from_array([[1.0, 2.0], [2.0, 4.0], [1.0, 5.0]])).cautions
     assert few == ("only 2 item clusters: the interval leans on normal item effects",)
+
+
+def test_two_checkpoints_alike_on_every_item_have_an_interval() -> None:
+    """0 of 500 differ: at most z²/(500 + z²) of new ones, by at most 100 points."""
+    scores = np.tile([0.0, 100.0], 250)[None]
+    cell = from_array(scores, scale=(0.0, 100.0))
+    interval = difference(cell, cell).intervals["items"]
+    z2 = scipy_stats.norm.isf(0.025) ** 2
+    assert (interval.high, interval.p) == (pytest.approx(100 * z2 / (500 + z2)), 1.0)
+    assert interval.low == pytest.approx(-100 * z2 / (500 + z2))
+    assert difference(from_array(scores), from_array(scores)).intervals["items"].undefined
+
+
+def test_a_share_that_is_just_reached_is_reached() -> None:
+    """0.55 · 100 is 55.00000000000001 in floating point."""
+    assert complete(from_array([[1.0] * 55 + [math.nan] * 45]), 0.55)[1] == ""
+    assert complete(from_array([[1.0] * 54 + [math.nan] * 46]), 0.55)[1]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from analysis import findings, measures, text
 from analysis.compare import compare
@@ -32,8 +33,9 @@ from analysis.table import (
     cell_text,
 )
 from analysis.tables import TABLES, differences, published
-from analysis.tables.judge import FLAGS, disagreement, flips_of
+from analysis.tables.judge import FLAGS, disagreement, flips_of, judge_table
 from analysis.text import finer
+from harness.judge.meta import LabelledPair, agreement, noise_floor, position_flips
 from harness.records import HarnessError
 from tests import synthetic
 
@@ -158,6 +160,26 @@ def test_a_spread_below_the_last_digit_is_not_rounded_to_it() -> None:
     scores = mean_over_seeds(from_array(0.5 + 1e-4 * np.array([[1, 3], [2, 2], [4, 6], [1, 1]])))
     assert cell_text(scores, Measure("KL", "diagnostics", "kl", "nats", 2)).startswith("0.50025 ± ")
     assert [finer(2, size) for size in (0.0056, 0.01, 24.6, 1e-15, None)] == [4, 2, 2, 2, 2]
+
+
+def test_why_there_is_no_interval_is_the_reason_that_holds(tmp_path: Path) -> None:
+    """Two seeds: their number, not scores that happen to be equal."""
+    made = synthetic.Synthetic(seeds=(0, 1), iterations=1, faults=False, answers=False)
+    table = TABLES["table_1"](load_study(*synthetic.build(tmp_path, made)))
+    assert isinstance(table, Table)
+    (note,) = [note for note in table.notes if note.startswith("–: no interval")]
+    assert note == "–: no interval (2 seeds: none below 3); it is never shown as zero."
+
+
+def test_agreement_with_labels_has_an_interval() -> None:
+    """66 of 100 pairs: Wilson's 56.3 to 74.5, by scipy."""
+    pairs = [LabelledPair(str(i), "", "", "", 1) for i in range(100)]
+    said = {pair.id: 1.0 if i < 66 else 2.0 for i, pair in enumerate(pairs)}
+    found = {"agreement": agreement(pairs, said, said), "by_group": {}, "costs": {}}
+    found |= {"position": position_flips(said, said, dict.fromkeys(said, False))}
+    cells = judge_table("j", "pairs", 1, found | {"noise": noise_floor({})}).rows[0].cells
+    ends = binomtest(66, 100).proportion_ci(method="wilson")
+    assert cells["value"] == f"66.0 ({100 * ends.low:.1f}–{100 * ends.high:.1f})"
 
 
 def test_incomplete_cells_have_bounds_and_no_value(faulty: StudyData) -> None:
