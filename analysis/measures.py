@@ -81,7 +81,8 @@ def of_benchmarks(data: StudyData) -> tuple[Measure, ...]:
 
 def columns(data: StudyData, table: str) -> tuple[Measure, ...]:
     """The measures that are columns of a table. A mean of several benchmarks is that of those with
-    scores (of all before there are any), and stands only where there are two or more.
+    scores (of all before there are any), which its name says, and stands only where there are two
+    or more.
     """
     asked = [measure for measure in of_benchmarks(data) if measure.table == table]
     if table == "table_1":  # the paper's order: AlpacaEval before MT-Bench
@@ -94,6 +95,10 @@ def columns(data: StudyData, table: str) -> tuple[Measure, ...]:
         strata = tuple(name for name in measure.strata if name in kept)
         if measure.benchmark in parts and measure.benchmark not in kept:
             continue
+        if len(strata) < len(measure.strata):
+            lacks = f" ({len(strata)} of {len(measure.strata)})"
+            long = measure.long and measure.long + lacks
+            measure = replace(measure, title=measure.title + lacks, long=long)
         if not measure.strata or len(strata) > 1:
             found.append(replace(measure, strata=strata))
     return tuple(found)

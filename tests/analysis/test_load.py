@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis import measures
-from analysis.load import load_study
+from analysis.load import StudyData, load_study
 from harness.records import HarnessError, Score, write_scores
 from tests import synthetic
 
@@ -127,6 +127,16 @@ def test_a_mean_over_benchmarks_is_stratified() -> None:
     # items alone, variances 2 and 8/3 with each benchmark's own n − 1: (2/2 + (8/3)/4) / 2²
     items = both.values.mean(axis=0) - both.values.mean()
     assert (items**2).sum() / (6 * 5) == pytest.approx((2 / 2 + 8 / 3 / 4) / 4)
+
+
+def test_a_mean_says_how_many_of_its_benchmarks_have_scores(folders: tuple[Path, Path]) -> None:
+    whole = load_study(*folders)
+    assert [m.title for m in measures.columns(whole, "table_2")][-1] == "mean"
+    lacks = whole.scores[whole.scores["benchmark"] != "gsm8k"].reset_index(drop=True)
+    data = StudyData(whole.manifest, whole.runs, whole.stages, lacks)
+    titles = [(m.title, m.name) for m in measures.columns(data, "table_2")]
+    assert titles[0] == ("HellaSwag", "HellaSwag")
+    assert titles[-1] == ("mean (5 of 6)", "mean of academic benchmarks (5 of 6)")
 
 
 def test_diagnostics_of_different_prompts_are_compared_by_seed(folders: tuple[Path, Path]) -> None:
