@@ -14,7 +14,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from analysis import measures, power, rank
-from analysis.family import Family, Member, Selection, Trend, family, holm, reestimate_best, trend
+from analysis.family import (
+    POOLED,
+    Family,
+    Member,
+    Selection,
+    Trend,
+    family,
+    holm,
+    reestimate_best,
+    trend,
+)
 from analysis.layout import Layout
 from analysis.load import Checkpoint, StudyData, once
 from analysis.measures import Measure
@@ -30,7 +40,7 @@ class Comparison:
     holm: p by population over the whole declared family; empty for an exploratory comparison.
     detectable: minimum detectable effect by population, or the reason why there is none; spread and
     arms: what it rests on (the components, and how many arms estimate the seeds' part). flip: sign
-    flips over seeds. improvement: k of S² pairs.
+    flips over seeds. improvement: k of S² pairs. flags: of the family, the same for all its arms.
     """
 
     arm: str
@@ -44,7 +54,6 @@ class Comparison:
     arms: int = 2
     flip: rank.Permutation | None = None
     improvement: rank.Improvement | None = None
-    pooled: bool = False
     flags: tuple[str, ...] = ()
 
     @property
@@ -160,10 +169,9 @@ def _comparison(
     detectable: dict[str, power.Detectable] = {}
     spread = flip = improvement = None
     arms = 2
-    pooled = value.method == "difference, pooled"
-    if value.squares and value.tells_spread:
+    if value.squares and min(value.seeds, value.clusters) >= 2:
         spread = power.from_squares(value.squares)
-        if pooled and found.pooled:
+        if value.method == POOLED:
             spread = power.from_squares(value.squares, ms=found.ms, df=found.df)
             arms = (found.df or 0) // max(value.seeds - 1, 1) + 1
         sizes = value.seeds, value.clusters
@@ -187,7 +195,6 @@ def _comparison(
         arms=arms,
         flip=flip,
         improvement=improvement,
-        pooled=pooled,
         flags=found.flags,
     )
 

@@ -406,7 +406,7 @@ def _trend(found: TrendFinding) -> Statement:
         f"{head} {verdict}.",
         f"Slope {number(value.value, digits, sign=True)} {found.measure.unit} per step up the "
         f"{len(result.alphas)} values of {along}; {ranges}; one-sided {p_words(result.p_directed)} "
-        f"under (A){page}; n = {_n(value, 'prompts')}.",
+        f"under (A){page}; n = {'; '.join((_n(value, 'prompts'), *result.flags))}.",
     )
 
 

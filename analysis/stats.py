@@ -124,11 +124,6 @@ class Estimate:
         halves = [half for name in self.intervals if (half := self.half_width(name))]
         return finer(least, min(halves, default=None))
 
-    @property
-    def tells_spread(self) -> bool:
-        """Whether it rests on enough seeds and items to say how they vary."""
-        return self.squares is not None and min(self.seeds, self.clusters) >= 2
-
 
 @dataclass(frozen=True)
 class MeanSquares:

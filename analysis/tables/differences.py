@@ -171,6 +171,7 @@ def _table(
         for c in shown
         for flag in c.estimate.cautions
     ]
+    flags += [f"{c.measure.name}, iter {c.iteration}: {flag}" for c in shown for flag in c.flags]
     notes = unique([POPULATIONS_NOTE, _units(shown), *(CHECK_NOTES if checks else NOTES), *flags])
     observations = [_observation(c) for c in comparisons]
     left = 1 if hide == "measure" else 2

@@ -26,6 +26,7 @@ from analysis.page import CSS, JS, page, policy
 from analysis.power_report import power_study
 from analysis.report import NOT_HERE, parts_of, write_report
 from analysis.screen import Next, command
+from analysis.table import Table
 from analysis.tables import TABLES
 from harness.records import Score, write_scores
 from tests import synthetic
@@ -192,6 +193,11 @@ def test_arms_of_few_seeds_hide_no_finding_and_are_named(tmp_path: Path) -> None
     assert said.startswith("Against α = 0 after iteration 2, α = 1 raised AlpacaEval LC by ")
     assert said.endswith("Nothing is said of α = 0.3 (1 seed): intervals over seeds need 3.")
     assert "±" not in opening(first).matrix.cells[1][0].shown
+    last = without(1.0, 3)
+    table = TABLES["differences"](last)
+    assert isinstance(table, Table)
+    # of four seeds one is not in every arm: the pool's three are told
+    assert "AlpacaEval LC, iter 2: seeds left out of the pool, not in every arm: 3" in table.notes
     last = without(1.0, 2)
     assert prose.finding(last).plain.endswith(
         "Nothing is said of α = 1 (2 seeds): intervals over seeds need 3."
