@@ -20,6 +20,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analysis import findings, measures, text
 from analysis.compare import resolve
@@ -38,17 +39,13 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "selm-harness
 
 @dataclass(frozen=True)
 class Kept:
-    """files: SHA-256 of each of its stage's files. users: runs that share it."""
+    """files: SHA-256 of each of its stage's. users: runs that share it."""
 
     run: Run
     iteration: int
     stage: Stage
-    record: Mapping[str, Any]
+    files: Mapping[str, str]
     users: tuple[str, ...]
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        return self.record.get("files") or {}
 
     @property
     def content(self) -> str:
@@ -79,12 +76,12 @@ def kept(data: StudyData) -> list[Kept]:
     found = []
     for key, (run, iteration) in places.items():
         stage = data.stages.get(key)
-        record = read_json(stage.folder / "record.json") if stage and stage.state == "done" else {}
-        weights = [name for name in record.get("files") or {} if WEIGHTS.fullmatch(name)]
-        if stage is None or not weights or (stage.folder / "dropped").exists():
+        if stage is None or stage.state != "done" or (stage.folder / "dropped").exists():
             continue
-        if all((stage.folder / name).is_file() for name in weights):
-            found.append(Kept(run, iteration, stage, record, tuple(users[key])))
+        files = read_json(stage.folder / "record.json").get("files") or {}
+        weights = [name for name in files if WEIGHTS.fullmatch(name)]
+        if weights and all((stage.folder / name).is_file() for name in weights):
+            found.append(Kept(run, iteration, stage, files, tuple(users[key])))
     return found
 
 
@@ -146,28 +143,57 @@ def scores(data: StudyData, run: Run, iteration: int, asked: Iterable[Measure]) 
 
 
 def card(data: StudyData, item: Kept) -> str:
-    """The card's text. Everything that is not ours is escaped."""
+    """The card's text, by ``card.md.jinja``. Everything that is not ours is escaped."""
     asked = (m for table in measures.tables(data) for m in measures.columns(data, table))
-    found = scores(data, item.run, item.iteration, asked)
-    front = _front_matter(data, item, found).to_yaml()
-    what = item.run.label if item.iteration > 0 else "the base"
-    title = f"{data.name}: {what}, iteration {item.iteration}, seed {item.run.seed}"
-    lines = ["---", front.rstrip(), "---", "", f"# {text.markdown(title)}", "", MARK, ""]
-    lines += [*_what(item), ""]
-    for head, part in {
-        "Scores": _scores(data, item, found),
-        "Recipe": _recipe(data, item),
-        "Provenance": _provenance(data, item),
-        "Limits": _limits(data, item),
-    }.items():
-        lines += [f"## {head}", "", *part, ""]
-    return "\n".join(lines)
+    found, run, at = scores(data, item.run, item.iteration, asked), item.run, item.iteration
+    arm, what = "The base recipe.", "The first model of the study's runs"
+    if at:
+        c, kappa = (text.coefficient(told.get(at)) for told in (run.c, run.kappa))
+        varied = ", ".join(f"{name} = {value}" for name, value in run.arm.items())
+        arm = (
+            f"Arm: {varied or 'the recipe as it is'}; c = {c} (coefficient on log π(y)), "
+            f"κ = 2c/β = {kappa}."
+        )
+        what = f"Checkpoint after iteration {at} of run {run.name}"
+    whose, rows = run.label if at > 0 else "the base", [_score(one) for one in found]
+    summaries = {
+        title: data.summary(run, at, measure.benchmark) for title, measure in judged(data).items()
+    }
+    packages = item.stage.environment.get("versions") or {}
+    made = {name: packages.get(name) for name in LIBRARIES}
+    made |= {name: item.stage.environment.get(name) for name in ("python", "machine", "kernels")}
+    file = text.one_line(str(data.manifest["study"].get("file", "")) or data.name)
+    loader = PackageLoader("analysis", ".")
+    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["md"] = text.markdown
+    return environment.get_template("card.md.jinja").render(
+        front=_front_matter(data, item, found).to_yaml().rstrip(),
+        title=f"{data.name}: {whose}, iteration {at}, seed {run.seed}",
+        mark=MARK,
+        what=what,
+        item=item,
+        data=data,
+        pipes=pipes,
+        files=_files(item),
+        scores=pipes(list(rows[0]), (row.values() for row in rows), 7) if rows else "",
+        judged={
+            title: verdict(summary.get("comparable") is True)
+            for title, summary in summaries.items()
+            if summary
+        },
+        arm=arm,
+        settings=_settings(data, item),
+        file=re.sub("[`|]", " ", file),
+        versions=", ".join(f"{n} {v}" for n, v in made.items() if v) or "unknown versions",
+        ancestors=[(one.name, one.key, one.state) for one in _ancestors(data, item.stage)],
+        pocket=(data.recipe.get("judge") or {}).get("kind") == "pocket",
+    )
 
 
 def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> ModelCardData:
     model, source = (data.recipe.get("model") or {}), (data.recipe.get("data") or {})
     base, rows = str(model.get("source", "")), str(source.get("path", ""))
-    objective = str(((item.record.get("settings") or {}).get("objective") or {}).get("name", ""))
+    objective = str((item.stage.settings.get("objective") or {}).get("name", ""))
     kind = "preference-optimization" if item.iteration > 0 else "base"
     titles = {str(one["name"]): str(one["title"]) for one in data.benchmarks}
     results = [_result(one, titles) for one in found if one.estimate.value is not None]
@@ -199,98 +225,41 @@ def _is_hub(source: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source))
 
 
-def _what(item: Kept) -> list[str]:
-    shared = f" Shared by {len(item.users)} runs of the study." if len(item.users) > 1 else ""
-    what = "The first model of the study's runs"
-    if item.iteration:
-        what = f"Checkpoint after iteration {item.iteration} of run {item.run.name}"
+def _files(item: Kept) -> list[tuple[str, str]]:
+    """Where the weights lie, and what they hold."""
     weights = sorted(part for part in item.files.items() if part[0].startswith("model/"))
-    rows = [
+    return [
         ("folder in the store", f"objects/{item.stage.key[:2]}/{item.stage.key}/model"),
         ("key of its stage", item.stage.key),
         ("content hash of the stage's files", item.content),
         *((f"SHA-256 of {name}", digest) for name, digest in weights),
     ]
-    how = "Load it with transformers' AutoModelForCausalLM and AutoTokenizer from that folder."
-    lead = f"{text.markdown(what)}, seed {item.run.seed}.{shared} {how}"
-    return [lead, "", pipes(("what", "value"), rows, 2)]
 
 
-def _scores(data: StudyData, item: Kept, found: Sequence[Scored]) -> list[str]:
-    if not found:
-        return ["No score of this checkpoint is stored."]
-    rows = []
-    for scored in found:
-        m, e = scored.measure, scored.estimate
-        interval = e.intervals.get("items")
-        shown = incomplete_text(e) if e.value is None else text.number(e.value, m.digits)
-        rows.append(
-            (
-                f"{m.name} [{m.unit}]",
-                shown,
-                text.number(interval.se if interval else None, m.digits + 1),
-                interval_text(interval, m.digits),
-                f"{e.clusters} {m.unit_of_items}",
-                f"{e.scored} of {e.expected}",
-                scored.judge,
-            )
-        )
-    scored_by = ("rows scored", "judge, benchmark version")
-    head = ("measure", "score", "standard error", "95 % interval", "n", *scored_by)
-    notes = []
-    for title, measure in judged(data).items():
-        summary = data.summary(item.run, item.iteration, measure.benchmark)
-        if summary:
-            notes.append(f"- {title}: {verdict(summary.get('comparable') is True)}.")
-    about = (
-        "Standard errors and intervals are over new items, given this one checkpoint; a "
-        "dash: undefined (all items gave the same score)."
-    )
-    return [about, "", pipes(head, rows, len(head)), "", *notes]
+def _score(scored: Scored) -> dict[str, str]:
+    """A row of the card's table by column."""
+    m, e = scored.measure, scored.estimate
+    interval = e.intervals.get("items")
+    return {
+        "measure": f"{m.name} [{m.unit}]",
+        "score": incomplete_text(e) if e.value is None else text.number(e.value, m.digits),
+        "standard error": text.number(interval.se if interval else None, m.digits + 1),
+        "95 % interval": interval_text(interval, m.digits),
+        "n": f"{e.clusters} {m.unit_of_items}",
+        "rows scored": f"{e.scored} of {e.expected}",
+        "judge, benchmark version": scored.judge,
+    }
 
 
-def _recipe(data: StudyData, item: Kept) -> list[str]:
+def _settings(data: StudyData, item: Kept) -> list[tuple[str, str]]:
     """Resolved settings of the stages of this iteration, as their records hold them."""
-    keys = item.run.iterations.get(item.iteration, {})
+    names = ("rollout", "rank", "reference", "train") if item.iteration > 0 else ("base",)
     rows: list[tuple[str, str]] = []
-    for name in ("rollout", "rank", "reference", "train") if item.iteration > 0 else ("base",):
-        stage = data.stages.get(keys.get(name, ""))
-        record = read_json(stage.folder / "record.json") if stage and stage.state == "done" else {}
-        rows += [
-            (f"{name}: {setting}", value)
-            for setting, value in flat(record.get("settings") or {})
-            if not setting.endswith("base_url")
-        ]
-    arm = ", ".join(f"{name} = {value}" for name, value in item.run.arm.items())
-    lead = "The base recipe."
-    if item.iteration:
-        told = (item.run.c, item.run.kappa)
-        c, kappa = (text.coefficient(found.get(item.iteration)) for found in told)
-        lead = (
-            f"Arm: {arm or 'the recipe as it is'}; c = {c} (coefficient on log π(y)), κ = 2c/β = "
-        )
-        lead += f"{kappa}."
-    return [text.markdown(lead), *(["", pipes(("setting", "value"), rows, 2)] if rows else [])]
-
-
-def _provenance(data: StudyData, item: Kept) -> list[str]:
-    environment = item.record.get("environment") or {}
-    packages = environment.get("versions") or {}
-    told = {name: packages.get(name) for name in LIBRARIES}
-    told |= {name: environment.get(name) for name in ("python", "machine", "kernels")}
-    versions = [f"{name} {version}" for name, version in told.items() if version]
-    rows = [(stage.name, stage.key, stage.state) for stage in _ancestors(data, item.stage)]
-    file = text.one_line(str((data.manifest.get("study") or {}).get("file", "")) or data.name)
-    again = (
-        f"From `selm run {re.sub('[`|]', ' ', file)}` (the study file as it was then; run again, "
-        "it computes only what is missing). Made with "
-        f"{text.markdown(', '.join(versions) or 'unknown versions')}."
-    )
-    about = (
-        "Every stage this checkpoint rests on, inputs before what reads them; a key is the hash of "
-        "a stage's settings and its inputs' keys."
-    )
-    return [again, "", about, "", pipes(("stage", "key", "state"), rows, 3)]
+    for name in names:
+        stage = data.stage(item.run, item.iteration, name)
+        told = flat(stage.settings) if stage and stage.state == "done" else []
+        rows += [(f"{name}: {key}", value) for key, value in told if not key.endswith("base_url")]
+    return rows
 
 
 def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
@@ -309,24 +278,6 @@ def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
             parents = sorted(here.inputs.values(), reverse=True)
             waiting += [(key, True), *((parent, False) for parent in parents)]
     return list(found.values())
-
-
-def _limits(data: StudyData, item: Kept) -> list[str]:
-    pocket = (data.recipe.get("judge") or {}).get("kind") == "pocket"
-    lines = [
-        f"- One checkpoint of one seed (number {item.run.seed}; the study has {len(data.seeds)}): "
-        "whether the method helps is told by the study's "
-        "report, over all seeds.",
-        "- Measured on the benchmarks above and nothing else: not for safety, bias, other "
-        "languages or other uses.",
-        "- No licence is stated here: the base model's and the data's apply.",
-    ]
-    if pocket:
-        lines.append(
-            "- The pocket world: a closed language, its own judge and tasks; no score here "
-            "compares with a published one."
-        )
-    return lines
 
 
 # -- a repository of the hub -----------------------------------------------------------------------

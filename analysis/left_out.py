@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from analysis import text
@@ -15,7 +15,7 @@ TOLD_FROM = 0.01
 """Share of what its stages met from which a kind stands in the report's first screen."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Kind:
     """of: all that stages met which left anything out. reasons: reason -> how many. examples:
     reason -> where the first stand. stages: how many left something out.
@@ -23,10 +23,10 @@ class Kind:
 
     stage: str
     what: str
-    of: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    stages: int = 0
+    of: int
+    reasons: Counter[str]
+    examples: Mapping[str, Sequence[str]]
+    stages: int
 
     @property
     def count(self) -> int:
@@ -35,16 +35,6 @@ class Kind:
     @property
     def share(self) -> float:
         return self.count / self.of if self.of else 0.0
-
-    def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """What one stage's record says of this kind."""
-        for entry in entries:
-            reason, places = str(entry["reason"]), list(entry["examples"])
-            self.reasons[reason] += int(entry["count"])
-            known = self.examples.setdefault(reason, [])
-            known += [place for place in places if place not in known][: SHOWN - len(known)]
-            of = int(entry["of"])
-        self.of, self.stages = self.of + of, self.stages + 1
 
     def line(self) -> str:
         """``96 of 108 rows by data.files (form 90: rows.jsonl:3, …; length 6: …)``."""
@@ -58,14 +48,21 @@ class Kind:
 
 def kinds(records: Iterable[Iterable[Mapping[str, Any]]]) -> list[Kind]:
     """By stage name and kind of thing, in order. records: ``left_out`` of each stage's record."""
-    found: dict[tuple[str, str], Kind] = {}
-    for record in records:
-        own: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    entries: dict[tuple[str, str], list[tuple[int, Mapping[str, Any]]]] = {}
+    for number, record in enumerate(records):
         for entry in record:
-            own.setdefault((entry["stage"], entry["what"]), []).append(entry)
-        for key, entries in own.items():
-            found.setdefault(key, Kind(*key)).add(entries)
-    return list(found.values())
+            entries.setdefault((entry["stage"], entry["what"]), []).append((number, entry))
+    found = []
+    for key, of_kind in entries.items():
+        met = {number: int(entry["of"]) for number, entry in of_kind}
+        reasons: Counter[str] = Counter()
+        examples: dict[str, dict[str, None]] = {}
+        for _, entry in of_kind:
+            reasons[str(entry["reason"])] += int(entry["count"])
+            examples.setdefault(str(entry["reason"]), {}).update(dict.fromkeys(entry["examples"]))
+        first = {reason: list(places)[:SHOWN] for reason, places in examples.items()}
+        found.append(Kind(*key, sum(met.values()), reasons, first, len(met)))
+    return found
 
 
 @once

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from analysis.figure import Drawn, paper_style, write_figure
 from analysis.stats import Interval, seed_interval
+from analysis.table import pipes
 from analysis.text import markdown
 from harness.files import write_atomic
 from harness.records import canonical_json
@@ -91,13 +92,6 @@ def _drawn(study: optuna.Study, key: str, title: str, axes: Any) -> Drawn:
 
 SHOWN_TRIALS = 60
 """Rows of the report's table of trials; trials.csv always holds all."""
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-    TrialState.FAIL: "lost",
-}
 
 
 @dataclass(frozen=True)
@@ -123,10 +117,12 @@ class Found:
 
 def state_of(trial: FrozenTrial) -> str:
     """A trial's state in words. "lost": its worker died, which says nothing of its settings."""
-    return "failed" if "reason" in trial.user_attrs else STATES[trial.state]
+    if "reason" in trial.user_attrs:
+        return "failed"
+    return "lost" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
-def values_of(trial: FrozenTrial) -> list[float]:
+def values_of(trial: FrozenTrial) -> list[Any]:
     """A complete trial's values; of any other the means over the seeds it ran."""
     if trial.state == TrialState.COMPLETE:
         return list(trial.values)
@@ -146,32 +142,25 @@ def seed_values(trial: FrozenTrial) -> dict[int, list[float]]:
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     """One row per trial: state, values, parameters, values by seed, note, seconds."""
     rows = []
-    lost = study.user_attrs.get("lost", {})
+    lost, several = study.user_attrs.get("lost", {}), len(study.directions)
+    names = [f"value_{place}" for place in range(several)] if several > 1 else ["value"]
     trials = study.get_trials(deepcopy=False)
-    again = {
-        trial.system_attrs["retry_history"][-1]: trial.number
-        for trial in trials
-        if trial.system_attrs.get("retry_history")
-    }
+    histories = {trial.number: trial.system_attrs.get("retry_history") for trial in trials}
+    again = {history[-1]: number for number, history in histories.items() if history}
     for trial in trials:
-        values: list[float | None] = [*values_of(trial)] or [None] * len(study.directions)
-        names = [f"value_{place}" for place in range(len(values))] if len(values) > 1 else ["value"]
+        values = values_of(trial) or [None] * several
         seeds = {f"seed_{seed}": found[0] for seed, found in seed_values(trial).items()}
         note = trial.user_attrs.get("reason", "")
         if state_of(trial) == "lost":
             note = lost.get(str(trial.number), "its worker died or was stopped")
             note += f" as trial {again[trial.number]}" if trial.number in again else ""
-        rows.append(
-            {
-                "trial": trial.number,
-                "state": state_of(trial),
-                **dict(zip(names, values, strict=True)),
-                **trial.params,
-                **seeds,
-                "note": note,
-                "seconds": trial.duration.total_seconds() if trial.duration else None,
-            }
-        )
+        seconds = trial.duration.total_seconds() if trial.duration else None
+        row = {
+            "trial": trial.number,
+            "state": state_of(trial),
+            **dict(zip(names, values, strict=True)),
+        }
+        rows.append({**row, **trial.params, **seeds, "note": note, "seconds": seconds})
     return pd.DataFrame(rows, columns=None if rows else ["trial", "state", "note"])
 
 
@@ -196,13 +185,8 @@ def write_search(study: optuna.Study, folder: Path, found: Found) -> Path:
     lines += [*_notes(table), "## Trials", "", *_trials(study, table, found), ""]
     path = folder / "search.md"
     write_atomic(path, "\n".join(lines))
-    numbers = {
-        "fresh": found.fresh,
-        "importance": _importance(study),
-        "winners": found.winners,
-        "usd": found.usd,
-        "ended": found.ended,
-    }
+    numbers = {name: getattr(found, name) for name in ("fresh", "winners", "usd", "ended")}
+    numbers["importance"] = _importance(study)
     write_atomic(folder / "search.json", canonical_json(numbers) + "\n")
     return path
 
@@ -221,7 +205,7 @@ def _importance(study: optuna.Study) -> dict[str, float]:
 
 
 def _summary(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str]:
-    counts = table["state"].value_counts().to_dict()
+    counts = table["state"].value_counts()
     order = ("complete", "pruned", "failed", "lost", "running", "waiting")
     aims = ", ".join(
         f"{name} ({'higher' if _maximised(study, place) else 'lower'} is better)"
@@ -233,16 +217,12 @@ def _summary(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str
     )
     if found.ended:
         spent += f" Ended at {found.ended}; with a larger budget the same command continues."
+    seeds, fresh = (", ".join(map(str, some)) for some in (found.seeds, found.fresh_seeds))
     return [
-        f"- Objective: {markdown(aims)}, mean over seeds {_listed(found.seeds)}; the finals are "
-        f"on seeds {_listed(found.fresh_seeds)}.",
+        f"- Objective: {markdown(aims)}, mean over seeds {seeds}; the finals are on seeds {fresh}.",
         f"- {len(table)} trials: {told}.",
         f"- {spent}",
     ]
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(str(seed) for seed in seeds)
 
 
 # -- the finals ------------------------------------------------------------------------------------
@@ -272,25 +252,24 @@ def _finals(study: optuna.Study, found: Found) -> list[str]:
         "## Trials of the front on fresh seeds" if several else "## The winner on fresh seeds",
         "",
     ]
+    head = (
+        *("settings", "the search's own estimate (optimistic)", "on seeds no trial saw"),
+        "minus the default, paired by seed",
+    )
     for place, metric in enumerate(found.metrics):
         if several:
             lines += [f"{markdown(metric)}, mean (95 % interval over seeds):", ""]
-        lines += [
-            "| settings | the search's own estimate (optimistic) | on seeds no trial saw | minus "
-            "the default, paired by seed |",
-            "|---|---|---|---|",
-        ]
-        if found.fresh:
-            base = list(found.fresh["default"][place].values())
-            lines.append(f"| default | | {shown_estimate(base)} | |")
+        fresh = {
+            label: shown_estimate(list(values[place].values()))
+            for label, values in found.fresh.items()
+        }
+        rows = [("default", "", fresh["default"], "")] if fresh else []
         for label, number in found.winners.items():
             own = [values[place] for values in seed_values(trials[number]).values()]
-            fresh = found.fresh[label][place].values() if found.fresh else ()
             paired = _paired(found, label, place)
-            ours = shown_estimate(list(fresh)) if found.fresh else "to come"
             apart = shown_estimate(paired, signed=True) if paired else ""
-            lines.append(f"| {label} | {shown_estimate(own)} | {ours} | {apart} |")
-        lines += ["", *_verdicts(study, found, place)]
+            rows.append((label, shown_estimate(own), fresh.get(label, "to come"), apart))
+        lines += [pipes(head, rows, 4), "", *_verdicts(study, found, place)]
     if found.fresh and len(found.winners) * len(found.metrics) > 1:
         lines += ["Comparisons are not corrected for their number.", ""]
     best_of = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
@@ -326,15 +305,13 @@ def _verdicts(study: optuna.Study, found: Found, place: int) -> list[str]:
             continue
         sign = 1 if _maximised(study, place) else -1
         mean, interval = over_seeds([sign * value for value in paired], null=0.0)
+        said = "not told apart from the default: the interval of the difference includes 0"
         if interval.low is None or interval.high is None:
             place_of = {1: "ahead of", 0: "level with", -1: "behind"}[int(np.sign(mean))]
             said = f"{place_of} the default; {interval.undefined}, so nothing is claimed"
-        elif interval.low > 0:
-            said = "better than the default: the interval of the difference excludes 0"
-        elif interval.high < 0:
-            said = "worse than the default: the interval of the difference excludes 0"
-        else:
-            said = "not told apart from the default: the interval of the difference includes 0"
+        elif interval.low * interval.high > 0:
+            word = "better" if mean > 0 else "worse"
+            said = f"{word} than the default: the interval of the difference excludes 0"
         lines.append(f"- On fresh seeds {label} is {said}.")
     return [*lines, ""] if lines else []
 
@@ -344,19 +321,16 @@ def _maximised(study: optuna.Study, place: int) -> bool:
 
 
 def _settings(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{key}` = {_cell(value)}" for key, value in params.items())
+    return ", ".join(f"`{key}` = {markdown(_cell(value))}" for key, value in params.items())
 
 
 # -- every trial -----------------------------------------------------------------------------------
 def _notes(table: pd.DataFrame) -> list[str]:
     lines = []
     for state, title in (("failed", "Failed trials"), ("lost", "Trials that lost their worker")):
-        some = table[table["state"] == state]
-        if len(some):
-            listed = [
-                f"- trial {row.trial}: {markdown(str(row.note))}" for row in some.itertuples()
-            ]
-            lines += [f"## {title}", "", *listed, ""]
+        some = table[table["state"] == state].itertuples()
+        listed = [f"- trial {row.trial}: {markdown(str(row.note))}" for row in some]
+        lines += [f"## {title}", "", *listed, ""] if listed else []
     return lines
 
 
@@ -374,10 +348,8 @@ def _trials(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str]
     heads |= {name: name.replace("_", " ") for name in seeds}
     heads |= {name: short(name) for name in settings}
     columns = ["trial", "state", *values, *(key for key in settings if key in table), *seeds]
-    lines = [f"| {' | '.join(markdown(heads.get(name, name)) for name in columns)} |"]
-    lines.append("|" + "---|" * len(columns))
-    for row in table.head(SHOWN_TRIALS).to_dict("records"):
-        lines.append("| " + " | ".join(_cell(row[name]) for name in columns) + " |")
+    rows = ([_cell(row[c]) for c in columns] for row in table.head(SHOWN_TRIALS).to_dict("records"))
+    lines = [pipes([heads.get(name, name) for name in columns], rows, 2)]
     more = len(table) - SHOWN_TRIALS
     rest = "The same at full precision: [trials.csv](trials.csv)."
     if more > 0:
@@ -388,4 +360,4 @@ def _trials(study: optuna.Study, table: pd.DataFrame, found: Found) -> list[str]
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else markdown(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,19 +94,6 @@ def _costs(costs: Mapping[str, float]) -> str:
 
 
 # -- position --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Flips:
-    """Verdicts on the same two answers in both orders. advantage: mean preference for what stands
-    second, minus one half (None: unknown). a, b: titles of the two checkpoints.
-    """
-
-    pairs: int
-    flips: int
-    advantage: float | None = None
-    a: str = ""
-    b: str = ""
-
-
 SECOND = "advantage of the second place [points]"
 
 
@@ -120,32 +107,11 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
     which share instructions, gets none.
     """
     title = "Position flips of the judge"
-    rows, observations = [], []
-    benchmark, found = "AlpacaEval", _alpaca_flips(data)
-    if found:
-        total = _pooled(found)
-        share = number(100 * total.flips / total.pairs, 1) if total.pairs else "–"
-        flips = f"{total.flips} of {total.pairs} ({share} %)"
-        head = {"benchmark": benchmark, "checkpoints": f"all {len(found)}", "flips": flips}
-        rows.append(TableRow({**head, SECOND: _share(total.advantage, sign=True)}, rule=True))
-        for pair in found:
-            rate = proportion(pair.flips, pair.pairs)
-            head = {"benchmark": benchmark, "checkpoints": f"{pair.a} and {pair.b}"}
-            head |= {"flips": share_text(rate), SECOND: _share(pair.advantage, sign=True)}
-            rows.append(TableRow(head))
-            observations.append(
-                {
-                    "benchmark": benchmark,
-                    "a": pair.a,
-                    "b": pair.b,
-                    "answer_pairs": pair.pairs,
-                    "flips": pair.flips,
-                    "flip_rate": rate.share,
-                    "low": rate.low,
-                    "high": rate.high,
-                    "second_place_advantage": pair.advantage,
-                }
-            )
+    rows, observations = [], _flips(data)
+    for told in observations:
+        rate = proportion(told["flips"], told["answer_pairs"])
+        where, advantage = f"{told['a']} and {told['b']}", told["second_place_advantage"]
+        rows.append(_flip_row(where, share_text(rate), advantage))
     if not rows:
         reason = "the pairwise judgments are not stored yet"
         if not data.manifest["pairwise"]:
@@ -154,6 +120,12 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
                 "judge against one another, in both orders"
             )
         return Unavailable("position_flips", title, reason)
+    flips, pairs = (sum(told[name] for told in observations) for name in ("flips", "answer_pairs"))
+    known = [told for told in observations if told["second_place_advantage"] is not None]
+    weighed = sum(told["second_place_advantage"] * told["answer_pairs"] for told in known)
+    advantage = weighed / sum(told["answer_pairs"] for told in known) if known else None
+    shown = f"{flips} of {pairs} ({number(100 * flips / pairs, 1) if pairs else '–'} %)"
+    rows.insert(0, _flip_row(f"all {len(rows)}", shown, advantage))
     caption = (
         "The same two answers shown in both orders: how many verdicts change, of how many answer "
         "pairs (Wilson interval for one pair of checkpoints; all pairs share their questions, so "
@@ -167,25 +139,29 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
     return Table("position_flips", title, caption, rows, observations, [note], left=2)
 
 
-def _pooled(found: Sequence[Flips]) -> Flips:
-    known = [(f.advantage, f.pairs) for f in found if f.advantage is not None]
-    advantage = sum(a * n for a, n in known) / sum(n for _, n in known) if known else None
-    return Flips(sum(f.pairs for f in found), sum(f.flips for f in found), advantage)
+def _flip_row(where: str, flips: str, advantage: float | None) -> TableRow:
+    head = {"benchmark": "AlpacaEval", "checkpoints": where, "flips": flips}
+    return TableRow({**head, SECOND: _share(advantage, sign=True)})
 
 
-def _alpaca_flips(data: StudyData) -> list[Flips]:
-    stages = {
-        (str(pair["a"]), str(pair["b"])): data.stages.get(str(pair["key"]))
-        for pair in data.manifest["pairwise"]
+def _flips(data: StudyData) -> list[Observation]:
+    """An observation for every pair of checkpoints that was judged in both orders."""
+    judged = {
+        (str(pair["a"]), str(pair["b"])): str(pair["key"]) for pair in data.manifest["pairwise"]
     }
-    found, order = [], list(stages)
+    found: list[Observation] = []
+    order = list(judged)
     for place, (a, b) in enumerate(order):
         if (b, a) not in order[place + 1 :]:  # once, and only where both orders were asked for
             continue
-        first, second = _verdicts(stages[a, b]), _verdicts(stages[b, a])
+        first, second = (_verdicts(data.stages.get(judged[key])) for key in ((a, b), (b, a)))
         if first and second:
-            titled = replace(flips_of(first, second), a=data.title_of(a), b=data.title_of(b))
-            found.append(titled)
+            pairs, flips, advantage = flips_of(first, second)
+            rate = proportion(flips, pairs)
+            of = {"benchmark": "AlpacaEval", "a": data.title_of(a), "b": data.title_of(b)}
+            counted = {"answer_pairs": pairs, "flips": flips, "flip_rate": rate.share}
+            ends_ = {"low": rate.low, "high": rate.high, "second_place_advantage": advantage}
+            found.append({**of, **counted, **ends_})
     return found
 
 
@@ -203,35 +179,26 @@ def _verdicts(stage: Stage | None) -> dict[str, tuple[float, bool]]:
 
 def flips_of(
     first: Mapping[str, tuple[float, bool]], second: Mapping[str, tuple[float, bool]]
-) -> Flips:
-    """``first``: "b against a", ``second``: "a against b"; showings in one order do not count."""
+) -> tuple[int, int, float | None]:
+    """Pairs of answers shown in both orders, verdicts that change, and the mean preference for what
+    stands second, minus one half (None: unknown). ``first``: "b against a", ``second``: "a against
+    b"; showings in one order do not count.
+    """
     count, flips, advantage = 0, 0, 0.0
     for name in sorted(set(first) & set(second)):
         (p, b_first), (q, a_first) = first[name], second[name]
         if b_first != a_first:  # then the same answer came first in both showings
             continue
         count += 1
-        flips += _preferred(p) != _preferred(3.0 - q)
+        flips += bool(np.sign(p - 1.5) != np.sign(1.5 - q))
         seconds = (2.0 - p, 2.0 - q) if b_first else (p - 1.0, q - 1.0)
         advantage += (seconds[0] + seconds[1]) / 2.0 - 0.5
-    return Flips(count, flips, advantage / count if count else None)
-
-
-def _preferred(preference: float) -> str:
-    if preference == 1.5:
-        return "tie"
-    return "b" if preference > 1.5 else "a"
+    return count, flips, advantage / count if count else None
 
 
 # -- ranker against judge --------------------------------------------------------------------------
 DISAGREEMENT = Measure(
-    "disagreement",
-    RANKER_DIFFERENCES,
-    "reward_difference",
-    "percent",
-    1,
-    better=0,
-    scale=measures.PERCENT,
+    "disagreement", RANKER_DIFFERENCES, "reward_difference", "percent", digits=1, better=0
 )
 """Rows: the ranker's reward of an answer minus that of the baseline's answer."""
 
@@ -251,17 +218,9 @@ def table_ranker_judge(data: StudyData) -> Table | Unavailable:
         estimate, ties = disagreement(data, checkpoint)
         if estimate is None:
             continue
-        observations.append(
-            {
-                "kind": "items",
-                **checkpoint.place,
-                "disagreement": estimate.value,
-                **ends(estimate, "A", "B", "items"),
-                "ties": ties,
-                "n": estimate.clusters,
-                "seeds": estimate.seeds,
-            }
-        )
+        told = {"disagreement": estimate.value, **ends(estimate, "A", "B", "items"), "ties": ties}
+        sizes = {"n": estimate.clusters, "seeds": estimate.seeds}
+        observations.append({"kind": "items", **checkpoint.place, **told, **sizes})
         if data.is_end(checkpoint):
             n = f"{estimate.seeds} × {estimate.clusters}"
             rows.append(_ranker_row(checkpoint.title, cell_text(estimate, DISAGREEMENT), ties, n))
@@ -295,26 +254,23 @@ def _ranker_row(what: str, shown: str, ties: int, n: str, *, rule: bool = False)
 
 def disagreement(data: StudyData, checkpoint: Checkpoint) -> tuple[Estimate | None, int]:
     """Share of instructions on which they disagree, and ties; None where none was ranked."""
-    seeds, items, values, ties = [], [], [], 0
-    of = (DISAGREEMENT.benchmark, DISAGREEMENT.metric)
+    parts = []
     for run in checkpoint.runs:
-        ranked = data.rows(run.name, checkpoint.iteration, *of)
-        judged = data.rows(run.name, checkpoint.iteration, *measures.WIN_RATE.split("."))
-        by_item = judged["value"].groupby(judged["item"].astype(str))
-        wins = by_item.apply(lambda repeats: repeats.mean(skipna=False))
-        for item, reward in zip(ranked["item"].astype(str), ranked["value"], strict=True):
-            win = wins.get(item, np.nan)
-            known = not (np.isnan(reward) or np.isnan(win))
-            product = np.sign(reward) * np.sign(win - 50.0)
-            ties += bool(known and product == 0)
-            seeds.append(run.seed)
-            items.append(item)
-            values.append(50.0 * (1.0 - product) if known else np.nan)
-    if not values:
+        ranked, judged = (
+            data.rows(run.name, checkpoint.iteration, *of).astype({"item": str})
+            for of in ((DISAGREEMENT.benchmark, DISAGREEMENT.metric), measures.WIN_RATE.split("."))
+        )
+        wins = judged.groupby("item")["value"].agg(lambda repeats: repeats.mean(skipna=False))
+        win = wins.reindex(ranked["item"]).to_numpy(dtype=float)
+        product = np.sign(ranked["value"]) * np.sign(win - 50.0)
+        parts.append(ranked.assign(seed=run.seed, product=product))
+    every = pd.concat(parts)
+    if every.empty:
         return None, 0
-    cell = layout(seeds, items, values, measures.PERCENT)
+    values = 50.0 * (1.0 - every["product"].to_numpy(dtype=float))
+    cell = layout(every["seed"].to_numpy(), every["item"].to_numpy(), values, measures.PERCENT)
     estimate = one_checkpoint if len(cell.seeds) == 1 else mean_over_seeds
-    return estimate(cell, min_complete=data.min_complete), ties
+    return estimate(cell, min_complete=data.min_complete), int((every["product"] == 0).sum())
 
 
 def orders(data: StudyData) -> tuple[int, int, int]:
@@ -353,17 +309,16 @@ def table_judge(data: StudyData) -> Table | Unavailable:
     for title, measure in judged(data).items():
         if (measure.benchmark, measure.metric) not in held:
             continue
-        groups: dict[str, list[Checkpoint]] = {}
         for checkpoint in data.checkpoints:
-            if data.cell(checkpoint, measure.benchmark, measure.metric).statuses:
-                groups.setdefault(checkpoint.label, []).append(checkpoint)
             told = _judging(data, measure, [checkpoint])
             observations.append({"benchmark": measure.benchmark, **checkpoint.place, **told})
             known = known or bool(told["df"])
-        for place, (label, checkpoints) in enumerate(groups.items()):
-            shown = _judge_cells(_judging(data, measure, checkpoints), measure)
+        of = (measure.benchmark, measure.metric)
+        there = [c for c in data.checkpoints if data.cell(c, *of).statuses]
+        for place, label in enumerate(dict.fromkeys(checkpoint.label for checkpoint in there)):
+            told = _judging(data, measure, [c for c in there if c.label == label])
             head = {"benchmark": title, "arm": label}
-            rows.append(TableRow({**head, **shown}, rule=place == 0))
+            rows.append(TableRow(head | _judge_cells(told, measure), rule=place == 0))
     if not rows:
         return Unavailable("judge", "The judge", "no judged benchmark is stored yet")
     caption = (
@@ -475,7 +430,7 @@ FLAGS = {
     "penalised_to_nothing": "the library's penalty left no coefficient: LC 50 measures nothing",
 }
 """What the benchmark's stage flags, in words."""
-FEW_INSTRUCTIONS = 100
+FEW, FEW_INSTRUCTIONS = "few_instructions", 100
 """Below it the LC jackknife, checked by simulation on hundreds, is flagged."""
 SUMMARY = {
     "length_controlled_win_rate": ("LC", "length_controlled_win_rate", 2),
@@ -496,34 +451,27 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
     checkpoint (what (B) rests on); library SE: AlpacaEval's own, the spread of predictions over
     items, about half the true one. Means over the seeds of a checkpoint.
     """
-    title, rows, observations, few = "AlpacaEval: standard errors and flags", [], [], 0
+    title, rows, observations = "AlpacaEval: standard errors and flags", [], []
     for checkpoint in data.checkpoints:
-        flags, found = Counter[str](), []
-        for run in checkpoint.runs:
-            summary = data.summary(run, checkpoint.iteration, "alpaca_eval")
-            if not summary:
-                continue
-            found.append(summary)
-            raised = list(summary.get("flags", ()))
-            if measures.penalised_to_nothing(summary):
-                raised.append("penalised_to_nothing")
-            flags.update(raised)
-            if (summary.get("n_total") or 0) < FEW_INSTRUCTIONS:
-                few += 1
-                raised.append("few_instructions")
-            observations.append(_alpaca_observation(checkpoint, run.seed, summary, raised))
+        found = [
+            _alpaca_observation(checkpoint, run.seed, summary)
+            for run in checkpoint.runs
+            if (summary := data.summary(run, checkpoint.iteration, "alpaca_eval"))
+        ]
+        observations += found
+        raised = Counter(";".join(told["flags"] for told in found).split(";"))
+        flags = {name: raised[name] for name in sorted(raised) if name not in ("", FEW)}
         if not found or not (flags or data.is_end(checkpoint)):
             continue
         scored, expected = (
-            sum(int(summary.get(name) or 0) for summary in found)
-            for name in ("n_total", "expected")
+            sum(int(t[name] or 0) for t in found) for name in ("scored", "expected")
         )
         line = {"checkpoint": checkpoint.title, "scored": f"{scored} of {expected}"}
-        for name, (head, _, digits) in SUMMARY.items():
-            line[head] = number(_mean([summary.get(name) for summary in found]), digits)
+        for head, field, digits in SUMMARY.values():
+            line[head] = number(_mean([told[field] for told in found]), digits)
         said = [
             f"{FLAGS.get(name, name.replace('_', ' '))} ({count} of {len(found)} seeds)"
-            for name, count in sorted(flags.items())
+            for name, count in flags.items()
         ]
         rows.append(TableRow({**line, "flags": "; ".join(said) or "none"}))
     if not observations:
@@ -537,6 +485,7 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
         "The library's standard error is the spread of predictions over items, about half the true "
         "one; no interval here rests on it."
     ]
+    few = sum(told["flags"].endswith(FEW) for told in observations)
     if few:
         notes.append(
             f"{few} sets have under {FEW_INSTRUCTIONS} scored instructions: their "
@@ -546,8 +495,11 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
 
 
 def _alpaca_observation(
-    checkpoint: Checkpoint, seed: int, summary: Mapping[str, Any], flags: Sequence[str]
-) -> Observation:
+    checkpoint: Checkpoint, seed: int, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    flags = list(summary.get("flags", ()))
+    flags += ["penalised_to_nothing"] * measures.penalised_to_nothing(summary)
+    flags += [FEW] * ((summary.get("n_total") or 0) < FEW_INSTRUCTIONS)
     return {
         **checkpoint.place,
         "seed": seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from graphlib import TopologicalSorter
 
 from analysis import left_out, measures
 from analysis.load import Cell, Stage, StudyData, iterate
@@ -63,24 +64,20 @@ def _counted(cell: Cell) -> str:
 
 def table_unfinished(data: StudyData) -> Table | Unavailable:
     """Stages that are not done; grouped by stage, state and reason."""
-    grouped: dict[tuple[str, str, str], set[str]] = {}
-    for stage, users in data.unfinished:
-        alike = grouped.setdefault((stage.state, stage.name, stage.reason), set())
-        alike.update(users or ["shared by all runs"])
     order = [f"{run.name}@{iteration}" for run, iteration in iterate(data)]
     place = {user: number_ for number_, user in enumerate(order)}
+    grouped: dict[tuple[int, str, str], set[str]] = {}
+    for stage, users in data.unfinished:
+        alike = grouped.setdefault((STATES.index(stage.state), stage.name, stage.reason), set())
+        alike.update(users or ["shared by all runs"])
     rows, observations = [], []
-    for group in sorted(grouped, key=lambda group: (STATES.index(group[0]), group)):
-        state, name, reason = group
-        users = sorted(grouped[group], key=lambda user: (place.get(user, -1), user))
-        shown = ", ".join(users[:MOST_USERS])
-        if len(users) > MOST_USERS:
-            shown += f" and {len(users) - MOST_USERS} more"
-        told = reason or "not run yet"
-        row = {"state": state, "stage": name, "reason": told, "run@iteration": shown}
-        rows.append(TableRow(row))
-        for user in users:
-            observations.append({"state": state, "stage": name, "reason": reason, "run": user})
+    for (state, name, reason), alike in sorted(grouped.items()):
+        users = sorted(alike, key=lambda user: (place.get(user, -1), user))
+        of = {"state": STATES[state], "stage": name}
+        observations += [{**of, "reason": reason, "run": user} for user in users]
+        more = f" and {len(users) - MOST_USERS} more" * (len(users) > MOST_USERS)
+        shown = ", ".join(users[:MOST_USERS]) + more
+        rows.append(TableRow({**of, "reason": reason or "not run yet", "run@iteration": shown}))
     done = sum(stage.state == "done" for stage in data.stages.values())
     return Table(
         "unfinished",
@@ -164,15 +161,11 @@ def table_costs(data: StudyData) -> Table | Unavailable:
 
 def _by_depth(data: StudyData) -> list[Stage]:
     """Stages along the pipeline, each name at its last place: by the longest way to them."""
+    inputs = {key: list(stage.inputs.values()) for key, stage in data.stages.items()}
     depth: dict[str, int] = {}
-
-    def depth_of(key: str) -> int:
-        if key not in depth:
-            inputs = data.stages[key].inputs.values() if key in data.stages else ()
-            depth[key] = 1 + max(map(depth_of, inputs), default=0)
-        return depth[key]
-
+    for key in TopologicalSorter(inputs).static_order():
+        depth[key] = 1 + max((depth[parent] for parent in inputs.get(key, ())), default=0)
     deepest: Counter[str] = Counter()
     for key, stage in data.stages.items():
-        deepest[stage.name] = max(deepest[stage.name], depth_of(key))
+        deepest[stage.name] = max(deepest[stage.name], depth[key])
     return sorted(data.stages.values(), key=lambda stage: (deepest[stage.name], stage.name))

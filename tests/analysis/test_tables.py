@@ -296,11 +296,11 @@ def test_position_flips_by_hand() -> None:
     # order twice, so it says nothing; 4: a tie, then a
     first = {"1": (1.8, False), "2": (1.7, False), "3": (1.2, True), "4": (1.5, True)}
     second = {"1": (1.2, False), "2": (1.7, False), "3": (1.2, False), "4": (1.6, True)}
-    found = flips_of(first, second)
-    assert (found.pairs, found.flips) == (3, 2)
+    pairs, flips, advantage = flips_of(first, second)
+    assert (pairs, flips) == (3, 2)
     # mean preference for the second place: 1: (0.8 + 0.2)/2; 2: 0.7; 4, switched: (0.5 + 0.4)/2;
     # minus one half each
-    assert found.advantage == pytest.approx((0.0 + 0.2 - 0.05) / 3)
+    assert advantage == pytest.approx((0.0 + 0.2 - 0.05) / 3)
 
 
 def test_position_flips_are_counted(rich: StudyData) -> None:
