@@ -93,7 +93,9 @@ class AcademicSettings(Section):
     tasks: Different = list(PAPER_TASKS)
     """lm-eval's tasks by name."""
     data: dict[str, str] = {}
-    """Task → local data file, in place of the hub."""
+    """Task → local data file, in place of the hub; ``<task>:train`` → the items its examples are
+    drawn from. For a task of one's own: its lm-eval YAML, and ``<task>:<split>`` → the rows.
+    """
     shots: dict[str, NonNegative] = {}
     """Task → examples before each question, where not the paper's number."""
     metrics: dict[str, str] = {}
@@ -270,17 +272,23 @@ def prepare_academic(settings: AcademicSettings, out: Path) -> dict[str, Item]:
     """Write ``tasks.json``, ``<column>.yaml`` and ``<column>_<split>.jsonl`` into ``out`` (the
     ``academic`` folder) and return tasks.json.
 
-    ``data`` maps a task to its local file; ``<task>:train`` to a file of training items for its
-    shots. Without training items a task that needs shots holds aside its last items (shots + 1,
-    named in tasks.json) and does not score them. A paper task without a file reads the hub; any
-    other name is taken as an lm-eval task of that name.
+    Without training items a task that needs shots holds aside its last items (shots + 1, named in
+    tasks.json) and does not score them. A paper task without a file reads the hub; any other name
+    without one is taken as an lm-eval task of that name.
     """
     out.mkdir(parents=True, exist_ok=True)
-    unknown = {name.removesuffix(":train") for name in settings.data} - set(PAPER_TASKS)
+    for name in settings.tasks:
+        if name.endswith((".yaml", ".yml")):
+            raise HarnessError(
+                f"academic.tasks names a file, {name}; name the task, and give its YAML and rows "
+                "as academic.data: {<task>: <its YAML>, <task>:<split>: <its rows>}"
+            )
+    known = {*PAPER_TASKS, *(name for name in settings.tasks if name in settings.data)}
+    unknown = {name.partition(":")[0] for name in settings.data} - known
     if unknown:
         raise HarnessError(
             f"academic.data names {', '.join(sorted(unknown))}; local files are read for "
-            f"{', '.join(PAPER_TASKS)}"
+            f"{', '.join(PAPER_TASKS)}, and for a task of academic.tasks with its own YAML"
         )
     foreign = sorted(set(settings.metrics) - set(settings.tasks))
     if foreign:
@@ -309,6 +317,8 @@ def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
     paper = PAPER_TASKS.get(column)
     metric, _, chosen = settings.metrics.get(column, "").partition(",")
     named = {key: name for key, name in (("metric", metric), ("filter", chosen)) if name}
+    if paper is None and column in settings.data:
+        return _own_task(column, settings.data, out) | {"shots": asked} | named
     if paper is None:
         return {"task": column, "lm_eval_task": column, "shots": asked, "source": "hub"} | named
     shots = paper.shots if asked is None else asked
@@ -332,15 +342,41 @@ def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
     entry["scale"] = scale_of(entry["metric"])
     lines = [f"include: lm_eval/tasks/{paper.yaml}", f"task: selm_{column}"]
     lines.append(f"num_fewshot: {shots}")
+    splits: Mapping[str, Sequence[Item]] = {}
     if column in settings.data:
-        lines += ["dataset_path: json", "dataset_name: null", "dataset_kwargs:", "  data_files:"]
         splits, about = _splits(paper, shots, settings.data)
         entry |= about
-        for split, items in splits.items():
-            write_jsonl(out / f"{column}_{split}.jsonl", items)
-            lines.append(f"    {split}: {column}_{split}.jsonl")
-    (out / f"{column}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_task(column, lines, splits, out)
     return entry
+
+
+def _write_task(
+    column: str, lines: list[str], splits: Mapping[str, Sequence[Item]], out: Path
+) -> None:
+    if splits:
+        lines += ["dataset_path: json", "dataset_name: null", "dataset_kwargs:", "  data_files:"]
+    for split, items in splits.items():
+        write_jsonl(out / f"{column}_{split}.jsonl", items)
+        lines.append(f"    {split}: {column}_{split}.jsonl")
+    (out / f"{column}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _own_task(column: str, data: Mapping[str, str], out: Path) -> Item:
+    """A task whose YAML is given, with its rows by split."""
+    path, prefix = Path(data[column]), f"{column}:"
+    files = {name.removeprefix(prefix): data[name] for name in data if name.startswith(prefix)}
+    text = path.read_text(encoding="utf-8")
+    unread = r"!function|\binclude:" + ("" if files else r"|\bdata_files:")
+    if path.suffix not in (".yaml", ".yml") or re.search(unread, text):
+        raise HarnessError(
+            f"academic.data.{column}: {path} should be an lm-eval YAML without include: and "
+            f"!function, and local rows be named beside it as {column}:<split>"
+        )
+    (out / f"{column}_yaml").write_text(text, encoding="utf-8")
+    splits = {split: read_rows(Path(file)) for split, file in files.items()}
+    _write_task(column, [f"include: {column}_yaml", f"task: selm_{column}"], splits, out)
+    source = {"source": path.name, "sha256": hash_file(path)} if files else {"source": "hub"}
+    return {"task": f"selm_{column}", "lm_eval_task": column} | source
 
 
 def _splits(

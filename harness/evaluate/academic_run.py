@@ -26,7 +26,7 @@ import re
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,13 @@ def evaluate_policy(
         compiled_templates(),
     ):
         lm = language_model(policy, settings, engine)
-        columns = load_tasks(folder, entries, settings, Path(temporary))
+        columns, groups = load_tasks(folder, entries, settings, Path(temporary))
         for column, tasks in columns.items():
+            entries[column] = reported(entries[column], groups[column], tasks)
             metric = metric_of(column, entries[column], tasks)
             entries[column] = {**entries[column], "metric": metric}
             for task in tasks.values():
+                check_safe(column, task)
                 keep_shots_apart(column, task)
         found: dict[str, list[Done]] = {}
         for column, tasks in columns.items():
@@ -140,9 +142,13 @@ def evaluate_policy(
                 asked = (lm, column, entries[column], name, task, settings, said)
                 found[column].append(_kept(journals, name, functools.partial(score_task, *asked)))
     every = [done for each in found.values() for done in each]
-    rows = {column: [row for done in each for row in done.scores] for column, each in found.items()}
+    rows = {}
+    for column, each in found.items():
+        scored = [done.scores for done in each]
+        weighted = of_tasks if entries[column].get("mean_of") == "tasks" else itertools.chain
+        rows[column] = list(weighted(*scored))
     summary = {column: summarise(entries[column], mine) for column, mine in rows.items()}
-    scores = [row for done in every for row in done.scores]
+    scores = [row for mine in rows.values() for row in mine]
     samples = [text for done in every for text in done.samples]
     return scores, samples, summary, (sum(d.cut for d in every), sum(d.asked for d in every))
 
@@ -172,6 +178,47 @@ def task_entries(folder: Path, wanted: list[str]) -> dict[str, Entry]:
     if missing:
         raise HarnessError(f"{file} has no task {', '.join(missing)}; it has {', '.join(entries)}")
     return {name: entries[name] for name in wanted}
+
+
+def reported(entry: Entry, group: Any, tasks: Mapping[str, Any]) -> Entry:
+    """A column's entry with what its lm-eval group reports (metric, filter, and ``mean_of`` where
+    that is the mean of its tasks' means, however many items they have), where nothing else is
+    named; and the filter where its tasks have the same first one.
+    """
+    first = {task._filters[0].name for task in tasks.values() if getattr(task, "_filters", None)}
+    told = {"filter": first.pop()} if len(first) == 1 else {}
+    for config in reversed(group.aggregate_metric_list or () if group else ()):
+        if entry.get("metric") in (None, config.metric):
+            names = config.filter_list or [told.get("filter")]
+            told = {"metric": config.metric, "filter": names[0]}
+            told["mean_of"] = "items" if config.weight_by_size else "tasks"
+    return {key: value for key, value in told.items() if value} | dict(entry)
+
+
+def of_tasks(*scored: list[Score]) -> list[Score]:
+    """The rows of T tasks with values whose mean over all rows is the mean M of the tasks' means:
+    M + n/(T·n_t) · (x − m_t) with a task's mean m_t and its n_t of all n values.
+    """
+    values = [[row.value for row in rows if row.value is not None] for rows in scored]
+    means = [statistics.fmean(mine) for mine in values if mine]
+    found = []
+    for rows, mine in zip(scored, values, strict=True):
+        share = sum(map(len, values)) / max(len(means) * len(mine), 1)
+        for row in rows:
+            value = row.value
+            if value is not None:
+                value = statistics.fmean(means) + share * (value - statistics.fmean(mine))
+            found.append(replace(row, value=value))
+    return found
+
+
+def check_safe(column: str, task: Any) -> None:
+    """Raise HarnessError for a task that runs the code a policy writes."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise HarnessError(
+            f"academic task {column}: lm-eval marks it as unsafe, since it runs what the model "
+            "writes, which is not done here: take it out of evaluation.academic.tasks"
+        )
 
 
 def metric_of(column: str, entry: Entry, tasks: Mapping[str, Any]) -> str:
@@ -240,7 +287,7 @@ def materialise(folder: Path, target: Path) -> None:
 
     included = re.compile(r"(?m)^(include:\s*)(lm_eval/\S+)")
     data_file = r"(?<![\w/.-])[\w-][\w.-]*\.(?:jsonl\.gz|jsonl|json|parquet|csv)(?![\w.-])"
-    for file in sorted(folder.glob("*.yaml")):
+    for file in sorted(folder.glob("*yaml")):
         text = file.read_text(encoding="utf-8")
         text = included.sub(lambda m: f"{m[1]}{packaged / m[2]}", text)
         (target / file.name).write_text(re.sub(data_file, absolute, text), encoding="utf-8")
@@ -248,9 +295,9 @@ def materialise(folder: Path, target: Path) -> None:
 
 def load_tasks(
     folder: Path, entries: Mapping[str, Entry], settings: AcademicTask, temporary: Path
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """lm-eval's task objects by column (a group such as ``mmlu`` has many), with shots and
-    generation limit set.
+    generation limit set; and the group by column, None where it is none.
     """
     import datasets
     from lm_eval.tasks import TaskManager
@@ -267,11 +314,20 @@ def load_tasks(
         # Local rows only: the datasets library would leave a copy of them in the user's cache.
         datasets.config.HF_DATASETS_CACHE = temporary / "datasets"
     columns: dict[str, dict[str, Any]] = {}
+    groups: dict[str, Any] = {}
     try:
         for column, entry in entries.items():
-            columns[column] = dict(manager.load([entry["task"]])["tasks"])
+            loaded = manager.load([entry["task"]])
+            columns[column] = dict(loaded["tasks"])
+            groups[column] = loaded["groups"].get(entry["task"])
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise HarnessError(
+            f"academic task {column}: lm-eval cannot load its data: {error.__cause__ or error}"
+        ) from error
     except (KeyError, ValueError, ConnectionError, FileNotFoundError) as error:
-        hint = "give it a local file under academic.data"
+        hint = "name a task, group or tag that it has, whose data the hub can give"
+        if column in PAPER_TASKS:
+            hint = "give it a local file under academic.data"
         raise HarnessError(
             f"academic task {column} ({entry['task']}): lm-eval cannot load it ({error}); {hint}"
         ) from error
@@ -287,7 +343,7 @@ def load_tasks(
             if settings.max_new_tokens and task.get_config("output_type") == "generate_until":
                 limit = {"max_gen_toks": settings.max_new_tokens}
                 task.set_config("generation_kwargs", limit, update=True)
-    return columns
+    return columns, groups
 
 
 # -- evaluation ------------------------------------------------------------------------------------
@@ -432,7 +488,7 @@ def summarise(entry: Entry, rows: list[Score]) -> dict[str, Any]:
     was scored.
     """
     values = [row.value for row in rows if row.value is not None]
-    kept = ("metric", "filter", "shots", "shots_from", "paper_shots", "source")
+    kept = ("metric", "filter", "mean_of", "shots", "shots_from", "paper_shots", "source")
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {key: entry[key] for key in kept if key in entry} | {
         "value": statistics.fmean(values) if values else None,

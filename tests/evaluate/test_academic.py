@@ -930,7 +930,7 @@ def test_no_prompt_shows_a_scored_item(policy_folder: Path, tmp_path: Path) -> N
     write(folder / "mine_train.jsonl", rows)
     (tmp_path / "copy").mkdir()
     entries = academic_run.task_entries(folder, ["mine"])
-    columns = academic_run.load_tasks(folder, entries, settings, tmp_path / "copy")
+    columns, _ = academic_run.load_tasks(folder, entries, settings, tmp_path / "copy")
     (task,) = columns["mine"].values()
     academic_run.keep_shots_apart("mine", task)
     pool = {doc["question"] for doc in task.sampler.fewshot_docs()}
@@ -947,6 +947,69 @@ def test_an_item_that_stands_twice_is_refused_whatever_its_id(
     file = write(tmp_path / "gsm8k.jsonl", rows)
     with pytest.raises(HarnessError, match=r"gsm8k.jsonl: items 1 and 4 are the same"):
         prepared({"gsm8k": file}, tmp_path / "out")
+
+
+GROUP = """
+group: mine
+task: [first, second]
+aggregate_metric_list: [{{metric: {metric}, aggregation: mean, weight_by_size: {weighted}}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "weighted", "value"),
+    [("acc", True, 87.5), ("acc", False, 75.0), ("acc_norm", False, 25.0)],
+)
+def test_a_group_is_what_lm_eval_reports_of_it(
+    metric: str, weighted: bool, value: float, policy_folder: Path, tmp_path: Path
+) -> None:
+    """Two items, of which one is right, and six that are all right by acc and wrong by acc_norm."""
+    settings, folder = own_task(tmp_path, f"[{ACC}, {ACC.replace('acc,', 'acc_norm,')}]")
+    text = (folder / "mine.yaml").read_text().replace('["yes", "no"]', '["y", "no, it is not"]')
+    rows = [{"question": f"Is {i} odd?", "label": int(i == 1)} for i in range(8)]
+    for name, mine in (("first", rows[:2]), ("second", rows[2:])):
+        write(folder / f"mine_{name}.jsonl", mine)
+        named = text.replace("task: mine", f"task: {name}").replace("mine_test", f"mine_{name}")
+        (folder / f"{name}.yaml").write_text(named)
+    (folder / "mine.yaml").write_text(GROUP.format(metric=metric, weighted=weighted))
+    scores, samples, summary, _ = academic_run.evaluate_policy(
+        load_policy(policy_folder), folder, settings
+    )
+    assert summary["mine"]["value"] == pytest.approx(value)
+    assert statistics.fmean(score.value or 0.0 for score in scores) == pytest.approx(value)
+    assert {sample["value"] for sample in samples} == {0.0, 100.0}
+    kept = {"metric": metric, "filter": "none", "mean_of": "items" if weighted else "tasks"}
+    assert summary["mine"].items() >= kept.items()
+
+
+def test_a_task_that_runs_what_a_model_writes_is_refused(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    settings, folder = own_task(tmp_path, f"[{ACC}]", more="unsafe_code: true")
+    with pytest.raises(HarnessError, match="mine: lm-eval marks it as unsafe"):
+        academic_run.evaluate_policy(load_policy(policy_folder), folder, settings)
+
+
+def test_a_task_of_ones_own_is_its_yaml_and_its_rows(policy_folder: Path, tmp_path: Path) -> None:
+    _, folder = own_task(tmp_path, f"[{ACC}]")
+    named = {"mine": folder / "mine.yaml"}
+    named |= {f"mine:{split}": folder / f"mine_{split}.jsonl" for split in SPLITS}
+    settings = asked(tasks=["mine"], data={key: str(path) for key, path in named.items()})
+    prepare_academic(settings, tmp_path / "out")
+    scores, _, summary, _ = academic_run.evaluate_policy(
+        load_policy(policy_folder), tmp_path / "out", settings
+    )
+    assert (len(scores), summary["mine"]["task"]) == (6, "mine")
+    write(tmp_path / "out" / "mine_train.jsonl", [{"other": 1}])
+    with pytest.raises(HarnessError, match="mine: lm-eval cannot load its data: Couldn't cast"):
+        academic_run.evaluate_policy(load_policy(policy_folder), tmp_path / "out", settings)
+    for changes, words in (
+        ({"tasks": [str(folder / "mine.yaml")], "data": {}}, "academic.tasks names a file"),
+        ({"data": {"mine": str(folder / "mine.yaml")}}, "local rows be named beside it as mine:"),
+        ({"data": {"mine": str(folder / "mine_test.jsonl")}}, "should be an lm-eval YAML"),
+    ):
+        with pytest.raises(HarnessError, match=words):
+            prepare_academic(asked(**{"tasks": ["mine"]} | changes), tmp_path / "other")
 
 
 # --- against the command line, on the public files ------------------------------------------------
