@@ -128,10 +128,9 @@ def check_annotations(stored: Sequence[Any], path: Path) -> list[dict[str, Any]]
 def load_instructions(path: Path) -> list[Instruction]:
     """The benchmark's rows in official order; doubled ids are an error."""
     rows = []
-    for row in read_json_rows(path):
+    for name, row in benchmark.by_key(read_json_rows(path), "id", path).items():
         generator = row.get("generator", "baseline")
-        rows.append(Instruction(str(row["id"]), row["instruction"], row["output"], generator))
-    benchmark.once((row.id for row in rows), f"{path}: id")
+        rows.append(Instruction(str(name), row["instruction"], row["output"], generator))
     return rows
 
 

@@ -100,7 +100,7 @@ def prepare(settings: ArenaHardSettings, out: Path) -> dict[str, Any]:
         if not known or not row.get("uid") or not isinstance(row.get("prompt"), str):
             wanted = f"uid, prompt and category ({' or '.join(CATEGORIES)}) wanted"
             raise HarnessError(f"{path}: row {number}: {wanted}")
-    benchmark.once((row["uid"] for row in asked), f"{path}: uid")
+    benchmark.by_key(asked, "uid", path)
     answers = {name: _baseline(settings, name) for name in {row["category"] for row in asked}}
     rows = []
     for row in asked:

@@ -371,11 +371,16 @@ def judged_work(calls: int, prompt: int, reply: int, what: str) -> Work:
     return Work(calls, judge_calls=calls, judge_prompt=calls * prompt, judge_reply=told, how=how)
 
 
-def once(names: Iterable[Any], where: str) -> None:
-    """Raises HarnessError for names that occur more than once; where: the file and their key."""
-    doubled = [str(name) for name, count in Counter(names).items() if count > 1]
-    if doubled:
-        raise HarnessError(f"{where} {', '.join(doubled[:10])} occurs more than once")
+def by_key(rows: Iterable[Mapping[str, Any]], key: str, path: Path) -> dict[Any, Any]:
+    """Rows by a key that every one has and no two share. Raises HarnessError."""
+    found: dict[Any, Any] = {}
+    for row in rows:
+        if key not in row:
+            raise HarnessError(f"{path}: a row without {key}: it has {', '.join(map(str, row))}")
+        if row[key] in found:
+            raise HarnessError(f"{path}: {key} {row[key]} occurs more than once; keep one of each")
+        found[row[key]] = row
+    return found
 
 
 def write_questions(out: Path, rows: Sequence[Any], judge: Mapping[str, Any]) -> int:

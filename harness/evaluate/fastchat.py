@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.evaluate import libraries
+from harness.evaluate.benchmark import by_key
 from harness.judge import verdicts
 from harness.records import HarnessError, Status, content_hash, read_jsonl
 
@@ -85,10 +85,10 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
     asked = tuple(_rows(questions, QUESTION_KEYS))
     if not asked:
         raise HarnessError(f"{questions}: holds no question")
-    _once(asked, "question_id", questions)
+    by_key(asked, "question_id", questions)
     rows = _rows(references, {"question_id": int, "choices": list}) if references.exists() else []
-    answered = _once(rows, "question_id", references)
-    named = _once(_rows(prompts, PROMPT_KEYS), "name", prompts)
+    answered = by_key(rows, "question_id", references)
+    named = by_key(_rows(prompts, PROMPT_KEYS), "name", prompts)
     missing = [name for name in PROMPT_NAMES.values() if name not in named]
     if missing:
         raise HarnessError(f"{prompts}: no judge prompt named {', '.join(missing)}")
@@ -108,15 +108,6 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
 
 def _listed(names: Iterable[Any]) -> str:
     return ", ".join(map(str, list(names)[:10]))
-
-
-def _once(rows: Sequence[Mapping[str, Any]], key: str, path: Path) -> dict[Any, Mapping[str, Any]]:
-    """Rows by a key that no two of them share."""
-    counts = Counter(row[key] for row in rows)
-    doubled = sorted(name for name, count in counts.items() if count > 1)
-    if doubled:
-        raise HarnessError(f"{path}: {key} {_listed(doubled)} occurs more than once")
-    return {row[key]: row for row in rows}
 
 
 def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
@@ -162,7 +153,7 @@ def read_answers(path: Path) -> dict[int, Mapping[str, Any]]:
     """Answers by question id. A doubled question is an error: FastChat would silently use the
     last.
     """
-    return _once(answers(path), "question_id", path)
+    return by_key(answers(path), "question_id", path)
 
 
 def judgments(path: Path) -> list[dict[str, Any]]:

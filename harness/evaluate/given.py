@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.evaluate import alpaca_eval, arena_hard, fastchat, mt_bench, wildbench
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation
-from harness.evaluate.benchmark import MODEL_ID, finish, load
+from harness.evaluate.benchmark import MODEL_ID, by_key, finish, load
 from harness.evaluate.lc import read_gamed
 from harness.evaluate.registry import BENCHMARKS
 from harness.files import hash_file
@@ -175,8 +175,8 @@ def mt_bench_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int
             )
         rows.append({**row, "model_id": MODEL_ID})
     asked = fastchat.load_bench(benchmarks / mt_bench.NAME).questions
-    named = _once(path, rows, "question_id")
-    _check_ids(path, named, [str(question["question_id"]) for question in asked])
+    named = by_key(rows, "question_id", path)
+    _check_ids(path, named, [question["question_id"] for question in asked])
     write_jsonl(out / "mt_bench.jsonl", rows)
     return len(rows)
 
@@ -187,7 +187,11 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     told = _of(fastchat.judgments(path), "model", settings.model, path)
     judge = JudgeSettings(kind="openai", model=_one_judge(path, (row["judge"][0] for row in told)))
     bench = fastchat.load_bench(task.inputs["benchmarks"] / mt_bench.NAME, judge.model)
-    given = _once(path, ({**row, "question": _turn_name(row)} for row in told), "question")
+    given = by_key(
+        ({**row, "question": f"{row['question_id']}:{row['turn']}"} for row in told),
+        "question",
+        path,
+    )
     items, found = [], {}
     for question in bench.questions:
         for turn in range(1, len(question["turns"]) + 1):
@@ -206,10 +210,6 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     ]
     summary = mt_bench.summarise(scores, items, found, bench, judge)
     return finish(task, scores, summary)
-
-
-def _turn_name(row: Mapping[str, Any]) -> str:
-    return f"{row['question_id']}:{row['turn']}"
 
 
 def _check_shown(
@@ -257,7 +257,7 @@ def _answered(path: Path, benchmarks: Path, name: str, given: Mapping[str, str],
     return len(given)
 
 
-def _check_ids(path: Path, given: Iterable[str], asked: Sequence[str]) -> None:
+def _check_ids(path: Path, given: Iterable[Any], asked: Sequence[Any]) -> None:
     """Raise HarnessError for rows of another benchmark. A study on fewer questions (its limit)
     reads a whole file.
     """
@@ -270,22 +270,10 @@ def _check_ids(path: Path, given: Iterable[str], asked: Sequence[str]) -> None:
         )
 
 
-def _once(path: Path, rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    """Rows by a key that no two of them share."""
-    found: dict[str, Any] = {}
-    for row in rows:
-        if key not in row:
-            raise HarnessError(f"{path}: a row without {key}: {', '.join(map(str, row))}")
-        if str(row[key]) in found:
-            raise HarnessError(f"{path}: {key} {row[key]} stands twice; keep one of each")
-        found[str(row[key])] = row
-    return found
-
-
 # -- Arena-Hard ------------------------------------------------------------------------------------
 def arena_hard_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int:
     """``arena_hard.jsonl`` from a file of model_answer; returns its rows."""
-    rows = _once(path, _of(arena_hard.answers_of(path), "model", model, path), "uid")
+    rows = by_key(_of(arena_hard.answers_of(path), "model", model, path), "uid", path)
     texts = {uid: row["answer"] for uid, row in rows.items()}
     return _answered(path, benchmarks, arena_hard.NAME, texts, out)
 
@@ -296,7 +284,7 @@ def arena_hard_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     folder = task.inputs["benchmarks"] / arena_hard.NAME
     files = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
     questions = list(read_jsonl(folder / "questions.jsonl"))
-    told = _once(path, _of(read_jsonl(path), "model", task.settings.model, path), "uid")
+    told = by_key(_of(read_jsonl(path), "model", task.settings.model, path), "uid", path)
     _check_ids(path, told, [row["id"] for row in questions])
     named = _one_judge(path, (row.get("judge", "unnamed judge") for row in told.values()))
     items, found = [], {}
@@ -359,7 +347,7 @@ def _wildbench(path: Path, model: str, benchmarks: Path) -> list[dict[str, Any]]
                 "model_outputs, winner and extent"
             ) from None
     kept = _of(rows, "model", model, path)
-    _once(path, ({"task and kind": (row["id"], row["kind"])} for row in kept), "task and kind")
+    by_key(({"task and kind": (row["id"], row["kind"])} for row in kept), "task and kind", path)
     return kept
 
 

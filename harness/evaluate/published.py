@@ -386,7 +386,7 @@ def mt_bench(folder: Path) -> list[Sheet]:
         sheets.append(sheet)
     if not judged:
         return sheets
-    published = _averages(folder / "published.csv")
+    published = _table(folder / "published.csv")
     benches = Benches(folder)
     for model in sorted(judged):
         sheet = Sheet("mt_bench", model)
@@ -508,20 +508,6 @@ class Benches:
         ]
         others = sorted(self.folder.glob("reference_answers_*.jsonl"))
         return next((path for path in [*named, *others] if path.exists()), named[0])
-
-
-def _averages(path: Path) -> dict[str, dict[str, float]]:
-    if not path.exists():
-        return {}
-    found = {}
-    with open(path, encoding="utf-8", newline="") as handle:
-        try:
-            for row in csv.DictReader(handle):
-                found[row["model"]] = {name: float(row[name]) for name in AVERAGES if row.get(name)}
-        except (KeyError, ValueError) as error:
-            wanted = "wants columns model, turn_1, turn_2, mean"
-            raise HarnessError(f"{path}: {wanted} ({error})") from error
-    return found
 
 
 # -- EQ-Bench --------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
     path = benchmark.given_file(settings, NAME, "tasks")
     given = islice(read_jsonl(path), settings.limit or None)
     rows = [_task(row, f"{path}: row {number}") for number, row in enumerate(given, 1)]
-    benchmark.once((row["id"] for row in rows), f"{path}: id")
+    benchmark.by_key(rows, "id", path)
     for name, file in settings.references.items():
         outputs = _outputs(name, Path(file))
         missing = [row["id"] for row in rows if row["id"] not in outputs]

@@ -227,7 +227,7 @@ def test_judgments_and_answers_of_other_questions_or_texts_are_refused(
     other = [{"score": "A>B", "prompt": [{"content": "Ask 0? of another baseline"}]}] * 2
     for changes, words in (
         ({"games": other}, "uid u0: the judge was shown another question or baseline"),
-        ({"uid": "u0"}, "uid u0 stands twice"),
+        ({"uid": "u0"}, "uid u0 occurs more than once"),
         ({"games": other[:1]}, "wants two games"),
         ({"games": ["A>B", "B>A"]}, "wants two games, each a mapping or null"),
         ({"games": [{"score": "A>B", "prompt": "All of it."}] * 2}, "wants two games"),
@@ -257,7 +257,7 @@ def test_judgments_and_answers_of_other_questions_or_texts_are_refused(
             given.arena_hard_answers(tmp_path / "odd.jsonl", "", benchmarks, out)
     older = [{"question_id": "u0", "model": "m", "games": []}]
     write_jsonl(tmp_path / "older.jsonl", older)
-    with pytest.raises(HarnessError, match="a row without uid: games, model, question_id"):
+    with pytest.raises(HarnessError, match="a row without uid: it has games, model, question_id"):
         scored_as_given(tmp_path, tmp_path / "older.jsonl")
     write_jsonl(tmp_path / "odd.jsonl", [{"uid": "z", "messages": [{"content": "x"}]}])
     with pytest.raises(HarnessError, match="1 of 1 questions are not the benchmark's"):

@@ -200,7 +200,10 @@ def test_what_was_not_judged_or_cannot_be_read_has_no_score(benchmarks: Path) ->
     assert (found["mean"], found["scored"], found["expected"]) == (7.0, 1, 6)
     assert found["statuses"] == {"ok": 1, "unparsed": 1, "no_answer": 4}
     for rows, words in (
-        ([judgment(81, 1), judgment(81, 1)], "question 81:1 stands twice; keep one of each"),
+        (
+            [judgment(81, 1), judgment(81, 1)],
+            "question 81:1 occurs more than once; keep one of each",
+        ),
         ([judgment(9, 1)], "1 of 1 questions are not the benchmark's, the first:.*9:1"),
         ([{"question_id": 81, "model": "m"}], "row 1: key 'turn' should be int, found NoneType"),
         ([judgment(81, 1), judgment(81, 2) | {"judge": ["o", "p"]}], "judgments of gpt-4, o are"),

@@ -204,7 +204,7 @@ def test_results_of_another_form_or_reference_are_refused(
     rows = results(tmp_path)
     for wrong, words in (
         ([rows[1] | {"model_B": "opus"}], "row 1: wants session_id and output; or"),
-        ([rows[0], rows[0]], r"\('s0', 'score'\) stands twice"),
+        ([rows[0], rows[0]], r"\('s0', 'score'\) occurs more than once"),
         ([rows[0] | {"session_id": "z"}], "1 of 1 questions are not the benchmark's"),
         ([{"session_id": "s0", "output": ["x"]}], "these are answers, not judged results"),
     ):
