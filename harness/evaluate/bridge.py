@@ -18,7 +18,12 @@ from harness.evaluate import annotator, fastchat, mt_bench
 from harness.evaluate.alpaca_eval import check_annotations, instruction_key, read_json_rows
 from harness.evaluate.benchmark import reply_tokens
 from harness.evaluate.lc import compute_metrics, read_gamed
-from harness.evaluate.published import AlpacaEvalArtefacts, annotation_files, judgment_files
+from harness.evaluate.published import (
+    AlpacaEvalArtefacts,
+    annotation_files,
+    judge_prompts,
+    judgment_files,
+)
 from harness.files import write_atomic
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
@@ -108,7 +113,7 @@ def _mt_bench(folder: Path) -> Iterable[Judged]:
     files = judgment_files(folder)
     if not files:
         return
-    prompts = {row["name"]: row for row in read_jsonl(folder / "judge_prompts.jsonl")}
+    prompts = {row["name"]: row for row in read_jsonl(judge_prompts(folder))}
     lengths: dict[str, dict[str, float]] = {}
     seen: set[tuple[str, str]] = set()
     for path in files:

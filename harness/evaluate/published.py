@@ -13,6 +13,7 @@ import contextlib
 import csv
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -374,6 +375,12 @@ def judgment_files(folder: Path) -> list[Path]:
     )
 
 
+def judge_prompts(folder: Path) -> Path:
+    """The judge prompts in MT-Bench's folder, or beside it, where FastChat has them."""
+    inside, beside = (place / "judge_prompts.jsonl" for place in (folder, folder.parent))
+    return beside if beside.exists() and not inside.exists() else inside
+
+
 def mt_bench(folder: Path) -> list[Sheet]:
     """A sheet for every model that has judgments, and for published ones that have none."""
     judged: dict[str, list[dict[str, Any]]] = {}
@@ -478,8 +485,8 @@ class Benches:
         """The bench and question of a judgment row; HarnessError when they are not there."""
         judge, prompt = row["judge"]
         if judge not in self.read:
-            files = [self.folder / name for name in ("question.jsonl", "judge_prompts.jsonl")]
-            bench = read_bench(files[0], self.references(judge), files[1], judge)
+            asked, prompts = self.folder / "question.jsonl", judge_prompts(self.folder)
+            bench = read_bench(asked, self.references(judge), prompts, judge)
             self.read[judge] = bench, {q["question_id"]: q for q in bench.questions}
         bench, questions = self.read[judge]
         number = row["question_id"]
@@ -522,7 +529,7 @@ def eq_bench(folder: Path) -> list[Sheet]:
         sheet = Sheet("academic", path.name.removesuffix("_eqbench_v2_results.json"))
         with sheet.readable("eq_bench", path):
             published, recomputed = eq_bench_recorded(path)
-            note = "EQ-Bench v2: better of first and revised answers"
+            note = "EQ-Bench v2: better of first and revised answers, mean over iterations"
             sheet.compare("eq_bench", published, recomputed, EQ_BENCH_TOLERANCE, note)
         sheets.append(sheet)
     return sheets
@@ -532,12 +539,11 @@ def eq_bench_recorded(path: Path) -> tuple[float, float]:
     """(published, recomputed) EQ-Bench v2 score of a recorded run ``*_eqbench_v2_results.json``, by
     lm-eval's scoring function.
 
-    The v2 score is the mean over parseable questions of the first answers or of the revised ones,
-    whichever is higher. Questions: the ``eq_bench*questions*.json`` beside the file. Raises
-    HarnessError when it is missing.
+    The v2 score is the mean over iterations; that of one is the mean over parseable questions of
+    the revised answers, where that is no lower than the first answers' and at least 95 % as many
+    can be parsed, else of the first ones. Questions: the ``eq_bench*questions*.json`` beside the
+    file. Raises HarnessError when it is missing.
     """
-    from lm_eval.tasks.eq_bench.utils import calculate_score_fullscale
-
     files = sorted(path.parent.glob("eq_bench*questions*.json"))
     if not files:
         raise HarnessError(
@@ -546,24 +552,29 @@ def eq_bench_recorded(path: Path) -> tuple[float, float]:
         )
     questions = json.loads(files[0].read_text(encoding="utf-8"))
     recorded = json.loads(path.read_text(encoding="utf-8"))
-    means = []
+    iterations = []
     for run in recorded["raw_results"].values():
-        answers = {
-            key: text.partition("Revised scores") for key, text in run["raw_inference"].items()
-        }
-        for part in (0, 2):
-            scored = []
-            for key, question in questions.items():
-                reference = str(question["reference_answer_fullscale"])
-                said = [answers.get(key, ("", "", ""))[part]]
-                result = calculate_score_fullscale({"reference_answer_fullscale": reference}, said)
-                if result["percent_parseable"]:
-                    scored.append(float(result["eqbench"]))
-            if scored:
-                means.append(sum(scored) / len(scored))
-    if not means:
+        first, revised = (_eq_scores(questions, run["raw_inference"], part) for part in (0, 2))
+        one, two = (statistics.fmean(scores) if scores else 0.0 for scores in (first, revised))
+        better = two >= one and len(revised) >= 0.95 * len(first)
+        iterations.append(two if better else one)
+    if not any(iterations):
         raise HarnessError(f"{path}: none of its answers can be parsed")
-    return float(recorded["benchmark_score"]), max(means)
+    return float(recorded["benchmark_score"]), statistics.fmean(iterations)
+
+
+def _eq_scores(questions: Mapping[str, Any], answers: Mapping[str, str], part: int) -> list[float]:
+    """Scores of the answers that can be parsed; part: 0 before "Revised scores", 2 behind it."""
+    from lm_eval.tasks.eq_bench.utils import calculate_score_fullscale
+
+    scored = []
+    for key, question in questions.items():
+        reference = {"reference_answer_fullscale": str(question["reference_answer_fullscale"])}
+        said = answers.get(key, "").partition("Revised scores")[part]
+        result = calculate_score_fullscale(reference, [said])
+        if result["percent_parseable"]:
+            scored.append(float(result["eqbench"]))
+    return scored
 
 
 SOURCES = {"alpaca_eval": alpaca_eval, "mt_bench": mt_bench, "academic": eq_bench}

@@ -365,6 +365,11 @@ def test_recorded_answers_score_by_hand(tmp_path: Path) -> None:
     write(path, {"benchmark_score": 70.0, "raw_results": {"1": {"raw_inference": texts}}})
     published, recomputed = eq_bench_recorded(path)
     assert (published, round(recomputed, 6)) == (70.0, (100 + 40.184) / 2)
+    # Iterations are averaged; better revised answers that are too few do not count.
+    few = {"1": f"{wrong}Revised scores:\n{right}", "2": wrong}
+    runs = {"1": {"raw_inference": texts}, "2": {"raw_inference": few}}
+    write(path, {"benchmark_score": 55.14, "raw_results": runs})
+    assert round(eq_bench_recorded(path)[1], 6) == (70.092 + 40.184) / 2
 
 
 def test_the_published_eq_bench_scores_are_reproduced(shared_data: Path) -> None:

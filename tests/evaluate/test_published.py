@@ -250,6 +250,7 @@ def test_judgments_of_several_models_in_one_file_and_missing_answers(copy: Path)
         path.unlink()
     (copy / "mt_bench" / "judgments_all.jsonl").write_text(text)
     (copy / "mt_bench" / "model_answer" / "mamba_0_5_dpo_ep3.jsonl").unlink()
+    (copy / "mt_bench" / "judge_prompts.jsonl").rename(copy / "judge_prompts.jsonl")
     rows = published.recompute(copy)
     assert all(row.ok for row in rows)
     assert find(rows, "mamba_0_5_dpo_ep3", "judge prompts rendered").tolerance is None
