@@ -140,7 +140,8 @@ def evaluate_policy(
             for name, task in tasks.items():
                 said = f"{name}:" if len(tasks) > 1 else ""
                 asked = (lm, column, entries[column], name, task, settings, said)
-                found[column].append(_kept(journals, name, functools.partial(score_task, *asked)))
+                kept = functools.partial(_kept, journals, f"{column}:{name}")
+                found[column].append(kept(functools.partial(score_task, *asked)))
     every = [done for each in found.values() for done in each]
     rows = {}
     for column, each in found.items():

@@ -985,6 +985,14 @@ def test_a_group_is_what_lm_eval_reports_of_it(
     assert {sample["value"] for sample in samples} == {0.0, 100.0}
     kept = {"metric": metric, "filter": "none", "mean_of": "items" if weighted else "tasks"}
     assert summary["mine"].items() >= kept.items()
+    # A task of the group may be a column of its own beside it.
+    settings = asked(tasks=["mine", "second"], chat_template=False)
+    prepare_academic(settings, folder)
+    (folder / "mine.yaml").write_text(GROUP.format(metric=metric, weighted=weighted))
+    both, *_ = academic_run.evaluate_policy(
+        load_policy(policy_folder), folder, settings, journals=tmp_path
+    )
+    assert [(one.benchmark, one.item) for one in both[8:]] == [("second", str(i)) for i in range(6)]
 
 
 def test_a_task_that_runs_what_a_model_writes_is_refused(
