@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,40 +171,27 @@ def judgments(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def turn_of(answer: Mapping[str, Any], turn: int) -> tuple[str, Status]:
-    """Text and status of one turn of an answer row; rows without ``status`` (FastChat's own) are
-    judged by their text.
+def turns_of(answer: Mapping[str, Any] | None, turn: int) -> list[tuple[str, Status]]:
+    """(text, status) of an answer's turns up to one; rows without ``status`` (FastChat's own) are
+    judged by their text. A failed turn has no text; nothing without an answer.
     """
-    turns = answer["choices"][0]["turns"]
-    text = turns[turn - 1] if turn <= len(turns) else ""
-    statuses = answer.get("status") or []
-    status: Status = statuses[turn - 1] if turn <= len(statuses) else "ok"
-    if status in ("ok", "truncated") and str(text).strip() in verdicts.FAILED_ANSWERS:
-        return "", "error"
-    if status in ("ok", "truncated") and not str(text).strip():
-        return "", "no_answer"
-    return text, status
+    found: list[tuple[str, Status]] = []
+    for place in range(turn if answer else 0):
+        assert answer is not None
+        turns, statuses = answer["choices"][0]["turns"], answer.get("status") or ()
+        text = turns[place] if place < len(turns) else ""
+        told: Status = statuses[place] if place < len(statuses) else "ok"
+        status, _ = verdicts.answer_status(told, text)
+        gone = told in ("ok", "truncated") and status != "ok"
+        found.append(("", status) if gone else (text, told))
+    return found
 
 
-def turn_status(answer: Mapping[str, Any] | None, turn: int) -> Status:
-    """``ok`` when this turn and the ones before it have an answer to judge (cut-off ones count);
-    else the worst of their statuses.
-    """
-    if answer is None:
-        return "no_answer"
-    found = [turn_of(answer, t)[1] for t in range(1, turn + 1)]
+def turn_status(turns: Sequence[tuple[str, Status]]) -> Status:
+    """``ok`` when every turn has an answer to judge (cut-off ones count); else the worst status."""
+    found = [status for _, status in turns] or ["no_answer"]
     worst: tuple[Status, ...] = ("error", "refused", "no_answer", "unparsed")
     return next((status for status in worst if status in found), "ok")
-
-
-def texts_of(answer: Mapping[str, Any] | None, turn: int) -> list[str]:
-    """The answers up to a turn."""
-    return [turn_of(answer, t)[0] for t in range(1, turn + 1)] if answer else []
-
-
-def is_truncated(answer: Mapping[str, Any], turn: int) -> bool:
-    """Whether one of the answers up to a turn was cut off."""
-    return any(turn_of(answer, t)[1] == "truncated" for t in range(1, turn + 1))
 
 
 def neutral_answer(answer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, list[str]]]:

@@ -143,7 +143,10 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
             f"{task.settings.path}: these are answers, not annotations (no output_2, no "
             f"preference); give them in column {alpaca_eval.NAME!r}"
         )
-    judged = {row["id"]: _annotation(row["preference"]) for row in given}
+    judged = {
+        row["id"]: Annotation(row["preference"], "ok" if row["preference"] else "unparsed")
+        for row in given
+    }
     annotator = str(given[0]["annotator"] or "unnamed annotator")
     gamed = read_gamed(folder / "df_gamed.csv", len(instructions))
     hashed = alpaca_eval.baseline_hash(instructions)
@@ -157,10 +160,6 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
         "comparable": hashed == alpaca_eval.OFFICIAL_BASELINE and annotator == OFFICIAL_ANNOTATOR,
     }
     return finish(task, scores, summary, primary="win_rate")
-
-
-def _annotation(preference: float | None) -> Annotation:
-    return Annotation(preference, "unparsed" if preference is None else "ok")
 
 
 # -- MT-Bench --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.evaluate.alpaca_eval import read_json_rows
+from harness.evaluate.alpaca_eval import align, load_instructions
 from harness.evaluate.benchmark import (
     Ask,
     Asked,
@@ -146,25 +146,21 @@ def _against_baseline(
     """Benchmark ``ranker_alpaca_eval``: 0 where both answers are the same text; a missing or failed
     one gives its status.
     """
-    given = read_json_rows(task.inputs["answer"] / "alpaca_eval.json")
-    answers = {str(row["id"]): row for row in given}
-    pairs: list[tuple[str, Status, str, str, str]] = []
+    asked = load_instructions(task.inputs["benchmarks"] / "alpaca_eval" / "eval.json")
+    rows = align(asked, task.inputs["answer"] / "alpaca_eval.json")
     different = {}
-    for row in read_json_rows(task.inputs["benchmarks"] / "alpaca_eval" / "eval.json"):
-        name, theirs, asked = str(row["id"]), row["output"], row["instruction"]
-        answer = answers.get(name, {"output": "", "status": "no_answer"})
-        ours = answer["output"]
-        status: Status = "ok" if answer["status"] == "truncated" else answer["status"]
-        pairs.append((name, status, ours, theirs, asked))
-        if status == "ok" and ours != theirs:
-            message = {"role": "user", "content": asked}
-            different[name] = RankItem(f"alpaca_eval:{name}", (message,), (ours, theirs))
+    for row in rows:
+        if row.status == "ok" and row.output != row.item.output:
+            message = {"role": "user", "content": row.item.instruction}
+            texts = (row.output, row.item.output)
+            different[row.item.id] = RankItem(f"alpaca_eval:{row.item.id}", (message,), texts)
     found = dict(zip(different, rank_texts(list(different.values()), context), strict=True))
     scores = []
-    for name, status, ours, theirs, asked in pairs:
-        ranked = found.get(name) or Ranked((0.0, 0.0), status)
+    for row in rows:
+        name = row.item.id
+        ranked = found.get(name) or Ranked((0.0, 0.0), row.status)
         value = ranked.scores[0] - ranked.scores[1] if ranked.status == "ok" else None
-        source = content_hash(asked, ours, theirs, length=12)
+        source = content_hash(row.item.instruction, row.output, row.item.output, length=12)
         fields = ("ranker_alpaca_eval", "1", name, name, "reward_difference", value, ranked.status)
         scores.append(Score(*fields, judge, source=source))
     return scores

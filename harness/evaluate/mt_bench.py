@@ -236,13 +236,13 @@ def plan_items(
         hashed = (bench.reference_turns(question), bench.hashes["judge_prompts"])
         flags: list[str] = []
         for turn in range(1, len(question["turns"]) + 1):
-            texts = fastchat.texts_of(answer, turn)
+            said = fastchat.turns_of(answer, turn)
+            texts = [text for text, _ in said]
             source = content_hash(question["turns"][:turn], texts, *hashed, length=16)
-            item = Item(question, turn, fastchat.turn_status(answer, turn), source)
+            item = Item(question, turn, fastchat.turn_status(said), source)
             flags += [f"neutralised: {text}" for text in found.get(turn, ())]
             item.flags = list(flags)
-            if answer and fastchat.is_truncated(answer, turn):
-                item.flags.append("truncated")
+            item.flags += ["truncated"] * any(status == "truncated" for _, status in said)
             if item.status == "ok":
                 item.match = fastchat.make_match(bench, question, turn, safe, judge_model)
                 item.messages = tuple(fastchat.render(item.match)[0])

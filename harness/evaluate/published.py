@@ -92,8 +92,8 @@ class Sheet:
         tolerance: float | None,
         note: str = "",
     ) -> Figure:
-        """A figure that must agree within ``tolerance`` (absolute); without a published one it is
-        only shown.
+        """A figure that must agree within ``tolerance`` (absolute); without one, or without a
+        published figure, it is only shown.
         """
         if published is None or math.isnan(published):
             published, tolerance = None, None
@@ -104,10 +104,6 @@ class Sheet:
         values = (published, recomputed, tolerance, ok, note)
         self.figures.append(Figure(self.source, self.model, name, *values))
         return self.figures[-1]
-
-    def show(self, name: str, published: float | None, recomputed: float | None, note: str) -> None:
-        """A figure that is shown and not compared."""
-        self.compare(name, published, recomputed, None, note)
 
     @contextlib.contextmanager
     def readable(self, name: str, path: Path) -> Iterator[None]:
@@ -275,7 +271,7 @@ def _refit(
     are there; both where some are missing. places: of the rows, or why they are unknown.
     """
     if public.gamed is None:
-        sheet.show(LC, published, None, "no df_gamed file: not refitted")
+        sheet.compare(LC, published, None, None, "no df_gamed file: not refitted")
         return
     baseline = str(frame["generator_1"][0])
     if baseline not in ("baseline", OFFICIAL_GENERATOR):
@@ -291,9 +287,9 @@ def _refit(
         return
     shifted = f"{len(frame)} of {complete} instructions, so positions are shifted"
     note = f"{joined}; {shifted}, as they were in the published fit"
-    sheet.show(f"{LC} (by position)", published, value, note)
+    sheet.compare(f"{LC} (by position)", published, value, None, note)
     note = "joined by instruction, as studies do; not what was published"
-    sheet.show(f"{LC} (by id)", published, _library(frame, places, public.gamed), note)
+    sheet.compare(f"{LC} (by id)", published, _library(frame, places, public.gamed), None, note)
 
 
 def _library(frame: Any, index: Sequence[int], gamed: Path) -> float:
@@ -403,7 +399,8 @@ def mt_bench(folder: Path) -> list[Sheet]:
         sheets.append(sheet)
     for model in sorted(set(published) - set(judged)):
         sheet = Sheet("mt_bench", model)
-        sheet.show("mean", published[model].get("mean"), None, "no judgments found for this model")
+        note = "no judgments found for this model"
+        sheet.compare("mean", published[model].get("mean"), None, None, note)
         sheets.append(sheet)
     return sheets
 
@@ -457,12 +454,12 @@ def _judged(
     _agreement(sheet, "ratings read", same_rating)
     if given is None:
         missing = f"no {answers.name} in model_answer: not rendered"
-        sheet.show("judge prompts rendered", float(len(rows)), None, missing)
+        sheet.compare("judge prompts rendered", float(len(rows)), None, None, missing)
     else:
         _agreement(sheet, "judge prompts rendered", same_prompt)
     listed = f": {', '.join(otherwise[:8])}" if otherwise else ""
     note = f"last final verdict against FastChat's first match{listed}"
-    sheet.show("verdicts studies read otherwise", None, float(len(otherwise)), note)
+    sheet.compare("verdicts studies read otherwise", None, float(len(otherwise)), None, note)
 
 
 def _agreement(sheet: Sheet, name: str, same: Sequence[tuple[bool, str]]) -> None:

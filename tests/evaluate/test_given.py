@@ -243,7 +243,7 @@ def test_answers_of_another_form_or_of_other_questions_are_refused(benchmarks: P
 
     assert read_answers(answer("81", "Ja.", None), answer(101.0, "Yes.", "No.")) == 2
     written = fastchat.read_answers(benchmarks / "mt_bench.jsonl")
-    assert fastchat.turn_of(written[81], 2) == ("", "no_answer")
+    assert fastchat.turns_of(written[81], 2) == [("Ja.", "ok"), ("", "no_answer")]
     assert set(written) == {81, 101}
     for row, words in (
         ({"question_id": 81, "text": "Old."}, "row 1: key 'choices' should be list"),
