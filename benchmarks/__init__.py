@@ -18,11 +18,13 @@ def write(name: str, found: Mapping[str, Any], out: Path = OUT) -> None:
     (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
+def timed(job: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall seconds of a job, and its result."""
+    start = time.perf_counter()
+    result = job()
+    return time.perf_counter() - start, result
+
+
 def seconds(job: Callable[[], Any], repeats: int = 3) -> float:
     """Wall seconds of a job, the fastest of several: what it takes where nothing else runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        job()
-        times.append(time.perf_counter() - start)
-    return round(min(times), 4)
+    return round(min(timed(job)[0] for _ in range(repeats)), 4)

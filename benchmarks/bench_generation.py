@@ -17,15 +17,15 @@ import io
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import write
+from benchmarks import timed, write
 from harness.engine.execute import Inline, execute
 from harness.engine.launch import prepare
 from harness.engine.store import Store
@@ -150,16 +150,16 @@ def measure(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         questions = write_questions(root / "benchmarks", count)
+        arms = {
+            "fastchat": partial(sequential, policy, questions),
+            "ours": partial(ours, folder, root / "benchmarks"),
+        }
         for number in range(rounds + 1):  # the first round warms both up and is not counted
-            for name, seconds in taken.items():
+            for name, arm in arms.items():
                 out = root / f"{name}{number}"
                 out.mkdir()
-                start = time.perf_counter()
-                if name == "fastchat":
-                    answers[name] = sequential(policy, questions, out)
-                else:
-                    answers[name] = ours(folder, root / "benchmarks", out)
-                seconds += [time.perf_counter() - start] if number else []
+                spent, answers[name] = timed(partial(arm, out))
+                taken[name] += [spent] if number else []
     temperature = mt_bench.ANSWER_TEMPERATURE
     greedy = [q["question_id"] for q in questions if not temperature.get(q["category"], 0.0)]
     ratios = [a / b for a, b in zip(*taken.values(), strict=True)]

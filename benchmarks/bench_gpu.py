@@ -33,7 +33,7 @@ import transformers
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import TrainerCallback
 
-from benchmarks import write
+from benchmarks import timed, write
 from benchmarks.bench_training import dpo_trainer, least_tokenizer, make_model, options
 from benchmarks.rows import ROLES, random_rows
 from harness.model import attention
@@ -101,17 +101,20 @@ class Bench:
         torch.cuda.reset_peak_memory_stats()
         return found
 
+    def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds of a call and of what it left to the device, and its result."""
+
+        def whole() -> Any:
+            found = work()
+            self.wait()
+            return found
+
+        self.wait()
+        return timed(whole)
+
     def median_ms(self, work: Callable[[], Any], repeats: int = 15) -> float:
         """Median milliseconds of a call after three warm-ups."""
-        times = []
-        for number in range(repeats + 3):
-            self.wait()
-            start = time.perf_counter()
-            work()
-            self.wait()
-            if number >= 3:
-                times.append(1e3 * (time.perf_counter() - start))
-        return statistics.median(times)
+        return 1e3 * statistics.median([self.timed(work)[0] for _ in range(repeats + 3)][3:])
 
 
 def free() -> None:
@@ -188,11 +191,8 @@ def ours(
             per_device_train_batch_size=len(rows),
             **arguments(bench, scratch, **changes),
         )
-        bench.wait()
-        start = time.perf_counter()
-        trainer = PreferenceTrainer(model, args, rows, callbacks=[clock])
-        bench.wait()
-        scoring = time.perf_counter() - start
+        job = partial(PreferenceTrainer, model, args, rows, callbacks=[clock])
+        scoring, trainer = bench.timed(job)
         bench.peak()
         trainer.train()
     return clock, bench.peak(), trainer.state.log_history[0]["loss"], scoring
@@ -396,12 +396,9 @@ def generation(bench: Bench) -> dict[str, Any]:
             GenerationRequest(prompt, new, temperature, seed=i) for i, prompt in enumerate(prompts)
         ]
         generate(policy, asked)  # the allocator learns the sizes of a growing cache
-        bench.wait()
-        start = time.perf_counter()
-        answers = generate(policy, asked)
-        bench.wait()
+        taken, answers = bench.timed(partial(generate, policy, asked))
         drawn = sum(len(answer.token_ids) for answer in answers)
-        found[name] = {"tokens_per_second": drawn / (time.perf_counter() - start), "rows": rows}
+        found[name] = {"tokens_per_second": drawn / taken, "rows": rows}
     return found
 
 

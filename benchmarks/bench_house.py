@@ -17,14 +17,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import seconds, write
+from benchmarks import seconds, timed, write
 from harness.cli import COMMANDS
 from harness.engine import stages, worker
 from harness.engine.execute import Inline, execute
@@ -162,9 +161,7 @@ def overhead(folder: Path) -> dict[str, Any]:
             if event == "end" and result:
                 taken.append(result.seconds)
 
-        start = time.perf_counter()
-        summary = execute(plan, store, Inline(store), note)
-        whole = time.perf_counter() - start
+        whole, summary = timed(partial(execute, plan, store, Inline(store), note))
     finally:
         setattr(worker, "function_of", real)  # noqa: B010
     assert summary.executed == len(plan.nodes)
@@ -213,10 +210,9 @@ def calls(url: str, count: int, **runtime: Any) -> float:
         tempfile.TemporaryDirectory() as folder,
         JudgeClient(JudgeSettings(), Runtime(**given), Path(folder)) as client,
     ):
-        start = time.perf_counter()
-        replies = client.complete(requests(count))
+        taken, replies = timed(partial(client.complete, requests(count)))
         assert all(reply.status == "ok" for reply in replies)
-        return count / (time.perf_counter() - start)
+        return count / taken
 
 
 def judging(per_second: float = 100.0, latency_s: float = 0.05, burst: int = 10) -> dict[str, Any]:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import OUT, write
+from benchmarks import OUT, timed, write
 from benchmarks.rows import (
     PROMPT,
     RESPONSE,
@@ -143,13 +141,6 @@ class Packed(Arm):
             losses.append(float(loss.detach()) / len(batch.weights))
         self.update()
         return losses
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -285,30 +276,16 @@ def least_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
 
 
-def peak_memory(arm: str, rows: list[PreferenceRow], args: argparse.Namespace) -> float:
-    """Bytes by which a step raises the peak over libraries, data and one model."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as handle:
-        json.dump([[row.prompt_ids, row.responses, row.y_role] for row in rows], handle)
-        handle.flush()
-        command = [sys.executable, "-m", "benchmarks.bench_training", "--memory-arm", arm]
-        command += ["--memory-rows", handle.name, "--threads", str(args.threads)]
-        root = Path(__file__).resolve().parent.parent
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
-    return float(done.stdout.strip().splitlines()[-1])
-
-
-def measure_memory(args: argparse.Namespace) -> None:
-    """Child of ``peak_memory``: print the rise in bytes."""
-    found = json.loads(args.memory_rows.read_text(encoding="utf-8"))
-    rows = [
-        PreferenceRow(str(i), tuple(p), {role: tuple(ids) for role, ids in r.items()}, y_role=y)
-        for i, (p, r, y) in enumerate(found)
-    ]
+def memory_raised(arm: str, rows: list[PreferenceRow], threads: int) -> float:
+    """Bytes by which a step raises the peak over libraries, data and one model; in a process that
+    did nothing else.
+    """
+    torch.set_num_threads(threads)
     start = make_model(VOCABULARY, HH_MODEL)
     before = _memory("VmRSS")
-    arm = Published(start) if args.memory_arm == "published" else Packed(start, 0)
-    arm.step(arm.score(rows) if isinstance(arm, Packed) else rows)
-    print(_memory("VmHWM") - before)
+    made = Published(start) if arm == "published" else Packed(start, 0)
+    made.step(made.score(rows) if isinstance(made, Packed) else rows)
+    return _memory("VmHWM") - before
 
 
 def _memory(name: str) -> float:
@@ -338,7 +315,10 @@ def other_shapes(rows: list[PreferenceRow], start: Any, args: argparse.Namespace
 
 def memory_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of a step, ours over the published form's, each in a process of its own."""
-    memory = {arm: peak_memory(arm, rows[: args.rows], args) for arm in ("published", "same")}
+    memory = {}
+    for arm in ("published", "same"):
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            memory[arm] = alone.apply(memory_raised, (arm, rows[: args.rows], args.threads))
     return {"peak_memory_ratio": memory["same"] / memory["published"], "peak_memory_bytes": memory}
 
 
@@ -370,15 +350,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     alone = "measure these alone and keep the file's others; may be repeated"
     parser.add_argument("--only", action="append", choices=PARTS, help=alone)
-    parser.add_argument("--memory-arm", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--memory-rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
         args.rows, args.rounds = min(args.rows, MICRO_BATCH), 1
     torch.set_num_threads(args.threads)
-    if args.memory_arm:
-        measure_memory(args)
-        return
     rows = hh_rows(args.rows * (args.rounds + 1))
     file = OUT / "training.json"
     result = json.loads(file.read_text(encoding="utf-8")) if args.only and file.exists() else {}

@@ -18,12 +18,13 @@ import json
 import os
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import write
+from benchmarks import timed, write
 from harness.model.chat import encode_prompt
 from harness.model.generate import engine_of, generate
 from harness.model.gguf import checkpoint_of, is_gguf
@@ -81,9 +82,9 @@ def measure(folder: Path, dtype: Dtype, count: int, new: int, rounds: int) -> di
         answers: dict[str, list[Generation]] = {}
         for _ in range(rounds):
             for name, used in (("vllm", engine), ("transformers", None)):
-                before = time.perf_counter()
-                answers[name] = generate(policy, greedy, batch_size=count, engine=used)
-                taken, drawn = time.perf_counter() - before, answers[name]
+                job = partial(generate, policy, greedy, batch_size=count, engine=used)
+                taken, drawn = timed(job)
+                answers[name] = drawn
                 rates[name].append(round(sum(len(one.token_ids) for one in drawn) / taken, 1))
         first, again = (generate(policy, sampled, engine=engine) for _ in range(2))
         alone = [generate(policy, [one], engine=engine)[0] for one in sampled[:8]]
