@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import importlib
+import json
 import os
 import re
 import uuid
@@ -38,9 +39,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     leaves one of them.
     """
     data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
             handle.write(data)
             handle.flush()
@@ -51,6 +52,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise HarnessError(
             f"{path}: cannot be written ({error.strerror or error}); the old file is intact"
         ) from error
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """What a JSON file holds. Raises HarnessError, with what to do, for one that is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HarnessError(f"{path}: cannot be read ({error}); {advice}") from None
 
 
 def write_exclusive(path: Path, text: str, temporary: Path | None = None) -> None:

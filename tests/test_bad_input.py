@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from harness.cli import main
 from harness.cli.options import worker_count
 from harness.cli.run import run_plan
 from harness.engine.execute import Inline
+from harness.engine.given import Watcher
 from harness.engine.launch import (
     CHECKS,
     check_memory,
@@ -345,3 +348,27 @@ def test_a_terminal_without_unicode_and_a_manifest_that_was_cut_off_are_no_crash
     cut = selm("status", "smoke", "--results", str(tmp_path))
     assert cut.returncode == 2 and "manifest.json: cannot be read" in cut.stderr
     assert "`selm run` of the study writes it again" in cut.stderr
+
+
+def test_ctrl_c_says_how_to_go_on_and_a_file_that_cannot_be_had_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="130"):
+        patched.setattr("harness.engine.launch.prepare", stopped)
+        patched.setattr(sys, "argv", ["selm", "plan", "smoke"])
+        main()
+    assert "selm: stopped; run the same command again to continue" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["selm", "init", str(tmp_path / "file" / "below")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert re.fullmatch(r"selm: .*/file/below\S*: Not a directory\n", capsys.readouterr().err)
+
+
+def test_what_a_watch_remembers_may_be_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "watched.json").write_text('[{"checkp')
+    with pytest.raises(HarnessError, match=r"watched\.json: cannot be read .*; delete it"):
+        Watcher(tmp_path, tmp_path / "watched.json")

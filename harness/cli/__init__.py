@@ -78,7 +78,9 @@ that neither a usage error (2 elsewhere) nor a crash (1) may look like one.
 
 
 def main() -> None:
-    """Entry point: user errors become one message on stderr and exit status 2."""
+    """Entry point: user errors, and files that cannot be had, become one message on stderr and exit
+    status 2.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an α on a terminal without it is no crash
             stream.reconfigure(errors="replace")
@@ -90,9 +92,15 @@ def main() -> None:
     except HarnessError as error:
         sys.stderr.write(f"selm: {error}\n")
         raise SystemExit(NO_VERDICT if gate else 2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("selm: stopped; run the same command again to continue\n")
-        raise SystemExit(130) from None
+    except OSError as error:
+        if not error.filename:
+            raise
+        sys.stderr.write(f"selm: {error.filename}: {error.strerror}\n")
+        raise SystemExit(2) from None
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            sys.stderr.write("selm: stopped; run the same command again to continue\n")
+        raise
 
 
 def _gate() -> int:

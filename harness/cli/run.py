@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ import typer
 
 from harness.cli import options
 from harness.cli.options import lazily, parse_overrides, study_file, worker_count
-from harness.files import write_atomic
+from harness.files import read_json, write_atomic
 from harness.records import HarnessError, canonical_json
 from harness.study import shipped
 
@@ -366,11 +365,7 @@ def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         known = ", ".join(sorted(p.parent.name for p in results.glob("*/manifest.json")))
         raise HarnessError(f"{path}: no such study has run here; known: {known or 'none'}")
-    try:
-        return path.parent, dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        again = "`selm run` of the study writes it again"
-        raise HarnessError(f"{path}: cannot be read ({error}); {again}") from None
+    return path.parent, dict(read_json(path, "`selm run` of the study writes it again"))
 
 
 def compare(

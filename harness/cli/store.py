@@ -199,9 +199,8 @@ def push(
     """
     home, _ = read_manifest(results, study)
     folder = pushing.write_repository(loading.load_study(home, store), cell, repo, home)
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files) / 1e6
-    shown.say(f"{folder}: {len(files)} files, {size:.1f} MB.")
+    count = sum(path.is_file() for path in folder.rglob("*"))
+    shown.say(f"{folder}: {count} files, {archive.size(folder) / 1e6:.1f} MB.")
     if not yes:
         shown.say(f"Nothing was uploaded; with --yes it goes to {repo}.")
         return

@@ -9,7 +9,6 @@ its configuration, its weights and the base that it names.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from harness.engine.graph import Builder, RunPlan
 from harness.engine.scores import add_scores, settled
 from harness.evaluate.registry import BENCHMARKS
-from harness.files import write_atomic
+from harness.files import read_json, write_atomic
 from harness.model.checkpoint_files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -184,7 +183,8 @@ class Watcher:
         self.folder, self.memory = folder.resolve(), memory
         self.waiting: dict[str, str] = {}
         self._states: dict[Path, list[tuple[str, int, int]]] = {}
-        known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else []
+        advice = "delete it: checkpoints that are there are found again"
+        known = read_json(memory, advice) if memory.is_file() else []
         self.rows = {row["checkpoint"]: Given(**row) for row in known}
 
     def look(self) -> list[Given]:

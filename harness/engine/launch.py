@@ -62,8 +62,8 @@ def fingerprints(study: Study) -> dict[str, str]:
             found[name] = fingerprint(path)
         elif not is_hub_id(name):
             raise HarnessError(
-                f"{study.file}: {name}: no such file or folder (named by the recipe or on the "
-                "command line)"
+                f"{study.file}: {path.absolute()}: no such file or folder (named by the recipe or "
+                "on the command line)"
             )
     return found
 

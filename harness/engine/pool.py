@@ -16,7 +16,7 @@ from typing import Any
 from harness.engine.graph import Node
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
-from harness.engine.worker import Result, worker_main
+from harness.engine.worker import Result, failed, worker_main
 
 LOST_WORKER_RETRIES = 2
 GRACE_S = 100.0
@@ -121,8 +121,7 @@ class Pool:
                 f"runtime.vllm_tensor_parallel × vllm_data_parallel), but this machine has "
                 f"{self._devices}; ask for less, or use --executor ray on nodes with so many"
             )
-            self.store.fail(node.key, node.stage, reason)
-            self._refused.append(Result(node.key, "failed", message=reason))
+            self._refused.append(failed(self.store, node, reason))
         elif needs > 1:
             self._queued = (node, restore)
             self._start_queued()
@@ -188,9 +187,7 @@ class Pool:
         self._lost[node.key] = self._lost.get(node.key, 0) + 1
         if self._lost[node.key] > LOST_WORKER_RETRIES:
             how = f"{self._lost[node.key]} times (exit code {slot.process.exitcode})"
-            reason = f"its worker died {how}; out of memory?"
-            self.store.fail(node.key, node.stage, reason)
-            return Result(node.key, "failed", message=reason)
+            return failed(self.store, node, f"its worker died {how}; out of memory?")
         replacement = self._slots[index]
         replacement.node, replacement.restore = node, restore
         replacement.connection.send((node, restore))

@@ -19,7 +19,7 @@ from typing import Any
 from harness.engine.graph import Node
 from harness.engine.pool import devices_needed
 from harness.engine.store import Store
-from harness.engine.worker import Result, prepare_environment, run_stage
+from harness.engine.worker import Result, failed, prepare_environment, run_stage
 from harness.records import HarnessError, first_line
 
 LOST_NODE_RETRIES = 3
@@ -110,8 +110,7 @@ class RayExecutor:
     def submit(self, node: Node, restore: bool) -> None:
         refused = self.too_much(node)
         if refused:
-            self.store.fail(node.key, node.stage, refused)
-            self._refused.append(Result(node.key, "failed", message=refused))
+            self._refused.append(failed(self.store, node, refused))
             return
         options: dict[str, Any] = dict(self.needs(node))
         if options["num_gpus"]:
@@ -138,8 +137,7 @@ class RayExecutor:
             why = f"{type(error).__name__}: {first_line(error)}"
             times = LOST_NODE_RETRIES + 1
             reason = f"its node or process was lost {times} times ({why}); out of memory?"
-            self.store.fail(node.key, node.stage, reason)
-            return Result(node.key, "failed", message=reason)
+            return failed(self.store, node, reason)
         return found
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
         with store.lock(node.key) as mine:
             return _run_locked(store, node, restore, started) if mine else Result(node.key, "busy")
     except HarnessError as error:  # the lease could not be taken: full disk, read-only store
-        return _failed(store, node, redact(str(error)), "", started)
+        return failed(store, node, str(error), started=started)
 
 
 def _run_locked(store: Store, node: Node, restore: bool, started: float) -> Result:
@@ -73,10 +73,10 @@ def _run_locked(store: Store, node: Node, restore: bool, started: float) -> Resu
     try:
         state, costs, message = _attempt(store, node, restore)
     except HarnessError as error:
-        return _failed(store, node, redact(str(error)), "", started)
+        return failed(store, node, str(error), started=started)
     except Exception as error:  # noqa: BLE001 - a stage may fail in any way: the study goes on
-        reason, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-        return _failed(store, node, redact(reason), redact(trace), started)
+        reason = f"{type(error).__name__}: {error}"
+        return failed(store, node, reason, traceback.format_exc(), started)
     return Result(node.key, state, time.monotonic() - started, message, costs)
 
 
@@ -143,10 +143,14 @@ def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
     return folders, incomplete
 
 
-def _failed(store: Store, node: Node, reason: str, trace: str, started: float) -> Result:
+def failed(
+    store: Store, node: Node, reason: str, trace: str = "", started: float | None = None
+) -> Result:
+    """Note why a stage failed, without secrets. started: by the monotonic clock, where it was."""
+    reason, seconds = redact(reason), time.monotonic() - started if started is not None else 0.0
     with contextlib.suppress(HarnessError, OSError):  # a full disk must not hide the reason
-        store.fail(node.key, node.stage, reason, trace)
-    return Result(node.key, "failed", time.monotonic() - started, reason)
+        store.fail(node.key, node.stage, reason, redact(trace))
+    return Result(node.key, "failed", seconds, reason)
 
 
 def runtime_of(runtime: Runtime) -> Runtime:

@@ -13,7 +13,11 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field
 
+from harness.records import content_hash
+
 LONGEST = 100
+LONGEST_RUN = 240
+"""Bytes; file systems take 255."""
 TAKEN = ("store", "bench", "examples")
 """Folders of ``results/`` that are no study's."""
 
@@ -43,8 +47,14 @@ Label = Annotated[str, Field(max_length=LONGEST), AfterValidator(check_label)]
 
 
 def run_name(arm: Mapping[str, Any], seed: int) -> str:
-    """``objective.alpha=0.3,seed=1``: the arm's keys in study order, then the seed."""
-    return ",".join([*(f"{key}={_name(value)}" for key, value in arm.items()), f"seed={seed}"])
+    """``objective.alpha=0.3,seed=1``: the arm's keys in study order, then the seed. What no folder
+    could be called is cut and told apart by its hash.
+    """
+    name = ",".join([*(f"{key}={_name(value)}" for key, value in arm.items()), f"seed={seed}"])
+    if len(name.encode()) <= LONGEST_RUN:
+        return name
+    digest = f"~{content_hash(name, length=8)},seed={seed}"
+    return name.encode()[: LONGEST_RUN - len(digest)].decode(errors="ignore") + digest
 
 
 def label(arm: Mapping[str, Any]) -> str:

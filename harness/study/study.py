@@ -206,7 +206,7 @@ class _Settings:
     def recipe(self, where: str) -> Recipe:
         """The recipe, checked as a whole. where: named for what has no place of its own."""
         settings = self.with_judges(where)
-        recipe = _checked(Recipe, settings.values, settings.places, where)
+        recipe = _checked(Recipe, _from_home(settings.values), settings.places, where)
         name, params = recipe.objective.name, recipe.objective.params
         if name not in OBJECTIVES:
             place = self.places.get(("objective", "name"), where)
@@ -498,6 +498,14 @@ def _put(values: dict[str, Any], location: Sequence[str], value: Any) -> None:
             values[key] = {"profile": values[key]} if named else {}
         values = values[key]
     values[location[-1]] = value
+
+
+def _from_home(value: Any) -> Any:
+    """Settings in which files below ``~/`` stand by their whole name."""
+    if isinstance(value, dict):
+        return {key: _from_home(one) for key, one in value.items()}
+    below = isinstance(value, str) and value.startswith("~/")
+    return str(Path(value).expanduser()) if below else value
 
 
 def validate(model: type[Model], data: Any, path: Path, lines: Mapping[Location, int]) -> Model:

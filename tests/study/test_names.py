@@ -41,6 +41,13 @@ def refusal(tmp_path: Path, text: str) -> str:
     return str(raised.value)
 
 
+def test_a_run_that_no_folder_could_be_called_is_cut_and_still_its_own() -> None:
+    long = [{"data.path": f"{'folder' * 60}{end}"} for end in "ab"]
+    runs = [names.run_name(arm, 7) for arm in [*long, {"arm": "長" * 100}]]
+    assert all(len(run.encode()) <= 240 and run.endswith(",seed=7") for run in runs)
+    assert runs[0] != runs[1] and runs[2].startswith("arm=長長")
+
+
 def test_two_dates_as_seeds_are_two_arms(tmp_path: Path) -> None:
     """Six digits called both of them 2.02401e+07, and the report averaged two arms as one."""
     loaded = load_study(study(tmp_path, with_axis(SEEDS)))

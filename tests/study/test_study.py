@@ -71,6 +71,14 @@ def test_a_baseline_may_name_its_keys_in_any_order_and_form(tmp_path: Path) -> N
     }
 
 
+def test_a_file_below_the_home_folder_may_be_named_by_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load_study(study(tmp_path, GOOD + "set: {data.path: ~/pairs.jsonl, title: a~/b}\n"))
+    assert loaded.base.data.path == str(tmp_path / "pairs.jsonl") and loaded.base.title == "a~/b"
+
+
 def test_seeds_of_the_command_line_are_a_count_or_a_list(tmp_path: Path) -> None:
     path = study(tmp_path, GOOD.replace("seeds: [0, 1]", "seeds: [3, 1]"))
     assert load_study(path, {"seeds": 4}).seeds == (3, 1, 4, 5)
