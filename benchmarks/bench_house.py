@@ -157,8 +157,8 @@ def overhead(folder: Path) -> dict[str, Any]:
         store.open()
         taken: list[float] = []
 
-        def note(event: str, _node: Node | None, result: worker.Result | None) -> None:
-            if event == "end" and result:
+        def note(_node: Node, result: worker.Result | None) -> None:
+            if result:
                 taken.append(result.seconds)
 
         whole, summary = timed(partial(execute, plan, store, Inline(store), note))

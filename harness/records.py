@@ -378,16 +378,19 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file; a broken line raises HarnessError naming file and line."""
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise HarnessError(
-                    f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})"
-                ) from error
+    number = 0
+    with open(path, encoding="utf-8-sig") as handle:
+        try:
+            for line in handle:
+                number += 1
+                if line.strip():
+                    yield json.loads(line)
+        except json.JSONDecodeError as error:
+            why = f"not valid JSON ({error.msg} at column {error.colno})"
+            raise HarnessError(f"{path}:{number}: {why}") from error
+        except UnicodeDecodeError as error:
+            why = f"after line {number}: not UTF-8 ({error.reason}); save it as UTF-8"
+            raise HarnessError(f"{path}: {why}") from error
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> int:

@@ -30,7 +30,7 @@ from harness.engine.launch import (
 )
 from harness.engine.store import Store
 from harness.engine.worker import Result
-from harness.records import HarnessError, write_jsonl
+from harness.records import HarnessError, read_jsonl, write_jsonl
 from tests import tiny
 from tests.study.test_recipes import RECIPES
 from tests.tasks import commit_finished
@@ -372,3 +372,12 @@ def test_what_a_watch_remembers_may_be_cut_off(tmp_path: Path) -> None:
     (tmp_path / "watched.json").write_text('[{"checkp')
     with pytest.raises(HarnessError, match=r"watched\.json: cannot be read .*; delete it"):
         Watcher(tmp_path, tmp_path / "watched.json")
+
+
+def test_rows_may_begin_with_a_mark_of_utf8_and_another_encoding_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": "\xc3\xa9"}\n')
+    assert list(read_jsonl(file)) == [{"a": 1}, {"a": "é"}]
+    file.write_bytes('{"a": "é"}'.encode("latin-1"))
+    with pytest.raises(HarnessError, match=r"rows\.jsonl: after line 0: not UTF-8"):
+        list(read_jsonl(file))

@@ -83,8 +83,8 @@ class ProgressDisplay:
         self.over.set()
         self.bar.stop()
 
-    def __call__(self, event: str, node: Node | None, result: Result | None) -> None:
-        if event != "end" or node is None or result is None:
+    def __call__(self, node: Node, result: Result | None) -> None:
+        if result is None:
             return
         if self.left.pop(node.key, None) is not None:
             self.kinds[node.stage][0] += 1

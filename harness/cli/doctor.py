@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +35,7 @@ with lazily():
     from harness.model import shape as shapes
     from harness.model.shape import Shape
     from harness.rankers import registry as rankers
-    from harness.study import optimizers, sections
+    from harness.study import sections
     from harness.study import study as studies
     from harness.study.settings import Recipe
 
@@ -214,27 +213,14 @@ def accelerators(recipe: Recipe | None) -> Iterator[Finding]:
         yield note("devices", f"no CUDA device; {worker_count(0)} CPU cores")
     if recipe is None:
         return
-    try:
-        on_cpu = recipe.runtime.device == "cpu"
-        optimizers.check_usable(recipe.training.optimizer, 0 if on_cpu else count)
-    except HarnessError as error:
-        yield wrong("optimiser", str(error))
-    try:
-        launch.check_packages(recipe)
-    except HarnessError as error:
-        yield wrong("package", str(error))
+    on_cpu = recipe.runtime.device == "cpu"
+    for what, check in launch.needs(recipe, 0 if on_cpu else count).items():
+        try:
+            check()
+        except HarnessError as error:
+            yield wrong(what, str(error))
     if recipe.model.source == "pocket":
         return
-    engines = recipe.engines
-    other = "model.generation_backend and evaluation.academic.engine: transformers"
-    flash = "transformers" in engines and recipe.model.attention == "flash_attention_2"
-    for package, needed, install, instead in (
-        ("vllm", "vllm" in engines, '-e ".[gpu]"', other),
-        ("flash-attn", flash, "flash-attn", "model.attention: sdpa"),
-    ):
-        if needed and not find_spec(package.replace("-", "_")):
-            how = f"`pip install {install}` on a CUDA machine, or set {instead}"
-            yield wrong(package, f"is missing; {how}")
     try:
         shape = shapes.shape_of(recipe)
     except HarnessError as error:

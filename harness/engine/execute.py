@@ -20,8 +20,8 @@ from harness.engine.store import Store
 from harness.engine.worker import Result, prepare_environment, run_stage
 from harness.records import HarnessError, StageRecord
 
-Listener = Callable[[str, Node | None, Result | None], None]
-"""Called with an event (``start``, ``end``, ``blocked``, ``done``), the node and its result."""
+Listener = Callable[[Node, Result | None], None]
+"""Called with a stage that starts, and again with its result."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,14 @@ def execute(
 
     A stage another process is running is waited for. Raises HarnessError only for the store itself.
     """
-    walk = _Walk(plan, store, listener or (lambda _event, _node, _result: None), frozenset(only))
+    walk = _Walk(plan, store, listener or (lambda _node, _result: None), frozenset(only))
     while not walk.finished():
         for _ in range(executor.free()):
             node = walk.next_ready(executor.takes)
             if node is None:
                 break
-            walk.say("start", node)
+            walk.running.add(node.key)
+            walk.say(node, None)
             executor.submit(node, node.key in walk.restoring)
         results = executor.collect(0.2)
         for result in results:
@@ -121,8 +122,6 @@ def execute(
         if not results and not walk.running and not walk.postponed:
             break
     walk.summary.blocked = sorted(walk.waiting)
-    for key in walk.summary.blocked:
-        walk.say("blocked", plan.nodes[key])
     return walk.summary
 
 
@@ -130,7 +129,7 @@ class _Walk:
     """State of one walk: what waits, runs and ended."""
 
     def __init__(self, plan: Plan, store: Store, listener: Listener, only: frozenset[str]) -> None:
-        self.plan, self.store, self.say_to = plan, store, listener
+        self.plan, self.store, self.say = plan, store, listener
         states = store.states(list(plan.nodes))
         wanted = [key for key, node in plan.nodes.items() if not only or node.stage in only]
         self.done = {key for key, state in states.items() if state == "done"}
@@ -138,17 +137,11 @@ class _Walk:
         self.restoring = self._dropped_but_needed()
         self.waiting |= {key: plan.nodes[key] for key in self.restoring}
         self.done -= self.restoring
-        self.partial: set[str] = set()
-        self.running: dict[str, float] = {}
+        self.running: set[str] = set()
         self.postponed: dict[str, float] = {}
         self.summary = Summary(reused=len(self.done))
         prior = {key: STAGES[node.stage].seconds for key, node in plan.nodes.items()}
         self.rank = _chains(plan.nodes, prior)
-
-    def say(self, event: str, node: Node | None, result: Result | None = None) -> None:
-        if event == "start" and node is not None:
-            self.running[node.key] = time.monotonic()
-        self.say_to(event, node, result)
 
     def _dropped_but_needed(self) -> set[str]:
         """Committed checkpoints whose weights retention deleted, but a waiting stage reads them."""
@@ -179,11 +172,12 @@ class _Walk:
     def _inputs_there(self, node: Node) -> bool:
         tolerant = STAGES[node.stage].reads_partial
         return all(
-            key in self.done or (tolerant and key in self.partial) for key in node.inputs.values()
+            key in self.done or (tolerant and key in self.summary.partial)
+            for key in node.inputs.values()
         )
 
     def settle(self, result: Result) -> None:
-        self.running.pop(result.key, None)
+        self.running.discard(result.key)
         node = self.plan.nodes[result.key]
         self.summary.seconds += result.seconds
         if result.state == "busy":
@@ -201,11 +195,10 @@ class _Walk:
             else:  # another process finished it between our look and our turn
                 self.summary.reused += 1
         elif result.state == "partial":
-            self.partial.add(result.key)
             self.summary.partial[result.key] = result.message
         else:
             self.summary.failed[result.key] = result.message
-        self.say("end", node, result)
+        self.say(node, result)
 
 
 def _chains(nodes: Mapping[str, Node], seconds: Mapping[str, float]) -> dict[str, float]:

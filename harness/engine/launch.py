@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,8 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
         usable = 0 if recipe.runtime.device == "cpu" else here
         check_ready(recipe.runtime, usable)
         if kind != "ray":  # a cluster's nodes have packages and devices of their own
-            check_usable(recipe.training.optimizer, usable or 0)
-            check_packages(recipe)
-            if "vllm" in recipe.engines:
-                check_vllm()
+            for check in needs(recipe, usable or 0).values():
+                check()
     if kind == "inline":
         return Inline(store, hub)
     if kind == "ray":
@@ -150,13 +149,24 @@ def make_executor(kind: str, store: Store, workers: int, plan: Plan) -> Executor
     return Pool(store, workers, devices(), hub)
 
 
-def check_packages(recipe: Recipe) -> None:
-    """Raise HarnessError where training in 4 bits or an attention kernel lacks its package."""
-    lora, attention = recipe.training.lora, recipe.model.attention
-    if lora and lora.base != "whole":
-        check_package("training.lora.base nf4", "bitsandbytes", "training.lora.base: whole")
-    if "/" in attention:
-        check_package(f"model.attention {attention}", "kernels", "model.attention: sdpa")
+def needs(recipe: Recipe, count: int) -> dict[str, Callable[[], None]]:
+    """What a recipe needs of a machine with so many devices, by name: each raises HarnessError
+    where it is missing.
+    """
+    lora, attention, engines = recipe.training.lora, recipe.model.attention, recipe.engines
+    found: dict[str, Callable[[], None]] = {
+        "optimiser": partial(check_usable, recipe.training.optimizer, count)
+    }
+    packages = (
+        ("bitsandbytes", lora and lora.base != "whole", "training.lora.base nf4", "whole"),
+        ("kernels", "/" in attention, f"model.attention {attention}", "sdpa"),
+        ("flash-attn", attention == "flash_attention_2", f"model.attention {attention}", "sdpa"),
+    )
+    for package, wanted, setting, instead in packages:
+        if wanted and (package == "bitsandbytes" or "transformers" in engines):
+            key, module = setting.split()[0], package.replace("-", "_")
+            found[package] = partial(check_package, setting, package, f"{key}: {instead}", module)
+    return found | ({"vllm": check_vllm} if "vllm" in engines else {})
 
 
 def devices() -> list[str]:

@@ -750,7 +750,5 @@ def at_iteration(schedule: Schedule, iteration: int, iterations: int) -> float:
         share = 0.0 if iterations <= 1 else (iteration - 1) / (iterations - 1)
         return schedule.start + (schedule.end - schedule.start) * share
     if isinstance(schedule, list):
-        if not schedule:
-            raise ValueError("an empty list is no schedule")
         return float(schedule[min(iteration, len(schedule)) - 1])
     return float(schedule)

@@ -78,7 +78,8 @@ def test_packages_are_asked_for_where_their_engine_samples_or_reads(
     flash: bool,
     vllm: bool,
 ) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    for module in ("harness.study.optimizers", "harness.model.vllm_engine"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda _: None)
     given = recipe("zephyr-7b")
     changed = {"attention": attention, "generation_backend": backend}
     model = given.model.model_copy(update=changed)

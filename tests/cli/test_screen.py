@@ -110,14 +110,14 @@ def test_only_what_fails_is_said_and_at_once(
     plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show, (first, second, *_) = display(plan), list(plan.nodes.values())[1:]
-    show("end", first, ended(first, "done"))
+    show(first, ended(first, "done"))
     assert capsys.readouterr().out == ""
-    show("end", second, ended(second, "failed", "the judge's key was refused"))
+    show(second, ended(second, "failed", "the judge's key was refused"))
     said = capsys.readouterr().out
     assert "FAILED" in said
     assert "the judge's key was refused" in said
     show = display(plan, verbose=True)
-    show("end", first, ended(first, "done"))
+    show(first, ended(first, "done"))
     assert first.stage in capsys.readouterr().out
 
 
@@ -125,7 +125,7 @@ def test_a_line_counts_kinds_and_expects_the_rest(plan: Plan) -> None:
     show = display(plan)
     todo, base = len(plan.nodes) - 1, next(n for n in plan.nodes.values() if "base" in n.stage)
     assert f"0/{todo}  about {console.duration(todo)} left" in show.line()  # 2 s each, 2 workers
-    show("end", base, ended(base, "done"))
+    show(base, ended(base, "done"))
     assert f"1/{todo}" in show.line()
     assert "base.pocket 1/1" in show.line()
     assert "train 0/2" in show.line()

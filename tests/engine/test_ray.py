@@ -114,8 +114,8 @@ def test_a_node_removed_in_the_middle_delays_but_changes_nothing(
     executor = RayExecutor(store, 2)
     removed = threading.Event()
 
-    def listener(event: str, node: Any, result: Any) -> None:
-        if event == "start" and node.stage == "train" and not removed.is_set():
+    def listener(node: Any, result: Any) -> None:
+        if result is None and node.stage == "train" and not removed.is_set():
             removed.set()
             threading.Timer(1.0, cluster.remove_node, (doomed,)).start()
 
