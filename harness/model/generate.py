@@ -14,23 +14,28 @@ prompts, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.model.logprobs import positions_of
 from harness.model.policy import Policy, release_policies
 from harness.model.vllm_engine import Drawn, Engine
-from harness.records import Generation, GenerationRequest, Status
+from harness.records import Generation, GenerationRequest, HarnessError, Status
 from harness.study.tasks import Generating, Runtime
 
 KEEP_SHARE = 0.75
 """The batch is compacted when fewer than this share of its rows still run: a copy of the cache
 against idle rows.
 """
+CACHES = ("past_key_values", "cache_params")
+"""Names under which transformers' models give and take what they keep of earlier tokens."""
 
 
 def generate(
@@ -53,7 +58,7 @@ def generate(
         for i, request in enumerate(requests)
         if found[i] is None
     }
-    for batch in [list(asked)] if engine else _batches(requests, batch_size):
+    for batch in [list(asked)] if engine else _batches(policy.model, requests, batch_size):
         rows = [i for i in batch if i in asked]
         together = [asked[i] for i in rows]
         drawn = engine.draw(together) if engine else _attempt(policy, together)
@@ -85,12 +90,28 @@ def _refused(policy: Policy, request: GenerationRequest) -> Drawn | None:
     return None
 
 
-def _batches(requests: Sequence[GenerationRequest], batch_size: int) -> Iterator[list[int]]:
-    """Rows that are drawn together: by length, so that little is padded."""
+def _batches(
+    model: Any, requests: Sequence[GenerationRequest], batch_size: int
+) -> Iterator[list[int]]:
+    """Rows that are drawn together: by length, so that little is padded; of one length only where
+    the model takes no positions, and would count the padding's; on one side of ``positions_of``.
+    """
     prompts = [request.prompt_ids for request in requests]
+    told = "position_ids" in inspect.signature(type(model).forward).parameters
+    near, _ = positions_of(model)
+
+    def kind(i: int) -> tuple[bool, int]:
+        return len(prompts[i]) > near, 0 if told else len(prompts[i])
+
     order = sorted(range(len(requests)), key=lambda i: (len(prompts[i]), prompts[i], i))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == batch_size or kind(i) != kind(batch[0])):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _texts(policy: Policy, found: Sequence[Drawn]) -> list[Generation]:
@@ -131,9 +152,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _room(policy: Policy, request: GenerationRequest) -> int:
     """New tokens that fit: the request's limit, or what the model's positions leave."""
-    positions = getattr(policy.model.config, "max_position_embeddings", None)
-    left = positions - len(request.prompt_ids) if positions else request.max_new_tokens
-    return max(0, min(request.max_new_tokens, left)) if request.prompt_ids else 0
+    size = len(request.prompt_ids)
+    positions = next((most for most in positions_of(policy.model) if size <= most), 0)
+    return min(request.max_new_tokens, positions - size) if size and positions else 0
 
 
 @torch.inference_mode()
@@ -169,8 +190,6 @@ class _Rows:
         self._prefill([r.prompt_ids for r in requests])
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> None:
-        from transformers import DynamicCache
-
         unique = list(dict.fromkeys(prompts))
         longest = max(len(p) for p in unique)
         pad = self.policy.tokenizer.pad_token_id or 0
@@ -181,7 +200,7 @@ class _Rows:
         )
         self.ragged = any(len(p) != longest for p in unique)
         self.next_B = torch.tensor([len(p) for p in unique], device=device)
-        self.cache = DynamicCache(config=self.policy.model.config)
+        self.cache: dict[str, Any] = {}
         positions_UT = (self.mask_BT.cumsum(1) - 1).clamp(min=0)
         self.logits_BV = self._forward(ids_UT, positions_UT)
         if len(unique) < len(prompts):
@@ -193,16 +212,26 @@ class _Rows:
             input_ids=ids_BT,
             attention_mask=self.mask_BT if self.ragged else None,
             position_ids=positions_BT,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **self.cache,
         )
+        self.cache = {name: out[name] for name in CACHES if out.get(name) is not None}
+        if not self.cache:
+            name = type(self.policy.model).__name__
+            raise HarnessError(
+                f"{name}: keeps nothing of earlier tokens under a name that is known here "
+                f"({', '.join(CACHES)}), and would read each token alone; set "
+                "model.generation_backend: vllm"
+            )
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
     def _take(self, rows: Tensor) -> None:
         """Keep (or repeat) these rows of what depends on the prompt."""
-        self.cache.batch_select_indices(rows)
+        for cache in self.cache.values():
+            # Not `batch_select_indices`, which recurrent layers lack or inherit for keys alone.
+            cache.reorder_cache(rows)
         self.mask_BT, self.next_B = self.mask_BT[rows], self.next_B[rows]
         self.logits_BV = self.logits_BV[rows]
 

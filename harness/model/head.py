@@ -6,6 +6,7 @@ Legend: M predicted tokens, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import types
 from typing import Any
 
@@ -195,12 +196,17 @@ def output_head(model: Any) -> Any:
     and scale of its config if it has any.
     """
     config, head = model.config.get_text_config(), model.get_output_embeddings()
-    # Granite divides, Cohere and Falcon-H1 multiply.
-    scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    for name in ("logit_scale", "lm_head_multiplier"):
-        factor = getattr(config, name, None)
-        scale *= 1.0 if factor is None else factor
-    softcap = getattr(config, "final_logit_softcapping", None)
+
+    def of(*names: str) -> list[float]:
+        return [one for one in (getattr(config, name, None) for name in names) if one is not None]
+
+    # Cohere and Falcon-H1 multiply, Granite and Inkling divide; the caps are of Gemma,
+    # RecurrentGemma and xLSTM.
+    scale = math.prod(of("logit_scale", "lm_head_multiplier"))
+    scale /= math.prod(of("logits_scaling", "logits_mup_width_multiplier"))
+    softcap = next(
+        iter(of("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")), None
+    )
     return head if scale == 1.0 and softcap is None else ShapedHead(head, scale, softcap)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ from harness.model.head import enable_fused_head, head_logps, output_head
 from harness.records import HarnessError
 
 logger = logging.getLogger(__name__)
+
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""What configurations and layers call the number of tokens that local attention sees."""
 
 
 @dataclass(frozen=True)
@@ -157,18 +161,47 @@ def packs(model: PreTrainedModel) -> bool:
     return known
 
 
-def probe(model: PreTrainedModel) -> bool:
-    """True: packed batches agree with the model's own logits. False: only padded ones do."""
+def _probed(model: PreTrainedModel) -> tuple[list[PackedPrompt], float]:
+    """A few rows, and how far apart two computations of a response may be (nats)."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
     ids = tuple((7 * i + 3) % vocabulary for i in range(24))
     rows = [PackedPrompt(ids[:5], (ids[5:9], ids[9:14])), PackedPrompt(ids[14:17], (ids[17:24],))]
+    return rows, 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.5
+
+
+def check_draws_nothing(model: nn.Module) -> None:
+    """Raise HarnessError for a model whose log-probabilities are others while it is trained."""
+    base = base_model_of(model)
+    rows, tolerance = _probed(base)
+    trained = base.training
+    try:
+        with torch.no_grad():
+            found, wanted = (_own_logps(base.train(mode), rows) for mode in (True, False))
+    finally:
+        base.train(trained)
+    if not torch.allclose(found, wanted, rtol=0.0, atol=tolerance):
+        raise HarnessError(
+            f"{type(base).__name__}: draws at random while it is trained (a router that samples "
+            "its experts, say), though every dropout is off: a step would not compare the policy "
+            "with its reference"
+        )
+
+
+def probe(model: PreTrainedModel) -> bool:
+    """True: packed batches agree with the model's own logits. False: only padded ones do."""
+    rows, tolerance = _probed(model)
     batch = pack(rows).to(next(model.parameters()).device)
-    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.5  # nats of a response
     trained = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            own = _own_logps(model, rows)
+        with torch.no_grad(), _short_windows(model):
+            (first, second, _), own = _own_logps(model, rows).unbind(1)
+            if abs(first - second) > tolerance:
+                raise HarnessError(
+                    f"{type(model).__name__}: sees the tokens to come (one prompt has the "
+                    f"log-probability {first:.4f} before one response, {second:.4f} before "
+                    "another); it cannot be a policy"
+                )
             # Whatever goes wrong in a forward pass that the model's authors did not foresee means
             # that it cannot be used.
             with contextlib.suppress(Exception), _implementation(model, ATTENTION):
@@ -195,16 +228,34 @@ def probe(model: PreTrainedModel) -> bool:
 
 
 def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
-    """log pi(response | prompt), shape (R,), float64, by a plain forward pass per response."""
+    """log pi of a prompt's tokens after its first and log pi(response | prompt), shape (R, 2),
+    float64, by a plain forward pass per response.
+    """
     values = []
     for row in rows:
         for response in row.responses:
             size, device = len(row.prompt_ids), next(model.parameters()).device
             tokens = torch.tensor([row.prompt_ids + response], device=device)
-            logits = model(input_ids=tokens, use_cache=False).logits[0, size - 1 : -1]
-            logps = logits.double().log_softmax(-1)
-            values.append(logps.gather(1, tokens[0, size:, None]).sum())
+            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+            logps = logits.double().log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+            values.append(torch.stack([logps[: size - 1].sum(), logps[size - 1 :].sum()]))
     return torch.stack(values)
+
+
+@contextlib.contextmanager
+def _short_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Attention windows of four tokens, so that they bind on the few of ``probe``: some models keep
+    them in the mask only, which a packed pass does without.
+    """
+    parts = [vars(part) for part in (model.config.get_text_config(), *model.modules())]
+    found = [(part, name, part[name]) for name in WINDOWS for part in parts if part.get(name)]
+    for part, name, _ in found:
+        part[name] = 4
+    try:
+        yield
+    finally:
+        for part, name, size in found:
+            part[name] = size
 
 
 @contextlib.contextmanager
@@ -227,6 +278,11 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def _body(model: PreTrainedModel) -> Any:
+    """What computes the hidden states; some classes name another part than they have."""
+    return model.base_model if model.base_model is not model else model.model
+
+
 def predicting_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Hidden states (M, H) at the positions that predict response tokens. Call it inside
     ``packed_attention``.
@@ -238,7 +294,7 @@ def predicting_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     # A four-dimensional mask is taken as given by every architecture that packs; the layout
     # replaces it.
     dummy = torch.zeros((1, 1, 1, 1), device=batch.input_ids.device)
-    hidden = model.base_model(
+    hidden = _body(model)(
         input_ids=batch.input_ids,
         attention_mask=dummy,
         position_ids=batch.position_ids,
@@ -271,7 +327,7 @@ def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden = _body(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return torch.cat([row[place] for row, place in zip(hidden, places, strict=True)])
 
 
@@ -294,17 +350,33 @@ def mixed_precision(model: nn.Module, mixed: bool) -> contextlib.AbstractContext
     return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
 
 
-def check_positions(model: nn.Module, rows: Iterable[PackedPrompt]) -> None:
-    """Raise HarnessError for a row with more tokens than the model has positions: where they are
-    learned there is no such row, where they are computed it was never trained on one.
+def positions_of(model: nn.Module) -> tuple[int, int]:
+    """(near, far): tokens up to which a sequence's positions are rotated alike, and the most that
+    the model has positions for (``sys.maxsize`` where nothing says).
+
+    They differ in longrope models (Phi-3 128k, Phi-4 mini): one token beyond the first turns all of
+    the pass's tokens to other frequencies (Ding et al. 2024, arXiv 2402.13753).
     """
     config = base_model_of(model).config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
+    far = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    longer = [kind for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min([far, *(kind["original_max_position_embeddings"] for kind in longer)]), far
+
+
+def check_positions(model: nn.Module, rows: Iterable[PackedPrompt]) -> None:
+    """Raise HarnessError for a row with more tokens than ``positions_of`` has near: where they are
+    learned there are no more, where they are computed it was never trained on them, or they would
+    change those of shorter rows in the same pass.
+    """
+    near, far = positions_of(model)
     most = max((len(row.prompt_ids) + max(map(len, row.responses)) for row in rows), default=0)
-    if positions and most > positions:
+    if most > near:
+        beyond = "" if near == far else ", and rotates them otherwise beyond (longrope)"
         raise HarnessError(
             f"a prompt and its response have {most} tokens, the model has positions for "
-            f"{positions} (max_position_embeddings): set training.max_length to {positions} at most"
+            f"{near} (max_position_embeddings){beyond}: set training.max_length to {near} at most"
         )
 
 

@@ -34,6 +34,7 @@ from harness.data.turns import NotAPairError
 from harness.model.chat import PromptTooLongError, check_rows
 from harness.model.logprobs import (
     base_model_of,
+    check_draws_nothing,
     check_positions,
     enable_packed_forward,
     mixed_precision,
@@ -579,12 +580,17 @@ class _StepLoader(DataLoader[Any]):
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Switch off every dropout: policy and reference then compute the same function."""
+    """Switch off every dropout: policy and reference then compute the same function.
+
+    Raises HarnessError for a model that draws at random in training all the same.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            vars(module)["attention_dropout"] = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:
+                vars(module)[name] = 0.0
+    check_draws_nothing(model)
 
 
 def round_once(model: nn.Module) -> None:
