@@ -198,7 +198,9 @@ def _written(tokenizer: Any, turns: Messages) -> tuple[str, str]:
     if not whole.startswith(header):
         raise HarnessError(
             "the chat template rewrites the prompt when the answer is added: "
-            f"{_difference(header, whole)}"
+            f"{_difference(header, whole)}; give one that goes on from its prompt with "
+            "model.chat_template, or keep it from opening a thought with model.template_arguments "
+            "(enable_thinking: false)"
         )
     return header, whole
 

@@ -322,8 +322,10 @@ def _check_use(model: Any, source: str, head: Head) -> None:
         raise CheckpointError(
             f"{source}: a reward model has one label, this one has {config.num_labels}"
         )
-    # An encoder's configuration class knows is_decoder, and says no unless told.
+    # An encoder's configuration class knows is_decoder, and says no unless told; so does that of
+    # GPT-NeoX, whose layers say for themselves that they are causal.
     encodes = getattr(type(config)(), "is_decoder", None) is False and not config.is_decoder
+    encodes &= not any(getattr(module, "is_causal", False) for module in model.modules())
     if head != "sequence" and encodes:
         raise CheckpointError(
             f"{source}: {config.model_type} is an encoder that sees the tokens to come "

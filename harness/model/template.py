@@ -212,7 +212,7 @@ def frame(tokenizer: Any) -> Frame:
     if not end:
         raise HarnessError(
             "the chat template ends an assistant's turn without an end-of-turn token: after the "
-            f"answer comes {tail!r}"
+            f"answer comes {tail!r}; give one that writes it with model.chat_template"
         )
     openings = _openings(tokenizer, end)
     return Frame(openings, before[len(header) :] if before.startswith(header) else "", end)

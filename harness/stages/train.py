@@ -32,6 +32,7 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from harness.model.adapter import merged
 from harness.model.chat import end_of_turn
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy, load_tokenizer, release_policies
@@ -367,7 +368,7 @@ def with_lora(model: Any, lora: LoraSettings, seed: int) -> Any:
 def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     """Write the whole model (adapters merged) in the run's precision, with its tokenizer."""
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = merged(model)
     # The Trainer switches it off, and the config is saved with the model.
     model.config.use_cache = True
     with _without_progress_bar():

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from harness.model import adapter
 from harness.model.checkpoint_files import ADAPTER_WEIGHTS, CheckpointError
-from tests import tiny
+from harness.model.policy import load_policy
+from tests import plain, tiny
 
 
 def trained(base: Path, out: Path) -> Any:
@@ -51,6 +52,51 @@ def test_the_weights_are_pefts_own_merge(pair: tuple[Path, Path, Any], tmp_path:
     assert not list((tmp_path / "ours").glob("adapter*"))
 
 
+CHANGED = {
+    "head alone": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding alone": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head saved whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "vocabulary extended": {"target_modules": ["q_proj"]},
+    "extended and trained": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_a_base_that_ties_its_head_is_merged_to_what_the_adapter_computes(
+    what: str, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny.checkpoint(tmp_path / "base", tie_word_embeddings=True)
+    made, model = tiny.tokenizer(), load_policy(base, cached=False).model
+    if "extended" in what:
+        made.add_tokens(["<a>", "<b>"])
+        model.resize_token_embeddings(len(made))
+    policy = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **CHANGED[what]))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    policy.eval().save_pretrained(tmp_path / "a")
+    made.save_pretrained(tmp_path / "a")
+    tokens = torch.tensor([[5, 6, 7, len(made) - 1]])
+    with torch.no_grad():
+        wanted = policy(input_ids=tokens).logits
+        adapter.merge(tmp_path / "a", base, tmp_path / "ours")
+        found = load_policy(tmp_path / "ours", cached=False).model(input_ids=tokens).logits
+    assert plain.relative_error(found, wanted) < 1e-5
+
+
+def test_a_learned_prompt_is_no_checkpoint(tmp_path: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    base = tiny.checkpoint(tmp_path / "base")
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(load_policy(base, cached=False).model, config).save_pretrained(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="PROMPT_TUNING learns tokens before the prompt"):
+        adapter.merge(tmp_path / "a", base, tmp_path / "ours")
+
+
 def test_without_a_tokenizer_of_its_own_it_has_the_bases(
     pair: tuple[Path, Path, Any], tmp_path: Path
 ) -> None:
@@ -79,7 +125,7 @@ def test_what_does_not_fit_or_is_pickled_is_refused(
         with pytest.raises(CheckpointError, match=words):
             adapter.merge(folder, base, tmp_path / "ours")
     file.rename(folder / "adapter_model.bin")
-    with pytest.raises(CheckpointError, match="pickled adapters are not read"):
+    with pytest.raises(CheckpointError, match="pickled ones are not read"):
         adapter.merge(folder, base, tmp_path / "ours")
     file.write_text("")
     told = json.loads((folder / "adapter_config.json").read_text())

@@ -410,6 +410,11 @@ def test_an_encoder_is_no_policy(tmp_path: Path) -> None:
         load_policy(tmp_path)
 
 
+def test_pythia_is_a_policy(tmp_path: Path) -> None:
+    """Its configuration has the encoders' is_decoder, and says no."""
+    assert load_policy(tiny.checkpoint(tmp_path, "gpt_neox")).model.config.is_decoder is False
+
+
 # -- reward models, and what they start from -------------------------------------------------------
 
 

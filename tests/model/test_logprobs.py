@@ -257,7 +257,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(HarnessError, match="packed row 0"):
         pack([PackedPrompt((), ((2,),))])
     model = model_of("llama")
-    model.config.final_logit_softcapping = 30.0
+    vars(model.config)["final_logit_softcapping"] = 30.0
     with pytest.raises(HarnessError, match="not those of its logits"):
         response_logps(model, rows_of(SHAPES))
     with pytest.raises(HarnessError, match="Linear"):
