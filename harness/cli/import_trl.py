@@ -271,6 +271,12 @@ def _no_lora(given: Configuration) -> Section:
 
 def _offline(given: Configuration) -> Section:
     """Labelled pairs: one iteration from the start model, which is the reference where one is."""
+    sources = ("datasets", "dataset_mixture", "dataset_mixer", "dataset_name")
+    source = next(field for field in sources if given.values.get(field))
+    given.note(source, "rows of text get the chat template; TRL trains such rows as they stand")
+    if "router_aux_loss_coef" in given.fields and "router_aux_loss_coef" not in given.values:
+        told = "for a mixture of experts TRL adds its balancing loss; there is none here"
+        given.note("router_aux_loss_coef", told)
     made: Section = {"objective": _orpo(given) if given.method == "orpo" else _dpo(given)}
     made["loop"] = {"mode": "stepwise", "iterations": 1, "reference_policy": "fixed"}
     if given.take("max_prompt_length") is not None:

@@ -26,7 +26,6 @@ METHODS = {
 """Whose configuration it may be, and the class that TRL reads it into."""
 
 FORMER: dict[str, tuple[Any, Any]] = {
-    "env": (dict[str, Any] | None, None),
     "torch_dtype": (str | None, None),
     "warmup_ratio": (float | None, None),
     "max_prompt_length": (int | None, None),
@@ -35,7 +34,6 @@ FORMER: dict[str, tuple[Any, Any]] = {
     "reference_free": (bool, False),
     "judge": (str | None, None),
     "use_flash_attention_2": (bool, False),
-    "generate_during_eval": (bool, False),
     "dataset_mixer": (dict[str, float] | None, None),
     "dataset_mixture": (dict[str, Any] | None, None),
     "dataset_splits": (list[str], ["train", "test"]),
@@ -46,18 +44,13 @@ FORMER: dict[str, tuple[Any, Any]] = {
     "tokenizer_name_or_path": (str | None, None),
     "base_model_revision": (str | None, None),
     "model_code_revision": (str | None, None),
-    "preprocessing_num_workers": (int | None, None),
-    "hub_model_revision": (str | None, None),
-    "evaluation_strategy": (str, "no"),
-    "overwrite_output_dir": (bool, False),
-    "save_safetensors": (bool, True),
-    "logging_dir": (str | None, None),
     "group_by_length": (bool, False),
 }
-"""Type and default of fields that TRL, transformers or the alignment handbook had and have no more,
-and of the environment that TRL's parser sets.
-"""
+"""Type and default of fields that TRL, transformers or the alignment handbook had and have no
+more."""
 NO_NUMBER = {
+    *("env", "generate_during_eval", "preprocessing_num_workers", "hub_model_revision"),
+    *("evaluation_strategy", "overwrite_output_dir", "save_safetensors", "logging_dir"),
     *("push_to_hub_revision", "overwrite_hub_revision", "wandb_entity", "wandb_project"),
     *("label_pad_token_id", "padding_value", "use_logits_to_keep", "use_num_logits_to_keep"),
     *(
@@ -69,28 +62,23 @@ NO_NUMBER = {
     ),
     *("dispatch_batches", "split_batches", "gradient_checkpointing_use_reentrant"),
 }
+"""Former fields on which no number depended, and the environment that TRL's parser sets."""
 FORMER |= dict.fromkeys(NO_NUMBER, (Any, None))
 XPO_FIELDS: dict[str, tuple[Any, Any]] = {"alpha": (list[float], [1e-5])}
 """What XPOConfig added to OnlineDPOConfig until TRL removed it."""
 
 SPEED = re.compile(
-    r"(eval|evaluation|logging|log|save|hub|push_to_hub|dataloader|ddp|fsdp|deepspeed|trackio|vllm"
-    r"|torch_compile|precompute_ref|include|do|skip|dataset_num|preprocessing_num)(_|$)"
+    r"(eval|logging|log|save|hub|push_to_hub|dataloader|ddp|fsdp|deepspeed|trackio|vllm"
+    r"|torch_compile|precompute_ref|include|do|skip|dataset_num)(_|$)"
 )
 OTHER_SPEED = {
     *NO_NUMBER,
     *("output_dir", "run_name", "project", "disable_tqdm", "resume_from_checkpoint", "debug"),
     *("gradient_checkpointing_kwargs", "activation_offloading", "use_liger_kernel", "padding_free"),
     *("pad_to_multiple_of", "remove_unused_columns", "per_device_eval_batch_size", "prediction_"),
-    *("overwrite_output_dir", "cache_implementation", "use_cache", "tf32", "label_names"),
-    *("ds3_gather_for_generation", "dataset_streaming", "streaming", "generate_during_eval"),
-    *(
-        "env",
-        "ignore_bias_buffers",
-        "torch_empty_cache_steps",
-        "prediction_loss_only",
-        "local_rank",
-    ),
+    *("cache_implementation", "use_cache", "tf32", "label_names", "dataset_streaming"),
+    *("ds3_gather_for_generation", "streaming", "ignore_bias_buffers", "local_rank"),
+    *("torch_empty_cache_steps", "prediction_loss_only"),
 }
 """Fields on which no number depends: where a run goes, what it says, how fast it is."""
 

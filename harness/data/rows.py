@@ -65,10 +65,10 @@ FOREIGN = (
         "take HuggingFaceH4/ultrafeedback_binarized",
     ),
     ({"human_ref_A"}, "SHP's two answers with a label: write them as chosen and rejected"),
-    ({"response_0"}, "two answers with a label beside them: write them as chosen and rejected"),
-    ({"response_1"}, "two answers with a label beside them: write them as chosen and rejected"),
-    ({"response_a"}, "two answers with a label beside them: write them as chosen and rejected"),
-    ({"answer_0"}, "two answers with a label beside them: write them as chosen and rejected"),
+    *(
+        ({name}, "two answers with a label beside them: write them as chosen and rejected")
+        for name in ("response_0", "response_1", "response_a", "answer_0")
+    ),
     ({"conversation_a"}, "Chatbot Arena's battles: write the winner as chosen"),
     ({"summaries"}, "two summaries with a choice: write them as chosen and rejected"),
 )
