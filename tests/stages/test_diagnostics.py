@@ -224,11 +224,17 @@ def test_undefined_values_give_no_row_and_refused_prompts_a_row_without_value() 
     }  # no scorer, no modes, no earlier answers
 
 
-def test_rows_of_a_repeated_training_prompt_share_a_cluster() -> None:
+def test_rows_of_a_repeated_training_prompt_share_a_cluster(tmp_path: Path) -> None:
+    """The data's own ids may hold the sign."""
+    write_jsonl(tmp_path / "train.jsonl", [{"id": name} for name in ("p", "c#1", "c#2")])
+    names = ("p", "p#2", "c#1", "c#2", "c#2#3")
     rows = stage.score_rows(
-        {"train": [Evidence(name, 0.1, chosen=answer(0, 0)) for name in ("p", "p#2")]}
+        {"train": [Evidence(name, 0.1, chosen=answer(0, 0)) for name in names]},
+        stage.known_ids(tmp_path),
     )
-    assert {(row.item, row.cluster) for row in rows} == {("p", "p"), ("p#2", "p")}
+    assert {row.item: row.cluster for row in rows} == dict(
+        zip(names, ("p", "p", "c#1", "c#2", "c#2"), strict=True)
+    )
 
 
 # --- model passes ---------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from harness.records import (
     Status,
     Tally,
     content_hash,
+    read_jsonl,
     write_scores,
 )
 from harness.stages.diagnostics import passes
@@ -42,7 +44,9 @@ def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     """Measure one checkpoint. Where a measurement is undefined for a prompt there is no row."""
     objective = task.settings.objective
     found = collect(task, objective.beta)
-    scores = score_rows(found) + gradient_rows(task, objective.c, objective.beta)
+    scores = score_rows(found, known_ids(task.inputs["data"])) + gradient_rows(
+        task, objective.c, objective.beta
+    )
     _write_json(task.out / "arrays.json", arrays(found["heldout"]))
     summary = summarise(scores)
     _write_json(task.out / "summary.json", summary, indent=1, sort_keys=True)
@@ -75,9 +79,23 @@ def _write_json(path: Path, value: Any, **options: Any) -> None:
     path.write_text(json.dumps(value, **options) + "\n", encoding="utf-8")
 
 
-def score_rows(found: Mapping[str, Sequence[Evidence]]) -> list[Score]:
+def known_ids(data: Path) -> set[str]:
+    """Ids of the data's prompts."""
+    files = [data / f"{split}.jsonl" for split in ("train", "heldout", "ood")]
+    return {row["id"] for row in chain(*(read_jsonl(file) for file in files if file.is_file()))}
+
+
+def prompt_of(item: str, known: Collection[str]) -> str:
+    """The prompt that an item repeats: its id without ``#2``, ``#3``, … (an id of the data may hold
+    the sign).
+    """
+    first, _, number = item.rpartition("#")
+    return prompt_of(first, known) if number.isdigit() and first in known else item
+
+
+def score_rows(found: Mapping[str, Sequence[Evidence]], known: Collection[str] = ()) -> list[Score]:
     """One row per diagnostic and prompt of its split where it is defined; prompts over the length
-    limit are rows with status "refused".
+    limit are rows with status "refused". Repetitions of a ``known`` prompt are one cluster.
 
     Diagnostics whose need is met nowhere (no scorer, no earlier answers) give no rows.
     """
@@ -93,7 +111,7 @@ def score_rows(found: Mapping[str, Sequence[Evidence]]) -> list[Score]:
         if diagnostic.function is None or not met[diagnostic.needs]:
             continue
         for e in found.get(diagnostic.split, []):
-            cluster = e.id.partition("#")[0]
+            cluster = prompt_of(e.id, known)
             if e.refused:
                 scores.append(_score(e.id, cluster, metric, None, "refused", _source(e)))
                 continue
