@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,8 @@ from harness.records import (
 )
 from harness.study.tasks import LabelledTask, PortionTask, RolloutTask
 
-
-@dataclass(frozen=True)
-class _Wanted:
-    """One answer to draw."""
-
-    prompt: Prompt
-    ids: tuple[int, ...]
-    sample: int
-    seed: int
+Wanted = dict[tuple[str, int, int], GenerationRequest]
+"""(prompt's id, sample, seed) of an answer to draw → what is asked."""
 
 
 def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
@@ -114,21 +108,18 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     prompts, undivided = _portion(task)
     policy = load_policy(task.inputs["policy"], **settings.sampling(task.runtime.device))
     kept, prompts_left = fit(policy.tokenizer, prompts, settings, task.stage)
-    first = settings.first_sample
-    wanted = [
-        _Wanted(
-            prompt,
-            ids,
-            sample,
-            request_seed(settings.seed, settings.iteration, "rollout", prompt.id, sample),
-        )
-        for prompt, ids in kept
-        for sample in range(first, first + settings.samples)
-    ]
+    samples = range(settings.first_sample, settings.first_sample + settings.samples)
+    most, top_p = settings.max_new_tokens, settings.top_p
+    temperature = 0.0 if settings.decoding == "greedy" else settings.temperature
+    wanted: Wanted = {}
+    for (prompt, ids), sample in product(kept, samples):
+        seed = request_seed(settings.seed, settings.iteration, "rollout", prompt.id, sample)
+        asked = GenerationRequest(ids, most, temperature, top_p, seed)
+        wanted[prompt.id, sample, seed] = asked
     write_jsonl(task.out / "prompts.jsonl", (prompt for prompt, _ in kept))
     with engine_of(policy, settings, task.runtime) as engine:
         draw = partial(generate, policy, batch_size=settings.generation_batch, engine=engine)
-        responses, drawn = _draw(draw, wanted, settings, task.out / "responses.jsonl")
+        responses, drawn = _draw(draw, wanted, task.out / "responses.jsonl")
     statuses = Counter(response.status for response in responses)
     tokens = sum(len(response.token_ids) for response in drawn)
     summary = {"prompts": len(kept), "status": dict(sorted(statuses.items()))}
@@ -227,33 +218,22 @@ def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
 
 
 def _draw(
-    draw: Callable[[Sequence[GenerationRequest]], list[Generation]],
-    wanted: Sequence[_Wanted],
-    settings: RolloutTask,
-    file: Path,
+    draw: Callable[[Sequence[GenerationRequest]], list[Generation]], wanted: Wanted, file: Path
 ) -> tuple[list[Response], list[Response]]:
     """All responses, in order, and those drawn now; ``file`` is replaced when they are complete."""
-    old = (
-        {(row["prompt_id"], row["sample"], row["seed"]): row for row in read_jsonl(file)}
-        if file.exists()
-        else {}
-    )
-    done = {
-        key: Response(**{**row, "token_ids": tuple(row["token_ids"])})
-        for key, row in old.items()
-        if row["status"] != "error"
-    }
-    missing = [w for w in wanted if (w.prompt.id, w.sample, w.seed) not in done]
-    temperature = 0.0 if settings.decoding == "greedy" else settings.temperature
-    requests = [
-        GenerationRequest(w.ids, settings.max_new_tokens, temperature, settings.top_p, w.seed)
-        for w in missing
-    ]
+    done: dict[tuple[str, int, int], Response] = {}
+    for row in read_jsonl(file) if file.exists() else ():
+        if row["status"] != "error":
+            old = Response(**{**row, "token_ids": tuple(row["token_ids"])})
+            done[old.prompt_id, old.sample, old.seed] = old
+    missing = [key for key in wanted if key not in done]
     drawn = [
-        Response(w.prompt.id, w.sample, a.text, a.token_ids, a.status, w.seed)
-        for w, a in zip(missing, draw(requests), strict=True)
+        Response(prompt, sample, a.text, a.token_ids, a.status, seed)
+        for (prompt, sample, seed), a in zip(
+            missing, draw([wanted[key] for key in missing]), strict=True
+        )
     ]
     done.update({(r.prompt_id, r.sample, r.seed): r for r in drawn})
-    responses = [done[w.prompt.id, w.sample, w.seed] for w in wanted]
+    responses = [done[key] for key in wanted]
     write_jsonl(file, responses)
     return responses, drawn

@@ -487,10 +487,6 @@ class PreferenceTrainer(Trainer):
         """6 FLOPs per parameter and token (forward and backward), unique tokens only."""
         return 6 * self._tokens * self.parameter_count
 
-    def num_examples(self, dataloader: DataLoader[Any]) -> int:  # noqa: ARG002
-        """Rows of the training set."""
-        return len(self.train_dataset)
-
     def get_total_train_batch_size(self, args: Any) -> int:  # noqa: ARG002
         """Rows per optimiser step."""
         return self.global_rows

@@ -17,22 +17,21 @@ from harness.model.policy import Policy, load_policy
 from harness.pocket import oracle
 from harness.rankers.ranker import RankContext, RankItem
 from harness.rankers.registry import RANKERS, rewards
-from harness.records import GenerationRequest, Pair, Prompt, StageTask, read_jsonl, request_seed
+from harness.records import (
+    Generation,
+    GenerationRequest,
+    Pair,
+    Prompt,
+    StageTask,
+    read_jsonl,
+    request_seed,
+)
 from harness.stages.diagnostics.measures import Answer, Evidence
 from harness.stages.diagnostics.passes import Sheet, TokenIds, score_sheets
 from harness.study.tasks import DiagnosticsTask
 
 ROLES = {"theta": "policy", "reference": "reference_policy", "base": "base", "previous": "previous"}
 """Role of a policy → the stage's input that holds it."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sampled answer as drawn."""
-
-    ids: TokenIds
-    text: str
-    status: str
 
 
 @dataclass
@@ -44,8 +43,8 @@ class Draft:
     sheet: Sheet | None
     texts: dict[str, str] = field(default_factory=dict)
     given: dict[str, TokenIds] = field(default_factory=dict)
-    own: list[Sample] = field(default_factory=list)
-    reference: list[Sample] = field(default_factory=list)
+    own: list[Generation] = field(default_factory=list)
+    reference: list[Generation] = field(default_factory=list)
     previous: list[str] = field(default_factory=list)
     modes: list[tuple[TokenIds, float, float]] = field(default_factory=list)
     rewards: dict[str, float] = field(default_factory=dict)
@@ -96,9 +95,9 @@ def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evi
         draft.previous = [sample.text for sample in previous.get(draft.id, [])]
         assert draft.sheet is not None
         for sample in draft.own:
-            draft.sheet.add(sample.ids, own=True)
+            draft.sheet.add(sample.token_ids, own=True)
         for sample in draft.reference:
-            draft.sheet.add(sample.ids)
+            draft.sheet.add(sample.token_ids)
     budget = task.runtime.token_budget or 8192
     if settings.pocket:
         add_modes(heldout, theta, budget, settings.ranker.world.best_style_worth)
@@ -164,22 +163,22 @@ def new_draft(
 # --- samples --------------------------------------------------------------------------------------
 
 
-def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, list[Sample]]:
+def stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, list[Generation]]:
     """Temperature-1 samples that the answer stage kept, by prompt; none without that input."""
     wanted = {draft.id for draft in drafts}
-    found: dict[str, list[Sample]] = {}
+    found: dict[str, list[Generation]] = {}
     if folder is None or not (folder / "heldout.jsonl").is_file():
         return found
     rows = [row for row in read_jsonl(folder / "heldout.jsonl") if row["sample"] > 0]
     for row in sorted(rows, key=lambda row: (row["prompt_id"], row["sample"])):
         usable = row["token_ids"] and row["status"] in ("ok", "truncated")
         if usable and row["prompt_id"] in wanted:
-            sample = Sample(tuple(row["token_ids"]), row["text"], row["status"])
+            sample = Generation(tuple(row["token_ids"]), row["text"], row["status"])
             found.setdefault(row["prompt_id"], []).append(sample)
     return found
 
 
-def draw(policies: Policies, drafts: Sequence[Draft], role: str) -> dict[str, list[Sample]]:
+def draw(policies: Policies, drafts: Sequence[Draft], role: str) -> dict[str, list[Generation]]:
     """Fresh samples of a role's policy at temperature 1, each with a seed of its own."""
     settings, policy = policies.settings, policies.sampler(role)
     names, requests = [], []
@@ -190,14 +189,13 @@ def draw(policies: Policies, drafts: Sequence[Draft], role: str) -> dict[str, li
         ids, most = draft.sheet.prompt_ids, settings.max_new_tokens
         requests.append(GenerationRequest(ids, most, temperature=1.0, seed=seed))
         names.append(draft.id)
-    found: dict[str, list[Sample]] = {}
+    found: dict[str, list[Generation]] = {}
     with engine_of(policy, settings, policies.runtime) as engine:
         batch = settings.generation_batch
         drawn = generate(policy, requests, batch_size=batch, engine=engine)
     for name, answer in zip(names, drawn, strict=True):
         if answer.status != "error" and answer.token_ids:
-            kept = Sample(tuple(answer.token_ids), answer.text, answer.status)
-            found.setdefault(name, []).append(kept)
+            found.setdefault(name, []).append(answer)
     return found
 
 
@@ -265,8 +263,8 @@ def evidence(draft: Draft, policy: Policy, beta: float) -> Evidence:
         chosen=given.get("chosen"),
         rejected=given.get("rejected"),
         explore=given.get("explore"),
-        own=[answer(sample.ids, sample.text, sample.status) for sample in draft.own],
-        reference=[answer(sample.ids, sample.text, sample.status) for sample in draft.reference],
+        own=[answer(one.token_ids, one.text, one.status) for one in draft.own],
+        reference=[answer(one.token_ids, one.text, one.status) for one in draft.reference],
         previous=draft.previous,
         modes=[
             (text, reward, logp)
