@@ -120,12 +120,12 @@ class PreferenceConfig(DPOConfig):
         self.resolved()
 
     def _refuse_unread(self) -> None:
-        fields = {one.name: one for one in dataclasses.fields(DPOConfig)}
         given = []
-        for name in UNREAD:
-            made = fields[name].default_factory
-            default = fields[name].default if made is dataclasses.MISSING else made()
-            given += [name] if getattr(self, name) != default else []
+        for option in dataclasses.fields(DPOConfig):
+            made = option.default_factory
+            default = option.default if made is dataclasses.MISSING else made()
+            if option.name in UNREAD and getattr(self, option.name) != default:
+                given.append(option.name)
         if self.train_sampling_strategy not in ("random", "sequential"):
             given.append("train_sampling_strategy")
         if given:
