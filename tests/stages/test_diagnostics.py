@@ -4,7 +4,6 @@ the stage on tiny checkpoints.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -447,7 +446,7 @@ def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTa
     first = {f.name: f.read_bytes() for f in task.out.iterdir()}
     rows_of(task)
     assert first == {f.name: f.read_bytes() for f in task.out.iterdir()}
-    assert set(first) == {"scores.parquet", "summary.json", "arrays.json"}
+    assert set(first) == {"scores.parquet", "summary.json"}
 
 
 def test_a_placebos_gradient_points_where_it_is_trained(
@@ -512,7 +511,6 @@ def test_sampled_answers_of_the_answer_stage_are_used_and_the_greedy_one_is_not(
     )  # samples 1 and 2 have 3 and 4 tokens; the greedy one has 2
     assert found["newness"] == 0.0
     assert found["missing_eos_share"] == 0.0
-    assert set(json.loads((task.out / "arrays.json").read_text())["tokens"]) == {3, 4}
 
 
 def test_the_pocket_world_adds_rewards_regret_and_coverage(

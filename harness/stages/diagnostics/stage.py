@@ -4,7 +4,7 @@
 Inputs: policy (the checkpoint), reference_policy, previous (where the iteration started), base,
 pairs, data; optional answer and answer_previous (their sampled held-out answers are used), ranker.
 Out: scores.parquet (benchmark "diagnostics", one row per metric and prompt, clustered by prompt),
-summary.json (means), arrays.json (per-sample columns for scatter plots).
+summary.json (means).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     scores = score_rows(found, known_ids(task.inputs["data"])) + gradient_rows(
         task, objective.c, objective.beta
     )
-    _write_json(task.out / "arrays.json", arrays(found["heldout"]))
     summary = summarise(scores)
-    _write_json(task.out / "summary.json", summary, indent=1, sort_keys=True)
+    text = json.dumps(summary, indent=1, sort_keys=True)
+    (task.out / "summary.json").write_text(text + "\n", encoding="utf-8")
     rows = write_scores(task.out / "scores.parquet", scores)
     drawn = sum(len(answer.token_ids) for e in found["heldout"] for answer in e.reference)
     shown: dict[str, Any] = {name: summary[name]["mean"] for name in HEADLINE if name in summary}
@@ -73,10 +73,6 @@ def unmeasured(
             tally.meet(e.id, reasons[e.refused] if e.refused or undrawn else "ok")
         left_out += tally.left_out()
     return left_out
-
-
-def _write_json(path: Path, value: Any, **options: Any) -> None:
-    path.write_text(json.dumps(value, **options) + "\n", encoding="utf-8")
 
 
 def known_ids(data: Path) -> set[str]:
@@ -157,21 +153,6 @@ def gradient_rows(task: StageTask[DiagnosticsTask], c: float, beta: float) -> li
                 status: Status = "no_answer" if value is None else "ok"
                 scores.append(_score(name, name, metric + suffix, value, status, source))
     return scores
-
-
-def arrays(heldout: Sequence[Evidence]) -> dict[str, list[Any]]:
-    """Own samples, one entry each: r̂ and log π_θ/π_0 (nats), KL to the base, tokens, external
-    reward (null where unknown).
-    """
-    samples = [(e.id, answer) for e in heldout for answer in e.own]
-    return {
-        "prompt": [name for name, _ in samples],
-        "rhat": [round(answer.rhat(), 6) for _, answer in samples],
-        "rhat_base": [round(answer.rhat("base"), 6) for _, answer in samples],
-        "kl_base": [round(answer.kl["base"], 6) for _, answer in samples],
-        "tokens": [len(answer.token_ids) for _, answer in samples],
-        "reward": [answer.reward for _, answer in samples],
-    }
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
