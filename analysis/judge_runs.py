@@ -116,7 +116,7 @@ def table_judge_runs(data: StudyData) -> Table | None:
                 "difference": number(found.value, measure.digits, sign=True),
                 "± (B)": size(b.half_width, measure.digits),
                 "± (C)": size(half, measure.digits),
-                "sd of one verdict": number(math.sqrt(found.judge), measure.digits),
+                "sd of one verdict": size(math.sqrt(found.judge), measure.digits),
             }
             rows.append(TableRow({**head, **cells}))
             told = {"difference": found.value, "b": b.half_width, "c": half}
@@ -225,16 +225,7 @@ def table_corrected(data: StudyData, labels: pd.DataFrame) -> Table:
     Raises HarnessError for a missing column, a preference that is none, an arm of several seeds
     (whose answers differ), an unknown item, or too few labels.
     """
-    missing = [name for name in LABEL_COLUMNS if name not in labels]
-    if missing:
-        raise HarnessError(f"the labels have no column {', '.join(missing)}")
-    wrong = labels[~labels["preference"].between(1, 2)]
-    if len(wrong):
-        first = wrong.iloc[0]
-        raise HarnessError(
-            f"preference {first['preference']} of {first['checkpoint']}, item {first['item']}, and "
-            f"{len(wrong) - 1} more are not from 1 (the baseline is better) to 2 (the model is)"
-        )
+    _check(labels)
     rows, observations, notes = [], [], []
     for name, part in labels.groupby("checkpoint", sort=True):
         checkpoint = resolve(data, str(name))
@@ -280,6 +271,19 @@ def table_corrected(data: StudyData, labels: pd.DataFrame) -> Table:
         "must have been drawn at random."
     )
     return Table("corrected", "Win rates corrected by labels", caption, rows, observations, notes)
+
+
+def _check(labels: pd.DataFrame) -> None:
+    missing = [name for name in LABEL_COLUMNS if name not in labels]
+    if missing:
+        raise HarnessError(f"the labels have no column {', '.join(missing)}")
+    wrong = labels[~labels["preference"].between(1, 2)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise HarnessError(
+            f"preference {first['preference']} of {first['checkpoint']}, item {first['item']}, and "
+            f"{len(wrong) - 1} more are not from 1 (the baseline is better) to 2 (the model is)"
+        )
 
 
 # -- two judges ------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def _effect(c: Comparison) -> str:
     return (
         f"{'raised' if value > 0 else 'lowered'} {c.measure.name} by "
         f"{number(abs(value), c.digits)} {unit(c.measure)} "
-        f"({verdict}95 % interval {_range(c.estimate.intervals[name], c.digits)})"
+        f"({verdict}{_interval(c.estimate.intervals[name], c.digits)})"
     )
 
 
@@ -201,8 +201,8 @@ def _null(found: Findings, complete: list[Comparison], when: str) -> Statement:
     return Statement(
         f"No difference from {named(found.baseline_label)} was detected in {measure.name} "
         f"{when} for {arms}; that is not evidence of no effect. {largest} is "
-        f"{number(far.estimate.value, far.digits, sign=True)} {unit(measure)} (95 % interval "
-        f"{_range(far.estimate.intervals['A'], far.digits)}).",
+        f"{number(far.estimate.value, far.digits, sign=True)} {unit(measure)} "
+        f"({_interval(far.estimate.intervals['A'], far.digits)}).",
         _exact([far]),
     )
 
@@ -278,6 +278,10 @@ def _details(c: Comparison) -> str:
 
 def _n_of(c: Comparison) -> str:
     return f"n = {_n(c.estimate, c.measure.unit_of_items)}"
+
+
+def _interval(interval: Interval, digits: int) -> str:
+    return f"{'95 % interval ' * interval.defined}{_range(interval, digits)}"
 
 
 def _range(interval: Interval, digits: int) -> str:

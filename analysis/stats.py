@@ -352,17 +352,16 @@ def mean_over_seeds(
     if reason:
         return incomplete(method, cell, reason, ("A", "B"))
     squares = two_way(used.values)
-    flags += near_an_end(used)
     value, a2, df = float(squares.mean), float(squares.a2), float(squares.seeds - 1)
+    b = crossed_interval(value, a2, df, squares, null=null, level=level)
+    if b.defined:
+        b = replace(b, flags=b.flags + near_an_end(used))
     return Estimate(
         method,
         value,
         squares.seeds,
         squares.clusters,
-        {
-            "A": seed_interval(value, a2, df, squares.seeds, null=null, level=level),
-            "B": crossed_interval(value, a2, df, squares, null=null, level=level),
-        },
+        {"A": seed_interval(value, a2, df, squares.seeds, null=null, level=level), "B": b},
         points=tuple(float(v) for v in used.values.mean(axis=1)),
         scored=cell.scored,
         expected=cell.expected,
@@ -391,8 +390,7 @@ def near_an_end(cell: Layout) -> tuple[str, ...]:
     apart = [int((cell.values != end).any(axis=0).sum()) for end in cell.scale]
     if min(apart) >= FEW_CLUSTERS:
         return ()
-    end = cell.scale[int(np.argmin(apart))]
-    return (f"only {min(apart)} items differ from {end:g} in any seed: (B) is too narrow there",)
+    return (f"fewer than {FEW_CLUSTERS} items off an end of the scale: (B) is too narrow there",)
 
 
 def difference(

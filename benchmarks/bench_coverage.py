@@ -324,7 +324,8 @@ def simulate(draws: int, seed: int = 0) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """Rates in percent, one case a line, seed shares side by side; ``!``: outside its target."""
     told = [f"{100 * row.rate:.1f}{'!' * (row.ok is False)}" for row in rows]
-    frame = pd.DataFrame([asdict(row) for row in rows]).fillna({"share": "any"}).assign(rate=told)
+    share = ["any" if row.share is None else row.share for row in rows]
+    frame = pd.DataFrame([asdict(row) for row in rows]).assign(rate=told, share=share)
     case = ["what", "estimator", "seeds", "clusters"]
     return frame.pivot_table("rate", case, "share", "first", sort=False).to_string(na_rep="")
 

@@ -39,7 +39,8 @@ def score_table(
         return Unavailable(key, title, "no score of these benchmarks is stored yet")
     explores = any(c_of(checkpoint) for checkpoint in data.checkpoints)
     single = all(len(checkpoint.runs) == 1 for checkpoint in data.checkpoints)
-    rows, observations, absent, cautions, arm = [], [], [], [], None
+    rows, observations, absent, arm = [], [], [], None
+    cautions: dict[str, dict[str, None]] = {}
     everything: list[tuple[Measure, Estimate]] = []
     items = dict.fromkeys(columns, 0)
     for checkpoint in data.checkpoints:
@@ -48,8 +49,9 @@ def score_table(
         for measure, estimate in estimates.items():
             observations.append(score_observation(data, checkpoint, measure, estimate))
             items[measure] = max(items[measure], estimate.clusters)
-            told = () if estimate.incomplete else estimate.cautions
-            cautions += [f"{measure.title}: {flag}." for flag in told if "left out" not in flag]
+            told = () if estimate.incomplete else estimate.cautions[len(estimate.flags) :]
+            for flag in told:
+                cautions.setdefault(flag, {})[measure.title] = None
             for cell in measures.parts(data, checkpoint, measure):
                 absent += [f"{checkpoint.title}: {reason}" for reason in cell.absent]
         line = {"checkpoint": checkpoint.title}
@@ -74,13 +76,14 @@ def score_table(
     notes.append(items_note(data, items))
     notes += judge_notes(data, {measure.benchmark for measure in columns})
     notes.append(no_interval(everything))
+    warned = [f"{capitalised(flag)} ({', '.join(of)})." for flag, of in cautions.items()]
     if any("†" in cell_text(told, measure) for measure, told in everything):
         notes.append(
             f"†: at least {100 * data.min_complete:g} % but not all rows are scored; items not "
             "scored for every seed are left out."
         )
     return Table(
-        key, title, caption.strip(), rows, observations, unique([*notes, *cautions, *absent])
+        key, title, caption.strip(), rows, observations, unique([*notes, *warned, *absent])
     )
 
 

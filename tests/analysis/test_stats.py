@@ -395,7 +395,11 @@ def test_right_answers_nearly_all_alike_are_flagged() -> None:
     scores = np.full((3, 40), 100.0)
     scores[0, :2] = scores[1, 1:4] = 0.0
     near = mean_over_seeds(from_array(scores, scale=(0.0, 100.0)))
-    assert near.cautions == ("only 4 items differ from 100 in any seed: (B) is too narrow there",)
+    assert near.cautions == (
+        "fewer than 10 items off an end of the scale: (B) is too narrow there",
+    )
+    everywhere = mean_over_seeds(from_array(np.full((3, 40), 100.0), scale=(0.0, 100.0)))
+    assert everywhere.cautions == ()
     assert mean_over_seeds(from_array(scores)).cautions == ()
     few = mean_over_seeds(from_array([[1.0, 2.0], [2.0, 4.0], [1.0, 5.0]])).cautions
     assert few == ("only 2 item clusters: the interval leans on normal item effects",)
