@@ -22,7 +22,7 @@ from analysis.power import (
     seeds_needed,
 )
 from analysis.table import Table, TableRow
-from analysis.text import size
+from analysis.text import finer, size
 from harness.records import HarnessError
 
 
@@ -76,7 +76,8 @@ def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta
     _check_delta(delta)
     if min(sigma) < 0 or seeds < 2 or items < 2:
         raise HarnessError("power: the three σ must be 0 or more, seeds and items 2 or more")
-    given = Design("given components", from_components(*sigma), seeds, items)
+    digits = finer(2, delta)  # the unit is the user's: delta says how small a number matters
+    given = Design("given components", from_components(*sigma), seeds, items, digits=digits)
     return _table([given], delta, given.name)
 
 
@@ -108,12 +109,13 @@ def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
         f"{what}: 80 % power, two-sided 5 %, delta = {delta:g}; {designs[0].seeds} seeds × "
         f"{designs[0].items} items now."
     )
-    notes = (
-        "(A): this benchmark, new seeds. (B): new seeds and new items.",
-        "Ranges: the spread over few seeds is itself known only roughly. At what is printed before "
-        "them the true power is 0.59 on average where 3 seeds of two arms told it, 0.68 with 5, "
-        "0.74 with 10.",
-    )
+    notes = ["(A): this benchmark, new seeds. (B): new seeds and new items."]
+    if any(design.spread.low is not None for design in designs):
+        notes.append(
+            "Ranges: the spread over few seeds is itself known only roughly. At what is printed "
+            "before them the true power is 0.59 on average where 3 seeds of two arms told it, 0.68 "
+            "with 5, 0.74 with 10."
+        )
     return Table("power", "Seeds and items needed", caption, rows, observations, notes)
 
 

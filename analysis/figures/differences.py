@@ -286,9 +286,11 @@ def figure_matrix(data: StudyData) -> Drawn | Unavailable:
         for label, row in zip(found.arms, found.cells, strict=True)
         for name, s in zip(found.measures, row, strict=True)
     ]
-    caption = (
-        f"{found.caption} Purple: better than the baseline, orange: worse (for measures that have "
-        "no better side: higher and lower); the deeper, the larger the difference over half of its "
-        "interval; bold: the interval leaves out 0; grey: nothing to compare or no interval."
-    )
+    caption = found.caption
+    if not np.isnan(effects).all():
+        caption += (
+            " Purple: better than the baseline, orange: worse (for measures that have no better "
+            "side: higher and lower); the deeper, the larger the difference over half of its "
+            "interval; bold: the interval leaves out 0; grey: nothing to compare or no interval."
+        )
     return Drawn(key, title, caption, figure, rows, "Every arm on every measure.")

@@ -22,6 +22,7 @@ from analysis.power import (
     seed_df,
     seeds_needed,
 )
+from analysis.power_report import power_given
 from analysis.stats import difference, two_way
 
 
@@ -191,3 +192,10 @@ def test_too_few_and_wrong_inputs_are_told() -> None:
         from_components(1.0, math.nan, 1.0)
     with pytest.raises(ValueError, match="2 seeds"):
         from_squares(two_way(np.ones((1, 5))))
+
+
+def test_given_components_are_shown_as_finely_as_delta() -> None:
+    """λ_4·0.0031/√5 = 3.761·0.0031/√5 is 0.0052: two digits would say 0.01."""
+    rows = power_given((0.0031, 0.0, 0.0), 5, 100, 0.002).rows
+    assert rows[0].cells["σ seed"] == "0.0031"
+    assert rows[0].cells["detectable now"] == "0.0052"
