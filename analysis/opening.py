@@ -157,7 +157,7 @@ def next_steps(data: StudyData) -> tuple[Next, ...]:
     if len(data.seeds) < MIN_SEEDS:
         say = f"{MIN_SEEDS} seeds would give intervals over seeds"
         return (Next(say, (f"seeds={MIN_SEEDS}",)),)
-    primary = [c for c in findings.find(data).primary if c.spread]
+    primary = [c for c in prose.with_intervals(findings.find(data).primary) if c.spread]
     detected = [c for c in primary if c.detected("A") or c.detected("B")]
     if detected:
         first = max(data.seeds) + 1

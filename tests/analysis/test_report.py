@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from analysis import findings, prose, samples, text
+from analysis.figure import Drawn
 from analysis.figures import FIGURES
 from analysis.load import StudyData, load_study
 from analysis.opening import opening
@@ -138,6 +139,9 @@ def test_of_a_model_as_it_is_nothing_is_said_of_training_or_seeds(tmp_path: Path
         "Scores, with the 95 % interval over new items, given these very checkpoints. Items "
         "scored: 24 instructions (AlpacaEval LC, "
     )
+    drawn = FIGURES["matrix"](data)
+    assert isinstance(drawn, Drawn)
+    assert drawn.caption == found.matrix.caption
     limited = "60 items, the first of each by evaluation.academic.limit (mean of academic benchm"
     assert limited in found.matrix.caption
 
