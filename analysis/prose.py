@@ -182,6 +182,9 @@ def _few_seeds(found: Findings, complete: list[Comparison], when: str) -> Statem
             f"Over new {far.measure.unit_of_items}, for these two checkpoints only: "
             f"{_range(items, far.digits)}, {p_words(items.p)}, n = {far.estimate.clusters}."
         )
+        if len(complete) > 1 and items.p is not None:  # Bonferroni's, which is Holm's of the first
+            least = p_words(min(1.0, items.p * len(complete)))
+            exact += f" As the largest of {len(complete)}: {least}."
     return Statement(
         f"With {plural(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
         f"intervals over seeds need 3. Measured for what it is, {named(far.label)} minus "

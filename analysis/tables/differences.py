@@ -33,6 +33,10 @@ NOTES = (
     "MDE: smallest difference found with 80 % power at 5 %, two-sided, in one comparison; its "
     "range over what is known of the seeds' spread is in the CSV.",
 )
+SINGLE_NOTE = (
+    "(items): new items, these very checkpoints; it says nothing of other seeds. No p is corrected "
+    "for the number of comparisons."
+)
 CHECK_NOTES = (
     "Paired: the two arms alone, without the other arms' residual. Dunnett: simultaneous (A) "
     "interval over all arms (–: withheld where arms differ in their spread over seeds). None of "
@@ -43,14 +47,20 @@ CHECK_NOTES = (
 )
 
 
-def _headline(c: Comparison) -> dict[str, str]:
-    """Cells of the first table, by column."""
+def _headline(c: Comparison, *, single: bool) -> dict[str, str]:
+    """Cells of the first table, by column. single: of a study of one seed."""
     value, digits = c.estimate, c.digits
     p, mde = {}, {}
     for name in POPULATIONS:
         corrected = c.declared and c.p(name) is not None
         p[name] = p_value(c.p(name)) + (" ᴴ" if corrected else "")
         mde[name] = size(c.detectable[name].value if name in c.detectable else None, digits)
+    items = value.intervals.get("items")
+    if single:
+        return {
+            "(items) 95 %": interval_text(items, digits),
+            "p (items)": p_value(value.p("items")),
+        }
     return {
         "(A) 95 %": interval_text(value.intervals.get("A"), digits),
         "p (A)": p["A"],
@@ -85,7 +95,7 @@ def _cells(data: StudyData, c: Comparison, *, checks: bool) -> dict[str, str]:
     iteration, own = str(c.iteration), data.own_last(c.arm)
     if c.iteration == data.last_iteration != own:  # an arm that ends earlier than others
         iteration = f"{own} (its last)"
-    told = _checks(c) if checks else _headline(c)
+    told = _checks(c) if checks else _headline(c, single=len(data.seeds) == 1)
     items = f"{value.seeds} × {value.clusters}"
     difference = number(value.value, c.digits, sign=True)
     if value.value is None:
@@ -113,7 +123,7 @@ def _observation(c: Comparison) -> dict[str, object]:
         "declared": c.declared,
         "difference": value.value,
         **headline,
-        **ends(value, "A_paired", "B_paired", p=True),
+        **ends(value, "A_paired", "B_paired", "items", p=True),
         "dunnett_low": c.member.dunnett.low,
         "dunnett_high": c.member.dunnett.high,
         "dunnett_p": c.member.dunnett.p,
@@ -172,7 +182,10 @@ def _table(
         for flag in c.estimate.cautions
     ]
     flags += [f"{c.measure.name}, iter {c.iteration}: {flag}" for c in shown for flag in c.flags]
-    notes = unique([POPULATIONS_NOTE, _units(shown), *(CHECK_NOTES if checks else NOTES), *flags])
+    about: tuple[str, ...] = CHECK_NOTES if checks else NOTES
+    if len(data.seeds) == 1 and not checks:
+        about = (SINGLE_NOTE,)
+    notes = unique([POPULATIONS_NOTE, _units(shown), *about, *flags])
     observations = [_observation(c) for c in comparisons]
     left = 1 if hide == "measure" else 2
     return Table(key, title, caption, rows, observations, notes, left)

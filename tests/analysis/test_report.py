@@ -167,6 +167,16 @@ def test_below_three_seeds_nothing_is_claimed_about_seeds(tmp_path: Path) -> Non
     one = prose.finding(study(tmp_path / "one", seeds=(0,)))
     assert one.plain.startswith("With 1 seed nothing can be said about other seeds")
     assert "for these two checkpoints only" in one.exact
+    table = TABLES["differences"](study(tmp_path / "table", seeds=(0,)))
+    assert isinstance(table, Table)
+    assert list(table.rows[0].cells)[2:] == [
+        "difference",
+        "(items) 95 %",
+        "p (items)",
+        "seeds × items",
+    ]
+    assert table.rows[1].cells["(items) 95 %"] in one.exact.replace("only: ", "")
+    assert one.exact.endswith("As the largest of 2: p < 0.001.")
     two = study(tmp_path / "two", seeds=(0, 1))
     said = prose.finding(two)
     assert said.plain.startswith("With 2 seeds nothing can be said about other seeds")
