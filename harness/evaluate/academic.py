@@ -134,21 +134,22 @@ def read_rows(path: Path) -> list[Item]:
     HarnessError naming the file.
     """
     if not path.is_file():
-        raise HarnessError(
-            f"academic data file {path} does not exist; give evaluation.academic.data a file"
-        )
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
+        raise HarnessError(f"data file {path} does not exist")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
 
-        return list(pq.read_table(path).to_pylist())
-    if path.suffix == ".json":
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(loaded, dict):
-            loaded = [{"id": key, **row} for key, row in loaded.items()]
-        return list(loaded)
-    if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8") as handle:
-            return [json.loads(line) for line in handle if line.strip()]
+            return list(pq.read_table(path).to_pylist())
+        if path.suffix == ".json":
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(loaded, dict):
+                loaded = [{"id": key, **row} for key, row in loaded.items()]
+            return list(loaded)
+        if path.suffix == ".gz":
+            with gzip.open(path, "rt", encoding="utf-8") as handle:
+                return [json.loads(line) for line in handle if line.strip()]
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise HarnessError(f"{path}: no rows can be read from it ({error})") from error
     return list(read_jsonl(path))
 
 
@@ -246,6 +247,15 @@ def _in_hub_form(column: str, row: Item) -> bool:
     return CONVERT[column][0] <= set(row)
 
 
+def _sound(column: str, item: Item) -> bool:
+    """Whether an item has all fields, and its right answer is among its choices."""
+    if not all(item[field] is not None for field in CONVERT[column][0]):
+        return False
+    if column == "hellaswag":
+        return str(item["label"]) in map(str, range(len(item["endings"])))
+    return "answerKey" not in item or item["answerKey"] in item["choices"]["label"]
+
+
 def convert(column: str, path: Path) -> list[Item]:
     """Rows of ``path`` in the columns lm-eval's packaged task reads. Raises HarnessError naming
     file and missing fields.
@@ -253,18 +263,24 @@ def convert(column: str, path: Path) -> list[Item]:
     rows = read_rows(path)
     if not rows:
         raise HarnessError(f"{path}: no rows for academic task {column}")
-    if {"request", "doc", "native_id"} <= set(rows[0]):
-        rows = scoring_items(rows)
-    elif _in_hub_form(column, rows[0]):
-        return rows
-    try:
-        return [CONVERT[column][1](row) for row in rows]
-    except (KeyError, AttributeError, TypeError) as error:
-        fields = ", ".join(sorted(CONVERT[column][0]))
-        raise HarnessError(
-            f"{path}: rows are not {column} items ({type(error).__name__}: {error}); wanted the "
-            f"fields {fields}"
-        ) from error
+    first = rows[0] if isinstance(rows[0], dict) else {}
+    if {"request", "doc", "native_id"} <= set(first):
+        rows, first = scoring_items(rows), {}
+    read = dict if first and _in_hub_form(column, first) else CONVERT[column][1]
+    items = []
+    for number, row in enumerate(rows, 1):
+        try:
+            items.append(read(row))
+            sound = _sound(column, items[-1])
+        except (KeyError, AttributeError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            fields = ", ".join(sorted(CONVERT[column][0]))
+            raise HarnessError(
+                f"{path}: row {number} is no {column} item with its answer; wanted the fields "
+                f"{fields}"
+            )
+    return items
 
 
 # -- writing ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.evaluate import benchmark
+from harness.evaluate.academic import read_rows
 from harness.evaluate.libraries import ifeval
 from harness.records import (
     HarnessError,
@@ -70,16 +71,21 @@ def read_prompts(
 ) -> tuple[Path, list[dict[str, Any]]]:
     """The file of a section's ``questions`` and its rows, up to the section's limit."""
     path = benchmark.given_file(settings, name, "questions")
-    rows = [_row(row, known, f"{path}, item {n}") for n, row in enumerate(read_jsonl(path), 1)]
+    rows = [_row(row, known, f"{path}, item {n}") for n, row in enumerate(read_rows(path), 1)]
+    benchmark.by_key(rows, "id", path)
     return path, rows[: settings.limit or None]
 
 
-def _row(row: Mapping[str, Any], known: Container[str], place: str) -> dict[str, Any]:
-    kinds, options = row.get("instruction_id_list"), row.get("kwargs")
-    if not (row.get("prompt") and isinstance(kinds, list) and isinstance(options, list)):
+def _row(row: Any, known: Container[str], place: str) -> dict[str, Any]:
+    told = row if isinstance(row, dict) else {}
+    kinds, options = told.get("instruction_id_list"), told.get("kwargs")
+    asked = told.get("prompt") and "key" in told
+    if not (asked and isinstance(kinds, list) and isinstance(options, list)):
         raise HarnessError(
-            f"{place}: wants key, prompt, instruction_id_list and kwargs; has: {', '.join(row)}"
+            f"{place}: wants key, prompt and the lists instruction_id_list and kwargs; has: "
+            f"{', '.join(told)}"
         )
+    options = [one or {} for one in options]
     unknown = sorted(kind for kind in kinds if kind not in known)
     if unknown or len(kinds) != len(options):
         wrong = f"unknown instruction {unknown[0]}" if unknown else "not one kwargs an instruction"

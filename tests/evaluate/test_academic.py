@@ -332,6 +332,35 @@ def test_rows_of_another_form_are_refused_with_the_fields_wanted(tmp_path: Path)
         convert("hellaswag", Path(write(tmp_path / "x.jsonl", [{"question": "Q"}])))
 
 
+@pytest.mark.parametrize(
+    ("column", "changes"),
+    [
+        ("gsm8k", {"answer": None}),
+        ("hellaswag", {"label": ""}),
+        ("hellaswag", {"label": 2}),
+        ("arc_challenge", {"answerKey": "3"}),
+        ("openbookqa", {"choices": None}),
+    ],
+)
+def test_every_item_has_its_fields_and_a_right_answer_among_its_choices(
+    column: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    choices = {"text": ["a", "b"], "label": ["A", "B"]}
+    asks = {"question": "Q", "answer": "#### 1", "question_stem": "Q"}
+    whole = asks | {"choices": choices, "answerKey": "B", "label": "1", "endings": ["a", "b"]}
+    whole |= {"activity_label": "x", "ctx_a": "y", "ctx_b": "z"}
+    assert convert(column, Path(write(tmp_path / "x.jsonl", [whole, whole]))) == [whole, whole]
+    with pytest.raises(HarnessError, match=f"x.jsonl: row 2 is no {column} item with its answer"):
+        convert(column, Path(write(tmp_path / "x.jsonl", [whole, whole | changes])))
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl.gz", "x.parquet"])
+def test_a_file_that_is_cut_off_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"[1,")
+    with pytest.raises(HarnessError, match=f"{name}: no rows can be read from it"):
+        read_rows(tmp_path / name)
+
+
 @pytest.mark.parametrize("column", FILES)
 def test_public_files_convert_whole(shared_data: Path, column: str) -> None:
     assert len(convert(column, shared_data / "academic" / FILES[column])) == ITEMS[column]

@@ -82,6 +82,21 @@ def test_rows_of_another_form_are_refused(says: str, tmp_path: Path) -> None:
         ifeval.prepare(ifeval.IFEvalSettings(questions=str(questions)), tmp_path / "out")
 
 
+def test_prompts_stand_once_and_have_a_key_in_whatever_file(tmp_path: Path) -> None:
+    def prepare(name: str, text: str) -> Any:
+        (tmp_path / name).write_text(text)
+        settings = ifeval.IFEvalSettings(questions=str(tmp_path / name))
+        return ifeval.prepare(settings, tmp_path / "out")
+
+    padded = DOCS[2] | {"kwargs": [None]}
+    assert prepare("list.json", json.dumps([DOCS[0], padded])) == {"expected": 2}
+    with pytest.raises(HarnessError, match="id 1 occurs more than once"):
+        prepare("twice.jsonl", f"{json.dumps(DOCS[0])}\n" * 2)
+    nameless = {key: value for key, value in DOCS[0].items() if key != "key"}
+    with pytest.raises(HarnessError, match="item 1: wants key, prompt"):
+        prepare("nameless.jsonl", json.dumps(nameless))
+
+
 def test_what_counts_sentences_needs_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
