@@ -37,6 +37,7 @@ from harness.records import (
     Status,
     canonical_json,
     content_hash,
+    read_jsonl,
 )
 from harness.study.sections import JudgeSettings, Section
 from harness.study.tasks import Answers, AnswerTask
@@ -84,9 +85,13 @@ class Instruction:
 
 
 def read_json_rows(path: Path) -> list[dict[str, Any]]:
-    """A JSON file that holds a list of rows; HarnessError names the file otherwise."""
+    """Rows of a JSON file that holds a list of them, or of a JSONL file; HarnessError names the
+    file otherwise.
+    """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        if path.suffix == ".jsonl":
+            return list(read_jsonl(path))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise HarnessError(f"{path} does not exist") from None
     except ValueError as error:

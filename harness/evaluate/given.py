@@ -335,8 +335,7 @@ def _wildbench(path: Path, model: str, benchmarks: Path) -> list[dict[str, Any]]
     """
     asked = next(iter(read_jsonl(benchmarks / wildbench.NAME / "questions.jsonl")))
     rows = []
-    listed = alpaca_eval.read_json_rows(path) if path.suffix == ".json" else read_jsonl(path)
-    for number, row in enumerate(listed, 1):
+    for number, row in enumerate(alpaca_eval.read_json_rows(path), 1):
         try:
             rows.append(_wildbench_row(row, set(asked["references"])))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):

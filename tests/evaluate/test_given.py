@@ -142,6 +142,10 @@ def test_rows_are_aligned_by_instruction(benchmarks: Path) -> None:
     written = json.loads((benchmarks / "alpaca_eval.json").read_text())
     assert [row["id"] for row in written] == list("012345")
     assert {row["preference"] for row in written} == {1.75}
+    write_jsonl(benchmarks / "a.jsonl", annotated(benchmarks))
+    (benchmarks / "b.json").write_text("\ufeff" + json.dumps(annotated(benchmarks)))
+    for name in ("a.jsonl", "b.json"):
+        assert given.alpaca_eval_answers(benchmarks / name, "", benchmarks, benchmarks) == 6
 
 
 def test_files_of_another_benchmark_baseline_or_of_two_models_are_refused(benchmarks: Path) -> None:
