@@ -172,6 +172,8 @@ def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
     """
     path = benchmark.given_file(settings, NAME, "instructions")
     rows = read_json_rows(path)
+    if not rows:
+        raise HarnessError(f"{path}: holds no instruction")
     for number, row in enumerate(rows):
         for key in ("instruction", "output"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str):

@@ -385,6 +385,8 @@ def by_key(rows: Iterable[Mapping[str, Any]], key: str, path: Path) -> dict[Any,
 
 def write_questions(out: Path, rows: Sequence[Any], judge: Mapping[str, Any]) -> int:
     """questions.jsonl, and judge.json with what its judge is told; returns the rows."""
+    if not rows:
+        raise HarnessError(f"evaluation.{out.name}: its file of questions holds none")
     out.mkdir(parents=True, exist_ok=True)
     (out / "judge.json").write_text(canonical_json(judge) + "\n", encoding="utf-8")
     return write_jsonl(out / "questions.jsonl", rows)

@@ -86,7 +86,7 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
     if not asked:
         raise HarnessError(f"{questions}: holds no question")
     by_key(asked, "question_id", questions)
-    rows = _rows(references, {"question_id": int, "choices": list}) if references.exists() else []
+    rows = answers(references) if references.exists() else []
     answered = by_key(rows, "question_id", references)
     named = by_key(_rows(prompts, PROMPT_KEYS), "name", prompts)
     missing = [name for name in PROMPT_NAMES.values() if name not in named]
@@ -95,7 +95,7 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
     without = []
     for question in asked:
         row = answered.get(question["question_id"], {"choices": [{"turns": []}]})
-        short = len(row["choices"][0]["turns"]) < len(question["turns"])
+        short = sum(map(bool, row["choices"][0]["turns"])) < len(question["turns"])
         if short and question["category"] in NEED_REFERENCE:
             without.append(question["question_id"])
     if without:

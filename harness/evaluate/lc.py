@@ -257,7 +257,7 @@ def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
-    with open(path, encoding="utf-8", newline="") as handle:
+    with open(path, encoding="utf-8-sig", newline="") as handle:
         reader = csv.DictReader(handle)
         missing = [name for name in GAMED_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:

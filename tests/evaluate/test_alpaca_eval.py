@@ -619,6 +619,7 @@ def test_the_official_instructions_in_another_order_are_refused(
         ('[{"instruction": "a"}]', "row 0: key 'output' should be text"),
         ('[{"instruction": "a", "output": "b"},', "not valid JSON"),
         ('{"instruction": "a"}', "wants a JSON list"),
+        ("[]", "holds no instruction"),
         ('[{"id": "1", "instruction": "a", "output": "b"}]', "ids should be 0 to 0"),
         (
             '[{"instruction": "a  b", "output": "c"}, {"instruction": " a b", "output": "d"}]',

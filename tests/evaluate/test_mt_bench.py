@@ -505,6 +505,18 @@ def test_another_reference_set_or_judge_shows_in_every_row(world: Write) -> None
             "no reference for every turn of question 82",
         ),
         (
+            "reference_answer.jsonl",
+            '"Reference 82 one"',
+            "null",
+            "no reference for every turn of question 82",
+        ),
+        (
+            "reference_answer.jsonl",
+            '"turns":[',
+            '"turns":"It is 4.","more":[',
+            "row 1: each choice wants 'turns', a list of texts",
+        ),
+        (
             "judge_prompts.jsonl",
             '"single-math-v1"',
             '"other"',

@@ -251,12 +251,14 @@ def test_a_judgment_is_the_json_in_it(kind: str, text: str, value: float | None)
         ({"references": {"gpt": "half.jsonl"}}, "no answer to s0"),
         ({"tasks": "odd.jsonl"}, "row 1: unknown tag 'Cooking'"),
         ({"tasks": "half.jsonl"}, "row 1: wants id, conversation_input"),
+        ({"tasks": "none.jsonl"}, "its file of questions holds none"),
     ],
 )
 def test_files_that_do_not_fit_are_named(
     owner: wildbench.WildBenchSettings, change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "half.jsonl", [{"session_id": "z", "output": "x"}])
+    write_jsonl(tmp_path / "none.jsonl", [])
     odd = {"id": "o", "conversation_input": [{"role": "user", "content": "?"}]}
     odd |= {"checklist": [], "primary_tag": "Cooking", "secondary_tags": []}
     write_jsonl(tmp_path / "odd.jsonl", [odd])
