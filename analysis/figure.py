@@ -77,10 +77,13 @@ class ArmStyle:
     line: Any
     label: str
 
+    @property
+    def look(self) -> dict[str, Any]:
+        """How its line is drawn."""
+        return {"color": self.color, "marker": self.marker, "linestyle": self.line}
+
     def handle(self) -> Line2D:
-        return Line2D(
-            [], [], color=self.color, marker=self.marker, linestyle=self.line, label=self.label
-        )
+        return Line2D([], [], label=self.label, **self.look)
 
 
 @contextmanager
@@ -103,26 +106,23 @@ def new_figure(
 
 def styles(data: StudyData) -> dict[str, ArmStyle]:
     """Arm → style. One numeric axis: light to dark; else distinct; baseline black, dashed."""
-    arms = list(data.arms)
-    values = {arm: [*runs[0].arm.values(), None][0] for arm, runs in data.arms.items()}
-    ordered = [arm for arm in arms if arm != data.baseline_arm]
-    numbers = [
-        arm
-        for arm in ordered
-        if len(data.axes) == 1
-        and isinstance(values[arm], (int, float))
-        and not isinstance(values[arm], bool)
-    ]
-    numbers.sort(key=lambda arm: (float(values[arm] or 0), arm))
-    named = [arm for arm in ordered if arm not in numbers]
+    others = [arm for arm in data.arms if arm != data.baseline_arm]
+    values: dict[str, Any] = {
+        arm: next(iter(data.arms[arm][0].arm.values()), None) for arm in others
+    }
+    numbers = []
+    if len(data.axes) == 1:
+        numbers = [arm for arm, value in values.items() if type(value) in (int, float)]
+        numbers.sort(key=lambda arm: (float(values[arm]), arm))
+    named = [arm for arm in others if arm not in numbers]
     colours = ramp("viridis", 0.78, 0.1, len(numbers))[: len(numbers)]
     colours += [DISTINCT[1 + i % (len(DISTINCT) - 1)] for i in range(len(named))]
-    ordered = numbers + named
-    place = {arm: i for i, arm in enumerate(ordered, 1)} | {data.baseline_arm: 0}
-    return {
-        arm: nth_style(place[arm], [DISTINCT[0], *colours][place[arm]], shown(data.label(arm)))
-        for arm in arms
+    order = {data.baseline_arm: DISTINCT[0], **dict(zip(numbers + named, colours, strict=True))}
+    found = {
+        arm: nth_style(place, color, shown(data.label(arm)))
+        for place, (arm, color) in enumerate(order.items())
     }
+    return {arm: found[arm] for arm in data.arms}
 
 
 def ramp(name: str, start: float, end: float, count: int) -> list[str]:

@@ -130,21 +130,22 @@ def estimate(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Estim
 @once
 def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
     """Every arm against the baseline; empty without a baseline or scores of it."""
-    cells = {}
-    for arm in data.arms:
-        checkpoint = data.at(arm, iteration)
-        cell = measures.layout_of(data, checkpoint, measure) if checkpoint else None
-        if cell is not None and cell.values.size:
-            cells[arm] = cell
-    if data.baseline_arm not in cells or len(cells) < 2:
-        return ()
+    cells = {arm: c for arm, c in _layouts(data, measure, iteration).items() if c.values.size}
     judged = {arm: _judged(data, arm, measure, iteration) for arm in cells}
+    if data.baseline_arm not in cells:
+        return ()
     ours = judged[data.baseline_arm]
     cells = {arm: cell for arm, cell in cells.items() if _alike(judged[arm], ours)}
     if len(cells) < 2:
         return ()
     found = family(cells, data.baseline_arm, min_complete=data.min_complete)
     return tuple(_comparison(data, measure, iteration, member, found) for member in found.members)
+
+
+def _layouts(data: StudyData, measure: Measure, iteration: int) -> dict[str, Layout]:
+    """Arm → its scores after an iteration, of the arms that are scored there."""
+    there = {arm: data.at(arm, iteration) for arm in data.arms}
+    return {arm: measures.layout_of(data, c, measure) for arm, c in there.items() if c}
 
 
 def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> tuple[str, ...]:
@@ -202,11 +203,7 @@ def _comparison(
 def declared_outcomes(data: StudyData) -> list[tuple[Measure, int]]:
     """Primary outcome first, then the further declared ones, without repeats."""
     outcomes = [data.declare["primary"], *data.declare["family"]]
-    found: dict[tuple[str, int], tuple[Measure, int]] = {}
-    for outcome in outcomes:
-        measure, iteration = measures.declared(data, outcome)
-        found.setdefault((measure.key, iteration), (measure, iteration))
-    return list(found.values())
+    return list(dict.fromkeys(measures.declared(data, outcome) for outcome in outcomes))
 
 
 @once
@@ -216,16 +213,17 @@ def find(data: StudyData) -> Findings:
     plain: list[Comparison] = []
     for outcome in outcomes:
         plain += compare_arms(data, *outcome)
+    names = [f"{i}" for i in range(len(plain))]
     adjusted = {
-        p: holm({f"{i}": c.estimate.p(p) for i, c in enumerate(plain)}) for p in POPULATIONS
+        p: holm({name: c.estimate.p(p) for name, c in zip(names, plain, strict=True)})
+        for p in POPULATIONS
     }
     declared = tuple(
-        replace(c, holm={p: adjusted[p][f"{i}"] for p in POPULATIONS}) for i, c in enumerate(plain)
+        replace(c, holm={p: adjusted[p][name] for p in POPULATIONS})
+        for name, c in zip(names, plain, strict=True)
     )
     measure, iteration = outcomes[0]
-    primary = tuple(
-        c for c in declared if c.measure.key == measure.key and c.iteration == iteration
-    )
+    primary = tuple(c for c in declared if (c.measure, c.iteration) == outcomes[0])
     selection, reason = _selection(data, measure, iteration)
     return Findings(
         measure,
@@ -242,17 +240,12 @@ def find(data: StudyData) -> Findings:
 
 
 def _selection(data: StudyData, measure: Measure, iteration: int) -> tuple[Selection | None, str]:
-    cells = {}
-    for arm in data.arms:
-        checkpoint = data.at(arm, iteration)
-        if checkpoint:
-            cells[arm] = measures.layout_of(data, checkpoint, measure)
+    cells = _layouts(data, measure, iteration)
     if data.baseline_arm not in cells or len(cells) < 3:
         return None, "fewer than two arms beside the baseline: nothing was selected"
+    ours, least, better = data.baseline_arm, data.min_complete, measure.better
     try:
-        return reestimate_best(
-            cells, data.baseline_arm, better=measure.better, min_complete=data.min_complete
-        ), ""
+        return reestimate_best(cells, ours, better=better, min_complete=least), ""
     except ValueError as error:
         return None, str(error)
 
@@ -263,12 +256,8 @@ def _trend(data: StudyData) -> TrendFinding | None:
         return None
     measure, iteration = measures.declared(data, declared)
     axis, expected = declared["axis"], declared["expected"]
-    cells: dict[float, Layout] = {}
-    for value, arm in along(data, axis):
-        checkpoint = data.at(arm, iteration)
-        cell = measures.layout_of(data, checkpoint, measure) if checkpoint else None
-        if cell is not None and cell.values.size:
-            cells[value] = cell
+    stored = {arm: c for arm, c in _layouts(data, measure, iteration).items() if c.values.size}
+    cells = {value: stored[arm] for value, arm in along(data, axis) if arm in stored}
     blank = TrendFinding(measure, iteration, axis, expected, None)
     if len(cells) < 3:
         reason = f"scores of it are stored for {len(cells)} of {axis}'s values; a trend needs three"

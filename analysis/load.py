@@ -27,6 +27,12 @@ from harness.records import SCHEMA_VERSION, HarnessError
 STRINGS = ("benchmark", "benchmark_version", "item", "cluster", "metric", "status", "judge")
 IDENTITY = ("judge", "benchmark_version")
 NO_ROWS = np.array([], dtype=int)
+WORDS = pa.dictionary(pa.int32(), pa.string())
+NO_SCORES = pa.schema(
+    [(name, WORDS) for name in STRINGS]
+    + [("value", pa.float64())]
+    + [(name, pa.int32()) for name in ("repeat", "run", "iteration")]
+)
 DIAGNOSTICS = "diagnostics"
 """Stage and benchmark name of the diagnostics."""
 RANKER_DIFFERENCES = "ranker_alpaca_eval"
@@ -58,12 +64,12 @@ class Stage:
         return self.state in ("done", "partial")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One arm with one seed. ``iterations[t]`` maps stage names to keys; ``c`` and ``kappa`` are
-    per iteration, from 1. baseline_run: name of the run that this one is compared with. given: it
-    was trained elsewhere, and its iterations are steps; absent: why a stage of a step is not there.
-    mode: ``loop.mode``.
+    """One arm with one seed, equal to itself alone. ``iterations[t]`` maps stage names to keys;
+    ``c`` and ``kappa`` are per iteration, from 1. baseline_run: name of the run that this one is
+    compared with. given: it was trained elsewhere, and its iterations are steps; absent: why a
+    stage of a step is not there. mode: ``loop.mode``.
     """
 
     name: str
@@ -121,6 +127,16 @@ class Checkpoint:
         """The fields by which an observation says which checkpoint it is of."""
         return {"checkpoint": self.title, "arm": self.arm, "iteration": self.iteration}
 
+    @property
+    def c(self) -> float | None:
+        """The coefficient on log π(y) of this iteration."""
+        return self.runs[0].c.get(self.iteration)
+
+    @property
+    def kappa(self) -> float | None:
+        """κ = 2c/β of this iteration."""
+        return self.runs[0].kappa.get(self.iteration)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -166,22 +182,17 @@ def read_run(row: Mapping[str, Any]) -> Run:
     the first model's on (iteration 0; −1 where a warm-up comes before iteration 1).
     """
     iterations = {int(entry["iteration"]): dict(entry["stages"]) for entry in row["iterations"]}
-    c, kappa = (
-        {
-            i: float(value)
-            for i, value in zip(sorted(iterations), row[name], strict=True)
-            if i > 0 and value is not None
-        }
-        for name in ("c", "kappa")
-    )
+
+    def trained(values: Sequence[float | None]) -> dict[int, float]:
+        told = zip(sorted(iterations), values, strict=True)
+        return {i: float(value) for i, value in told if i > 0 and value is not None}
+
     return Run(
+        **{name: row[name] for name in ("arm", "label", "seed")},
         name=row["run"],
-        arm=row["arm"],
-        label=row["label"],
-        seed=int(row["seed"]),
         baseline_run=row["baseline_run"] or "",
-        c=c,
-        kappa=kappa,
+        c=trained(row["c"]),
+        kappa=trained(row["kappa"]),
         iterations=dict(sorted(iterations.items())),
         given=bool(row.get("given")),
         absent={int(step): reasons for step, reasons in row.get("absent", {}).items()},
@@ -248,14 +259,8 @@ def read_scores(runs: Sequence[Run], stages: Mapping[str, Stage]) -> pd.DataFram
                     at = np.full(table.num_rows, iteration, dtype=np.int32)
                     table = table.append_column("run", pa.array(here))
                     parts.append(table.append_column("iteration", pa.array(at)))
-    frame: pd.DataFrame
-    if parts:
-        frame = pa.concat_tables(parts).unify_dictionaries().to_pandas()
-    else:
-        frame = pd.DataFrame({name: pd.Categorical([]) for name in STRINGS})
-        frame["value"] = np.array([], float)
-        for name in ("repeat", "run", "iteration"):
-            frame[name] = NO_ROWS
+    whole = pa.concat_tables(parts or [NO_SCORES.empty_table()]).unify_dictionaries()
+    frame: pd.DataFrame = whole.to_pandas()
     codes = frame["run"].to_numpy(dtype=int)
     names = pd.CategoricalDtype([run.name for run in runs])
     frame["run"] = pd.Categorical.from_codes(codes, dtype=names)
@@ -276,7 +281,7 @@ def _score_table(stage: Stage | None) -> pa.Table | None:
             "it"
         ) from error
     for name in STRINGS:  # files written with dictionaries of another index type
-        words = table.column(name).cast(pa.dictionary(pa.int32(), pa.string()))
+        words = table.column(name).cast(WORDS)
         table = table.set_column(table.schema.get_field_index(name), name, words)
     return table
 
@@ -392,13 +397,10 @@ class StudyData:
                 base = Checkpoint("", label, iteration, tuple(runs))
                 bases.setdefault((iteration, _bases(runs, iteration)), base)
         labels = Counter(base.label for base in bases.values())
-        named = [
-            replace(base, label=f"{base.label} of {base.runs[0].label}")
-            if labels[base.label] > 1
-            else base
-            for base in bases.values()
-        ]
-        return named + rest
+        for key, base in bases.items():
+            if labels[base.label] > 1:
+                bases[key] = replace(base, label=f"{base.label} of {base.runs[0].label}")
+        return [*bases.values(), *rest]
 
     def checkpoint(self, arm: str, iteration: int) -> Checkpoint | None:
         """An arm's checkpoint; at iteration 0 the base that it started from."""
@@ -458,6 +460,7 @@ class StudyData:
         """Score rows of one run at one iteration."""
         return self.scores.iloc[self._select(run, iteration, benchmark, metric)]
 
+    @once
     def cell(
         self,
         checkpoint: Checkpoint,
@@ -471,31 +474,14 @@ class StudyData:
 
         A run without any row counts as missing every row that the fullest run of the study has.
         """
-        names = tuple(run.name for run in checkpoint.runs)
-        key = ("cell", checkpoint.iteration, names, benchmark, metric, part, scale)
-        if key not in self.computed:
-            self.computed[key] = self._cell(checkpoint, benchmark, metric, part, scale)
-        return cast("Cell", self.computed[key])
-
-    def _cell(
-        self,
-        checkpoint: Checkpoint,
-        benchmark: str,
-        metric: str,
-        part: str,
-        scale: tuple[float, float] | None,
-    ) -> Cell:
         arrays, iteration = self._arrays, checkpoint.iteration
         rows_of = {
             run.seed: self._select(run.name, iteration, benchmark, metric, part)
             for run in checkpoint.runs
         }
-        reasons = {run.seed: self.why_absent(run, iteration, benchmark) for run in checkpoint.runs}
-        absent = [
-            f"seed {seed}: {reason}"
-            for seed, reason in reasons.items()
-            if reason and not len(rows_of[seed])
-        ]
+        silent = [run for run in checkpoint.runs if not len(rows_of[run.seed])]
+        reasons = {run.seed: self.why_absent(run, iteration, benchmark) for run in silent}
+        absent = [f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason]
         model = self._fullest(benchmark, metric, part)
         seeds, clusters, values = [], [], {}
         for seed, rows in rows_of.items():
@@ -523,11 +509,8 @@ class StudyData:
 
     def identity(self, checkpoint: Checkpoint, benchmark: str, metric: str) -> str:
         """The one identity of a checkpoint's rows of a metric; empty without rows."""
-        found = [
-            self._select(run.name, checkpoint.iteration, benchmark, metric)
-            for run in checkpoint.runs
-        ]
-        rows = np.concatenate([NO_ROWS, *found])
+        of = (checkpoint.iteration, benchmark, metric)
+        rows = np.concatenate([NO_ROWS, *(self._select(run.name, *of) for run in checkpoint.runs)])
         return " and ".join(self.identities(rows)) if len(rows) else ""
 
     def _refuse_mixture(self, checkpoint: Checkpoint, benchmark: str, rows: np.ndarray) -> None:
@@ -550,12 +533,9 @@ class StudyData:
 
     def _fullest(self, benchmark: str, metric: str, part: str) -> np.ndarray:
         """Rows of the first run that has most: what a run without any row should have had."""
-        fullest: tuple[str, int] | None = None
-        most = 0
-        for (run, iteration, *of), rows in self._positions.items():
-            if of == [benchmark, metric] and len(rows) > most:
-                fullest, most = (run, iteration), len(rows)
-        return self._select(*fullest, benchmark, metric, part) if fullest else NO_ROWS
+        there = [at for at in self._positions if at[2:] == (benchmark, metric)]
+        fullest = max(there, key=lambda at: len(self._positions[at]), default=None)
+        return self._select(*fullest, part) if fullest else NO_ROWS
 
     # -- stages ------------------------------------------------------------------------------------
     def stage(self, run: Run, iteration: int, name: str) -> Stage | None:

@@ -132,6 +132,12 @@ def headlines(data: StudyData) -> tuple[Measure, ...]:
     return tuple(found)
 
 
+def present(data: StudyData, asked: Sequence[Measure]) -> list[Measure]:
+    """Those of which any score is stored."""
+    held = set(data.metrics())
+    return [m for m in asked if any((name, m.metric) in held for name in m.benchmarks)]
+
+
 def heldout(data: StudyData, *, sampled: bool = False) -> Measure:
     """The ranker's reward of held-out answers: greedy, or mean over temperature-1 samples."""
     return find(data, "heldout", "reward_sampled" if sampled else "reward")

@@ -48,10 +48,10 @@ def shown_measures(data: StudyData) -> list[tuple[Measure, int]]:
     wanted = findings.declared_outcomes(data)
     headlines = sorted(measures.headlines(data), key=lambda measure: measure.better == 0)
     wanted += [(m, data.last_iteration) for m in headlines if not m.part]
-    held = set(data.metrics())
+    held = measures.present(data, [measure for measure, _ in wanted])
     found: dict[str, tuple[Measure, int]] = {}
     for measure, iteration in wanted:
-        if any((name, measure.metric) in held for name in measure.benchmarks):
+        if measure in held:
             found.setdefault(measure.key, (measure, iteration))
     return list(found.values())[:MOST_MEASURES]
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from analysis.load import Run, StudyData, iterate, parsed
+from analysis.load import Run, Stage, StudyData, iterate, parsed
 from analysis.text import one_line, visible
 from harness.records import read_jsonl
 
@@ -27,8 +27,7 @@ Key = tuple[str, str]
 """A prompt: title of its set, and its id there."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One turn's answer. value: the benchmark's score of it; scored: the score's status, empty
     where there is none. reward: the ranker's, minus that of the baseline's answer. judgment: the
     judge's text.
@@ -42,8 +41,7 @@ class Answer:
     judgment: str = ""
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Whose answers a column of ``Samples.answers`` holds; arms may share one."""
 
     arm: str
@@ -59,12 +57,12 @@ class Samples:
     arm that the others are compared with. notices: what was left out.
     """
 
-    sets: tuple[Mapping[str, Any], ...]
-    prompts: tuple[tuple[int, str, tuple[str, ...]], ...]
-    places: tuple[Place, ...]
-    answers: tuple[tuple[tuple[Answer, ...] | None, ...], ...]
+    sets: Sequence[Mapping[str, Any]]
+    prompts: Sequence[tuple[int, str, tuple[str, ...]]]
+    places: Sequence[Place]
+    answers: Sequence[Sequence[tuple[Answer, ...] | None]]
     baseline: str = ""
-    notices: tuple[str, ...] = ()
+    notices: Sequence[str] = ()
 
     def as_json(self) -> str:
         """Compact JSON that is safe inside a script element; equal texts stand in it once."""
@@ -76,54 +74,99 @@ class Samples:
         def packed(turns: tuple[Answer, ...] | None) -> list[list[Any]] | None:
             if turns is None:
                 return None
-            rows = ((a.status, a.value, a.scored, a.reward) for a in turns)
-            return [[at(a.text), *row, at(a.judgment)] for a, row in zip(turns, rows, strict=True)]
+            return [[at(a.text), *a[1:-1], at(a.judgment)] for a in turns]
 
         content: dict[str, Any] = {
             "sets": self.sets,
             "prompts": [
                 [one, name, [at(turn) for turn in turns]] for one, name, turns in self.prompts
             ],
-            "places": [[p.arm, p.after, p.seed, p.column] for p in self.places],
+            "places": self.places,
             "answers": [[packed(turns) for turns in row] for row in self.answers],
             "baseline": self.baseline,
         }
         content["texts"] = list(texts)
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace(
-            "<", "\\u003c"
-        )
+        packed_ = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return packed_.replace("<", "\\u003c")
 
 
-@dataclass
-class _Cut:
-    """Cuts texts and counts what it cut."""
+class _Reader:
+    """Reads a study's prompts and answers, cuts long texts and counts what it cut.
 
-    limit: int
-    cut: int = 0
-    longest: int = 0
+    prompts: by set and id, in order; totals: how many a set has; answers: by prompt and column.
+    """
 
-    def __call__(self, value: object, limit: int = 0) -> str:
-        limit = limit or self.limit
-        raw = "" if value is None else str(value)
+    def __init__(self, data: StudyData, limit: int) -> None:
+        self.data, self.limit = data, limit
+        self.cuts = self.longest = 0
+        self.prompts: dict[str, dict[str, tuple[str, ...]]] = {}
+        self.totals: dict[str, int] = {}
+        self.answers: dict[Key, dict[int, tuple[Answer, ...]]] = {}
+
+    def cut(self, value: object, limit: int = 0) -> str:
+        """A text that can be shown, of at most ``limit`` characters (0: the reader's)."""
+        raw, limit = "" if value is None else str(value), limit or self.limit
         self.longest = max(self.longest, len(raw))
         if len(raw) <= limit:
             return visible(raw)
-        self.cut += 1
+        self.cuts += 1
         return visible(raw[:limit]) + f" … [cut: {len(raw)} characters in all]"
 
+    def read_prompts(self, answer: Stage, benchmark: Mapping[str, Any]) -> None:
+        """Take a benchmark's prompts, once, where the inputs of an answer stage hold them."""
+        title, shown = benchmark["title"], benchmark["samples"]
+        inputs = {name: self.data.input_folder(answer, name) for name in ("benchmarks", "data")}
+        known = {name: folder for name, folder in inputs.items() if folder}
+        if title in self.prompts or len(known) < len(inputs):
+            return
+        prompts, _ = FORMS[shown["form"]]
+        rows = list(prompts({"answer": answer.folder, **known}, shown["file"]))
+        if rows:
+            self.totals[title] = len(rows)
+            first = rows[:MOST_PROMPTS]
+            self.prompts[title] = {name: tuple(map(self.cut, turns)) for name, turns in first}
 
-@dataclass
-class _Book:
-    """Prompts in order by set, and answers by (set, id) and checkpoint."""
+    def of_stage(
+        self, run: Run, iteration: int, stage: Stage, benchmark: Mapping[str, Any]
+    ) -> dict[Key, tuple[Answer, ...]]:
+        """Answers of a checkpoint to the prompts of a benchmark."""
+        title, shown, at = benchmark["title"], benchmark["samples"], (self.data, run, iteration)
+        wanted, metric = self.prompts.get(title, {}), shown["metric"]
+        names = {one["benchmark"] for one in benchmark["measures"] if one["metric"] == metric}
+        scores: dict[str, tuple[float | None, str]] = {}
+        for name in sorted(names):
+            scores |= _scores(*at, name, metric)
+        rewards = _scores(*at, f"ranker_{benchmark['name']}", "reward_difference")
+        judgments = _judgments(*at, benchmark["stage"]) if benchmark["judged"] else {}
+        _, answers = FORMS[shown["form"]]
+        found: dict[Key, tuple[Answer, ...]] = {}
+        for name, turns in answers(stage.folder / shown["file"]):
+            if name not in wanted:
+                continue
+            found[title, name] = tuple(
+                Answer(
+                    self.cut(text),
+                    status,
+                    *scores.get(item, (None, "")),
+                    reward=rewards.get(item, (None, ""))[0],
+                    judgment=self.judgment(judgments.get(item, {})),
+                )
+                for item, text, status in turns
+            )
+            if len(found) == len(wanted):  # sorted by prompt: stop at the last wanted one
+                break
+        return found
 
-    prompts: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
-    totals: dict[str, int] = field(default_factory=dict)
-    answers: dict[Key, dict[int, tuple[Answer, ...]]] = field(default_factory=dict)
+    def judgment(self, row: Mapping[str, Any]) -> str:
+        """The judge's words; of a comparison, whose text is one token, what was shown first."""
+        if "switched" in row:
+            return "the judge saw this answer first" if row["switched"] else ""
+        return self.cut(row.get("text"), JUDGMENT_LIMIT)
 
 
 def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) -> Samples:
     """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON."""
-    cut, book = _Cut(text_limit), _Book()
+    reader = _Reader(data, text_limit)
     places: list[Place] = []
     columns: dict[str, int] = {}
     shown = [one for one in data.benchmarks if one["samples"]]
@@ -134,64 +177,56 @@ def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) 
         if stage.key not in columns:
             found: dict[Key, tuple[Answer, ...]] = {}
             for benchmark in shown:
-                _read_prompts(data, stage, benchmark, book, cut)
-                found |= _answers(data, run, iteration, stage.folder, benchmark, book, cut)
+                reader.read_prompts(stage, benchmark)
+                found |= reader.of_stage(run, iteration, stage, benchmark)
             if not found:
                 continue
             columns[stage.key] = len(columns)
             for key, turns in found.items():
-                book.answers.setdefault(key, {})[columns[stage.key]] = turns
+                reader.answers.setdefault(key, {})[columns[stage.key]] = turns
         start = "base" if iteration < 0 else run.start.lower()
         after = f"{run.counted} {iteration}" if iteration > 0 else start
         places.append(Place(one_line(run.label, 80), after, run.seed, columns[stage.key]))
-    return _fit(data, places, book, size, cut)
+    return _fit(reader, places, len(columns), size)
 
 
-def _fit(data: StudyData, places: Sequence[Place], book: _Book, size: int, cut: _Cut) -> Samples:
+def _fit(reader: _Reader, places: Sequence[Place], columns: int, size: int) -> Samples:
     """Prompts in turn from every set until ``size`` is reached."""
-    kinds = {
-        one["title"]: one["samples"] for one in data.benchmarks if one["title"] in book.prompts
-    }
-    queues = {
-        title: [(title, name) for name in book.prompts[title] if (title, name) in book.answers]
-        for title in kinds
-    }
-    turns_about = itertools.chain.from_iterable(itertools.zip_longest(*queues.values()))
-    columns = 1 + max((place.column for place in places), default=-1)
+    told = reader.data.benchmarks
+    kinds = {one["title"]: one["samples"] for one in told if one["title"] in reader.prompts}
+    queues = [[(t, n) for n in reader.prompts[t] if (t, n) in reader.answers] for t in kinds]
     chosen: list[Key] = []
     known: set[str] = set()
     used = 0
-    for key in filter(None, turns_about):
-        texts = set(book.prompts[key[0]][key[1]])
-        told = [answer for turns in book.answers[key].values() for answer in turns]
-        texts |= {text for answer in told for text in (answer.text, answer.judgment)}
+    for key in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*queues))):
+        answers = list(itertools.chain.from_iterable(reader.answers[key].values()))
+        texts = {*reader.prompts[key[0]][key[1]], *(a.text for a in answers)}
+        texts |= {a.judgment for a in answers}
         new = sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in texts - known)
-        used += new + 48 * len(told) + 5 * columns
+        used += new + 48 * len(answers) + 5 * columns
         if used > size and chosen:
             break
         known |= texts
         chosen.append(key)
-    order = list(kinds)
+    order, total, notices = list(kinds), sum(reader.totals.values()), []
     chosen.sort(key=lambda key: order.index(key[0]))
-    total = sum(book.totals.values())
-    notices = []
     if len(chosen) < total:
         notices.append(
             f"{len(chosen)} of {total} prompts are shown, to keep this page small; all answers "
             "are in the store."
         )
-    if cut.cut:
-        notices.append(f"{cut.cut} long texts are cut (the longest has {cut.longest} characters).")
+    if reader.cuts:
+        long = f"(the longest has {reader.longest} characters)"
+        notices.append(f"{reader.cuts} long texts are cut {long}.")
+    words = ("words", "digits", "neutral")
+    data = reader.data
     return Samples(
-        tuple(
-            {"title": title, **{name: kind.get(name) for name in ("words", "digits", "neutral")}}
-            for title, kind in kinds.items()
-        ),
-        tuple((order.index(t), one_line(n, 60), book.prompts[t][n]) for t, n in chosen),
-        tuple(places),
-        tuple(tuple(book.answers[key].get(n) for n in range(columns)) for key in chosen),
+        [{"title": t, **{name: kind.get(name) for name in words}} for t, kind in kinds.items()],
+        [(order.index(t), one_line(n, 60), reader.prompts[t][n]) for t, n in chosen],
+        places,
+        [[reader.answers[key].get(n) for n in range(columns)] for key in chosen],
         one_line(data.label(data.baseline_arm), 80),
-        tuple(notices),
+        notices,
     )
 
 
@@ -267,71 +302,6 @@ FORMS: Mapping[str, Reader] = {
 }
 
 
-def _read_prompts(
-    data: StudyData, answer: Any, benchmark: Mapping[str, Any], book: _Book, cut: _Cut
-) -> None:
-    title, shown = benchmark["title"], benchmark["samples"]
-    if title in book.prompts:
-        return
-    folders = {"answer": answer.folder}
-    for name in ("benchmarks", "data"):
-        folder = data.input_folder(answer, name)
-        if folder is None:
-            return
-        folders[name] = folder
-    prompts, _ = FORMS[shown["form"]]
-    rows = list(prompts(folders, shown["file"]))
-    if rows:
-        book.totals[title] = len(rows)
-        book.prompts[title] = {
-            name: tuple(cut(turn) for turn in turns) for name, turns in rows[:MOST_PROMPTS]
-        }
-
-
-def _answers(
-    data: StudyData,
-    run: Run,
-    iteration: int,
-    folder: Path,
-    benchmark: Mapping[str, Any],
-    book: _Book,
-    cut: _Cut,
-) -> dict[Key, tuple[Answer, ...]]:
-    title, shown = benchmark["title"], benchmark["samples"]
-    wanted = set(book.prompts.get(title, {}))
-    names = {one["benchmark"] for one in benchmark["measures"] if one["metric"] == shown["metric"]}
-    scores: dict[str, tuple[float | None, str]] = {}
-    for name in sorted(names):
-        scores |= _scores(data, run, iteration, name, shown["metric"])
-    rewards = _scores(data, run, iteration, f"ranker_{benchmark['name']}", "reward_difference")
-    judgments = _judgments(data, run, iteration, benchmark["stage"]) if benchmark["judged"] else {}
-    _, answers = FORMS[shown["form"]]
-    found: dict[Key, tuple[Answer, ...]] = {}
-    for name, turns in answers(folder / shown["file"]):
-        if name not in wanted:
-            continue
-        found[title, name] = tuple(
-            Answer(
-                cut(text),
-                status,
-                *scores.get(item, (None, "")),
-                reward=rewards.get(item, (None, ""))[0],
-                judgment=_judged(judgments.get(item, {}), cut),
-            )
-            for item, text, status in turns
-        )
-        if len(found) == len(wanted):  # sorted by prompt: stop when the last wanted one is read
-            break
-    return found
-
-
-def _judged(row: Mapping[str, Any], cut: _Cut) -> str:
-    """The judge's words; of a comparison, whose text is one token, what was shown first."""
-    if "switched" in row:
-        return "the judge saw this answer first" if row["switched"] else ""
-    return cut(row.get("text"), JUDGMENT_LIMIT)
-
-
 def _scores(
     data: StudyData, run: Run, iteration: int, benchmark: str, metric: str
 ) -> dict[str, tuple[float | None, str]]:
@@ -349,7 +319,7 @@ def _judgments(
     data: StudyData, run: Run, iteration: int, stage_name: str
 ) -> dict[str, Mapping[str, Any]]:
     stage = data.stage(run, iteration, stage_name)
-    if stage is None or stage.state not in ("done", "partial"):
+    if stage is None or not stage.has_rows:
         return {}
     found: dict[str, Mapping[str, Any]] = {}
     for row in _rows(stage.folder / "judgments.jsonl"):

@@ -203,28 +203,22 @@ def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
     every stored set says so (judge, questions, references and prompts are the published ones).
     """
     sentences = []
-    by_name = sorted(judged(data).items(), key=lambda item: item[1].benchmark)
-    for title, measure in by_name:
-        if measure.benchmark not in benchmarks:
-            continue
-        comparable: dict[str, bool] = {}
-        read: dict[str, str] = {}
-        titles: dict[str, list[str]] = {}
+    asked = {title: one for title, one in judged(data).items() if one.benchmark in benchmarks}
+    for title, measure in sorted(asked.items(), key=lambda item: item[1].benchmark):
+        by_judge: dict[str, list[Checkpoint]] = {}
         for checkpoint in data.checkpoints:
             name = data.identity(checkpoint, measure.benchmark, measure.metric)
-            if not name:
-                continue
-            titles.setdefault(name, []).append(checkpoint.title)
-            for run in checkpoint.runs:
-                summary = data.summary(run, checkpoint.iteration, measure.benchmark)
-                same = not summary or summary.get("comparable") is True
-                comparable[name] = comparable.get(name, True) and same
-                read[name] = str(summary.get("verdict", ""))
-        for name, same in comparable.items():
-            where = f" ({', '.join(titles[name])})" if len(titles) > 1 else ""
-            by = f"{name}, its verdicts read from {read[name]}" if read.get(name) else name
+            by_judge.setdefault(name, []).append(checkpoint)
+        by_judge.pop("", None)
+        for name, there in by_judge.items():
+            where = f" ({', '.join(c.title for c in there)})" if len(by_judge) > 1 else ""
+            runs = [(run, c.iteration) for c in there for run in c.runs]
+            summaries = [data.summary(*at, measure.benchmark) for at in runs]
+            same = all(told.get("comparable") is True for told in summaries if told)
+            read = summaries[-1].get("verdict", "")
+            by = f"{name}, its verdicts read from {read}" if read else name
             sentences.append(f"{title}{where}, judged by {by}: {verdict(same)}.")
-        if len(titles) > 1:
+        if len(by_judge) > 1:
             sentences.append(
                 f"{title}: rows of different judges or references are not comparable with one "
                 "another, and no difference between them is given."
@@ -317,8 +311,8 @@ def score_observation(
     points = sorted(measures.points(data, checkpoint, measure).items())
     return {
         **checkpoint.place,
-        "c": c_of(checkpoint),
-        "kappa": kappa_of(checkpoint),
+        "c": checkpoint.c,
+        "kappa": checkpoint.kappa,
         "measure": measure.key,
         "unit": measure.unit,
         "mean": estimate.value,
@@ -329,13 +323,3 @@ def score_observation(
         "best": best,
         "points": ";".join(f"{seed}:{value!r}" for seed, value in points),
     }
-
-
-def c_of(checkpoint: Checkpoint) -> float | None:
-    """The coefficient on log π(y) of this iteration."""
-    return checkpoint.runs[0].c.get(checkpoint.iteration)
-
-
-def kappa_of(checkpoint: Checkpoint) -> float | None:
-    """κ = 2c/β of this iteration."""
-    return checkpoint.runs[0].kappa.get(checkpoint.iteration)

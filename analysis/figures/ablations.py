@@ -131,8 +131,7 @@ def _level_on(
 
 
 def _level(level: Any) -> str:
-    number = isinstance(level, (int, float)) and not isinstance(level, bool)
-    return f"{level:g}" if number else str(level)
+    return f"{level:g}" if type(level) in (int, float) else str(level)
 
 
 def _arm_at(data: StudyData, axis: str, level: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -66,16 +67,16 @@ def _trend_arm(
         return []
     estimate = findings.estimate(data, checkpoint, measure)
     if estimate.value is not None:
-        axes.errorbar(
-            [place["position"]],
-            [estimate.value],
-            yerr=[estimate.half_width() or 0.0],
-            color=style.color,
-            marker=style.marker,
-            capsize=2,
-            zorder=4,
-        )
+        error, look = [estimate.half_width() or 0.0], {**style.look, "linestyle": "-"}
+        at = [place["position"]], [estimate.value]
+        axes.errorbar(*at, yerr=error, capsize=2, zorder=4, **look)
     return seeds_and_mean({**place, "measure": measure.key}, points, estimate)
+
+
+SEED_LINE: dict[str, Any] = {"color": "#888888", "linewidth": 0.7, "zorder": 2, "marker": "o"}
+SEED_LINE |= {"markersize": 2.4, "markerfacecolor": "none"}
+SEED_NUMBER: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6, "va": "center"}
+SEED_NUMBER |= {"color": "#555555"}
 
 
 def _trend_seeds(axes: Axes, rows: Sequence[Observation]) -> None:
@@ -85,24 +86,8 @@ def _trend_seeds(axes: Axes, rows: Sequence[Observation]) -> None:
         if row["kind"] == "seed":
             paths.setdefault(row["seed"], []).append((row["position"], row["value"]))
     for seed, path in sorted(paths.items()):
-        axes.plot(
-            *zip(*path, strict=True),
-            color="#888888",
-            linewidth=0.7,
-            marker="o",
-            markersize=2.4,
-            markerfacecolor="none",
-            zorder=2,
-        )
-        axes.annotate(
-            f"{seed}",
-            path[-1],
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=6,
-            color="#555555",
-            va="center",
-        )
+        axes.plot(*zip(*path, strict=True), **SEED_LINE)
+        axes.annotate(f"{seed}", path[-1], xytext=(4, 0), **SEED_NUMBER)
 
 
 def trend_text(finding: findings.TrendFinding) -> str:
@@ -211,5 +196,5 @@ def _drift(
         last = {"kl_base": xs[-1], "reward": ys[-1]}
         rows.append({**place, "kind": "mean", "seed": None, **last})
     if xs:
-        axes.plot(xs, ys, color=style.color, linestyle=style.line, marker=style.marker)
+        axes.plot(xs, ys, **style.look)
     return rows

@@ -78,13 +78,8 @@ def _difference(axes: Axes, y: float, c: Comparison, style: ArmStyle) -> None:
     for name, thick in (("B", 0.7), ("A", 2.0)):
         interval = c.estimate.intervals[name]
         if interval.low is not None and interval.high is not None:
-            axes.plot(
-                [interval.low, interval.high],
-                [y, y],
-                color=style.color,
-                linewidth=thick,
-                solid_capstyle="butt",
-            )
+            ends_, color = [interval.low, interval.high], style.color
+            axes.plot(ends_, [y, y], color=color, linewidth=thick, solid_capstyle="butt")
     mean = c.estimate.value or 0.0
     axes.plot([mean], [y], marker=style.marker, color=style.color, markersize=5)
     points = c.estimate.points
@@ -165,15 +160,8 @@ def _sorted_curves(
     there = ~np.isnan(values).all(axis=0)
     mean = np.nanmean(values[:, there], axis=0) if np.isnan(values).any() else values.mean(axis=0)
     order = np.sort(mean)
-    axes.plot(
-        _shares(len(order)),
-        order,
-        color=style.color,
-        linestyle=style.line,
-        marker=style.marker,
-        markevery=max(len(order) // 8, 1),
-        markersize=3,
-    )
+    every = max(len(order) // 8, 1)
+    axes.plot(_shares(len(order)), order, markevery=every, markersize=3, **style.look)
     return rows + _ranks(place, None, order)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis import exact
-from analysis.figure import DISTINCT, DOUBLE, LINES, MARKERS, Drawn, legend_below, new_figure
+from analysis.figure import DISTINCT, DOUBLE, MARKERS, Drawn, legend_below, new_figure, nth_style
 from analysis.load import StudyData
 from analysis.table import Observation, Unavailable
 
@@ -93,15 +93,9 @@ def _steps(axes: Axes, found: dict[str, Any]) -> list[Observation]:
     """E_{π_ref}[r/β] over gradient steps, one line an α."""
     name, rows = "mean_log_ratio", []
     for place, (alpha, values) in enumerate(zip(found["alphas"], found[name], strict=True)):
-        axes.plot(
-            found["steps"],
-            values,
-            color=DISTINCT[(place + 2) % len(DISTINCT)] if place else DISTINCT[0],
-            linestyle=LINES[place],
-            marker=MARKERS[place],
-            markevery=5,
-            label=f"α = {alpha:g}",
-        )
+        color = DISTINCT[(place + 2) % len(DISTINCT)] if place else DISTINCT[0]
+        style = nth_style(place, color, f"α = {alpha:g}")
+        axes.plot(found["steps"], values, markevery=5, label=style.label, **style.look)
         for step, value in zip(found["steps"], values, strict=True):
             rows.append(_observation("steps", name, float(alpha), step, None, value))
     axes.set_title(r"$E_{\pi_{\mathrm{ref}}}[r/\beta] = -KL(\pi_{\mathrm{ref}} \Vert \pi)$")
@@ -131,12 +125,8 @@ def figure_bandit(data: StudyData) -> Drawn | Unavailable:
         generator = np.random.default_rng(0)
         found = [exact.bandit(reward, alpha, generator) for alpha in exact.BANDIT_ALPHAS]
         for number, (name, label) in enumerate(SERIES.items()):
-            look = {
-                "color": DISTINCT[number],
-                "linestyle": LINES[number],
-                "marker": MARKERS[number],
-            }
-            axes.plot(places, [one[name] for one in found], label=label, **look)
+            style = nth_style(number, DISTINCT[number], label)
+            axes.plot(places, [one[name] for one in found], label=label, **style.look)
         for alpha, one in zip(exact.BANDIT_ALPHAS, found, strict=True):
             place = {"reward_of_rare_answer": reward, "alpha": alpha}
             rows += [{**place, "series": name, "value": value} for name, value in one.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,6 +44,9 @@ SCALAR = (
 )
 
 
+THIN: dict[str, Any] = {"markersize": 3.6, "capsize": 1.5, "elinewidth": 0.6, "capthick": 0.6}
+
+
 def curve(
     axes: Axes,
     data: StudyData,
@@ -72,18 +76,7 @@ def curve(
                 means.append(estimate.value)
                 errors.append(estimate.half_width() or 0.0)
         if xs:
-            axes.errorbar(
-                xs,
-                means,
-                yerr=errors,
-                color=style.color,
-                marker=style.marker,
-                markersize=3.6,
-                linestyle=style.line,
-                capsize=1.5,
-                elinewidth=0.6,
-                capthick=0.6,
-            )
+            axes.errorbar(xs, means, yerr=errors, **style.look, **THIN)
     axes.set_xlabel("pairs trained on" if pairs else prose.counted_in(data))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     set_title(axes, measure.name)
@@ -230,12 +223,8 @@ def _strongest(data: StudyData) -> str:
 
 def figure_curves(data: StudyData) -> Drawn | Unavailable:
     """Small multiples: every headline measure against iteration."""
-    held, greedy = data.metrics(), measures.heldout(data)
-    chosen = []
-    for measure in measures.headlines(data):
-        present = any((name, measure.metric) in held for name in measure.benchmarks)
-        if present and not measure.part and measure != greedy:
-            chosen.append(measure)
+    shown_ = measures.present(data, measures.headlines(data))
+    chosen = [one for one in shown_ if not one.part and one != measures.heldout(data)]
     title = "Scores over iterations"
     if not chosen:
         return Unavailable("curves", title, "no scores are stored yet")

@@ -15,12 +15,10 @@ from analysis.table import (
     Table,
     TableRow,
     Unavailable,
-    c_of,
     cell_text,
     grouped,
     items_note,
     judge_notes,
-    kappa_of,
     score_observation,
     unique,
 )
@@ -37,7 +35,7 @@ def score_table(
     present = {benchmark for benchmark, _ in data.metrics()}
     if present.isdisjoint(name for measure in columns for name in measure.benchmarks):
         return Unavailable(key, title, "no score of these benchmarks is stored yet")
-    explores = any(c_of(checkpoint) for checkpoint in data.checkpoints)
+    explores = any(checkpoint.c for checkpoint in data.checkpoints)
     single = all(len(checkpoint.runs) == 1 for checkpoint in data.checkpoints)
     rows, observations, absent, arm = [], [], [], None
     cautions: dict[str, dict[str, None]] = {}
@@ -56,8 +54,8 @@ def score_table(
                 absent += [f"{checkpoint.title}: {reason}" for reason in cell.absent]
         line = {"checkpoint": checkpoint.title}
         if explores:
-            line["c"] = coefficient(c_of(checkpoint))
-            line["κ"] = coefficient(kappa_of(checkpoint))
+            line["c"] = coefficient(checkpoint.c)
+            line["κ"] = coefficient(checkpoint.kappa)
         line |= {measure.title: cell_text(told, measure) for measure, told in estimates.items()}
         seeds = max(len(measures.points(data, checkpoint, measure)) for measure in columns)
         rows.append(TableRow({**line, "n": str(seeds)}, checkpoint.arm != arm))
@@ -141,11 +139,11 @@ def table_iqm(data: StudyData) -> Table | Unavailable:
     """
     title = "Interquartile mean over seeds"
     columns = [
-        measure
-        for measure in measures.headlines(data)
-        if measure.better
-        and not measure.part
-        and any(measures.points(data, c, measure) for c in data.checkpoints)
+        one
+        for one in measures.headlines(data)
+        if one.better
+        and not one.part
+        and any(measures.points(data, c, one) for c in data.checkpoints)
     ]
     rows, observations, most = [], [], 0
     for checkpoint in data.checkpoints:
@@ -155,20 +153,11 @@ def table_iqm(data: StudyData) -> Table | Unavailable:
             found = rank.interquartile_mean(points)
             interval, mean = found.interval, float(np.mean(points)) if points else None
             most = max(most, found.n)
-            observations.append(
-                {
-                    **checkpoint.place,
-                    "measure": measure.key,
-                    "unit": measure.unit,
-                    "iqm": found.value,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "se": interval.se,
-                    "mean": mean,
-                    "seeds": found.n,
-                    "undefined": found.undefined or interval.undefined,
-                }
-            )
+            of = {**checkpoint.place, "measure": measure.key, "unit": measure.unit}
+            ends = {name: getattr(interval, name) for name in ("low", "high", "se")}
+            undefined = found.undefined or interval.undefined
+            told = {"iqm": found.value, **ends, "mean": mean, "seeds": found.n}
+            observations.append({**of, **told, "undefined": undefined})
             values = (found.value, interval.half_width, mean)
             text = "{} ± {} ({})".format(*(number(value, measure.digits) for value in values))
             shown[measure.name] = "–" if found.value is None else text
@@ -213,17 +202,13 @@ def table_diagnostics(data: StudyData) -> Table | Unavailable:
         everything.append((measure, estimate))
         return cell_text(estimate, measure)
 
-    rows = []
     if len(shown) > MANY_ARMS:
         core = [one["metric"] for one in told if one["core"]]
         listed = [m for m in listed if m.metric in core] or listed[: len(core)]
-        for c in shown:
-            rows.append(TableRow({"arm": c.label} | {m.with_unit: cell(c, m) for m in listed}))
+        cells = [{"arm": c.label} | {m.with_unit: cell(c, m) for m in listed} for c in shown]
     else:
-        for m in listed:
-            rows.append(
-                TableRow({"diagnostic": m.with_unit} | {c.label: cell(c, m) for c in shown})
-            )
+        cells = [{"diagnostic": m.with_unit} | {c.label: cell(c, m) for c in shown} for m in listed]
+    rows = list(map(TableRow, cells))
     more = "the other diagnostics and every iteration are"
     if len(listed) + len(doubled) >= len(known):
         more = "every iteration is"
