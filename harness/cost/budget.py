@@ -204,7 +204,7 @@ def budget(plan: Plan, store: Store, assumptions: Assumptions, *, whole: bool = 
         work = counting.work(node)
         seconds, source = known[key].seconds, known[key].source
         if source == "prior" and STAGES[node.stage].accelerator and not pocket:
-            seconds, source = assumptions.seconds(work, shape.parameters), "operations"
+            seconds, source = assumptions.seconds(work, shape.active), "operations"
         lines.append(Line(node, work, seconds, source))
     return Budget(plan, shape, assumptions, tuple(lines), len(plan.nodes) - len(lines))
 
@@ -275,7 +275,7 @@ def _operations(found: Budget, line: Line) -> str:
     if line.source != "operations":
         return ""
     assumed, work = found.assumptions, line.work
-    size = f"{(work.parameters or found.shape.parameters) / 1e9:.2f} B"
+    size = f"{(work.parameters or found.shape.active) / 1e9:.2f} B"
     peak = f"{assumed.device.flops / 1e12:,.3g} T"
     parts = (
         (6, work.trained, assumed.training),

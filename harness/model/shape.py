@@ -15,8 +15,9 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from harness.model import gguf
+from harness.model.checkpoint import quiet
 from harness.model.checkpoint_files import settings_of
-from harness.records import HarnessError
+from harness.records import HarnessError, first_line
 from harness.study.optimizers import OPTIMIZERS
 from harness.study.sections import TrainingSettings
 from harness.study.settings import Recipe
@@ -26,7 +27,10 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes. ``tied``: the output layer is the input embedding."""
+    """A decoder's sizes. ``tied``: the output layer is the input embedding. counted: its weights,
+    and those that one token passes through (of a mixture of experts, the chosen ones), where the
+    model itself was asked.
+    """
 
     name: str
     layers: int
@@ -37,12 +41,20 @@ class Shape:
     head_size: int
     vocabulary: int
     tied: bool = False
+    counted: tuple[float, float] | None = None
 
     @property
     def parameters(self) -> float:
-        """Weights of embeddings, attention and gated MLP (norms left out)."""
+        """All weights; of those not counted embeddings, attention and gated MLP, without norms."""
+        if self.counted:
+            return self.counted[0]
         attention = 2 * self.hidden * self.head_size * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.inner) + self.embeddings
+
+    @property
+    def active(self) -> float:
+        """Weights that one token passes through."""
+        return self.counted[1] if self.counted else self.parameters
 
     @property
     def embeddings(self) -> float:
@@ -105,24 +117,40 @@ def shape_of(recipe: Recipe) -> Shape:
 
 
 def shape_from_config(source: str, config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json states. Raises HarnessError for decoders of another form."""
+    """The shape that a config.json states, its weights counted in the empty model. Raises
+    HarnessError for what is no decoder with attention, or needs code of its own.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        whole = AutoConfig.for_model(**config)
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(whole)
+        text = whole.get_text_config()
+        hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+        sizes = dict(model.named_parameters())
+        total = sum(tensor.numel() for tensor in sizes.values())
+        # Experts of a layer are stacked in one tensor.
+        experts = [tensor for name, tensor in sizes.items() if ".experts." in name]
+        idle = sum(one.numel() * (1 - text.num_experts_per_tok / len(one)) for one in experts)
         return Shape(
             source,
-            int(config["num_hidden_layers"]),
+            int(text.num_hidden_layers),
             hidden,
-            int(config["intermediate_size"]),
+            int(getattr(text, "intermediate_size", None) or 4 * hidden),
             heads,
-            int(config.get("num_key_value_heads") or heads),
-            int(config.get("head_dim") or hidden // heads),
-            int(config["vocab_size"]),
-            bool(config.get("tie_word_embeddings", False)),
+            int(getattr(text, "num_key_value_heads", None) or heads),
+            int(getattr(text, "head_dim", None) or hidden // heads),
+            int(text.vocab_size),
+            bool(text.tie_word_embeddings),
+            (float(total), float(total - idle)),
         )
-    except KeyError as missing:
+    except Exception as error:  # of any model's own making
         raise HarnessError(
-            f"{source}: config.json has no {missing}; only usual decoders can be counted"
-        ) from None
+            f"{source}: the sizes in config.json cannot be read as those of a decoder with "
+            f"attention ({first_line(error, 200)})"
+        ) from error
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -58,17 +58,24 @@ def test_known_shapes_have_the_published_parameters(source: str, published: floa
     assert KNOWN[source].parameters == pytest.approx(published, rel=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "qwen3"])
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 1}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [("mistral", {}), ("gpt_neox", {}), ("gpt2", {"n_embd": 32}), ("mixtral", EXPERTS)],
+)
 def test_the_shape_of_a_folder_counts_the_models_own_parameters(
-    architecture: str, tmp_path: Path
+    architecture: str, changes: dict[str, int], tmp_path: Path
 ) -> None:
-    folder = tiny.checkpoint(tmp_path, architecture, "chatml")
+    folder = tiny.checkpoint(tmp_path, architecture, "chatml", **changes)
     small = recipe("small-1b-lora")
     model = small.model.model_copy(update={"source": str(folder)})
     counted = shape_of(small.model_copy(update={"model": model}))
-    own = tiny.model(architecture, tiny.tokenizer("chatml"))
-    norms = sum(p.numel() for name, p in own.named_parameters() if "norm" in name)
-    assert counted.parameters == own.num_parameters() - norms
+    own = tiny.model(architecture, tiny.tokenizer("chatml"), **changes)
+    assert counted.parameters == own.num_parameters()
+    idle = 3 * 2 * 3 * 32 * 64 if changes is EXPERTS else 0
+    assert counted.active == own.num_parameters() - idle, "three of four experts in two layers"
 
 
 def test_a_model_of_unknown_size_is_refused_with_what_to_do(tmp_path: Path) -> None:
