@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from harness.model.chat import encode_prompt
-from harness.model.logprobs import PackedPrompt, response_logps
+from harness.model.logprobs import response_logps
+from harness.model.packing import PackedPrompt
 from harness.model.policy import load_policy
 from harness.model.probes import response_states, reward_ensemble
 from harness.rankers.pair_rules import Row, read_candidates

@@ -11,14 +11,8 @@ import torch
 
 from harness.model import attention
 from harness.model.head import head_logps
-from harness.model.logprobs import (
-    PackedPrompt,
-    mixed_precision,
-    pack,
-    packed_attention,
-    padded_states,
-    sequence_logps,
-)
+from harness.model.logprobs import mixed_precision, packed_attention, padded_states, sequence_logps
+from harness.model.packing import PackedPrompt, pack
 from tests import plain
 from tests.gpu.device import DEVICE, NEEDS_DEVICE, ON_GPU
 from tests.model.test_logprobs import SHAPES, model_of, rows_of

@@ -16,15 +16,8 @@ from harness.model import attention as shared_prefix
 from harness.model import head as head_module
 from harness.model.attention import add_sequences
 from harness.model.head import head_logps, plain_head
-from harness.model.logprobs import (
-    PackedPrompt,
-    chunk_by_tokens,
-    pack,
-    packed_attention,
-    packs,
-    response_logps,
-    sequence_logps,
-)
+from harness.model.logprobs import packed_attention, packs, response_logps, sequence_logps
+from harness.model.packing import PackedPrompt, chunk_by_tokens, pack
 from harness.records import HarnessError
 from tests import plain, tiny
 from tests.preferences import VOCABULARY, Tokens

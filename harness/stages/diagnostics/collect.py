@@ -12,7 +12,8 @@ from typing import Any
 from harness.model.chat import PromptTooLongError, encode_prompt, encode_response
 from harness.model.checkpoint_files import model_folder
 from harness.model.generate import engine_of, generate
-from harness.model.logprobs import PackedPrompt, response_logps
+from harness.model.logprobs import response_logps
+from harness.model.packing import PackedPrompt
 from harness.model.policy import Policy, load_policy
 from harness.pocket import oracle
 from harness.rankers.ranker import RankContext, RankItem
