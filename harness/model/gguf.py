@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import hash_file
-from harness.model.checkpoint import check_fit, fit_of, quiet
+from harness.model.checkpoint import quiet
 from harness.model.checkpoint_files import cache_folder
+from harness.model.fit import check_fit, fit_of
 from harness.records import HarnessError, content_hash, first_line
 
 SUFFIX = ".gguf"

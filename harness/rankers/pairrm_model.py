@@ -33,7 +33,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from harness.model.checkpoint import check_fit, check_values, plain_fit
+from harness.model.checkpoint import check_values
 from harness.model.checkpoint_files import (
     CheckpointError,
     Stored,
@@ -43,6 +43,7 @@ from harness.model.checkpoint_files import (
     settings_of,
     weight_files,
 )
+from harness.model.fit import check_fit, plain_fit
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.records import HarnessError
 
