@@ -60,8 +60,8 @@ def power_study(study_dir: Path, store_dir: Path, delta: float | None) -> Table:
             designs.append(Design(name, c.spread, *sizes, c.arms, c.measure.digits))
     if not designs:
         raise HarnessError(
-            f"{study_dir}: no complete comparison over 2 seeds or more; give --sigma-seed, "
-            "--sigma-item and --sigma-error instead"
+            f"{study_dir}: no complete comparison over 2 seeds or more; give --sigma with three "
+            "numbers instead: over seeds, over items, residual"
         )
     what = f"{found.primary_measure.with_unit} after iteration {found.primary_iteration}"
     table = _table(designs, delta, what)

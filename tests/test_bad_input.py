@@ -4,6 +4,7 @@ uses a model or a judge has started.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from harness.cli import main
+from harness.cli import app, main
 from harness.cli.options import worker_count
 from harness.cli.run import run_plan
 from harness.engine.execute import Inline
@@ -381,3 +383,26 @@ def test_rows_may_begin_with_a_mark_of_utf8_and_another_encoding_is_told(tmp_pat
     file.write_bytes('{"a": "é"}'.encode("latin-1"))
     with pytest.raises(HarnessError, match=r"rows\.jsonl: after line 0: not UTF-8"):
         list(read_jsonl(file))
+
+
+def test_every_option_that_an_error_names_is_one() -> None:
+    group: Any = typer.main.get_command(app)
+    options = {
+        name
+        for command in group.commands.values()
+        for option in command.params
+        for name in (*option.opts, *option.secondary_opts)
+    }
+    named: dict[str, str] = {}
+    for file in (
+        path
+        for room in ("harness", "analysis")
+        for path in (Path(__file__).parents[1] / room).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                said = re.findall(r"(?<![\w-])--[a-z][a-z-]+", ast.unparse(node.exc))
+                named |= dict.fromkeys(said, str(file))
+    assert "--store" in named
+    options |= {"--project", "--return-tokens-as-token-ids"}  # trackio's and vLLM's
+    assert {name: file for name, file in named.items() if name not in options} == {}

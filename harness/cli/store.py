@@ -84,8 +84,8 @@ def find_key(store: Store, prefix: str) -> str:
     """The one committed stage whose key starts with ``prefix``."""
     matches = [key for key in store.all_keys() if key.startswith(prefix)]
     if len(matches) != 1:
-        says = f"{prefix!r} names {len(matches)} stages in {store.root}"
-        raise HarnessError(f"{says}; give more of the key")
+        advice = "give more of the key" if matches else "`selm status` names what there is"
+        raise HarnessError(f"{prefix!r} names {len(matches)} stages in {store.root}; {advice}")
     return matches[0]
 
 
