@@ -576,7 +576,8 @@ class _StepLoader(DataLoader[Any]):
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Switch off every dropout: policy and reference then compute the same function.
+    """Switch off every dropout and a router's jitter: policy and reference then compute the same
+    function.
 
     Raises HarnessError for a model that draws at random in training all the same.
     """
@@ -584,7 +585,7 @@ def without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and "drop" in name:
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 vars(module)[name] = 0.0
     check_draws_nothing(model)
 

@@ -489,26 +489,6 @@ def test_pairs_that_are_equal_after_cutting_are_dropped_and_told(
     assert "1 of 2 rows have answers that are equal when cut to max_length" in caplog.text
 
 
-NOISY = {
-    "opt": {"dropout": 0.3, "layerdrop": 0.5, "word_embed_proj_dim": 32},
-    "bloom": {"hidden_dropout": 0.3, "attention_dropout": 0.3},
-    "starcoder2": {"residual_dropout": 0.3, "embedding_dropout": 0.3, "attention_dropout": 0.3},
-}
-
-
-@pytest.mark.parametrize("kind", NOISY)
-def test_noise_of_training_is_off_wherever_a_model_keeps_it(tmp_path: Path, kind: str) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "ffn_dim": 32}
-    made = AutoConfig.for_model(kind, **sizes, **heads, **NOISY[kind])
-    policy = AutoModelForCausalLM.from_config(made)
-    trainer = PreferenceTrainer(policy, config(tmp_path, max_steps=1, objective="dpo"), rows(6))
-    trainer.train()
-    assert trainer.state.log_history[0]["margin"] == pytest.approx(0.0, abs=1e-5)
-
-
 @pytest.mark.parametrize("precomputed", [False, True])
 def test_evaluation_reports_the_metrics_of_a_step(tmp_path: Path, precomputed: bool) -> None:
     """On the rows of the step itself, before it is taken: the same numbers; afterwards other ones,
