@@ -464,7 +464,7 @@ def _judges(scale: Scale) -> dict[str, Known | str | None]:
 # -- a study ---------------------------------------------------------------------------------------
 def study_tables(data: StudyData, results: Path) -> dict[str, Table]:
     """The published scale of a study whose judge has a bridge below ``results``; else nothing."""
-    held = {str(name) for name in data.scores["judge"].unique()} - {""}
+    held = {str(name).partition(" as ")[0] for name in data.scores["judge"].unique()} - {""}
     found: dict[str, Table] = {}
     for path in sorted((results / FOLDER).glob(f"*/{FILE}")):
         about, scales = read(path)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.layout import Layout, layout
-from harness.records import SCHEMA_VERSION, HarnessError
+from harness.records import SCHEMA_VERSION, HarnessError, read_jsonl
 
 STRINGS = ("benchmark", "benchmark_version", "item", "cluster", "metric", "status", "judge")
 IDENTITY = ("judge", "benchmark_version")
@@ -282,8 +282,25 @@ def _score_table(stage: Stage | None) -> pa.Table | None:
         ) from error
     for name in STRINGS:  # files written with dictionaries of another index type
         words = table.column(name).cast(WORDS)
+        if name == "judge" and stage:
+            words = _as_served(words, stage)
         table = table.set_column(table.schema.get_field_index(name), name, words)
     return table
+
+
+def _as_served(judges: pa.ChunkedArray, stage: Stage) -> pa.ChunkedArray:
+    """The judge's name with that by which its endpoint answered, where that is another: an alias
+    that moves on between two stages is two judges, whose scores are never averaged.
+    """
+    path = stage.folder / "judgments.jsonl"
+    rows = read_jsonl(path) if stage.name.startswith("judge.") and path.is_file() else ()
+    served = next((str(row["model"]) for row in rows if row.get("model")), "")
+    names = [name.as_py() for name in judges.unique()]
+    if not served or {name.partition("@")[0] for name in names} <= {served, ""}:
+        return judges
+    known = {name: f"{name} as {served}" if name else "" for name in names}
+    renamed = [known[name] for name in judges.to_pylist()]
+    return pa.chunked_array([pa.array(renamed).dictionary_encode()]).cast(WORDS)
 
 
 def once(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from analysis import measures
 from analysis.load import StudyData, load_study
-from harness.records import HarnessError, Score, write_scores
+from harness.records import HarnessError, Score, read_jsonl, write_jsonl, write_scores
 from tests import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -200,3 +202,29 @@ def test_a_million_rows_load_in_seconds(tmp_path: Path) -> None:
     assert len(data.scores) > 1_000_000
     assert time.process_time() - started < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # kilobytes
+
+
+def test_judges_that_answer_under_one_name_are_told_apart(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    """The alias moved on between the stages of two seeds."""
+    store = shutil.copytree(folders[1], tmp_path / "store")
+    arm, of = "objective.alpha=1", ("mt_bench", "rating")
+
+    def answered_by(*models: str) -> StudyData:
+        data = load_study(folders[0], store)
+        for run, model in zip(data.arms[arm], itertools.cycle(models)):
+            stage = data.stage_of(run, 2, of[0])
+            assert stage
+            path = stage.folder / "judgments.jsonl"
+            write_jsonl(path, [row | {"model": model} for row in read_jsonl(path)])
+        return load_study(folders[0], store)
+
+    data = answered_by("pocket-judge")
+    checkpoint = data.at(arm, 2)
+    assert checkpoint
+    assert data.identity(checkpoint, *of) == "pocket-judge on 1"
+    data = answered_by("judge-may")
+    assert data.identity(checkpoint, *of) == "pocket-judge as judge-may on 1"
+    with pytest.raises(HarnessError, match="mixes rows of pocket-judge as judge-june .*judge-may"):
+        answered_by("judge-may", "judge-june").cell(checkpoint, *of)
