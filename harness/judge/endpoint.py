@@ -72,25 +72,24 @@ _NOT_TAKEN = re.compile(
     re.IGNORECASE,
 )
 _KEY_OF = {
-    "max_tokens": "judge.max_tokens",
-    "max_completion_tokens": "judge.max_tokens",
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "judge.max_tokens"),
     "temperature": "judge.temperature (null: not sent)",
     "reasoning_effort": "judge.reasoning_effort",
 }
 _OTHER_KEY = "judge.verdict (text: no log-probabilities are asked for)"
 _PARAMETERS = frozenset({*_KEY_OF, "seed", "top_logprobs", "logprobs", "top_p"})
 NO_LOGPROB = -9999.0
-CUT = frozenset(
-    {"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"}
-    | {"model_context_window_exceeded"}
+CUT = (
+    *("length", "max_tokens", "model_length", "max_output_tokens", "incomplete"),
+    "model_context_window_exceeded",
 )
-FILTERED = frozenset(
-    {"content_filter", "safety", "refusal", "sensitive", "recitation", "prohibited_content"}
-    | {"blocklist", "guardrail_intervened"}
+FILTERED = (
+    *("content_filter", "safety", "refusal", "sensitive", "recitation", "prohibited_content"),
+    *("blocklist", "guardrail_intervened"),
 )
-BROKEN = frozenset(
-    {"error", "abort", "aborted", "cancelled", "failed", "insufficient_system_resource"}
-    | {"network_error", "timeout"}
+BROKEN = (
+    *("error", "abort", "aborted", "cancelled", "failed", "network_error", "timeout"),
+    "insufficient_system_resource",
 )
 """``finish_reason`` in lower case, as endpoints of several makers write it."""
 

@@ -65,7 +65,10 @@ class Journal:
         self._file = _open_locked(path, wait_s)
         try:
             self._size = self._repair()
-            for row in _parsed_rows(path.with_name(JUDGMENTS_NAME)) + _parsed_rows(path, self):
+            committed = path.with_name(JUDGMENTS_NAME)
+            rows, broken = _parsed_rows(path)
+            self.repaired += broken
+            for row in [*(read_jsonl(committed) if committed.exists() else ()), *rows]:
                 self._read(row)
         except BaseException:
             os.close(self._file)
@@ -132,13 +135,9 @@ class Journal:
         """Cut a torn last line (or end it, when only its newline is missing); returns the size of
         the file.
         """
-        size: int = os.fstat(self._file).st_size
-        tail = b""
-        start = size
-        while start and b"\n" not in tail:
-            start = max(0, start - 65536)
-            tail = os.pread(self._file, size - start, start)
-        torn = tail[tail.rfind(b"\n") + 1 :]
+        size = os.fstat(self._file).st_size
+        written = self.path.read_bytes()
+        torn = written[written.rfind(b"\n") + 1 :]
         if not torn:
             return size
         if _row(torn):
@@ -159,7 +158,7 @@ def finalise(folder: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | 
     """
     journal, out = folder / JOURNAL_NAME, folder / JUDGMENTS_NAME
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for row in _parsed_rows(out) + _parsed_rows(journal):
+    for row in [*(read_jsonl(out) if out.exists() else ()), *_parsed_rows(journal)[0]]:
         if "file" in row:
             continue
         identity = (row["id"], row["repeat"], row["key"])
@@ -206,16 +205,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if whole else None
 
 
-def _parsed_rows(path: Path, journal: Journal | None = None) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    if journal is None and path.name == JUDGMENTS_NAME:
-        return list(read_jsonl(path))
-    rows = []
-    for line in path.read_bytes().splitlines():
-        row = _row(line)
-        if row is not None:
-            rows.append(row)
-        elif journal is not None:
-            journal.repaired += 1
-    return rows
+def _parsed_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a journal, and how many of its lines are none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = [row for row in map(_row, lines) if row is not None]
+    return rows, len(lines) - len(rows)

@@ -10,46 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from harness.judge import chat_http
 from harness.model.chat import encode_prompt
 from harness.model.generate import generate
 from harness.model.policy import Policy
-from harness.records import Generation, GenerationRequest, HarnessError, first_line, request_seed
+from harness.records import GenerationRequest, HarnessError, first_line, request_seed
 
 DEFAULT_POSITIONS = 4096
 """Tokens of prompt and answer together, for a model whose configuration states no limit."""
 NOT_SUPPORTED = (
-    *("stream", "tools", "functions", "logit_bias", "presence_penalty", "frequency_penalty"),
-    *("response_format", "audio"),
+    *("stream", "stop", "tools", "functions", "logit_bias", "presence_penalty"),
+    *("frequency_penalty", "response_format", "audio"),
 )
 
 
-class Part(BaseModel):
-    """A part of a turn's text; other than text nothing can be read here."""
-
-    type: Literal["text"]
-    text: str
-
-
 class Turn(BaseModel):
-    """A turn whose text may come in parts, as the schema allows."""
+    """A turn as a template takes it: text."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
-
-    @property
-    def plain(self) -> dict[str, str]:
-        """Role and text, as a template takes them."""
-        said = self.content
-        text = said if isinstance(said, str) else "".join(part.text for part in said)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    role: Literal["system", "user", "assistant"]
+    content: str
 
 
 class Asked(BaseModel):
@@ -58,15 +44,10 @@ class Asked(BaseModel):
     messages: Annotated[list[Turn], Field(min_length=1)]
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
-    n: Annotated[int, Field(ge=1, le=16)] = 1
+    n: Annotated[int, Field(ge=1, le=1)] = 1
     seed: int = 0
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]],
-        Field(max_length=4),
-        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
-    ] = []
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
@@ -112,7 +93,7 @@ class ServedModel:
                 said = f"the model {body.get('model')!r} is not served here; ask for {self.name!r}"
                 return chat_http.error(404, "model_not_found", said)
             asked = read(body)
-            messages = [turn.plain for turn in asked.messages]
+            messages = [turn.model_dump() for turn in asked.messages]
             ids = tuple(encode_prompt(self.policy.tokenizer, messages))
         except (ValueError, TypeError, KeyError, AttributeError, HarnessError) as problem:
             said = str(problem) or type(problem).__name__
@@ -122,46 +103,28 @@ class ServedModel:
             return chat_http.error(400, "context_length_exceeded", said)
         async with self._turn:  # a request whose client has gone leaves the queue here
             try:
-                choices = await asyncio.to_thread(self.answer, ids, asked)
+                choice = await asyncio.to_thread(self.answer, ids, asked)
             except RuntimeError as problem:
                 return chat_http.error(500, "server_error", first_line(problem))
-        return chat_http.reply(chat_http.completion(self.name, choices, len(ids), "local"))
+        return chat_http.reply(chat_http.completion(self.name, [choice], len(ids), "local"))
 
-    def answer(self, ids: tuple[int, ...], asked: Asked) -> list[chat_http.Choice]:
-        """Every choice asked for. Raises RuntimeError when the model gives none (out of memory,
-        logits that are not finite).
+    def answer(self, ids: tuple[int, ...], asked: Asked) -> chat_http.Choice:
+        """The model's answer. Raises RuntimeError when it gives none (out of memory, logits that
+        are not finite).
         """
         most = asked.max_completion_tokens or asked.max_tokens or self.positions
         limit = min(most, self.positions - len(ids))
-        seeds = [request_seed("judge", asked.seed, index) for index in range(asked.n)]
-        drawing = (ids, limit, asked.temperature, asked.top_p)
-        requests = [GenerationRequest(*drawing, seed) for seed in seeds]
-        drawn = generate(self.policy, requests, batch_size=asked.n)
-        failed = next((one.error for one in drawn if one.status not in ("ok", "truncated")), "")
-        if failed:
-            raise RuntimeError(failed)
-        return [self._choice(ids, one, asked) for one in drawn]
-
-    def _choice(self, ids: tuple[int, ...], drawn: Generation, asked: Asked) -> chat_http.Choice:
-        stops = self.policy.stop_token_ids
+        seed = request_seed("judge", asked.seed, 0)
+        request = GenerationRequest(ids, limit, asked.temperature, asked.top_p, seed)
+        (drawn,) = generate(self.policy, [request], batch_size=1)
+        if drawn.status not in ("ok", "truncated"):
+            raise RuntimeError(drawn.error)
         written = drawn.token_ids
-        if written and written[-1] in stops:
+        if written and written[-1] in self.policy.stop_token_ids:
             written = written[:-1]
-        text, reason = drawn.text, "stop" if drawn.status == "ok" else "length"
-        places = [text.find(stop) for stop in asked.stop if stop in text]
-        if places:
-            text, reason = text[: min(places)], "stop"
-            written = self._until(written, text, asked.stop)
+        reason = "stop" if drawn.status == "ok" else "length"
         logprobs = self._logprobs(ids, written, asked.top_logprobs) if asked.logprobs else None
-        return chat_http.Choice(text, reason, len(written), logprobs)
-
-    def _until(self, written: tuple[int, ...], kept: str, stop: Sequence[str]) -> tuple[int, ...]:
-        """The tokens up to the one with which a stop text is complete."""
-        for count in range(1, len(written) + 1):
-            text = self.policy.tokenizer.decode(written[:count], skip_special_tokens=True)
-            if text.startswith(kept) and any(one in text for one in stop):
-                return written[:count]
-        return written
+        return chat_http.Choice(drawn.text, reason, len(written), logprobs)
 
     @torch.inference_mode()
     def _logprobs(

@@ -20,7 +20,7 @@ sentencepiece's compatibility normalisation changes a text (½, ﬁ, full width)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -44,7 +44,7 @@ from harness.model.checkpoint_files import (
     weight_files,
 )
 from harness.model.fit import check_fit, plain_fit
-from harness.rankers.ranker import RankContext, Ranked, RankItem
+from harness.rankers.ranker import RankContext, Ranked, RankItem, padded_batches
 from harness.records import HarnessError
 
 MARKS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
@@ -259,23 +259,11 @@ def compare(model: PairRM, rows: Sequence[Row]) -> list[float]:
     length.
     """
     logits = [0.0] * len(rows)
-    for batch in _batches([sum(map(len, row)) for row in rows]):
+    for batch in padded_batches([sum(map(len, row)) for row in rows], TOKENS_PER_BATCH):
         found = _logits(model, [rows[place] for place in batch])
         for place, logit in zip(batch, found, strict=True):
             logits[place] = logit
     return logits
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places in batches of which rows × longest stays within TOKENS_PER_BATCH."""
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[place] > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
 
 
 def _logits(model: PairRM, rows: Sequence[Row]) -> list[float]:

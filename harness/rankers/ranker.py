@@ -59,6 +59,17 @@ class RankContext:
 RankFunction = Callable[[Sequence[RankItem], RankContext], list[Ranked]]
 
 
+def padded_batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Places, shortest first, in batches whose rows × longest stays within ``tokens``."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches and (len(batches[-1]) + 1) * lengths[place] <= tokens:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
 def _nothing_missing(_ranker: RankerSettings, _data: DataSettings) -> str:
     return ""
 

@@ -14,7 +14,7 @@ from typing import Any
 from harness.model.chat import encode_conversation
 from harness.model.checkpoint import check_checkpoint, load_model
 from harness.model.policy import load_tokenizer
-from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
+from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem, padded_batches
 from harness.records import HarnessError
 from harness.study.sections import DataSettings, RankerSettings
 from harness.study.work import Lengths, Work
@@ -47,7 +47,8 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     keys = sorted(encoded, key=lambda key: (len(encoded[key].ids), key))
     scores: dict[tuple[Any, str], float] = {}
     with torch.inference_mode():
-        for batch in _batches(keys, {key: len(row.ids) for key, row in encoded.items()}):
+        for places in padded_batches([len(encoded[key].ids) for key in keys], TOKENS_PER_BATCH):
+            batch = [keys[place] for place in places]
             scores.update(zip(batch, _logits(model, [encoded[key] for key in batch]), strict=True))
     return [
         Ranked(tuple(scores[_identity(item.messages), text] for text in item.texts))
@@ -94,17 +95,6 @@ def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, lim
         finally:
             tokenizer.truncation_side = side
     return Encoded(found["input_ids"], found.get("token_type_ids"), length)
-
-
-def _batches(keys: Sequence[Any], lengths: Mapping[Any, int]) -> list[list[Any]]:
-    """Cut length-sorted keys so that rows × longest stays within TOKENS_PER_BATCH."""
-    batches: list[list[Any]] = []
-    for key in keys:
-        if batches and (len(batches[-1]) + 1) * lengths[key] <= TOKENS_PER_BATCH:
-            batches[-1].append(key)
-        else:
-            batches.append([key])
-    return batches
 
 
 def _logits(model: Any, rows: Sequence[Encoded]) -> list[float]:

@@ -226,5 +226,5 @@ def test_judges_that_answer_under_one_name_are_told_apart(
     assert data.identity(checkpoint, *of) == "pocket-judge on 1"
     data = answered_by("judge-may")
     assert data.identity(checkpoint, *of) == "pocket-judge as judge-may on 1"
-    with pytest.raises(HarnessError, match="mixes rows of pocket-judge as judge-june .*judge-may"):
+    with pytest.raises(HarnessError, match=r"mixes rows of pocket-judge as judge-june .*judge-may"):
         answered_by("judge-may", "judge-june").cell(checkpoint, *of)

@@ -131,23 +131,6 @@ def test_requests_sent_at_once_do_not_change_one_another(client: openai.OpenAI) 
     assert [together[i] for i in range(6)] == alone
 
 
-def test_several_choices_differ_and_the_first_is_the_single_one(client: openai.OpenAI) -> None:
-    reply = ask(client, temperature=1.0, n=3, seed=4)
-    texts = [choice.message.content for choice in reply.choices]
-    assert len(set(texts)) == 3
-    assert [choice.index for choice in reply.choices] == [0, 1, 2]
-    assert reply.usage.completion_tokens == 24
-
-
-def test_a_stop_text_ends_the_answer_before_it(client: openai.OpenAI) -> None:
-    whole = ask(client, temperature=0, max_tokens=12).choices[0].message.content
-    stop = whole[4:6]
-    cut = ask(client, temperature=0, max_tokens=12, stop=[stop, "never written"], logprobs=True)
-    assert cut.choices[0].message.content == whole[: whole.index(stop)]
-    assert cut.choices[0].finish_reason == "stop"
-    assert cut.usage.completion_tokens == len(cut.choices[0].logprobs.content) < 12
-
-
 def test_an_end_token_is_no_part_of_the_text(tmp_path: Path) -> None:
     """A model whose every logit but the end of turn's is the same small number ends at once."""
     policy = load_policy(tiny.checkpoint(tmp_path / "ends"), cached=False)
@@ -184,12 +167,12 @@ def test_an_end_token_is_no_part_of_the_text(tmp_path: Path) -> None:
             "top_logprobs: Input should be less than or equal to 20",
         ),
         ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
-        ({"n": 100}, "n: Input should be less than or equal to 16"),
-        ({"stop": ["a"] * 5}, "stop: List should have at most 4 items"),
+        ({"n": 2}, "n: Input should be less than or equal to 1"),
+        ({"stop": "a"}, "not supported here: stop"),
         ({"messages": []}, "messages: List should have at least 1 item"),
         (
             {"messages": [{"role": "poet", "content": "x"}]},
-            "role: Input should be 'system', 'developer', 'user' or 'assistant'",
+            "role: Input should be 'system', 'user' or 'assistant'",
         ),
         (
             {
@@ -197,7 +180,7 @@ def test_an_end_token_is_no_part_of_the_text(tmp_path: Path) -> None:
                     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
                 ]
             },
-            "type: Input should be 'text'",
+            "content: Input should be a valid string",
         ),
         (
             {"messages": [{"role": "user", "content": "x" * 17_000}]},

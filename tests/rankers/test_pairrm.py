@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.rankers import pairrm_model as pairrm
-from harness.rankers.ranker import RankContext, RankItem
+from harness.rankers.ranker import RankContext, RankItem, padded_batches
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, read_jsonl, write_jsonl
 from harness.stages import rank
@@ -186,10 +186,9 @@ def test_batches_do_not_change_scores(monkeypatch):
         assert b.scores == pytest.approx(c.scores, abs=1e-5)
 
 
-def test_batches_stay_within_their_tokens(monkeypatch):
-    monkeypatch.setattr(pairrm, "TOKENS_PER_BATCH", 20)
-    assert list(pairrm._batches([5, 30, 10, 6, 10])) == [[0, 3], [2, 4], [1]]
-    assert list(pairrm._batches([])) == []
+def test_batches_stay_within_their_tokens():
+    assert padded_batches([5, 30, 10, 6, 10], 20) == [[0, 3], [2, 4], [1]]
+    assert padded_batches([], 20) == []
 
 
 def test_equal_comparisons_are_made_once():
