@@ -26,7 +26,8 @@ that reads text has the judge's own: its reply may hold thinking, and samples ne
 """
 OF_THE_ENDPOINT = ("model_name", "requires_chatml", "client_kwargs", "price_per_token")
 """Where the library would ask, which is here the judge's settings."""
-_FENCED = re.compile(r"\s*```[a-z]*\n(.*?)\n?```\s*", re.DOTALL)
+_RANKING = re.compile(r"\[\s*\{[^\[\]]*?['\"]rank['\"][^\[\]]*\]")
+_RANKED = re.compile(r"['\"](model|rank)['\"]\s*:\s*['\"]?([\w.-]+)")
 
 Shown = tuple[str, str, str]
 """(instruction, output_1, output_2): what names a pair where the library drops ids."""
@@ -262,13 +263,15 @@ class Reading:
         return len(values) == 1 and values[0] is not None and values[0] == values[0]
 
     def text(self, reply: JudgeReply) -> str:
-        """What the parser reads of a text: without a fence around the whole; nothing of a reply
-        that holds no verdict.
+        """What the parser reads of a text: of one that holds a ranking, whatever stands around it,
+        the ranking; nothing of two that differ, and of a reply that holds no verdict.
         """
         if reply.status != "ok":
             return ""
-        fenced = _FENCED.fullmatch(reply.text)
-        return fenced[1] if fenced else reply.text.strip()
+        found = {_ranking(written) for written in _RANKING.findall(reply.text)}
+        if not found:
+            return reply.text.strip()
+        return found.pop() if len(found) == 1 else ""
 
     def choice(self, reply: JudgeReply) -> dict[str, Any]:
         """The reply as a parser of log-probabilities takes it: those of its verdict's tokens, or
@@ -285,6 +288,17 @@ class Reading:
             "logprobs": {"content": [{"token": text, "logprob": 0.0, "top_logprobs": top}]},
             "total_tokens": reply.prompt_tokens + reply.completion_tokens,
         }
+
+
+def _ranking(written: str) -> str:
+    """A ranking as the library reads it, or nothing where it does not put one model first and the
+    other second: of equal ranks the library takes the first model's for the verdict.
+    """
+    rows = [dict(_RANKED.findall(row)) for row in written.split("}")[:-1]]
+    ranks = {row.get("model", ""): row.get("rank", "") for row in rows}
+    if len(rows) != 2 or sorted(ranks.values()) != ["1", "2"]:
+        return ""
+    return str([{"model": name, "rank": int(rank)} for name, rank in sorted(ranks.items())])
 
 
 def _verdict(

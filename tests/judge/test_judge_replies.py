@@ -422,6 +422,39 @@ UNREADABLE = [
 ]
 
 
+RANKING = "[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}]"
+JSON_RANKING = RANKING.replace("'", '"')
+
+
+@pytest.mark.parametrize(
+    ("text", "preference"),
+    [
+        (RANKING, 2.0),
+        (f"```json\n{JSON_RANKING}\n```", 2.0),
+        (f"Here is the ranking:\n```python\n{RANKING}\n```\nThe second is right.", 2.0),
+        (f'{{"ordered": {JSON_RANKING}}}', 2.0),
+        (RANKING.replace("2}", "'2'}").replace("1}", "'1'}"), 2.0),
+        (RANKING.replace("'rank': 2", "'rank': 1"), None),
+        (RANKING.replace("'rank': 1", "'rank': 2"), None),
+        (RANKING.replace("'rank': 2", "'rank': 3"), None),
+        (RANKING.replace("model_2", "model_1"), None),
+        (RANKING.partition(",")[0] + "}]", None),
+        (f"{RANKING} or {RANKING.replace('2}', '1}', 1)}", None),
+    ],
+)
+def test_a_ranking_counts_where_it_puts_one_first_and_the_other_second(
+    text: str, preference: float | None, tmp_path: Path
+) -> None:
+    with endpoint(lambda _body: (200, said(text))) as (url, _):
+        own = JudgeSettings(kind="openai", base_url=url, model="judge-1", verdict="text")
+        with JudgeClient(own, Runtime(**FAST), tmp_path) as client:
+            pairs = [Pair("1", "Name a fruit.", "Apple.", "A pear.")]
+            found = annotate(pairs, client, annotator=annotator.TEXT_ANNOTATOR)["1", 0]
+    assert not found.switched
+    assert found.preference == preference
+    assert found.status == ("unparsed" if preference is None else "ok")
+
+
 def test_tokens_named_by_numbers_end_the_stage_and_say_so(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="return-tokens-as-token-ids"):
         weighted([position("token_id:76", m=0.7)], tmp_path)
