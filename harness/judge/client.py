@@ -320,7 +320,7 @@ class JudgeClient:
             headers=auth_headers(self.judge, self.endpoint),
             timeout=timeout,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            trust_env=not self.endpoint.loopback,
+            proxy=self.endpoint.proxy,
         )
         if by_batch:
             to = (self._session, self.endpoint.url, self._parameters, self.runtime)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from harness.judge import verdicts
 from harness.judge.chat_http import is_loopback
@@ -103,6 +104,15 @@ class Endpoint:
     url: str
     identity: str
     loopback: bool
+
+    @property
+    def proxy(self) -> str | None:
+        """As the environment has it. aiohttp's own way there would read a .netrc too, whose
+        password cannot be sent beside a key.
+        """
+        parts = urlsplit(self.url)
+        without = self.loopback or proxy_bypass(parts.netloc)
+        return None if without else getproxies().get(parts.scheme)
 
 
 def resolve_endpoint(judge: JudgeSettings, runtime: Runtime) -> Endpoint:

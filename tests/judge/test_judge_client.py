@@ -25,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.judge import client as judge_module
+from harness.judge import endpoint as endpoint_module
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, request_key
 from harness.judge.endpoint import Reply, Trouble, check_url, read_reply, resolve_endpoint
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
@@ -785,6 +786,25 @@ def test_an_impossible_key_is_refused_unseen(
     ):
         pass
     assert "canary" not in str(refused.value)
+
+
+def test_a_proxy_comes_from_the_environment_and_a_netrc_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password hunter2secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    monkeypatch.setattr(endpoint_module, "is_loopback", lambda _host: False)
+    seen: list[str] = []
+    with serve(script=lambda body: seen.append(body["model"]) or "Rating: [[6]]") as server:
+        monkeypatch.setenv("http_proxy", server.base_url.removesuffix("/v1"))
+        for number, host in enumerate(("judge.invalid", "127.0.0.1")):
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            url = server.base_url.replace("127.0.0.1", host)
+            own = settings(kind="openai", base_url=url, model=host, allow_insecure_url=host)
+            with JudgeClient(own, Runtime(**FAST), tmp_path / str(number)) as client:
+                assert client.complete([request(1)])[0].text == "Rating: [[6]]"
+    assert seen == ["judge.invalid", "127.0.0.1"]
 
 
 def test_a_remote_judge_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
