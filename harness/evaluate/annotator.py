@@ -251,10 +251,14 @@ class Reading:
         """Whether the annotator's own parser finds a preference. Raises HarnessError of a reply
         without the log-probabilities that were asked for: no other will have them.
         """
-        if self.logprobs and reply.logprobs is None:
+        listed = reply.logprobs
+        if self.logprobs and (
+            listed is None or (listed and not any(one["top_logprobs"] for one in listed))
+        ):
             raise HarnessError(
-                "the judge answered without the log-probabilities that the annotator reads; set "
-                "judge.verdict: text, or name a judge that gives them"
+                "the judge answered without the log-probabilities that the annotator reads (of "
+                "both verdicts: top_logprobs); set judge.verdict: text, or name a judge that gives "
+                "them"
             )
         try:
             values = list(self.parse(self.choice(reply) if self.logprobs else self.text(reply)))

@@ -415,8 +415,6 @@ UNREADABLE = [
     position("Sure", m=0.6, M=0.3, Sure=0.1),
     position("M", M=0.3, The=0.6),
     position("m", m=0.4, M=0.1, A=0.5),
-    position("m") | {"top_logprobs": []},
-    position("m") | {"top_logprobs": None},
     position("m", m=0.9) | {"top_logprobs": [{"token": "m", "logprob": 0.7}]},
     position("m", m=0.9) | {"top_logprobs": [{"token": "m", "logprob": None}]},
 ]
@@ -491,6 +489,14 @@ def weighted(content: Any, folder: Path) -> annotator.Annotation:
 def test_a_verdict_read_off_the_tail_is_unparsed(content: Any, tmp_path: Path) -> None:
     note = weighted(content, tmp_path)
     assert (note.preference, note.status) == (None, "unparsed")
+
+
+@pytest.mark.parametrize("none", [[], None])
+def test_a_judge_that_lists_no_other_tokens_ends_the_stage_at_once(
+    none: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(HarnessError, match=r"top_logprobs.*judge.verdict: text"):
+        weighted([position("m") | {"top_logprobs": none}], tmp_path)
 
 
 @pytest.mark.parametrize(
