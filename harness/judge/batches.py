@@ -18,8 +18,9 @@ from typing import Any
 
 import aiohttp
 
-from harness.judge.endpoint import KEY_VARIABLE, Parameters, Reply, Trouble, read_answer, read_reply
+from harness.judge.endpoint import KEY_VARIABLE
 from harness.judge.journal import Journal
+from harness.judge.replies import Parameters, Reply, Trouble, read_answer, read_reply
 from harness.records import HarnessError, canonical_json, content_hash, redact
 from harness.study.tasks import Runtime
 

@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 from harness.judge import client as judge_module
 from harness.judge import endpoint as endpoint_module
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, request_key
-from harness.judge.endpoint import Reply, Trouble, check_url, read_reply, resolve_endpoint
+from harness.judge.endpoint import check_url, resolve_endpoint
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
+from harness.judge.replies import Reply, Trouble, read_reply
 from harness.pocket import judge_opinion
 from harness.records import HarnessError, redact
 from harness.study.sections import JudgeSettings

@@ -21,7 +21,7 @@ from harness.evaluate import annotator
 from harness.evaluate.annotator import Pair, annotate
 from harness.judge import chat_http, verdicts
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
-from harness.judge.endpoint import Reply, read_reply
+from harness.judge.replies import Reply, read_reply
 from harness.rankers import judge as ranker
 from harness.records import HarnessError
 from harness.study.sections import JudgeSettings
