@@ -219,7 +219,13 @@ def judge_again(
             ratings.setdefault(key, []).append((read, reply.status))
         for key, several in ratings.items():
             values[key] = (*verdicts.mean_of(several), None)
-        return values, client.costs
+    if all(value is None for value, _, _ in values.values()):
+        statuses = ", ".join(sorted({status for _, status, _ in values.values()}))
+        raise HarnessError(
+            f"the judge gave no verdict on any of {len(found)} answers ({statuses}); why stands in "
+            f"{folder}"
+        )
+    return values, client.costs
 
 
 # -- rows ------------------------------------------------------------------------------------------

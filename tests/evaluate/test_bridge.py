@@ -20,6 +20,7 @@ from analysis import bridge as reading
 from harness.cli import app
 from harness.evaluate import bridge
 from harness.judge import chat_http
+from harness.judge.endpoint import estimate_tokens
 from harness.pocket import judge_opinion
 from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
@@ -89,7 +90,8 @@ def old_judge(folder: Path, shift: Shift) -> Iterator[tuple[str, list[str]]]:
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         body = json.loads(await request.read())
-        return chat_http.reply(chat_http.completion("old", [answer(body)], 100, "test"))
+        tokens = estimate_tokens(body["messages"])
+        return chat_http.reply(chat_http.completion("old", [answer(body)], tokens, "test"))
 
     with chat_http.serving(handle) as url:
         yield url, calls
@@ -147,6 +149,15 @@ def test_a_biased_copy_is_recovered_within_its_intervals(public: Path, tmp_path:
     assert not scale.shift(scale.models.index("claude-2")).holds(0.0)
     agreed = reading.agreement(scale)
     assert agreed is not None and agreed.share.value < 1.0
+
+
+def test_a_judge_that_gives_no_verdict_is_told(
+    public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.estimate_tokens", lambda _messages: 1)
+    with old_judge(public, unchanged) as (url, _):
+        done = command(public, url, tmp_path, "--items", "2")
+    assert "gave no verdict on any of 12 answers (error)" in str(done.exception)
 
 
 def test_more_items_are_a_superset_and_a_price_decides_how_many(public: Path) -> None:
