@@ -3,7 +3,7 @@ sampling.
 
 One prompt, Y answers, softmax policies with one logit per answer. Preferences are Bradley-Terry
 with soft labels over a fixed set of compared pairs. Rewards and log-probabilities in nats; beta as
-in DPO. NumPy only.
+in DPO.
 
 Notation: pi policy, pi_ref reference, r(y) = beta (log pi(y) - log pi_ref(y)) the implicit reward,
 L the exact DPO loss, S = E_{pi_ref}[log pi] the exploration term; SELM minimises L + alpha beta S
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp  # type: ignore[import-untyped]
 
 Vector = NDArray[np.float64]
 
@@ -57,13 +58,6 @@ def world(
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)), without overflow."""
     return 0.5 * (1 + np.tanh(np.asarray(x) / 2))
-
-
-def log_softmax(logits: Vector) -> Vector:
-    """log pi of every answer."""
-    shifted = logits - logits.max()
-    normal: Vector = shifted - np.log(np.exp(shifted).sum())
-    return normal
 
 
 def score(logits: Vector) -> NDArray[np.float64]:
@@ -150,8 +144,7 @@ def optimism(rewards: Vector, at: World) -> float:
     E_{pi_ref}[r] (eq. 4.1).
     """
     scaled = np.log(at.reference) + rewards / at.beta
-    top = scaled.max()
-    return float(at.beta * (top + np.log(np.exp(scaled - top).sum())) - at.reference @ rewards)
+    return float(at.beta * logsumexp(scaled) - at.reference @ rewards)
 
 
 def reward_models(at: World, true: Vector, low: float, high: float) -> tuple[Vector, Vector]:

@@ -10,6 +10,7 @@ too.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,14 +191,16 @@ def _settings(data: StudyData, models: int) -> str:
             f"Checkpoints whose weights are kept: {models}, each with a model card; "
             "`models/README.md` beside the report's folder lists them."
         )
-    rows = []
-    for name, value in flat(data.recipe):
-        if name.split(".")[0] not in SHOWN_SETTINGS or name.startswith("judge.base_url"):
-            continue
-        varied = data.axes.get(name, ())
-        if len(varied) > 1:
-            value = f"varied: {', '.join(map(str, varied))}"
-        rows.append((name, value))
+    varied = {
+        name: f"varied: {', '.join(map(str, values))}"
+        for name, values in data.axes.items()
+        if len(values) > 1
+    }
+    rows = [
+        (name, varied.get(name, value))
+        for name, value in flat(data.recipe)
+        if name.split(".")[0] in SHOWN_SETTINGS and not name.startswith("judge.base_url")
+    ]
     return "\n\n".join([*lines, pipes(("setting", "value"), rows, 2)])
 
 
@@ -211,28 +214,26 @@ def _versions(data: StudyData) -> str:
 
 def versions(data: StudyData) -> dict[str, dict[str, int]]:
     """Hosts and package versions that the stages ran under: name → value → number of stages."""
-    counted: dict[str, dict[str, int]] = {}
+    counted: dict[str, Counter[str]] = {}
     for stage in data.stages.values():
-        env = dict(stage.environment)
-        packages = env.pop("versions", {})
-        for name, value in {**env, **(packages if isinstance(packages, Mapping) else {})}.items():
+        for name, value in {
+            **stage.environment,
+            **(stage.environment.get("versions") or {}),
+        }.items():
             if name in ("finished", "seconds", "started") or isinstance(value, (Mapping, list)):
                 continue
-            seen = counted.setdefault(str(name), {})
-            seen[str(value)] = seen.get(str(value), 0) + 1
-    return dict(sorted(counted.items()))
+            counted.setdefault(str(name), Counter())[str(value)] += 1
+    return {name: dict(seen) for name, seen in sorted(counted.items())}
 
 
 def files(tables: Tables, figures: Figures) -> str:
     """A line an exhibit that links its files."""
-    kinds: list[tuple[str, Sequence[str]]] = []
+    kinds: dict[str, Sequence[str]] = {}
     for key, table in tables.items():
         if isinstance(table, Table):
-            folder = "costs" if table.volatile else "tables"
-            kinds.append((f"{folder}/{key}", ("csv", "md", "tex")))
+            kinds[f"{'costs' if table.volatile else 'tables'}/{key}"] = ("csv", "md", "tex")
     for key, figure in figures.items():
         if isinstance(figure, Drawn):
-            kinds.append((f"figures/{key}", ("pdf", "svg", "png", "csv")))
-    return "\n".join(
-        f"- {path}: {', '.join(f'[{kind}]({path}.{kind})' for kind in of)}" for path, of in kinds
-    )
+            kinds[f"figures/{key}"] = ("pdf", "svg", "png", "csv")
+    links = {at: ", ".join(f"[{kind}]({at}.{kind})" for kind in of) for at, of in kinds.items()}
+    return "\n".join(f"- {at}: {of}" for at, of in links.items())

@@ -73,20 +73,12 @@ def _bars(
 
 def _by_answer(found: dict[str, Any], panel: str, name: str) -> list[Observation]:
     columns = zip(found["answer"], found["in_data"], found[name], strict=True)
-    return [_observation(panel, name, None, y, bool(known), value) for y, known, value in columns]
+    return [_observation(panel, name, None, y, known, value) for y, known, value in columns]
 
 
-def _observation(
-    panel: str, series: str, alpha: float | None, x: float, in_data: bool | None, value: float
-) -> Observation:
-    return {
-        "panel": panel,
-        "series": series,
-        "alpha": alpha,
-        "answer_or_step": int(x),
-        "in_data": in_data,
-        "value": float(value),
-    }
+def _observation(panel: str, name: str, alpha: float | None, *told: Any) -> Observation:
+    names = ("answer_or_step", "in_data", "value")
+    return {"panel": panel, "series": name, "alpha": alpha, **dict(zip(names, told, strict=True))}
 
 
 def _steps(axes: Axes, found: dict[str, Any]) -> list[Observation]:
