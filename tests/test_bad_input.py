@@ -290,7 +290,7 @@ def test_the_checks_go_first_and_every_stage_is_counted_once(study: Path) -> Non
     plan, store = prepare(study, {}), Store(study.parent / "store")
     store.open()
     quick = Quick(store)
-    found = execute_checked(plan, store, quick, lambda _event, _node, _result: None, ())
+    found = execute_checked(plan, store, quick, lambda _node, _result: None, ())
     checks = [node.stage for node in plan.nodes.values() if node.stage in CHECKS]
     assert len(checks) == 4
     assert sorted(quick.order[:4]) == sorted(checks)
@@ -300,7 +300,7 @@ def test_the_checks_go_first_and_every_stage_is_counted_once(study: Path) -> Non
         float(len(plan.nodes)),
         [],
     )
-    again = execute_checked(plan, store, quick, lambda _event, _node, _result: None, ())
+    again = execute_checked(plan, store, quick, lambda _node, _result: None, ())
     assert (again.executed, again.reused) == (0, len(plan.nodes))
 
 
