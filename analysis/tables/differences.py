@@ -342,6 +342,7 @@ def _paths(
     """Seed → its path where the last iteration has both; a stored base stands at KL 0."""
     paths: dict[int, Path] = {}
     drifts: Mapping[int, float] = {}
+    scores: Mapping[int, float] = {}
     for iteration in range(last + 1):
         checkpoint = data.checkpoint(arm, iteration)
         if checkpoint is None:  # not scored, or the arm has ended
@@ -352,7 +353,7 @@ def _paths(
             drift = drifts.get(seed) if iteration else 0.0
             if drift is not None:
                 paths.setdefault(seed, []).append((drift, score))
-    return {seed: path for seed, path in paths.items() if seed in drifts}
+    return {seed: path for seed, path in paths.items() if seed in drifts and seed in scores}
 
 
 def matched(ours: Path, theirs: Path) -> tuple[float, float] | None:

@@ -239,6 +239,21 @@ def test_a_difference_at_matched_kl_stands_for_every_arm(complete: StudyData) ->
         assert row["difference"] > 0
 
 
+def test_a_seed_whose_last_score_is_missing_is_not_compared_earlier(tmp_path: Path) -> None:
+    """Its KL is stored there: the score of the iteration before would stand in for the last."""
+    spec = synthetic.Synthetic(answers=False)
+    data = load_study(*synthetic.build(tmp_path, spec))
+    table = TABLES["matched_kl"](data)
+    assert isinstance(table, Table)
+    compared = {row["seed"] for row in table.data if row["arm"] == "objective.alpha=1"}
+    last = data.checkpoint("objective.alpha=1", spec.iterations)
+    assert last is not None
+    win_rate = measures.find(data, "alpaca_eval", "length_controlled_win_rate")
+    scored = set(measures.points(data, last, win_rate))
+    assert scored < set(measures.points(data, last, measures.diagnostic("kl_base", "KL")))
+    assert compared == scored
+
+
 def test_an_arm_whose_distance_is_not_stored_is_at_none(tmp_path: Path) -> None:
     """The base is at KL 0; a checkpoint without diagnostics is not."""
     study, store = synthetic.build(tmp_path, synthetic.Synthetic(answers=False))
