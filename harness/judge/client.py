@@ -55,6 +55,8 @@ MORE_ROOM = 2
 MAX_ATTEMPTS = 8
 """Failed attempts (429 with a waiting time not counted) before an item becomes ``error``."""
 BACKOFF_CAP_S = 30.0
+CONNECT_CAP_S = 60.0
+"""For a connection, however long a reply may take."""
 REPLY_FIELDS = (
     *("status", "text", "logprobs", "prompt_tokens", "completion_tokens", "error", "model"),
 )
@@ -226,7 +228,8 @@ class JudgeClient:
         self._asking: dict[str, asyncio.Lock] = {}
         self.budget.start(self._journal)
         self.pace.start()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.runtime.judge_timeout_s)
+        connecting_s = min(CONNECT_CAP_S, self.runtime.judge_timeout_s)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connecting_s)
         self._session = aiohttp.ClientSession(
             headers=auth_headers(self.judge, self.endpoint),
             timeout=timeout,

@@ -722,8 +722,10 @@ class RuntimeSettings(Section):
     """Where the trainer logs (transformers' ``report_to``): none, tensorboard, wandb, …"""
     judge_concurrency: Positive = 8
     """Requests under way at once."""
-    judge_timeout_s: float = 60.0
-    """Time for one reply."""
+    judge_timeout_s: float = 300.0
+    """Time for one reply, after which it is asked for again (and paid again, should both come): more
+    than a judge that thinks first takes.
+    """
     judge_deadline_s: float = 1800.0
     """Time for one judgment with all its further attempts, counted anew with every reply that
     comes: a judge that gives none for so long ends the run.
