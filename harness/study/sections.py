@@ -723,8 +723,8 @@ class RuntimeSettings(Section):
     judge_concurrency: Positive = 8
     """Requests under way at once."""
     judge_timeout_s: float = 300.0
-    """Time for one reply, after which it is asked for again (and paid again, should both come): more
-    than a judge that thinks first takes.
+    """Time for one reply, more than a judge that thinks first takes: after it the judge is asked
+    again (and paid again, should both answer).
     """
     judge_deadline_s: float = 1800.0
     """Time for one judgment with all its further attempts, counted anew with every reply that
