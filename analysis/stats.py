@@ -119,9 +119,12 @@ class Estimate:
         """That of the named interval, if there is one."""
         return getattr(self.intervals.get(name), "half_width", None)
 
-    def digits(self, least: int) -> int:
-        """Digits to show it and its intervals with: ``least``, or more for a narrow one."""
-        halves = [half for name in self.intervals if (half := self.half_width(name))]
+    def digits(self, least: int, *names: str) -> int:
+        """Digits to show it and the named intervals with ((A) and (B), else that over items):
+        ``least``, or more for a narrow one.
+        """
+        shown = names or (("A", "B") if self.half_width("A") else ("items",))
+        halves = [half for name in shown if (half := self.half_width(name))]
         return finer(least, min(halves, default=None))
 
 

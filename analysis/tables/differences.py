@@ -73,7 +73,8 @@ def _headline(c: Comparison, *, single: bool) -> dict[str, str]:
 
 def _checks(c: Comparison) -> dict[str, str]:
     """Cells of the second table, by column."""
-    value, digits = c.estimate, c.digits
+    value = c.estimate
+    digits = value.digits(c.measure.digits, *value.intervals)
     flip, won, p = "–", "–", None
     if c.flip and c.flip.p is not None:
         flip = f"{p_value(c.flip.p)} ({c.flip.floor:.3g})"

@@ -21,7 +21,7 @@ from analysis.layout import from_array
 from analysis.load import StudyData, load_study
 from analysis.measures import Measure
 from analysis.page import sort_value, to_html
-from analysis.stats import mean_over_seeds, one_checkpoint
+from analysis.stats import Estimate, Interval, mean_over_seeds, one_checkpoint
 from analysis.table import (
     Observation,
     Table,
@@ -159,6 +159,9 @@ def test_an_interval_that_is_not_symmetric_is_shown_by_its_ends(right: int, show
 def test_a_spread_below_the_last_digit_is_not_rounded_to_it() -> None:
     scores = mean_over_seeds(from_array(0.5 + 1e-4 * np.array([[1, 3], [2, 2], [4, 6], [1, 1]])))
     assert cell_text(scores, Measure("KL", "diagnostics", "kl", "nats", 2)).startswith("0.50025 ± ")
+    wide, narrow = Interval("A", "", low=-0.5, high=0.5), Interval("A", "", low=-1e-5, high=1e-5)
+    both = Estimate("", 0.0, 3, 9, {"A": wide, "items": narrow, "A_paired": narrow})
+    assert (both.digits(2), both.digits(2, "A_paired")) == (2, 6)
     assert [finer(2, size) for size in (0.0056, 0.01, 24.6, 1e-15, None)] == [4, 2, 2, 2, 2]
 
 
