@@ -25,6 +25,7 @@ from harness.records import (
     StageOutcome,
     StageTask,
     Status,
+    Tally,
     canonical_json,
     content_hash,
     read_jsonl,
@@ -192,12 +193,13 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
         path,
     )
     items, found = [], {}
+    shown = Tally(task.stage, "given mt_bench judgments")
     for question in bench.questions:
         for turn in range(1, len(question["turns"]) + 1):
             item = mt_bench.Item(question, turn, "no_answer")
             if item.name in given:
                 row = given[item.name]
-                _check_shown(path, row, bench, item)
+                shown.meet(item.name, _shown(path, row, bench, item))
                 item.source = content_hash(row["user_prompt"], row["judgment"], length=16)
                 found[item.name, 0] = _rating(row)
             items.append(item)
@@ -208,22 +210,25 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
         replace(mt_bench.score_row(one, 0, row, bench, judge), judge=label) for one, row in judged
     ]
     summary = mt_bench.summarise(scores, items, found, bench, judge)
-    return finish(task, scores, summary)
+    outcome = finish(task, scores, summary)
+    return replace(outcome, left_out=(*outcome.left_out, *shown.left_out()))
 
 
-def _check_shown(
-    path: Path, row: Mapping[str, Any], bench: fastchat.Bench, item: mt_bench.Item
-) -> None:
-    """Raise HarnessError for a judgment of another question, or by other reference answers: a
-    translation has the same ids.
+def _shown(path: Path, row: Mapping[str, Any], bench: fastchat.Bench, item: mt_bench.Item) -> str:
+    """Whether a judge was shown the reference answers of ``bench``, or others: they were corrected
+    over the years. Raises HarnessError for another question: a translation has the same ids.
     """
-    texts = [*item.question["turns"][: item.turn]]
-    texts += (bench.reference_turns(item.question) or [])[: item.turn]
-    if not all(text in row["user_prompt"] for text in texts):
+    prompt = " ".join(row["user_prompt"].split())
+    asked, references = (
+        [" ".join(text.split()) in prompt for text in (texts or [])[: item.turn]]
+        for texts in (item.question["turns"], bench.reference_turns(item.question))
+    )
+    if not all(asked):
         raise HarnessError(
-            f"{path}: question {item.name}: the judge was shown another question or reference "
-            "answer than evaluation.mt_bench names"
+            f"{path}: question {item.name}: the judge was shown another question than "
+            "evaluation.mt_bench names"
         )
+    return "ok" if all(references) else "the judge was shown another reference answer"
 
 
 def _one_judge(path: Path, names: Iterable[Any]) -> str:

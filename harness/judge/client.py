@@ -55,6 +55,8 @@ MORE_ROOM = 2
 MAX_ATTEMPTS = 8
 """Failed attempts (429 with a waiting time not counted) before an item becomes ``error``."""
 BACKOFF_CAP_S = 30.0
+LEAST_CONTEXT = 512
+"""Tokens that any judge's context holds."""
 CONNECT_CAP_S = 60.0
 """For a connection, however long a reply may take."""
 REPLY_FIELDS = (
@@ -312,10 +314,11 @@ class JudgeClient:
 
     def _whole(self, request: JudgeRequest, reply: JudgeReply) -> JudgeReply:
         """The reply, or an error where its judge was shown less than the prompt: every word is a
-        token at least, and Ollama cuts what exceeds its context without a word.
+        token at least, and Ollama cuts what exceeds its context without a word. A smaller count
+        than any context is no cut: some servers count no prompt, or what was not in their cache.
         """
         words = sum(len(message["content"].split()) for message in request.messages)
-        if self.judge.kind == "pocket" or not 0 < reply.prompt_tokens < words:
+        if self.judge.kind == "pocket" or not LEAST_CONTEXT <= reply.prompt_tokens < words:
             return reply
         error = (
             f"the judge read {reply.prompt_tokens} tokens of a prompt of {words} words: its server "

@@ -151,13 +151,16 @@ def test_a_biased_copy_is_recovered_within_its_intervals(public: Path, tmp_path:
     assert agreed is not None and agreed.share.value < 1.0
 
 
-def test_a_judge_that_gives_no_verdict_is_told(
-    public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"{__name__}.estimate_tokens", lambda _messages: 1)
-    with old_judge(public, unchanged) as (url, _):
+def test_a_judge_that_gives_no_verdict_is_told(public: Path, tmp_path: Path) -> None:
+    token = ("I", -0.1)
+
+    async def handle(_request: web.BaseRequest) -> web.StreamResponse:
+        said = chat_http.Choice("I", "stop", 1, [chat_http.token_entry(token, [token])])
+        return chat_http.reply(chat_http.completion("old", [said], 900, "test"))
+
+    with chat_http.serving(handle) as url:
         done = command(public, url, tmp_path, "--items", "2")
-    assert "gave no verdict on any of 12 answers (error)" in str(done.exception)
+    assert "gave no verdict on any of 12 answers (unparsed)" in str(done.exception)
 
 
 def test_more_items_are_a_superset_and_a_price_decides_how_many(public: Path) -> None:

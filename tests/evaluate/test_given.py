@@ -217,13 +217,23 @@ def test_what_was_not_judged_or_cannot_be_read_has_no_score(benchmarks: Path) ->
             [judgment(81, 1) | {"user_prompt": "81\u306f?"}],
             "question 81:1: the judge was shown anothe",
         ),
-        (
-            [judgment(101, 2) | {"user_prompt": "What is 101? And what is 102?"}],
-            "or reference answer",
-        ),
     ):
         with pytest.raises(HarnessError, match=words):
             scored(benchmarks, rows)
+
+
+def test_judgments_by_other_reference_answers_are_scored_and_told(benchmarks: Path) -> None:
+    shown = "What is 101?\nAnd  what is 102? It is 101. It is 103."
+    write_jsonl(
+        benchmarks / "j.jsonl", [judgment(101, 1), judgment(101, 2) | {"user_prompt": shown}]
+    )
+    settings = GivenVerdictsTask(benchmark="mt_bench", path=str(benchmarks / "j.jsonl"), model="")
+    place = {"benchmarks": benchmarks}
+    task = stage_task("k", "verdicts.given", settings.model_dump(), place, benchmarks)
+    outcome = function_of("verdicts.given")(task)
+    (told,) = [one for one in outcome.left_out if one.what == "given mt_bench judgments"]
+    assert (told.count, told.of, told.examples) == (1, 2, ("101:2",))
+    assert outcome.summary["statuses"]["ok"] == 2
 
 
 def test_judgments_as_pandas_writes_them_are_the_same(benchmarks: Path) -> None:

@@ -204,16 +204,20 @@ def test_thinking_is_counted_wherever_it_is_told(usage: Any, tokens: tuple[int, 
     assert (found.prompt_tokens, found.completion_tokens) == tokens
 
 
-def test_a_prompt_of_which_the_judge_read_a_part_has_no_verdict(tmp_path: Path) -> None:
-    read = said("Rating: [[6]]") | {"usage": {"prompt_tokens": 2050, "completion_tokens": 4}}
-    with endpoint(lambda _body: (200, read)) as (url, _):
+@pytest.mark.parametrize(("read", "status"), [(2050, "error"), (12, "ok"), (4001, "ok")])
+def test_a_prompt_of_which_the_judge_read_a_part_has_no_verdict(
+    tmp_path: Path, read: int, status: str
+) -> None:
+    """A count below any context is one that leaves out a cache, or says nothing."""
+    reply = said("Rating: [[6]]") | {"usage": {"prompt_tokens": read, "completion_tokens": 4}}
+    with endpoint(lambda _body: (200, reply)) as (url, _):
         own = JudgeSettings(kind="openai", base_url=url, model="judge-1")
         with JudgeClient(own, Runtime(**FAST), tmp_path) as client:
             texts = "word " * 4000, "Rate."
             asked = [JudgeRequest(t[:5], ({"role": "user", "content": t},), {}) for t in texts]
-            cut, whole = client.complete(asked, accept=is_rated)
-    assert (rating(cut), rating(whole)) == (("error", None), ("ok", 6.0))
-    assert "2050 tokens of a prompt of 4000 words" in cut.error
+            long, short = client.complete(asked, accept=is_rated)
+    assert (long.status, rating(short)) == (status, ("ok", 6.0))
+    assert ("2050 tokens of a prompt of 4000 words" in long.error) == (status == "error")
 
 
 def test_verdicts_of_two_providers_under_one_name_are_not_mixed(tmp_path: Path) -> None:
