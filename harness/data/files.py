@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import re
 import zlib
@@ -17,18 +18,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from harness.records import HarnessError, first_line
 
 KINDS = ".jsonl, .json (either with .gz) or .parquet"
-MARKS = (
+MARKS = {
     # UTF-32's little-endian mark begins with UTF-16's.
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+UTF_8 = "save the file as UTF-8 (from Latin-1: iconv -f LATIN1 -t UTF-8)"
 
 
 @dataclass(frozen=True)
@@ -64,72 +66,58 @@ def file_rows(path: Path) -> Iterator[Row]:
 def _json_rows(path: Path) -> Iterator[Row]:
     lines = _lines(path)
     for number, line in lines:
-        if not line.strip():
-            continue
         if line.lstrip().startswith("["):
             whole = line + "".join(text for _, text in lines)
             for row, values in enumerate(_parsed(whole, path, number), 1):
                 yield _row(values, f"{path}, row {row}")
-        else:
+        elif line.strip():
             yield _row(_parsed(line.rstrip(), path, number), f"{path}:{number}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file."""
-    encoding, number = _encoding(path), 0
+    """Numbered lines of a text file, unpacked where it is gzip."""
+    number = offset = 0
     try:
-        try:
-            with _opened(path, encoding) as handle:
-                for number, line in enumerate(handle, 1):
-                    yield number, line
-        except UnicodeDecodeError as error:
-            raise HarnessError(_undecodable(path, number, error)) from error
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            handle: Any = gzip.GzipFile(fileobj=file) if packed else file
+            encoding = _encoding(path, handle.read(4))
+            handle.seek(0)
+            if encoding:
+                with io.TextIOWrapper(handle, encoding) as wrapped:
+                    for number, text in enumerate(wrapped, 1):
+                        yield number, text
+                return
+            for number, line in enumerate(handle, 1):
+                yield number, _text(line, f"{path}:{number}", offset)
+                offset += len(line)
+    except UnicodeDecodeError as error:
+        why = f"not {error.encoding} after line {number} ({error.reason})"
+        raise HarnessError(f"{path}: {why}; {UTF_8}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise HarnessError(f"{path}: cannot be read after line {number} ({error})") from error
 
 
-def _opened(path: Path, encoding: str = "") -> IO[Any]:
-    """The file, unpacked where it is gzip; as bytes without an encoding."""
-    with path.open("rb") as handle:
-        packed = handle.read(2) == b"\x1f\x8b"
-    opener: Any = gzip.open if packed else open
-    opened: IO[Any] = opener(path, "rt" if encoding else "rb", encoding=encoding or None)
-    return opened
-
-
-def _encoding(path: Path) -> str:
-    try:
-        with _opened(path) as handle:
-            head: bytes = handle.read(4)
-    except (OSError, EOFError, zlib.error) as error:
-        raise HarnessError(f"{path}: cannot be read ({error})") from error
+def _encoding(path: Path, head: bytes) -> str:
+    """What the file's first bytes say; empty: UTF-8, which is decoded a line at a time."""
     if head == b"PAR1":
         raise HarnessError(f"{path}: its content is Parquet; give it a name that ends in .parquet")
-    marked = next((name for mark, name in MARKS if head.startswith(mark)), "")
+    marked = next((name for mark, name in MARKS.items() if head.startswith(mark)), "")
     if not marked and b"\0" in head:
         raise HarnessError(
             f"{path}:1: byte {head.index(0)} is 0: this is no UTF-8 (UTF-16 without its byte-order "
             "mark?); save the file as UTF-8"
         )
-    return marked or "utf-8-sig"
+    return marked
 
 
-def _undecodable(path: Path, reached: int, error: UnicodeDecodeError) -> str:
-    """Which byte of which line is no text: a second look, a line of bytes at a time."""
-    advice = "save the file as UTF-8 (from Latin-1: iconv -f LATIN1 -t UTF-8)"
-    if not error.encoding.startswith("utf-8"):
-        return f"{path}: not {error.encoding} after line {reached} ({error.reason}); {advice}"
-    offset = 0
-    with _opened(path) as handle:
-        for number, line in enumerate(handle, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as wrong:
-                at = offset + wrong.start
-                byte = line[wrong.start]
-                return f"{path}:{number}: byte {at} (0x{byte:02x}) is no UTF-8; {advice}"
-            offset += len(line)
-    return f"{path}: changed while it was read"
+def _text(line: bytes, place: str, offset: int) -> str:
+    try:
+        return line.decode("utf-8" if offset else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        at, byte = offset + error.start, error.object[error.start]
+        raise HarnessError(f"{place}: byte {at} (0x{byte:02x}) is no UTF-8; {UTF_8}") from error
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
@@ -145,11 +133,11 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {doubled!r} stands twice in one object; keep one of them")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {name!r} stands twice in one object; keep one of them")
+        found[name] = value
     return found
 
 
@@ -210,16 +198,16 @@ def commit_of(kind: Literal["dataset", "model"], name: str, revision: str) -> st
 def hub_rows(name: str, revision: str, split: str) -> Iterator[Row]:
     """Rows of a split of a hub dataset, or of a folder. Raises HarnessError: what to do."""
     try:
-        loaded = _load(name, revision, split)
-    except (
-        Exception
-    ) as error:  # datasets raises many kinds: missing, gated, no network, no such split
-        raise HarnessError(_message(name, revision, split, error)) from error
+        loaded = _load(name, revision or None, split)
+    except Exception as error:  # datasets raises many kinds
+        at = f" at revision {revision}" if revision else ""
+        why = f"{_advice(split, error)} ({type(error).__name__}: {first_line(error, 300)})"
+        raise HarnessError(f"dataset {name}{at}, split {split}: {why}") from error
     for number, values in enumerate(loaded, 1):
         yield Row(values, f"{name} ({split}), row {number}")
 
 
-def _load(name: str, revision: str, split: str) -> Any:
+def _load(name: str, revision: str | None, split: str) -> Any:
     """The split: of a folder that ``save_to_disk`` wrote, or of the hub (from its cache where it
     cannot be reached).
     """
@@ -233,37 +221,30 @@ def _load(name: str, revision: str, split: str) -> Any:
             raise ValueError(f"its splits: {', '.join(splits)}")
         return splits[split]
     try:
-        return datasets.load_dataset(name, revision=revision or None, split=split)
-    except Exception as error:  # noqa: BLE001 - as below
+        return datasets.load_dataset(name, revision=revision, split=split)
+    except Exception as error:  # noqa: BLE001 - as above
         try:
             folder = snapshot_download(
-                name, repo_type="dataset", revision=revision or None, local_files_only=True
+                name, repo_type="dataset", revision=revision, local_files_only=True
             )
         except Exception:  # noqa: BLE001 - what counts is why the hub did not give it
             raise error from None
         return datasets.load_dataset(folder, split=split)
 
 
-def _message(name: str, revision: str, split: str, error: Exception) -> str:
+def _advice(split: str, error: Exception) -> str:
     """What to do about a failed load_dataset, by what went wrong."""
-    kind, text = type(error).__name__, (str(error).strip().splitlines() or [""])[0][:300]
-    at = f" at revision {revision}" if revision else ""
-    if (
-        isinstance(error, ConnectionError)
-        or "Offline" in kind
-        or "Connect" in kind
-        or "couldn't reach" in text.lower()
-    ):
-        advice = (
+    kind, text = type(error).__name__, first_line(error, 300).lower()
+    lost = "Offline" in kind or "Connect" in kind or "couldn't reach" in text
+    if lost or isinstance(error, ConnectionError):
+        return (
             "no network or no access to huggingface.co: download it where there is one "
             "(its cache is reused), or set data.source: files"
         )
-    elif "gated" in text.lower() or "Gated" in kind:
-        advice = "it is gated: accept its terms on its page and log in with `hf auth login`"
-    elif "config name" in text.lower():
-        advice = "it has several parts: save the one you want as a file (data.source: files)"
-    elif "split" in text.lower():
-        advice = f"it has no split {split!r}: set data.train_split and data.heldout_split"
-    else:
-        advice = "check data.path, data.revision and your access"
-    return f"dataset {name}{at}, split {split}: {advice} ({kind}: {text})"
+    if "gated" in text or "Gated" in kind:
+        return "it is gated: accept its terms on its page and log in with `hf auth login`"
+    if "config name" in text:
+        return "it has several parts: save the one you want as a file (data.source: files)"
+    if "split" in text:
+        return f"it has no split {split!r}: set data.train_split and data.heldout_split"
+    return "check data.path, data.revision and your access"

@@ -29,8 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.dpo_config import DPOConfig
 
 from harness.data.files import Row
-from harness.data.rows import prompt_of, response_of
-from harness.data.turns import NotAPairError
+from harness.data.rows import NotAPairError, prompt_of, response_of
 from harness.model.chat import PromptTooLongError, check_rows
 from harness.model.logprobs import (
     base_model_of,
