@@ -1,11 +1,9 @@
 """What a store holds, carried elsewhere (``selm export``, ``selm import``) or let go (``selm gc``).
 
-A study in one file is a plain tar: ``archive.json`` (schema, study, its stages, the manifest's
-hash), ``manifest.json``, and the store's folder of every committed stage that the manifest names.
-Equal studies give byte-identical archives. An archive is unpacked into a store of its own and
-verified there like any other, before anything of it is moved; nothing in it is ever unpickled or
-run. A stage is needed when a manifest below the results names it, or a search's trial used it, or
-one of those reads it.
+A study in one file is a plain tar: ``archive.json`` (study, its stages, the manifest's hash),
+``manifest.json``, and the store's folder of every committed stage that the manifest names. Equal
+studies give byte-identical archives. An archive is unpacked into a store of its own and verified
+there like any other, before anything of it is moved; nothing in it is ever unpickled or run.
 """
 
 from __future__ import annotations
@@ -22,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine.store import Store
-from harness.files import RECORD, hash_file, hash_tree, names, write_atomic
-from harness.records import SCHEMA_VERSION, HarnessError, canonical_json, content_hash
+from harness.files import RECORD, hash_file, names, write_atomic
+from harness.records import HarnessError, StageRecord, canonical_json, content_hash
 
 INDEX, MANIFEST, DROPPED = "archive.json", "manifest.json", "dropped"
-MEMBER = re.compile(r"archive\.json|manifest\.json|objects/[0-9a-f]{2}/[0-9a-f]{64}/[^\0]+")
 STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -50,31 +47,37 @@ def export_study(folder: Path, store: Store, file: Path, weights: bool = True) -
     """
     manifest = folder / MANIFEST
     data = json.loads(manifest.read_text(encoding="utf-8"))
-    keys = [key for key in sorted(data["stages"]) if store.has(key)]
+    study, keys = data["study"]["name"], [key for key in sorted(data["stages"]) if store.has(key)]
+    index = {"study": study, "stages": keys, "manifest": hash_file(manifest)}
+    told = canonical_json(index).encode()
+    files, left_out = {MANIFEST: manifest}, set()
     for key in keys:
+        source = store.folder(key)
         for name in store.altered(key):
             raise HarnessError(
-                f"{store.folder(key) / name}: missing, or changed after it was committed; "
-                "`selm verify` tells what depends on it"
+                f"{source / name}: missing, or changed after it was committed; `selm verify` tells "
+                "what depends on it"
             )
-    study = data["study"]["name"]
-    index = {"schema": SCHEMA_VERSION, "study": study, "stages": keys}
-    index["manifest"] = hash_file(manifest)
+        bare = not (weights and store.has_model(key))
+        for name in sorted([RECORD, *store.record(key).files]):
+            if bare and name.startswith("model/") and name.endswith(".safetensors"):
+                left_out.add(_within(key, DROPPED))
+            else:
+                files[_within(key, name)] = source / name
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
+        # A member has a name and a size alone: not whose it is, nor when it was written.
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            _add(tar, INDEX, canonical_json(index).encode())
-            _add(tar, MANIFEST, manifest)
-            for key in keys:
-                within = store.folder(key).relative_to(store.root).as_posix()
-                bare = not (weights and store.has_model(key))
-                files = sorted([RECORD, *store.record(key).files])
-                left = {one for one in files if bare and re.match(r"model/.*\.safetensors$", one)}
-                for name in files:
-                    if name not in left:
-                        _add(tar, f"{within}/{name}", store.folder(key) / name)
-                if left:
-                    _add(tar, f"{within}/{DROPPED}", b"")
+            info = tarfile.TarInfo(INDEX)
+            info.size = len(told)
+            tar.addfile(info, io.BytesIO(told))
+            for name, path in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = path.stat().st_size
+                with path.open("rb") as handle:
+                    tar.addfile(info, handle)
+            for name in sorted(left_out):
+                tar.addfile(tarfile.TarInfo(name))
         temporary.replace(file)
     except OSError as error:
         raise HarnessError(
@@ -85,17 +88,9 @@ def export_study(folder: Path, store: Store, file: Path, weights: bool = True) -
     return Archived(study, len(keys), 0, len(data["stages"]) - len(keys))
 
 
-def _add(tar: tarfile.TarFile, name: str, content: Path | bytes) -> None:
-    """A member with its name and size, without whose it is and when it was written."""
-    info = tarfile.TarInfo(name)
-    info.mode = 0o644
-    if isinstance(content, bytes):
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-        return
-    info.size = content.stat().st_size
-    with content.open("rb") as handle:
-        tar.addfile(info, handle)
+def _within(key: str, name: str) -> str:
+    """Name of a stage's file in an archive: where it lies in a store."""
+    return f"objects/{key[:2]}/{key}/{name}"
 
 
 def import_archive(file: Path, store: Store, results: Path) -> Archived:
@@ -104,22 +99,34 @@ def import_archive(file: Path, store: Store, results: Path) -> Archived:
     Raises HarnessError, with nothing imported, when a member is altered, missing or unexpected, or
     something here contradicts it.
     """
-    with store.lock("import") as mine:
-        if not mine:
-            raise HarnessError(f"store {store.root}: another import is running; wait for it")
-        scratch = Store(store.root / "work" / f"import.{uuid.uuid4().hex[:12]}")
+    token = f"import-{uuid.uuid4().hex[:12]}"
+    with store.lock(token):  # so that no repair takes the folder for a dead attempt's
+        scratch = Store(store.root / "work" / token)
         try:
             index = _unpacked(file, scratch)
             manifest = (scratch.root / MANIFEST).read_text(encoding="utf-8")
-            stages = json.loads(manifest)["stages"]
-            target = results / index["study"] / MANIFEST
-            _no_contradiction(file, scratch, store, target, stages)
-            new = [key for key in index["stages"] if _commit(store, scratch, key)]
+            stages, target = (
+                set(json.loads(manifest)["stages"]),
+                results / index["study"] / MANIFEST,
+            )
+            if target.is_file() and set(json.loads(target.read_text("utf-8"))["stages"]) != stages:
+                raise HarnessError(
+                    f"{target}: another study of that name is here; nothing was imported. Give "
+                    "another folder with --results"
+                )
+            new = {key: scratch.record(key) for key in index["stages"]}
+            for key in filter(store.has, index["stages"]):
+                record = new.pop(key)
+                if store.record(key).files != record.files:
+                    raise HarnessError(
+                        f"{file}: stage {record.stage} [{key[:12]}] is in {store.root} with other "
+                        "content; nothing was imported. Give another folder with --store"
+                    )
+            for record in new.values():
+                _commit(store, scratch.folder(record.key), record)
             write_atomic(target, manifest)
         except OSError as error:
-            raise HarnessError(
-                f"{file}: could not be imported ({error.strerror or error}); run the import again"
-            ) from error
+            raise HarnessError(f"{file}: could not be imported ({error}); run it again") from error
         finally:
             shutil.rmtree(scratch.root, ignore_errors=True)
     missing = sum(not store.has(key) for key in stages)
@@ -135,68 +142,34 @@ def _unpacked(file: Path, into: Store) -> dict[str, Any]:
 
     try:
         with tarfile.open(file, "r:") as tar:
-            for info in tar:
-                parts = set(info.name.split("/"))
-                if not (info.isreg() and MEMBER.fullmatch(info.name)) or parts & {"", ".", ".."}:
-                    raise refusal(f"it holds {info.name!r}, which no export writes")
-                tar.extract(info, into.root, filter="data")
+            members = tar.getmembers()
+            tar.extractall(into.root, members, filter="data")
         index: dict[str, Any] = json.loads((into.root / INDEX).read_text(encoding="utf-8"))
         whole = index["manifest"] == hash_file(into.root / MANIFEST)
-        named = STUDY.fullmatch(index["study"])
-        schema, keys = index["schema"], set(index["stages"])
-    except FileNotFoundError as error:
-        if error.filename == str(file):
-            raise HarnessError(f"{file}: no such archive") from None
-        raise refusal(f"{Path(str(error.filename)).name} is not in it") from None
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
+        named, keys = STUDY.fullmatch(index["study"]), index["stages"]
+        expected = {_within(key, name) for key in keys for name in into.record(key).files}
+    except (HarnessError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
         raise refusal(f"it is not a whole archive of `selm export` ({error})") from error
-    if schema != SCHEMA_VERSION:
-        raise refusal(f"it has schema {schema}, this version reads {SCHEMA_VERSION}")
-    if not whole or not named or keys != set(into.all_keys()):
+    if not whole or not named or set(keys) != set(into.all_keys()):
         raise refusal("what it holds is not what its index names")
+    expected |= {_within(key, name) for key in keys for name in (RECORD, DROPPED)}
+    for info in members:
+        if not info.isreg() or info.name not in {INDEX, MANIFEST, *expected}:
+            raise refusal(f"it holds {info.name!r}, which no export writes")
     for found in into.verify():
         raise refusal(f"{Path(found.path).relative_to(into.root)}: {found.what}")
-    for key in keys:
-        record = into.record(key)
-        unknown = set(hash_tree(into.folder(key))) - {*record.files, DROPPED}
-        if record.key != key or unknown:
-            what = min(unknown, default=RECORD)
-            raise refusal(f"objects/{key}: {what} does not match its record")
     return index
 
 
-def _no_contradiction(
-    file: Path, unpacked: Store, store: Store, target: Path, stages: Iterable[str]
-) -> None:
-    """Refuse stages that are here with other content, and another study of that name."""
-    for key in unpacked.all_keys():
-        record = unpacked.record(key)
-        if store.has(key) and dict(store.record(key).files) != dict(record.files):
-            raise HarnessError(
-                f"{file}: stage {record.stage} [{key[:12]}] is in {store.root} with other "
-                "content; nothing was imported. Give another folder with --store"
-            )
-    if target.is_file() and set(json.loads(target.read_text("utf-8"))["stages"]) != set(stages):
-        raise HarnessError(
-            f"{target}: another study of that name is here; nothing was imported. Give "
-            "another folder with --results"
-        )
-
-
-def _commit(store: Store, unpacked: Store, key: str) -> bool:
-    """Commit one unpacked stage; False when it was there already."""
-    record, folder = unpacked.record(key), unpacked.folder(key)
-    with store.lock(key) as mine:
-        if store.has(key):
-            return False
+def _commit(store: Store, folder: Path, record: StageRecord) -> None:
+    with store.lock(record.key) as mine:
         if not mine:
             raise HarnessError(
-                f"store {store.root}: stage {record.stage} [{key[:12]}] is being worked on; run "
-                "the import again later"
+                f"store {store.root}: stage {record.stage} [{record.key[:12]}] is being worked on; "
+                "run the import again later"
             )
         (folder / RECORD).unlink()
         store.commit(folder, record)
-        return True
 
 
 # -- what nothing asks for any more ----------------------------------------------------------------
@@ -220,7 +193,6 @@ def remember(store: Store, search: str, keys: Iterable[str]) -> None:
 
 def needed(store: Store, results: Path, searches: bool = True) -> set[str]:
     """Keys that a manifest names or, with ``searches``, a trial used; and everything those read.
-
     Raises HarnessError when there is no manifest at all, or one is broken: then nothing can be
     called unneeded.
     """
@@ -242,29 +214,28 @@ def needed(store: Store, results: Path, searches: bool = True) -> set[str]:
             ) from None
     frontier = [key for key in found if store.has(key)]
     while frontier:
-        for source in store.record(frontier.pop()).inputs.values():
-            if source not in found:
-                found.add(source)
-                frontier += [source] if store.has(source) else []
+        sources = {*store.record(frontier.pop()).inputs.values()} - found
+        found |= sources
+        frontier += filter(store.has, sources)
     return found
 
 
 def waste(store: Store, results: Path, searches: bool = True) -> list[Waste]:
     """What could go, by kind and key: unneeded stages, old journals and failures, dead attempts."""
     keep = needed(store, results, searches)
-    found = [
-        Waste("unneeded stage", key, store.folder(key), size(store.folder(key)))
-        for key in store.all_keys()
-        if key not in keep
-    ]
+    paths = [("unneeded stage", key, store.folder(key)) for key in store.all_keys()]
+    paths = [found for found in paths if found[1] not in keep]
     beside = (("partial", "unneeded journal"), ("failed", "old failure"), ("work", "dead attempt"))
     for folder, kind in beside:
         for name in names(store.root / folder):
-            key, path = name.split(".")[0], store.root / folder / name
+            key = name.split(".")[0]
             if folder == "work" or key not in keep or store.has(key):
-                found.append(Waste(kind, key, path, size(path)))
-    idle = [item for item in found if not store.is_locked(item.key)]
-    return sorted(idle, key=lambda item: (item.kind, item.key, str(item.path)))
+                paths.append((kind, key, store.root / folder / name))
+    return [
+        Waste(kind, key, path, size(path))
+        for kind, key, path in sorted(paths)
+        if not store.is_locked(key)
+    ]
 
 
 def collect(store: Store, items: Iterable[Waste]) -> int:

@@ -3,10 +3,9 @@
 Layout below the root: ``objects/<key[:2]>/<key>/`` committed stages with ``record.json``;
 ``partial/<key>/`` journals of stages that still hold ``error`` rows; ``work/<key>.<token>/``
 folders of attempts in progress; ``locks/<key>.lock`` leases that name their owner;
-``failed/<key>.json`` reasons; ``searches/`` keys that a search's trials used. A stage is committed
-by creating ``record.json`` exclusively, last, then renaming nothing: the folder is moved into place
-first, the record makes it count. Committed folders are never rewritten. No decision here reads a
-clock: a lease ends when the kernel sees its owner end.
+``failed/<key>.json`` reasons; ``searches/`` keys that a search's trials used. A stage's folder is
+moved into place first; its record, created exclusively and last, makes it count. Nothing committed
+is rewritten. No decision here reads a clock: a lease ends when the kernel sees its owner end.
 """
 
 from __future__ import annotations
@@ -59,17 +58,30 @@ class Store:
 
     def open(self) -> list[Repair]:
         """Create the folders, check the schema version, and clear what dead attempts left behind.
-        Returns what was mended.
 
         Raises HarnessError when the store is of another schema or cannot be written.
         """
         try:
             for name in ("objects", "partial", "work", "locks", "failed"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            check_schema(self.root)
+            self._check_schema()
             return self.repair()
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _check_schema(self) -> None:
+        """Write the schema version into a new store; refuse one of another version."""
+        path = self.root / "schema.json"
+        if not path.is_file():
+            with contextlib.suppress(FileExistsError):
+                write_exclusive(path, canonical_json({"schema": SCHEMA_VERSION}))
+        found = _read(path).get("schema")
+        if found != SCHEMA_VERSION:
+            raise HarnessError(
+                f"{path}: the store has schema {found}, this version reads and writes "
+                f"{SCHEMA_VERSION}. Give another folder with --store, or use the version that "
+                "wrote it"
+            )
 
     def _unwritable(self, error: OSError) -> HarnessError:
         advice = "Free the disk or mount it for writing"
@@ -100,16 +112,22 @@ class Store:
         """
         path = self.folder(key) / RECORD
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            record = StageRecord(**json.loads(path.read_text(encoding="utf-8")))
+            if record.schema != SCHEMA_VERSION:
+                raise ValueError(f"schema {record.schema}, this version reads {SCHEMA_VERSION}")
+            if record.key != key:
+                raise ValueError("it is another stage's")
+            if record.seal and record.seal != record.expected_seal():
+                raise ValueError("its fields do not match its seal")
         except FileNotFoundError:
             raise HarnessError(
                 f"stage {key[:12]} is not in the store {self.root}; run the study first"
             ) from None
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise HarnessError(
                 f"{path}: broken record ({error}); `selm verify` lists what depends on it"
             ) from None
-        return parse_record(data, str(path))
+        return record
 
     def states(self, keys: list[str]) -> dict[str, str]:
         """``done`` | ``partial`` | ``failed`` | ``running`` | ``missing`` of every stage, with one
@@ -118,7 +136,7 @@ class Store:
         failed = {name.removesuffix(".json") for name in names(self.root / "failed")}
         partial = set(names(self.root / "partial"))
         locked = {name.removesuffix(".lock") for name in names(self.root / "locks")}
-        present = self._present()
+        present = set(self.all_keys())
         result = {}
         for key in keys:
             if key in present and self.has(key):
@@ -133,11 +151,7 @@ class Store:
 
     def failure(self, key: str) -> dict[str, Any]:
         """Why a stage failed, or an empty mapping."""
-        path = self.root / "failed" / f"{key}.json"
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError):
-            return {}
+        return _read(self.root / "failed" / f"{key}.json")
 
     # -- writing ---------------------------------------------------------------
     @contextlib.contextmanager
@@ -164,9 +178,8 @@ class Store:
             os.close(lease)
 
     def is_locked(self, key: str) -> bool:
-        path = self.root / "locks" / f"{key}.lock"
         try:
-            with open(path, encoding="utf-8") as handle:
+            with open(self.root / "locks" / f"{key}.lock", encoding="utf-8") as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return False
         except FileNotFoundError:
@@ -178,15 +191,15 @@ class Store:
 
     def owner(self, key: str) -> dict[str, Any]:
         """Who holds a stage's lease: ``host``, ``pid``, ``since`` (s since 1970); empty: nobody."""
-        try:
-            text = (self.root / "locks" / f"{key}.lock").read_text(encoding="utf-8")
-            return dict(json.loads(text)) if self.is_locked(key) else {}
-        except (FileNotFoundError, ValueError):
-            return {}
+        told = _read(self.root / "locks" / f"{key}.lock")
+        return told if self.is_locked(key) else {}
+
+    def _scratch(self, key: str, kind: str = "") -> Path:
+        return self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}{kind}"
 
     def begin(self, key: str) -> Path:
         """A fresh folder for an attempt, with the journal of an earlier partial one."""
-        work = self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}"
+        work = self._scratch(key)
         partial = self.partial_folder(key)
         if partial.is_dir():
             os.rename(partial, work)
@@ -202,7 +215,6 @@ class Store:
         Raises HarnessError on a full disk or a read-only store; nothing committed is touched.
         """
         target = self.folder(record.key)
-        scratch = self.root / "work" / f"{record.key}.{uuid.uuid4().hex[:12]}.record"
         try:
             sync_tree(work)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +224,11 @@ class Store:
                 shutil.rmtree(work)
                 return target
             os.rename(work, target)
-            write_exclusive(target / RECORD, canonical_json(asdict(record.sealed())), scratch)
+            text, scratch = (
+                canonical_json(asdict(record.sealed())),
+                self._scratch(record.key, ".record"),
+            )
+            write_exclusive(target / RECORD, text, scratch)
             sync_folder(target)
             sync_folder(target.parent)
         except OSError as error:
@@ -241,15 +257,14 @@ class Store:
         """Forget one committed or partial stage. Its folder is renamed away, then deleted."""
         for folder in (self.folder(key), self.partial_folder(key)):
             if folder.exists():
-                grave = self.root / "work" / f"{key}.{uuid.uuid4().hex[:12]}.deleted"
+                grave = self._scratch(key, ".deleted")
                 os.rename(folder, grave)
                 shutil.rmtree(grave, ignore_errors=True)
         (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
 
     # -- repair ----------------------------------------------------------------
     def repair(self) -> list[Repair]:
-        """Remove what attempts that no longer run left behind; journals of dead attempts go back to
-        ``partial``.
+        """Remove what dead attempts left behind; their journals go back to ``partial``.
 
         Everything is looked at again under its own lease, so that an attempt that ends meanwhile
         keeps what it committed.
@@ -274,22 +289,19 @@ class Store:
 
     def _mend(self, path: Path) -> Repair:
         key, _, kind = path.name.partition(".")
-        if path.is_file():
-            path.unlink()
-            what = "killed while its record was written"
-            return Repair(str(path), what, "the half record is removed")
-        if kind.endswith(".deleted"):
-            shutil.rmtree(path)
-            return Repair(str(path), "a deletion was interrupted", "finished")
+        what, action = "attempt was killed", DONE_AGAIN
         superseded = self.partial_folder(key).exists() or self.has(key)
-        if any(path.glob("*.journal.jsonl")) and not superseded:
-            os.rename(path, self.partial_folder(key))
+        if path.is_file():
+            what, action = "killed while its record was written", "the half record is removed"
+            path.unlink()
+        elif any(path.glob("*.journal.jsonl")) and not (superseded or kind.endswith(".deleted")):
             action = "its journal is kept and will be continued"
-            return Repair(str(path), "attempt was killed", action)
-        shutil.rmtree(path)
-        return Repair(str(path), "attempt was killed", DONE_AGAIN)
+            os.rename(path, self.partial_folder(key))
+        else:
+            shutil.rmtree(path)
+        return Repair(str(path), what, action)
 
-    def verify(self, keys: list[str] | None = None) -> list[Repair]:
+    def verify(self) -> list[Repair]:
         """Re-hash committed files: missing and altered ones, and what descends from them."""
         found: list[Repair] = []
         bad: set[str] = set()
@@ -299,7 +311,7 @@ class Store:
             bad.add(key)
             found.append(Repair(str(path), what, f"stage {records[key].stage} is stale"))
 
-        for key in keys if keys is not None else self.all_keys():
+        for key in self.all_keys():
             try:
                 records[key] = self.record(key)
             except HarnessError as error:
@@ -316,10 +328,8 @@ class Store:
                 if key not in bad and content.get(record.inputs.get(name, ""), digest) != digest:
                     what = f"its input {name} was made again with other content"
                     wrong(key, self.folder(key), what)
-        stale = [""]
-        while stale:
-            inputs = {key: set(record.inputs.values()) for key, record in records.items()}
-            stale = [key for key in records if key not in bad and bad & inputs[key]]
+        inputs = {key: set(record.inputs.values()) for key, record in records.items()}
+        while stale := [key for key in records if key not in bad and bad & inputs[key]]:
             for key in stale:
                 wrong(key, self.folder(key), "an input's content changed")
         return found
@@ -380,11 +390,8 @@ class Store:
         return self.has(key) and not self._dropped(key)
 
     def all_keys(self) -> list[str]:
-        return sorted(self._present())
-
-    def _present(self) -> set[str]:
         objects = self.root / "objects"
-        return {key for prefix in names(objects) for key in names(objects / prefix)}
+        return sorted(key for prefix in names(objects) for key in names(objects / prefix))
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -392,37 +399,9 @@ def _weights(folder: Path) -> list[Path]:
     return [*folder.glob("model/*.safetensors"), *folder.glob("carried/*.safetensors")]
 
 
-def parse_record(data: Any, where: str) -> StageRecord:
-    """A record from its JSON. Raises HarnessError for another schema, or one that is broken."""
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA_VERSION:
-        raise HarnessError(
-            f"{where}: schema {schema}, this version reads {SCHEMA_VERSION}; use the version that "
-            "wrote it, or a new store"
-        )
+def _read(path: Path) -> dict[str, Any]:
+    """What a small JSON file holds; nothing where it is missing or was cut off."""
     try:
-        record = StageRecord(**data)
-        if record.seal and record.seal != record.expected_seal():
-            raise ValueError("its fields do not match its seal")
-    except (TypeError, ValueError) as error:
-        raise HarnessError(
-            f"{where}: broken record ({error}); `selm verify` lists what depends on it"
-        ) from None
-    return record
-
-
-def check_schema(root: Path) -> None:
-    """Write the schema version into a new store; refuse one of another version."""
-    path = root / "schema.json"
-    if not path.is_file():
-        with contextlib.suppress(FileExistsError):
-            write_exclusive(path, canonical_json({"schema": SCHEMA_VERSION}))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8") or "{}").get("schema")
-    except (ValueError, AttributeError):
-        found = None
-    if found != SCHEMA_VERSION:
-        raise HarnessError(
-            f"{path}: the store has schema {found}, this version reads and writes "
-            f"{SCHEMA_VERSION}. Give another folder with --store, or use the version that wrote it"
-        )
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}

@@ -97,7 +97,7 @@ def test_an_archive_cannot_write_outside_the_store(store: Store, tmp_path: Path,
     with tarfile.open(tmp_path / "s.tar", "a") as tar:
         tar.addfile(tarfile.TarInfo(name))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(HarnessError, match="which no export writes"):
+    with pytest.raises(HarnessError, match="nothing was imported"):
         import_archive(tmp_path / "s.tar", store, tmp_path / "there")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -108,7 +108,7 @@ def test_a_file_that_no_record_names_is_refused(store: Store, tmp_path: Path) ->
         tar.addfile(tarfile.TarInfo(f"objects/{KEY[:2]}/{KEY}/more"))
     other = Store(tmp_path / "other")
     other.open()
-    with pytest.raises(HarnessError, match="more does not match its record"):
+    with pytest.raises(HarnessError, match="more.*which no export writes"):
         import_archive(tmp_path / "s.tar", other, tmp_path / "there")
     assert other.all_keys() == []
 
