@@ -113,7 +113,7 @@ def test_analysis_reads_records_and_files_only(module: str) -> None:
         "harness.engine.runs",
         "harness.engine.launch",
         "harness.engine.worker",  # which sets CUDA_VISIBLE_DEVICES before anything sees a device
-        "harness.engine.ray",
+        "harness.engine.pool",
         "harness.evaluate.registry",
         "harness.rankers.registry",
         "harness.train.objectives",

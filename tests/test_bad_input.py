@@ -21,9 +21,9 @@ from harness.cli import app, main
 from harness.cli.options import worker_count
 from harness.cli.run import run_plan
 from harness.engine.execute import Inline
-from harness.engine.given import Watcher
 from harness.engine.launch import (
     CHECKS,
+    Watcher,
     check_memory,
     device_memory,
     devices,

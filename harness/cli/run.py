@@ -13,8 +13,8 @@ import typer
 
 from harness.cli import options
 from harness.cli.options import lazily, parse_overrides, study_file, worker_count
-from harness.files import read_json, write_atomic
-from harness.records import HarnessError, canonical_json
+from harness.files import hash_file, read_json, write_atomic
+from harness.records import HarnessError, canonical_json, content_hash
 from harness.study import shipped
 
 with lazily():
@@ -29,11 +29,10 @@ with lazily():
     from harness.cli import console as shown
     from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
-    from harness.engine import given as watching
     from harness.engine import store as stores
     from harness.engine.execute import Summary
-    from harness.engine.given import Watcher
     from harness.engine.graph import Plan
+    from harness.engine.launch import Watcher
     from harness.engine.store import Store
     from harness.study import judges
     from harness.study import study as studies
@@ -204,7 +203,7 @@ def run(
     if watch is None:
         raise typer.Exit(go(()))
     memory = results / studies.name_of(study) / "watched.json"
-    raise typer.Exit(_watch(watching.Watcher(watch, memory), patience, go))
+    raise typer.Exit(_watch(launch.Watcher(watch, memory), patience, go))
 
 
 def _watch(watcher: Watcher, patience: float, go: Callable[[Sequence[Given]], int]) -> int:
@@ -215,7 +214,7 @@ def _watch(watcher: Watcher, patience: float, go: Callable[[Sequence[Given]], in
         if len(rows) > scored:
             status, scored = go(rows), len(rows)
             last = time.monotonic()
-        time.sleep(watching.POLL_S)
+        time.sleep(launch.POLL_S)
     for folder, reason in watcher.waiting.items():
         shown.say(f"not scored: {shown.relative(Path(folder))}: {reason}", wrong=True)
     if not scored:
@@ -308,8 +307,9 @@ def _show_summary(summary: Summary, elapsed: float, names: Mapping[str, str]) ->
 
 def show_report(plan: Plan, store: Store, folder: Path) -> None:
     """Write the report where anything in it changed, and show its finding."""
-    sources = Path(reporting.__file__).parent.rglob("*.py")
-    stamp, kept = launch.report_stamp(plan, store, sources), folder / "report.stamp"
+    code = {str(path): hash_file(path) for path in Path(reporting.__file__).parent.rglob("*.py")}
+    shows = (graph.manifest(plan, {}), store.states(list(plan.nodes)), code)
+    stamp, kept = content_hash(*shows), folder / "report.stamp"
     written = (folder / "report" / "finding.json").is_file() and kept.is_file()
     if not written or kept.read_text(encoding="utf-8") != stamp:
         reporting.write_report(folder, store.root)

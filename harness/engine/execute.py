@@ -1,7 +1,5 @@
-"""Walk a plan's graph over an executor. The only file that knows the order.
-
-Stages run when their inputs are committed; the longest remaining chain goes first. A failed stage
-blocks only what needs it.
+"""Walk a plan's graph over an executor: stages run when their inputs are committed, the longest
+remaining chain goes first, and a failed stage blocks only what needs it.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from harness.engine.graph import Node, Plan
-from harness.engine.pool import Pool as Pool
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.engine.worker import Result, prepare_environment, run_stage
@@ -22,6 +19,13 @@ from harness.records import HarnessError, StageRecord
 
 Listener = Callable[[Node, Result | None], None]
 """Called with a stage that starts, and again with its result."""
+LOOKED_AT = 5000
+"""Finished stages whose records are read for their seconds."""
+TOWARDS_THE_BASE = (
+    *("policy", "answer", "answer_a", "base", "pairs"),
+    *("rollout", "current", "first"),
+)
+"""Inputs that lead back to the base checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def execute(
     A stage another process is running is waited for. Raises HarnessError only for the store itself.
     """
     walk = _Walk(plan, store, listener or (lambda _node, _result: None), frozenset(only))
-    while not walk.finished():
+    while walk.waiting or walk.running:
         for _ in range(executor.free()):
             node = walk.next_ready(executor.takes)
             if node is None:
@@ -126,15 +130,23 @@ def execute(
 
 
 class _Walk:
-    """State of one walk: what waits, runs and ended."""
+    """State of one walk: what waits, runs and ended. restoring: committed checkpoints whose weights
+    retention deleted, but a waiting stage reads them.
+    """
 
     def __init__(self, plan: Plan, store: Store, listener: Listener, only: frozenset[str]) -> None:
         self.plan, self.store, self.say = plan, store, listener
         states = store.states(list(plan.nodes))
-        wanted = [key for key, node in plan.nodes.items() if not only or node.stage in only]
         self.done = {key for key, state in states.items() if state == "done"}
+        wanted = (key for key, node in plan.nodes.items() if not only or node.stage in only)
         self.waiting = {key: plan.nodes[key] for key in wanted if key not in self.done}
-        self.restoring = self._dropped_but_needed()
+        self.restoring: set[str] = set()
+        frontier = list(self.waiting)
+        while frontier:
+            inputs = self.done.intersection(plan.nodes[frontier.pop()].inputs.values())
+            dropped = {key for key in inputs - self.restoring if not store.has_model(key)}
+            self.restoring |= dropped
+            frontier += dropped
         self.waiting |= {key: plan.nodes[key] for key in self.restoring}
         self.done -= self.restoring
         self.running: set[str] = set()
@@ -143,52 +155,30 @@ class _Walk:
         prior = {key: STAGES[node.stage].seconds for key, node in plan.nodes.items()}
         self.rank = _chains(plan.nodes, prior)
 
-    def _dropped_but_needed(self) -> set[str]:
-        """Committed checkpoints whose weights retention deleted, but a waiting stage reads them."""
-        needed: set[str] = set()
-        frontier = list(self.waiting)
-        while frontier:
-            for key in self.plan.nodes[frontier.pop()].inputs.values():
-                if key in self.done and key not in needed and not self.store.has_model(key):
-                    needed.add(key)
-                    frontier.append(key)
-        return needed
-
-    def finished(self) -> bool:
-        return not self.waiting and not self.running
-
     def next_ready(self, takes: Callable[[Node], bool]) -> Node | None:
         now = time.monotonic()
-        for key in [key for key, until in self.postponed.items() if until <= now]:
-            del self.postponed[key]
-        waiting = (node for key, node in self.waiting.items() if key not in self.postponed)
-        ready = [node for node in waiting if self._inputs_there(node)]
+        self.postponed = {key: until for key, until in self.postponed.items() if until > now}
+        ready = [node for node in self.waiting.values() if self._is_ready(node)]
         for node in sorted(ready, key=lambda n: (self.rank[n.key], n.key), reverse=True):
             if takes(node):
                 del self.waiting[node.key]
                 return node
         return None
 
-    def _inputs_there(self, node: Node) -> bool:
-        tolerant = STAGES[node.stage].reads_partial
-        return all(
-            key in self.done or (tolerant and key in self.summary.partial)
-            for key in node.inputs.values()
-        )
+    def _is_ready(self, node: Node) -> bool:
+        partial = self.summary.partial if STAGES[node.stage].reads_partial else {}
+        there = all(key in self.done or key in partial for key in node.inputs.values())
+        return there and node.key not in self.postponed
 
     def settle(self, result: Result) -> None:
         self.running.discard(result.key)
         node = self.plan.nodes[result.key]
         self.summary.seconds += result.seconds
-        if result.state == "busy":
-            if self.store.has(result.key):
-                self.done.add(result.key)
-                self.summary.reused += 1
-            else:
-                self.waiting[result.key] = node
-                self.postponed[result.key] = time.monotonic() + 1.0
+        if result.state == "busy" and not self.store.has(result.key):
+            self.waiting[result.key] = node
+            self.postponed[result.key] = time.monotonic() + 1.0
             return
-        if result.state == "done":
+        if result.state in ("done", "busy"):
             self.done.add(result.key)
             if result.costs:
                 self.summary.executed += 1
@@ -198,7 +188,8 @@ class _Walk:
             self.summary.partial[result.key] = result.message
         else:
             self.summary.failed[result.key] = result.message
-        self.say(node, result)
+        if result.state != "busy":
+            self.say(node, result)
 
 
 def _chains(nodes: Mapping[str, Node], seconds: Mapping[str, float]) -> dict[str, float]:
@@ -215,10 +206,6 @@ def longest_chain(plan: Plan, seconds: Mapping[str, float]) -> float:
     return max(_chains(plan.nodes, seconds).values(), default=0.0)
 
 
-LOOKED_AT = 5000
-"""Finished stages whose records are read for their seconds."""
-
-
 def estimate(plan: Plan, store: Store) -> dict[str, Expected]:
     """What each stage is expected to take: the median of this store's finished ones of that name on
     the same base model, else the prior.
@@ -232,22 +219,15 @@ def estimate(plan: Plan, store: Store) -> dict[str, Expected]:
         if "seconds" in record.costs:
             kind = record.stage, _base_of(record.key, records)
             measured.setdefault(kind, []).append(record.costs["seconds"])
-    middle = {kind: sorted(seconds)[len(seconds) // 2] for kind, seconds in measured.items()}
-    expected: dict[str, Expected] = {}
-    for key, node in plan.nodes.items():
-        seconds = middle.get((node.stage, _base_of(key, plan.nodes)))
-        if seconds is None:
-            expected[key] = Expected(STAGES[node.stage].seconds, "prior")
-        else:
-            expected[key] = Expected(seconds, "measured")
-    return expected
-
-
-TOWARDS_THE_BASE = (
-    *("policy", "answer", "answer_a", "base", "pairs"),
-    *("rollout", "current", "first"),
-)
-"""Inputs that lead back to the base checkpoint."""
+    middle = {
+        kind: Expected(sorted(seconds)[len(seconds) // 2], "measured")
+        for kind, seconds in measured.items()
+    }
+    prior = {name: Expected(stage.seconds, "prior") for name, stage in STAGES.items()}
+    return {
+        key: middle.get((node.stage, _base_of(key, plan.nodes)), prior[node.stage])
+        for key, node in plan.nodes.items()
+    }
 
 
 def _base_of(key: str, nodes: Mapping[str, Node | StageRecord]) -> str:
@@ -281,20 +261,14 @@ def retain(plan: Plan, store: Store) -> int:
     """
     if plan.study.keep == "all":
         return 0
-    last = set()
+    needed = set()
     if plan.study.keep == "last":
-        last = {run.last.get("train", "") for run in plan.runs}
-    users: dict[str, list[str]] = {}
+        needed = {run.last.get("train", "") for run in plan.runs}
     for node in plan.nodes.values():
-        for key in node.inputs.values():
-            users.setdefault(key, []).append(node.key)
-    freed = 0
-    for key, node in plan.nodes.items():
-        if node.stage != "train" or key in last or not store.has(key):
-            continue
-        if all(store.has(user) for user in users.get(key, [])):
-            freed += store.drop_model(key)
-    return freed
+        if not store.has(node.key):
+            needed |= {node.key, *node.inputs.values()}
+    trained = [key for key, node in plan.nodes.items() if node.stage == "train"]
+    return sum(store.drop_model(key) for key in trained if key not in needed)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""From a study file to a running plan: its files are there, its needs fit, and where it runs.
-
-What is refused is refused here, before any compute is spent.
+"""From a study file to a running plan: its files are there, its needs fit, and where it runs. What
+is refused is refused here, before any compute is spent. And what is given while somebody trains it:
+the checkpoints that appear in a folder.
 """
 
 from __future__ import annotations
@@ -17,18 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.files import commit_of
-from harness.engine.execute import Executor, Inline, Listener, Pool, Summary, execute
-from harness.engine.graph import DIAGNOSTICS, Plan, manifest
-from harness.engine.ray import RayExecutor
+from harness.engine.execute import Executor, Inline, Listener, Summary, execute
+from harness.engine.graph import DIAGNOSTICS, Plan
+from harness.engine.pool import Pool, RayExecutor
 from harness.engine.runs import build_plan, named_by
 from harness.engine.store import Store
 from harness.evaluate.benchmark import load
 from harness.evaluate.registry import BENCHMARKS
-from harness.files import hash_file
-from harness.model.checkpoint_files import check_no_adapter, fingerprint
+from harness.files import hash_file, read_json, write_atomic
+from harness.model.checkpoint_files import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    base_of,
+    check_no_adapter,
+    fingerprint,
+    is_adapter,
+    settings_of,
+    weight_files,
+)
 from harness.model.shape import GB, arithmetic, shape_of, training_bytes, training_parts
 from harness.model.vllm_engine import check_vllm
-from harness.records import HarnessError, content_hash, is_hub_id
+from harness.records import HarnessError, canonical_json, first_line, is_hub_id
+from harness.study import names as naming
 from harness.study import shipped
 from harness.study.given import Given
 from harness.study.optimizers import check_package, check_usable
@@ -41,30 +51,29 @@ def fingerprints(study: Study) -> dict[str, str]:
     """Content hash of every file and checkpoint folder the study's recipes use, and the commit of
     everything from the hub. A missing file is an error here, before any compute.
     """
-    for row in (row for cell in study.cells for row in cell.given.values()):
+    rows = [row for cell in study.cells for row in cell.given.values()]
+    for row in rows:
         column, name = ("base", row.base) if row.base else ("checkpoint", row.checkpoint)
         folder = Path(name)
         if name and folder.is_dir() and not (folder / "config.json").is_file():
             where = f"{row.place}: column '{column}': {name}"
             check_no_adapter(folder, where)
             raise HarnessError(f"{where}: this folder is no checkpoint (no config.json)")
-    rows = [row for cell in study.cells for row in cell.given.values() if row.content]
-    gone = {row.checkpoint: row.content for row in rows if not Path(row.checkpoint).exists()}
     names, hub = named_by(study)
     found = {str(one): commit_of(one.kind, one.name, one.revision) for one in hub}
     for name in names:
-        if name in gone:
-            found[name] = gone[name]
-            continue
         path = Path(name)
         if path.is_file():
             found[name] = hash_file(path)
         elif path.is_dir():
             found[name] = fingerprint(path)
-        elif not is_hub_id(name):
+    # A checkpoint that its trainer deleted once it was scored is what it was.
+    found = {row.checkpoint: row.content for row in rows if row.content} | found
+    for name in names:
+        if name not in found and not is_hub_id(name):
             raise HarnessError(
-                f"{study.file}: {path.absolute()}: no such file or folder (named by the recipe or "
-                "on the command line)"
+                f"{study.file}: {Path(name).absolute()}: no such file or folder (named by the "
+                "recipe or on the command line)"
             )
     return found
 
@@ -251,7 +260,99 @@ def check_memory(plan: Plan, rooms: Sequence[float]) -> None:
             )
 
 
-def report_stamp(plan: Plan, store: Store, sources: Iterable[Path]) -> str:
-    """Hash of what a report shows: study, states of its stages, the code (``sources``)."""
-    code = {str(path): hash_file(path) for path in sorted(sources)}
-    return content_hash(manifest(plan, {}), store.states(list(plan.nodes)), code)
+# -- checkpoints that appear while somebody trains -------------------------------------------------
+POLL_S = 5.0
+"""Between two looks."""
+STEP = re.compile(r"(?:(?:checkpoint|ckpt|step|global_?step|iter|iteration)[-_]?)?(\d+)", re.I)
+SEED = re.compile(r"[-_./]?seed[-_=]?(\d+)", re.I)
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def _not_whole(folder: Path) -> str:
+    """Why a checkpoint's folder is not whole; empty where it is."""
+    from safetensors import SafetensorError, safe_open
+
+    source = folder.name
+    try:
+        if is_adapter(folder):
+            settings_of(folder / ADAPTER, source)
+            base = base_of(folder)
+            if not (Path(base, "config.json").is_file() or is_hub_id(base)):
+                return f"the adapter's base {base!r} is no checkpoint; name it in a table"
+            files: tuple[Path, ...] = (folder / ADAPTER_WEIGHTS,)
+        else:
+            settings_of(folder / "config.json", source)
+            found = [name for name in TOKENIZERS if (folder / name).is_file()]
+            if not found:
+                return "it holds no tokenizer"
+            if found[0].endswith(".json"):
+                settings_of(folder / found[0], source)
+            files = weight_files(folder, source).files
+        for file in files:
+            # Opening compares the file's length with what its header says.
+            with safe_open(file, framework="numpy"):
+                pass
+    except (HarnessError, SafetensorError, OSError) as error:
+        return first_line(error)
+    return ""
+
+
+class Watcher:
+    """What has been whole below ``folder`` so far, also where it is deleted later (trainers keep
+    the last few); ``memory`` is a file that carries it from one run of the command to the next.
+    waiting: folders that do not count, and why.
+
+    ``RUN/checkpoint-500``, ``RUN/step_500``, … are step 500 of an arm named as the folders between;
+    a part ``seed-1`` of these is the seed. A checkpoint counts when its configuration, tokenizer
+    and every shard are there and readable, and nothing in it changed between two looks; of a PEFT
+    adapter, its configuration, its weights and the base that it names.
+    """
+
+    def __init__(self, folder: Path, memory: Path) -> None:
+        if not folder.is_dir():
+            raise HarnessError(f"--watch {folder}: no such folder")
+        self.folder, self.memory = folder.resolve(), memory
+        self.waiting: dict[str, str] = {}
+        self._states: dict[Path, list[tuple[str, int, int]]] = {}
+        advice = "delete it: checkpoints that are there are found again"
+        known = read_json(memory, advice) if memory.is_file() else []
+        self.rows = {row["checkpoint"]: Given(**row) for row in known}
+
+    def look(self) -> list[Given]:
+        """Every checkpoint that is or was whole, in the order of arm, seed and step."""
+        self.waiting = {}
+        settings = [*self.folder.rglob("config.json"), *self.folder.rglob(ADAPTER)]
+        for folder in sorted({file.parent for file in settings}):
+            if str(folder) in self.rows:
+                continue
+            step = STEP.fullmatch(folder.name)
+            if step is None:
+                self.waiting[str(folder)] = "the name ends in no step"
+            elif reason := _not_whole(folder) or self._changing(folder):
+                self.waiting[str(folder)] = reason
+            else:
+                self.rows[str(folder)] = self._row(folder, int(step[1]))
+        rows = sorted(self.rows.values(), key=lambda row: (row.arm, row.seed, row.step))
+        if rows:
+            write_atomic(self.memory, canonical_json([vars(row) for row in rows]))
+        return rows
+
+    def _changing(self, folder: Path) -> str:
+        stats = [(file.name, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+        state = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        same = self._states.get(folder) == state
+        self._states[folder] = state
+        return "" if same else "it changed since the last look"
+
+    def _row(self, folder: Path, step: int) -> Given:
+        run = folder.parent.relative_to(self.folder).as_posix()
+        run = self.folder.name if run == "." else run
+        seed = SEED.search(run)
+        arm = SEED.sub("", run).strip("-_./") or self.folder.name
+        try:
+            naming.check_label(arm)
+        except ValueError as error:
+            raise HarnessError(f"{folder}: arm {arm!r}: {error}") from None
+        content, number = fingerprint(folder), int(seed[1]) if seed else 0
+        base = base_of(folder) if is_adapter(folder) else ""
+        return Given(arm, number, step, str(folder), str(folder), content=content, base=base)

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.engine.given import given_run
 from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule_at
-from harness.engine.scores import add_pairs, add_scores
+from harness.engine.scores import add_pairs, add_scores, given_run
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
 from harness.rankers.selectors import SELECTORS

@@ -1,5 +1,5 @@
-"""Run one stage against the store: lock, work folder, commit. Used alike by the inline executor,
-the pool and Ray.
+"""Run one stage against the store (lock, work folder, commit), alike inline, in the pool and on
+Ray; and the long-lived process that does so for the pool.
 """
 
 from __future__ import annotations
@@ -58,29 +58,28 @@ class Result:
 
 
 def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
-    """Do one stage unless it is done or being done. A stage's failure is stored, not raised."""
+    """Do one stage unless it is done or being done. A stage's failure is stored, not raised.
+    restore: make the dropped weights of a committed one again.
+    """
     started = time.monotonic()
     try:
         with store.lock(node.key) as mine:
-            return _run_locked(store, node, restore, started) if mine else Result(node.key, "busy")
+            if not mine:
+                return Result(node.key, "busy")
+            if store.has(node.key) and not restore:
+                return Result(node.key, "done")
+            try:
+                return _attempt(store, node, restore, started)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the study goes on
+                known = isinstance(error, HarnessError)
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
+                trace = "" if known else traceback.format_exc()
+                return failed(store, node, reason, trace, started)
     except HarnessError as error:  # the lease could not be taken: full disk, read-only store
         return failed(store, node, str(error), started=started)
 
 
-def _run_locked(store: Store, node: Node, restore: bool, started: float) -> Result:
-    if store.has(node.key) and not restore:
-        return Result(node.key, "done")
-    try:
-        state, costs, message = _attempt(store, node, restore)
-    except HarnessError as error:
-        return failed(store, node, str(error), started=started)
-    except Exception as error:  # noqa: BLE001 - a stage may fail in any way: the study goes on
-        reason = f"{type(error).__name__}: {error}"
-        return failed(store, node, reason, traceback.format_exc(), started)
-    return Result(node.key, state, time.monotonic() - started, message, costs)
-
-
-def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[str, float], str]:
+def _attempt(store: Store, node: Node, restore: bool, started: float) -> Result:
     inputs, incomplete = _inputs(store, node)
     work = store.begin(node.key)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -96,7 +95,7 @@ def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[st
             note = f"{outcome.errors} of {outcome.rows} rows ended in error"
         info = {"stage": node.stage, "rows": outcome.rows, "errors": outcome.errors}
         store.keep_partial(work, node.key, info | {"note": note, "costs": costs})
-        return "partial", costs, note
+        return Result(node.key, "partial", time.monotonic() - started, note, costs)
     hashes = {
         name: content_hash(dict(store.record(key).files)) for name, key in node.inputs.items()
     }
@@ -119,27 +118,27 @@ def _attempt(store: Store, node: Node, restore: bool) -> tuple[State, Mapping[st
         store.restore_model(node.key, work, record)
     else:
         store.commit(work, record)
-    return "done", costs, ""
+    return Result(node.key, "done", time.monotonic() - started, "", costs)
 
 
 def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
+    """Folders of the inputs, which are as they were committed; the name of an incomplete one."""
     folders, incomplete = {}, ""
     for name, key in node.inputs.items():
+        which = f"input {name} ({key[:12]}) of stage {node.stage}"
         if store.has(key):
             altered = store.altered(key)
             if altered:
                 raise HarnessError(
-                    f"input {name} ({key[:12]}) of stage {node.stage} is not what was committed: "
-                    f"{', '.join(altered)} changed or missing; `selm verify` names what depends "
-                    f"on it, `selm invalidate {key[:12]}` lets it be made again"
+                    f"{which} is not what was committed: {', '.join(altered)} changed or missing; "
+                    f"`selm verify` names what depends on it, `selm invalidate {key[:12]}` lets it "
+                    "be made again"
                 )
             folders[name] = store.folder(key)
         elif STAGES[node.stage].reads_partial and store.partial_folder(key).is_dir():
             folders[name], incomplete = store.partial_folder(key), name
         else:
-            raise HarnessError(
-                f"input {name} ({key[:12]}) of stage {node.stage} is not in the store"
-            )
+            raise HarnessError(f"{which} is not in the store")
     return folders, incomplete
 
 
@@ -220,8 +219,7 @@ def worker_main(connection: Connection, root: str, log: str, device: str, hub: b
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    parent = os.getppid()
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
     store = Store(Path(root))
     while True:
         try:

@@ -108,7 +108,7 @@ def test_a_file_that_no_record_names_is_refused(store: Store, tmp_path: Path) ->
         tar.addfile(tarfile.TarInfo(f"objects/{KEY[:2]}/{KEY}/more"))
     other = Store(tmp_path / "other")
     other.open()
-    with pytest.raises(HarnessError, match="more.*which no export writes"):
+    with pytest.raises(HarnessError, match=r"more.*which no export writes"):
         import_archive(tmp_path / "s.tar", other, tmp_path / "there")
     assert other.all_keys() == []
 

@@ -18,9 +18,8 @@ from analysis.load import load_study as load_results
 from harness.cli import run as running
 from harness.cli.run import run_plan
 from harness.engine.execute import Inline, execute
-from harness.engine.given import Watcher
 from harness.engine.graph import Plan
-from harness.engine.launch import plan_study
+from harness.engine.launch import Watcher, plan_study
 from harness.engine.store import Store
 from harness.records import read_jsonl, write_jsonl
 from harness.study.study import load_study

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from harness.engine.graph import Node
-from harness.engine.pool import GRACE_S, NO_DEVICE, Pool, devices_needed
-from harness.engine.ray import RayExecutor
+from harness.engine.pool import GRACE_S, NO_DEVICE, Pool, RayExecutor, devices_needed
 from harness.engine.store import Store
 from harness.engine.worker import Result
 from harness.study.sections import Section

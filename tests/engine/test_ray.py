@@ -102,7 +102,7 @@ def test_a_node_removed_in_the_middle_delays_but_changes_nothing(
 ) -> None:
     from ray.cluster_utils import Cluster
 
-    from harness.engine.ray import RayExecutor
+    from harness.engine.pool import RayExecutor
 
     plan, expected = inline
     store = opened(tmp_path / "store")
@@ -133,7 +133,7 @@ def test_a_node_removed_in_the_middle_delays_but_changes_nothing(
 def test_a_stage_that_asks_for_more_than_any_node_has_fails_at_once(
     tmp_path: Path, environment: None
 ) -> None:
-    from harness.engine.ray import RayExecutor
+    from harness.engine.pool import RayExecutor
 
     plan, store = prepare(STUDY, {}), opened(tmp_path / "store")
 
@@ -161,7 +161,7 @@ def test_a_stage_that_asks_for_more_than_any_node_has_fails_at_once(
 def test_a_cluster_that_is_not_there_is_a_clear_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.engine.ray import RayExecutor
+    from harness.engine.pool import RayExecutor
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(HarnessError, match="unset RAY_ADDRESS"):
@@ -169,7 +169,7 @@ def test_a_cluster_that_is_not_there_is_a_clear_message(
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.engine.ray import RayExecutor
+    from harness.engine.pool import RayExecutor
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(HarnessError, match=r"\.\[ray\]"):
