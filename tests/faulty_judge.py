@@ -19,8 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from harness.judge import chat_http
-from harness.pocket import judge_server
-from harness.pocket.judge_opinion import verdict
+from harness.pocket.judge import JudgeServer, completion, verdict
 from tests.batch_desk import BatchDesk
 
 GARBAGE_TEXTS = (
@@ -103,7 +102,7 @@ MANNERS = {
 THOUGHTS = "Let me see. It could be [[3]] or m. No."
 
 
-class FaultyJudge(judge_server.JudgeServer):
+class FaultyJudge(JudgeServer):
     """script replaces the judge's text; like: names in ``MANNERS``."""
 
     def __init__(
@@ -116,6 +115,7 @@ class FaultyJudge(judge_server.JudgeServer):
         super().__init__(settings or {})
         assert set(like) <= set(MANNERS), like
         self.faults, self.script, self.like = faults or FaultRates(), script, like
+        self.base_url = ""
         self.counters: Counter[str] = Counter()
         self._random = random.Random(self.faults.seed)
         self._tokens, self._filled = float(self.faults.burst), time.monotonic()
@@ -270,7 +270,7 @@ class FaultyJudge(judge_server.JudgeServer):
             pieces = re.findall(r"\s*\S+\s*", text)
             text = "".join(pieces[: len(pieces) // 2]) if fault == "truncated" else ""
         thought = len(THOUGHTS.split()) if "thinks-apart" in self.like else 0
-        found = judge_server.completion(body, text, tokens, reason, thought)
+        found = completion(body, text, tokens, reason, thought)
         for choice in found["choices"]:
             if "no-logprobs" in self.like:
                 choice["logprobs"] = None

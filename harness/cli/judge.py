@@ -37,7 +37,7 @@ with lazily():
     from harness.evaluate import registry
     from harness.judge import chat_http, client, meta, served, verdicts
     from harness.model import policy, template
-    from harness.pocket import judge_server as pocket_judge
+    from harness.pocket import judge as pocket_judge
     from harness.stages import base as bases
     from harness.study import judges, sections, tasks
     from harness.study import study as studies
@@ -262,7 +262,8 @@ def judge_server(
     chat_http.check_host(host, public)
     if not model:
         opinions = sections.JudgeSettings(noise=noise, seed=seed)
-        pocket_judge.run_forever(host, port, opinions.opinion)
+        answering = pocket_judge.JudgeServer(opinions.opinion)
+        chat_http.serve_until_interrupted(answering.handle, host, port)
         return
     if dtype not in DTYPES:
         raise HarnessError(f"--dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")

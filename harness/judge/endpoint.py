@@ -43,7 +43,7 @@ def resolve_endpoint(judge: JudgeSettings, runtime: Runtime) -> Endpoint:
     """
     allowed = judge.allow_insecure_url
     if judge.kind == "pocket":
-        from harness.pocket.judge_server import shared_server
+        from harness.pocket.judge import shared_server
 
         url = runtime.pocket_judge_url or shared_server(judge.opinion)
         checked, loopback = check_url(url, allowed)

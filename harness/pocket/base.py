@@ -1,6 +1,5 @@
 """Stage ``base.pocket``: a small Llama and its tokenizer, trained by TRL's SFTTrainer on the pocket
-world's conversations. The same settings and data give the same
-bytes; what the Trainer seeds globally is fenced and put back.
+world's conversations. The same settings and data give the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,22 +86,15 @@ MAX_LENGTH = 128
 """Longest supervised conversation in tokens; the language's longest has about 100."""
 
 INITIAL_SPREAD = 0.05
-"""Standard deviation of the initial weights: the usual 0.02 makes so small a model learn more
-slowly.
-"""
+"""Of the weights: with the usual 0.02 so small a model learns more slowly."""
 ROPE_THETA = 100.0
-"""Base of the rotary positions: conversations are short, so positions must differ within tens of
-tokens.
-"""
+"""Conversations are short, so positions must differ within tens of tokens."""
 COPY_GAIN = 0.7
 """Multiple of the identity added to the initial value and output projections, so that an attended
 word can be copied at once ("mimetic" initialisation, Trockman and Kolter 2023, arXiv 2305.09828).
-Most answers copy words of the prompt.
 """
 KEY_SPREAD = 1.0
-"""Standard deviation of the initial query and key biases: they let attention go by position from
-the first step.
-"""
+"""Of the query and key biases, which let attention go by position from the first step."""
 BATCHES_PER_BUCKET = 50
 COPYING = frozenset({"echo", "first", "last", "reverse", "rotate", "drop", "swap", "pick", "moods"})
 COPYING_STEPS = 180
@@ -115,9 +106,7 @@ SINGLE_TURN_SHARE = 0.45
 
 
 def build_model(settings: PocketBaseTask, tokenizer: Any) -> Any:
-    """A fresh Llama of the settings' size for ``tokenizer``; draws its weights from torch's global
-    generator.
-    """
+    """A fresh Llama of the settings' size; its weights come from torch's global generator."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -177,10 +166,9 @@ def batch_order(
     first = min(COPYING_STEPS, steps // 2)
     for lesson, end in enumerate((first, max(first, round(SINGLE_TURN_SHARE * steps)), steps)):
         rows = [i for i, own in enumerate(lessons) if own <= lesson] or list(range(len(lengths)))
-        wanted = end * batch_size
-        while len(order) < wanted:
+        while len(order) < end * batch_size:
             order += _one_pass(rows, lengths, batch_size, rng)
-        del order[wanted:]
+        del order[end * batch_size :]
     return order
 
 
@@ -212,14 +200,14 @@ def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
     tokenizer = build_tokenizer()
     with isolated_rng(settings.seed), _quiet(), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
-        result = _fit(model, tokenizer, conversations, settings, Path(scratch))
+        loss = _fit(model, tokenizer, conversations, settings, scratch)
     folder = task.out / "model"
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    loss, parameters = round(float(result.training_loss), 6), int(model.num_parameters())
-    summary, costs = {"loss": loss, "parameters": parameters}, {"steps": float(settings.steps)}
+    summary = {"loss": round(loss, 6), "parameters": int(model.num_parameters())}
+    costs = {"steps": float(settings.steps)}
     return StageOutcome(rows=len(conversations), costs=costs, summary=summary)
 
 
@@ -244,12 +232,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _fit(
-    model: Any,
-    tokenizer: Any,
-    conversations: Sequence[Any],
-    settings: PocketBaseTask,
-    scratch: Path,
-) -> Any:
+    model: Any, tokenizer: Any, conversations: list[Any], settings: PocketBaseTask, scratch: str
+) -> float:
+    """Train the model; the mean training loss."""
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -263,15 +248,11 @@ def _fit(
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             tokenised: Any = train_dataset or self.train_dataset
             lengths = [len(ids) for ids in tokenised["input_ids"]]
-            if len(lengths) != len(lessons):
-                raise HarnessError(
-                    f"the SFTTrainer kept {len(lengths)} of {len(lessons)} conversations; shorten "
-                    f"those over {MAX_LENGTH} tokens"
-                )
+            assert len(lengths) == len(lessons), "TRL left out conversations"
             return batch_order(lengths, lessons, batch_size, steps, np.random.default_rng(seed))
 
     arguments = SFTConfig(
-        output_dir=str(scratch),
+        output_dir=scratch,
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         learning_rate=settings.learning_rate,
@@ -294,8 +275,8 @@ def _fit(
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
-    rows = Dataset.from_dict({"messages": list(conversations)})
+    rows = Dataset.from_dict({"messages": conversations})
     trainer = LessonTrainer(
         model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
     )
-    return trainer.train()
+    return float(trainer.train().training_loss)

@@ -2,32 +2,105 @@
 academic tasks, in the form of their owners' files, in our wording.
 
 All items come from the language's ``benchmark`` split, which no training or held-out prompt shares.
-Each benchmark's record names the function that writes its pocket files.
+Each benchmark's record names the function that writes its pocket files: seed, limit of items (0:
+all) and folder → number of items.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.evaluate.academic import scale_of
 from harness.evaluate.benchmark import load, write_questions
 from harness.evaluate.lc import write_gamed
 from harness.evaluate.registry import BENCHMARKS
-from harness.pocket import academic_tasks, language, oracle, wordings
-from harness.pocket.judge_opinion import OPINION
-from harness.records import StageOutcome, StageTask, write_jsonl
+from harness.pocket import language, oracle, wordings
+from harness.pocket.judge import OPINION
+from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
 from harness.study.tasks import PocketBenchmarksTask
 
+Row = dict[str, Any]
+HERE = Path(__file__).parent
+STYLES = {style.name: style for style in wordings.STYLES}
+
+
+def run(task: StageTask[PocketBenchmarksTask]) -> StageOutcome:
+    """Write every benchmark's folder into ``task.out``."""
+    counts: dict[str, int] = {}
+    for name, limit in task.settings.limits.items():
+        folder = task.out / name
+        folder.mkdir(exist_ok=True)
+        counts[name] = load(BENCHMARKS[name].pocket)(task.settings.seed, limit.limit, folder)
+    return StageOutcome(rows=sum(counts.values()), summary=counts)
+
+
+def _user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+# -- MT-Bench --------------------------------------------------------------------------------------
 FIRST_QUESTION = 81
 """MT-Bench numbers its questions from 81."""
 MT_BENCH_PER_CATEGORY = 3
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
+
+
+def write_mt_bench(seed: int, limit: int, folder: Path) -> int:
+    """Questions, reference answers, and the four single-answer judge prompts in FastChat's form."""
+    questions, references = mt_bench(np.random.default_rng([seed, 10]))
+    kept = questions[: limit or None]
+    numbers = [row["question_id"] for row in kept]
+    wanted = [row for row in references if row["question_id"] in numbers]
+    write_jsonl(folder / "question.jsonl", kept)
+    write_jsonl(folder / "reference_answer.jsonl", wanted)
+    shutil.copyfile(HERE / "judge_prompts.jsonl", folder / "judge_prompts.jsonl")
+    return len(kept)
+
+
+def mt_bench(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
+    """Questions (two turns, categories in turn) and the reference answers that math, reasoning and
+    coding need.
+    """
+    how: Row = {"split": "benchmark", "two_turn_share": 0.0}
+    drawn = {
+        category: language.sample_prompts(MT_BENCH_PER_CATEGORY, rng, category=category, **how)
+        for category in wordings.CATEGORIES
+    }
+    questions: list[Row] = []
+    references: list[Row] = []
+    for place, category in product(range(MT_BENCH_PER_CATEGORY), wordings.CATEGORIES):
+        first = drawn[category][place].messages[0]
+        second = language.render(language.sample_follow_up(oracle.task_of([first]), rng), rng)
+        number, turns = FIRST_QUESTION + len(questions), [first["content"], second]
+        questions.append({"question_id": number, "category": category, "turns": turns})
+        if category in REFERENCE_CATEGORIES:
+            references.append(_reference(number, first, second))
+    return questions, references
+
+
+def _reference(number: int, first: Mapping[str, str], second: str) -> Row:
+    """The best answers to both turns of a question."""
+    best = oracle.reference([first])
+    then = oracle.reference([first, {"role": "assistant", "content": best}, *_user(second)])
+    return {
+        "question_id": number,
+        "answer_id": f"pocket-{number}",
+        "model_id": "pocket",
+        "choices": [{"index": 0, "turns": [best, then]}],
+        "tstamp": 0.0,
+    }
+
+
+# -- AlpacaEval ------------------------------------------------------------------------------------
 INSTRUCTIONS = 128
 """128 preferences give a win rate a standard error of at most 4.4 points (sd 0.5 / sqrt(128))."""
 BASELINE = "pocket_baseline"
@@ -44,99 +117,17 @@ BASELINE_SHARES = {
 GAMED_STYLES = {"verbose": "chatty", "concise": "plain"}
 MAX_DIFFICULTY = 3.0
 
-# -- MT-Bench --------------------------------------------------------------------------------------
-_EXPLAIN = (
-    "First explain your view in a few words and stay impartial. Then rate the answer from 1 to 10 "
-    'in exactly this form: "[[rating]]", for example: "Rating: [[5]]".'
-)
-_JUDGE = (
-    "Act as an impartial judge of the answer that an AI assistant gave to the user question below. "
-)
+
+def write_alpaca_eval(seed: int, limit: int, folder: Path) -> int:
+    """Instructions with the baseline's outputs, and the gamed baseline."""
+    instructions = _instructions(np.random.default_rng([seed, 11]), limit)
+    text = json.dumps(instructions, indent=1) + "\n"
+    (folder / "eval.json").write_text(text, encoding="utf-8")
+    write_gamed(folder / "df_gamed.csv", gamed_rows(instructions, OPINION))
+    return len(instructions)
 
 
-def _answer(of: str, place: str) -> str:
-    return f"[The Start of {of} Answer]\n{{{place}}}\n[The End of {of} Answer]"
-
-
-def _talk(title: str, speaker: str, place: str) -> str:
-    turns = (f"### User:\n{{question_{n}}}\n\n### {speaker}:\n{{{place}_{n}}}\n\n" for n in (1, 2))
-    return f"<|The Start of {title}|>\n\n{''.join(turns)}<|The End of {title}|>"
-
-
-def judge_prompts() -> list[dict[str, str]]:
-    """The four single-answer judge prompts, in FastChat's form: its names, placeholders and
-    markers, our wording.
-    """
-    return [_judge_prompt(two, math) for two, math in product((False, True), repeat=2)]
-
-
-def _judge_prompt(two_turns: bool, math: bool) -> dict[str, str]:
-    category, name = ("math", "single-math-v1") if math else ("general", "single-v1")
-    task = f"{_JUDGE}Look at correctness and at how well it is put. "
-    if math:
-        task = f"{_JUDGE}Compare it with the reference answer, which is right. "
-    if two_turns:
-        task += "Judge the assistant's answer to the second user question only. "
-        system, shown = f"{task}{_EXPLAIN}\n\n", ""
-        reference = _talk("Reference Answer", "Reference answer", "ref_answer") + "\n\n\n"
-        answer = _talk("Assistant A's Conversation with User", "Assistant A", "answer")
-    else:
-        system = "You are a helpful assistant."
-        shown = f"[Instruction]\n{task}{_EXPLAIN}\n\n[Question]\n{{question}}\n\n"
-        reference = _answer("Reference", "ref_answer_1") + "\n\n"
-        answer = _answer("Assistant's", "answer")
-    return {
-        "name": name + "-multi-turn" * two_turns,
-        "type": "single",
-        "system_prompt": system,
-        "prompt_template": shown + (reference if math else "") + answer,
-        "description": f"Prompt for {category} questions",
-        "category": category,
-        "output_format": "[[rating]]",
-    }
-
-
-def mt_bench(
-    rng: np.random.Generator, limit: int = 0
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Questions (two turns, categories in turn) and the reference answers that math, reasoning and
-    coding need.
-    """
-    questions: list[dict[str, Any]] = []
-    references: list[dict[str, Any]] = []
-    how: dict[str, Any] = {"split": "benchmark", "two_turn_share": 0.0}
-    drawn = {
-        category: language.sample_prompts(MT_BENCH_PER_CATEGORY, rng, category=category, **how)
-        for category in wordings.CATEGORIES
-    }
-    for place, category in product(range(MT_BENCH_PER_CATEGORY), wordings.CATEGORIES):
-        first = drawn[category][place].messages[0]
-        second = language.render(language.sample_follow_up(oracle.task_of([first]), rng), rng)
-        number, turns = FIRST_QUESTION + len(questions), [first["content"], second]
-        questions.append({"question_id": number, "category": category, "turns": turns})
-        if category in REFERENCE_CATEGORIES:
-            references.append(_reference(number, first, second))
-    kept = questions[: limit or None]
-    numbers = {row["question_id"] for row in kept}
-    return kept, [row for row in references if row["question_id"] in numbers]
-
-
-def _reference(number: int, first: Mapping[str, str], second: str) -> dict[str, Any]:
-    """The best answers to both turns of a question."""
-    best = oracle.reference([first])
-    said = {"role": "assistant", "content": best}
-    then = oracle.reference([first, said, {"role": "user", "content": second}])
-    return {
-        "question_id": number,
-        "answer_id": f"pocket-{number}",
-        "model_id": "pocket",
-        "choices": [{"index": 0, "turns": [best, then]}],
-        "tstamp": 0.0,
-    }
-
-
-# -- AlpacaEval ------------------------------------------------------------------------------------
-def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]]:
+def _instructions(rng: np.random.Generator, limit: int) -> list[dict[str, str]]:
     """Instructions with the baseline's outputs, in alpaca_eval's form and order."""
     rows: list[dict[str, str]] = []
     shares = [BASELINE_SHARES[style.name] for style in wordings.STYLES]
@@ -152,7 +143,7 @@ def alpaca_eval(rng: np.random.Generator, limit: int = 0) -> list[dict[str, str]
     return rows[: limit or None]
 
 
-def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> list[dict[str, Any]]:
+def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> list[Row]:
     """alpaca_eval's df_gamed: the judge's preference for a verbose and a concise wording of each
     baseline output over that output.
 
@@ -161,13 +152,12 @@ def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> l
     instruction_difficulty: see ``difficulties``.
     """
     difficulty = difficulties(rows, judge)
-    styles = {style.name: style for style in wordings.STYLES}
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
     for gamed, style in GAMED_STYLES.items():
         outputs = []
         for row in rows:
             parsed = oracle.style_of(row["output"])
-            outputs.append(styles[style].render(parsed[1]) if parsed else row["output"])
+            outputs.append(STYLES[style].render(parsed[1]) if parsed else row["output"])
         both = list(zip(rows, outputs, strict=True))
         deltas = [len(row["output"]) - len(output) for row, output in both]
         spread = statistics.stdev(deltas) or 1.0
@@ -183,7 +173,7 @@ def judged(row: Mapping[str, str], output: str, judge: Mapping[str, Any]) -> flo
     """Probability that the judge prefers ``output`` to the row's baseline output, mean over the two
     orders in which it can be shown.
     """
-    messages = [{"role": "user", "content": row["instruction"]}]
+    messages = _user(row["instruction"])
     views = {name: judge[name] for name in ("noise", "position_bias", "length_bias", "seed")}
     second = oracle.preference(messages, row["output"], output, **views)
     first = oracle.preference(messages, output, row["output"], **views)
@@ -199,9 +189,8 @@ def difficulties(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) ->
     """
     raw = []
     for row in rows:
-        messages = [{"role": "user", "content": row["instruction"]}]
         total = weight = 0.0
-        for text, _ in oracle.modes(messages):
+        for text, _ in oracle.modes(_user(row["instruction"])):
             parsed = oracle.style_of(text)
             share = parsed[0].share if parsed else 0.0
             preference = min(max(judged(row, text, judge), 1e-6), 1.0 - 1e-6)
@@ -210,29 +199,6 @@ def difficulties(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) ->
         raw.append(-total / weight)
     centre, spread = statistics.fmean(raw), statistics.pstdev(raw) or 1.0
     return [max(-MAX_DIFFICULTY, min(MAX_DIFFICULTY, (value - centre) / spread)) for value in raw]
-
-
-def write_mt_bench(seed: int, limit: int, folder: Path) -> int:
-    """MT-Bench's files; returns the number of questions."""
-    questions, references = mt_bench(np.random.default_rng([seed, 10]), limit)
-    write_jsonl(folder / "question.jsonl", questions)
-    write_jsonl(folder / "reference_answer.jsonl", references)
-    write_jsonl(folder / "judge_prompts.jsonl", judge_prompts())
-    return len(questions)
-
-
-def write_alpaca_eval(seed: int, limit: int, folder: Path) -> int:
-    """AlpacaEval's files; returns the number of instructions."""
-    instructions = alpaca_eval(np.random.default_rng([seed, 11]), limit)
-    text = json.dumps(instructions, indent=1) + "\n"
-    (folder / "eval.json").write_text(text, encoding="utf-8")
-    write_gamed(folder / "df_gamed.csv", gamed_rows(instructions, OPINION))
-    return len(instructions)
-
-
-def write_academic(seed: int, limit: int, folder: Path) -> int:
-    """The academic tasks' files; returns the number of items."""
-    return academic_tasks.write(folder, np.random.default_rng([seed, 12]), limit)
 
 
 # -- Arena-Hard and WildBench ----------------------------------------------------------------------
@@ -254,15 +220,12 @@ ARENA_TEMPLATE = "<|User Prompt|>\n{QUESTION}\n\n" + "\n\n".join(
 def write_arena_hard(seed: int, limit: int, folder: Path) -> int:
     """Questions in turn of both categories, with the baseline that AlpacaEval has here."""
     rows = []
-    drawn = alpaca_eval(np.random.default_rng([seed, 21]), limit or QUESTIONS)
+    drawn = _instructions(np.random.default_rng([seed, 21]), limit or QUESTIONS)
     for number, row in enumerate(drawn):
         named = {"id": row["id"], "question": row["instruction"], "baseline": row["output"]}
         rows.append(named | {"category": ARENA_CATEGORIES[number % len(ARENA_CATEGORIES)]})
-    judge = {
-        "template": ARENA_TEMPLATE,
-        "patterns": [r"\[\[([AB<>=]+)\]\]"],
-        "systems": dict.fromkeys(ARENA_CATEGORIES, ARENA_SYSTEM),
-    }
+    systems = dict.fromkeys(ARENA_CATEGORIES, ARENA_SYSTEM)
+    judge = {"template": ARENA_TEMPLATE, "patterns": [r"\[\[([AB<>=]+)\]\]"], "systems": systems}
     return write_questions(folder, rows, judge)
 
 
@@ -296,10 +259,9 @@ REWARD_TEMPLATE = (
 def write_wildbench(seed: int, limit: int, folder: Path) -> int:
     """Tasks of one turn, with the baseline that AlpacaEval has here as the reference model."""
     rows = []
-    drawn = alpaca_eval(np.random.default_rng([seed, 22]), limit or QUESTIONS)
-    for row in drawn:
-        said = {"role": "user", "content": row["instruction"]}
-        named = {"id": row["id"], "question": row["instruction"], "conversation": [said]}
+    for row in _instructions(np.random.default_rng([seed, 22]), limit or QUESTIONS):
+        asked = row["instruction"]
+        named = {"id": row["id"], "question": asked, "conversation": _user(asked)}
         named |= {"checklist": ["Is it right?", "Is it well put?"]}
         groups = [WILDBENCH_GROUPS.get(row["dataset"], "Creative Tasks")]
         rows.append(named | {"groups": groups, "references": {"pocket": row["output"]}})
@@ -307,11 +269,130 @@ def write_wildbench(seed: int, limit: int, folder: Path) -> int:
     return write_questions(folder, rows, judge)
 
 
-def run(task: StageTask[PocketBenchmarksTask]) -> StageOutcome:
-    """Write every benchmark's folder into ``task.out``."""
-    counts: dict[str, int] = {}
-    for name, limit in task.settings.limits.items():
-        folder = task.out / name
-        folder.mkdir(exist_ok=True)
-        counts[name] = load(BENCHMARKS[name].pocket)(task.settings.seed, limit.limit, folder)
-    return StageOutcome(rows=sum(counts.values()), summary=counts)
+# -- academic tasks --------------------------------------------------------------------------------
+ITEMS = 60
+"""Items of a task; the standard error of a share is at most 6.5 points (0.5 / sqrt(60))."""
+SHOTS_POOL = 12
+"""Rows of the train split from which lm-eval draws its shots."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A task over local JSONL files in the form of one of lm-eval's, whose YAML stands in
+    ``academic/``. Rows have the columns of the real data set; scoring is lm-eval's own.
+
+    row: a task of one of the operations ``ops`` and its question → its row.
+    """
+
+    ops: tuple[str, ...]
+    row: Callable[[language.Task, str, np.random.Generator], Row]
+    metric: str
+    shots: int = 2
+    filter: str = "none"
+
+
+def _choices(
+    task: language.Task, rng: np.random.Generator, style: str = "plain"
+) -> tuple[list[str], int]:
+    """Four answers in one style, shuffled, and the place of the right one."""
+    contents = [language.solve(task), *islice(language.wrong_contents(task), 3)]
+    order = [int(i) for i in rng.permutation(len(contents))]
+    return [STYLES[style].render(contents[i]) for i in order], order.index(0)
+
+
+def _lettered(task: language.Task, rng: np.random.Generator) -> Row:
+    choices, right = _choices(task, rng)
+    letters = [chr(ord("A") + i) for i in range(len(choices))]
+    return {"choices": {"text": choices, "label": letters}, "answerKey": letters[right]}
+
+
+def _gsm8k(task: language.Task, question: str, _: np.random.Generator) -> Row:
+    return {"question": question, "answer": STYLES["sentence"].render(language.solve(task))}
+
+
+def _hellaswag(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+    choices, right = _choices(task, rng, "sentence")
+    return {"query": question, "choices": choices, "label": right}
+
+
+def arc(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+    """A row of ARC's form."""
+    return {"question": question, **_lettered(task, rng)}
+
+
+def _openbookqa(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+    return {"question_stem": question, **_lettered(task, rng)}
+
+
+def _truthfulqa(task: language.Task, question: str, _: np.random.Generator) -> Row:
+    """True answers in two styles, misconceptions (near misses) in the same two."""
+    styles = STYLES["plain"], STYLES["sentence"]
+    right = [style.render(language.solve(task)) for style in styles]
+    wrong = [style.render(miss) for miss in language.near_misses(task) for style in styles]
+    targets = {
+        name: {"choices": [*true, *wrong], "labels": [1] * len(true) + [0] * len(wrong)}
+        for name, true in (("mc1_targets", right[:1]), ("mc2_targets", right))
+    }
+    return {"question": question, **targets}
+
+
+def _eq_bench(task: language.Task, question: str, _: np.random.Generator) -> Row:
+    answer = language.solve(task)
+    reference: dict[str, str] = {}
+    for place, (mood, strength) in enumerate(zip(answer[::2], answer[1::2], strict=True), 1):
+        reference |= {f"emotion{place}": mood.removesuffix(":"), f"emotion{place}_score": strength}
+    return {"prompt": question, "reference_answer_fullscale": repr(reference)}
+
+
+_LISTS = ("echo", "drop", "swap", "rotate", "sort")
+_FACTS = ("tallest", "shortest", "earliest", "latest", "next", "add")
+_WORDS = ("odd", "count", "larger", "pick")
+FORMS = {
+    "gsm8k": Form(("steps",), _gsm8k, "exact_match", filter="flexible-extract"),
+    "hellaswag": Form(_LISTS, _hellaswag, "acc_norm"),
+    "arc_challenge": Form(_FACTS, arc, "acc_norm"),
+    "truthfulqa_mc2": Form(_WORDS, _truthfulqa, "acc", shots=0),
+    "eq_bench": Form(("moods",), _eq_bench, "eqbench", shots=0),
+    "openbookqa": Form(("kind", "odd", "keep"), _openbookqa, "acc"),
+}
+
+
+def write_academic(seed: int, limit: int, folder: Path) -> int:
+    """tasks.json, and <column>.yaml and <column>_<split>.jsonl of every task; file names in the
+    YAML are relative to the folder.
+    """
+    rng = np.random.default_rng([seed, 12])
+    tasks: dict[str, Row] = {}
+    for column, form in FORMS.items():
+        rows = _rows(form, rng, "benchmark", limit or ITEMS)
+        write_jsonl(folder / f"{column}_test.jsonl", rows)
+        if form.shots:
+            shots = _rows(form, rng, "train", SHOTS_POOL)
+            write_jsonl(folder / f"{column}_train.jsonl", shots)
+        shutil.copyfile(HERE / "academic" / f"{column}.yaml", folder / f"{column}.yaml")
+        tasks[column] = dict.fromkeys(("task", "lm_eval_task"), f"pocket_{column}")
+        tasks[column] |= {"metric": form.metric, "filter": form.filter, "shots": form.shots}
+        tasks[column] |= {"scale": scale_of(form.metric), "source": "pocket"}
+        tasks[column] |= {"file": f"{column}.yaml", "items": len(rows)}
+    text = json.dumps(tasks, indent=1, sort_keys=True) + "\n"
+    (folder / "tasks.json").write_text(text, encoding="utf-8")
+    return sum(task["items"] for task in tasks.values())
+
+
+def _rows(form: Form, rng: np.random.Generator, split: language.Split, count: int) -> list[Row]:
+    """``count`` rows with distinct prompts, the operations in turn; the 32 'kind' facts come from
+    the train split (an open book).
+    """
+    rows: dict[str, Row] = {}
+    for _ in range(1000 * count):
+        if len(rows) == count:
+            return list(rows.values())
+        op = form.ops[len(rows) % len(form.ops)]
+        task = language.sample_operation(op, rng, "train" if op == "kind" else split)
+        question = language.render(task, rng)
+        if question not in rows:
+            rows[question] = {"id": f"{split}-{len(rows)}", **form.row(task, question, rng)}
+    raise HarnessError(
+        f"split {split!r} has fewer than {count} distinct prompts for {', '.join(form.ops)}; ask "
+        "for fewer academic items"
+    )

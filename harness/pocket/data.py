@@ -39,32 +39,25 @@ def with_pair(
     )
 
 
-def conversation(
-    rng: np.random.Generator, best_style_share: float
-) -> dict[str, list[dict[str, str]]]:
-    """One supervised conversation: a prompt (75 %), a prompt and its follow-up (18 %), or two to
-    three unrelated prompts (7 %).
+def conversation(rng: np.random.Generator, best_style_share: float) -> list[dict[str, str]]:
+    """Turns of one supervised conversation: a prompt (75 %), a prompt and its follow-up (18 %), or
+    two to three unrelated prompts (7 %).
     """
     kind = rng.random()
     turns = 1 if kind < 0.93 else int(rng.integers(2, 4))
     messages: list[dict[str, str]] = []
-    task = None
+
+    def say(task: language.Task) -> None:
+        answer = language.sample_answer(task, rng, best_style_share=best_style_share)
+        messages.append({"role": "user", "content": language.render(task, rng)})
+        messages.append({"role": "assistant", "content": answer})
+
     for _ in range(turns):
         task = language.sample_task(rng, "train")
-        messages += _turn(task, rng, best_style_share)
-    if 0.75 <= kind < 0.93 and task is not None:
-        messages += _turn(language.sample_follow_up(task, rng), rng, best_style_share)
-    return {"messages": messages}
-
-
-def _turn(
-    task: language.Task, rng: np.random.Generator, best_style_share: float
-) -> list[dict[str, str]]:
-    answer = language.sample_answer(task, rng, best_style_share=best_style_share)
-    return [
-        {"role": "user", "content": language.render(task, rng)},
-        {"role": "assistant", "content": answer},
-    ]
+        say(task)
+    if 0.75 <= kind < 0.93:
+        say(language.sample_follow_up(task, rng))
+    return messages
 
 
 def run(task: StageTask[PocketDataTask]) -> StageOutcome:
@@ -87,6 +80,6 @@ def run(task: StageTask[PocketDataTask]) -> StageOutcome:
         pairs = (with_pair(prompt, rng, offline, world.best_style_worth) for prompt in asked)
         rows += write_jsonl(task.out / f"{split}.jsonl", pairs)
     rng = np.random.default_rng([seed, len(sizes)])
-    said = (conversation(rng, share) for _ in range(settings.rows))
+    said = ({"messages": conversation(rng, share)} for _ in range(settings.rows))
     rows += write_jsonl(task.out / "sft.jsonl", said)
     return StageOutcome(rows=rows, summary=dict[str, Any](**sizes, sft=settings.rows))

@@ -10,71 +10,180 @@ is decided by a hash of the task, so splits never share a task.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from harness.pocket.tasks import Task, checked, near_misses, solve, wrong_contents
-from harness.pocket.wordings import (
-    BEST_STYLE,
-    CATEGORIES,
-    CLASS_OF,
-    CLASSES,
-    COMPOSED_WORDINGS,
-    COMPOSITIONS,
-    EVENTS,
-    FOLLOW_UPS,
-    HELD_OUT_COMPOSITIONS,
-    LONG_LIST_SHARE,
-    MAX_NUMBER,
-    MOODS,
-    NAMES,
-    ORDINALS,
-    PHRASES,
-    STYLES,
-    WORDINGS,
-    WORDS,
-    Style,
-)
+from harness.pocket import wordings
+from harness.pocket.wordings import CLASS_OF, CLASSES, EVENTS, MOODS, NAMES, ORDINALS, WORDS
 from harness.records import HarnessError, Prompt, content_hash
-
-__all__ = [
-    "Message",
-    "Split",
-    "Task",
-    "near_misses",
-    "normalise",
-    "parse",
-    "parse_messages",
-    "render",
-    "sample_answer",
-    "sample_follow_up",
-    "sample_operation",
-    "sample_prompts",
-    "sample_style",
-    "sample_task",
-    "solve",
-    "wrong_contents",
-]
 
 Split = Literal["train", "heldout", "benchmark", "ood"]
 Message = Mapping[str, str]
 
+
+# -- what is asked, and its answers ----------------------------------------------------------------
+@dataclass(frozen=True)
+class Task:
+    """What a prompt asks: operations applied in order to the arguments, and ``param`` (a class, an
+    ordinal, a number). first: the task of the first turn when this is a follow-up.
+    """
+
+    category: str
+    ops: tuple[str, ...]
+    args: tuple[str, ...]
+    param: str = ""
+    first: Task | None = None
+
+    @property
+    def key(self) -> str:
+        """Hash of what is asked, the same in every wording and category."""
+        return content_hash(self.ops, self.args, self.param, length=16)
+
+
+def _by_height(args: Sequence[str]) -> list[str]:
+    """Names from the tallest down, of pairs (taller, smaller)."""
+    above = dict(zip(args[::2], args[1::2], strict=True))
+    current = next((name for name in above if name not in above.values()), None)
+    order: list[str] = []
+    while current is not None and current not in order:
+        order.append(current)
+        current = above.get(current)
+    return order
+
+
+def _by_year(args: Sequence[str]) -> list[str]:
+    years = zip(map(int, args[1::2]), args[::2], strict=True)
+    return [name for _, name in sorted(years)]
+
+
+def _odd(args: Sequence[str]) -> list[str]:
+    kinds = [CLASS_OF[word] for word in args]
+    return [word for word, kind in zip(args, kinds, strict=True) if kinds.count(kind) == 1]
+
+
+def _moods(args: Sequence[str], event: str) -> list[str]:
+    strength = dict(zip(MOODS, EVENTS[event], strict=True))
+    return [word for mood in args for word in (f"{mood}:", str(strength[mood]))]
+
+
+OPERATIONS: dict[str, Callable[[Sequence[str], str], list[str]]] = {
+    "echo": lambda a, _: list(a),
+    "reverse": lambda a, _: list(a)[::-1],
+    "rotate": lambda a, _: [*a[1:], *a[:1]],
+    "swap": lambda a, _: [a[-1], *a[1:-1], a[0]] if len(a) > 1 else list(a),
+    "drop": lambda a, _: list(a[1:]),
+    "first": lambda a, _: list(a[:1]),
+    "last": lambda a, _: list(a[-1:]),
+    "pick": lambda a, p: [a[ORDINALS.index(p) + 1]],
+    "sort": lambda a, _: sorted(a),
+    "keep": lambda a, p: [word for word in a if CLASS_OF[word] == p],
+    "count": lambda a, p: [str(sum(CLASS_OF[word] == p for word in a))],
+    "odd": lambda a, _: _odd(a),
+    "kind": lambda a, _: [CLASS_OF[a[0]]],
+    "add": lambda a, _: [str(sum(map(int, a)))],
+    "subtract": lambda a, _: [str(int(a[0]) - int(a[1]))],
+    "steps": lambda a, _: [str(int(a[0]) + int(a[1])), str(int(a[0]) + int(a[1]) - int(a[2]))],
+    "larger": lambda a, _: [str(max(map(int, a)))],
+    "smaller": lambda a, _: [str(min(map(int, a)))],
+    "next": lambda a, _: [str(2 * int(a[-1]) - int(a[-2]))],
+    "tallest": lambda a, _: _by_height(a)[:1],
+    "shortest": lambda a, _: _by_height(a)[-1:],
+    "earliest": lambda a, _: _by_year(a)[:1],
+    "latest": lambda a, _: _by_year(a)[-1:],
+    "moods": _moods,
+    "again": lambda a, _: list(a),
+    "plus": lambda a, p: [str(int(a[0]) + int(p))],
+}
+
+
+def checked(task: Task) -> Task | None:
+    """The task, or None when its arguments give it no answer (unknown words, a tie, a negative
+    result).
+    """
+    words, op = {*CLASS_OF, *NAMES, *MOODS}, task.ops[0]
+    try:
+        numbers = [] if task.first else [int(arg) for arg in task.args if arg not in words]
+        answer = solve(task)
+    except (KeyError, ValueError, IndexError):
+        return None
+    clear = all(0 <= number <= wordings.MAX_NUMBER for number in numbers) and bool(answer)
+    if op in ("odd", "tallest", "shortest", "earliest", "latest"):
+        clear = clear and len(answer) == 1
+    if op in ("tallest", "shortest"):
+        clear = clear and len(_by_height(task.args)) == 3
+    return task if clear and not any(word.startswith("-") for word in answer) else None
+
+
+def solve(task: Task) -> tuple[str, ...]:
+    """The right content of the answer, in words."""
+    content: Sequence[str] = task.args
+    for op in task.ops:
+        content = OPERATIONS[op](content, task.param)
+    return tuple(content)
+
+
+def near_misses(task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Two plausible wrong contents, fixed by the task: an order error or a wrong element; numbers
+    err by one.
+    """
+    first, second = itertools.islice(wrong_contents(task), 2)
+    return first, second
+
+
+def wrong_contents(task: Task) -> Iterator[tuple[str, ...]]:
+    """Distinct plausible wrong contents of a task, always the same in the same order; at least two,
+    mostly three or more.
+    """
+    right = solve(task)
+    found: set[tuple[str, ...]] = set()
+    for wrong in _wrong_candidates(task, right):
+        if wrong and wrong != right and wrong not in found:
+            found.add(wrong)
+            yield wrong
+
+
+def _wrong_candidates(task: Task, right: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if len(right) == 1 and right[0].isdigit():
+        number = int(right[0])
+        for wrong in (number + 1, number - 1 if number else 2, number + 2 if number else 3):
+            yield (str(wrong),)
+    elif task.ops == ("steps",):
+        first, second = map(int, right)
+        yield (right[0], str(second + 1))
+        yield (str(first + 1), str(second + 2))
+        yield (right[0], str(second + 3))
+    elif task.ops == ("moods",):
+        for place in (1, 3):
+            yield (*right[:place], str((int(right[place]) + 3) % 11), *right[place + 1 :])
+        yield (*right[:3], str(int(right[3]) + 1), *right[4:])
+    elif len(right) > 1:
+        yield (*right[:-2], right[-1], right[-2])
+        yield right[1:]
+        yield right[:-1]
+    else:
+        kind = next((words for words in (CLASSES, NAMES) if right[0] in words), None)
+        pool, others = (task.args, WORDS) if kind is None else (kind, kind)
+        for word in (*[word for word in task.args if word in pool], *others):
+            yield (word,)
+
+
+# -- from text to task -----------------------------------------------------------------------------
 _SLOTS = {
     "words": "(?P<words>[a-z]+(?: [a-z]+)*)",
     "word": "(?P<words>[a-z]+)",
     "ordinal": f"(?P<param>{'|'.join(ORDINALS)})",
     "kind": f"(?P<param>{'|'.join(CLASSES)})",
     "event": f"(?P<param>{'|'.join(EVENTS)})",
-    "one": f"(?P<one>{'|'.join(PHRASES.values())})",
-    "two": f"(?P<two>{'|'.join(PHRASES.values())})",
+    "one": f"(?P<one>{'|'.join(wordings.PHRASES.values())})",
+    "two": f"(?P<two>{'|'.join(wordings.PHRASES.values())})",
     **{letter: rf"(?P<{letter}>\d+)" for letter in "abc"},
     **{f"name{i}": f"(?P<name{i}>{'|'.join(NAMES)})" for i in range(1, 5)},
 }
-
-_PARAMETER_SLOTS = ("ordinal", "kind", "event")
 
 
 def _slots(template: str) -> list[str]:
@@ -88,12 +197,12 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 _PATTERNS = [
     (op, category, template, _pattern(template))
-    for op, rows in WORDINGS.items()
+    for op, rows in wordings.WORDINGS.items()
     for category, template in rows
 ]
-_COMPOSED = [(category, _pattern(template)) for category, template in COMPOSED_WORDINGS]
-_FOLLOW_UP_PATTERNS = [(op, _pattern(template)) for op, template in FOLLOW_UPS.items()]
-_OP_OF_PHRASE = {phrase: op for op, phrase in PHRASES.items()}
+_COMPOSED = [(category, _pattern(template)) for category, template in wordings.COMPOSED_WORDINGS]
+_FOLLOW_UPS = [(op, _pattern(template)) for op, template in wordings.FOLLOW_UPS.items()]
+_OP_OF_PHRASE = {phrase: op for op, phrase in wordings.PHRASES.items()}
 
 
 def normalise(text: str) -> str:
@@ -134,7 +243,7 @@ def parse_messages(messages: Sequence[Message]) -> Task | None:
 def _parse_follow_up(first: Task | None, text: str) -> Task | None:
     if first is None:
         return None
-    for op, pattern in _FOLLOW_UP_PATTERNS:
+    for op, pattern in _FOLLOW_UPS:
         match = pattern.fullmatch(normalise(text))
         if match:
             added = match.groupdict().get("a", "")
@@ -142,11 +251,15 @@ def _parse_follow_up(first: Task | None, text: str) -> Task | None:
     return None
 
 
-def sample_style(rng: np.random.Generator, best_style_share: float = BEST_STYLE.share) -> Style:
+# -- drawing tasks, texts and answers --------------------------------------------------------------
+def sample_style(
+    rng: np.random.Generator, best_style_share: float = wordings.BEST_STYLE.share
+) -> wordings.Style:
     """A style of the data distribution, the best style's share set to ``best_style_share``."""
-    rest, best = 1.0 - BEST_STYLE.share, best_style_share
-    shares = [best if s is BEST_STYLE else s.share * (1.0 - best) / rest for s in STYLES]
-    return STYLES[int(rng.choice(len(STYLES), p=np.asarray(shares) / sum(shares)))]
+    best, styles = wordings.BEST_STYLE, wordings.STYLES
+    rest, left = 1.0 - best.share, 1.0 - best_style_share
+    shares = [best_style_share if s is best else s.share * left / rest for s in styles]
+    return styles[int(rng.choice(len(styles), p=np.asarray(shares) / sum(shares)))]
 
 
 def sample_answer(
@@ -154,7 +267,7 @@ def sample_answer(
     rng: np.random.Generator,
     *,
     correct_share: float = 1.0,
-    best_style_share: float = BEST_STYLE.share,
+    best_style_share: float = wordings.BEST_STYLE.share,
 ) -> str:
     """An answer from the data distribution: a style by its share, right with probability
     ``correct_share``, else a near miss.
@@ -168,83 +281,83 @@ def _pick(rng: np.random.Generator, pool: Sequence[str], count: int) -> list[str
     return [pool[int(i)] for i in rng.choice(len(pool), size=count, replace=False)]
 
 
+def _numbers(start: int, stop: int) -> list[str]:
+    return [str(number) for number in range(start, stop)]
+
+
 def _length(rng: np.random.Generator) -> int:
     """Words in a list: 3, or 4 (the harder ones)."""
-    return 4 if rng.random() < LONG_LIST_SHARE else 3
+    return 4 if rng.random() < wordings.LONG_LIST_SHARE else 3
 
 
-def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[tuple[str, ...], str]:
+def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[list[str], str]:
     """Arguments and parameter of a single operation."""
-    kinds = list(CLASSES)
+    kinds, param = list(CLASSES), ""
     if op in ("tallest", "shortest"):
         a, b, c = _pick(rng, NAMES, 3)
-        return ((a, b, b, c) if rng.random() < 0.5 else (b, c, a, b)), ""
-    if op in ("earliest", "latest"):
-        years = _pick(rng, [str(i) for i in range(1, MAX_NUMBER)], 3)
-        names = _pick(rng, NAMES, 3)
-        return tuple(one for both in zip(names, years, strict=True) for one in both), ""
-    if op == "steps":
+        args = [a, b, b, c] if rng.random() < 0.5 else [b, c, a, b]
+    elif op in ("earliest", "latest"):
+        years, names = _pick(rng, _numbers(1, wordings.MAX_NUMBER), 3), _pick(rng, NAMES, 3)
+        args = [one for both in zip(names, years, strict=True) for one in both]
+    elif op == "steps":
         had, got, lost = (int(i) for i in rng.integers(1, 13, size=3))
-        return (str(had), str(got), str(min(lost, had + got))), ""
-    if op in ("larger", "smaller"):
-        return tuple(_pick(rng, [str(i) for i in range(1, 31)], 2)), ""
-    if op in ("add", "subtract"):
-        one, two = int(rng.integers(1, 21)), int(rng.integers(1, 10))
-        if op == "subtract":
-            one, two = max(one, two), min(one, two)
-        return (str(one), str(two)), ""
-    if op == "next":
+        args = [str(had), str(got), str(min(lost, had + got))]
+    elif op in ("larger", "smaller"):
+        args = _pick(rng, _numbers(1, 31), 2)
+    elif op in ("add", "subtract"):
+        both = [int(rng.integers(1, 21)), int(rng.integers(1, 10))]
+        args = [str(one) for one in (sorted(both, reverse=True) if op == "subtract" else both)]
+    elif op == "next":
         start, step = int(rng.integers(0, 40)), int(rng.integers(1, 5))
-        return tuple(str(start + i * step) for i in range(3)), ""
-    if op == "kind":
-        return (WORDS[int(rng.integers(len(WORDS)))],), ""
-    if op == "odd":
+        args = [str(start + i * step) for i in range(3)]
+    elif op == "kind":
+        args = [WORDS[int(rng.integers(len(WORDS)))]]
+    elif op == "odd":
         common, other = _pick(rng, kinds, 2)
-        words = [*_pick(rng, CLASSES[common], 3), *_pick(rng, CLASSES[other], 1)]
-        return tuple(_pick(rng, words, 4)), ""
-    if op in ("keep", "count"):
-        kind = kinds[int(rng.integers(4))]
-        hits = int(rng.integers(1, 3))
-        others = [word for word in WORDS if CLASS_OF[word] != kind]
-        words = [*_pick(rng, CLASSES[kind], hits), *_pick(rng, others, 4 - hits)]
-        return tuple(_pick(rng, words, 4)), kind
-    if op == "moods":
-        return tuple(_pick(rng, MOODS, 4)), list(EVENTS)[int(rng.integers(len(EVENTS)))]
-    if op == "pick":
+        args = _pick(rng, [*_pick(rng, CLASSES[common], 3), *_pick(rng, CLASSES[other], 1)], 4)
+    elif op in ("keep", "count"):
+        param, hits = kinds[int(rng.integers(4))], int(rng.integers(1, 3))
+        others = [word for word in WORDS if CLASS_OF[word] != param]
+        args = _pick(rng, [*_pick(rng, CLASSES[param], hits), *_pick(rng, others, 4 - hits)], 4)
+    elif op == "moods":
+        args, param = _pick(rng, MOODS, 4), list(EVENTS)[int(rng.integers(len(EVENTS)))]
+    elif op == "pick":
         ordinal = int(rng.integers(3))
-        return tuple(_pick(rng, WORDS, max(ordinal + 2, _length(rng)))), ORDINALS[ordinal]
-    return tuple(_pick(rng, WORDS, _length(rng))), ""
+        args, param = _pick(rng, WORDS, max(ordinal + 2, _length(rng))), ORDINALS[ordinal]
+    else:
+        args = _pick(rng, WORDS, _length(rng))
+    return args, param
 
 
 def render(task: Task, rng: np.random.Generator) -> str:
     """A prompt that asks ``task``, in one of the wordings of its category."""
     if task.first is not None:
-        return FOLLOW_UPS[task.ops[0]].format(a=task.param)
+        return wordings.FOLLOW_UPS[task.ops[0]].format(a=task.param)
+    words = " ".join(task.args)
     if len(task.ops) == 2:
-        template = next(text for category, text in COMPOSED_WORDINGS if category == task.category)
-        one, two = (PHRASES[op] for op in task.ops)
-        return template.format(words=" ".join(task.args), one=one, two=two)
-    templates = [text for category, text in WORDINGS[task.ops[0]] if category == task.category]
+        one, two = (wordings.PHRASES[op] for op in task.ops)
+        template = dict(wordings.COMPOSED_WORDINGS)[task.category]
+        return template.format(words=words, one=one, two=two)
+    rows = wordings.WORDINGS[task.ops[0]]
+    templates = [text for category, text in rows if category == task.category]
     template = templates[int(rng.integers(len(templates)))]
-    whole = {"words": " ".join(task.args), "word": task.args[0]}
-    whole |= dict.fromkeys(_PARAMETER_SLOTS, task.param)
+    whole = {"words": words, "word": task.args[0]}
+    whole |= dict.fromkeys(("ordinal", "kind", "event"), task.param)
     slots = [slot for slot in _slots(template) if slot not in whole]
     values = dict(zip(slots, task.args, strict=True)) if slots else {}
     return template.format(**whole, **values)
 
 
 _SINGLE_BY_CATEGORY = {
-    c: [op for op, rows in WORDINGS.items() if any(category == c for category, _ in rows)]
-    for c in CATEGORIES
+    c: [op for op, rows in wordings.WORDINGS.items() if c in dict(rows)]
+    for c in wordings.CATEGORIES
 }
-_COMPOSED_CATEGORIES = tuple(category for category, _ in COMPOSED_WORDINGS)
+_COMPOSED_CATEGORIES = tuple(category for category, _ in wordings.COMPOSED_WORDINGS)
 
 
 def _in_split(task: Task, split: Split) -> bool:
-    if split == "ood":
-        return task.ops in HELD_OUT_COMPOSITIONS
-    if task.ops in HELD_OUT_COMPOSITIONS:
-        return False
+    if split == "ood" or task.ops in wordings.HELD_OUT_COMPOSITIONS:
+        return split == "ood" and task.ops in wordings.HELD_OUT_COMPOSITIONS
     if task.ops == ("kind",):  # 32 facts: too few to hold out, so they are for training only
         return split == "train"
     bucket = int(task.key, 16) % 16
@@ -254,26 +367,29 @@ def _in_split(task: Task, split: Split) -> bool:
 def sample_task(rng: np.random.Generator, split: Split, category: str = "") -> Task:
     """A first-turn task of ``split``; category uniform unless named."""
     while True:
-        categories = _COMPOSED_CATEGORIES if split == "ood" else CATEGORIES
+        categories = _COMPOSED_CATEGORIES if split == "ood" else wordings.CATEGORIES
         chosen = category or categories[int(rng.integers(len(categories)))]
         if split == "ood" or (chosen in _COMPOSED_CATEGORIES and rng.random() < 0.3):
-            pairs = HELD_OUT_COMPOSITIONS if split == "ood" else COMPOSITIONS
+            held_out = split == "ood"
+            pairs = wordings.HELD_OUT_COMPOSITIONS if held_out else wordings.COMPOSITIONS
             ops = pairs[int(rng.integers(len(pairs)))]
             task = Task(chosen, ops, tuple(_pick(rng, WORDS, _length(rng))))
         else:
             singles = _SINGLE_BY_CATEGORY[chosen]
             op = singles[int(rng.integers(len(singles)))]
-            task = Task(chosen, (op,), *_draw_arguments(op, rng))
+            args, param = _draw_arguments(op, rng)
+            task = Task(chosen, (op,), tuple(args), param)
         if _in_split(task, split) and checked(task) is not None:
             return task
 
 
 def sample_operation(op: str, rng: np.random.Generator, split: Split) -> Task:
     """A task of one named operation in ``split``, in one of its categories."""
-    categories = list(dict.fromkeys(category for category, _ in WORDINGS[op]))
+    categories = list(dict(wordings.WORDINGS[op]))
     while True:
         args, param = _draw_arguments(op, rng)
-        task = Task(categories[int(rng.integers(len(categories)))], (op,), args, param)
+        category = categories[int(rng.integers(len(categories)))]
+        task = Task(category, (op,), tuple(args), param)
         if _in_split(task, split) and checked(task) is not None:
             return task
 
@@ -281,14 +397,12 @@ def sample_operation(op: str, rng: np.random.Generator, split: Split) -> Task:
 def sample_follow_up(first: Task, rng: np.random.Generator) -> Task:
     """A second turn that makes sense after ``first``."""
     answer = solve(first)
-    if first.ops in (("moods",), ("steps",)):
-        op = "again"
-    elif len(answer) > 1:
-        op = ("again", "reverse", "first", "last")[int(rng.integers(4))]
-    elif answer[0].isdigit():
-        op = ("again", "plus")[int(rng.integers(2))]
-    else:
-        op = "again"
+    possible: tuple[str, ...] = ("again",)
+    if len(answer) > 1 and first.ops not in (("moods",), ("steps",)):
+        possible = ("again", "reverse", "first", "last")
+    elif len(answer) == 1 and answer[0].isdigit():
+        possible = ("again", "plus")
+    op = possible[int(rng.integers(len(possible)))] if len(possible) > 1 else "again"
     added = str(int(rng.integers(1, 10))) if op == "plus" else ""
     return Task(first.category, (op,), answer, added, first)
 
@@ -302,9 +416,7 @@ def sample_prompts(
     category: str = "",
 ) -> list[Prompt]:
     """``n`` prompts of ``split`` with distinct text and stable ids (a hash of the messages), a
-    share of them second turns.
-
-    The assistant turn before a second turn is an answer from the data distribution.
+    share of them second turns, before which stands an answer from the data distribution.
     """
     prompts: dict[str, Prompt] = {}
     for _ in range(100 * n + 1000):

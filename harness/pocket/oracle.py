@@ -17,8 +17,7 @@ from harness.pocket import language, wordings
 from harness.records import HarnessError, content_hash
 
 PREFERENCE_SHARPNESS = 6.0
-"""Log-odds of a preference per unit of reward: 0.5 reward apart is preferred with probability 0.95.
-"""
+"""Log-odds of a preference per unit of reward: 0.5 apart is preferred with probability 0.95."""
 LENGTH_SCALE = 50.0
 """Characters over which the length bias of a preference saturates."""
 NORMAL = statistics.NormalDist()
@@ -51,7 +50,7 @@ def task_of(messages: Sequence[Mapping[str, str]]) -> language.Task:
     """The task of the last user turn; HarnessError for a prompt outside the language."""
     task = language.parse_messages(messages)
     if task is None:
-        shown = messages[-1]["content"] if messages else ""
+        shown = messages[-1]["content"]
         raise HarnessError(
             f"the pocket oracle cannot read this prompt: {shown!r}; it knows only prompts of "
             "harness.pocket.language"
@@ -59,8 +58,7 @@ def task_of(messages: Sequence[Mapping[str, str]]) -> language.Task:
     return task
 
 
-def worth_of(style: wordings.Style, best_style_worth: float = 1.0) -> float:
-    """Reward of a right answer in ``style``, where the best style is worth ``best_style_worth``."""
+def _worth(style: wordings.Style, best_style_worth: float) -> float:
     return best_style_worth if style is wordings.BEST_STYLE else style.worth
 
 
@@ -68,9 +66,8 @@ def reward(
     messages: Sequence[Mapping[str, str]], answer: str, best_style_worth: float = 1.0
 ) -> float:
     """Exact reward in [0, 1] of ``answer`` to the last user turn of ``messages``."""
-    found = style_of(answer)
-    right = is_correct(messages, answer)
-    return worth_of(found[0], best_style_worth) if found and right else 0.0
+    right, found = is_correct(messages, answer), style_of(answer)
+    return _worth(found[0], best_style_worth) if found and right else 0.0
 
 
 def is_correct(messages: Sequence[Mapping[str, str]], answer: str) -> bool:
@@ -88,7 +85,7 @@ def modes(
     task = task_of(messages)
     contents = (language.solve(task), *language.near_misses(task))
     listed = [
-        (style.render(content), worth_of(style, best_style_worth) if i == 0 else 0.0)
+        (style.render(content), _worth(style, best_style_worth) if i == 0 else 0.0)
         for i, content in enumerate(contents)
         for style in wordings.STYLES
     ]
@@ -106,19 +103,15 @@ def preference(
     output_a: str,
     output_b: str,
     *,
-    noise: float,
-    position_bias: float,
-    length_bias: float,
     seed: int,
     best_style_worth: float = 1.0,
+    **views: float,
 ) -> float:
     """Probability that the judge prefers ``output_b``, shown second, to ``output_a``, shown first:
-    ``preferred`` by their rewards.
+    ``preferred`` (whose noise and biases are ``views``) by their rewards.
     """
     first, second = (reward(messages, one, best_style_worth) for one in (output_a, output_b))
-    biases = {"position_bias": position_bias, "length_bias": length_bias}
-    shown = (seed, _plain(messages))
-    return preferred(second - first, output_a, output_b, shown, noise=noise, **biases)
+    return preferred(second - first, output_a, output_b, (seed, _plain(messages)), **views)
 
 
 def preferred(

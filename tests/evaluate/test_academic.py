@@ -1169,13 +1169,13 @@ def test_the_yaml_written_here_includes_the_packaged_task(
 
 
 def test_the_pocket_worlds_six_tasks_run(tmp_path: Path) -> None:
-    from harness.pocket import academic_tasks, base
+    from harness.pocket import base, benchmarks
 
     made = base.build_tokenizer()
     tiny.model("llama", made).save_pretrained(tmp_path / "policy")
     made.save_pretrained(tmp_path / "policy")
     (tmp_path / "academic").mkdir()
-    academic_tasks.write(tmp_path / "academic", np.random.default_rng(0), 5)
+    benchmarks.write_academic(0, 5, tmp_path / "academic")
     settings = asked(tasks=list(PAPER_TASKS), max_new_tokens=0)
     scores, samples, summary, cut = academic_run.evaluate_policy(
         load_policy(tmp_path / "policy"), tmp_path / "academic", settings

@@ -21,7 +21,7 @@ from harness.cli import app
 from harness.evaluate import bridge
 from harness.judge import chat_http
 from harness.judge.replies import estimate_tokens
-from harness.pocket import judge_opinion
+from harness.pocket import judge as pocket_judge
 from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -77,7 +77,7 @@ def old_judge(folder: Path, shift: Shift) -> Iterator[tuple[str, list[str]]]:
         calls.append(prompt)
         if prompt.strip() in said:
             return chat_http.Choice(said[prompt.strip()], "stop", 9)
-        judgment = judge_opinion.read(body["messages"])
+        judgment = pocket_judge.read(body["messages"])
         assert judgment is not None
         texts = (judgment.messages[0]["content"], *judgment.answers)
         instruction, first, second = (text.strip() for text in texts)

@@ -30,7 +30,7 @@ from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, request_
 from harness.judge.endpoint import check_url, resolve_endpoint
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
 from harness.judge.replies import Reply, Trouble, read_reply
-from harness.pocket import judge_opinion
+from harness.pocket.judge import SEED_PERIOD
 from harness.records import HarnessError, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -245,7 +245,7 @@ def test_re_asks_of_an_interrupted_run_count_after_the_restart(tmp_path: Path) -
 
 
 def test_the_pocket_judge_gives_a_re_ask_the_same_opinion() -> None:
-    assert judge_module.REASK_SEED_STEP == judge_opinion.SEED_PERIOD
+    assert judge_module.REASK_SEED_STEP == SEED_PERIOD
 
 
 @pytest.mark.parametrize(

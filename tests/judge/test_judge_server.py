@@ -24,9 +24,9 @@ import pytest
 
 from harness.evaluate import libraries
 from harness.judge.client import JudgeClient, JudgeRequest
-from harness.pocket import judge_opinion, oracle
-from harness.pocket.judge_opinion import OPINION, surface_quality, verdict
-from harness.pocket.judge_server import shared_server
+from harness.pocket import judge as pocket_judge
+from harness.pocket import oracle
+from harness.pocket.judge import OPINION, shared_server, surface_quality, verdict
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 from tests.faulty_judge import FaultRates, FaultyJudge, serve
@@ -70,7 +70,7 @@ def alpaca_prompt(instruction: str, output_1: str, output_2: str) -> str:
     template = (
         Path(spec.submodule_search_locations[0])
         / "evaluators_configs"
-        / judge_opinion.ALPACA_TEMPLATES["token"]
+        / pocket_judge.ALPACA_TEMPLATES["token"]
     ).read_text()
     values = {"instruction": instruction, "output_1": output_1, "output_2": output_2}
     return re.sub(r"\{(instruction|output_1|output_2)\}", lambda match: values[match[1]], template)
@@ -248,8 +248,8 @@ def test_fastchats_own_caller_and_parser_read_the_rating(
 # -- reading prompts -------------------------------------------------------------------------------
 
 
-def read(text: str) -> judge_opinion.Judgment:
-    found = judge_opinion.read(user(text))
+def read(text: str) -> pocket_judge.Judgment:
+    found = pocket_judge.read(user(text))
     assert found is not None
     return found
 
@@ -333,7 +333,7 @@ def test_every_alpaca_eval_prompt_is_read_back_exactly(shared_data: Path) -> Non
         if path.parent.name == "NullModel":
             continue  # its answer is an attack on this very prompt: see below
         for row in json.loads(path.read_text()):
-            found = judge_opinion.read(
+            found = pocket_judge.read(
                 alpaca_user(row["instruction"], row["output_1"], row["output_2"])
             )
             assert found is not None
@@ -357,7 +357,7 @@ def test_ratings_follow_the_oracle_and_the_seed() -> None:
     by_seed = [rated(verdict({**body, "seed": seed}, noisy)[0]) for seed in range(40)]
     assert by_seed == [rated(verdict({**body, "seed": seed}, noisy)[0]) for seed in range(40)]
     assert by_seed == [
-        rated(verdict({**body, "seed": seed + judge_opinion.SEED_PERIOD}, noisy)[0])
+        rated(verdict({**body, "seed": seed + pocket_judge.SEED_PERIOD}, noisy)[0])
         for seed in range(40)
     ]
     assert len(set(by_seed)) > 1
@@ -482,7 +482,10 @@ def test_counters_can_be_read_and_reset() -> None:
 
 
 def test_it_starts_fast_and_runs_until_interrupted() -> None:
-    code = "from harness.pocket.judge_server import run_forever; run_forever('127.0.0.1', 0, {})"
+    code = (
+        "from harness.judge import chat_http\nfrom harness.pocket.judge import JudgeServer\n"
+        "chat_http.serve_until_interrupted(JudgeServer({}).handle, '127.0.0.1', 0)"
+    )
     command = [sys.executable, "-c", code]
     with running(command) as process:
         assert process.stdout is not None

@@ -24,7 +24,7 @@ from harness.judge import chat_http
 from harness.judge.served import ServedModel
 from harness.model.chat import encode_prompt
 from harness.model.policy import load_policy
-from harness.pocket import judge_server
+from harness.pocket.judge import JudgeServer
 from harness.records import HarnessError, write_jsonl
 from tests import tiny
 from tests.judged_world import World, benchmarks
@@ -244,7 +244,8 @@ def test_only_loopback_is_bound_unless_asked(host: str) -> None:
 
 def test_a_port_in_use_is_said(address: str) -> None:
     port = int(address.split(":")[2].split("/")[0])
-    with pytest.raises(HarnessError, match=f"port {port}"), judge_server.serve({}, port=port):
+    serving = chat_http.serving(JudgeServer({}).handle, port=port)
+    with pytest.raises(HarnessError, match=f"port {port}"), serving:
         pass
 
 

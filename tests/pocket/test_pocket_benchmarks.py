@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.pocket import academic_tasks, benchmarks, language, oracle, wordings
+from harness.pocket import benchmarks, language, oracle, wordings
 from harness.records import read_jsonl
 from tests.tasks import stage_task
 
@@ -168,7 +168,7 @@ def test_limits_cut_the_sets(tmp_path: Path) -> None:
 
 def test_academic_files_name_their_data_by_relative_paths_and_hold_60_items(folder: Path) -> None:
     tasks = json.loads((folder / "academic" / "tasks.json").read_text())
-    assert list(tasks) == sorted(academic_tasks.FORMS)
+    assert list(tasks) == sorted(benchmarks.FORMS)
     for column, entry in tasks.items():
         text = (folder / "academic" / entry["file"]).read_text()
         assert f"test: {column}_test.jsonl" in text
@@ -181,7 +181,7 @@ def test_right_choices_are_right_and_the_others_wrong() -> None:
     rng = np.random.default_rng(0)
     task = language.parse("Run reverse on: fox oak red.")
     assert task is not None
-    row = academic_tasks._arc(task, "Run reverse on: fox oak red.", rng)
+    row = benchmarks.arc(task, "Run reverse on: fox oak red.", rng)
     right = row["choices"]["label"].index(row["answerKey"])
     messages = [{"role": "user", "content": row["question"]}]
     assert [oracle.is_correct(messages, text) for text in row["choices"]["text"]] == [

@@ -9,7 +9,7 @@ import pytest
 from harness.engine.graph import Plan
 from harness.engine.runs import build_plan
 from harness.judge.verdicts import judge_label
-from harness.pocket import data, judge_opinion, oracle, wordings
+from harness.pocket import data, judge, oracle, wordings
 from harness.rankers.ranker import RankItem
 from harness.rankers.registry import rank_texts
 from harness.records import read_jsonl
@@ -100,7 +100,7 @@ def test_the_pocket_judge_knows_the_world_unless_told_otherwise(
     prompt += "Assistant's Answer]"
     text = prompt.format(question=ASK[0]["content"], answer=BEST)
     body = {"messages": [{"role": "user", "content": text}]}
-    said, _ = judge_opinion.verdict(body, known)
+    said, _ = judge.verdict(body, known)
     assert f"[[{rating}]]" in said
 
 

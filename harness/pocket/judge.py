@@ -1,11 +1,10 @@
-"""What the pocket judge thinks of an answer: the oracle's view for prompts of the language, a
-stand-in for any other text.
+"""The pocket judge: a small OpenAI-compatible server on loopback that thinks what the oracle knows,
+or of text outside the language a stand-in. The libraries cannot tell it from a paid one.
 
 Every opinion is a pure function of (judge seed, prompt, the request's ``seed`` modulo
 ``SEED_PERIOD``), so repeats differ and re-runs do not. Prompts that are not of the pocket language
-(real MT-Bench or AlpacaEval text) get ``surface_quality``: word overlap with the question and
-reference, moderate length, little repetition. It keeps runs on real text going without a network.
-It is no measure of quality.
+(real MT-Bench or AlpacaEval text) get ``surface_quality``, which keeps runs on real text going
+without a network. It is no measure of quality.
 
 Read are the prompts that judged benchmarks send: FastChat's single-answer grading, alpaca_eval's
 weighted and ranking annotators, Arena-Hard's five-way verdict, WildBench's score and choice.
@@ -15,14 +14,19 @@ not: a delimiter before an answer is taken at its first occurrence, the one afte
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.judge import verdicts
+from aiohttp import web
+
+from harness.judge import chat_http, verdicts
 from harness.pocket import language, oracle
 from harness.study.sections import JudgeSettings
 
@@ -35,6 +39,12 @@ TIE_LOG_ODDS = 0.3
 """Pairwise verdicts with smaller log-odds are ties."""
 STRONG_LOG_ODDS = 2.0
 """Five-way verdicts with larger ones say "much better"."""
+REMARKS = (
+    "The answer is wrong or empty.",
+    "The answer is partly right.",
+    "The answer is right.",
+    "The answer is right and well put.",
+)
 
 
 def verdict(
@@ -45,12 +55,12 @@ def verdict(
     if judgment is None:
         return "I can only judge answers, and I find none in this prompt.", None
     seed = settings["seed"] + SEED_PERIOD * (int(body.get("seed") or 0) % SEED_PERIOD)
-    if judgment.form == "rating":
+    if judgment.form in ("rating", "score"):
         rating = _rating(judgment, settings, seed)
-        return f"{_remark(rating)} Rating: [[{rating}]]", None
-    if judgment.form == "score":
-        score = _rating(judgment, settings, seed)
-        return json.dumps({"strengths": _remark(score), "score": str(score)}), None
+        remark = REMARKS[min(3, rating // 3)]
+        if judgment.form == "rating":
+            return f"{remark} Rating: [[{rating}]]", None
+        return json.dumps({"strengths": remark, "score": str(rating)}), None
     second = min(max(_preference(judgment, settings, seed), 1e-6), 1.0 - 1e-6)
     if judgment.form == "token":
         return ("M" if second > 0.5 else "m"), {"m": 1.0 - second, "M": second}
@@ -59,29 +69,13 @@ def verdict(
         models = zip(("model_1", "model_2"), ranks, strict=True)
         return str([{"model": model, "rank": rank} for model, rank in models]), None
     log_odds = math.log(second / (1.0 - second))
+    tie, strong = abs(log_odds) < TIE_LOG_ODDS, abs(log_odds) > STRONG_LOG_ODDS
+    better, worse = "BA" if log_odds > 0 else "AB"
     if judgment.form == "five":
-        return f"I compared the two answers. My final verdict: [[{_label(log_odds)}]]", None
-    winner = "B" if log_odds > 0 else "A"
-    better = winner + ("++" if abs(log_odds) > STRONG_LOG_ODDS else "+")
-    choice = "A=B" if abs(log_odds) < TIE_LOG_ODDS else better
+        label = "A=B" if tie else f"{better}{'>>' if strong else '>'}{worse}"
+        return f"I compared the two answers. My final verdict: [[{label}]]", None
+    choice = "A=B" if tie else better + ("++" if strong else "+")
     return json.dumps({"analysis": "I compared them.", "choice": choice}), None
-
-
-def _label(log_odds: float) -> str:
-    """Arena-Hard's verdict for log-odds that B is better."""
-    if abs(log_odds) < TIE_LOG_ODDS:
-        return "A=B"
-    better = ">>" if abs(log_odds) > STRONG_LOG_ODDS else ">"
-    return better.join("BA" if log_odds > 0 else "AB")
-
-
-def _remark(rating: int) -> str:
-    return (
-        "The answer is wrong or empty.",
-        "The answer is partly right.",
-        "The answer is right.",
-        "The answer is right and well put.",
-    )[min(3, rating // 3)]
 
 
 def _rating(judgment: Judgment, settings: Mapping[str, Any], seed: int) -> int:
@@ -113,19 +107,17 @@ def _worth(settings: Mapping[str, Any]) -> float:
     return 1.0 if worth is None else float(worth)
 
 
-_WORD = re.compile(r"\w+")
-
-
 def surface_quality(question: str, answer: str, reference: str = "") -> float:
     """Stand-in for real text, in [0, 1]; no measure of quality.
 
     0.4 share of the question's (and reference's) longer words that the answer takes up + 0.35
     length (log scale, best near 150 words) + 0.25 share of distinct words among the first 200.
     """
-    words = _WORD.findall(answer.lower())
+    words = re.findall(r"\w+", answer.lower())
     if not words:
         return 0.0
-    asked = {word for word in _WORD.findall(f"{question} {reference}".lower()) if len(word) > 3}
+    about = re.findall(r"\w+", f"{question} {reference}".lower())
+    asked = {word for word in about if len(word) > 3}
     overlap = len(asked & set(words)) / len(asked) if asked else 0.5
     length = math.exp(-0.5 * (math.log(len(words) / 150.0) / 1.5) ** 2)
     distinct = len(set(words[:200])) / len(words[:200])
@@ -133,8 +125,9 @@ def surface_quality(question: str, answer: str, reference: str = "") -> float:
 
 
 # -- reading what is asked ------------------------------------------------------------------------
+Form = Literal["rating", "token", "ranking", "five", "score", "choice"]
 Message = dict[str, str]
-ALPACA_TEMPLATES: Mapping[Literal["token", "ranking"], str] = {
+ALPACA_TEMPLATES: Mapping[Form, str] = {
     "token": "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
     "ranking": "alpaca_eval_gpt4/alpaca_eval.txt",
 }
@@ -147,7 +140,7 @@ class Judgment:
     (rating) or two (preference); form: how the verdict is written.
     """
 
-    form: Literal["rating", "token", "ranking", "five", "score", "choice"]
+    form: Form
     messages: list[Message]
     answers: tuple[str, ...]
     reference: str = ""
@@ -177,27 +170,22 @@ def _user(question: str) -> list[Message]:
     return [{"role": "user", "content": question}]
 
 
-def _part(group: str, name: str, marks: str) -> str:
+def _part(group: str, name: str, left: str, right: str, inside: str = ".*") -> str:
     """Pattern of what stands between a prompt's markers of a part; an answer may hold them too."""
-    left, right = {"[]": (r"\[", r"\]"), "<||>": (r"<\|", r"\|>")}[marks]
-    inside = ".*?" if group == "reference" else ".*"
-    start, end = (f"{left}The {edge} of {name}{right}" for edge in ("Start", "End"))
+    start, end = (re.escape(f"{left}The {edge} of {name}{right}") for edge in ("Start", "End"))
     return rf"{start}\n(?P<{group}>{inside})\n{end}"
 
 
-def _both(marks: str) -> str:
-    return r"\s*".join(_part(x.lower(), f"Assistant {x}'s Answer", marks) for x in "AB")
-
-
-_REFERENCE = rf"\s*(?:{_part('reference', 'Reference Answer', '[]')}\s*)?"
-_ONE = _part("a", "Assistant's Answer", "[]")
-_FORMS: Mapping[Any, str] = {
-    "five": rf"<\|User Prompt\|>\n(?P<question>.*?)\n\n{_both('<||>')}",
-    "rating": rf"\[Question\]\n(?P<question>.*?){_REFERENCE}{_ONE}",
+_BOTH = r"\s*".join(_part(x.lower(), f"Assistant {x}'s Answer", "<|", "|>") for x in "AB")
+_REFERENCE = _part("reference", "Reference Answer", "[", "]", ".*?")
+_FORMS: Mapping[Form, str] = {
+    "five": rf"<\|User Prompt\|>\n(?P<question>.*?)\n\n{_BOTH}",
+    "rating": rf"\[Question\]\n(?P<question>.*?)\s*(?:{_REFERENCE}\s*)?"
+    + _part("a", "Assistant's Answer", "[", "]"),
 }
 
 
-def _one_turn(text: str, form: Any) -> Judgment | None:
+def _one_turn(text: str, form: Form) -> Judgment | None:
     match = re.search(_FORMS[form], text, re.DOTALL)
     if match is None:
         return None
@@ -207,9 +195,10 @@ def _one_turn(text: str, form: Any) -> Judgment | None:
 
 
 def _wildbench(text: str) -> Judgment | None:
-    query = _between(text, "<|begin_of_query|>\n\n", "\n\n<|end_of_query|>")
-    names = ("response", "response_A", "response_B")
-    one, a, b = (_between(text, f"<|begin_of_{x}|>\n\n", f"\n\n<|end_of_{x}|>") for x in names)
+    query, one, a, b = (
+        _between(text, f"<|begin_of_{part}|>\n\n", f"\n\n<|end_of_{part}|>")
+        for part in ("query", "response", "response_A", "response_B")
+    )
     if query is None:
         return None
     if one is not None:
@@ -217,16 +206,17 @@ def _wildbench(text: str) -> Judgment | None:
     return None if a is None or b is None else Judgment("choice", _user(query), (a, b))
 
 
-def _turns(text: str, assistant: str) -> tuple[list[Message], str] | None:
+def _turns(text: str) -> tuple[list[Message], str] | None:
     """Question, answer, question and the last answer of a two-turn conversation between its
     markers.
     """
-    first, found, rest = text.partition(f"\n\n### {assistant}:\n")
+    mark = "\n\n### Assistant A:\n"
+    first, found, rest = text.partition(mark)
     if not found or not first.strip().startswith("### User:\n"):
         return None
     question_1 = first.strip().removeprefix("### User:\n")
     # The answers may hold markers too: of all cuts, the shortest second question is the likeliest.
-    second = rf"\n\n### User:\n(?P<question>(?:(?!\n\n### ).)*)\n\n### {assistant}:\n"
+    second = rf"\n\n### User:\n(?P<question>(?:(?!\n\n### ).)*){mark}"
     cuts = list(re.finditer(second, rest, re.DOTALL))
     if not cuts:
         return _user(question_1), rest.strip("\n")
@@ -236,22 +226,16 @@ def _turns(text: str, assistant: str) -> tuple[list[Message], str] | None:
     return messages, rest[cut.end() :].removesuffix("\n\n")
 
 
-_TALK = "<|The {} of Assistant {}'s Conversation with User|>"
-
-
 def _conversation(text: str) -> Judgment | None:
-    inside = _between(text, _TALK.format("Start", "A") + "\n\n", _TALK.format("End", "A"))
-    turns = _turns(inside, "Assistant A") if inside is not None else None
+    edge = "<|The {} of Assistant A's Conversation with User|>"
+    inside = _between(text, edge.format("Start") + "\n\n", edge.format("End"))
+    turns = _turns(inside) if inside is not None else None
     if turns is None:
         return None
-    return Judgment("rating", turns[0], (turns[1],), _last_reference(text))
-
-
-def _last_reference(text: str) -> str:
     head = text.partition("<|The End of Reference Answer|>")[0]
-    _, found, inside = head.partition("<|The Start of Reference Answer|>\n\n")
-    _, found, last = inside.rpartition("### Reference answer:\n")
-    return last.strip() if found else ""
+    references = head.partition("<|The Start of Reference Answer|>\n\n")[2]
+    _, found, last = references.rpartition("### Reference answer:\n")
+    return Judgment("rating", turns[0], (turns[1],), last.strip() if found else "")
 
 
 def _alpaca(text: str) -> Judgment | None:
@@ -268,3 +252,71 @@ def _alpaca(text: str) -> Judgment | None:
         second = output_2[:cut] if cut >= 0 else output_2
         return Judgment(form, _user(instruction), (output_1, second))
     return None
+
+
+# -- serving ---------------------------------------------------------------------------------------
+class JudgeServer:
+    """Answers with the opinions (noise, biases, seed) of ``settings``."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = {**OPINION, **settings}
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """One HTTP request; a body of another form gets the published error object."""
+        if request.path == "/v1/models":
+            return chat_http.models("pocket-judge", "pocket")
+        if request.path != "/v1/chat/completions" or request.method != "POST":
+            return chat_http.error(404, "not_found", f"no such path: {request.path}")
+        try:
+            body = json.loads(await request.read())
+            if body.get("stream"):
+                raise ValueError("streaming is not supported")
+            return chat_http.reply(completion(body, *verdict(body, self.settings)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = f"bad request: {type(error).__name__}: {error}"
+            return chat_http.error(400, "invalid_request_error", said)
+
+
+def completion(
+    body: Mapping[str, Any],
+    text: str,
+    tokens: Mapping[str, float] | None,
+    reason: str = "",
+    thought: int = 0,
+) -> dict[str, Any]:
+    """The judge's text as a published completion: words are its tokens. tokens: probabilities of a
+    verdict of one. reason: why it ends, if not by its length; thought: tokens written before it.
+    """
+    pieces = re.findall(r"\s*\S+\s*", text) or [text]
+    asked = int(body.get("max_tokens") or body.get("max_completion_tokens") or 4096)
+    limit = max(0, asked - thought)
+    if not reason:
+        reason = "length" if len(pieces) > limit or (limit == 1 and pieces) else "stop"
+    pieces = pieces[:limit]
+    top = int(body.get("top_logprobs") or 0)
+    logprobs = [_token(piece, tokens, top) for piece in pieces] if body.get("logprobs") else None
+    prompt_tokens = sum(4 + len(str(m.get("content") or "")) // 4 for m in body["messages"])
+    choice = chat_http.Choice("".join(pieces), reason, len(pieces) + thought, logprobs)
+    choices = [choice] * int(body.get("n") or 1)
+    return chat_http.completion(body["model"], choices, prompt_tokens, "pocket")
+
+
+def _token(piece: str, tokens: Mapping[str, float] | None, top: int) -> dict[str, Any]:
+    shares = sorted((tokens or {piece: 0.999}).items(), key=lambda item: -item[1])
+    listed = [(token, math.log(share)) for token, share in shares]
+    own = next((entry for entry in listed if entry[0] == piece), listed[0])
+    return chat_http.token_entry(own, listed[:top])
+
+
+def shared_server(opinion: Mapping[str, Any]) -> str:
+    """Address of this process's judge with these opinions (noise, biases, seed); started at the
+    first call, gone with the process.
+    """
+    return _shared(json.dumps(dict(opinion), sort_keys=True))
+
+
+@functools.cache
+def _shared(settings: str) -> str:
+    kept_open = ExitStack()
+    atexit.register(kept_open.close)
+    return kept_open.enter_context(chat_http.serving(JudgeServer(json.loads(settings)).handle))
