@@ -22,7 +22,8 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,26 +39,32 @@ Item = dict[str, Any]
 """A row of a task's data."""
 
 
+def scale_of(metric: str) -> float:
+    """From lm-eval's value to percent: EQ-Bench's is one already."""
+    return 1.0 if metric == "eqbench" else 100.0
+
+
 @dataclass(frozen=True)
 class PaperTask:
     """One column of the paper's Table 2 and the lm-eval task behind it.
 
-    yaml: below ``lm_eval/tasks``. scale: factor from lm-eval's value to percent. split: the one
-    scored. trains: whether the packaged task draws its shots from a ``train`` split. hub: where the
-    items come from when no local file is given.
+    yaml: below ``lm_eval/tasks``. split: the one scored. trains: whether the packaged task draws
+    its shots from a ``train`` split. hub: where the items come from when no local file is given.
     """
 
-    column: str
     title: str
     task: str
     yaml: str
     metric: str
     filter: str
     shots: int
-    scale: float
     split: str
     trains: bool
     hub: str
+
+    @property
+    def scale(self) -> float:
+        return scale_of(self.metric)
 
 
 _PAPER = """
@@ -68,25 +75,24 @@ truthfulqa_mc2 TruthfulQA = truthfulqa/truthfulqa_mc2 acc none 0 validation - tr
 eq_bench EQ-Bench = eq_bench/default eqbench none 0 validation - pbevan11/EQ-Bench
 openbookqa OBQA = openbookqa/openbookqa acc none 10 test train allenai/openbookqa
 """
-"""The fields of PaperTask; task "=": named as the column."""
+"""Column and the fields of PaperTask; task "=": named as the column."""
 
 
-def _paper_task(line: str) -> PaperTask:
-    column, title, task, yaml, metric, chosen, shots, split, trains, hub = line.split()
-    name, path = column if task == "=" else task, f"{yaml}.yaml"
-    scored = (metric, chosen, int(shots), scale_of(metric), split)
-    return PaperTask(column, title, name, path, *scored, trains == "train", hub)
+def _paper_tasks() -> Mapping[str, PaperTask]:
+    found = {}
+    for line in _PAPER.strip().splitlines():
+        column, title, task, yaml, metric, chosen, shots, split, trains, hub = line.split()
+        task = column if task == "=" else task
+        scored = (f"{yaml}.yaml", metric, chosen, int(shots), split, trains == "train", hub)
+        found[column] = PaperTask(title, task, *scored)
+    return found
 
 
-def scale_of(metric: str) -> float:
-    """From lm-eval's value to percent: EQ-Bench's is one already."""
-    return 1.0 if metric == "eqbench" else 100.0
-
-
-PAPER_TASKS = {task.column: task for task in map(_paper_task, _PAPER.strip().splitlines())}
-
+PAPER_TASKS = _paper_tasks()
 OWN_EXAMPLES = {"gsm8k": 8}
 """Worked examples in the YAML of a packaged task that draws none from a split."""
+PASSAGES = {**dict.fromkeys(("drop", "boolq", "record"), "passage"), "multirc": "paragraph"}
+"""lm-eval's task → the field that its items share."""
 
 
 class AcademicSettings(Section):
@@ -102,6 +108,10 @@ class AcademicSettings(Section):
     """Task → the metric it is scored by, or ``metric,filter``, where not the usual one: a mean over
     items of values from 0 to 1 of which more is better.
     """
+    passages: dict[str, str] = {}
+    """Task → the field of its documents, as a passage, that items share and are one sampled unit
+    by; known of drop, boolq, record and multirc.
+    """
     limit: NonNegative = 0
     """Items of a task: the first so many; 0: all."""
     chat_template: bool = True
@@ -115,7 +125,7 @@ class AcademicSettings(Section):
     has two positions less for a request, and draws on behind a text at which an answer is cut.
     """
 
-    later: ClassVar[Mapping[str, Any]] = {"metrics": {}, "engine": "transformers"}
+    later: ClassVar[Mapping[str, Any]] = {"metrics": {}, "passages": {}, "engine": "transformers"}
 
 
 class AcademicTask(AcademicSettings, Generating):
@@ -172,22 +182,14 @@ def scoring_items(rows: Sequence[Item]) -> list[Item]:
 
 
 # -- conversion to the columns the packaged tasks read ---------------------------------------------
-def _question(query: str) -> str:
-    return query.removeprefix("Question: ").removesuffix("\nAnswer:")
-
-
-def _lettered(doc: Item) -> Item:
+def _lettered(question: str, doc: Item) -> Item:
     letters = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
-    choices = {"text": doc["choices"], "label": letters}
-    return {"choices": choices, "answerKey": letters[doc["gold"]]}
-
-
-def _arc(doc: Item) -> Item:
-    return {"id": str(doc["id"]), "question": _question(doc["query"]), **_lettered(doc)}
-
-
-def _openbookqa(doc: Item) -> Item:
-    return {"id": str(doc["id"]), "question_stem": _question(doc["query"]), **_lettered(doc)}
+    return {
+        "id": str(doc["id"]),
+        question: doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
+        "choices": {"text": doc["choices"], "label": letters},
+        "answerKey": letters[doc["gold"]],
+    }
 
 
 def _hellaswag(doc: Item) -> Item:
@@ -201,11 +203,10 @@ def _hellaswag(doc: Item) -> Item:
 
 
 def _truthfulqa(row: Item) -> Item:
-    def targets(answers: Mapping[str, int]) -> Item:
-        return {"choices": list(answers), "labels": list(answers.values())}
-
-    both = {name: targets(row[name]) for name in ("mc1_targets", "mc2_targets")}
-    return {"question": row["question"], **both}
+    found = {"question": row["question"]}
+    for name in ("mc1_targets", "mc2_targets"):
+        found[name] = {"choices": list(row[name]), "labels": list(row[name].values())}
+    return found
 
 
 def _eq_bench(row: Item) -> Item:
@@ -225,16 +226,13 @@ def first_pass_prompt(prompt: str) -> str:
     return re.sub(r"\nCritique: .*?(?=\n\[End of answer\])", "", prompt, flags=re.DOTALL)
 
 
-CONVERT: dict[str, tuple[frozenset[str], Callable[[Item], Item]]] = {
-    "gsm8k": (
-        frozenset({"question", "answer"}),
-        lambda row: {"question": row["question"], "answer": row["answer"]},
-    ),
-    "hellaswag": (frozenset({"activity_label", "ctx_a", "ctx_b", "endings", "label"}), _hellaswag),
-    "arc_challenge": (frozenset({"question", "choices", "answerKey"}), _arc),
-    "truthfulqa_mc2": (frozenset({"question", "mc2_targets"}), _truthfulqa),
-    "eq_bench": (frozenset({"prompt", "reference_answer_fullscale"}), _eq_bench),
-    "openbookqa": (frozenset({"question_stem", "choices", "answerKey"}), _openbookqa),
+CONVERT: dict[str, tuple[str, Callable[[Item], Item]]] = {
+    "gsm8k": ("answer question", lambda row: {key: row[key] for key in ("question", "answer")}),
+    "hellaswag": ("activity_label ctx_a ctx_b endings label", _hellaswag),
+    "arc_challenge": ("answerKey choices question", partial(_lettered, "question")),
+    "truthfulqa_mc2": ("mc2_targets question", _truthfulqa),
+    "eq_bench": ("prompt reference_answer_fullscale", _eq_bench),
+    "openbookqa": ("answerKey choices question_stem", partial(_lettered, "question_stem")),
 }
 """Column → (the fields of the hub's own rows, conversion from the public files' form)."""
 
@@ -244,12 +242,12 @@ def _in_hub_form(column: str, row: Item) -> bool:
         return isinstance(row.get("mc2_targets"), dict) and "labels" in row["mc2_targets"]
     if column == "eq_bench":
         return isinstance(row.get("reference_answer_fullscale"), str)
-    return CONVERT[column][0] <= set(row)
+    return set(CONVERT[column][0].split()) <= set(row)
 
 
 def _sound(column: str, item: Item) -> bool:
     """Whether an item has all fields, and its right answer is among its choices."""
-    if not all(item[field] is not None for field in CONVERT[column][0]):
+    if any(item[field] is None for field in CONVERT[column][0].split()):
         return False
     if column == "hellaswag":
         return str(item["label"]) in map(str, range(len(item["endings"])))
@@ -263,10 +261,12 @@ def convert(column: str, path: Path) -> list[Item]:
     rows = read_rows(path)
     if not rows:
         raise HarnessError(f"{path}: no rows for academic task {column}")
+    fields, read = CONVERT[column]
     first = rows[0] if isinstance(rows[0], dict) else {}
     if {"request", "doc", "native_id"} <= set(first):
-        rows, first = scoring_items(rows), {}
-    read = dict if first and _in_hub_form(column, first) else CONVERT[column][1]
+        rows = scoring_items(rows)
+    elif first and _in_hub_form(column, first):
+        read = dict
     items = []
     for number, row in enumerate(rows, 1):
         try:
@@ -275,57 +275,56 @@ def convert(column: str, path: Path) -> list[Item]:
         except (KeyError, AttributeError, TypeError, ValueError):
             sound = False
         if not sound:
-            fields = ", ".join(sorted(CONVERT[column][0]))
             raise HarnessError(
                 f"{path}: row {number} is no {column} item with its answer; wanted the fields "
-                f"{fields}"
+                f"{', '.join(fields.split())}"
             )
     return items
 
 
 # -- writing ---------------------------------------------------------------------------------------
-def prepare_academic(settings: AcademicSettings, out: Path) -> dict[str, Item]:
-    """Write ``tasks.json``, ``<column>.yaml`` and ``<column>_<split>.jsonl`` into ``out`` (the
-    ``academic`` folder) and return tasks.json.
+def prepare(settings: AcademicSettings, out: Path) -> Mapping[str, Any]:
+    """Write ``tasks.json``, ``<column>.yaml`` and ``<column>_<split>.jsonl`` into ``out``; tells
+    how many tasks there are, and of which items were held aside, out of how many.
 
     Without training items a task that needs shots holds aside its last items (shots + 1, named in
     tasks.json) and does not score them. A paper task without a file reads the hub; any other name
     without one is taken as an lm-eval task of that name.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name in settings.tasks:
-        if name.endswith((".yaml", ".yml")):
-            raise HarnessError(
-                f"academic.tasks names a file, {name}; name the task, and give its YAML and rows "
-                "as academic.data: {<task>: <its YAML>, <task>:<split>: <its rows>}"
-            )
-    known = {*PAPER_TASKS, *(name for name in settings.tasks if name in settings.data)}
-    unknown = {name.partition(":")[0] for name in settings.data} - known
-    if unknown:
-        raise HarnessError(
-            f"academic.data names {', '.join(sorted(unknown))}; local files are read for "
-            f"{', '.join(PAPER_TASKS)}, and for a task of academic.tasks with its own YAML"
-        )
-    foreign = sorted(set(settings.metrics) - set(settings.tasks))
-    if foreign:
-        raise HarnessError(
-            f"academic.metrics names {', '.join(foreign)}, which academic.tasks does not hold"
-        )
+    _check_names(settings)
     tasks = {name: _prepare_one(name, settings, out) for name in settings.tasks}
     text = json.dumps(tasks, indent=1, sort_keys=True) + "\n"
     (out / "tasks.json").write_text(text, encoding="utf-8")
-    return tasks
-
-
-def prepare(settings: AcademicSettings, out: Path) -> Mapping[str, Any]:
-    """How many tasks there are, and of which items were held aside, out of how many."""
-    tasks = prepare_academic(settings, out)
     aside = {
         name: {"items": task["held_aside"], "of": task["items"] + len(task["held_aside"])}
         for name, task in tasks.items()
         if "held_aside" in task
     }
     return {"tasks": len(tasks), **({"held_aside": aside} if aside else {})}
+
+
+def _check_names(settings: AcademicSettings) -> None:
+    """Raise HarnessError where sections name tasks that are not there."""
+    tasks, given = settings.tasks, {name.partition(":")[0] for name in settings.data}
+    for name in tasks:
+        if name.endswith((".yaml", ".yml")):
+            raise HarnessError(
+                f"academic.tasks names a file, {name}; name the task, and give its YAML and rows "
+                "as academic.data: {<task>: <its YAML>, <task>:<split>: <its rows>}"
+            )
+    unknown = given - {*PAPER_TASKS, *(name for name in tasks if name in settings.data)}
+    if unknown:
+        raise HarnessError(
+            f"academic.data names {', '.join(sorted(unknown))}; local files are read for "
+            f"{', '.join(PAPER_TASKS)}, and for a task of academic.tasks with its own YAML"
+        )
+    for key in ("metrics", "passages"):
+        foreign = sorted(set(getattr(settings, key)) - set(tasks))
+        if foreign:
+            raise HarnessError(
+                f"academic.{key} names {', '.join(foreign)}, which academic.tasks does not hold"
+            )
 
 
 def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
@@ -356,19 +355,18 @@ def _prepare_one(column: str, settings: AcademicSettings, out: Path) -> Item:
         "shots_from": shots_from if shots else "none",
     } | named
     entry["scale"] = scale_of(entry["metric"])
-    lines = [f"include: lm_eval/tasks/{paper.yaml}", f"task: selm_{column}"]
-    lines.append(f"num_fewshot: {shots}")
     splits: Mapping[str, Sequence[Item]] = {}
     if column in settings.data:
-        splits, about = _splits(paper, shots, settings.data)
+        splits, about = _splits(column, paper, shots, settings.data)
         entry |= about
-    _write_task(column, lines, splits, out)
+    _write_task(column, f"lm_eval/tasks/{paper.yaml}", [f"num_fewshot: {shots}"], splits, out)
     return entry
 
 
 def _write_task(
-    column: str, lines: list[str], splits: Mapping[str, Sequence[Item]], out: Path
+    column: str, include: str, more: list[str], splits: Mapping[str, Sequence[Item]], out: Path
 ) -> None:
+    lines = [f"include: {include}", f"task: selm_{column}", *more]
     if splits:
         lines += ["dataset_path: json", "dataset_name: null", "dataset_kwargs:", "  data_files:"]
     for split, items in splits.items():
@@ -390,19 +388,18 @@ def _own_task(column: str, data: Mapping[str, str], out: Path) -> Item:
         )
     (out / f"{column}_yaml").write_text(text, encoding="utf-8")
     splits = {split: read_rows(Path(file)) for split, file in files.items()}
-    _write_task(column, [f"include: {column}_yaml", f"task: selm_{column}"], splits, out)
+    _write_task(column, f"{column}_yaml", [], splits, out)
     source = {"source": path.name, "sha256": hash_file(path)} if files else {"source": "hub"}
     return {"task": f"selm_{column}", "lm_eval_task": column} | source
 
 
 def _splits(
-    paper: PaperTask, shots: int, data: Mapping[str, str]
+    column: str, paper: PaperTask, shots: int, data: Mapping[str, str]
 ) -> tuple[dict[str, list[Item]], Item]:
     """The task's items by split, and what tasks.json says about them."""
-    column = paper.column
     path = Path(data[column])
     items = with_ids(convert(column, path))
-    _once(items, path)
+    _refuse_doubled(items, path)
     about: Item = {"source": path.name, "sha256": hash_file(path)}
     splits = {paper.split: items}
     train = data.get(f"{column}:train")
@@ -423,8 +420,11 @@ def _splits(
     return splits, about | {"items": len(splits[paper.split])}
 
 
-def _once(items: Sequence[Item], path: Path) -> None:
-    """Refuse items that occur twice, whatever their ids: they would count twice."""
+ID_KEYS = ("id", "ind", "question_id")
+
+
+def _refuse_doubled(items: Sequence[Item], path: Path) -> None:
+    """Items that occur twice, whatever their ids, would count twice."""
     rows: dict[str, int] = {}
     for number, item in enumerate(items, 1):
         key = content_hash({name: item[name] for name in item if name not in ID_KEYS})
@@ -434,24 +434,19 @@ def _once(items: Sequence[Item], path: Path) -> None:
             )
 
 
-ID_KEYS = ("id", "ind", "question_id")
-
-
 def with_ids(items: Sequence[Item]) -> list[Item]:
     """The items; where any has no id of its own, all are named by their content, so that the same
     one has the same name in any order of the file.
     """
-    if all(any(item.get(key) not in (None, "") for key in ID_KEYS) for item in items):
+    if all(item_name(item, "") for item in items):
         return list(items)
     return [{**item, "id": content_hash(item, length=16)} for item in items]
 
 
-def item_name(doc: Mapping[str, Any], position: int) -> str:
-    """A stable name of an item: its own id where the data have one, else its position."""
-    for key in ID_KEYS:
-        if doc.get(key) not in (None, ""):
-            return str(doc[key])
-    return str(position)
+def item_name(doc: Mapping[str, Any], otherwise: int | str) -> str:
+    """A stable name of an item: its own id where the data have one."""
+    named = (doc[key] for key in ID_KEYS if doc.get(key) not in (None, ""))
+    return str(next(named, otherwise))
 
 
 # -- the record ------------------------------------------------------------------------------------
@@ -474,15 +469,12 @@ def measures(evaluation: Any) -> Sequence[Measure]:
     """One column per task, in the recipe's order, then their mean."""
     tasks = evaluation.academic.tasks
     titles = {name: PAPER_TASKS[name].title if name in PAPER_TASKS else name for name in tasks}
-
-    def column(name: str, title: str, **more: Any) -> Measure:
-        return Measure(name, "score", title, "percent", 1, scale=PERCENT, table="table_2", **more)
-
-    columns = [column(name, title) for name, title in titles.items()]
-    if len(columns) < 2:
-        return columns
-    whole = "mean of academic benchmarks"
-    return [*columns, column(NAME, "mean", strata=tuple(tasks), long=whole)]
+    one = Measure(NAME, "score", "mean", "percent", 1, scale=PERCENT, table="table_2")
+    columns = [replace(one, benchmark=name, title=title) for name, title in titles.items()]
+    if len(columns) > 1:
+        long = "mean of academic benchmarks"
+        columns.append(replace(one, strata=tuple(tasks), long=long))
+    return columns
 
 
 def _work(count: Counting, task: AcademicTask) -> Work:
@@ -500,7 +492,9 @@ def _work(count: Counting, task: AcademicTask) -> Work:
 
 def settle(asked: Asked) -> AcademicTask:
     """Settings of the scoring stage."""
-    return AcademicTask(**vars(asked.settings), **asked.generating)
+    known = {name: PASSAGES[name] for name in asked.settings.tasks if name in PASSAGES}
+    passages = known | asked.settings.passages
+    return AcademicTask(**vars(asked.settings) | asked.generating | {"passages": passages})
 
 
 BENCHMARK = Benchmark(

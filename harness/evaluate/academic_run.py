@@ -25,14 +25,17 @@ import math
 import re
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from harness.evaluate.academic import PAPER_TASKS, AcademicTask, item_name, scale_of
-from harness.evaluate.academic_vllm import computed_by
 from harness.evaluate.benchmark import unscored
 from harness.files import write_atomic
 from harness.model import chat
@@ -41,6 +44,7 @@ from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy
 from harness.model.vllm_engine import Engine
 from harness.records import (
+    GenerationRequest,
     HarnessError,
     LeftOut,
     Score,
@@ -49,24 +53,22 @@ from harness.records import (
     Status,
     canonical_json,
     content_hash,
+    request_seed,
     write_jsonl,
     write_scores,
 )
 
 FEWSHOT_SEED = 1234
 """lm-eval's default: few-shot draws equal its command line's."""
-
-
 Entry = Mapping[str, Any]
-Logged = list[dict[str, Any]] | None
-"""lm-eval's samples of one task; None where it ran out of memory."""
+"""A column's entry in tasks.json."""
+Sample = Mapping[str, Any]
+"""What lm-eval logs of an item under one filter."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """One task's score rows and sample rows, and how many of how many requests lm-eval cut on the
-    left to fit the model.
-    """
+    """One task's score rows and sample rows, and how many of how many requests were cut."""
 
     scores: list[Score]
     samples: list[dict[str, Any]]
@@ -119,39 +121,38 @@ def evaluate_policy(
     reads and answers in the policy's place.
     """
     entries = task_entries(folder, settings.tasks)
+    done: dict[str, list[Done]] = {column: [] for column in entries}
     with (
         tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary,
         quiet(),
         isolated_rng(),
         compiled_templates(),
+        np.errstate(invalid="ignore"),  # probabilities that underflow: see truthful_share
     ):
         lm = language_model(policy, settings, engine)
         columns, groups = load_tasks(folder, entries, settings, Path(temporary))
         for column, tasks in columns.items():
-            entries[column] = reported(entries[column], groups[column], tasks)
-            metric = metric_of(column, entries[column], tasks)
-            entries[column] = {**entries[column], "metric": metric}
+            entry = reported(entries[column], groups[column], tasks)
+            entries[column] = {**entry, "metric": metric_of(column, entry, tasks)}
             for task in tasks.values():
                 check_safe(column, task)
                 keep_shots_apart(column, task)
-        found: dict[str, list[Done]] = {}
         for column, tasks in columns.items():
-            found[column] = []
             for name, task in tasks.items():
-                said = f"{name}:" if len(tasks) > 1 else ""
-                asked = (lm, column, entries[column], name, task, settings, said)
-                kept = functools.partial(_kept, journals, f"{column}:{name}")
-                found[column].append(kept(functools.partial(score_task, *asked)))
-    every = [done for each in found.values() for done in each]
-    rows = {}
-    for column, each in found.items():
-        scored = [done.scores for done in each]
-        weighted = of_tasks if entries[column].get("mean_of") == "tasks" else itertools.chain
-        rows[column] = list(weighted(*scored))
-    summary = {column: summarise(entries[column], mine) for column, mine in rows.items()}
-    scores = [row for mine in rows.values() for row in mine]
-    samples = [text for done in every for text in done.samples]
-    return scores, samples, summary, (sum(d.cut for d in every), sum(d.asked for d in every))
+                prefix = f"{name}:" if len(tasks) > 1 else ""
+                asked = (lm, column, entries[column], name, task, settings, prefix)
+                score = functools.partial(score_task, *asked)
+                done[column].append(_kept(journals, f"{column}:{name}", score))
+    scores, samples, summary, cut, asked_for = [], [], {}, 0, 0
+    for column, each in done.items():
+        by_task = [one.scores for one in each]
+        mean_of_tasks = entries[column].get("mean_of") == "tasks"
+        rows = of_tasks(by_task) if mean_of_tasks else list(itertools.chain(*by_task))
+        summary[column] = summarise(entries[column], rows)
+        scores += rows
+        samples += [text for one in each for text in one.samples]
+        cut, asked_for = cut + sum(one.cut for one in each), asked_for + sum(o.asked for o in each)
+    return scores, samples, summary, (cut, asked_for)
 
 
 def _kept(journals: Path | None, name: str, evaluate: Callable[[], Done]) -> Done:
@@ -196,21 +197,21 @@ def reported(entry: Entry, group: Any, tasks: Mapping[str, Any]) -> Entry:
     return {key: value for key, value in told.items() if value} | dict(entry)
 
 
-def of_tasks(*scored: list[Score]) -> list[Score]:
+def of_tasks(scored: Sequence[list[Score]]) -> list[Score]:
     """The rows of T tasks with values whose mean over all rows is the mean M of the tasks' means:
     M + n/(T·n_t) · (x − m_t) with a task's mean m_t and its n_t of all n values.
     """
-    values = [[row.value for row in rows if row.value is not None] for rows in scored]
-    means = [statistics.fmean(mine) for mine in values if mine]
-    found = []
-    for rows, mine in zip(scored, values, strict=True):
-        share = sum(map(len, values)) / max(len(means) * len(mine), 1)
-        for row in rows:
-            value = row.value
-            if value is not None:
-                value = statistics.fmean(means) + share * (value - statistics.fmean(mine))
-            found.append(replace(row, value=value))
-    return found
+    known = [[row.value for row in rows if row.value is not None] for rows in scored]
+    means = [statistics.fmean(values) if values else 0.0 for values in known]
+    tasks, n = sum(map(bool, known)), sum(map(len, known))
+    whole = sum(means) / max(tasks, 1)
+    return [
+        replace(row, value=whole + n / (tasks * len(values)) * (row.value - mean))
+        if row.value is not None
+        else row
+        for rows, values, mean in zip(scored, known, means, strict=True)
+        for row in rows
+    ]
 
 
 def check_safe(column: str, task: Any) -> None:
@@ -351,35 +352,24 @@ def load_tasks(
 def score_task(
     lm: Any, column: str, entry: Entry, name: str, task: Any, settings: AcademicTask, prefix: str
 ) -> Done:
-    """One lm-eval task. prefix: before the names of its items, in a column of several tasks. Error
-    rows where it ran out of memory even one row at a time.
+    """One lm-eval task. prefix: before the names of its items, in a column of several tasks. Out of
+    memory halves the batches and starts again; error rows where one row at a time does not fit.
     """
+    logged: list[Sample] | None = None
     lm.shrink = 1
-    try:
-        logged = _with_smaller_batches(lm, name, task, settings)
-    except MemoryError:
-        logged = None
-    scores, samples = score_rows(column, entry, task, logged, settings.limit, prefix)
-    return Done(scores, samples, lm.cut, lm.asked)
-
-
-def _with_smaller_batches(lm: Any, name: str, task: Any, settings: AcademicTask) -> Logged:
-    """One evaluation; out of memory halves the batches and starts again. Raises MemoryError when
-    batches of one row do not fit.
-    """
-    while True:
+    while logged is None and lm.shrink < 2 * max(ROWS, settings.generation_batch):
         lm.cut = lm.asked = 0
         try:
-            return _evaluate(lm, name, task, settings)
+            logged = _evaluate(lm, name, task, settings)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
                 raise
-            if lm.shrink >= max(ROWS, settings.generation_batch):
-                raise MemoryError(str(error)) from error
             lm.shrink *= 2
+    scores, samples = score_rows(column, entry, task, logged, settings, prefix)
+    return Done(scores, samples, lm.cut, lm.asked)
 
 
-def _evaluate(lm: Any, name: str, task: Any, settings: AcademicTask) -> Logged:
+def _evaluate(lm: Any, name: str, task: Any, settings: AcademicTask) -> list[Sample]:
     from lm_eval.evaluator import evaluate
 
     task.set_fewshot_seed(FEWSHOT_SEED)
@@ -398,43 +388,61 @@ def _evaluate(lm: Any, name: str, task: Any, settings: AcademicTask) -> Logged:
             f"lm-eval refuses the academic tasks: {error} (a shorter academic.max_new_tokens or "
             "fewer shots may help)"
         ) from error
-    samples: Logged = results["samples"][name]
-    return samples
+    return list(results["samples"][name])
 
 
 # -- rows ------------------------------------------------------------------------------------------
 def score_rows(
-    column: str, entry: Entry, task: Any, logged: Logged, limit: int, prefix: str
+    column: str,
+    entry: Entry,
+    task: Any,
+    logged: list[Sample] | None,
+    settings: AcademicTask,
+    prefix: str,
 ) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Score rows in percent and sample rows of one task, in lm-eval's order of items."""
+    """Score rows in percent and sample rows of one task, in lm-eval's order of items. logged: None
+    where it ran out of memory.
+    """
     scores: list[Score] = []
     samples: list[dict[str, Any]] = []
     shown = prefix.removesuffix(":") or entry.get("lm_eval_task", entry["task"])
     benchmark_version = f"lm_eval {version('lm_eval')} {shown} {task.VERSION}"
-    docs: list[tuple[int, Any, dict[str, Any] | None]]
+    chosen = [] if logged is None else _filtered(column, entry, logged)
+    docs = {int(sample["doc_id"]): sample["doc"] for sample in chosen}
     if logged is None:
-        wanted = itertools.islice(task.eval_docs, limit or None)
-        docs = [(position, doc, None) for position, doc in enumerate(wanted)]
-    else:
-        docs = [(one["doc_id"], one["doc"], one) for one in _filtered(column, entry, logged)]
-    names = _item_names([(position, doc) for position, doc, _ in docs])
-    for item, (_, _, sample) in zip(names, docs, strict=True):
-        item = prefix + item
-        value, source = None, ""
+        docs = dict(enumerate(itertools.islice(task.eval_docs, settings.limit or None)))
+    names = [item_name(doc, position) for position, doc in docs.items()]
+    if len(set(names)) < len(names):
+        names = list(map(str, docs))
+    for name, doc, sample in itertools.zip_longest(names, docs.values(), chosen):
+        value, source, item = None, "", prefix + name
+        status: Status = "error"
         if sample is not None:
             value = _value(column, entry, sample)
+            status = "unparsed" if value is None else "ok"
             hashes = [sample[f"{part}_hash"] for part in ("doc", "prompt", "target")]
             source = content_hash(*hashes, length=16)
             said = {"answer": sample["filtered_resps"], "raw": sample["resps"]}
             plain = {key: _plain(text) for key, text in said.items()}
             samples.append({"benchmark": column, "item": item, "value": value} | plain)
-        status: Status = "error" if value is None else "ok"
-        row = (column, benchmark_version, item, item, "score", value, status)
-        scores.append(Score(*row, source=source))
+        row = (column, benchmark_version, item, _cluster(column, doc, item, settings), "score")
+        scores.append(Score(*row, value, status, source=source))
     return scores, samples
 
 
-def _filtered(column: str, entry: Entry, logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cluster(column: str, doc: Mapping[str, Any], item: str, settings: AcademicTask) -> str:
+    """What was sampled: the item, or the passage that it shares with others."""
+    field = settings.passages.get(column)
+    if field is None:
+        return item
+    if field not in doc:
+        raise HarnessError(
+            f"academic.passages.{column}: an item has no field {field!r}; it has {', '.join(doc)}"
+        )
+    return content_hash(doc[field], length=16)
+
+
+def _filtered(column: str, entry: Entry, logged: list[Sample]) -> list[Sample]:
     """The samples of the filter that counts, in the order of the items."""
     wanted = entry.get("filter") or logged[0]["filter"]
     chosen = [sample for sample in logged if sample["filter"] == wanted]
@@ -446,33 +454,33 @@ def _filtered(column: str, entry: Entry, logged: list[dict[str, Any]]) -> list[d
     return sorted(chosen, key=lambda sample: int(sample["doc_id"]))
 
 
-def _item_names(docs: list[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    """The items' own ids where they are all different, else positions."""
-    names = [item_name(doc, position) for position, doc in docs]
-    return names if len(set(names)) == len(names) else [str(position) for position, _ in docs]
-
-
-def _value(column: str, entry: Entry, sample: Mapping[str, Any]) -> float | None:
+def _value(column: str, entry: Entry, sample: Sample) -> float | None:
+    """An item's value in percent; None where lm-eval's metric is not finite."""
     metric = entry["metric"]
-    if metric not in sample:
+    found: Any = sample.get(metric)
+    if isinstance(found, float) and math.isnan(found) and "mc2_targets" in sample["doc"]:
+        found = truthful_share(sample)
+    number = isinstance(found, int | float | np.generic)
+    value = float(found) if number else math.nan
+    inside = metric == "eqbench" or not math.isfinite(value) or 0.0 <= value <= 1.0
+    if not number or not inside:
         raise HarnessError(
-            f"academic task {column}: lm-eval reports no metric {metric!r} per item; it reports "
-            f"{', '.join(sample['metrics'])}"
-        )
-    if not isinstance(sample[metric], (int, float)) and not hasattr(sample[metric], "item"):
-        kind = type(sample[metric]).__name__
-        raise HarnessError(
-            f"academic task {column}: metric {metric!r} is no number per item ({kind}); name "
-            "another in evaluation.academic.metrics"
-        )
-    value = float(sample[metric])
-    if metric != "eqbench" and math.isfinite(value) and not 0.0 <= value <= 1.0:
-        raise HarnessError(
-            f"academic task {column}: metric {metric!r} of item {sample['doc_id']} is {value:g}, "
-            "which is no share from 0 to 1; name another in evaluation.academic.metrics"
+            f"academic task {column}: metric {metric!r} of item {sample['doc_id']} is "
+            f"{str(found)[:60]}, which is no share from 0 to 1; name another in "
+            "evaluation.academic.metrics"
         )
     value *= float(entry.get("scale", scale_of(metric)))
     return value if math.isfinite(value) else None
+
+
+def truthful_share(sample: Sample) -> float:
+    """TruthfulQA's MC2, the true answers' share of all answers' probability, from
+    log-likelihoods; lm-eval divides probabilities, which underflow to 0/0 for long answers.
+    """
+    logps = np.array([float(logp) for logp, _ in sample["filtered_resps"]])
+    shares = np.exp(logps - logps.max())
+    true = np.array(sample["doc"]["mc2_targets"]["labels"]) == 1
+    return float(shares[true].sum() / shares.sum())
 
 
 def _plain(value: Any) -> Any:
@@ -643,22 +651,71 @@ def compiled_templates() -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """No progress bars, prints or warnings of the libraries; errors still show."""
     import datasets
-    from transformers.utils import logging as transformers_logging
 
-    undo: list[Callable[[], object]] = []
-    for name in ("lm_eval", "datasets"):
-        logger = logging.getLogger(name)
-        undo.append(functools.partial(logger.setLevel, logger.level))
-        logger.setLevel(logging.ERROR)
-    verbosity = transformers_logging.get_verbosity()
-    undo.append(functools.partial(transformers_logging.set_verbosity, verbosity))
-    transformers_logging.set_verbosity_error()
-    if datasets.is_progress_bar_enabled():
-        datasets.disable_progress_bars()
-        undo.append(datasets.enable_progress_bars)
+    level, bars = logging.root.manager.disable, datasets.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        for step in undo:
-            step()
+        logging.disable(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+# -- lm-eval's model around vLLM's engine ----------------------------------------------------------
+TAKEN = {"attention_mask", "do_sample", "stop", "temperature", "top_p", "use_cache"}
+"""What may be said of answers beside their length."""
+
+
+def computed_by(engine: Engine, base: type[Any]) -> type[Any]:
+    """A subclass of lm-eval's HFLM for a policy without weights: what is asked, cut and parsed
+    stays HFLM's own; log-likelihoods and answers are the engine's. (lm-eval's class for vLLM starts
+    an engine inside the process that asks, which a pool's worker cannot have, and encodes by a
+    tokenizer of vLLM's, not by the one that the policy is trained with.)
+
+    A request has two positions less than the model: vLLM reads the last token of a row too, and
+    wants room for a new one. An answer goes on behind the text at which lm-eval cuts it.
+    """
+
+    class EngineLM(base):  # type: ignore[misc]
+        drawn = 0
+
+        @property
+        def device(self) -> torch.device:
+            return torch.device("cpu")
+
+        @property
+        def max_length(self) -> int:
+            return int(super().max_length) - 2
+
+        def _loglikelihood_tokens(
+            self, requests: Sequence[tuple[Any, list[int], list[int]]], *_: Any, **__: Any
+        ) -> list[tuple[float, bool]]:
+            most = self.max_length + 1
+            return engine.score([((a + b)[-most:], len(b)) for _, a, b in requests])
+
+        def _model_generate(self, context: Tensor, max_length: int, **asked: Any) -> Tensor:
+            unknown = sorted(set(asked) - TAKEN)
+            if unknown:
+                raise HarnessError(
+                    f"evaluation.academic.engine vllm does not take {', '.join(unknown)}, which a "
+                    "task sets for its answers; set it to transformers"
+                )
+            temperature = float(asked.get("temperature") or 0.0) if asked.get("do_sample") else 0.0
+            top_p, new = float(asked.get("top_p", 1.0)), max_length - context.shape[1]
+            requests: list[GenerationRequest] = []
+            for ids, kept in zip(context, asked["attention_mask"].bool(), strict=True):
+                seed = request_seed("academic", self.drawn + len(requests))
+                prompt = tuple(ids[kept].tolist())
+                requests.append(GenerationRequest(prompt, new, temperature, top_p, seed))
+            self.drawn += len(requests)
+            found = torch.full((len(requests), new), self.tokenizer.pad_token_id)
+            for place, (ids, status, error) in enumerate(engine.draw(requests)):
+                if status == "error":
+                    raise HarnessError(f"vLLM answers no academic task: {error}")
+                found[place, : len(ids)] = torch.tensor(ids)
+            return torch.cat([context, found], 1)
+
+    return EngineLM

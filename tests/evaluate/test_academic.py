@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,13 @@ from harness.evaluate import academic_run
 from harness.evaluate.academic import (
     PAPER_TASKS,
     AcademicSettings,
+    AcademicTask,
     convert,
     first_pass_prompt,
-    prepare_academic,
+    prepare,
     read_rows,
     scoring_items,
+    settle,
 )
 from harness.evaluate.published import eq_bench_recorded
 from harness.model import isolated_rng as fence
@@ -163,7 +167,7 @@ def asked(**changes: Any) -> Any:
 def prepared(files: dict[str, str], out: Path, **changes: Any) -> Any:
     shots = {"arc_challenge": 2, "openbookqa": 2, "hellaswag": 2, "gsm8k": 2}
     settings = asked(**{"tasks": list(files), "data": files, "shots": shots} | changes)
-    prepare_academic(settings, out)
+    prepare(settings, out)
     return settings
 
 
@@ -235,7 +239,7 @@ def test_an_item_without_an_id_has_the_same_name_in_any_order(tmp_path: Path) ->
         path = write(tmp_path / "gsm8k.jsonl", order)
         (tmp_path / "out").mkdir(exist_ok=True)
         settings = AcademicSettings(tasks=["gsm8k"], data={"gsm8k": path}, shots={"gsm8k": 0})
-        prepare_academic(settings, tmp_path / "out")
+        prepare(settings, tmp_path / "out")
         written = [*read_rows(next((tmp_path / "out").glob("gsm8k_test*.jsonl")))]
         named[len(named)] = {row["question"]: row["id"] for row in written}
     assert named[0] == named[1]
@@ -288,7 +292,8 @@ def test_training_items_are_used_for_shots_where_there_are_some(
     file = data["arc_challenge"]
     files = {"arc_challenge": file, "arc_challenge:train": file}
     settings = asked(tasks=["arc_challenge"], data=files)
-    about = prepare_academic(settings, tmp_path)["arc_challenge"]
+    prepare(settings, tmp_path)
+    about = json.loads((tmp_path / "tasks.json").read_text())["arc_challenge"]
     assert (about["shots"], about["shots_from"], about["items"]) == (25, "training items", 7)
     assert "held_aside" not in about
 
@@ -629,6 +634,26 @@ def test_an_engine_is_asked_for_no_more_than_its_positions(
     assert 0 < cut[0] <= cut[1]
 
 
+def test_probabilities_that_underflow_have_their_share_and_nothing_is_asked_again(
+    policy_folder: Path, tmp_path: Path
+) -> None:
+    """Answers so unlikely that lm-eval divides 0 by 0; by hand, e^-1 = 0.36788 of 1 + e^-1."""
+    long = {"yes, " * 60: 1, "no, or " * 50: 0}
+    rows = [{"question": f"Is {i} odd?", "mc1_targets": long, "mc2_targets": long} for i in "12"]
+    files = {"truthfulqa_mc2": write(tmp_path / "truthful.json", rows)}
+    task = stage(files, policy_folder, tmp_path)
+    outcome = academic_run.run(task)
+    assert (outcome.rows, outcome.errors, outcome.left_out) == (2, 0, ())
+    for sample in read_rows(task.out / "samples.jsonl"):
+        true, false = (float(logp) for logp, _ in sample["answer"])
+        assert max(true, false) < -800
+        share = 100 / (1 + math.exp(min(false - true, 700)))
+        assert sample["value"] == pytest.approx(share, rel=1e-4)
+    told = {"mc2_targets": {"labels": [1, 0]}}
+    one = {"filtered_resps": [(-901.0, False), (-900.0, False)], "doc": told}
+    assert academic_run.truthful_share(one) == pytest.approx(0.36788 / 1.36788, abs=1e-5)
+
+
 def test_what_an_engine_does_not_take_is_refused(policy_folder: Path) -> None:
     policy = load_policy(policy_folder, weights=False)
     lm = academic_run.language_model(policy, asked(), Loop(policy_folder))
@@ -869,7 +894,7 @@ def own_task(
     asks = asked(
         tasks=["mine"], shots={"mine": shots}, chat_template=False, metrics=metrics_named or {}
     )
-    prepare_academic(asks, folder / "tasks")
+    prepare(asks, folder / "tasks")
     (folder / "tasks" / "mine.yaml").write_text(text)
     return asks, folder / "tasks"
 
@@ -1016,12 +1041,47 @@ def test_a_group_is_what_lm_eval_reports_of_it(
     assert summary["mine"].items() >= kept.items()
     # A task of the group may be a column of its own beside it.
     settings = asked(tasks=["mine", "second"], chat_template=False)
-    prepare_academic(settings, folder)
+    prepare(settings, folder)
     (folder / "mine.yaml").write_text(GROUP.format(metric=metric, weighted=weighted))
     both, *_ = academic_run.evaluate_policy(
         load_policy(policy_folder), folder, settings, journals=tmp_path
     )
     assert [(one.benchmark, one.item) for one in both[8:]] == [("second", str(i)) for i in range(6)]
+
+
+def test_items_that_share_a_passage_are_one_unit(policy_folder: Path, tmp_path: Path) -> None:
+    settings, folder = own_task(tmp_path, f"[{ACC}]", splits="test")
+    rows = read_rows(folder / "mine_test.jsonl")
+    write(
+        folder / "mine_test.jsonl", [row | {"passage": "abc"[i // 2]} for i, row in enumerate(rows)]
+    )
+    policy = load_policy(policy_folder)
+    alone, *_ = academic_run.evaluate_policy(policy, folder, settings)
+    assert [row.cluster for row in alone] == [row.item for row in alone] == list("012345")
+    shared = settings.model_copy(update={"passages": {"mine": "passage"}})
+    found, *_ = academic_run.evaluate_policy(policy, folder, shared)
+    assert [(row.item, row.value) for row in found] == [(row.item, row.value) for row in alone]
+    assert [[row.cluster for row in found].index(row.cluster) for row in found] == [
+        0,
+        0,
+        2,
+        2,
+        4,
+        4,
+    ]
+    wrong = settings.model_copy(update={"passages": {"mine": "text"}})
+    with pytest.raises(HarnessError, match="an item has no field 'text'; it has question, label"):
+        academic_run.evaluate_policy(policy, folder, wrong)
+
+
+def test_the_passages_of_known_tasks_are_named_and_add_nothing_to_other_keys() -> None:
+    generating = asked().model_dump(exclude=set(AcademicSettings.model_fields))
+    for tasks, passages in (
+        (["drop", "mmlu"], {"drop": "passage"}),
+        (["gsm8k"], AcademicTask.later["passages"]),
+    ):
+        told = SimpleNamespace(settings=AcademicSettings(tasks=tasks), generating=generating)
+        assert settle(told).passages == passages
 
 
 def test_a_task_that_runs_what_a_model_writes_is_refused(
@@ -1037,7 +1097,7 @@ def test_a_task_of_ones_own_is_its_yaml_and_its_rows(policy_folder: Path, tmp_pa
     named = {"mine": folder / "mine.yaml"}
     named |= {f"mine:{split}": folder / f"mine_{split}.jsonl" for split in SPLITS}
     settings = asked(tasks=["mine"], data={key: str(path) for key, path in named.items()})
-    prepare_academic(settings, tmp_path / "out")
+    prepare(settings, tmp_path / "out")
     scores, _, summary, _ = academic_run.evaluate_policy(
         load_policy(policy_folder), tmp_path / "out", settings
     )
@@ -1051,7 +1111,7 @@ def test_a_task_of_ones_own_is_its_yaml_and_its_rows(policy_folder: Path, tmp_pa
         ({"data": {"mine": str(folder / "mine_test.jsonl")}}, "should be an lm-eval YAML"),
     ):
         with pytest.raises(HarnessError, match=words):
-            prepare_academic(asked(**{"tasks": ["mine"]} | changes), tmp_path / "other")
+            prepare(asked(**{"tasks": ["mine"]} | changes), tmp_path / "other")
 
 
 # --- against the command line, on the public files ------------------------------------------------
@@ -1095,7 +1155,7 @@ def test_scores_equal_lm_evals_command_line_on_the_public_files(
     folder = shared_data / "academic"
     files = {column: str(folder / name) for column, name in FILES.items()}
     settings = asked(tasks=list(FILES), data=files, limit=6)
-    prepare_academic(settings, tmp_path / "academic")
+    prepare(settings, tmp_path / "academic")
     made = word_tokenizer(
         [row["question"] + row["answer"] for row in read_rows(folder / FILES["gsm8k"])]
     )
