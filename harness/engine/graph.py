@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,9 +48,9 @@ class Node:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A cell's stages: for every iteration of the method (`iterations_of`), from the base on, or
-    every step that is given, a mapping of stage name to key; and its coefficients (none of a given
-    step). absent: why a stage of a step is not there.
+    """A cell's stages: stage name → key for every iteration of the method (`iterations_of`), from
+    the base on, or every step that is given; and its coefficients (none of a given step). absent:
+    why a stage of a step is not there.
     """
 
     cell: Cell
@@ -84,13 +85,11 @@ class Plan:
     pairwise: Sequence[JudgedPair] = ()
 
     @property
-    def uses(self) -> dict[str, int]:
+    def uses(self) -> Counter[str]:
         """In how many runs each stage is needed: more than one is sharing."""
-        counts: dict[str, int] = {}
+        counts = Counter[str]()
         for run in self.runs:
-            stages = run.iterations.values()
-            for key in {key for one in stages for key in one.values()}:
-                counts[key] = counts.get(key, 0) + 1
+            counts.update({key for one in run.iterations.values() for key in one.values()})
         return counts
 
 
@@ -106,11 +105,11 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
     (``<name>_fingerprint``), so that a path never does; without fields added later that stand at
     their default, and without those that nothing depends on.
     """
-    single, others = _fields(type(settings))
+    plain, others = _fields(type(settings))
     values = vars(settings)
-    found = {name: values[name] for name in single}
+    found = {name: values[name] for name in plain}
     if fingerprints:
-        for name in single:
+        for name in plain:
             if isinstance(found[name], str) and found[name] in fingerprints:
                 found[name + FINGERPRINT] = fingerprints[found.pop(name)]
     for name in others:
@@ -118,8 +117,7 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
         if name in settings.later and value == settings.later[name]:
             continue
         if name in settings.flattened:
-            entries = value.items()
-            found |= {key: defining_settings(one, fingerprints) for key, one in entries}
+            found |= {key: defining_settings(one, fingerprints) for key, one in value.items()}
         elif isinstance(value, ObjectiveTask):
             found[name] = value.keyed()
         elif isinstance(value, Section):
@@ -132,17 +130,19 @@ def defining_settings(settings: Section, fingerprints: Mapping[str, str]) -> dic
 
 
 @cache
-def _fields(kind: type[Section]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Fields of a settings type that hold one plain value, and those to look into. The latter are
-    few, and this runs once a type: a large study asks for hundreds of thousands of keys.
+def _fields(kind: type[Section]) -> tuple[list[str], list[str]]:
+    """Fields of a settings type that hold one plain value, and the few to look into. Once a type: a
+    large study asks for hundreds of thousands of keys.
     """
-    single: list[str] = []
+    plain: list[str] = []
     others: list[str] = []
     for name, info in kind.model_fields.items():
-        plain = info.annotation in (int, float, bool, str) or get_origin(info.annotation) is Literal
+        single = (
+            info.annotation in (int, float, bool, str) or get_origin(info.annotation) is Literal
+        )
         if not name.endswith(FINGERPRINT) and name not in kind.unkeyed:
-            (single if plain and name not in kind.later else others).append(name)
-    return tuple(single), tuple(others)
+            (plain if single and name not in kind.later else others).append(name)
+    return plain, others
 
 
 def with_fingerprints(settings: Section, fingerprints: Mapping[str, str]) -> Section:
@@ -152,17 +152,14 @@ def with_fingerprints(settings: Section, fingerprints: Mapping[str, str]) -> Sec
     for name in fields:
         value = getattr(settings, name)
         if isinstance(value, Section):
-            filled = with_fingerprints(value, fingerprints)
-            if filled is not value:
-                changes[name] = filled
+            changes[name] = with_fingerprints(value, fingerprints)
         elif name in settings.flattened:
-            entries = {key: one for key, one in value.items() if isinstance(one, Section)}
-            within = {key: with_fingerprints(one, fingerprints) for key, one in entries.items()}
-            if any(within[key] is not one for key, one in entries.items()):
-                changes[name] = {**value, **within}
+            changes[name] = {
+                key: with_fingerprints(one, fingerprints) for key, one in value.items()
+            }
         elif name + FINGERPRINT in fields and value in fingerprints:
             changes[name + FINGERPRINT] = fingerprints[value]
-    return settings.model_copy(update=changes) if changes else settings
+    return settings.model_copy(update=changes)
 
 
 def iterations_of(recipe: Recipe) -> range:
@@ -230,14 +227,32 @@ class Builder:
 
     def filled(self, kind: type[Settings], recipe: Recipe, /, **own: Any) -> Settings:
         """The settings of a stage: ``own``, and what the recipe says of its other fields."""
-        said = self.once(recipe, "said", lambda: _said(recipe))
+        said = self.said(recipe)
         names = said.keys() & kind.model_fields.keys() - own.keys()
         return kind(**{name: said[name] for name in names}, **own)
 
-    def generating(self, recipe: Recipe) -> dict[str, Any]:
-        """Fields of every stage that draws tokens."""
-        said = self.once(recipe, "said", lambda: _said(recipe))
-        return {name: said[name] for name in tasks.Generating.model_fields}
+    def said(self, recipe: Recipe) -> dict[str, Any]:
+        """What stages of many kinds take from the recipe, by the name of their field."""
+        model, training, data, loop = recipe.model, recipe.training, recipe.data, recipe.loop
+
+        def make() -> dict[str, Any]:
+            return {
+                "threads": training.threads,
+                "dtype": model.dtype,
+                "attention": model.attention,
+                "generation_batch": model.generation_batch,
+                "backend": model.generation_backend,
+                "max_length": training.max_length,
+                "max_prompt_length": training.max_prompt_length,
+                "truncation": training.truncation,
+                "prompts": data.prompts,
+                "max_left_out": data.max_left_out,
+                "order": loop.order,
+                "prompts_per_iteration": loop.prompts_per_iteration,
+                "overlong_prompts": recipe.exploration.overlong_prompts,
+            }
+
+        return self.once(recipe, "said", make)
 
     def judge(self, recipe: Recipe, benchmark: str = "") -> JudgeSettings:
         """The judge as stages are given it: a benchmark's own where it has one."""
@@ -263,26 +278,6 @@ class Builder:
         return key
 
 
-def _said(recipe: Recipe) -> dict[str, Any]:
-    """What stages of many kinds take from the recipe, by the name of their field."""
-    model, training, data, loop = recipe.model, recipe.training, recipe.data, recipe.loop
-    return {
-        "threads": training.threads,
-        "dtype": model.dtype,
-        "attention": model.attention,
-        "generation_batch": model.generation_batch,
-        "backend": model.generation_backend,
-        "max_length": training.max_length,
-        "max_prompt_length": training.max_prompt_length,
-        "truncation": training.truncation,
-        "prompts": data.prompts,
-        "max_left_out": data.max_left_out,
-        "order": loop.order,
-        "prompts_per_iteration": loop.prompts_per_iteration,
-        "overlong_prompts": recipe.exploration.overlong_prompts,
-    }
-
-
 def same_arms(plan: Plan) -> list[list[str]]:
     """Labels of arms that come to the very same stages: equal settings under other names."""
     labels: dict[str, list[str]] = {}
@@ -292,20 +287,13 @@ def same_arms(plan: Plan) -> list[list[str]]:
     return [same for same in labels.values() if len(same) > 1]
 
 
-def _as_typed(key: str, value: Any) -> str:
-    """What ``--set`` was given, quoted for a shell."""
-    said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return shlex.quote(f"{key}={said}")
-
-
 def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
     """What analysis reads: each run's stages by iteration, the recipe, what was declared."""
     study = plan.study
-    told = {
-        "name": study.name,
-        "question": study.question,
-        "file": Path(shipped.word(study.file)).name,
-    }
+    changes = []
+    for key, value in study.changes.items():  # as ``--set`` takes them, quoted for a shell
+        said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        changes.append(shlex.quote(f"{key}={said}"))
     runs = [
         {
             "run": run.cell.run,
@@ -313,9 +301,10 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
             "label": run.cell.label,
             "seed": run.cell.seed,
             "baseline_run": run.cell.baseline_run,
-            "alpha": [n.get("alpha") for n in run.coefficients.values()],
-            "c": [n.get("c") for n in run.coefficients.values()],
-            "kappa": [n.get("kappa") for n in run.coefficients.values()],
+            **{
+                name: [one.get(name) for one in run.coefficients.values()]
+                for name in ("alpha", "c", "kappa")
+            },
             "given": bool(run.cell.given),
             "mode": run.cell.recipe.loop.mode,
             "absent": run.absent,
@@ -336,7 +325,12 @@ def manifest(plan: Plan, seconds: Mapping[str, float]) -> dict[str, Any]:
     }
     return {
         "schema": 1,
-        "study": told | {"set": [_as_typed(*change) for change in study.changes.items()]},
+        "study": {
+            "name": study.name,
+            "question": study.question,
+            "file": Path(shipped.word(study.file)).name,
+            "set": changes,
+        },
         "recipe": study.base.model_dump(mode="json"),
         "axes": {name: list(values) for name, values in study.axes.items()},
         "seeds": list(study.seeds),

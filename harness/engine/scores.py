@@ -72,13 +72,14 @@ def settled(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Section:
     """The settings of a benchmark's stage."""
 
     def make() -> Section:
+        said = builder.said(recipe)
         asked = Asked(
             settings=recipe.evaluation.of(benchmark.name),
             evaluation=recipe.evaluation,
             judge=builder.judge(recipe, benchmark.name),
             ranker=builder.ranker(recipe),
             ranker_judge=builder.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
-            generating=builder.generating(recipe),
+            generating={name: said[name] for name in tasks.Generating.model_fields},
             threads=recipe.training.threads,
         )
         return benchmark.settle(asked)
