@@ -21,7 +21,7 @@ from harness.rankers.registry import RANKERS
 from harness.rankers.selectors import SELECTORS
 from harness.records import FILE_ENDINGS, HarnessError, is_hub_id
 from harness.study import tasks
-from harness.study.sections import DecodingSettings, WorldSettings
+from harness.study.sections import DecodingSettings
 from harness.study.settings import Recipe
 from harness.study.study import Cell, Study
 from harness.train.objectives import OBJECTIVES, explore_roles, others_of
@@ -46,16 +46,15 @@ def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> P
 
 def files_of(recipe: Recipe) -> list[str]:
     """Every file or checkpoint folder whose content decides a run: the caller fingerprints them."""
+    data, template = recipe.data, recipe.model.chat_template
     names = benchmark_files(recipe)
-    names += [recipe.data.heldout_path]
-    template = recipe.model.chat_template
-    named = Path(template).suffix not in FILE_ENDINGS and not Path(template).exists()
-    names += [] if named else [template]
-    data = recipe.data
-    local = data.source in ("files", "rules") or (data.source == "hub" and Path(data.path).is_dir())
-    names += [data.path] if local else []
-    names += [recipe.model.source] if recipe.model.source != "pocket" else []
-    names += [recipe.ranker.model, recipe.exploration.checkpoint]
+    names += [data.heldout_path, recipe.ranker.model, recipe.exploration.checkpoint]
+    if Path(template).suffix in FILE_ENDINGS or Path(template).exists():
+        names.append(template)
+    if data.source in ("files", "rules") or (data.source == "hub" and Path(data.path).is_dir()):
+        names.append(data.path)
+    if recipe.model.source != "pocket":
+        names.append(recipe.model.source)
     return sorted({name for name in names if name})
 
 
@@ -113,13 +112,6 @@ when that stage was first stored.
 """
 
 
-def _offline_world(world: WorldSettings) -> WorldSettings:
-    """What of the world decides its data: no offline answer in the best style says what it is
-    worth, so both worlds have the same data then.
-    """
-    return world.model_copy(update={"best_style_worth": 1.0}) if world.unseen else world
-
-
 LABELLED = ("offline", "stepwise")
 """Modes that train on the labelled pairs."""
 CARRIED = ("offline", "online")
@@ -138,16 +130,11 @@ class Start:
     policy: str
     first: str
     reference: str
-    collected: tuple[str, ...] = ()
+    collected: tuple[str, ...]
 
     @property
     def warmup(self) -> bool:
         return self.iteration < 1
-
-    @property
-    def place(self) -> int:
-        """Number of the iteration from 0, the warm-up counted."""
-        return self.iteration - iterations_of(self.cell.recipe)[1]
 
 
 class Runs(Builder):
@@ -175,10 +162,17 @@ class Runs(Builder):
 
     def _prepare(self, recipe: Recipe) -> dict[str, str]:
         pocket = recipe.data.source == "pocket"
+        benchmarks = self._pocket_benchmarks if pocket else self._file_benchmarks
         if not self.study.has_models:
-            made = self._pocket_benchmarks if pocket else self._file_benchmarks
-            return {"benchmarks": made(recipe)}
-        prepared = self._pocket(recipe) if pocket else self._files(recipe)
+            return {"benchmarks": benchmarks(recipe)}
+        if pocket:
+            data = self._pocket_data(recipe)
+            base_task = self.filled(tasks.PocketBaseTask, recipe, **vars(recipe.pocket))
+            base = self.add("base.pocket", base_task, {"data": data}, recipe)
+        else:
+            base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision, True)
+            data = self._file_data(recipe, base)
+        prepared = {"data": data, "base": base, "benchmarks": benchmarks(recipe)}
         ranker, model = RANKERS[recipe.ranker.kind], recipe.ranker.model
         if ranker.asks_judge and recipe.judge.samples > 1:
             raise HarnessError(
@@ -190,25 +184,22 @@ class Runs(Builder):
             prepared["ranker"] = self._checkpoint(recipe, model, recipe.ranker.revision, False)
         elif ranker.checkpoint == "given or trained":
             trained = self.filled(tasks.RankerTrainTask, recipe, **vars(recipe.ranker_training))
-            inputs = {"data": prepared["data"], "base": prepared["base"]}
+            inputs = {"data": data, "base": base}
             prepared["ranker"] = self.add("ranker.train", trained, inputs, recipe)
         if recipe.exploration.checkpoint:
             prepared["explorer"] = self._checkpoint(recipe, recipe.exploration.checkpoint, "", True)
         return prepared
 
-    def _pocket(self, recipe: Recipe) -> dict[str, str]:
-        data = self._pocket_data(recipe)
-        base_task = self.filled(tasks.PocketBaseTask, recipe, **vars(recipe.pocket))
-        base = self.add("base.pocket", base_task, {"data": data}, recipe)
-        return {"data": data, "base": base, "benchmarks": self._pocket_benchmarks(recipe)}
-
     def _pocket_data(self, recipe: Recipe) -> str:
-        pocket = recipe.pocket
+        pocket, world = recipe.pocket, recipe.world
+        if world.unseen:
+            # No offline answer in the best style says what it is worth: both worlds' data are one.
+            world = world.model_copy(update={"best_style_worth": 1.0})
         data_task = tasks.PocketDataTask(
             **vars(recipe.data),
             rows=pocket.rows,
             best_style_share=pocket.best_style_share,
-            world=_offline_world(recipe.world),
+            world=world,
         )
         return self.add("data.pocket", data_task, {}, recipe)
 
@@ -223,11 +214,6 @@ class Runs(Builder):
         bench_task = tasks.PocketBenchmarksTask(seed=recipe.data.seed, limits=limits)
         return self.add("benchmarks.pocket", bench_task, {"data": data}, recipe)
 
-    def _files(self, recipe: Recipe) -> dict[str, str]:
-        base = self._checkpoint(recipe, recipe.model.source, recipe.model.revision, True)
-        data = self._rows(recipe, base)
-        return {"data": data, "base": base, "benchmarks": self._file_benchmarks(recipe)}
-
     def _file_benchmarks(self, recipe: Recipe) -> str:
         evaluation = recipe.evaluation
         sections = {
@@ -238,7 +224,7 @@ class Runs(Builder):
         bench_task = tasks.FileBenchmarksTask(benchmarks=evaluation.benchmarks, sections=sections)
         return self.add("benchmarks.files", bench_task, {}, recipe)
 
-    def _rows(self, recipe: Recipe, base: str) -> str:
+    def _file_data(self, recipe: Recipe, base: str) -> str:
         fields = vars(recipe.data)
         if recipe.data.source == "rules":
             rules = self.filled(tasks.RulesDataTask, recipe, **fields, rules=recipe.rules)
@@ -281,26 +267,24 @@ class Runs(Builder):
         scored = dict(shared) | add_scores(self, cell, base, shared, shared["base"], {})
         iterations: dict[int, Mapping[str, str]] = {base: scored}
         coefficients = {base: {"alpha": 0.0, "c": 0.0, "kappa": 0.0}}
-        policy = shared["base"]
-        start = Start(cell, base, shared, policy, policy, policy)
+        policy = first = reference = shared["base"]
+        collected: tuple[str, ...] = ()
         for iteration in trained:
-            start = replace(start, iteration=iteration)
-            start = replace(start, reference=self.anchor(start))
-            stages, own_pairs = self.train(start)
+            start = Start(cell, iteration, shared, policy, first, reference, collected)
+            reference = self.anchor(start)
+            stages, own_pairs = self.train(replace(start, reference=reference))
             history = {
-                "previous": start.policy,
+                "previous": policy,
                 "base": shared["base"],
                 "pairs": stages["pairs"],
-                "reference_policy": start.reference,
+                "reference_policy": reference,
                 "answer_previous": iterations[iteration - 1].get("answer", ""),
             }
             policy = stages["train"]
             if start.warmup:
-                start = replace(start, first=policy)
-                stages["base"] = policy  # what the method starts from
+                first = stages["base"] = policy  # what the method starts from
             else:
-                start = replace(start, collected=(*start.collected, own_pairs))
-            start = replace(start, policy=policy)
+                collected = (*collected, own_pairs)
             if recipe.evaluation.iterations == "all" or iteration == trained[-1]:
                 stages |= add_scores(self, cell, iteration, shared, policy, history)
             iterations[iteration] = stages
@@ -348,16 +332,12 @@ class Runs(Builder):
         )
         read = {"policy": start.policy, "pairs": pairs, "reference": reference}
         if OBJECTIVES[settings.objective.name].counts:
-            read["count"] = stages["count"] = self.count(start, pairs)
+            place = {"seed": cell.seed, "iteration": iteration}
+            counted = self.filled(tasks.CountTask, recipe, counts=recipe.counts, **place)
+            inputs = {"policy": start.reference, "pairs": pairs}
+            read["count"] = stages["count"] = self.add("count", counted, inputs, recipe)
         train = self.add("train", settings, read | {"reference_policy": start.reference}, recipe)
         return stages | {"pairs": pairs, "reference": reference, "train": train}, own
-
-    def count(self, start: Start, pairs: str) -> str:
-        """How rarely the y of these pairs were met."""
-        recipe = start.cell.recipe
-        place = {"seed": start.cell.seed, "iteration": start.iteration}
-        settings = self.filled(tasks.CountTask, recipe, counts=recipe.counts, **place)
-        return self.add("count", settings, {"policy": start.reference, "pairs": pairs}, recipe)
 
     def _reference_task(self, recipe: Recipe) -> tasks.ReferenceTask:
         lora = recipe.training.lora
@@ -382,19 +362,29 @@ class Runs(Builder):
         """The stages that make the iteration's pairs, and the key of these. Only answers that the
         term reads or a pair is chosen from are drawn.
         """
-        recipe, pairs = start.cell.recipe, start.cell.recipe.pairs
+        recipe, shared = start.cell.recipe, start.shared
+        pairs, explore = recipe.pairs, recipe.exploration
         labelled = start.warmup or recipe.loop.mode in LABELLED
         term = "explore" in self.objective(recipe, start.iteration).roles
-        drawn: dict[str, str] = {}
-        if term or (pairs.y and not labelled):
-            drawn["rollout"] = self.rollout(start)
         if labelled and not term:
-            return {}, self.labelled(start)
+            settings = self.filled(tasks.LabelledTask, recipe, **self._portion(start))
+            inputs = {"policy": shared["base"], "data": shared["data"]}
+            return {}, self.add("pairs.labelled", settings, inputs, recipe)
+        drawn: dict[str, str] = {}
+        if term or pairs.y:
+            writers = {
+                "current": start.policy,
+                "reference": start.reference,
+                "first": start.first,
+                "checkpoint": shared.get("explorer", ""),
+            }
+            drawn["rollout"] = self.rollout(start, writers[explore.policy], 0, {})
+        number = explore.samples
+        own = {"decoding": "sample", "temperature": pairs.temperature, "top_p": pairs.top_p}
         wanted = {"current": (start.policy, pairs.current), "first": (start.first, pairs.first)}
-        number = recipe.exploration.samples
         for name, (policy, samples) in wanted.items():
             if samples and not labelled:
-                drawn[name] = self.further(start, policy, number, samples)
+                drawn[name] = self.rollout(start, policy, number, own | {"samples": samples})
             number += samples
         if pairs.selector and not labelled:
             drawn["select"] = self.select(start, drawn)
@@ -402,38 +392,16 @@ class Runs(Builder):
         return {**drawn, "rank": rank}, rank
 
     def _portion(self, start: Start) -> dict[str, Any]:
-        recipe = start.cell.recipe
+        """The prompts of an iteration; the warm-up has a portion of its own."""
+        _base, *trained = iterations_of(start.cell.recipe)
         return {
             "seed": start.cell.seed,
-            "portion": start.place,
-            "portions": recipe.loop.portions or len(iterations_of(recipe)) - 1,
+            "portion": start.iteration - trained[0],
+            "portions": start.cell.recipe.loop.portions or len(trained),
         }
 
-    def labelled(self, start: Start) -> str:
-        """The portion's pairs as labelled."""
-        settings = self.filled(tasks.LabelledTask, start.cell.recipe, **self._portion(start))
-        inputs = {"policy": start.shared["base"], "data": start.shared["data"]}
-        return self.add("pairs.labelled", settings, inputs, start.cell.recipe)
-
-    def rollout(self, start: Start) -> str:
-        """y, by whom the recipe says."""
-        explore = start.cell.recipe.exploration
-        writers = {
-            "current": start.policy,
-            "reference": start.reference,
-            "first": start.first,
-            "checkpoint": start.shared.get("explorer", ""),
-        }
-        return self._rollout(start, writers[explore.policy], 0, {})
-
-    def further(self, start: Start, policy: str, first: int, samples: int) -> str:
-        """Candidates that are not y. first: number of the first sample."""
-        pairs = start.cell.recipe.pairs
-        drawn = {"decoding": "sample", "samples": samples}
-        drawn |= {"temperature": pairs.temperature, "top_p": pairs.top_p}
-        return self._rollout(start, policy, first, drawn)
-
-    def _rollout(self, start: Start, policy: str, first: int, changes: Mapping[str, Any]) -> str:
+    def rollout(self, start: Start, policy: str, first: int, changes: Mapping[str, Any]) -> str:
+        """Answers of a policy, from sample number ``first`` on, drawn as y is but for changes."""
         recipe, explore = start.cell.recipe, start.cell.recipe.exploration
         decoding = {name: getattr(explore, name) for name in DecodingSettings.model_fields}
         settings = self.filled(
