@@ -219,5 +219,5 @@ def test_a_default_stands_in_one_place() -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 holder = ast.unparse(node.func.value).split(".")[-1]
                 brought = node.func.attr == "get" and holder in readers and len(node.args) == 2
-                known = module.startswith(("analysis", "harness.rankers.pairrm_model"))
+                known = module.startswith(("analysis", "harness.rankers.pairrm"))
                 assert not brought or known, f"{module}:{node.lineno} {ast.unparse(node)}"

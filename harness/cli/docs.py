@@ -23,9 +23,8 @@ from harness.engine.runs import build_plan
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
 from harness.evaluate.registry import BENCHMARKS
-from harness.rankers.pair_rules import PAIR_RULES
+from harness.rankers.pairs import PAIR_RULES, SELECTORS
 from harness.rankers.registry import RANKERS
-from harness.rankers.selectors import SELECTORS
 from harness.stages.diagnostics.measures import DIAGNOSTICS
 from harness.study import sections, settings, shipped, study
 from harness.train.objectives import OBJECTIVES, source_of

@@ -13,8 +13,8 @@ from typing import Any
 from harness.engine.graph import Node, Plan
 from harness.evaluate.benchmark import reply_tokens
 from harness.evaluate.registry import BENCHMARKS
+from harness.rankers.pairs import SELECTORS
 from harness.rankers.registry import RANKERS
-from harness.rankers.selectors import SELECTORS
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import PortionTask, Runtime
 from harness.study.work import LENGTHS, Lengths, Work

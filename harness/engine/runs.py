@@ -17,8 +17,8 @@ from typing import Any, Literal
 from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule_at
 from harness.engine.scores import add_pairs, add_scores, given_run
 from harness.evaluate.registry import BENCHMARKS
+from harness.rankers.pairs import SELECTORS
 from harness.rankers.registry import RANKERS
-from harness.rankers.selectors import SELECTORS
 from harness.records import FILE_ENDINGS, HarnessError, is_hub_id
 from harness.study import tasks
 from harness.study.sections import DecodingSettings

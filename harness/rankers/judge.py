@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -34,43 +34,42 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     parameters: dict[str, Any] = {}
     if context.judge.verdict != "text":
         parameters = {"temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
-    duels = []
-    requests = []
-    for i, item in enumerate(items):
-        for a, b in permutations(range(len(item.texts)), 2):
-            shown = comparison(item.messages, item.texts[a], item.texts[b])
-            requests.append(JudgeRequest(f"{item.id}:{a}:{b}", shown, parameters))
-            duels.append((i, (a, b)))
+    requests = [
+        JudgeRequest(
+            f"{item.id}:{a}:{b}",
+            comparison(item.messages, item.texts[a], item.texts[b]),
+            parameters,
+        )
+        for item in items
+        for a, b in permutations(range(len(item.texts)), 2)
+    ]
     replies, costs = ask(context.judge, context, requests, lambda one: preference(one) is not None)
     for name, amount in costs.items():
         context.add_cost(name, amount)
     finalise(context.out)
-    found: list[dict[tuple[int, int], JudgeReply]] = [{} for _ in items]
-    for (i, pair), reply in zip(duels, replies, strict=True):
-        found[i][pair] = reply
-    return [_ranked(len(item.texts), mine) for item, mine in zip(items, found, strict=True)]
+    left = iter(replies)
+    return [_ranked(len(item.texts), left) for item in items]
 
 
-def _ranked(count: int, replies: Mapping[tuple[int, int], JudgeReply]) -> Ranked:
-    status = _status(replies)
-    if status != "ok":
-        return Ranked((), status)
+def _ranked(count: int, replies: Iterator[JudgeReply]) -> Ranked:
+    """Scores of one item's texts, whose replies come next."""
+    first: dict[tuple[int, int], float] = {}
+    failed: list[Status] = []
+    for pair in permutations(range(count), 2):
+        reply = next(replies)
+        said = preference(reply)
+        if reply.status != "ok" or said is None:
+            failed.append("unparsed" if reply.status == "ok" else reply.status)
+        else:
+            first[pair] = said
+    if failed:
+        return Ranked((), "error" if "error" in failed else failed[0])
     if count < 2:
         return Ranked((0.5,) * count)
     scores = [0.0] * count
-    first = {pair: preference(reply) or 0.0 for pair, reply in replies.items()}
     for a, b in first:
         scores[a] += 0.5 * (first[a, b] + 1.0 - first[b, a])
     return Ranked(tuple(score / (count - 1) for score in scores))
-
-
-def _status(replies: Mapping[tuple[int, int], JudgeReply]) -> Status:
-    statuses: list[Status] = [
-        "unparsed" if reply.status == "ok" and preference(reply) is None else reply.status
-        for reply in replies.values()
-    ]
-    failed = [status for status in statuses if status != "ok"]
-    return "error" if "error" in failed else next(iter(failed), "ok")
 
 
 def preference(reply: JudgeReply) -> float | None:
@@ -81,7 +80,7 @@ def preference(reply: JudgeReply) -> float | None:
         found = verdicts.verdict_logprobs(reply.logprobs[0], (FIRST, SECOND))
         if found is None:
             return None
-        first, second = (math.exp(found[one]) if one in found else 0.0 for one in (FIRST, SECOND))
+        first, second = (math.exp(found.get(one, -math.inf)) for one in (FIRST, SECOND))
         return first / (first + second)
     return {FIRST: 1.0, SECOND: 0.0}.get(reply.text.strip(" \t\n*_\"'`.()"))
 

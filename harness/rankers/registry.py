@@ -13,6 +13,7 @@ from typing import Any
 from harness.files import defined
 from harness.model.checkpoint import check_checkpoint
 from harness.model.checkpoint_files import location, model_folder, settings_of
+from harness.rankers import pairrm
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 
 RANKERS: Mapping[str, Ranker] = {
@@ -42,23 +43,18 @@ def rewards(
         for place, text in enumerate(item.texts)
         if reference and text != reference
     ]
-    ranked = rank_texts(duels, context)
-    found = {duel.id: one for duel, one in zip(duels, ranked, strict=True)}
-    return [
-        _against(item, reference, found, ranker.even)
-        for item, reference in zip(items, references, strict=True)
-    ]
-
-
-def _against(item: RankItem, reference: str, found: Mapping[str, Ranked], even: float) -> Ranked:
-    if not reference:
-        return Ranked((), "no_answer")
-    duels = [
-        Ranked((even, even)) if text == reference else found[f"{item.id}#{place}"]
-        for place, text in enumerate(item.texts)
-    ]
-    failed = [duel.status for duel in duels if duel.status != "ok"]
-    return Ranked((), failed[0]) if failed else Ranked(tuple(duel.scores[0] for duel in duels))
+    ranked = zip(duels, rank_texts(duels, context), strict=True)
+    found = {duel.id: one for duel, one in ranked}
+    even = Ranked((ranker.even, ranker.even))
+    rewarded = []
+    for item, reference in zip(items, references, strict=True):
+        own = [found.get(f"{item.id}#{place}", even) for place in range(len(item.texts))]
+        failed = [duel.status for duel in own if duel.status != "ok"]
+        if not reference or failed:
+            rewarded.append(Ranked((), failed[0] if reference else "no_answer"))
+        else:
+            rewarded.append(Ranked(tuple(duel.scores[0] for duel in own)))
+    return rewarded
 
 
 # -- checkpoints -----------------------------------------------------------------------------------
@@ -66,23 +62,17 @@ def is_ranker(config: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is PairRM's, or names a sequence classifier (a reward model)."""
     names = config.get("architectures") or ()
     classifier = any(str(name).endswith("ForSequenceClassification") for name in names)
-    return classifier or _is_pairrm(config)
-
-
-def _is_pairrm(config: Mapping[str, Any]) -> bool:
-    return "ranker_type" in config or "cand1_prefix_id" in config
+    return classifier or pairrm.is_pairrm(config)
 
 
 def check_ranker(folder: Path) -> str:
     """Check a ranker's stage or checkpoint folder as its load would; what it is, in words. Raises
     CheckpointError, and HarnessError for files that are missing.
     """
-    from harness.rankers import pairrm_model
-
     path = model_folder(folder)
     source = str(location(folder).get("source", path))
-    if _is_pairrm(settings_of(path / "config.json", source)):
-        stored, _ = pairrm_model.check(pairrm_model.open_checkpoint(folder))
+    if pairrm.is_pairrm(settings_of(path / "config.json", source)):
+        stored, _ = pairrm.check(pairrm.open_checkpoint(folder))
         return f"PairRM, {len(stored.headers)} tensors"
     found = check_checkpoint(folder, head="sequence")
     return f"{found.architecture}, {found.tensors} tensors"

@@ -39,8 +39,7 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     encoded: dict[tuple[Any, str], Encoded] = {}
     for item in items:
         for text in item.texts:
-            key = (_identity(item.messages), text)
-            if key not in encoded:
+            if (key := _key(item, text)) not in encoded:
                 encoded[key] = encode(tokenizer, item.messages, text, limit)
     context.add_cost("ranker_texts", len(encoded))
     context.add_cost("ranker_texts_cut", sum(row.length > limit for row in encoded.values()))
@@ -50,10 +49,7 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
         for places in padded_batches([len(encoded[key].ids) for key in keys], TOKENS_PER_BATCH):
             batch = [keys[place] for place in places]
             scores.update(zip(batch, _logits(model, [encoded[key] for key in batch]), strict=True))
-    return [
-        Ranked(tuple(scores[_identity(item.messages), text] for text in item.texts))
-        for item in items
-    ]
+    return [Ranked(tuple(scores[_key(item, text)] for text in item.texts)) for item in items]
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ class Encoded:
     length: int
 
 
-def _identity(messages: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((m["role"], m["content"]) for m in messages)
+def _key(item: RankItem, text: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    return tuple((m["role"], m["content"]) for m in item.messages), text
 
 
 def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, limit: int) -> Encoded:
@@ -106,25 +102,23 @@ def _logits(model: Any, rows: Sequence[Encoded]) -> list[float]:
     """
     import torch
 
-    longest = max(len(row.ids) for row in rows)
     settings = model.config.get_text_config()
-    named = settings.pad_token_id
-    pad = named
+    pad = named = settings.pad_token_id
     if named is None:
         held = {token for row in rows for token in row.ids}
         pad = next(token for token in range(settings.vocab_size) if token not in held)
+    longest = max(len(row.ids) for row in rows)
+    blanks = [longest - len(row.ids) for row in rows]
     arguments = {
-        "input_ids": [[*row.ids, *[pad] * (longest - len(row.ids))] for row in rows],
-        "attention_mask": [[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows],
+        "input_ids": [[*row.ids, *[pad] * n] for row, n in zip(rows, blanks, strict=True)],
+        "attention_mask": [[1] * (longest - n) + [0] * n for n in blanks],
     }
-    kinds = max((kind for row in rows for kind in row.types or ()), default=0)
-    if (
-        0 < kinds < getattr(settings, "type_vocab_size", 0)
-        and "token_type_ids" in inspect.signature(model.forward).parameters
-    ):
-        arguments["token_type_ids"] = [
-            [*(row.types or [0] * len(row.ids)), *[0] * (longest - len(row.ids))] for row in rows
-        ]
+    types = [row.types or [0] * len(row.ids) for row in rows]
+    kinds = max((kind for own in types for kind in own), default=0)
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    if takes_types and 0 < kinds < getattr(settings, "type_vocab_size", 0):
+        padded = zip(types, blanks, strict=True)
+        arguments["token_type_ids"] = [[*own, *[0] * n] for own, n in padded]
     tensors = {name: torch.tensor(value, device=model.device) for name, value in arguments.items()}
     try:
         settings.pad_token_id = pad

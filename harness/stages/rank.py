@@ -4,7 +4,7 @@ iterations.
 Candidates of a prompt are its labelled answers ("chosen", "rejected"), samples of y ("y", "y1", …;
 what the exploration term reads), of the current policy ("current", "current1", …) and of the first
 ("first", …), as many as ``pairs`` asks for. Equal texts are one candidate. Ties: see
-`harness.rankers.pair_rules`.
+`harness.rankers.pairs`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.rankers.pair_rules import (
-    PAIR_RULES,
-    Candidates,
-    Choice,
-    PairRule,
-    Row,
-    read_candidates,
-)
+from harness.rankers.pairs import PAIR_RULES, Candidates, Choice, PairRule, Row, read_candidates
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts
 from harness.records import (

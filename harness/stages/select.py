@@ -1,7 +1,7 @@
 """Stage ``select``: which prompts, and which two of their answers, the ranker is asked about.
 
 Written: selected.jsonl, one row a prompt: prompt_id, names (of the two candidates, as
-`harness.rankers.pair_rules` has them). The selectors: `harness.rankers.selectors`.
+`harness.rankers.pairs` has them, and the selectors).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from harness.model.logprobs import response_logps
 from harness.model.packing import PackedPrompt
 from harness.model.policy import load_policy
 from harness.model.probes import response_states, reward_ensemble
-from harness.rankers.pair_rules import Row, read_candidates
-from harness.rankers.selectors import SELECTORS, Choices
+from harness.rankers.pairs import SELECTORS, Choices, Row, read_candidates
 from harness.records import StageOutcome, StageTask, Tally, request_seed, write_jsonl
 from harness.study.tasks import SelectTask
 from harness.train.batching import encode_pairs

@@ -373,7 +373,7 @@ class PairSettings(Section):
     """
 
     rule: str = "best_worst"
-    """How the ranker's scores of the candidates become a pair (`harness.rankers.pair_rules`)."""
+    """How the ranker's scores of the candidates become a pair (`harness.rankers.pairs`)."""
     offline: bool = True
     """The labelled pair is among the candidates."""
     y: NonNegative = 1
@@ -388,7 +388,7 @@ class PairSettings(Section):
     """Of the further samples."""
     selector: str = ""
     """Which prompts and which two of their drawn answers the ranker is asked about
-    (`harness.rankers.selectors`); empty: all.
+    (`harness.rankers.pairs`); empty: all.
     """
     entropy_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """With selector ``apl``: share of the prompts that is kept by predictive entropy."""

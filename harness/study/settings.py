@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import create_model, model_validator
 
 from harness.evaluate.registry import BENCHMARKS
-from harness.rankers.pair_rules import PAIR_RULES
+from harness.rankers.pairs import PAIR_RULES, SELECTORS
 from harness.rankers.registry import RANKERS
-from harness.rankers.selectors import SELECTORS
 from harness.study import sections
 from harness.study.sections import Different, JudgeSettings, Linear, Positive, Section
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.rankers import pairrm_model as pairrm
+from harness.rankers import pairrm
 from harness.rankers.ranker import RankContext, RankItem, padded_batches
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, read_jsonl, write_jsonl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.rankers.selectors import Choices, apl, entropy, thompson
+from harness.rankers.pairs import Choices, apl, entropy, thompson
 from harness.study.tasks import SelectTask
 from tests.tasks import settings_of
 

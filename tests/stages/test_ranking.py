@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from harness.rankers import judge, reward_model
-from harness.rankers.pair_rules import PAIR_RULES, Candidates
+from harness.rankers.pairs import PAIR_RULES, Candidates
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import RANKERS, rank_texts, rewards
 from harness.records import HarnessError, Pair, Prompt, Response, StageTask, read_jsonl, write_jsonl
@@ -641,9 +641,9 @@ def test_judge_scores_by_hand(tmp_path, monkeypatch):
 
 def test_judge_errors_and_unreadable_verdicts():
     ok, bad, none = _reply(0.9), _reply(None, "error"), _reply(None, text="?")
-    assert judge._ranked(2, {(0, 1): ok, (1, 0): bad}).status == "error"
-    assert judge._ranked(2, {(0, 1): ok, (1, 0): none}).status == "unparsed"
-    assert judge._ranked(1, {}).scores == (0.5,)
+    assert judge._ranked(2, iter([ok, bad])).status == "error"
+    assert judge._ranked(2, iter([ok, none])).status == "unparsed"
+    assert judge._ranked(1, iter(())).scores == (0.5,)
 
 
 def test_rewards_of_a_pointwise_ranker_need_no_reference(tmp_path, monkeypatch):
