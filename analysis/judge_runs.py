@@ -1,5 +1,5 @@
-"""The judge as a source of variance of its own, beside seeds and items, and a judge corrected by
-labels.
+"""What a judge's verdicts are worth: its runs as a source of variance of their own, a correction by
+labels, two judges on the same answers, and a judge on labelled pairs.
 
 Two runs of one judge on the same answers differ as a whole, not only item by item. With D (S, n, R)
 over seeds, items and judge runs (repeats), (C) adds c² = max(MS_run − MS_rest, 0)/(S·n·R) with
@@ -12,21 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats as distributions
+from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
-from analysis import findings, measures, power
+from analysis import findings, measures
 from analysis.compare import resolve
 from analysis.findings import Comparison
 from analysis.layout import Floats, from_array
 from analysis.load import StudyData
 from analysis.measures import PERCENT, Measure
-from analysis.power import Components
 from analysis.stats import ITEMS, LEVEL, MIN_SEEDS, Estimate, Interval, one_checkpoint, two_way
 from analysis.table import POPULATIONS_NOTE, Table, TableRow, ends, interval_text, spread_text
-from analysis.text import number, size
+from analysis.text import number, plural, size
 from harness.records import HarnessError
 
 NEW_RUNS = "(C) new seeds, new items and new judge runs"
@@ -38,41 +39,43 @@ with 1 to 5 wins among 30 to 100 labels its 95 % interval covers 60 to 90 %, or 
 """
 
 
+# -- the judge's runs ------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class JudgeRuns:
-    """interval: (C). judge: variance of one verdict about its cell's mean over runs. runs: R."""
+    """interval: (C). judge: variance of one verdict about its cell's mean over runs."""
 
     value: float
     interval: Interval
     judge: float
-    runs: int
 
 
 def judge_runs(values: Floats) -> JudgeRuns:
     """(C) of ``values`` (S, n, R) without NaN; undefined below 3 seeds or 3 runs."""
     S, n, R = values.shape
-    squares = two_way(values.mean(axis=-1))
-    value = float(squares.mean)
     cells = values.mean(axis=-1, keepdims=True)
+    squares = two_way(cells[..., 0])
+    value = float(squares.mean)
     by_run = values.mean(axis=(0, 1)) - value
     ms_run = S * n * float((by_run**2).sum()) / max(R - 1, 1)
     rest = values - cells - by_run
     ms_rest = float((rest**2).sum()) / max((S * n - 1) * (R - 1), 1)
     within = float(((values - cells) ** 2).sum()) / max(S * n * (R - 1), 1)
-    blank = Interval(NEW_RUNS, "Cochran's t over seeds, items and judge runs", LEVEL)
-    if min(S, R) < MIN_SEEDS:
-        few = f"{S} seeds, {R} judge runs: none below {MIN_SEEDS} of either"
-        return JudgeRuns(value, replace(blank, undefined=few), within, R)
     c2 = max(ms_run - ms_rest, 0.0) / (S * n * R)
     parts = ((float(squares.a2), S - 1), (float(squares.b2), n - 1), (c2, R - 1))
     total = sum(part for part, _ in parts)
-    if total <= 0:
-        return JudgeRuns(value, replace(blank, undefined="all scores are equal"), within, R)
-    tails = [float(distributions.t.isf((1 - LEVEL) / 2, df)) for _, df in parts]
-    weighed = sum(t * part for t, (part, _) in zip(tails, parts, strict=True))
-    half, df = weighed / math.sqrt(total), tuple(float(df) for _, df in parts)
-    ends = {"low": value - half, "high": value + half, "se": math.sqrt(total)}
-    return JudgeRuns(value, replace(blank, df=df, **ends), within, R)
+    found = Interval(NEW_RUNS, "Cochran's t over seeds, items and judge runs")
+    if min(S, R) < MIN_SEEDS:
+        few = f"{S} seeds, {R} judge runs: none below {MIN_SEEDS} of either"
+        found = replace(found, undefined=few)
+    elif total <= 0:
+        found = replace(found, undefined="all scores are equal")
+    else:
+        tails = [float(distributions.t.isf((1 - LEVEL) / 2, df)) for _, df in parts]
+        weighed = sum(t * part for t, (part, _) in zip(tails, parts, strict=True))
+        half, df = weighed / math.sqrt(total), tuple(float(df) for _, df in parts)
+        low, high = value - half, value + half
+        found = replace(found, df=df, low=low, high=high, se=math.sqrt(total))
+    return JudgeRuns(value, found, within)
 
 
 def differences(data: StudyData, measure: Measure, one: Comparison) -> Floats | None:
@@ -89,9 +92,8 @@ def differences(data: StudyData, measure: Measure, one: Comparison) -> Floats | 
             if measure.part:
                 rows = rows[rows["item"].str.endswith(measure.part)]
             parts.append(rows.assign(seed=run.seed))
-        frame = pd.concat(parts)
-        keys = ["seed", "cluster", "repeat"]
-        sides.append(frame.groupby(keys)["value"].agg(lambda v: v.mean(skipna=False)))
+        cells = pd.concat(parts).groupby(["seed", "cluster", "repeat"])["value"]
+        sides.append(cells.agg(lambda v: v.mean(skipna=False)))
     apart = (sides[0] - sides[1]).unstack("repeat").unstack("seed").dropna()
     runs, seeds = (apart.columns.unique(level) for level in ("repeat", "seed"))
     if len(runs) < 2 or apart.empty:
@@ -108,19 +110,17 @@ def table_judge_runs(data: StudyData) -> Table | None:
             cube = differences(data, measure, one)
             if cube is None:
                 continue
-            found, told_now = judge_runs(cube), one.estimate.intervals
-            b = told_now.get("B_paired", told_now["B"])
-            head = {"measure": measure.name, "arm": one.label}
-            half = found.interval.half_width
+            found, told = judge_runs(cube), one.estimate.intervals
+            b, c = told.get("B_paired", told["B"]).half_width, found.interval.half_width
+            sd, head = math.sqrt(found.judge), {"measure": measure.name, "arm": one.label}
             cells = {
                 "difference": number(found.value, measure.digits, sign=True),
-                "± (B)": size(b.half_width, measure.digits),
-                "± (C)": size(half, measure.digits),
-                "sd of one verdict": size(math.sqrt(found.judge), measure.digits),
+                "± (B)": size(b, measure.digits),
+                "± (C)": size(c, measure.digits),
+                "sd of one verdict": size(sd, measure.digits),
             }
             rows.append(TableRow({**head, **cells}))
-            told = {"difference": found.value, "b": b.half_width, "c": half}
-            observations.append({**head, **told, "judge_sd": math.sqrt(found.judge)})
+            observations.append({**head, "difference": found.value, "b": b, "c": c, "judge_sd": sd})
     if not rows:
         return None
     caption = (
@@ -129,52 +129,6 @@ def table_judge_runs(data: StudyData) -> Table | None:
     )
     title = "Arms against the baseline, with the judge's runs as a source of variance"
     return Table("judge_runs", title, caption, rows, observations, left=2)
-
-
-# -- repeats or seeds ------------------------------------------------------------------------------
-def repeats_or_seeds(
-    spread: Components, judge: float, runs: int, seeds: int, items: int, arms: int = 2
-) -> dict[str, float | None]:
-    """What (A) detects now, with twice the runs, with one more seed; and the judge's share of
-    a² = σ_s²/S + σ_e²/(S·n). judge: variance of one verdict of the difference.
-    """
-    own = min(judge / runs, spread.sigma_e**2)
-    doubled = replace(spread, sigma_e=math.sqrt(spread.sigma_e**2 - own / 2))
-    a2 = spread.sigma_s**2 / seeds + spread.sigma_e**2 / (seeds * items)
-    return {
-        "now": power.detectable(spread, seeds, items, "A", arms=arms).value,
-        "twice the repeats": power.detectable(doubled, seeds, items, "A", arms=arms).value,
-        "one more seed": power.detectable(spread, seeds + 1, items, "A", arms=arms).value,
-        "judge's share": own / (seeds * items) / a2 if a2 else None,
-    }
-
-
-def advised(data: StudyData, one: Comparison) -> str:
-    """Whether a comparison gains more by repeats or by seeds, in a sentence."""
-    cube = differences(data, one.measure, one)
-    if cube is None or one.spread is None:
-        return (
-            f"{one.label}: the judge's noise is unknown, so nothing says whether repeats or seeds "
-            "help more; judge.repeats 2 tells."
-        )
-    items = one.estimate.clusters
-    runs = judge_runs(cube)
-    found = repeats_or_seeds(one.spread, runs.judge, runs.runs, one.estimate.seeds, items, one.arms)
-    return advice(one.label, found)
-
-
-def advice(name: str, found: Mapping[str, float | None]) -> str:
-    """What more of either would bring, in a sentence."""
-    now, repeats, seeds = (found[key] for key in ("now", "twice the repeats", "one more seed"))
-    share = found["judge's share"]
-    if now is None or repeats is None or seeds is None or share is None:
-        return f"{name}: repeats and seeds cannot be compared below 3 seeds."
-    better = "more repeats help more" if repeats < seeds else "more seeds help more"
-    return (
-        f"{name}: the judge's noise is {100 * share:.0f} % of the variance of (A). Twice the "
-        f"repeats would detect {number(repeats)}, one more seed {number(seeds)} (now "
-        f"{number(now)}): {better}."
-    )
 
 
 # -- a judge corrected by labels -------------------------------------------------------------------
@@ -200,21 +154,20 @@ def corrected(labels: Floats, judged: Floats, rest: Floats) -> Corrected:
     differ from the commonest. Raises ValueError below 30 labels or 2 of the rest.
     """
     n, N = len(labels), len(rest)
-    if n < MIN_LABELS or N < 2 or len(judged) != n:
-        raise ValueError(f"{n} labels, {len(judged)} scores beside them and {N} others: too few")
-    together = np.concatenate([judged, rest])
-    spread = float(together.var(ddof=1))
+    if n < MIN_LABELS or N < 2:
+        raise ValueError(f"{n} labels and {N} others: too few")
+    spread = float(np.concatenate([judged, rest]).var(ddof=1))
     weight = float(np.cov(labels, judged)[0, 1]) / (spread * (1 + n / N)) if spread else 0.0
     value = float(labels.mean()) + weight * float(rest.mean() - judged.mean())
     variance = float((labels - weight * judged).var(ddof=1)) / n + weight**2 * spread / N
-    half = float(distributions.t.isf((1 - LEVEL) / 2, n - 1)) * math.sqrt(variance)
-    interval = Interval(
-        ITEMS, "prediction-powered", low=value - half, high=value + half, df=(n - 1,)
-    )
+    interval = Interval(ITEMS, "prediction-powered", df=(n - 1,))
     apart = n - int(np.unique(labels, return_counts=True)[1].max())
     if apart < MIN_APART:
         why = f"only {apart} of {n} labels differ from the commonest; {MIN_APART} are needed"
-        interval = replace(interval, low=None, high=None, undefined=why)
+        interval = replace(interval, undefined=why)
+    else:
+        half = float(distributions.t.isf((1 - LEVEL) / 2, n - 1)) * math.sqrt(variance)
+        interval = replace(interval, low=value - half, high=value + half)
     return Corrected(value, interval, weight, one_checkpoint(from_array([labels], PERCENT)))
 
 
@@ -225,55 +178,6 @@ def table_corrected(data: StudyData, labels: pd.DataFrame) -> Table:
     Raises HarnessError for a missing column, a preference that is none, an arm of several seeds
     (whose answers differ), an unknown item, or too few labels.
     """
-    _check(labels)
-    rows, observations, notes = [], [], []
-    for name, part in labels.groupby("checkpoint", sort=True):
-        checkpoint = resolve(data, str(name))
-        if checkpoint.iteration > 0 and len(checkpoint.runs) > 1:
-            raise HarnessError(
-                f"{name} has {len(checkpoint.runs)} seeds, whose answers differ; name the run that "
-                f"was labelled, for example {checkpoint.runs[0].name}"
-            )
-        judged = pd.concat(
-            data.rows(run.name, checkpoint.iteration, "alpaca_eval", "win_rate")
-            for run in checkpoint.runs
-        )
-        score = judged.astype({"item": str}).groupby("item")["value"].mean().dropna()
-        label = part.assign(item=part["item"].astype(str)).groupby("item")["preference"].mean()
-        unknown = sorted(set(label.index) - set(score.index))
-        if unknown:
-            raise HarnessError(f"{name}: no judged item {', '.join(unknown[:5])}")
-        others = score[~score.index.isin(label.index)].to_numpy()
-        try:
-            percent = 100 * (label.to_numpy(dtype=float) - 1)
-            found = corrected(percent, score[label.index].to_numpy(), others)
-        except ValueError as error:
-            raise HarnessError(
-                f"{name}: {error}; {MIN_LABELS} drawn at random are needed"
-            ) from None
-        alone = found.alone.intervals["items"]
-        if found.interval.undefined:
-            notes.append(f"{checkpoint.title}: no interval, {found.interval.undefined}.")
-        cells = {
-            "labels": str(len(label)),
-            "by the judge": number(float(score.mean())),
-            "corrected": f"{number(found.value)} {spread_text(found.interval, 2)}",
-            "labels alone": f"{number(found.alone.value)} {spread_text(alone, 2)}",
-        }
-        rows.append(TableRow({"checkpoint": checkpoint.title, **cells}))
-        told = {"low": found.interval.low, "high": found.interval.high, "weight": found.weight}
-        told |= {"alone": found.alone.value, "alone_low": alone.low, "alone_high": alone.high}
-        head = {"checkpoint": checkpoint.title, "labels": len(label), "value": found.value}
-        observations.append({**head, **told})
-    caption = (
-        "AlpacaEval win rate, percent: the judge's, and the labels' mean over all instructions by "
-        "prediction-powered inference, 95 % over new items of this checkpoint. The labelled items "
-        "must have been drawn at random."
-    )
-    return Table("corrected", "Win rates corrected by labels", caption, rows, observations, notes)
-
-
-def _check(labels: pd.DataFrame) -> None:
     missing = [name for name in LABEL_COLUMNS if name not in labels]
     if missing:
         raise HarnessError(f"the labels have no column {', '.join(missing)}")
@@ -284,10 +188,68 @@ def _check(labels: pd.DataFrame) -> None:
             f"preference {first['preference']} of {first['checkpoint']}, item {first['item']}, and "
             f"{len(wrong) - 1} more are not from 1 (the baseline is better) to 2 (the model is)"
         )
+    rows, observations, notes = [], [], []
+    for name, part in labels.groupby("checkpoint", sort=True):
+        title, score, label = _labelled(data, str(name), part)
+        others = score[~score.index.isin(label.index)].to_numpy()
+        percent = 100 * (label.to_numpy(dtype=float) - 1)
+        try:
+            found = corrected(percent, score[label.index].to_numpy(), others)
+        except ValueError as error:
+            raise HarnessError(
+                f"{name}: {error}; {MIN_LABELS} drawn at random are needed"
+            ) from None
+        alone = found.alone.intervals["items"]
+        if found.interval.undefined:
+            notes.append(f"{title}: no interval, {found.interval.undefined}.")
+        cells = {
+            "labels": str(len(label)),
+            "by the judge": number(float(score.mean())),
+            "corrected": f"{number(found.value)} {spread_text(found.interval, 2)}",
+            "labels alone": f"{number(found.alone.value)} {spread_text(alone, 2)}",
+        }
+        rows.append(TableRow({"checkpoint": title, **cells}))
+        observations.append(
+            {
+                "checkpoint": title,
+                "labels": len(label),
+                "value": found.value,
+                "low": found.interval.low,
+                "high": found.interval.high,
+                "weight": found.weight,
+                "alone": found.alone.value,
+                "alone_low": alone.low,
+                "alone_high": alone.high,
+            }
+        )
+    caption = (
+        "AlpacaEval win rate, percent: the judge's, and the labels' mean over all instructions by "
+        "prediction-powered inference, 95 % over new items of this checkpoint. The labelled items "
+        "must have been drawn at random."
+    )
+    return Table("corrected", "Win rates corrected by labels", caption, rows, observations, notes)
+
+
+def _labelled(data: StudyData, name: str, part: pd.DataFrame) -> tuple[str, Any, Any]:
+    """A checkpoint's title, the judge's scores and the labels' preferences, both by item."""
+    checkpoint = resolve(data, name)
+    if checkpoint.iteration > 0 and len(checkpoint.runs) > 1:
+        raise HarnessError(
+            f"{name} has {len(checkpoint.runs)} seeds, whose answers differ; name the run that "
+            f"was labelled, for example {checkpoint.runs[0].name}"
+        )
+    of = (checkpoint.iteration, "alpaca_eval", "win_rate")
+    judged = pd.concat(data.rows(run.name, *of) for run in checkpoint.runs)
+    score = judged.astype({"item": str}).groupby("item")["value"].mean().dropna()
+    label = part.astype({"item": str}).groupby("item")["preference"].mean()
+    unknown = sorted(set(label.index) - set(score.index))
+    if unknown:
+        raise HarnessError(f"{name}: no judged item {', '.join(unknown[:5])}")
+    return checkpoint.title, score, label
 
 
 # -- two judges ------------------------------------------------------------------------------------
-SIDES = ("first judge", "second judge")
+SIDES = ("first", "second")
 
 
 def table_two_judges(first: StudyData, second: StudyData) -> Table:
@@ -295,42 +257,38 @@ def table_two_judges(first: StudyData, second: StudyData) -> Table:
     HarnessError where no judged measure is stored under both.
     """
     rows, observations = [], []
-    judges: dict[str, list[str]] = {}
+    notes: dict[str, str] = {}
     for measure in (one for one in measures.judged(first) if not one.part):
         compared = [findings.compare_arms(d, measure, d.last_iteration) for d in (first, second)]
         sides = [{c.arm: c for c in some if c.estimate.value is not None} for some in compared]
         for arm, a in sides[0].items():
-            b = sides[1].get(arm)
-            if b is None:
+            if arm not in sides[1]:
                 continue
-            head = {"measure": measure.name, "arm": a.label}
-            cells = {
-                side: f"{number(one.estimate.value, one.digits, sign=True)} "
-                f"({interval_text(one.estimate.intervals.get('A'), one.digits)})"
-                for side, one in zip(SIDES, (a, b), strict=True)
-            }
-            rows.append(TableRow({**head, **cells, "sign": _sign(a, b)}))
-            numbers: dict[str, object] = {}
-            for side, one in zip(("first", "second"), (a, b), strict=True):
-                numbers[side] = one.estimate.value
+            head: dict[str, Any] = {"measure": measure.name, "arm": a.label}
+            cells, numbers = dict(head), dict(head)
+            for side, one in zip(SIDES, (a, sides[1][arm]), strict=True):
+                value, interval = one.estimate.value, one.estimate.intervals.get("A")
+                shown = number(value, one.digits, sign=True)
+                cells[f"{side} judge"] = f"{shown} ({interval_text(interval, one.digits)})"
+                numbers[side] = value
                 told = ends(one.estimate, "A", "B", p=True)
-                numbers |= {f"{side}_{name}": value for name, value in told.items()}
-            observations.append({**head, **numbers})
-            judges[measure.name] = [_who(data, measure) for data in (first, second)]
+                numbers |= {f"{side}_{name}": end for name, end in told.items()}
+            rows.append(TableRow({**cells, "sign": _sign(a, sides[1][arm])}))
+            observations.append(numbers)
+            who = " | ".join(_who(data, measure) for data in (first, second))
+            notes[measure.name] = f"{measure.name}: {who}."
     if not rows:
         raise HarnessError(
             f"{first.name}: no difference to a baseline is stored under both judges; `selm run` "
             "judges the study, and its baseline is named in its file"
         )
-    notes = [f"{name}: {' | '.join(who)}." for name, who in judges.items()]
     caption = (
         "Arm minus baseline after the last iteration, interval (A), under each judge, on the same "
         "answers. Sign: whether both judges say the same direction; in brackets where neither "
         "interval excludes zero, so that the signs may be chance."
     )
-    notes.append(POPULATIONS_NOTE)
-    title = "Arms against the baseline under two judges"
-    return Table("two_judges", title, caption, rows, observations, notes, left=2)
+    title, said = "Arms against the baseline under two judges", (*notes.values(), POPULATIONS_NOTE)
+    return Table("two_judges", title, caption, rows, observations, said, left=2)
 
 
 def _who(data: StudyData, measure: Measure) -> str:
@@ -339,8 +297,69 @@ def _who(data: StudyData, measure: Measure) -> str:
 
 
 def _sign(a: Comparison, b: Comparison) -> str:
-    values = [one.estimate.value or 0.0 for one in (a, b)]
-    word = "same" if values[0] * values[1] > 0 else "other"
-    ends = [one.estimate.intervals["A"] for one in (a, b)]
-    clear = any(i.low is not None and i.high is not None and i.low * i.high > 0 for i in ends)
+    same = (a.estimate.value or 0.0) * (b.estimate.value or 0.0) > 0
+    word = "same" if same else "other"
+    both = [one.estimate.intervals["A"] for one in (a, b)]
+    clear = any(i.low is not None and i.high is not None and i.low * i.high > 0 for i in both)
     return word if clear else f"({word})"
+
+
+# -- labelled pairs --------------------------------------------------------------------------------
+def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any]) -> Table:
+    """``found``: the result of a meta-evaluation ("agreement", "by_group", "position",
+    "noise", "costs"). Shares in percent, those of pairs with Wilson's interval over new pairs (of
+    a mean over both orders it is no narrower than it should be: a pair counts once).
+    """
+    agree, position, noise = (found[name] for name in ("agreement", "position", "noise"))
+    judged, costs = int(agree["pairs"]) - int(agree["missing"]), found["costs"]
+    tokens = [costs.get(f"judge_{name}_tokens", 0) for name in ("prompt", "completion")]
+    shown = {
+        "agreement with the labels, both orders": _of(agree["accuracy"], judged),
+        "agreement, first order / flipped order": (
+            f"{_share(agree['accuracy_usual'])} / {_share(agree['accuracy_flipped'])}"
+        ),
+        "agreement, the two orders averaged": _of(agree["accuracy_averaged"], judged),
+        "right in more orders than wrong, of all pairs": _of(
+            agree["accuracy_by_both"], agree["pairs"]
+        ),
+        **{f"the same on {name}": _share(share) for name, share in found["by_group"].items()},
+        "agreement of always naming the commoner label": _share(agree["majority_label_share"]),
+        "position-flip rate": _of(position["flip_rate"], int(position["pairs"])),
+        "advantage of the second place [points]": _share(
+            position["second_place_advantage"], sign=True
+        ),
+        "noise floor: sd of one repeated verdict [points]": _share(noise["sd"]),
+        "noise floor: sd of the mean of the set [points]": _share(noise["sd_of_mean"]),
+        "verdicts equal in every repeat": _share(noise["unanimous_share"]),
+        "pairs without a verdict in both orders": f"{agree['missing']} of {agree['pairs']}",
+        "judge calls; prompt and answer tokens; USD": (
+            f"{costs.get('judge_calls', 0):,.0f}; {tokens[0]:,.0f} and {tokens[1]:,.0f}; "
+            f"{costs.get('judge_usd', 0.0):.2f}"
+        ),
+    }
+    caption = (
+        f"{agree['pairs']} pairs of {source}, each shown in both orders, judged "
+        f"{plural(repeats, 'time')}. Percent."
+    )
+    notes = []
+    if noise["sd"] is None:
+        notes.append("The noise floor needs two or more repeats (--repeats 2).")
+    observations = [
+        {"group": group, "name": name, "value": value}
+        for group in ("agreement", "by_group", "position", "noise", "costs")
+        for name, value in found[group].items()
+    ]
+    rows = [TableRow({"measure": name, "value": value}) for name, value in shown.items()]
+    return Table("meta_judge", f"The judge {judge}", caption, rows, observations, notes)
+
+
+def _share(value: float | None, *, sign: bool = False) -> str:
+    return number(None if value is None else 100.0 * value, 1, sign=sign)
+
+
+def _of(share: float | None, count: int) -> str:
+    """ "66.5 (56.8–75.0)": a share of so many pairs, in percent, with Wilson's interval."""
+    if share is None or not count:
+        return _share(share)
+    low, high = proportion_confint(share * count, count, alpha=1 - LEVEL, method="wilson")
+    return f"{_share(share)} ({_share(low)}–{_share(high)})"

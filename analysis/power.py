@@ -5,8 +5,8 @@ Variance components of a paired difference D_si: σ_s (seeds), σ_i (items), σ_
 seeds and n item clusters a² = σ_s²/S + σ_e²/(S·n), b² = σ_i²/n, and with ν degrees of freedom of
 the seed part
 
-  (A)  MDE = λ_ν·a                                  this benchmark, new seeds (B)  MDE = (λ_ν·a² +
-  λ_{n−1}·b²)/√(a² + b²)       new seeds and new items; never under 2.80·σ_i/√n, whatever the seeds
+  (A)  MDE = λ_ν·a                                 this benchmark, new seeds
+  (B)  MDE = (λ_ν·a² + λ_{n−1}·b²)/√(a² + b²)      new seeds and new items; never under 2.80·σ_i/√n
 
 λ_ν is the shift that a two-sided 5 % t test of ν degrees of freedom detects with 80 % power: 5.65,
 3.76, 3.15, 2.80 for ν = 2, 4, 9, ∞. Simulated power at these MDE is 79.5–81.5 % for seed shares of
@@ -50,41 +50,26 @@ class Components:
     df: int | None = None
 
 
-def from_components(sigma_s: float, sigma_i: float, sigma_e: float) -> Components:
-    """Components that are given (from another study, or assumed)."""
-    for name, value in (("sigma_s", sigma_s), ("sigma_i", sigma_i), ("sigma_e", sigma_e)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value!r}; it must be a finite number, 0 or more")
-    return Components(sigma_s, sigma_i, sigma_e)
-
-
 def from_squares(
     squares: MeanSquares, *, ms: float | None = None, df: int | None = None
 ) -> Components:
-    """Components from the mean squares of D. ms, df: the pooled arm × seed residual of cell means
-    (``Family.ms``, ``Family.df``), if there is one.
+    """Components from the mean squares of D, 2 seeds and 2 clusters or more. ms, df: the pooled
+    arm × seed residual of cell means (``Family.ms``, ``Family.df``), if there is one.
 
     σ_s² = (MS_seed − MS_error)/n, σ_i² = (MS_item − MS_error)/S, not below 0. Range of σ_s:
     MS_seed·ν/χ²; at 2 degrees of freedom the spread over seeds is known within a factor 0.5–6.3.
     """
-    S, n = squares.seeds, squares.clusters
-    if S < 2 or n < 2:
-        raise ValueError(f"components need 2 seeds and 2 item clusters; got {S} and {n}")
-    error = float(squares.error)
-    ms_seed, nu = (float(squares.seed), S - 1) if ms is None or df is None else (2 * ms * n, df)
+    S, n, error = squares.seeds, squares.clusters, float(squares.error)
+    ms_seed, nu = float(squares.seed), S - 1
+    if ms is not None and df is not None:
+        ms_seed, nu = 2 * ms * n, df
 
     def sigma(mean_square: float) -> float:
         return math.sqrt(max(mean_square - error, 0.0) / n)
 
     low, high = (sigma(ms_seed * nu / float(distributions.chi2.isf(q, nu))) for q in (0.025, 0.975))
-    return Components(
-        sigma(ms_seed),
-        math.sqrt(max(float(squares.item) - error, 0.0) / S),
-        math.sqrt(error),
-        low,
-        high,
-        nu,
-    )
+    sigma_i = math.sqrt(max(float(squares.item) - error, 0.0) / S)
+    return Components(sigma(ms_seed), sigma_i, math.sqrt(error), low, high, nu)
 
 
 @lru_cache(maxsize=256)
@@ -137,33 +122,32 @@ def seed_df(seeds: int, arms: int = 2) -> int:
 
 
 def _mde(
-    sigma_s: float, c: Components, seeds: int, clusters: int, df: int, population: Population
+    sigma_s: float, c: Components, seeds: int, clusters: int, arms: int, population: Population
 ) -> float:
     a2 = sigma_s**2 / seeds + c.sigma_e**2 / (seeds * clusters)
     b2 = c.sigma_i**2 / clusters if population == "B" else 0.0
     if a2 + b2 == 0:
         return 0.0
     shift_b = multiplier(max(clusters - 1, 1)) if b2 > 0 else 0.0
-    return (multiplier(df) * a2 + shift_b * b2) / math.sqrt(a2 + b2)
+    return (multiplier(seed_df(seeds, arms)) * a2 + shift_b * b2) / math.sqrt(a2 + b2)
 
 
 def detectable(
     c: Components, seeds: int, clusters: int, population: Population = "B", *, arms: int = 2
 ) -> Detectable:
     """Smallest difference found with 80 % power by a two-sided 5 % test, in the score's units."""
-    df = seed_df(seeds, arms)
     shift = float(distributions.norm.isf(SIZE / 2) + distributions.norm.ppf(POWER))
     floor = shift * c.sigma_i / math.sqrt(clusters) if population == "B" else 0.0
     if seeds < MIN_SEEDS or (clusters < 2 and population == "B"):
         why = f"{seeds} seeds, {clusters} items: no interval, so nothing is detectable"
         return Detectable(None, None, None, floor, why)
-
-    def mde(sigma_s: float | None) -> float | None:
-        return None if sigma_s is None else _mde(sigma_s, c, seeds, clusters, df, population)
-
-    if mde(c.sigma_s) == 0:
+    value, low, high = (
+        None if sigma_s is None else _mde(sigma_s, c, seeds, clusters, arms, population)
+        for sigma_s in (c.sigma_s, c.low, c.high)
+    )
+    if value == 0:
         return Detectable(None, None, None, floor, "no variance in the components")
-    return Detectable(mde(c.sigma_s), mde(c.low), mde(c.high), floor)
+    return Detectable(value, low, high, floor)
 
 
 @dataclass(frozen=True)
@@ -182,13 +166,12 @@ class Needed:
 def seeds_needed(
     c: Components, delta: float, clusters: int, population: Population = "B", *, arms: int = 2
 ) -> Needed:
-    """Fewest seeds that detect ``delta`` on ``clusters`` items. Says so when the items alone forbid
-    it ((B): delta under 2.80·σ_i/√n).
+    """Fewest seeds that detect ``delta`` > 0 on ``clusters`` items. Says so when the items alone
+    forbid it ((B): delta under 2.80·σ_i/√n).
     """
-    _positive(delta)
 
     def enough(sigma_s: float, S: int) -> bool:
-        return _mde(sigma_s, c, S, clusters, seed_df(S, arms), population) <= delta
+        return _mde(sigma_s, c, S, clusters, arms, population) <= delta
 
     floor = detectable(c, MIN_SEEDS, clusters, population).floor
     forbidden = f"items alone allow no less than {floor:.3g}: more items, not more seeds"
@@ -199,28 +182,19 @@ def seeds_needed(
 def items_needed(
     c: Components, delta: float, seeds: int, population: Population = "B", *, arms: int = 2
 ) -> Needed:
-    """Fewest item clusters that detect ``delta`` with ``seeds``. Says so when the seeds alone
+    """Fewest item clusters that detect ``delta`` > 0 with ``seeds``. Says so when the seeds alone
     forbid it (λ_ν·σ_s/√S over delta).
     """
-    _positive(delta)
     if seeds < MIN_SEEDS:
         return Needed(None, None, None, MOST_ITEMS, f"{seeds} seeds: no interval below {MIN_SEEDS}")
-    df = seed_df(seeds, arms)
 
     def enough(sigma_s: float, n: int) -> bool:
-        return _mde(sigma_s, c, seeds, n, df, population) <= delta
+        return _mde(sigma_s, c, seeds, n, arms, population) <= delta
 
-    floor = multiplier(df) * c.sigma_s / math.sqrt(seeds)
+    floor = multiplier(seed_df(seeds, arms)) * c.sigma_s / math.sqrt(seeds)
     forbidden = f"seeds alone allow no less than {floor:.3g}: more seeds, not more items"
     reason = forbidden if floor > delta else f"more than {MOST_ITEMS} items"
     return _needed(c, enough, 2, MOST_ITEMS, reason)
-
-
-def _positive(delta: float) -> None:
-    if not (math.isfinite(delta) and delta > 0):
-        raise ValueError(
-            f"delta is {delta!r}; it must be a finite number above 0, in the score's units"
-        )
 
 
 def _needed(

@@ -9,21 +9,15 @@ from pathlib import Path
 
 from analysis import findings
 from analysis.findings import Comparison
-from analysis.judge_runs import advised
-from analysis.load import load_study
-from analysis.power import (
-    Components,
-    Detectable,
-    Needed,
-    Population,
-    detectable,
-    from_components,
-    items_needed,
-    seeds_needed,
-)
+from analysis.judge_runs import differences, judge_runs
+from analysis.load import StudyData, load_study
+from analysis.power import Components, Needed, Population, detectable, items_needed, seeds_needed
 from analysis.table import Table, TableRow
-from analysis.text import finer, size
+from analysis.text import finer, number, size
 from harness.records import HarnessError
+
+SEEDS = (3, 5, 10)
+"""Numbers of seeds for which a table says what they would detect."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +32,10 @@ class Design:
     digits: int = 2
 
 
-SEEDS = (3, 5, 10)
-"""Numbers of seeds for which a table says what they would detect."""
-
-
 def power_study(study_dir: Path, store_dir: Path, delta: float | None) -> Table:
     """What every arm could detect on the primary outcome, and what ``delta`` (None: a round one at
     most half of that) would need. HarnessError without a complete comparison over two seeds.
     """
-    _check_delta(1.0 if delta is None else delta)
     data = load_study(study_dir, store_dir)
     found = findings.find(data)
     if delta is None:
@@ -73,11 +62,10 @@ def power_study(study_dir: Path, store_dir: Path, delta: float | None) -> Table:
 
 def power_given(sigma: tuple[float, float, float], seeds: int, items: int, delta: float) -> Table:
     """The same from given components (σ over seeds, over items, residual), in the score's units."""
-    _check_delta(delta)
-    if min(sigma) < 0 or seeds < 2 or items < 2:
+    if not all(0 <= one < math.inf for one in sigma) or seeds < 2 or items < 2:
         raise HarnessError("power: the three σ must be 0 or more, seeds and items 2 or more")
     digits = finer(2, delta)  # the unit is the user's: delta says how small a number matters
-    given = Design("given components", from_components(*sigma), seeds, items, digits=digits)
+    given = Design("given components", Components(*sigma), seeds, items, digits=digits)
     return _table([given], delta, given.name)
 
 
@@ -93,12 +81,9 @@ def seeds_for_less(c: Comparison) -> tuple[float, Needed] | None:
     return delta, seeds_needed(c.spread, delta, c.estimate.clusters, "A", arms=c.arms)
 
 
-def _check_delta(delta: float) -> None:
-    if not delta > 0:
-        raise HarnessError(f"power: --delta is {delta}; it must be above 0, in the score's units")
-
-
 def _table(designs: Sequence[Design], delta: float, what: str) -> Table:
+    if not 0 < delta < math.inf:
+        raise HarnessError(f"power: --delta is {delta}; it must be above 0, in the score's units")
     rows, observations = [], []
     for design in designs:
         for population in findings.POPULATIONS:
@@ -130,18 +115,22 @@ def _row(
     )
     seeds = seeds_needed(spread, delta, design.items, population, arms=arms)
     items = items_needed(spread, delta, design.seeds, population, arms=arms)
+    detected = now.undefined
+    if now.value is not None:
+        detected = size(now.value, digits)
+        if now.low is not None and now.high is not None:
+            detected += f" ({size(now.low, digits)} to {size(now.high, digits)})"
+    with_seeds = f"with {', '.join(map(str, SEEDS))} seeds"
     head = {"comparison": design.name, "population": population}
     shown = {
         **head,
         "σ seed": size(spread.sigma_s, digits),
         "σ item": size(spread.sigma_i, digits),
         "σ error": size(spread.sigma_e, digits),
-        "detectable now": _detectable_text(now, digits),
-        f"with {', '.join(map(str, SEEDS))} seeds": ", ".join(
-            size(found.value, digits) for found in others
-        ),
-        "seeds for delta": needed_text(seeds),
-        "items for delta": needed_text(items),
+        "detectable now": detected,
+        with_seeds: ", ".join(size(found.value, digits) for found in others),
+        "seeds for delta": _needed_text(seeds),
+        "items for delta": _needed_text(items),
     }
     numbers: dict[str, object] = {
         **head,
@@ -160,14 +149,13 @@ def _row(
     return shown, numbers
 
 
-def _detectable_text(found: Detectable, digits: int) -> str:
-    """ "2.84 (1.92 to 5.44)": over what is known of the spread over seeds."""
+def _needed_text(found: Needed) -> str:
     if found.value is None:
-        return found.undefined
-    known = ""
-    if found.low is not None and found.high is not None:
-        known = f" ({size(found.low, digits)} to {size(found.high, digits)})"
-    return f"{size(found.value, digits)}{known}"
+        return found.reason
+    if found.low is None and found.high is None:
+        return str(found.value)
+    low, high = (f">{found.limit}" if end is None else end for end in (found.low, found.high))
+    return f"{found.value} ({low} to {high})"
 
 
 def most_seeds(found: Table) -> tuple[int, str] | None:
@@ -181,10 +169,38 @@ def most_seeds(found: Table) -> tuple[int, str] | None:
     return max(needed), f"{first['delta']:g} in {first['of']} with 80 % power under (A)"
 
 
-def needed_text(found: Needed) -> str:
-    if found.value is None:
-        return found.reason
-    if found.low is None and found.high is None:
-        return str(found.value)
-    low, high = (f">{found.limit}" if end is None else end for end in (found.low, found.high))
-    return f"{found.value} ({low} to {high})"
+# -- repeats or seeds ------------------------------------------------------------------------------
+def advised(data: StudyData, c: Comparison) -> str:
+    """Whether a comparison gains more by repeats or by seeds, in a sentence."""
+    cube = differences(data, c.measure, c)
+    if cube is None or c.spread is None:
+        return (
+            f"{c.label}: the judge's noise is unknown, so nothing says whether repeats or seeds "
+            "help more; judge.repeats 2 tells."
+        )
+    now = Design(c.label, c.spread, c.estimate.seeds, c.estimate.clusters, c.arms)
+    return advice(now, judge_runs(cube).judge, cube.shape[-1])
+
+
+def advice(now: Design, judge: float, runs: int) -> str:
+    """What (A) detects now, with twice the judge's runs, and with one more seed, and the judge's
+    share of a² = σ_s²/S + σ_e²/(S·n). judge: variance of one verdict of the difference.
+    """
+    spread, seeds, items = now.spread, now.seeds, now.items
+    own = min(judge / runs, spread.sigma_e**2)
+    doubled = replace(spread, sigma_e=math.sqrt(spread.sigma_e**2 - own / 2))
+    designs = ((spread, seeds), (doubled, seeds), (spread, seeds + 1))
+    today, repeats, more = (
+        detectable(one, count, items, "A", arms=now.arms).value for one, count in designs
+    )
+    if today is None or repeats is None or more is None:
+        return f"{now.name}: repeats and seeds cannot be compared below 3 seeds."
+    share = (
+        own / (seeds * items) / (spread.sigma_s**2 / seeds + spread.sigma_e**2 / (seeds * items))
+    )
+    better = "more repeats help more" if repeats < more else "more seeds help more"
+    return (
+        f"{now.name}: the judge's noise is {100 * share:.0f} % of the variance of (A). Twice the "
+        f"repeats would detect {number(repeats)}, one more seed {number(more)} (now "
+        f"{number(today)}): {better}."
+    )

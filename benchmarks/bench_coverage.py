@@ -13,28 +13,27 @@ Axis letters: R simulated studies, S seeds, n item clusters, A arms.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as distributions
 
 from analysis.family import dunnett_critical, page_trend, residual, unequal
-from analysis.layout import from_array
-from analysis.power import detectable, from_components
+from analysis.layout import Floats, from_array
+from analysis.power import Components, detectable
 from analysis.rank import interquartile_mean, probability_of_improvement, sign_flip
-from analysis.stats import cochran_half_width, one_checkpoint, two_way
+from analysis.stats import Interval, MeanSquares, cochran_half_width, one_checkpoint, two_way
 from benchmarks import OUT, write
 
-Floats = NDArray[np.float64]
 SHARES = (0.0, 0.2, 0.5, 0.8, 0.95)
 SEEDS = (3, 5, 10)
 COVERAGE, POWER, SIZE, AT_MOST = (0.93, 0.975), (0.78, 0.82), (0.04, 0.06), (0.0, 0.05)
@@ -70,27 +69,26 @@ def rate(
     return Row(what, estimator, seeds, clusters, share, float(found.mean()), found.size, to)
 
 
-class Sigmas(NamedTuple):
-    """Standard deviations of seeds, items and rest."""
-
-    s: float
-    i: float
-    e: float
-
-
-def sigmas(S: int, n: int, share: float, item_part: float = 0.5) -> Sigmas:
+def sigmas(S: int, n: int, share: float, item_part: float = 0.5) -> Components:
     """Var(mean) = 1, ``share`` of it from seeds; σ_i² : σ_e² = item_part : 1 − item_part."""
     rest = (1 - share) / (item_part / n + (1 - item_part) / (S * n))
-    return Sigmas(*np.sqrt([share * S, rest * item_part, rest * (1 - item_part)]).tolist())
+    return Components(*np.sqrt([share * S, rest * item_part, rest * (1 - item_part)]).tolist())
 
 
 def crossed(
-    rng: np.random.Generator, R: int, S: int, n: int, c: Sigmas, skewed: bool = False
+    rng: np.random.Generator, R: int, S: int, n: int, c: Components, skewed: bool = False
 ) -> tuple[Floats, Floats]:
     """Scores (R, S, n) with population mean 0, and the mean (R,) of their own items."""
     seed = rng.exponential(1.0, (R, S, 1)) - 1 if skewed else rng.standard_normal((R, S, 1))
-    item = c.i * rng.standard_normal((R, 1, n))
-    return c.s * seed + item + c.e * rng.standard_normal((R, S, n)), item.mean(axis=(1, 2))
+    item = c.sigma_i * rng.standard_normal((R, 1, n))
+    rest = c.sigma_e * rng.standard_normal((R, S, n))
+    return c.sigma_s * seed + item + rest, item.mean(axis=(1, 2))
+
+
+def halves(a2: Floats, df: int, q: MeanSquares) -> tuple[Floats, Floats]:
+    """Half-widths (R,) of (A) and (B)."""
+    a = cochran_half_width(a2, df, 0 * a2, 1)
+    return a, cochran_half_width(a2, df, q.b2, q.clusters - 1)
 
 
 def blocks(R: int, size: int) -> Iterator[int]:
@@ -99,32 +97,28 @@ def blocks(R: int, size: int) -> Iterator[int]:
     yield from (min(part, R - start) for start in range(0, R, part))
 
 
-def means(
-    rng: np.random.Generator, R: int, what: str = "mean", n: int = 80, item_part: float = 0.5
-) -> Iterator[Row]:
+def means(rng: np.random.Generator, R: int, what: str = "mean", n: int = 80) -> Iterator[Row]:
     """(A) and (B) of a mean or a difference: coverage, and power at the detectable effect."""
-    for S in SEEDS:
-        for share in SHARES:
-            c = sigmas(S, n, share, item_part)
-            components = from_components(*c)
-            shift = {p: detectable(components, S, n, p).value or 0.0 for p in ("A", "B")}  # type: ignore[arg-type]
-            hits = dict.fromkeys(("A", "B", "power A", "power B"), 0)
-            for part in blocks(R, S * n):
-                y, own = crossed(rng, part, S, n, c)
-                if what == "difference":  # two arms whose common seed and item effects cancel
-                    items = 3 * rng.standard_normal((part, 1, n))
-                    common = items + 3 * rng.standard_normal((part, S, 1))
-                    y = (y + common) - common
-                q = two_way(y)
-                half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, S - 1)
-                half_b = cochran_half_width(q.a2, S - 1, q.b2, n - 1)
-                hits["A"] += int((np.abs(q.mean - own) < half_a).sum())
-                hits["B"] += int((np.abs(q.mean) < half_b).sum())
-                hits["power A"] += int((np.abs(q.mean - own + shift["A"]) > half_a).sum())
-                hits["power B"] += int((np.abs(q.mean + shift["B"]) > half_b).sum())
-            for name, count in hits.items():
-                target = POWER if "power" in name else COVERAGE
-                yield Row(what, name, S, n, share, count / R, R, target)
+    for S, share in itertools.product(SEEDS, SHARES):
+        c = sigmas(S, n, share)
+        shift_a = detectable(c, S, n, "A").value or 0.0
+        shift_b = detectable(c, S, n, "B").value or 0.0
+        hits = dict.fromkeys(("A", "B", "power A", "power B"), 0)
+        for part in blocks(R, S * n):
+            y, own = crossed(rng, part, S, n, c)
+            if what == "difference":  # two arms whose common seed and item effects cancel
+                items = 3 * rng.standard_normal((part, 1, n))
+                common = items + 3 * rng.standard_normal((part, S, 1))
+                y = (y + common) - common
+            q = two_way(y)
+            half_a, half_b = halves(q.a2, S - 1, q)
+            hits["A"] += int((np.abs(q.mean - own) < half_a).sum())
+            hits["B"] += int((np.abs(q.mean) < half_b).sum())
+            hits["power A"] += int((np.abs(q.mean - own + shift_a) > half_a).sum())
+            hits["power B"] += int((np.abs(q.mean + shift_b) > half_b).sum())
+        for name, count in hits.items():
+            target = POWER if "power" in name else COVERAGE
+            yield Row(what, name, S, n, share, count / R, R, target)
 
 
 def pooled(
@@ -144,45 +138,42 @@ def pooled(
     }
     if odd:  # shown only, but for what holds whatever the arms do
         targets = {name: COVERAGE if name == "A paired" else None for name in targets}
-    for S in SEEDS:
-        for share in (0.5, 0.95) if odd else SHARES:
-            c = sigmas(S, n, share)
-            spread = from_components(*(math.sqrt(2) * v for v in c))
-            lift = detectable(spread, S, n, arms=A).value or 0.0
-            parts = [_headline(rng, part, A, S, n, c, lift, odd) for part in blocks(R, A * S * n)]
-            rates = np.sum([hits for hits, _ in parts], axis=0) / R
-            what = f"{A} arms{', ' * bool(odd)}{odd}"
-            for (name, target), rate in zip(targets.items(), rates, strict=True):
-                if not (odd and "power" in name):
-                    yield Row(what, name, S, n, share, float(rate), R, target)
-            wide = np.sum([widths for _, widths in parts], axis=0)
-            ratio = float(wide[0] / wide[1])
-            yield Row(what, "width of B, headline / paired", S, n, share, ratio, R, None)
+    for S, share in itertools.product(SEEDS, (0.5, 0.95) if odd else SHARES):
+        c = sigmas(S, n, share)
+        of_two = math.sqrt(2) * np.array([c.sigma_s, c.sigma_i, c.sigma_e])
+        lift = detectable(Components(*of_two.tolist()), S, n, arms=A).value or 0.0
+        parts = [_headline(rng, part, A, S, n, c, lift, odd) for part in blocks(R, A * S * n)]
+        rates = np.sum([hits for hits, _ in parts], axis=0) / R
+        what = f"{A} arms{', ' * bool(odd)}{odd}"
+        for (name, target), found in zip(targets.items(), rates, strict=True):
+            if not (odd and "power" in name):
+                yield Row(what, name, S, n, share, float(found), R, target)
+        wide = np.sum([widths for _, widths in parts], axis=0)
+        ratio = float(wide[0] / wide[1])
+        yield Row(what, "width of B, headline / paired", S, n, share, ratio, R, None)
 
 
 ONE_WIDE, GROWING = "the last 3 times the seed spread", "seed spread grows with α"
 
 
 def _headline(
-    rng: np.random.Generator, R: int, A: int, S: int, n: int, c: Sigmas, lift: float, odd: str
+    rng: np.random.Generator, R: int, A: int, S: int, n: int, c: Components, lift: float, odd: str
 ) -> tuple[Floats, Floats]:
     """Counts for the names of ``pooled``, and summed half-widths of headline and paired (B)."""
     df, arm = (A - 1) * (S - 1), np.arange(A)[:, None, None]
-    item = c.i * rng.standard_normal((R, A, 1, n))
-    y = item + c.e * rng.standard_normal((R, A, S, n)) + rng.standard_normal((R, 1, S, 1))
+    item = c.sigma_i * rng.standard_normal((R, A, 1, n))
+    y = item + c.sigma_e * rng.standard_normal((R, A, S, n)) + rng.standard_normal((R, 1, S, 1))
     wide = np.where((odd == ONE_WIDE) & (arm == A - 1), 3.0, 1.0)
-    y += c.s * rng.standard_normal((R, A, S, 1)) * wide
+    y += c.sigma_s * rng.standard_normal((R, A, S, 1)) * wide
     if odd == GROWING:
         # A common effect of the seed, in proportion to the rank of α, twice the arm's own at the
         # largest.
-        y += 2 * c.s * arm / (A - 1) * rng.standard_normal((R, 1, S, 1))
+        y += 2 * c.sigma_s * arm / (A - 1) * rng.standard_normal((R, 1, S, 1))
     cell, own = y.mean(axis=3), item.mean(axis=(2, 3))
     back = unequal(cell, A - 1, 0)
     a2, q = 2 * residual(cell)[0] / S, two_way(y[:, -1] - y[:, 0])
-    zero = 0 * a2
-    alone_a = cochran_half_width(q.a2, S - 1, zero, 1)
-    alone_b = cochran_half_width(q.a2, S - 1, q.b2, n - 1)
-    pool_a, pool_b = cochran_half_width(a2, df, zero, 1), cochran_half_width(a2, df, q.b2, n - 1)
+    alone_a, alone_b = halves(q.a2, S - 1, q)
+    pool_a, pool_b = halves(a2, df, q)
     half_a, half_b = np.where(back, alone_a, pool_a), np.where(back, alone_b, pool_b)
     fixed = cell.mean(axis=2) - own
     off = np.abs(fixed[:, -1] - fixed[:, 0])
@@ -200,51 +191,50 @@ def _headline(
     return counts, np.array([half_b.sum(), alone_b.sum()])
 
 
+LIMITS: Sequence[tuple[str, int, float, bool, Target]] = (
+    ("weak items (σ_i² a tenth)", 80, 0.1, False, COVERAGE),
+    ("no item variance", 80, 0.0, False, COVERAGE),
+    ("24 clusters", 24, 0.5, False, COVERAGE),
+    ("10 clusters", 10, 0.5, False, COVERAGE),
+    ("5 clusters", 5, 0.5, False, None),
+    ("exponential seeds", 80, 0.5, True, None),
+    ("exponential seeds, difference", 80, 0.5, True, COVERAGE),
+)
+"""What, clusters, the items' part of the variance that is not the seeds', skewed seeds, target."""
+
+
 def limits(rng: np.random.Generator, R: int) -> Iterator[Row]:
     """Weak items, few clusters, skewed seeds (whose difference is symmetric, so it holds)."""
-    cases = [
-        ("weak items (σ_i² a tenth)", 80, 0.1, False, COVERAGE),
-        ("no item variance", 80, 0.0, False, COVERAGE),
-        ("24 clusters", 24, 0.5, False, COVERAGE),
-        ("10 clusters", 10, 0.5, False, COVERAGE),
-        ("5 clusters", 5, 0.5, False, None),
-        ("exponential seeds", 80, 0.5, True, None),
-        ("exponential seeds, difference", 80, 0.5, True, COVERAGE),
-    ]
-    for what, n, item_part, skewed, target in cases:
-        for S in SEEDS:
-            for share in (0.0, 0.5, 0.95):
-                c = sigmas(S, n, share, item_part)
-                y, own = crossed(rng, R, S, n, c, skewed)
-                if "difference" in what:
-                    twin, of_twin = crossed(rng, R, S, n, c, skewed)
-                    y, own = y - twin, own - of_twin
-                q = two_way(y)
-                half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, 1)
-                half_b = cochran_half_width(q.a2, S - 1, q.b2, n - 1)
-                yield rate(what, "A", S, n, share, np.abs(q.mean - own) < half_a, target)
-                yield rate(what, "B", S, n, share, np.abs(q.mean) < half_b, target)
+    for case, S, share in itertools.product(LIMITS, SEEDS, (0.0, 0.5, 0.95)):
+        what, n, item_part, skewed, target = case
+        c = sigmas(S, n, share, item_part)
+        y, own = crossed(rng, R, S, n, c, skewed)
+        if "difference" in what:
+            twin, of_twin = crossed(rng, R, S, n, c, skewed)
+            y, own = y - twin, own - of_twin
+        q = two_way(y)
+        half_a, half_b = halves(q.a2, S - 1, q)
+        yield rate(what, "A", S, n, share, np.abs(q.mean - own) < half_a, target)
+        yield rate(what, "B", S, n, share, np.abs(q.mean) < half_b, target)
 
 
 def binary(rng: np.random.Generator, R: int, n: int = 80) -> Iterator[Row]:
     """Differences of 0/100 scores: P(correct) = Φ(item + arm·item + seed), so that (A)'s truth is
     Φ(m/√(1 + τ²)) exactly.
     """
-    for S in SEEDS:
-        for tau in (0.0, 0.1, 0.5):
-            item, arm = rng.standard_normal((R, 1, 1, n)), 0.3 * rng.standard_normal((R, 2, 1, n))
-            p = special.ndtr(item + arm + tau * rng.standard_normal((R, 2, S, 1)))
-            y = 100.0 * (rng.random((R, 2, S, n)) < p)
-            exact = 100 * special.ndtr((item + arm) / math.sqrt(1 + tau**2)).mean(axis=(2, 3))
-            q, own = two_way(y[:, 1] - y[:, 0]), exact[:, 1] - exact[:, 0]
-            what = f"0/100 scores, seeds {tau:g}"
-            moved = q.a2 > 0  # equal seed means: (A) is undefined there and counts as no interval
-            half_a = cochran_half_width(q.a2, S - 1, 0 * q.a2, S - 1)
-            a2 = np.where(moved, q.a2, q.error / (S * n))
-            half_b = cochran_half_width(a2, S - 1, q.b2, n - 1)
-            inside = (np.abs(q.mean - own) < half_a)[moved]
-            yield rate(what, "A", S, n, None, inside, COVERAGE)
-            yield rate(what, "B", S, n, None, np.abs(q.mean) < half_b, COVERAGE)
+    for S, tau in itertools.product(SEEDS, (0.0, 0.1, 0.5)):
+        item, arm = rng.standard_normal((R, 1, 1, n)), 0.3 * rng.standard_normal((R, 2, 1, n))
+        p = special.ndtr(item + arm + tau * rng.standard_normal((R, 2, S, 1)))
+        y = 100.0 * (rng.random((R, 2, S, n)) < p)
+        exact = 100 * special.ndtr((item + arm) / math.sqrt(1 + tau**2)).mean(axis=(2, 3))
+        q, own = two_way(y[:, 1] - y[:, 0]), exact[:, 1] - exact[:, 0]
+        what = f"0/100 scores, seeds {tau:g}"
+        moved = q.a2 > 0  # equal seed means: (A) is undefined there and counts as no interval
+        half_a, _ = halves(q.a2, S - 1, q)
+        _, half_b = halves(np.where(moved, q.a2, q.error / (S * n)), S - 1, q)
+        inside = (np.abs(q.mean - own) < half_a)[moved]
+        yield rate(what, "A", S, n, None, inside, COVERAGE)
+        yield rate(what, "B", S, n, None, np.abs(q.mean) < half_b, COVERAGE)
 
 
 def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
@@ -260,17 +250,19 @@ def checkpoints(rng: np.random.Generator, R: int) -> Iterator[Row]:
             cover = 0
             for k, m in zip(counts.tolist(), times.tolist(), strict=True):
                 cell = from_array([[1.0] * k + [0.0] * (n - k)], scale=(0.0, 1.0))
-                found = one_checkpoint(cell).intervals["items"]
-                cover += m * int((found.low or 0.0) <= p <= (found.high or 0.0))
+                cover += m * _inside(one_checkpoint(cell).intervals["items"], p)
             what = f"one checkpoint, {p:g} correct"
             yield Row(what, "items, Wilson", 1, n, None, cover / R, R, (0.92, 0.98))
+
+
+def _inside(interval: Interval, truth: float) -> bool:
+    return (interval.low or 0.0) <= truth <= (interval.high or 0.0)
 
 
 def seed_tests(rng: np.random.Generator, R: int) -> Iterator[Row]:
     """Size of the tests over seeds under their null, and coverage of the order statistics."""
     for S in SEEDS:
         d = rng.standard_normal((R, S))
-        t = distributions.ttest_1samp(d, 0.0, axis=1).pvalue
         few = min(R, 2000)
         flips = [sign_flip(row).p for row in d[:few]]
         wins = [
@@ -279,44 +271,42 @@ def seed_tests(rng: np.random.Generator, R: int) -> Iterator[Row]:
         ]
         pages = [page_trend(rng.standard_normal((S, 5))).p for _ in range(few)]
         for name, p, target in (
-            ("t over seeds", t, SIZE),
+            ("t over seeds", distributions.ttest_1samp(d, 0.0, axis=1).pvalue, SIZE),
             ("sign flip", flips, AT_MOST),
             ("Mann–Whitney, exact", wins, AT_MOST),
             ("Page, 5 arms, one-sided", pages, AT_MOST),
         ):
             rejected = np.array(p, dtype=np.float64) <= 0.05
             yield rate("size", name, S, 0, None, rejected, target)
-        if S >= 10:
-            spans = [interquartile_mean(row).interval for row in d[:few].tolist()]
-            inside = [(i.low or 0) <= 0 <= (i.high or 0) for i in spans]
-            yield rate("IQM", "trimmed t", S, 0, None, inside, COVERAGE)
-            yield from _improvement(rng, S, min(few, 400))
-
-
-def _improvement(rng: np.random.Generator, S: int, R: int) -> Iterator[Row]:
-    for shift in (0.0, 1.0):
-        truth, inside = float(special.ndtr(shift / math.sqrt(2))), []
-        for _ in range(R):
-            x, y = rng.normal(shift, 1, S), rng.standard_normal(S)
-            found = probability_of_improvement(x, y).interval
-            if found.defined:
-                inside.append((found.low or 0) <= truth <= (found.high or 0))
-        yield rate(f"P(improvement) {truth:.2f}", "Newcombe", S, 0, None, inside, COVERAGE)
+        if S < 10:
+            continue
+        inside = [_inside(interquartile_mean(row).interval, 0.0) for row in d[:few].tolist()]
+        yield rate("IQM", "trimmed t", S, 0, None, inside, COVERAGE)
+        for shift in (0.0, 1.0):
+            truth, inside = float(special.ndtr(shift / math.sqrt(2))), []
+            for _ in range(min(few, 400)):
+                x, y = rng.normal(shift, 1, S), rng.standard_normal(S)
+                found = probability_of_improvement(x, y).interval
+                if found.defined:
+                    inside.append(_inside(found, truth))
+            what = f"P(improvement) {truth:.2f}"
+            yield rate(what, "Newcombe", S, 0, None, inside, COVERAGE)
 
 
 def simulate(draws: int, seed: int = 0) -> list[Row]:
     """All rows; every part has a generator of its own, so one part's size changes no other part."""
     streams = iter(np.random.default_rng(seed).spawn(12))
+    half, quarter = max(draws // 2, 500), max(draws // 4, 500)
     rows: list[Row] = []
     rows += means(next(streams), draws)
     rows += means(next(streams), draws, "difference")
-    rows += pooled(next(streams), max(draws // 2, 500))
-    rows += pooled(next(streams), max(draws // 2, 500), A=3)
+    rows += pooled(next(streams), half)
+    rows += pooled(next(streams), half, A=3)
     for A, odd in ((5, ONE_WIDE), (3, ONE_WIDE), (5, GROWING)):
-        rows += pooled(next(streams), max(draws // 4, 500), A, odd=odd)
-    rows += limits(next(streams), max(draws // 2, 500))
-    rows += binary(next(streams), max(draws // 4, 500))
-    rows += checkpoints(next(streams), max(draws // 2, 500))
+        rows += pooled(next(streams), quarter, A, odd=odd)
+    rows += limits(next(streams), half)
+    rows += binary(next(streams), quarter)
+    rows += checkpoints(next(streams), half)
     rows += seed_tests(next(streams), draws)
     return rows
 

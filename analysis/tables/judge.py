@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
 from analysis import measures, rank
 from analysis.layout import layout
 from analysis.load import RANKER_DIFFERENCES, Checkpoint, Stage, StudyData
 from analysis.measures import Measure
 from analysis.rank import Proportion, proportion
-from analysis.stats import LEVEL, Estimate, mean_over_seeds, one_checkpoint
+from analysis.stats import Estimate, mean_over_seeds, one_checkpoint
 from analysis.table import (
     POPULATIONS_NOTE,
     Observation,
@@ -26,77 +24,12 @@ from analysis.table import (
     cell_text,
     ends,
     judged,
-    unique,
 )
-from analysis.text import number, plural
+from analysis.text import number
 from harness.records import read_jsonl
 
 
-# -- the judge on labelled pairs -------------------------------------------------------------------
-def judge_table(judge: str, source: str, repeats: int, found: Mapping[str, Any]) -> Table:
-    """``found``: the result of a meta-evaluation ("agreement", "by_group", "position",
-    "noise", "costs"). Shares in percent, those of pairs with Wilson's interval over new pairs (of
-    a mean over both orders it is no narrower than it should be: a pair counts once).
-    """
-    agree, position, noise = (found[name] for name in ("agreement", "position", "noise"))
-    judged_pairs = int(agree["pairs"]) - int(agree["missing"])
-    both_orders = f"{_share(agree['accuracy_usual'])} / {_share(agree['accuracy_flipped'])}"
-    second = _share(position["second_place_advantage"], sign=True)
-    shown = {
-        "agreement with the labels, both orders": _of(agree["accuracy"], judged_pairs),
-        "agreement, first order / flipped order": both_orders,
-        "agreement, the two orders averaged": _of(agree["accuracy_averaged"], judged_pairs),
-        "right in more orders than wrong, of all pairs": _of(
-            agree["accuracy_by_both"], agree["pairs"]
-        ),
-        **{f"the same on {name}": _share(share) for name, share in found["by_group"].items()},
-        "agreement of always naming the commoner label": _share(agree["majority_label_share"]),
-        "position-flip rate": _of(position["flip_rate"], int(position["pairs"])),
-        "advantage of the second place [points]": second,
-        "noise floor: sd of one repeated verdict [points]": _share(noise["sd"]),
-        "noise floor: sd of the mean of the set [points]": _share(noise["sd_of_mean"]),
-        "verdicts equal in every repeat": _share(noise["unanimous_share"]),
-        "pairs without a verdict in both orders": f"{agree['missing']} of {agree['pairs']}",
-        "judge calls; prompt and answer tokens; USD": _costs(found["costs"]),
-    }
-    caption = (
-        f"{agree['pairs']} pairs of {source}, each shown in both orders, judged "
-        f"{plural(repeats, 'time')}. Percent."
-    )
-    notes = []
-    if noise["sd"] is None:
-        notes.append("The noise floor needs two or more repeats (--repeats 2).")
-    observations = [
-        {"group": group, "name": name, "value": value}
-        for group in ("agreement", "by_group", "position", "noise", "costs")
-        for name, value in found[group].items()
-    ]
-    rows = [TableRow({"measure": name, "value": value}) for name, value in shown.items()]
-    return Table("meta_judge", f"The judge {judge}", caption, rows, observations, notes)
-
-
-def _share(value: float | None, *, sign: bool = False) -> str:
-    return number(None if value is None else 100.0 * value, 1, sign=sign)
-
-
-def _of(share: float | None, count: int) -> str:
-    """ "66.5 (56.8–75.0)": a share of so many pairs, in percent, with Wilson's interval."""
-    if share is None or not count:
-        return _share(share)
-    low, high = proportion_confint(share * count, count, alpha=1 - LEVEL, method="wilson")
-    return f"{_share(share)} ({_share(low)}–{_share(high)})"
-
-
-def _costs(costs: Mapping[str, float]) -> str:
-    names = ("judge_calls", "judge_prompt_tokens", "judge_completion_tokens")
-    calls, prompt, completion = (f"{costs.get(name, 0):,.0f}" for name in names)
-    return f"{calls}; {prompt} and {completion}; {costs.get('judge_usd', 0.0):.2f}"
-
-
 # -- position --------------------------------------------------------------------------------------
-SECOND = "advantage of the second place [points]"
-
-
 def table_position_flips(data: StudyData) -> Table | Unavailable:
     """How often the judge's verdict changes when the two answers change places, from pairs of
     checkpoints judged in both orders.
@@ -107,12 +40,8 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
     which share instructions, gets none.
     """
     title = "Position flips of the judge"
-    rows, observations = [], _flips(data)
-    for told in observations:
-        rate = proportion(told["flips"], told["answer_pairs"])
-        where, advantage = f"{told['a']} and {told['b']}", told["second_place_advantage"]
-        rows.append(_flip_row(where, share_text(rate), advantage))
-    if not rows:
+    observations = _flips(data)
+    if not observations:
         reason = "the pairwise judgments are not stored yet"
         if not data.manifest["pairwise"]:
             reason = (
@@ -124,8 +53,24 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
     known = [told for told in observations if told["second_place_advantage"] is not None]
     weighed = sum(told["second_place_advantage"] * told["answer_pairs"] for told in known)
     advantage = weighed / sum(told["answer_pairs"] for told in known) if known else None
-    shown = f"{flips} of {pairs} ({number(100 * flips / pairs, 1) if pairs else '–'} %)"
-    rows.insert(0, _flip_row(f"all {len(rows)}", shown, advantage))
+    percent = number(100 * flips / pairs, 1) if pairs else "–"
+    shown = [(f"all {len(observations)}", f"{flips} of {pairs} ({percent} %)", advantage)]
+    for told in observations:
+        text = share_text(proportion(told["flips"], told["answer_pairs"]))
+        shown.append((f"{told['a']} and {told['b']}", text, told["second_place_advantage"]))
+    rows = [
+        TableRow(
+            {
+                "benchmark": "AlpacaEval",
+                "checkpoints": where,
+                "flips": text,
+                "advantage of the second place [points]": number(
+                    None if second is None else 100.0 * second, 1, sign=True
+                ),
+            }
+        )
+        for where, text, second in shown
+    ]
     caption = (
         "The same two answers shown in both orders: how many verdicts change, of how many answer "
         "pairs (Wilson interval for one pair of checkpoints; all pairs share their questions, so "
@@ -139,29 +84,33 @@ def table_position_flips(data: StudyData) -> Table | Unavailable:
     return Table("position_flips", title, caption, rows, observations, [note], left=2)
 
 
-def _flip_row(where: str, flips: str, advantage: float | None) -> TableRow:
-    head = {"benchmark": "AlpacaEval", "checkpoints": where, "flips": flips}
-    return TableRow({**head, SECOND: _share(advantage, sign=True)})
-
-
 def _flips(data: StudyData) -> list[Observation]:
     """An observation for every pair of checkpoints that was judged in both orders."""
-    judged = {
+    keys = {
         (str(pair["a"]), str(pair["b"])): str(pair["key"]) for pair in data.manifest["pairwise"]
     }
     found: list[Observation] = []
-    order = list(judged)
+    order = list(keys)
     for place, (a, b) in enumerate(order):
         if (b, a) not in order[place + 1 :]:  # once, and only where both orders were asked for
             continue
-        first, second = (_verdicts(data.stages.get(judged[key])) for key in ((a, b), (b, a)))
+        first, second = (_verdicts(data.stages.get(keys[of])) for of in ((a, b), (b, a)))
         if first and second:
             pairs, flips, advantage = flips_of(first, second)
             rate = proportion(flips, pairs)
-            of = {"benchmark": "AlpacaEval", "a": data.title_of(a), "b": data.title_of(b)}
-            counted = {"answer_pairs": pairs, "flips": flips, "flip_rate": rate.share}
-            ends_ = {"low": rate.low, "high": rate.high, "second_place_advantage": advantage}
-            found.append({**of, **counted, **ends_})
+            found.append(
+                {
+                    "benchmark": "AlpacaEval",
+                    "a": data.title_of(a),
+                    "b": data.title_of(b),
+                    "answer_pairs": pairs,
+                    "flips": flips,
+                    "flip_rate": rate.share,
+                    "low": rate.low,
+                    "high": rate.high,
+                    "second_place_advantage": advantage,
+                }
+            )
     return found
 
 
@@ -201,6 +150,7 @@ DISAGREEMENT = Measure(
     "disagreement", RANKER_DIFFERENCES, "reward_difference", "percent", digits=1, better=0
 )
 """Rows: the ranker's reward of an answer minus that of the baseline's answer."""
+ORDER = "order of checkpoints"
 
 
 def table_ranker_judge(data: StudyData) -> Table | Unavailable:
@@ -214,6 +164,12 @@ def table_ranker_judge(data: StudyData) -> Table | Unavailable:
     title = "Ranker against judge"
     rows: list[TableRow] = []
     observations: list[Observation] = []
+    numbers = [f"{name}_{end}" for name in ("A", "B", "items") for end in ("low", "high")]
+
+    def row(what: str, shown: str, ties: int, n: str) -> TableRow:
+        cells = {"checkpoint": what, "disagreement [percent]": shown, "ties": str(ties), "n": n}
+        return TableRow(cells, rule=what == ORDER)
+
     for checkpoint in data.checkpoints:
         estimate, ties = disagreement(data, checkpoint)
         if estimate is None:
@@ -223,18 +179,16 @@ def table_ranker_judge(data: StudyData) -> Table | Unavailable:
         observations.append({"kind": "items", **checkpoint.place, **told, **sizes})
         if data.is_end(checkpoint):
             n = f"{estimate.seeds} × {estimate.clusters}"
-            rows.append(_ranker_row(checkpoint.title, cell_text(estimate, DISAGREEMENT), ties, n))
+            rows.append(row(checkpoint.title, cell_text(estimate, DISAGREEMENT), ties, n))
     ask = "set evaluation.rank_alpaca_eval: true to have the ranker score AlpacaEval's answers"
     notes = [POPULATIONS_NOTE] if rows else [f"Item by item the disagreement is unknown: {ask}."]
     apart, ties, pairs = orders(data)
     if pairs:
         share = 100 * (apart + ties / 2) / pairs
-        shown, n = number(share, 1), f"{pairs} pairs"
-        rows.append(_ranker_row("order of checkpoints", shown, ties, n, rule=True))
-        place = {"checkpoint": "", "arm": "", "iteration": None}
-        none = [f"{name}_{end}" for name in ("A", "B", "items") for end in ("low", "high")]
-        told = {"kind": "checkpoints", **place, "disagreement": share, **dict.fromkeys(none)}
-        observations.append({**told, "ties": ties, "n": pairs, "seeds": len(data.seeds)})
+        rows.append(row(ORDER, number(share, 1), ties, f"{pairs} pairs"))
+        told = {"kind": "checkpoints", "checkpoint": "", "arm": "", "iteration": None}
+        told |= {"disagreement": share, **dict.fromkeys(numbers), "ties": ties}
+        observations.append({**told, "n": pairs, "seeds": len(data.seeds)})
         notes.append("Pairs of checkpoints share checkpoints, so their share has no interval.")
     if not rows:
         reason = f"ranker and judge have not scored the same checkpoints yet; item by item: {ask}"
@@ -244,12 +198,7 @@ def table_ranker_judge(data: StudyData) -> Table | Unavailable:
         "which one prefers the model's answer and the other the baseline's. Order of checkpoints: "
         "pairs of checkpoints of one seed, held-out reward (sampled) against AlpacaEval WR."
     )
-    return Table("ranker_judge", title, caption, rows, observations, unique(notes))
-
-
-def _ranker_row(what: str, shown: str, ties: int, n: str, *, rule: bool = False) -> TableRow:
-    cells = {"checkpoint": what, "disagreement [percent]": shown, "ties": str(ties), "n": n}
-    return TableRow(cells, rule)
+    return Table("ranker_judge", title, caption, rows, observations, notes)
 
 
 def disagreement(data: StudyData, checkpoint: Checkpoint) -> tuple[Estimate | None, int]:
@@ -291,7 +240,6 @@ def orders(data: StudyData) -> tuple[int, int, int]:
 
 
 # -- verdicts and noise ----------------------------------------------------------------------------
-NOISE = ("repeats unequal", "sd of a judgment (95 %)", "floor of a mean", "floor of a difference")
 FLAGGED = ("truncated", "neutralised", "fastchat_reads_otherwise", "verdicts_cut_off")
 """Lists of items in a judged benchmark's summary."""
 
@@ -305,21 +253,23 @@ def table_judge(data: StudyData) -> Table | Unavailable:
     benchmark's items judged once, and a difference of two such means (√2 larger).
     """
     held = set(data.metrics())
-    rows, observations, known = [], [], False
+    shown: list[tuple[dict[str, str], Measure, dict[str, Any], bool]] = []
+    observations = []
     for title, measure in judged(data).items():
-        if (measure.benchmark, measure.metric) not in held:
+        of = (measure.benchmark, measure.metric)
+        if of not in held:
             continue
         for checkpoint in data.checkpoints:
             told = _judging(data, measure, [checkpoint])
             observations.append({"benchmark": measure.benchmark, **checkpoint.place, **told})
-            known = known or bool(told["df"])
-        of = (measure.benchmark, measure.metric)
-        there = [c for c in data.checkpoints if data.cell(c, *of).statuses]
-        for place, label in enumerate(dict.fromkeys(checkpoint.label for checkpoint in there)):
-            told = _judging(data, measure, [c for c in there if c.label == label])
+        arms: dict[str, list[Checkpoint]] = {}
+        for checkpoint in data.checkpoints:
+            if data.cell(checkpoint, *of).statuses:
+                arms.setdefault(checkpoint.label, []).append(checkpoint)
+        for place, (label, there) in enumerate(arms.items()):
             head = {"benchmark": title, "arm": label}
-            rows.append(TableRow(head | _judge_cells(told, measure), rule=place == 0))
-    if not rows:
+            shown.append((head, measure, _judging(data, measure, there), place == 0))
+    if not shown:
         return Unavailable("judge", "The judge", "no judged benchmark is stored yet")
     caption = (
         "All iterations and seeds of an arm together; by checkpoint in the CSV. Not read: k of n "
@@ -327,6 +277,11 @@ def table_judge(data: StudyData) -> Table | Unavailable:
         "twice, and how many it refused. Answers cut off: verdicts on an answer, or on a turn "
         "after one, that ended at the limit; judged all the same. "
         "Defused: held verdict syntax or the judge prompt's delimiters."
+    )
+    known = any(told["df"] for told in observations)
+    note = (
+        "No item was judged twice, so the judge's noise is unknown; set judge.repeats above 1 to "
+        "measure it."
     )
     if known:
         caption += (
@@ -336,15 +291,10 @@ def table_judge(data: StudyData) -> Table | Unavailable:
         note = (
             "A difference below its floor may be the judge's noise alone, with these very answers."
         )
-    else:
-        note = (
-            "No item was judged twice, so the judge's noise is unknown; set judge.repeats above 1 "
-            "to measure it."
-        )
-        rows = [
-            replace(row, cells={k: v for k, v in row.cells.items() if k not in NOISE})
-            for row in rows
-        ]
+    rows = [
+        TableRow(head | _judge_cells(told, measure, known), rule)
+        for head, measure, told, rule in shown
+    ]
     return Table("judge", "The judge", caption, rows, observations, [note], left=2)
 
 
@@ -365,9 +315,8 @@ def _judging(
                 repeats.append(rows.pivot(index="item", columns="repeat", values="value"))
     came = sum(statuses[name] for name in ("ok", "unparsed", "refused"))
     unread = proportion(statuses["unparsed"], came)
-    items = max(map(len, repeats), default=1)
     every = pd.concat(repeats).to_numpy(dtype=float) if repeats else np.empty((0, 1))
-    noise = rank.judge_noise(every, items=items)
+    noise = rank.judge_noise(every, items=max(map(len, repeats), default=1))
     return {
         "unparsed": unread.k,
         "asked": unread.n,
@@ -389,26 +338,24 @@ def _judging(
     }
 
 
-def _judge_cells(told: Mapping[str, Any], measure: Measure) -> dict[str, str]:
-    """Cells of an arm, by column."""
-    digits, sd = measure.digits, "–"
-    if told["judgment_sd"] is not None:
-        ends_ = [number(told[f"judgment_sd_{end}"], digits) for end in ("low", "high")]
-        sd = f"{number(told['judgment_sd'], digits)} ({'–'.join(ends_)})"
-    otherwise = str(told["fastchat_reads_otherwise"])
-    noise = (
-        f"{told['items_unequal']} of {told['items_judged_twice']}",
-        sd,
-        number(told["floor_mean"], digits),
-        number(told["floor_difference"], digits),
-    )
-    return {
+def _judge_cells(told: Mapping[str, Any], measure: Measure, known: bool) -> dict[str, str]:
+    """Cells of an arm, by column. known: whether the study says anything of the judge's noise."""
+    fastchat, digits = str(told["fastchat_reads_otherwise"]), measure.digits
+    cells = {
         "verdicts not read": share_text(proportion(told["unparsed"], told["asked"])),
         "cut off, refused": f"{told['verdicts_cut_off']}, {told['verdicts_refused']}",
         "answers cut off": str(told["truncated_answers"]),
         "answers defused": str(told["neutralised_answers"]),
-        "read otherwise by FastChat": otherwise if measure.benchmark == "mt_bench" else "–",
-        **dict(zip(NOISE, noise, strict=True)),
+        "read otherwise by FastChat": fastchat if measure.benchmark == "mt_bench" else "–",
+    }
+    if not known:
+        return cells
+    low, high, sd = (number(told[f"judgment_sd{end}"], digits) for end in ("_low", "_high", ""))
+    return cells | {
+        "repeats unequal": f"{told['items_unequal']} of {told['items_judged_twice']}",
+        "sd of a judgment (95 %)": "–" if told["judgment_sd"] is None else f"{sd} ({low}–{high})",
+        "floor of a mean": number(told["floor_mean"], digits),
+        "floor of a difference": number(told["floor_difference"], digits),
     }
 
 
@@ -454,21 +401,22 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
     title, rows, observations = "AlpacaEval: standard errors and flags", [], []
     for checkpoint in data.checkpoints:
         found = [
-            _alpaca_observation(checkpoint, run.seed, summary)
+            {**checkpoint.place, "seed": run.seed, **_alpaca_numbers(summary)}
             for run in checkpoint.runs
             if (summary := data.summary(run, checkpoint.iteration, "alpaca_eval"))
         ]
         observations += found
-        raised = Counter(";".join(told["flags"] for told in found).split(";"))
+        raised = Counter(flag for told in found for flag in told["flags"].split(";"))
         flags = {name: raised[name] for name in sorted(raised) if name not in ("", FEW)}
         if not found or not (flags or data.is_end(checkpoint)):
             continue
         scored, expected = (
-            sum(int(t[name] or 0) for t in found) for name in ("scored", "expected")
+            sum(int(told[name] or 0) for told in found) for name in ("scored", "expected")
         )
         line = {"checkpoint": checkpoint.title, "scored": f"{scored} of {expected}"}
         for head, field, digits in SUMMARY.values():
-            line[head] = number(_mean([told[field] for told in found]), digits)
+            known = [told[field] for told in found if isinstance(told[field], (int, float))]
+            line[head] = number(float(np.mean(known)) if known else None, digits)
         said = [
             f"{FLAGS.get(name, name.replace('_', ' '))} ({count} of {len(found)} seeds)"
             for name, count in flags.items()
@@ -494,25 +442,13 @@ def table_alpaca_eval(data: StudyData) -> Table | Unavailable:
     return Table("alpaca_eval", title, caption, rows, observations, notes)
 
 
-def _alpaca_observation(
-    checkpoint: Checkpoint, seed: int, summary: Mapping[str, Any]
-) -> dict[str, Any]:
+def _alpaca_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     flags = list(summary.get("flags", ()))
     flags += ["penalised_to_nothing"] * measures.penalised_to_nothing(summary)
     flags += [FEW] * ((summary.get("n_total") or 0) < FEW_INSTRUCTIONS)
     return {
-        **checkpoint.place,
-        "seed": seed,
         "scored": summary.get("n_total"),
         "expected": summary.get("expected"),
         **{field: summary.get(name) for name, (_, field, _) in SUMMARY.items()},
-        "truncated": len(summary.get("truncated") or ()),
-        "neutralised": len(summary.get("neutralised") or ()),
-        "comparable": summary.get("comparable"),
         "flags": ";".join(flags),
     }
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [float(value) for value in values if isinstance(value, (int, float))]
-    return float(np.mean(known)) if known else None

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
-from analysis.power import from_components, seeds_needed
+from analysis.power import Components, seeds_needed
 from harness.cli import app, schema
 from harness.cost.budget import Assumptions, Budget, amount, budget
 from harness.engine.runs import build_plan
@@ -257,7 +257,7 @@ def cost_page() -> str:
 
     def differences() -> Iterator[tuple[str, ...]]:
         for spread in SPREADS:
-            seeds = seeds_needed(from_components(spread, 0, 0), DELTA, ITEMS, "A").value or 0
+            seeds = seeds_needed(Components(spread, 0, 0), DELTA, ITEMS, "A").value or 0
             runs = 2 * seeds
             costs = (
                 f"{runs * total[name]:,.0f} h, "

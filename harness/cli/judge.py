@@ -25,7 +25,6 @@ with lazily():
     from analysis import load as loading
     from analysis import table as tables
     from analysis import table as written
-    from analysis.tables import judge as judge_table
     from harness.cli import console as shown
     from harness.cli import findings
     from harness.engine import launch, stages, worker
@@ -192,7 +191,7 @@ def meta_judge(
     label = verdicts.judge_label(asked)
     about = {"judge": label, "pairs": pairs.name, "repeats": repeats}
     write_atomic(folder / "meta.json", canonical_json(about | found))
-    shown.analysis_table(judge_table.judge_table(label, pairs.name, repeats, found))
+    shown.analysis_table(runs.judge_table(label, pairs.name, repeats, found))
     shown.say(f"Kept in {shown.relative(folder)}; asked again only for what is missing.")
 
 

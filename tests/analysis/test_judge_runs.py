@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import findings, judge_runs, measures
-from analysis.power import from_components
+from analysis import findings, judge_runs, measures, power_report
+from analysis.power import Components
 from harness.records import HarnessError
 from tests.analysis.test_two_judges import study
 
@@ -60,7 +60,7 @@ def test_a_study_with_repeats_has_the_table_and_one_without_has_none(tmp_path: P
     once = study(tmp_path / "once")
     assert judge_runs.table_judge_runs(once) is None
     (one, *_) = findings.find(once).primary
-    assert "judge's noise is unknown" in judge_runs.advised(once, one)
+    assert "judge's noise is unknown" in power_report.advised(once, one)
     thrice = study(tmp_path / "thrice", repeats=3)
     table = judge_runs.table_judge_runs(thrice)
     assert table is not None
@@ -71,7 +71,7 @@ def test_a_study_with_repeats_has_the_table_and_one_without_has_none(tmp_path: P
     assert row["judge_sd"] == pytest.approx(0.0, abs=1e-9)
     measure = measures.find(thrice, "mt_bench", "rating")
     (one, *_) = findings.compare_arms(thrice, measure, thrice.last_iteration)
-    assert "% of the variance of (A)" in judge_runs.advised(thrice, one)
+    assert "% of the variance of (A)" in power_report.advised(thrice, one)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,11 @@ def test_a_study_with_repeats_has_the_table_and_one_without_has_none(tmp_path: P
 )
 def test_repeats_beat_seeds_where_the_judge_is_most_of_the_noise(judge: float, says: str) -> None:
     """σ_seed 0.2, σ_error 20, of it 90 % or 2 % the judge's; 12 seeds × 100 items."""
-    spread = from_components(0.2, 5.0, 20.0)
-    found = judge_runs.repeats_or_seeds(spread, judge, 1, 12, 100)
+    design = power_report.Design("x", Components(0.2, 5.0, 20.0), 12, 100)
+    told = power_report.advice(design, judge, 1)
     share = judge / 1200 / (0.04 / 12 + 400 / 1200)
-    assert found["judge's share"] == pytest.approx(share)
-    assert says in judge_runs.advice("x", found)
-    assert f"{100 * share:.0f} %" in judge_runs.advice("x", found)
+    assert says in told
+    assert f"{100 * share:.0f} % of the variance" in told
 
 
 # -- labels ----------------------------------------------------------------------------------------

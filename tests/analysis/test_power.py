@@ -13,8 +13,8 @@ from statsmodels.stats.power import TTestPower
 from analysis.family import family
 from analysis.layout import from_array
 from analysis.power import (
+    Components,
     detectable,
-    from_components,
     from_squares,
     items_needed,
     multiplier,
@@ -24,6 +24,7 @@ from analysis.power import (
 )
 from analysis.power_report import power_given
 from analysis.stats import difference, two_way
+from harness.records import HarnessError
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_power_at_no_difference_is_the_size() -> None:
 
 
 def test_detectable_effect_by_hand() -> None:
-    c = from_components(sigma_s=3.0, sigma_i=20.0, sigma_e=10.0)
+    c = Components(sigma_s=3.0, sigma_i=20.0, sigma_e=10.0)
     a2, b2 = 9 / 3 + 100 / 300, 400 / 100
     b = detectable(c, 3, 100)
     assert b.value == pytest.approx(
@@ -66,7 +67,7 @@ def test_detectable_effect_by_hand() -> None:
 def test_power_at_the_detectable_effect_is_eighty_percent(
     seeds: int, clusters: int, share: float
 ) -> None:
-    c = from_components(
+    c = Components(
         math.sqrt(share * seeds),
         math.sqrt((1 - share) * clusters * 0.7),
         math.sqrt((1 - share) * clusters * seeds * 0.3),
@@ -122,7 +123,7 @@ def test_pooled_components_use_the_familys_residual() -> None:
 
 
 def test_more_seeds_or_items_detect_smaller_differences() -> None:
-    c = from_components(2.0, 20.0, 10.0)
+    c = Components(2.0, 20.0, 10.0)
     sizes = ((3, 80), (5, 80), (10, 80), (10, 805))
     shrinking = [detectable(c, *size).value or math.nan for size in sizes]
     assert shrinking == sorted(shrinking, reverse=True)
@@ -130,7 +131,7 @@ def test_more_seeds_or_items_detect_smaller_differences() -> None:
 
 
 def test_seeds_needed_is_the_first_number_that_reaches_delta() -> None:
-    c = from_components(1.5, 10.0, 10.0)
+    c = Components(1.5, 10.0, 10.0)
     need = seeds_needed(c, 1.5, 1000)
     assert need.value is not None
     assert need.low is None
@@ -143,14 +144,14 @@ def test_seeds_needed_is_the_first_number_that_reaches_delta() -> None:
 
 
 def test_no_number_of_seeds_beats_the_items() -> None:
-    need = seeds_needed(from_components(1.0, 20.0, 5.0), 1.0, 100)
+    need = seeds_needed(Components(1.0, 20.0, 5.0), 1.0, 100)
     assert need.value is None
     assert "more items, not more seeds" in need.reason
-    assert seeds_needed(from_components(1.0, 20.0, 5.0), 1.0, 100, "A").value is not None
+    assert seeds_needed(Components(1.0, 20.0, 5.0), 1.0, 100, "A").value is not None
 
 
 def test_no_number_of_items_beats_the_seeds() -> None:
-    c = from_components(1.0, 20.0, 5.0)
+    c = Components(1.0, 20.0, 5.0)
     need = items_needed(c, 1.0, 3)
     assert need.value is None
     assert "more seeds, not more items" in need.reason
@@ -177,21 +178,16 @@ def test_range_of_seeds_needed_follows_the_range_of_sigma() -> None:
 
 
 def test_too_few_and_wrong_inputs_are_told() -> None:
-    c = from_components(1.0, 1.0, 1.0)
+    c = Components(1.0, 1.0, 1.0)
     assert detectable(c, 2, 80).value is None
     assert "no interval" in detectable(c, 2, 80).undefined
     assert items_needed(c, 1.0, 2).value is None
-    assert (
-        detectable(from_components(0.0, 0.0, 0.0), 3, 80).undefined
-        == "no variance in the components"
-    )
+    assert detectable(Components(0.0, 0.0, 0.0), 3, 80).undefined == "no variance in the components"
     for wrong in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="delta"):
-            seeds_needed(c, wrong, 80)
-    with pytest.raises(ValueError, match="sigma_i"):
-        from_components(1.0, math.nan, 1.0)
-    with pytest.raises(ValueError, match="2 seeds"):
-        from_squares(two_way(np.ones((1, 5))))
+        with pytest.raises(HarnessError, match="--delta"):
+            power_given((1.0, 1.0, 1.0), 3, 80, wrong)
+    with pytest.raises(HarnessError, match="three σ"):
+        power_given((1.0, math.nan, 1.0), 3, 80, 1.0)
 
 
 def test_given_components_are_shown_as_finely_as_delta() -> None:

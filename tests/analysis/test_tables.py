@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 
 from analysis import findings, measures, text
 from analysis.compare import compare
+from analysis.judge_runs import judge_table
 from analysis.layout import from_array
 from analysis.load import StudyData, load_study
 from analysis.measures import Measure
@@ -33,7 +34,7 @@ from analysis.table import (
     cell_text,
 )
 from analysis.tables import TABLES, differences, published
-from analysis.tables.judge import FLAGS, disagreement, flips_of, judge_table
+from analysis.tables.judge import FLAGS, disagreement, flips_of
 from analysis.text import finer
 from harness.judge.meta import LabelledPair, agreement, noise_floor, position_flips
 from harness.records import HarnessError

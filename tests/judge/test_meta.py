@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.tables.judge import judge_table
+from analysis.judge_runs import judge_table
 from harness.judge.meta import (
     LabelledPair,
     agreement,
