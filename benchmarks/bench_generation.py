@@ -31,7 +31,7 @@ from harness.engine.launch import prepare
 from harness.engine.store import Store
 from harness.evaluate import mt_bench
 from harness.model.policy import Policy, load_policy
-from harness.model.template import render
+from harness.model.tokenizer import render
 from harness.pocket import benchmarks as pocket
 from harness.records import StageTask, read_jsonl, write_jsonl
 from harness.stages import answer

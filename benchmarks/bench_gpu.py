@@ -37,8 +37,8 @@ from benchmarks import timed, write
 from benchmarks.bench_training import dpo_trainer, least_tokenizer, make_model, options
 from benchmarks.rows import ROLES, random_rows
 from harness.model import attention
+from harness.model.attention import pack
 from harness.model.generate import generate
-from harness.model.packing import pack
 from harness.model.policy import Policy
 from harness.model.shape import Shape, shape_from_config, training_bytes
 from harness.records import GenerationRequest

@@ -27,8 +27,8 @@ import torch
 from benchmarks import timed, write
 from harness.model.chat import encode_prompt
 from harness.model.generate import engine_of, generate
-from harness.model.gguf import checkpoint_of, is_gguf
 from harness.model.policy import Policy, load_policy
+from harness.model.sources import gguf_checkpoint, is_gguf
 from harness.records import Generation, GenerationRequest, request_seed
 from harness.study.sections import Dtype
 from harness.study.tasks import Generating, Runtime
@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    folder = checkpoint_of(args.model) if is_gguf(args.model) else args.model
+    folder = gguf_checkpoint(args.model) if is_gguf(args.model) else args.model
     found: dict[str, Any] = {"model": args.model.stem, "new_tokens": args.new, "threads": 1}
     for dtype in DTYPES:
         load = os.getloadavg()[0]

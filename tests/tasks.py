@@ -12,7 +12,7 @@ from harness.engine.store import Store
 from harness.files import hash_tree
 from harness.rankers.ranker import RankContext
 from harness.records import SCHEMA_VERSION, StageRecord, StageTask
-from harness.stages import base
+from harness.stages import inputs as entrance
 from harness.study.sections import Section
 from harness.study.settings import Recipe
 from harness.study.tasks import ObjectiveTask, OptimiserTask, RankerTask, Runtime
@@ -133,7 +133,9 @@ def stage_task(
 def located(source: Path | str, out: Path, **settings: Any) -> Path:
     """What stage ``base.checkpoint`` writes for a source."""
     out.mkdir(exist_ok=True)
-    base.run(stage_task("k", "base.checkpoint", {"source": str(source), **settings}, {}, out))
+    entrance.checkpoint(
+        stage_task("k", "base.checkpoint", {"source": str(source), **settings}, {}, out)
+    )
     return out
 
 

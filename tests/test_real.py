@@ -17,7 +17,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from harness.engine.store import Store
-from harness.model import gguf
+from harness.model import sources
 from harness.model.chat import encode_prompt
 from harness.model.policy import load_policy
 from tests.processes import ROOT, python, selm
@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_stored_checkpoint_is_what_transformers_reads_and_the_authors_published(
     model: Path,
 ) -> None:
-    policy = load_policy(gguf.checkpoint_of(model))
+    policy = load_policy(sources.gguf_checkpoint(model))
     theirs = AutoModelForCausalLM.from_pretrained(
         model.parent, gguf_file=model.name, dtype=torch.float32
     ).state_dict()

@@ -30,7 +30,7 @@ with lazily():
     from harness.engine import launch, runs
     from harness.engine import store as stores
     from harness.evaluate import registry as benchmarks
-    from harness.model import chat, checkpoint_files, gguf, policy
+    from harness.model import chat, checkpoint_files, policy, sources
     from harness.model import checkpoint as checkpoints
     from harness.model import shape as shapes
     from harness.model.shape import Shape
@@ -389,8 +389,8 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
 
 def _tokenizer_folder(source: str, revision: str) -> Path:
     folder = Path(source).expanduser()
-    if gguf.is_gguf(folder):
-        return gguf.checkpoint_of(folder)
+    if sources.is_gguf(folder):
+        return sources.gguf_checkpoint(folder)
     if folder.is_dir():
         return folder
     if not is_hub_id(source):

@@ -35,9 +35,8 @@ with lazily():
     from harness.evaluate import published as figures
     from harness.evaluate import registry
     from harness.judge import chat_http, client, meta, served, verdicts
-    from harness.model import policy, template
+    from harness.model import policy, sources, tokenizer
     from harness.pocket import judge as pocket_judge
-    from harness.stages import base as bases
     from harness.study import judges, sections, tasks
     from harness.study import study as studies
 
@@ -270,11 +269,11 @@ def judge_server(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    loaded = policy.load_policy(bases.resolve(model, revision), dtype=dtype, device=device)
+    loaded = policy.load_policy(sources.resolve(model, revision), dtype=dtype, device=device)
     serving = served.ServedModel(loaded, name or model)
     room = f"{serving.positions:,} tokens of context, one request at a time"
     shown.say(f"{serving.name}: {dtype} on {device}, {room}.", wrong=True)
-    if not template.takes_system_turn(loaded.tokenizer):
+    if not tokenizer.takes_system_turn(loaded.tokenizer):
         turn = "Its template has no system turn: that text is put before the first user's."
         shown.say(turn, wrong=True)
     chat_http.serve_until_interrupted(serving.handle, host, port)

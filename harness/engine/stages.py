@@ -36,21 +36,21 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "data.pocket": Stage("harness.pocket.data:run", tasks.PocketDataTask),
-    "data.files": Stage("harness.stages.data:run", tasks.FileDataTask, version=2, seconds=2),
+    "data.files": Stage("harness.stages.inputs:data", tasks.FileDataTask, version=2, seconds=2),
     "data.rules": Stage("harness.rules.data:run", tasks.RulesDataTask, seconds=10),
     "base.pocket": Stage(
         "harness.pocket.base:run", tasks.PocketBaseTask, version=2, seconds=80, accelerator=True
     ),
-    "base.checkpoint": Stage("harness.stages.base:run", tasks.CheckpointTask, version=3),
+    "base.checkpoint": Stage("harness.stages.inputs:checkpoint", tasks.CheckpointTask, version=3),
     "benchmarks.pocket": Stage("harness.pocket.benchmarks:run", tasks.PocketBenchmarksTask),
     "benchmarks.files": Stage(
-        "harness.stages.data:benchmarks", tasks.FileBenchmarksTask, version=2, seconds=2
+        "harness.stages.inputs:benchmarks", tasks.FileBenchmarksTask, version=2, seconds=2
     ),
     "ranker.train": Stage(
         "harness.stages.reward:run", tasks.RankerTrainTask, seconds=60, accelerator=True
     ),
     "rollout": Stage("harness.stages.rollout:run", tasks.RolloutTask, seconds=1, accelerator=True),
-    "select": Stage("harness.stages.select:run", tasks.SelectTask, seconds=0.5, accelerator=True),
+    "select": Stage("harness.stages.rank:select", tasks.SelectTask, seconds=0.5, accelerator=True),
     "rank": Stage("harness.stages.rank:run", tasks.RankTask, seconds=0.2, accelerator=True),
     "pairs.labelled": Stage("harness.stages.rollout:labelled", tasks.LabelledTask, seconds=0.1),
     "pairs.merge": Stage("harness.stages.rank:merge", tasks.Nothing, seconds=0.1),

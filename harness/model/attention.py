@@ -1,12 +1,12 @@
-"""Attention over prompts that share their tokens among several responses, as a transformers
-attention implementation.
+"""Prompts that share their tokens among several responses: how they are laid out as one row of N
+tokens, and attention over it as a transformers attention implementation.
 
-All tokens of a batch are one row of N tokens, prompt after prompt, each followed by its responses.
-A token sees its own prompt and its own response's past, nothing else. Three forms give the same
-numbers. In half precision on a GPU: one call of FlashAttention over sequences of different lengths,
-without a mask (``add_sequences``). Elsewhere: one padded call for all prompts (short prompts), or
-one causal call per response (long ones; a first response is contiguous with its prompt and needs
-no mask).
+The tokens of every prompt are followed by its unique responses, one after the other. Positions
+restart after the prompt for every response. A token sees its own prompt and its own response's
+past, nothing else. Three forms give the same numbers. In half precision on a GPU: one call of
+FlashAttention over sequences of different lengths, without a mask (``add_sequences``). Elsewhere:
+one padded call for all prompts (short prompts), or one causal call per response (long ones; a first
+response is contiguous with its prompt and needs no mask).
 
 Legend: N tokens, B prompts, T longest prompt with its responses, S sequences, K their keys.
 """
@@ -14,11 +14,13 @@ Legend: N tokens, B prompts, T longest prompt with its responses, S sequences, K
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -26,22 +28,14 @@ from transformers.masking_utils import sdpa_mask
 
 from harness.records import HarnessError
 
-varlen_attn: Any = None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    VARLEN_TAKES: tuple[str, ...] = ()
-else:
-    VARLEN_TAKES = tuple(inspect.signature(varlen_attn).parameters)
-
+VARLEN_TAKES = tuple(inspect.signature(varlen_attn).parameters)
+"""It learnt ``enable_gqa`` after torch 2.11, which needs no word for it."""
 ATTENTION = "selm_shared_prefix"
 """Name under which the attention of packed batches is registered; without a layout it is plain
 SDPA.
 """
-
 CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "alibi")
 """Keyword arguments with which some models change their attention scores."""
-
 SHORT_PROMPT_TOKENS = 160
 """Mean tokens per packed prompt below which one padded attention call beats one call per response
 (measured on CPU).
@@ -109,6 +103,121 @@ class Sequences:
     key_starts: Tensor
     most_queries: int
     most_keys: int
+
+
+@dataclass(frozen=True)
+class PackedPrompt:
+    """A prompt with its unique responses, as token ids. A response holds its end-of-turn token and
+    is never empty.
+    """
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed for it."""
+        return len(self.prompt_ids) + sum(len(response) for response in self.responses)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Tensors of one packed batch. predict: (M,) positions whose hidden state predicts ``targets``
+    (M,); response_of: (M,) response index; lengths: tokens of each response.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predict: Tensor
+    targets: Tensor
+    response_of: Tensor
+    lengths: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def responses(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.shape[1])
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The batch on another device."""
+        if torch.device(device) == self.input_ids.device:
+            return self
+        names = ("input_ids", "position_ids", "predict", "targets", "response_of")
+        moved: dict[str, Any] = {name: on_device(getattr(self, name), device) for name in names}
+        return replace(self, layout=self.layout.to(device), **moved)
+
+
+def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
+    """Lay prompts and responses out in one row of tokens. Responses keep their order: row by row.
+
+    Raises HarnessError on an empty prompt or response (nothing would predict it).
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    owner: list[int] = []
+    predict: list[int] = []
+    lengths: list[int] = []
+    prompt_spans: list[tuple[int, int]] = []
+    response_spans: list[tuple[tuple[int, int], ...]] = []
+    for number, row in enumerate(rows):
+        if not row.prompt_ids or not row.responses or not all(row.responses):
+            raise HarnessError(
+                f"packed row {number}: prompt and responses must have at least one token each"
+            )
+        start, size = len(ids), len(row.prompt_ids)
+        ids.extend(row.prompt_ids)
+        positions.extend(range(size))
+        owner.extend([-1 - number] * size)
+        prompt_spans.append((start, start + size))
+        spans = []
+        for response in row.responses:
+            first, count = len(ids), len(response)
+            ids.extend(response)
+            positions.extend(range(size, size + count))
+            owner.extend([len(lengths)] * count)
+            predict.extend([start + size - 1, *range(first, first + count - 1)])
+            lengths.append(count)
+            spans.append((first, first + count))
+        response_spans.append(tuple(spans))
+    spans_of = (tuple(prompt_spans), tuple(response_spans))
+    layout = Layout(*spans_of, torch.tensor(positions), torch.tensor(owner))
+    tokens, responses = torch.tensor(ids), layout.owner >= 0
+    if len(ids) <= SHORT_PROMPT_TOKENS * len(rows):
+        add_padded_form(layout)
+    return PackedBatch(
+        tokens[None],
+        layout.positions[None],
+        torch.tensor(predict),
+        targets=tokens[responses],
+        response_of=layout.owner[responses],
+        lengths=tuple(lengths),
+        layout=layout,
+    )
+
+
+def chunk_by_tokens(sizes: Sequence[int], budget: int, most_rows: int = 0) -> list[list[int]]:
+    """Cut row indices, longest first, into groups of at most ``budget`` tokens and ``most_rows``
+    rows (0: no limit).
+    """
+    groups: list[list[int]] = []
+    used = 0
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        full = groups and (
+            (budget and used + sizes[i] > budget) or (most_rows and len(groups[-1]) >= most_rows)
+        )
+        if not groups or full:
+            groups.append([])
+            used = 0
+        groups[-1].append(i)
+        used += sizes[i]
+    return groups
+
+
+# -- attention -------------------------------------------------------------------------------------
 
 
 def add_sequences(layout: Layout, device: torch.device | str) -> None:
@@ -221,8 +330,7 @@ def flash_computes(query: Tensor, value: Tensor, dropout: float) -> bool:
     """
     width = query.shape[-1]
     return (
-        varlen_attn is not None
-        and query.is_cuda
+        query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and value.shape[-1] == width
         and width % 8 == 0
@@ -244,15 +352,8 @@ def _attend_sequences(
     """
     keys, values = (_WithCopies.apply(x[0].transpose(0, 1), sequences) for x in (key, value))
     queries = query[0].transpose(0, 1)
-    # What it takes differs between torch 2.10 and 2.13.
     options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in VARLEN_TAKES else {}
-    if "window_size" in VARLEN_TAKES:
-        options["window_size"] = (-1 if window is None else window - 1, 0)
-    elif window is None:
-        options["is_causal"] = True
-    else:
-        raise HarnessError("sliding windows on a GPU need torch 2.11 or newer")
-    output: Tensor = varlen_attn(
+    output: Any = varlen_attn(
         queries,
         keys,
         values,
@@ -261,9 +362,11 @@ def _attend_sequences(
         sequences.most_queries,
         sequences.most_keys,
         scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
         **options,
     )
-    return output[None]
+    found: Tensor = output[None]
+    return found
 
 
 class _WithCopies(torch.autograd.Function):
@@ -302,24 +405,21 @@ def _attend_padded(
 
 
 def _padded_mask(layout: Layout, padded: Padded, window: int | None, like: Tensor) -> Tensor:
-    """Additive (1, B, T, T): 0 where a token is seen, the lowest number elsewhere. A padding token
-    sees itself only.
-    """
-    cache_key = ("padded", window, like.dtype)
-    if cache_key not in layout.masks:
+    """(1, B, T, T); a padding token sees itself only."""
+
+    def seen() -> Tensor:
         shape = (-1, padded.longest)
         real = torch.zeros(len(padded.indices), dtype=torch.bool, device=like.device)
         real = real.index_fill_(0, padded.place, True).view(shape)
         owner = layout.owner[padded.indices].view(shape)
         position = layout.positions[padded.indices].view(shape)
         mine, theirs = owner[:, :, None], owner[:, None, :]
-        distance = position[:, :, None] - position[:, None, :]
-        seen = (distance >= 0) & ((theirs < 0) | (mine == theirs)) & real[:, None, :]
-        if window is not None:
-            seen &= distance < window
-        seen |= torch.eye(padded.longest, dtype=torch.bool, device=like.device)
-        layout.masks[cache_key] = _additive(seen, like.dtype)[None]
-    return layout.masks[cache_key]
+        found = _past(position[:, :, None] - position[:, None, :], window)
+        found &= ((theirs < 0) | (mine == theirs)) & real[:, None, :]
+        found |= torch.eye(padded.longest, dtype=torch.bool, device=like.device)
+        return found[None]
+
+    return _mask(layout, ("padded", window, like.dtype), seen)
 
 
 def _attend_blocks(
@@ -360,23 +460,31 @@ def _attend_blocks(
 def _block_mask(
     layout: Layout, queries: int, keys: int, window: int | None, like: Tensor
 ) -> Tensor:
-    """Additive (queries, keys): the last ``queries`` of ``keys`` consecutive positions, each seeing
-    itself and its past.
+    """(queries, keys): the last ``queries`` of ``keys`` consecutive positions, each seeing itself
+    and its past.
     """
-    cache_key = (queries, keys, window, like.dtype)
-    if cache_key not in layout.masks:
+
+    def seen() -> Tensor:
         columns = torch.arange(keys, device=like.device)
-        distance = columns[keys - queries :, None] - columns[None, :]
-        seen = distance >= 0
-        if window is not None:
-            seen &= distance < window
-        layout.masks[cache_key] = _additive(seen, like.dtype)
-    return layout.masks[cache_key]
+        return _past(columns[keys - queries :, None] - columns[None, :], window)
+
+    return _mask(layout, (queries, keys, window, like.dtype), seen)
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min)
+def _past(distance: Tensor, window: int | None) -> Tensor:
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def _mask(layout: Layout, key: tuple[Any, ...], seen: Callable[[], Tensor]) -> Tensor:
+    """Additive: 0 where a token is seen, the lowest number elsewhere; made once a layout. The key
+    ends with its dtype.
+    """
+    if key not in layout.masks:
+        where, dtype = seen(), key[-1]
+        mask = torch.zeros(where.shape, dtype=dtype, device=where.device)
+        layout.masks[key] = mask.masked_fill_(~where, torch.finfo(dtype).min)
+    return layout.masks[key]
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)

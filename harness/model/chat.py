@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from harness.model.template import (
+from harness.model.tokenizer import (
     ANSWER,
     ANSWERED,
     FORMS,

@@ -109,11 +109,10 @@ NATIVE = "consolidated*.safetensors"
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files a load reads. unread: pickled weights beside safetensors, which are left alone."""
+    """The files a load reads: safetensors, or pickled ones."""
 
     files: tuple[Path, ...]
     pickled: bool = False
-    unread: tuple[str, ...] = ()
 
 
 def weight_files(path: Path, source: str, pickle_weights: str = "") -> WeightFiles:
@@ -149,7 +148,7 @@ def weight_files(path: Path, source: str, pickle_weights: str = "") -> WeightFil
             f"{source}: {', '.join(stray[:3])} beside {', '.join(sorted(read)[:2])}: weights that "
             "no index names, of another model or an older save; move them out of the folder"
         )
-    return WeightFiles(tuple(path / name for name in sorted(read)), unread=tuple(pickled))
+    return WeightFiles(tuple(path / name for name in sorted(read)))
 
 
 def _shards(path: Path, source: str, present: set[str]) -> set[str]:

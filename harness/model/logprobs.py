@@ -1,31 +1,29 @@
 """Sequence log-probabilities of all unique responses of a prompt, in one pass, without padding and
 without full logits.
 
-Linear layers run on the N tokens of a packed batch (`packing`); attention runs per prompt (or,
-where prompts are short, on one small padded batch). The head is applied only where a response token
-is predicted, a chunk at a time. Models that mix tokens in another way than by replaceable attention
-get padded batches instead (``packs``): slower, the same numbers.
+Linear layers run on the N tokens of a packed batch (`harness.model.attention`); the head is applied
+only where a response token is predicted, a chunk at a time. Models that mix tokens in another way
+than by replaceable attention get padded batches instead (``packs``): slower, the same numbers.
 
-Legend: N tokens of the batch, M predicted tokens, R responses, B prompts, T longest prompt with
-responses, H hidden width, V vocabulary.
+Legend: N tokens of the batch, M predicted tokens, R responses, H hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from harness.model.attention import ATTENTION
-from harness.model.head import enable_fused_head, head_logps, output_head
-from harness.model.packing import PackedBatch, PackedPrompt, chunk_by_tokens, pack
+from harness.model.attention import ATTENTION, PackedBatch, PackedPrompt, chunk_by_tokens, pack
 from harness.records import HarnessError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +56,13 @@ def packs(model: PreTrainedModel) -> bool:
     """
     known: bool | None = vars(model).get("_computes_packed_batches")
     if known is None:
-        known = probe(model)
+        trained = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), _short_windows(model):
+                known = _probe(model)
+        finally:
+            model.train(trained)
         vars(model)["_computes_packed_batches"] = known
     return known
 
@@ -69,6 +73,37 @@ def _probed(model: PreTrainedModel) -> tuple[list[PackedPrompt], float]:
     ids = tuple((7 * i + 3) % vocabulary for i in range(24))
     rows = [PackedPrompt(ids[:5], (ids[5:9], ids[9:14])), PackedPrompt(ids[14:17], (ids[17:24],))]
     return rows, 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.5
+
+
+def _probe(model: PreTrainedModel) -> bool:
+    """True: packed batches agree with the model's own logits. False: only padded ones do."""
+    name = type(model).__name__
+    rows, tolerance = _probed(model)
+    batch = pack(rows).to(next(model.parameters()).device)
+    (first, second, _), own = _own_logps(model, rows).unbind(1)
+    if abs(first - second) > tolerance:
+        raise HarnessError(
+            f"{name}: sees the tokens to come (one prompt has the log-probability {first:.4f} "
+            f"before one response, {second:.4f} before another); it cannot be a policy"
+        )
+    # Whatever goes wrong in a forward pass that the model's authors did not foresee means that it
+    # cannot be used.
+    with contextlib.suppress(Exception), _implementation(model, ATTENTION):
+        if torch.allclose(sequence_logps(model, batch), own, rtol=0.0, atol=tolerance):
+            return True
+    try:
+        found = sequence_logps(model, batch)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise HarnessError(f"{name}: its last hidden states cannot be had ({error})") from error
+    if not torch.allclose(found, own, rtol=0.0, atol=tolerance):
+        raise HarnessError(
+            f"{name}: log-probabilities from its hidden states and head ({found.tolist()}) are not "
+            f"those of its logits ({own.tolist()}); its forward pass does something between the "
+            "two that is not known here"
+        )
+    slower = "its responses are computed one by one, several times slower"
+    logger.warning("%s does not compute packed batches; %s", name, slower)
+    return False
 
 
 def check_draws_nothing(model: nn.Module) -> None:
@@ -89,46 +124,6 @@ def check_draws_nothing(model: nn.Module) -> None:
         )
 
 
-def probe(model: PreTrainedModel) -> bool:
-    """True: packed batches agree with the model's own logits. False: only padded ones do."""
-    rows, tolerance = _probed(model)
-    batch = pack(rows).to(next(model.parameters()).device)
-    trained = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _short_windows(model):
-            (first, second, _), own = _own_logps(model, rows).unbind(1)
-            if abs(first - second) > tolerance:
-                raise HarnessError(
-                    f"{type(model).__name__}: sees the tokens to come (one prompt has the "
-                    f"log-probability {first:.4f} before one response, {second:.4f} before "
-                    "another); it cannot be a policy"
-                )
-            # Whatever goes wrong in a forward pass that the model's authors did not foresee means
-            # that it cannot be used.
-            with contextlib.suppress(Exception), _implementation(model, ATTENTION):
-                if torch.allclose(sequence_logps(model, batch), own, rtol=0.0, atol=tolerance):
-                    return True
-            try:
-                found = sequence_logps(model, batch)
-            except (AttributeError, TypeError, ValueError) as error:
-                raise HarnessError(
-                    f"{type(model).__name__}: its last hidden states cannot be had ({error})"
-                ) from error
-    finally:
-        model.train(trained)
-    name = type(model).__name__
-    if not torch.allclose(found, own, rtol=0.0, atol=tolerance):
-        raise HarnessError(
-            f"{name}: log-probabilities from its hidden states and head ({found.tolist()}) are not "
-            f"those of its logits ({own.tolist()}); its forward pass does something between the "
-            "two that is not known here"
-        )
-    slower = "its responses are computed one by one, several times slower"
-    logger.warning("%s does not compute packed batches; %s", name, slower)
-    return False
-
-
 def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
     """log pi of a prompt's tokens after its first and log pi(response | prompt), shape (R, 2),
     float64, by a plain forward pass per response.
@@ -146,7 +141,7 @@ def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
 
 @contextlib.contextmanager
 def _short_windows(model: PreTrainedModel) -> Iterator[None]:
-    """Attention windows of four tokens, so that they bind on the few of ``probe``: some models keep
+    """Attention windows of four tokens, which bind on the few of ``_probe``: some models keep
     them in the mask only, which a packed pass does without.
     """
     parts = [vars(part) for part in (model.config.get_text_config(), *model.modules())]
@@ -314,27 +309,215 @@ def batches_of(
 
 
 def enable_packed_forward(model: nn.Module) -> PreTrainedModel:
-    """Let ``model(packed_batch=...)`` return ``sequence_logps``; other calls are unchanged.
+    """Let ``model(packed_batch=...)`` return ``sequence_logps``, and a plain linear head, called
+    with ``targets``, their log-probabilities; other calls are unchanged. Idempotent.
 
     Going through ``forward`` keeps the hooks of data-parallel, sharded and mixed-precision
-    wrappers. Idempotent.
+    wrappers; a head whose weight is sharded later (FSDP, ZeRO-3) is whole inside its own call only,
+    and one call gathers it once on every rank.
     """
     base = base_model_of(model)
     if packs(base):
         base.config._attn_implementation = ATTENTION
-    enable_fused_head(base.get_output_embeddings())
-    # A bound method, so that a copy of the model gets a forward of its own.
-    before: Any = base.forward.__func__  # type: ignore[attr-defined]
-    if getattr(before, "packed", False):
-        return base
+    head = base.get_output_embeddings()
+    if type(head) is nn.Linear:
+        _extend(head, "targets", lambda h, hidden, t: _fused(h.weight, h.bias, hidden, t))
+    _extend(base, "packed_batch", sequence_logps)
+    return base
 
-    def forward(
-        self: PreTrainedModel, *args: Any, packed_batch: PackedBatch | None = None, **kwargs: Any
-    ) -> Any:
-        if packed_batch is not None:
-            return sequence_logps(self, packed_batch)
+
+def _extend(module: nn.Module, keyword: str, compute: Callable[..., Tensor]) -> None:
+    """Let ``module(…, keyword=x)`` return compute(module, …, x)."""
+    # A bound method, so that a copy of the model gets a forward of its own.
+    before: Any = module.forward.__func__  # type: ignore[attr-defined]
+    if getattr(before, "extended", False):
+        return
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs.pop(keyword, None)
+        if given is not None:
+            return compute(self, *args, given)
         return before(self, *args, **kwargs)
 
-    forward.packed = True  # type: ignore[attr-defined]
-    base.forward = types.MethodType(forward, base)  # type: ignore[method-assign]
-    return base
+    forward.extended = True  # type: ignore[attr-defined]
+    module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
+
+
+# -- the head --------------------------------------------------------------------------------------
+
+CHUNK_ELEMENTS = 2**21
+"""Logits alive at a time (8 MiB of float32: they stay near a CPU's cache; 2**18 to 2**22 measured
+within 10 %). GPUs take CUDA_CHUNK_ELEMENTS.
+"""
+CUDA_CHUNK_ELEMENTS = 2**28
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits computed at a time."""
+    elements = CUDA_CHUNK_ELEMENTS if device.type == "cuda" else CHUNK_ELEMENTS
+    return max(16, elements // vocabulary)
+
+
+def _chunks(hidden: Tensor, vocabulary: int) -> list[slice]:
+    size = chunk_rows(vocabulary, hidden.device)
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
+
+class _FusedHead(torch.autograd.Function):
+    """log softmax(h W^T + b)[target] for M rows. The backward pass computes the chunk's logits
+    again instead of keeping them.
+
+    In half precision on a GPU, with a third of the passes over logits: softmax is rounded once from
+    its float32 inside, its entry at the target taken from the stored log-probability (1 - p would
+    lose all digits where p is near 1), and the incoming gradient scales hidden states, not logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        logps = torch.empty(len(hidden), dtype=_wide(hidden.dtype), device=hidden.device)
+        normalisers = torch.empty_like(logps)
+        ctx.half = half_on_gpu(hidden)
+        for rows in _chunks(hidden, weight.shape[0]):
+            logits = _logits(hidden[rows], weight, bias).to(logps.dtype)
+            wanted = targets[rows, None]
+            if ctx.half:
+                logps[rows] = logits.log_softmax(-1).gather(1, wanted)[:, 0]
+                continue
+            normalisers[rows] = logits.logsumexp(-1)
+            logps[rows] = logits.gather(1, wanted)[:, 0] - normalisers[rows]
+        ctx.save_for_backward(hidden, weight, bias, targets, logps if ctx.half else normalisers)
+        return logps
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        hidden, weight, bias, targets, kept = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wide = {"dtype": _wide(weight.dtype), "device": weight.device}
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros(weight.shape, **wide) if wants_weight else None
+        grad_bias = torch.zeros(weight.shape[0], **wide) if wants_bias else None
+        for rows in _chunks(hidden, weight.shape[0]):
+            states, wanted, scale = hidden[rows], targets[rows, None], grad[rows, None]
+            logits = _logits(states, weight, bias)
+            # d logp / d logits = onehot(target) - softmax, scaled by the incoming gradient.
+            if ctx.half:
+                slopes = logits.softmax(-1)
+                slopes.scatter_(1, wanted, kept[rows, None].expm1().to(slopes.dtype))
+                if grad_hidden is not None:
+                    torch.mul(slopes @ weight, -scale, out=grad_hidden[rows])
+                if grad_weight is not None:
+                    grad_weight += slopes.t() @ (states * -scale).to(slopes.dtype)
+                if grad_bias is not None:
+                    grad_bias += (slopes * -scale).sum(0)
+                continue
+            slopes = logits.to(_wide(hidden.dtype)).sub_(kept[rows, None]).exp_().mul_(-scale)
+            slopes.scatter_add_(1, wanted, scale)
+            narrow = slopes.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(narrow, weight, out=grad_hidden[rows])
+            if grad_weight is not None and narrow.dtype == grad_weight.dtype:
+                grad_weight.addmm_(narrow.t(), states)
+            elif grad_weight is not None:
+                grad_weight += narrow.t() @ states
+            if grad_bias is not None:
+                grad_bias += slopes.sum(0)
+        cast_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        cast_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, cast_weight, cast_bias, None
+
+
+def half_on_gpu(hidden: Tensor) -> bool:
+    """Whether logits are rounded to half precision anyway, on a device whose time goes into reading
+    and writing them.
+    """
+    return hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = hidden @ weight.t()
+    if bias is not None:
+        logits += bias
+    return logits
+
+
+def plain_head(head: Any) -> bool:
+    """Whether the head is one whole matrix here: not adapted by LoRA, not sharded."""
+    weight = getattr(head, "weight", None)
+    return (
+        type(head) is nn.Linear
+        and type(weight) is nn.Parameter
+        and weight.dim() == 2
+        and weight.shape[0] == head.out_features
+    )
+
+
+def _fused(weight: Tensor, bias: Tensor | None, hidden: Tensor, targets: Tensor) -> Tensor:
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        logps: Tensor = _FusedHead.apply(hidden, weight, bias, targets)
+    return logps
+
+
+class ShapedHead:
+    """A head with what a model does to its logits afterwards: softcap c (x → c tanh(x / c)) and
+    scale s (x → s x).
+    """
+
+    def __init__(self, head: Any, scale: float, softcap: float | None = None) -> None:
+        self.head, self.scale, self.softcap = head, scale, softcap
+        self.weight, self.out_features = head.weight, head.weight.shape[0]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def output_head(model: Any) -> Any:
+    """What turns the model's last hidden states into its logits: its linear head, with the softcap
+    and scale of its config if it has any.
+    """
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+
+    def of(*names: str) -> list[float]:
+        return [one for one in (getattr(config, name, None) for name in names) if one is not None]
+
+    # Cohere and Falcon-H1 multiply, Granite and Inkling divide; the caps are of Gemma,
+    # RecurrentGemma and xLSTM.
+    scale = math.prod(of("logit_scale", "lm_head_multiplier"))
+    scale /= math.prod(of("logits_scaling", "logits_mup_width_multiplier"))
+    caps = of("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return head if scale == 1.0 and not caps else ShapedHead(head, scale, *caps[:1])
+
+
+def head_logps(head: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """log pi(target) per row, shape (M,), from hidden states (M, H) and targets (M,); float32 or
+    float64.
+
+    A plain linear head is fused, a sharded one inside its own call; any other (LoRA on the head) is
+    called a checkpointed chunk at a time.
+    """
+    if plain_head(head):
+        return _fused(head.weight, head.bias, hidden, targets)  # type: ignore[arg-type]
+    if getattr(getattr(head, "forward", None), "extended", False):
+        gathered: Tensor = head(hidden, targets=targets)
+        return gathered
+
+    def piece(part: Tensor, wanted: Tensor) -> Tensor:
+        logits: Tensor = head(part)
+        return logits.to(_wide(logits.dtype)).log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+
+    chunks = _chunks(hidden, getattr(head, "out_features", 2**15))
+    parts = [(hidden[rows], targets[rows]) for rows in chunks]
+    return torch.cat([checkpoint(piece, *part, use_reentrant=False) for part in parts])  # type: ignore[misc]

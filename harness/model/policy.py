@@ -12,7 +12,7 @@ from harness.model import tokenizer as stored_tokenizer
 from harness.model.chat import stop_tokens
 from harness.model.checkpoint import check_checkpoint, load_model
 from harness.model.checkpoint_files import location, model_folder
-from harness.model.template import chosen, told
+from harness.model.tokenizer import chosen, told
 from harness.records import HarnessError
 from harness.study.sections import Argument
 

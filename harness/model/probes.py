@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, logsigmoid
 
+from harness.model.attention import PackedPrompt
 from harness.model.logprobs import base_model_of, batches_of, packed_attention, predicting_states
-from harness.model.packing import PackedPrompt
 from harness.study.sections import CountSettings, EnsembleSettings, ProbeSettings
 
 FLIPS = 20

@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from harness.model import gguf
+from harness.model import sources
 from harness.model.checkpoint import quiet
 from harness.model.checkpoint_files import settings_of
 from harness.records import HarnessError, first_line
@@ -102,8 +102,8 @@ def shape_of(recipe: Recipe) -> Shape:
         return Shape("pocket", *sizes, tied=True)
     if source in KNOWN:
         return KNOWN[source]
-    if gguf.is_gguf(source):
-        return shape_from_config(source, gguf.settings_of(Path(source).expanduser()))
+    if sources.is_gguf(source):
+        return shape_from_config(source, sources.gguf_settings(Path(source).expanduser()))
     file: Any = Path(source) / "config.json"
     if not file.is_file() and source.count("/") == 1:
         revision = recipe.model.revision or None

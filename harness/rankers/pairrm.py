@@ -27,7 +27,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.model.checkpoint import check_values
+from harness.model.checkpoint import check_fit, check_values, plain_fit
 from harness.model.checkpoint_files import (
     CheckpointError,
     Stored,
@@ -37,7 +37,6 @@ from harness.model.checkpoint_files import (
     settings_of,
     weight_files,
 )
-from harness.model.fit import check_fit, plain_fit
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem, padded_batches
 from harness.records import HarnessError
 from harness.study.sections import DataSettings, RankerSettings

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from harness.model.packing import PackedPrompt
+from harness.model.attention import PackedPrompt
 from harness.model.policy import load_policy
 from harness.model.probes import rarity, response_states
 from harness.records import StageOutcome, StageTask, request_seed

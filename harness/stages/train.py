@@ -32,10 +32,10 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from harness.model.adapter import merged
 from harness.model.chat import end_of_turn
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy, load_tokenizer, release_policies
+from harness.model.sources import merged
 from harness.records import (
     HarnessError,
     LeftOut,

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.model.attention import on_device
+from harness.model.attention import PackedBatch, PackedPrompt, chunk_by_tokens, on_device, pack
 from harness.model.chat import encode_prompt, encode_response
 from harness.model.logprobs import response_logps
-from harness.model.packing import PackedBatch, PackedPrompt, chunk_by_tokens, pack
 from harness.records import HarnessError, Pair, content_hash, read_jsonl
 from harness.train.objectives import OTHERS, explore_roles
 

@@ -10,8 +10,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from harness.model.head import output_head, plain_head
-from harness.model.logprobs import base_model_of
+from harness.model.logprobs import base_model_of, output_head, plain_head
 from harness.records import HarnessError
 
 DEEPSPEED = Path(__file__).parent / "deepspeed_zero3.json"

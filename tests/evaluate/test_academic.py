@@ -45,7 +45,7 @@ from harness.model.generate import generate
 from harness.model.policy import load_policy
 from harness.model.vllm_engine import Drawn, Scored
 from harness.records import GenerationRequest, HarnessError, StageTask
-from harness.stages.data import benchmarks
+from harness.stages.inputs import benchmarks
 from tests import tiny
 from tests.conftest import ACADEMIC_FILES as FILES
 from tests.model.families import FAMILIES

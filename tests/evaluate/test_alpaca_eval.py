@@ -22,7 +22,7 @@ from harness.evaluate.mt_bench import MTBenchSettings
 from harness.judge.client import JudgeClient
 from harness.judge.journal import JOURNAL_NAME
 from harness.records import HarnessError, StageOutcome, StageTask
-from harness.stages.data import benchmarks
+from harness.stages.inputs import benchmarks
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 from tests.faulty_judge import FaultRates, serve

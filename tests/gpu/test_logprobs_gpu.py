@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from harness.model import attention
-from harness.model.head import head_logps
-from harness.model.logprobs import mixed_precision, packed_attention, padded_states, sequence_logps
-from harness.model.packing import PackedPrompt, pack
+from harness.model.attention import PackedPrompt, pack
+from harness.model.logprobs import (
+    head_logps,
+    mixed_precision,
+    packed_attention,
+    padded_states,
+    sequence_logps,
+)
 from tests import plain
 from tests.gpu.device import DEVICE, NEEDS_DEVICE, ON_GPU
 from tests.model.test_logprobs import SHAPES, model_of, rows_of

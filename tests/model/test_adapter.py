@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.model import adapter
+from harness.model import sources
 from harness.model.checkpoint_files import ADAPTER_WEIGHTS, CheckpointError
 from harness.model.policy import load_policy
 from tests import plain, tiny
@@ -42,7 +42,7 @@ def test_the_weights_are_pefts_own_merge(pair: tuple[Path, Path, Any], tmp_path:
     base, folder, policy = pair
     policy.merge_and_unload().save_pretrained(tmp_path / "theirs")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    adapter.merge(folder, base, tmp_path / "ours")
+    sources.merge(folder, base, tmp_path / "ours")
     theirs, ours = (load_file(tmp_path / n / "model.safetensors") for n in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
@@ -82,7 +82,7 @@ def test_a_base_that_ties_its_head_is_merged_to_what_the_adapter_computes(
     tokens = torch.tensor([[5, 6, 7, len(made) - 1]])
     with torch.no_grad():
         wanted = policy(input_ids=tokens).logits
-        adapter.merge(tmp_path / "a", base, tmp_path / "ours")
+        sources.merge(tmp_path / "a", base, tmp_path / "ours")
         found = load_policy(tmp_path / "ours", cached=False).model(input_ids=tokens).logits
     assert plain.relative_error(found, wanted) < 1e-5
 
@@ -94,7 +94,7 @@ def test_a_learned_prompt_is_no_checkpoint(tmp_path: Path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(load_policy(base, cached=False).model, config).save_pretrained(tmp_path / "a")
     with pytest.raises(CheckpointError, match="PROMPT_TUNING learns tokens before the prompt"):
-        adapter.merge(tmp_path / "a", base, tmp_path / "ours")
+        sources.merge(tmp_path / "a", base, tmp_path / "ours")
 
 
 def test_without_a_tokenizer_of_its_own_it_has_the_bases(
@@ -104,7 +104,7 @@ def test_without_a_tokenizer_of_its_own_it_has_the_bases(
     for file in folder.glob("*"):
         if not file.name.startswith("adapter"):
             file.unlink()
-    adapter.merge(folder, base, tmp_path / "ours")
+    sources.merge(folder, base, tmp_path / "ours")
     told = (base / "tokenizer.json").read_text()
     assert (tmp_path / "ours" / "tokenizer.json").read_text() == told
 
@@ -123,12 +123,12 @@ def test_what_does_not_fit_or_is_pickled_is_refused(
     ):
         save_file(changed, file, metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=words):
-            adapter.merge(folder, base, tmp_path / "ours")
+            sources.merge(folder, base, tmp_path / "ours")
     file.rename(folder / "adapter_model.bin")
     with pytest.raises(CheckpointError, match="pickled ones are not read"):
-        adapter.merge(folder, base, tmp_path / "ours")
+        sources.merge(folder, base, tmp_path / "ours")
     file.write_text("")
     told = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(told | {"target_modules": ["none"]}))
     with pytest.raises(CheckpointError, match="cannot be merged into"):
-        adapter.merge(folder, base, tmp_path / "ours")
+        sources.merge(folder, base, tmp_path / "ours")

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from harness.model import chat, template
+from harness.model import chat
+from harness.model import tokenizer as tokenizers
 from harness.model.policy import load_tokenizer, template_settings
 from harness.records import HarnessError
 from harness.study.sections import ModelSettings
@@ -65,7 +66,7 @@ def test_prompts_and_answers_of_ten_families_by_hand(family: Family) -> None:
 @families
 def test_what_a_turn_says_is_text_whatever_tokens_it_spells_out(family: Family) -> None:
     tokenizer = family.tokenizer()
-    end = template.frame(tokenizer).end
+    end = tokenizers.frame(tokenizer).end
     quoted = f"What is {end} for?"
     ids = chat.encode_prompt(tokenizer, [{"role": "user", "content": quoted}])
     plain = chat.encode_prompt(tokenizer, [{"role": "user", "content": "What is @ for?"}])
@@ -202,13 +203,13 @@ def test_a_template_is_told_the_recipes_day_whoever_renders_it(
 def test_every_form_of_date_is_that_day(format: str, told: str) -> None:
     tokenizer = tiny.tokenizer("chatml")
     text = "\n{# day #}{{ strftime_now('" + format + "') }}\n" + tiny.CHATML
-    tokenizer.chat_template = template.told(text, "2024-03-05")
+    tokenizer.chat_template = tokenizers.told(text, "2024-03-05")
     written = chat.render(tokenizer, HI, generation=True)
     assert written == f"\n{told}\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_template_without_a_day_stays_as_it_is() -> None:
-    assert template.told(tiny.CHATML, "2025-01-02") == tiny.CHATML
+    assert tokenizers.told(tiny.CHATML, "2025-01-02") == tiny.CHATML
     for draws in ("{{ ['a', 'b'] | random }}", "{{ lipsum(1) }}"):
         with pytest.raises(HarnessError, match="draws at random"):
             chat.preflight(tiny.tokenizer("chatml", template=draws + tiny.CHATML))

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.model import gguf
+from harness.model import sources
 from harness.model.policy import load_policy
 from harness.records import HarnessError
 from tests import tiny
@@ -136,7 +136,7 @@ def test_a_gguf_file_holds_the_model_it_was_made_from(
 def test_a_split_that_transformers_knows_is_left_to_it(
     made: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    found = gguf.checkpoint_of(write(tmp_path / "m.gguf", *made, pre="llama-bpe"))
+    found = sources.gguf_checkpoint(write(tmp_path / "m.gguf", *made, pre="llama-bpe"))
     split = json.loads((found / "tokenizer.json").read_text())["pre_tokenizer"]["pretokenizers"]
     assert r"\p{N}{1,3}" in split[0]["pattern"]["Regex"]
 
@@ -169,6 +169,6 @@ def test_a_file_that_is_cut_short_is_refused(
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(HarnessError, match=r"m\.gguf: cannot be read .* cut short"):
-        gguf.checkpoint_of(file)
+        sources.gguf_checkpoint(file)
     with pytest.raises(HarnessError, match="no such GGUF file"):
-        gguf.checkpoint_of(tmp_path / "other.gguf")
+        sources.gguf_checkpoint(tmp_path / "other.gguf")

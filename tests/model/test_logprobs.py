@@ -13,11 +13,16 @@ import torch
 from torch import nn
 
 from harness.model import attention as shared_prefix
-from harness.model import head as head_module
-from harness.model.attention import add_sequences
-from harness.model.head import head_logps, plain_head
-from harness.model.logprobs import packed_attention, packs, response_logps, sequence_logps
-from harness.model.packing import PackedPrompt, chunk_by_tokens, pack
+from harness.model import logprobs as head_module
+from harness.model.attention import PackedPrompt, add_sequences, chunk_by_tokens, pack
+from harness.model.logprobs import (
+    head_logps,
+    packed_attention,
+    packs,
+    plain_head,
+    response_logps,
+    sequence_logps,
+)
 from harness.records import HarnessError
 from tests import plain, tiny
 from tests.preferences import VOCABULARY, Tokens

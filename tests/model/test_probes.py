@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.model.packing import PackedPrompt
+from harness.model.attention import PackedPrompt
 from harness.model.policy import load_policy
 from harness.model.probes import rarity, response_states, reward_ensemble
 from harness.study.sections import CountSettings, EnsembleSettings

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.records import HarnessError, read_jsonl
-from harness.stages import data
+from harness.stages import inputs as entrance
 from tests import tiny
 from tests.model.families import FAMILIES
 from tests.tasks import stage_task
@@ -50,7 +50,9 @@ def _run(tmp_path: Path, path: Path | str, out: str = "out", **settings):
         "ood": 0,
     }
     inputs = settings.pop("inputs", None) or {"base": _base()}
-    outcome = data.run(stage_task("k", "data.files", defaults | settings, inputs, tmp_path / out))
+    outcome = entrance.data(
+        stage_task("k", "data.files", defaults | settings, inputs, tmp_path / out)
+    )
 
     def read(name: str) -> list[str]:
         rows = read_jsonl(tmp_path / out / name)

@@ -33,6 +33,12 @@ def answer(theta: float, reference: float, base: float = 0.0, **changes: Any) ->
     return Answer(**{"text": "a", "token_ids": (1, 2), "logps": logps, **changes})
 
 
+def measured(name: str, e: Evidence) -> float | None:
+    function = measures.DIAGNOSTICS[name].function
+    assert function is not None
+    return function(e)
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -45,12 +51,12 @@ def sampled(*texts: str, ids: Any = (), previous: tuple[str, ...] = ()) -> Evide
 def test_distinct_n_counts_different_ngrams() -> None:
     # unigrams 1 2 1 | 1 2: 5, of which 2 differ; bigrams 12 21 | 12: 3, of which 2 differ
     e = sampled(ids=[(1, 2, 1), (1, 2)])
-    assert (measures.distinct_1(e), measures.distinct_2(e)) == (2 / 5, 2 / 3)
-    assert measures.distinct_2(sampled(ids=[(1,)])) is None
+    assert (measured("distinct_1", e), measured("distinct_2", e)) == (2 / 5, 2 / 3)
+    assert measured("distinct_2", sampled(ids=[(1,)])) is None
 
 
 def test_distinct_n_looks_at_the_first_128_tokens() -> None:
-    assert measures.distinct_1(sampled(ids=[[*range(128), *([0] * 1000)]])) == 1.0
+    assert measured("distinct_1", sampled(ids=[[*range(128), *([0] * 1000)]])) == 1.0
 
 
 def test_longest_common_subsequence_equals_the_table_method() -> None:
@@ -94,9 +100,9 @@ def test_means_of_log_ratios() -> None:
         reference=[answer(-3.0, -1.0), answer(-2.0, -2.5)],
         own=[answer(-1.0, -2.0, base=-5.0)],
     )
-    assert measures.rhat_reference_samples(e) == pytest.approx((-2.0 + 0.5) / 2)
-    assert measures.implicit_reward_samples(e) == pytest.approx(0.1 * 4.0)
-    assert measures.implicit_reward_reference_samples(e) == pytest.approx(0.1 * (-3.0 - 2.0) / 2)
+    assert measured("rhat_reference_samples", e) == pytest.approx((-2.0 + 0.5) / 2)
+    assert measured("implicit_reward_samples", e) == pytest.approx(0.1 * 4.0)
+    assert measured("implicit_reward_reference_samples", e) == pytest.approx(0.1 * (-3.0 - 2.0) / 2)
 
 
 def test_per_token_divides_by_all_tokens_of_the_prompt() -> None:
@@ -105,9 +111,9 @@ def test_per_token_divides_by_all_tokens_of_the_prompt() -> None:
         answer(0, 0, token_ids=(1,), kl={"base": 0.0, "previous": 2.0}, entropy=4.0),
     ]
     e = Evidence("p", 0.1, own=own)
-    assert (measures.kl_base(e), measures.kl_base_per_token(e)) == (1.5, 1.0)
-    assert (measures.kl_previous(e), measures.kl_previous_per_token(e)) == (1.5, 1.0)
-    assert (measures.entropy(e), measures.entropy_per_token(e)) == (3.0, 2.0)
+    assert (measured("kl_base", e), measured("kl_base_per_token", e)) == (1.5, 1.0)
+    assert (measured("kl_previous", e), measured("kl_previous_per_token", e)) == (1.5, 1.0)
+    assert (measured("entropy", e), measured("entropy_per_token", e)) == (3.0, 2.0)
 
 
 def test_brier_score_by_hand() -> None:
@@ -199,9 +205,9 @@ def test_lengths_and_endings() -> None:
     ]
     e = Evidence("p", 0.1, own=own)
     assert (
-        measures.length_tokens(e),
-        measures.truncated_share(e),
-        measures.missing_eos_share(e),
+        measured("length_tokens", e),
+        measured("truncated_share", e),
+        measured("missing_eos_share", e),
     ) == (2.0, 0.5, 0.5)
 
 
@@ -477,7 +483,7 @@ def test_prompts_that_were_not_measured_are_told(
     (told,) = stage.run(task).left_out
     assert (told.what, told.count, told.of, told.examples) == ("heldout prompts", 1, 4, ("long",))
     assert told.reason == "over training.max_prompt_length = 128 tokens"
-    monkeypatch.setattr("harness.stages.diagnostics.collect.generate", nothing)
+    monkeypatch.setattr("harness.stages.diagnostics.stage.generate", nothing)
     found = {one.reason: one.count for one in stage.run(task).left_out}
     assert found == {told.reason: 1, "no answer drawn": 3}
 

@@ -10,7 +10,7 @@ import pytest
 from harness.model.chat import encode_prompt, encode_response
 from harness.model.policy import load_policy
 from harness.records import Prompt, Response, StageTask, read_jsonl, write_jsonl
-from harness.stages import select
+from harness.stages import rank
 from tests import plain, tiny
 from tests.tasks import stage_task
 
@@ -60,7 +60,7 @@ def chosen(task: StageTask[Any]) -> dict[str, list[str]]:
 
 def test_apl_by_plain_passes(task: Any) -> None:
     made = task("apl", entropy_share=0.75, margin_share=0.6)
-    outcome = select.run(made)
+    outcome = rank.select(made)
     policies = [load_policy(made.inputs[name]) for name in ("policy", "reference_policy")]
     measured = {}
     for name, texts in TEXTS.items():
@@ -95,7 +95,7 @@ def test_thompson_repeats_and_follows_the_seed(task: Any) -> None:
     ensemble = {"heads": 6, "hidden": 8}
     first, again, other = (task("thompson", ensemble=ensemble, seed=seed) for seed in (0, 0, 1))
     for made in (first, again, other):
-        select.run(made)
+        rank.select(made)
     assert chosen(first) == chosen(again) != chosen(other)
     assert "p1" not in chosen(first)
     assert all(len(set(names)) == 2 for names in chosen(first).values())

@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from harness.model.attention import PackedBatch, PackedPrompt, chunk_by_tokens, pack
 from harness.model.chat import PromptTooLongError
-from harness.model.head import chunk_rows, head_logps, output_head
 from harness.model.logprobs import (
     base_model_of,
+    chunk_rows,
+    head_logps,
+    output_head,
     packed_attention,
     predicting_states,
     sequence_logps,
 )
-from harness.model.packing import PackedBatch, PackedPrompt, chunk_by_tokens, pack
 from harness.records import Pair, StageTask, read_jsonl
 from harness.study.tasks import DiagnosticsTask
 from harness.train.batching import PreferenceRow, encode_pair, make_micro_batch

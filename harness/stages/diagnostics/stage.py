@@ -12,13 +12,28 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
+from harness.model.attention import PackedPrompt
+from harness.model.chat import PromptTooLongError, encode_prompt, encode_response
+from harness.model.checkpoint_files import model_folder
+from harness.model.generate import engine_of, generate
+from harness.model.logprobs import response_logps
+from harness.model.policy import Policy, load_policy
+from harness.pocket import oracle
+from harness.rankers.ranker import RankContext, RankItem
+from harness.rankers.registry import RANKERS, rewards
 from harness.records import (
+    Generation,
+    GenerationRequest,
     LeftOut,
+    Pair,
+    Prompt,
     Score,
     StageOutcome,
     StageTask,
@@ -26,11 +41,12 @@ from harness.records import (
     Tally,
     content_hash,
     read_jsonl,
+    request_seed,
     write_scores,
 )
 from harness.stages.diagnostics import passes
-from harness.stages.diagnostics.collect import Policies, collect
-from harness.stages.diagnostics.measures import DIAGNOSTICS, Evidence
+from harness.stages.diagnostics.measures import DIAGNOSTICS, Answer, Evidence
+from harness.stages.diagnostics.passes import Sheet, TokenIds, score_sheets
 from harness.study.tasks import DiagnosticsTask
 from harness.train.batching import ROLES, with_reference
 
@@ -38,41 +54,64 @@ VERSION = "1"
 """Version of the definitions, written into every row."""
 HEADLINE = ("rhat_reference_samples", "kl_base", "entropy")
 """Means that the stage's record repeats."""
+POLICIES = {
+    "theta": "policy",
+    "reference": "reference_policy",
+    "base": "base",
+    "previous": "previous",
+}
+"""Role of a policy → the stage's input that holds it."""
 
 
 def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     """Measure one checkpoint. Where a measurement is undefined for a prompt there is no row."""
     objective = task.settings.objective
     found = collect(task, objective.beta)
-    scores = score_rows(found, known_ids(task.inputs["data"])) + gradient_rows(
-        task, objective.c, objective.beta
-    )
-    summary = summarise(scores)
+    scores = score_rows(found, known_ids(task.inputs["data"]))
+    scores += gradient_rows(task, objective.c, objective.beta)
+    summary = _means(scores)
     text = json.dumps(summary, indent=1, sort_keys=True)
     (task.out / "summary.json").write_text(text + "\n", encoding="utf-8")
     rows = write_scores(task.out / "scores.parquet", scores)
     drawn = sum(len(answer.token_ids) for e in found["heldout"] for answer in e.reference)
     shown: dict[str, Any] = {name: summary[name]["mean"] for name in HEADLINE if name in summary}
-    left_out = unmeasured(task, found)
+    left_out = _unmeasured(task, found)
     return StageOutcome(rows, costs={"tokens_generated": drawn}, summary=shown, left_out=left_out)
 
 
-def unmeasured(
+def _unmeasured(
     task: StageTask[DiagnosticsTask], found: Mapping[str, Sequence[Evidence]]
 ) -> tuple[LeftOut, ...]:
     """Prompts of each split that are over the limit or of which a policy drew no answer."""
-    reasons: dict[bool, str] = {
-        True: f"over training.max_prompt_length = {task.settings.max_prompt_length} tokens",
-        False: "no answer drawn",
-    }
     left_out: tuple[LeftOut, ...] = ()
     for split, rows in found.items():
         tally = Tally(task.stage, f"{split} prompts")
         for e in rows:
-            undrawn = split == "heldout" and not (e.own and e.reference)
-            tally.meet(e.id, reasons[e.refused] if e.refused or undrawn else "ok")
+            reason = "ok"
+            if e.refused:
+                limit = task.settings.max_prompt_length
+                reason = f"over training.max_prompt_length = {limit} tokens"
+            elif split == "heldout" and not (e.own and e.reference):
+                reason = "no answer drawn"
+            tally.meet(e.id, reason)
         left_out += tally.left_out()
     return left_out
+
+
+def _means(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
+    """Mean over the rows that have a value, and how many; intervals are the analysis's."""
+    by_metric: dict[str, list[float | None]] = {}
+    for score in scores:
+        by_metric.setdefault(score.metric, []).append(score.value)
+    summary = {}
+    for metric, rows in by_metric.items():
+        values = [value for value in rows if value is not None]
+        mean = statistics.fmean(values) if values else None
+        summary[metric] = {"mean": mean, "n": len(values), "expected": len(rows)}
+    return summary
+
+
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def known_ids(data: Path) -> set[str]:
@@ -81,12 +120,12 @@ def known_ids(data: Path) -> set[str]:
     return {row["id"] for row in chain(*(read_jsonl(file) for file in files if file.is_file()))}
 
 
-def prompt_of(item: str, known: Collection[str]) -> str:
+def _prompt_of(item: str, known: Collection[str]) -> str:
     """The prompt that an item repeats: its id without ``#2``, ``#3``, … (an id of the data may hold
     the sign).
     """
     first, _, number = item.rpartition("#")
-    return prompt_of(first, known) if number.isdigit() and first in known else item
+    return _prompt_of(first, known) if number.isdigit() and first in known else item
 
 
 def score_rows(found: Mapping[str, Sequence[Evidence]], known: Collection[str] = ()) -> list[Score]:
@@ -107,15 +146,13 @@ def score_rows(found: Mapping[str, Sequence[Evidence]], known: Collection[str] =
         if diagnostic.function is None or not met[diagnostic.needs]:
             continue
         for e in found.get(diagnostic.split, []):
-            cluster = prompt_of(e.id, known)
-            if e.refused:
-                scores.append(_score(e.id, cluster, metric, None, "refused", _source(e)))
+            value = None if e.refused else diagnostic.function(e)
+            if value is None and not e.refused:
                 continue
-            value = diagnostic.function(e)
-            if value is not None and math.isfinite(value):
-                scores.append(_score(e.id, cluster, metric, value, "ok", _source(e)))
-            elif value is not None:
-                scores.append(_score(e.id, cluster, metric, None, "no_answer", _source(e)))
+            status: Status = "refused" if e.refused else "ok"
+            if value is not None and not math.isfinite(value):
+                value, status = None, "no_answer"
+            scores.append(_score(e.id, _prompt_of(e.id, known), metric, value, status, _source(e)))
     return scores
 
 
@@ -145,24 +182,245 @@ def gradient_rows(task: StageTask[DiagnosticsTask], c: float, beta: float) -> li
         for number in range(len(rows) // passes.ROWS):
             batch = rows[number * passes.ROWS : (number + 1) * passes.ROWS]
             measured = passes.gradient_pair(model, batch, c=c, beta=beta)
-            source, name = (
-                content_hash([row.prompt_id for row in batch], length=16),
-                f"batch{number}",
-            )
+            source = content_hash([row.prompt_id for row in batch], length=16)
+            name = f"batch{number}"
             for metric, value in (("grad_ratio", measured.ratio), ("grad_cosine", measured.cosine)):
                 status: Status = "no_answer" if value is None else "ok"
                 scores.append(_score(name, name, metric + suffix, value, status, source))
     return scores
 
 
-def summarise(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
-    """Mean over the rows that have a value, and how many; intervals are the analysis's."""
-    by_metric: dict[str, list[Score]] = {}
-    for score in scores:
-        by_metric.setdefault(score.metric, []).append(score)
-    summary = {}
-    for metric, rows in by_metric.items():
-        values = [row.value for row in rows if row.value is not None]
-        mean = statistics.fmean(values) if values else None
-        summary[metric] = {"mean": mean, "n": len(values), "expected": len(rows)}
-    return summary
+# -- evidence: which prompts, which answers, drawn and scored once ---------------------------------
+
+
+@dataclass
+class Draft:
+    """A prompt on its way to Evidence. sheet None: it is over max_prompt_length."""
+
+    id: str
+    messages: Sequence[Mapping[str, str]]
+    sheet: Sheet | None
+    texts: dict[str, str]
+    given: dict[str, TokenIds] = field(default_factory=dict)
+    own: list[Generation] = field(default_factory=list)
+    reference: list[Generation] = field(default_factory=list)
+    previous: list[str] = field(default_factory=list)
+    modes: list[tuple[TokenIds, float, float]] = field(default_factory=list)
+    rewards: dict[str, float] = field(default_factory=dict)
+    y_role: str = "absent"
+    margin: float | None = None
+
+    @property
+    def scored(self) -> Sheet:
+        """The sheet of a prompt that has one."""
+        assert self.sheet is not None
+        return self.sheet
+
+
+class Policies:
+    """The stage's policies by role, distinct checkpoints once."""
+
+    def __init__(self, task: StageTask[DiagnosticsTask]) -> None:
+        settings = self.settings = task.settings
+        self.runtime = task.runtime
+        how = settings.scoring(task.runtime.device)
+        if not settings.by_vllm:
+            how["attention"] = settings.attention
+        self.names: dict[str, str] = {}
+        self.loaders: dict[str, Callable[..., Policy]] = {}
+        for role, name in POLICIES.items():
+            checkpoint = str(model_folder(task.inputs[name]).resolve())
+            self.names[role] = checkpoint
+            self.loaders[checkpoint] = partial(load_policy, task.inputs[name], **how)
+
+    def load(self, role: str, *, weights: bool = True) -> Policy:
+        """The policy of a role (theta, reference, base, previous)."""
+        return self.loaders[self.names[role]](weights=weights)
+
+    def sampler(self, role: str) -> Policy:
+        """The same to draw from: without its weights where vLLM loads them."""
+        return self.load(role, weights=not self.settings.by_vllm)
+
+
+def collect(task: StageTask[DiagnosticsTask], beta: float) -> dict[str, list[Evidence]]:
+    """Evidence by split. Draws what no earlier stage has drawn: samples of the reference policy,
+    and own ones if there is no ``answer`` input.
+    """
+    settings, policies = task.settings, Policies(task)
+    drafts = _read_drafts(task, policies.sampler("theta").tokenizer)
+    heldout = [draft for draft in drafts["heldout"] if draft.sheet is not None]
+    own = _stored_samples(task.inputs.get("answer"), heldout)
+    own = own or _draw(policies, heldout, "theta")
+    previous = _stored_samples(task.inputs.get("answer_previous"), heldout)
+    reference = _draw(policies, heldout, "reference")
+    theta = policies.load("theta")
+    for draft in heldout:
+        draft.own, draft.reference = own.get(draft.id, []), reference.get(draft.id, [])
+        draft.previous = [sample.text for sample in previous.get(draft.id, [])]
+        for sample in draft.own:
+            draft.scored.add(sample.token_ids, own=True)
+        for sample in draft.reference:
+            draft.scored.add(sample.token_ids)
+    budget = task.runtime.token_budget or 8192
+    if settings.pocket:
+        _add_modes(heldout, theta, budget, settings.ranker.world.best_style_worth)
+    _add_rewards(task, heldout)
+    sheets = [draft.sheet for draft in chain(*drafts.values()) if draft.sheet is not None]
+    score_sheets(sheets, policies.loaders, policies.names, token_budget=budget)
+    return {
+        split: [_evidence(draft, theta, beta) for draft in rows] for split, rows in drafts.items()
+    }
+
+
+def _read_drafts(task: StageTask[DiagnosticsTask], tokenizer: Any) -> dict[str, list[Draft]]:
+    """The last ``prompts`` training pairs (with accumulated data: the iteration's own), and the
+    first held-out and out-of-distribution prompts.
+    """
+    count = task.settings.prompts
+    drafts: dict[str, list[Draft]] = {"train": []}
+    for row in list(read_jsonl(task.inputs["pairs"] / "pairs.jsonl"))[-count:]:
+        pair = Pair(**row)
+        texts = {"chosen": pair.chosen, "rejected": pair.rejected, "explore": pair.explore}
+        draft = _draft(pair.prompt_id, pair.messages, texts, task.settings, tokenizer, pair.drawn)
+        draft.y_role = pair.y_role
+        if pair.chosen_from in pair.scores and pair.rejected_from in pair.scores:
+            draft.margin = pair.scores[pair.chosen_from] - pair.scores[pair.rejected_from]
+        drafts["train"].append(draft)
+    for split in ("heldout", "ood"):
+        file = task.inputs["data"] / f"{split}.jsonl"
+        drafts[split] = []
+        for row in islice(read_jsonl(file), count) if file.is_file() else ():
+            prompt = Prompt(**row)
+            texts = {"chosen": prompt.chosen, "rejected": prompt.rejected}
+            draft = _draft(prompt.id, prompt.messages, texts, task.settings, tokenizer, {})
+            drafts[split].append(draft)
+    return drafts
+
+
+def _draft(
+    name: str,
+    messages: Sequence[Mapping[str, str]],
+    texts: dict[str, str],
+    settings: DiagnosticsTask,
+    tokenizer: Any,
+    drawn: Mapping[str, Sequence[int]],
+) -> Draft:
+    """A prompt with its given answers, cut as in training. drawn: ids of those that were cut."""
+    try:
+        prompt_ids = encode_prompt(tokenizer, messages, settings.max_prompt_length)
+    except PromptTooLongError:
+        return Draft(name, messages, None, texts)
+    sheet = Sheet(tuple(prompt_ids))
+    draft = Draft(name, messages, sheet, texts)
+    room = max(1, settings.max_length - len(prompt_ids))
+    for role, text in texts.items():
+        if text:
+            ids = drawn.get(role) or encode_response(tokenizer, messages, text, room)
+            draft.given[role] = sheet.add(ids[:room])
+    return draft
+
+
+def _stored_samples(folder: Path | None, drafts: Sequence[Draft]) -> dict[str, list[Generation]]:
+    """Temperature-1 samples that the answer stage kept, by prompt; none without that input."""
+    found: dict[str, list[Generation]] = {}
+    if folder is None or not (folder / "heldout.jsonl").is_file():
+        return found
+    wanted = {draft.id for draft in drafts}
+    rows = [row for row in read_jsonl(folder / "heldout.jsonl") if row["sample"] > 0]
+    for row in sorted(rows, key=lambda row: (row["prompt_id"], row["sample"])):
+        usable = row["token_ids"] and row["status"] in ("ok", "truncated")
+        if usable and row["prompt_id"] in wanted:
+            sample = Generation(tuple(row["token_ids"]), row["text"], row["status"])
+            found.setdefault(row["prompt_id"], []).append(sample)
+    return found
+
+
+def _draw(policies: Policies, drafts: Sequence[Draft], role: str) -> dict[str, list[Generation]]:
+    """Fresh samples of a role's policy at temperature 1, each with a seed of its own."""
+    settings, policy = policies.settings, policies.sampler(role)
+    names, requests = [], []
+    for draft, sample in product(drafts, range(settings.samples)):
+        identity = (settings.iteration, f"diagnostics.{role}", draft.id, sample)
+        seed = request_seed(settings.seed, *identity)
+        ids, most = draft.scored.prompt_ids, settings.max_new_tokens
+        requests.append(GenerationRequest(ids, most, temperature=1.0, seed=seed))
+        names.append(draft.id)
+    with engine_of(policy, settings, policies.runtime) as engine:
+        batch = settings.generation_batch
+        drawn = generate(policy, requests, batch_size=batch, engine=engine)
+    found: dict[str, list[Generation]] = {}
+    for name, answer in zip(names, drawn, strict=True):
+        if answer.status != "error" and answer.token_ids:
+            found.setdefault(name, []).append(answer)
+    return found
+
+
+def _add_modes(
+    drafts: Sequence[Draft], theta: Policy, token_budget: int, best_style_worth: float
+) -> None:
+    """The right answers (pocket world; no other has a reward) with log π_θ."""
+    listed_rewards, rows = [], []
+    for draft in drafts:
+        modes = oracle.modes(draft.messages, best_style_worth)
+        right = [mode for mode in modes if oracle.is_correct(draft.messages, mode[0])]
+        responses = [encode_response(theta.tokenizer, draft.messages, text) for text, _ in right]
+        rows.append(PackedPrompt(draft.scored.prompt_ids, tuple(map(tuple, responses))))
+        listed_rewards.append([reward for _, reward in right])
+    scored = response_logps(theta.model, rows, token_budget=token_budget)
+    for draft, listed, row, logps in zip(drafts, listed_rewards, rows, scored, strict=True):
+        draft.modes = list(zip(row.responses, listed, logps, strict=True))
+
+
+def _add_rewards(task: StageTask[DiagnosticsTask], drafts: Sequence[Draft]) -> None:
+    """External rewards of the samples, where the ranker is one that may be asked here."""
+    settings = task.settings.ranker
+    if RANKERS[settings.kind].asks_judge:  # paid per call: left to its own stages
+        return
+    items = []
+    for draft in drafts:
+        texts = dict.fromkeys(sample.text for sample in (*draft.own, *draft.reference))
+        items.append(RankItem(draft.id, tuple(draft.messages), tuple(texts)))
+    journal, checkpoint = task.out / "ranker.jsonl", task.inputs.get("ranker")
+    context = RankContext(settings, task.runtime, journal, checkpoint)
+    found = rewards(items, [draft.texts.get("chosen", "") for draft in drafts], context)
+    for draft, item, ranked in zip(drafts, items, found, strict=True):
+        if ranked.status == "ok":
+            draft.rewards = dict(zip(item.texts, ranked.scores, strict=True))
+
+
+def _evidence(draft: Draft, policy: Policy, beta: float) -> Evidence:
+    """The scored draft as numbers."""
+    sheet = draft.sheet
+    if sheet is None:
+        return Evidence(draft.id, beta, y_role=draft.y_role, margin=draft.margin, refused=True)
+
+    def answer(ids: TokenIds, text: str, status: str = "ok") -> Answer:
+        return Answer(
+            text,
+            ids,
+            status,
+            ended=ids[-1] in policy.stop_token_ids,
+            logps={role: values[ids] for role, values in sheet.logps.items()},
+            kl={role: values[ids] for role, values in sheet.kl.items() if ids in values},
+            entropy=sheet.entropy.get(ids, 0.0),
+            reward=draft.rewards.get(text),
+        )
+
+    given: dict[str, Any] = {
+        role: answer(ids, draft.texts[role]) for role, ids in draft.given.items()
+    }
+    bodies = [ids[:-1] if ids[-1] in policy.stop_token_ids else ids for ids, _, _ in draft.modes]
+    decoded = policy.tokenizer.batch_decode(bodies, skip_special_tokens=True) if bodies else []
+    listed = zip(decoded, draft.modes, strict=True)
+    return Evidence(
+        draft.id,
+        beta,
+        **given,
+        own=[answer(one.token_ids, one.text, one.status) for one in draft.own],
+        reference=[answer(one.token_ids, one.text, one.status) for one in draft.reference],
+        previous=draft.previous,
+        modes=[(text, reward, logp) for text, (_, reward, logp) in listed],
+        best=max((reward for _, reward, _ in draft.modes), default=None),
+        y_role=draft.y_role,
+        margin=draft.margin,
+    )
