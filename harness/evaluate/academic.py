@@ -18,7 +18,6 @@ so tables name the task and metric.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.evaluate.benchmark import PERCENT, Asked, Benchmark, Counting, Measure
+from harness.evaluate.benchmark import PERCENT, Asked, Benchmark, Counting, Measure, read_rows
 from harness.files import hash_file
-from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
+from harness.records import HarnessError, content_hash, write_jsonl
 from harness.study.sections import Backend, Different, NonNegative, Section
 from harness.study.tasks import Generating
 from harness.study.work import Work
@@ -138,31 +137,7 @@ class AcademicTask(AcademicSettings, Generating):
         return self.engine == "vllm"
 
 
-# -- reading ---------------------------------------------------------------------------------------
-def read_rows(path: Path) -> list[Item]:
-    """Rows of a .jsonl, .jsonl.gz, .json (list, or mapping of id to row) or .parquet file. Raises
-    HarnessError naming the file.
-    """
-    if not path.is_file():
-        raise HarnessError(f"data file {path} does not exist")
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return list(pq.read_table(path).to_pylist())
-        if path.suffix == ".json":
-            loaded = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(loaded, dict):
-                loaded = [{"id": key, **row} for key, row in loaded.items()]
-            return list(loaded)
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as handle:
-                return [json.loads(line) for line in handle if line.strip()]
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise HarnessError(f"{path}: no rows can be read from it ({error})") from error
-    return list(read_jsonl(path))
-
-
+# -- conversion to the columns the packaged tasks read ---------------------------------------------
 def scoring_items(rows: Sequence[Item]) -> list[Item]:
     """The items behind OLMo-style scoring requests (one row per choice), in file order, each once.
 
@@ -181,7 +156,6 @@ def scoring_items(rows: Sequence[Item]) -> list[Item]:
     return list(items.values())
 
 
-# -- conversion to the columns the packaged tasks read ---------------------------------------------
 def _lettered(question: str, doc: Item) -> Item:
     letters = [chr(ord("A") + i) for i in range(len(doc["choices"]))]
     return {
@@ -193,9 +167,7 @@ def _lettered(question: str, doc: Item) -> Item:
 
 
 def _hellaswag(doc: Item) -> Item:
-    """The requests hold processed text; lm-eval processes again. A leading space is what
-    ``[title]`` left behind and would be stripped.
-    """
+    """lm-eval processes the requests' text again; ``[title]`` keeps a leading space there."""
     activity, _, context = doc["query"].partition(": ")
     endings = ["[title]" + text if text.startswith(" ") else text for text in doc["choices"]]
     shown = {"ind": doc["ind"], "activity_label": activity, "ctx_a": context, "ctx_b": ""}
@@ -215,9 +187,7 @@ def _eq_bench(row: Item) -> Item:
 
 
 def first_pass_prompt(prompt: str) -> str:
-    """An EQ-Bench v2 prompt without its critique-and-revise part, which lm-eval's version of the
-    task leaves out.
-    """
+    """An EQ-Bench v2 prompt without its critique-and-revise part, which lm-eval leaves out."""
     critique = (
         " Then critique your answer by thinking it through step by step. Finally, give your "
         "revised scores."
@@ -255,9 +225,7 @@ def _sound(column: str, item: Item) -> bool:
 
 
 def convert(column: str, path: Path) -> list[Item]:
-    """Rows of ``path`` in the columns lm-eval's packaged task reads. Raises HarnessError naming
-    file and missing fields.
-    """
+    """Rows in the columns lm-eval's packaged task reads. Raises HarnessError: file and fields."""
     rows = read_rows(path)
     if not rows:
         raise HarnessError(f"{path}: no rows for academic task {column}")
@@ -435,9 +403,7 @@ def _refuse_doubled(items: Sequence[Item], path: Path) -> None:
 
 
 def with_ids(items: Sequence[Item]) -> list[Item]:
-    """The items; where any has no id of its own, all are named by their content, so that the same
-    one has the same name in any order of the file.
-    """
+    """The items; where any has no id, all are named by content: alike in any order of the file."""
     if all(item_name(item, "") for item in items):
         return list(items)
     return [{**item, "id": content_hash(item, length=16)} for item in items]

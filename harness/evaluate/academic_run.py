@@ -77,17 +77,9 @@ class Done:
 
 
 def run(task: StageTask[AcademicTask]) -> StageOutcome:
-    """Score one checkpoint. Raises HarnessError for a policy or a task that lm-eval would score on
-    wrong tokens or prompts.
-    """
+    """Score one checkpoint. Raises HarnessError where lm-eval would read the wrong tokens."""
     settings = task.settings
-    policy = load_policy(
-        task.inputs["policy"],
-        dtype=settings.dtype,
-        attention=settings.attention,
-        device=task.runtime.device,
-        weights=not settings.by_vllm,
-    )
+    policy = load_policy(task.inputs["policy"], **settings.sampling(task.runtime.device))
     if settings.chat_template:
         chat.preflight(policy.tokenizer)
     with engine_of(policy, settings, task.runtime) as engine:
@@ -135,7 +127,12 @@ def evaluate_policy(
             entry = reported(entries[column], groups[column], tasks)
             entries[column] = {**entry, "metric": metric_of(column, entry, tasks)}
             for task in tasks.values():
-                check_safe(column, task)
+                if getattr(task, "UNSAFE_CODE", False):
+                    raise HarnessError(
+                        f"academic task {column}: lm-eval marks it as unsafe, since it runs what "
+                        "the model writes, which is not done here: take it out of "
+                        "evaluation.academic.tasks"
+                    )
                 keep_shots_apart(column, task)
         for column, tasks in columns.items():
             for name, task in tasks.items():
@@ -173,8 +170,6 @@ def _kept(journals: Path | None, name: str, evaluate: Callable[[], Done]) -> Don
 def task_entries(folder: Path, wanted: list[str]) -> dict[str, Entry]:
     """The wanted columns of ``folder/tasks.json``. Raises HarnessError naming the ones it lacks."""
     file = folder / "tasks.json"
-    if not file.is_file():
-        raise HarnessError(f"{file} is missing; the benchmarks stage writes it")
     entries: dict[str, Entry] = json.loads(file.read_text(encoding="utf-8"))
     missing = [name for name in wanted if name not in entries]
     if missing:
@@ -201,26 +196,17 @@ def of_tasks(scored: Sequence[list[Score]]) -> list[Score]:
     """The rows of T tasks with values whose mean over all rows is the mean M of the tasks' means:
     M + n/(T·n_t) · (x − m_t) with a task's mean m_t and its n_t of all n values.
     """
-    known = [[row.value for row in rows if row.value is not None] for rows in scored]
-    means = [statistics.fmean(values) if values else 0.0 for values in known]
-    tasks, n = sum(map(bool, known)), sum(map(len, known))
-    whole = sum(means) / max(tasks, 1)
-    return [
-        replace(row, value=whole + n / (tasks * len(values)) * (row.value - mean))
-        if row.value is not None
-        else row
-        for rows, values, mean in zip(scored, known, means, strict=True)
-        for row in rows
-    ]
-
-
-def check_safe(column: str, task: Any) -> None:
-    """Raise HarnessError for a task that runs the code a policy writes."""
-    if getattr(task, "UNSAFE_CODE", False):
-        raise HarnessError(
-            f"academic task {column}: lm-eval marks it as unsafe, since it runs what the model "
-            "writes, which is not done here: take it out of evaluation.academic.tasks"
-        )
+    values = [[row.value for row in rows if row.value is not None] for rows in scored]
+    means = [statistics.fmean(mine) for mine in values if mine]
+    found = []
+    for rows, mine in zip(scored, values, strict=True):
+        share = sum(map(len, values)) / max(len(means) * len(mine), 1)
+        for row in rows:
+            value = row.value
+            if value is not None:
+                value = statistics.fmean(means) + share * (value - statistics.fmean(mine))
+            found.append(replace(row, value=value))
+    return found
 
 
 def metric_of(column: str, entry: Entry, tasks: Mapping[str, Any]) -> str:
@@ -276,9 +262,7 @@ def _content(doc: Any) -> str:
 
 
 def materialise(folder: Path, target: Path) -> None:
-    """Copy the task YAMLs with absolute paths: data files of ``folder``, and ``lm_eval/…`` for the
-    tasks that ship with lm-eval.
-    """
+    """Copy the task YAMLs with absolute paths of data files and of lm-eval's packaged tasks."""
     import lm_eval
 
     packaged = Path(lm_eval.__file__).parent.parent
@@ -400,9 +384,7 @@ def score_rows(
     settings: AcademicTask,
     prefix: str,
 ) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Score rows in percent and sample rows of one task, in lm-eval's order of items. logged: None
-    where it ran out of memory.
-    """
+    """Score rows in percent and sample rows of one task. logged: None where memory ran out."""
     scores: list[Score] = []
     samples: list[dict[str, Any]] = []
     shown = prefix.removesuffix(":") or entry.get("lm_eval_task", entry["task"])
@@ -493,9 +475,7 @@ def _plain(value: Any) -> Any:
 
 
 def summarise(entry: Entry, rows: list[Score]) -> dict[str, Any]:
-    """Mean and standard error (sd/√n, n − 1) in percent over the scored items; None where nothing
-    was scored.
-    """
+    """Mean and standard error (sd/√n, n − 1) over scored items; None where nothing was scored."""
     values = [row.value for row in rows if row.value is not None]
     kept = ("metric", "filter", "mean_of", "shots", "shots_from", "paper_shots", "source")
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -612,9 +592,7 @@ def language_model(policy: Any, settings: AcademicTask, engine: Engine | None = 
 
 
 def check_tokens(lm: Any, tokenizer: Any) -> None:
-    """lm-eval must feed the tokens that training and sampling use: same special tokens, one BOS at
-    most, in both of its encoders.
-    """
+    """lm-eval must feed the tokens of training and sampling, in both of its encoders."""
     for turns in (1, 3):
         roles = ("user", "assistant", "user")[:turns]
         messages = [{"role": role, "content": "Hello there"} for role in roles]
@@ -633,9 +611,7 @@ def check_tokens(lm: Any, tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def compiled_templates() -> Iterator[None]:
-    """Compile each prompt template once: lm-eval compiles it again for every document, which costs
-    more than a small model.
-    """
+    """Compile each prompt template once: lm-eval's own compiling costs more than a small model."""
     from lm_eval import utils
 
     environment = utils.env

@@ -14,7 +14,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from harness.evaluate import annotator as annotators
 from harness.evaluate import benchmark
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation, Pair
 from harness.evaluate.benchmark import MODEL_ID, Counting, Desk, Measure
-from harness.evaluate.lc import Metrics, compute_metrics, read_gamed, write_gamed
+from harness.evaluate.lc import compute_metrics, read_gamed, write_gamed
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient
 from harness.judge.journal import finalise
@@ -37,7 +37,6 @@ from harness.records import (
     Status,
     canonical_json,
     content_hash,
-    read_jsonl,
 )
 from harness.study.sections import JudgeSettings, Section
 from harness.study.tasks import Answers, AnswerTask
@@ -70,35 +69,13 @@ class JudgeTask(Section):
 
 
 # -- its files -------------------------------------------------------------------------------------
-COLUMNS = {"instruction": "", "output": "", "generator": "baseline", "dataset": ""}
-"""Columns of eval.json besides the id, with what stands for a missing one."""
-
-
 @dataclass(frozen=True)
 class Instruction:
-    """One row of eval.json. Its position among all rows is its ``index`` in df_gamed.csv."""
+    """One row of eval.json. id: its position, which is its ``index`` in df_gamed.csv."""
 
     id: str
     instruction: str
     output: str
-    generator: str = "baseline"
-
-
-def read_json_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON file that holds a list of them, or of a JSONL file; HarnessError names the
-    file otherwise.
-    """
-    try:
-        if path.suffix == ".jsonl":
-            return list(read_jsonl(path))
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise HarnessError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise HarnessError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(rows, list):
-        raise HarnessError(f"{path}: wants a JSON list of rows, found {type(rows).__name__}")
-    return rows
 
 
 def check_annotations(stored: Sequence[Any], path: Path) -> list[dict[str, Any]]:
@@ -132,11 +109,8 @@ def check_annotations(stored: Sequence[Any], path: Path) -> list[dict[str, Any]]
 
 def load_instructions(path: Path) -> list[Instruction]:
     """The benchmark's rows in official order; doubled ids are an error."""
-    rows = []
-    for name, row in benchmark.by_key(read_json_rows(path), "id", path).items():
-        generator = row.get("generator", "baseline")
-        rows.append(Instruction(str(name), row["instruction"], row["output"], generator))
-    return rows
+    rows = benchmark.by_key(benchmark.read_rows(path), "id", path)
+    return [Instruction(str(name), r["instruction"], r["output"]) for name, r in rows.items()]
 
 
 def baseline_hash(instructions: Sequence[Instruction]) -> str:
@@ -158,20 +132,16 @@ def doubled_instructions(instructions: Sequence[str]) -> list[str]:
 
 
 def in_official_order(instructions: Sequence[str]) -> bool | None:
-    """Whether these are AlpacaEval's 805 instructions as the library numbers them; None when they
-    are others.
-    """
+    """Whether AlpacaEval's 805 instructions stand as the library numbers them; None of others."""
     keys = [instruction_key(text) for text in instructions]
     hashes = tuple(content_hash(order, length=12) for order in (keys, sorted(keys)))
     return hashes[0] == OFFICIAL_INSTRUCTIONS[0] if hashes[1] == OFFICIAL_INSTRUCTIONS[1] else None
 
 
 def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
-    """eval.json with ids "0", "1", … in the file's order, and df_gamed.csv for exactly these
-    instructions.
-    """
+    """eval.json with ids "0", "1", … in the file's order, and df_gamed.csv for just these."""
     path = benchmark.given_file(settings, NAME, "instructions")
-    rows = read_json_rows(path)
+    rows = benchmark.read_rows(path)
     if not rows:
         raise HarnessError(f"{path}: holds no instruction")
     for number, row in enumerate(rows):
@@ -195,10 +165,16 @@ def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
             f"{settings.gamed_baseline} is looked up by position, so give them in the order of the "
             "library's own file"
         )
-    kept = []
-    for number, row in enumerate(rows[: settings.limit or None]):
-        texts = {key: str(row.get(key, default)) for key, default in COLUMNS.items()}
-        kept.append({"id": str(number)} | texts)
+    kept = [
+        {
+            "id": str(number),
+            "instruction": row["instruction"],
+            "output": row["output"],
+            "generator": str(row.get("generator", "baseline")),
+            "dataset": str(row.get("dataset", "")),
+        }
+        for number, row in enumerate(rows[: settings.limit or None])
+    ]
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(kept, ensure_ascii=True, indent=0) + "\n"
     (out / "eval.json").write_text(text, encoding="utf-8")
@@ -217,11 +193,9 @@ def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
 
 # -- what a policy is asked ------------------------------------------------------------------------
 class Instructions(benchmark.QuestionRows):
-    """Every instruction, asked once."""
-
     def __init__(self, task: StageTask[AnswerTask]) -> None:
         self.name, self.drawn = NAME, task.settings.answers[NAME]
-        rows = read_json_rows(task.inputs["benchmarks"] / NAME / "eval.json")
+        rows = benchmark.read_rows(task.inputs["benchmarks"] / NAME / "eval.json")
         self.rows = [
             {"id": str(place), "dataset": "", **row, "question": row["instruction"]}
             for place, row in enumerate(rows)
@@ -250,10 +224,9 @@ class Answered:
     """An instruction with the model's answer: what is judged, and why it is not."""
 
     item: Instruction
-    position: int
     output: str
     status: Status
-    flags: list[str] = field(default_factory=list)
+    flags: list[str]
 
 
 def align(instructions: Sequence[Instruction], path: Path) -> list[Answered]:
@@ -265,32 +238,30 @@ def align(instructions: Sequence[Instruction], path: Path) -> list[Answered]:
     """
     by_id: dict[str, Mapping[str, Any]] = {}
     wrong: list[str] = []
-    known = {item.id: item for item in instructions}
-    for given in read_json_rows(path):
+    known = {item.id: item.instruction for item in instructions}
+    for given in benchmark.read_rows(path):
         name = str(given["id"])
         if name in by_id:
             wrong.append(f"{name} (answered twice)")
         elif name not in known:
             wrong.append(f"{name} (not in the benchmark)")
-        elif given.get("instruction", known[name].instruction) != known[name].instruction:
+        elif given.get("instruction", known[name]) != known[name]:
             wrong.append(f"{name} (another instruction than the benchmark's)")
         by_id[name] = given
     if wrong:
         listed = ", ".join(wrong[:10]) + (" …" if len(wrong) > 10 else "")
         raise HarnessError(f"{path}: answers do not fit the benchmark: id {listed}")
     rows = []
-    for position, item in enumerate(instructions):
-        answer = by_id.get(item.id) or {"output": "", "status": "no_answer"}
+    for item in instructions:
+        answer = by_id.get(item.id, {"status": "no_answer"})
         output = str(answer.get("output") or "")
         status, flags = verdicts.answer_status(answer.get("status", "ok"), output)
-        rows.append(Answered(item, position, output, status, flags))
+        rows.append(Answered(item, output, status, flags))
     return rows
 
 
 def safe_pair(row: Answered) -> Pair:
-    """What the judge is shown: both outputs with judge delimiters defused (noted in the row's
-    flags); equal outputs stay as they are.
-    """
+    """What the judge is shown: delimiters defused, and flagged, where the outputs differ."""
     baseline, output = row.item.output, row.output
     if baseline != output:
         baseline, in_baseline = verdicts.neutralise(baseline, verdicts.ALPACA_EVAL_PATTERNS)
@@ -301,9 +272,7 @@ def safe_pair(row: Answered) -> Pair:
 
 
 def run(task: StageTask[JudgeTask]) -> StageOutcome:
-    """Stage ``judge.alpaca_eval``: answer, benchmarks → scores.parquet, judgments.jsonl,
-    summary.json.
-    """
+    """Stage ``judge.alpaca_eval``: answer, benchmarks → scores, judgments, summary."""
     instructions = load_instructions(task.inputs["benchmarks"] / NAME / "eval.json")
     rows = align(instructions, task.inputs["answer"] / "alpaca_eval.json")
     return _judge(task, NAME, instructions, rows)
@@ -311,25 +280,18 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
 
 def run_pair(task: StageTask[JudgeTask]) -> StageOutcome:
     """Stage ``judge.pairwise``: answer_a, answer_b, benchmarks → the same files: b's win rates
-    against a, in percent.
+    against a, in percent. A row is judged when both answered, else it carries the failure of b, or
+    of a.
     """
     instructions = load_instructions(task.inputs["benchmarks"] / NAME / "eval.json")
     folders = (task.inputs[name] for name in ("answer_a", "answer_b"))
-    a, b = (align(instructions, folder / "alpaca_eval.json") for folder in folders)
-    return _judge(task, "alpaca_eval_pairwise", instructions, opposed(a, b))
-
-
-def opposed(baseline: Sequence[Answered], rows: Sequence[Answered]) -> list[Answered]:
-    """b's rows with a's answers as the baseline; a row is judged when both answered, else it
-    carries the failure of b, or of a.
-    """
-    result = []
-    for a, b in zip(baseline, rows, strict=True):
-        item = replace(b.item, output=a.output, generator="checkpoint_a")
+    both = (align(instructions, folder / "alpaca_eval.json") for folder in folders)
+    rows = []
+    for a, b in zip(*both, strict=True):
         status = b.status if b.status != "ok" else a.status
         flags = [*b.flags, *(f"baseline {flag}" for flag in a.flags)]
-        result.append(Answered(item, b.position, b.output, status, flags))
-    return result
+        rows.append(Answered(replace(b.item, output=a.output), b.output, status, flags))
+    return _judge(task, "alpaca_eval_pairwise", instructions, rows)
 
 
 def _judge(
@@ -347,20 +309,19 @@ def _judge(
         costs = client.costs
     flags = {row.item.id: row.flags for row in rows}
     notes = {key: note.fields() | {"flags": flags[key[0]]} for key, note in drawn.items()}
-    found = annotators.pooled(drawn, judge.samples)
     finalise(task.out, notes)
-    gamed_file = task.inputs["benchmarks"] / NAME / "df_gamed.csv"
-    gamed = read_gamed(gamed_file, len(instructions))
+    found = annotators.pooled(drawn, judge.samples)
+    gamed = read_gamed(task.inputs["benchmarks"] / NAME / "df_gamed.csv", len(instructions))
     version = version_of(annotator, instructions)
     scores: list[Score] = []
-    metrics = []
+    summary: dict[str, Any] = {}
     for repeat in range(judge.repeats):
         judged = {one: note for (one, number), note in found.items() if number == repeat}
-        metrics.append(measure(rows, judged, gamed))
         shared = (name, version, verdicts.judge_label(judge), repeat)
-        scores += score_rows(rows, judged, metrics[-1], shared, bool(gamed))
-    first = {one: note for (one, number), note in found.items() if number == 0}
-    summary = summarise(rows, first, metrics[0]) | {
+        more, told = scored(rows, judged, gamed, shared)
+        scores += more
+        summary = summary or told
+    summary |= {
         "verdicts_cut_off": verdicts.cut_off({key: note.reason for key, note in found.items()}),
         "judge": judge.model,
         "verdict": annotators.how_read(annotator, judge),
@@ -377,71 +338,44 @@ def version_of(annotator: str, instructions: Sequence[Instruction]) -> str:
     return f"{library} {annotator} instructions:{baseline_hash(instructions)}"
 
 
-def measure(
-    rows: Sequence[Answered], judged: Mapping[str, Annotation], gamed: Sequence[Mapping[str, Any]]
-) -> Metrics:
-    """The library's metrics of the rows that have a preference."""
-    kept, preferences = _preferred(rows, judged)
-    outputs = [row.item.output for row in kept], [row.output for row in kept]
-    return compute_metrics(preferences, *outputs, [row.position for row in kept], gamed)
-
-
-def _preferred(
-    rows: Sequence[Answered], judged: Mapping[str, Annotation]
-) -> tuple[list[Answered], list[float]]:
-    kept, preferences = [], []
-    for row in rows:
-        note = judged.get(row.item.id)
-        if note is not None and note.preference is not None:
-            kept.append(row)
-            preferences.append(note.preference)
-    return kept, preferences
-
-
-def score_rows(
+def scored(
     rows: Sequence[Answered],
     judged: Mapping[str, Annotation],
-    metrics: Metrics,
+    gamed: Sequence[Mapping[str, Any]],
     shared: tuple[str, str, str, int],
-    length_controlled: bool,
-) -> list[Score]:
-    """Score rows of one repeat: win_rate, length_controlled_win_rate, and in the first repeat
-    length. shared: benchmark, its version, judge, repeat.
+) -> tuple[list[Score], dict[str, Any]]:
+    """Score rows of one repeat (win_rate, length_controlled_win_rate, in the first repeat length),
+    and its summary: the library's metrics, counts by status, and everything flagged. shared:
+    benchmark, its version, judge, repeat.
     """
-    scored, version, judge, repeat = shared
-    kept, preferences = _preferred(rows, judged)
-    names = [row.item.id for row in kept]
-    wins = {name: 100.0 * (p - 1.0) for name, p in zip(names, preferences, strict=True)}
-    pseudo = dict(zip(names, metrics.pseudo, strict=False))
+    benchmark_name, version, judge, repeat = shared
+    statuses = {row.item.id: row.status for row in rows}
+    statuses |= {name: note.status for name, note in judged.items()}
+    known = {name: one.preference for name, one in judged.items() if one.preference is not None}
+    kept = [row for row in rows if row.item.id in known]
+    preferences = [known[row.item.id] for row in kept]
+    outputs = [row.item.output for row in kept], [row.output for row in kept]
+    metrics = compute_metrics(preferences, *outputs, [int(row.item.id) for row in kept], gamed)
+    pseudo = dict(zip((row.item.id for row in kept), metrics.pseudo, strict=False))
     scores = []
     for row in rows:
         name, texts = row.item.id, (row.item.instruction, row.item.output, row.output)
-        source = content_hash(*texts, length=16)
-        status = judged[name].status if name in judged else row.status
-
-        values: list[tuple[str, float | None, Status, str]]
-        values = [("win_rate", wins.get(name), status, judge)]
-        if length_controlled:
+        source, status = content_hash(*texts, length=16), statuses[name]
+        win = 100.0 * (known[name] - 1.0) if name in known else None
+        values: list[tuple[str, float | None, Status, str]] = [("win_rate", win, status, judge)]
+        if gamed:
             values.append(("length_controlled_win_rate", pseudo.get(name), status, judge))
         if repeat == 0:
             length = float(len(row.output)) if row.status == "ok" else None
             values.append(("length", length, row.status, ""))
         for value in values:
-            scores.append(Score(scored, version, name, name, *value, repeat, source))
-    return scores
-
-
-def summarise(
-    rows: Sequence[Answered], judged: Mapping[str, Annotation], metrics: Metrics
-) -> dict[str, Any]:
-    """The first repeat's metrics, counts by status, and everything flagged."""
-    answered = [row for row in rows if row.status == "ok"]
-    flags = [*metrics.flags, *benchmark.constant([row.output for row in answered])]
-    kinds = [[flag.replace(":", "").split()[0] for flag in row.flags] for row in rows]
-    flagged = benchmark.flagged(zip((row.item.id for row in rows), kinds, strict=True))
-    lengths = [len(row.output) for row in answered]
-    statuses = [judged[row.item.id].status if row.item.id in judged else row.status for row in rows]
-    return {
+            scores.append(Score(benchmark_name, version, name, name, *value, repeat, source))
+    answers = [row.output for row in rows if row.status == "ok"]
+    kinds = [
+        (one.item.id, [flag.replace(":", "").split()[0] for flag in one.flags]) for one in rows
+    ]
+    flagged = benchmark.flagged(kinds)
+    return scores, {
         "win_rate": metrics.win_rate,
         "standard_error": metrics.standard_error,
         "length_controlled_win_rate": metrics.length_controlled,
@@ -449,9 +383,9 @@ def summarise(
         "lc_standard_error_library": metrics.lc_standard_error_library,
         "n_total": metrics.scored,
         "expected": len(rows),
-        "avg_length": sum(lengths) // len(lengths) if lengths else None,
-        "flags": sorted(flags),
-        "statuses": dict(Counter(statuses)),
+        "avg_length": sum(map(len, answers)) // len(answers) if answers else None,
+        "flags": sorted([*metrics.flags, *benchmark.constant(answers)]),
+        "statuses": dict(Counter(statuses.values())),
         "truncated": flagged.get("truncated", []),
         "neutralised": flagged.get("neutralised", []),
     }

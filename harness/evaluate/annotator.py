@@ -64,9 +64,7 @@ class Annotation:
 
 
 def preference_of(value: Any) -> float | None:
-    """The library's preference, 1 to 2; 0 is its older word for a draw, -1 and nothing are those
-    for unparsed.
-    """
+    """The library's preference, 1 to 2; 0 is its older word for a draw, -1 for unparsed."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -85,9 +83,7 @@ def annotator_of(judge: JudgeSettings, given: str) -> str:
 def pooled(
     drawn: Mapping[tuple[str, int], Annotation], samples: int
 ) -> dict[tuple[str, int], Annotation]:
-    """(pair id, repeat) → the mean of its ``samples`` annotations, which ``drawn`` counts one after
-    another.
-    """
+    """(pair id, repeat) → the mean of its ``samples`` annotations, in ``drawn`` one by one."""
     found: dict[tuple[str, int], Annotation] = {}
     for name, call in drawn:
         if call % samples == 0:
@@ -177,9 +173,7 @@ class _Exchange:
         self.replies: dict[tuple[Shown, int], JudgeReply] = {}
 
     def watch(self, single: Any) -> None:
-        """Learn which pair each prompt belongs to (the library shuffles them) and take its
-        completions from the judge.
-        """
+        """Learn each prompt's pair, which the library shuffles, and complete by the judge."""
         make_prompts = single._make_prompts
         reading = Reading(single.fn_completion_parser, by_logprobs(single))
 
@@ -206,9 +200,7 @@ class _Exchange:
     def complete(
         self, prompts: Sequence[str], params: Mapping[str, Any], reading: Reading
     ) -> dict[str, list[Any]]:
-        """The library's completions dictionary. A failed reply becomes one that its parser reads as
-        missing.
-        """
+        """The library's completions; a failed reply is one that its parser reads as missing."""
         if not self.replies:
             chatml = libraries.alpaca_eval().utils.prompt_to_chatml
             messages = [tuple(chatml(prompt.strip())) for prompt in prompts]
@@ -267,9 +259,7 @@ class Reading:
         return len(values) == 1 and values[0] is not None and values[0] == values[0]
 
     def text(self, reply: JudgeReply) -> str:
-        """What the parser reads of a text: of one that holds a ranking, whatever stands around it,
-        the ranking; nothing of two that differ, and of a reply that holds no verdict.
-        """
+        """What the parser reads of a text: its one ranking, or all of it where it has none."""
         if reply.status != "ok":
             return ""
         found = {_ranking(written) for written in _RANKING.findall(reply.text)}
@@ -278,9 +268,7 @@ class Reading:
         return found.pop() if len(found) == 1 else ""
 
     def choice(self, reply: JudgeReply) -> dict[str, Any]:
-        """The reply as a parser of log-probabilities takes it: those of its verdict's tokens, or
-        none where there is no verdict.
-        """
+        """The reply as a parser of log-probabilities takes it: those of its verdict's tokens."""
         text, found = "", None
         if reply.status == "ok" and self.logprobs:
             text = reply.text
@@ -295,9 +283,7 @@ class Reading:
 
 
 def _ranking(written: str) -> str:
-    """A ranking as the library reads it, or nothing where it does not put one model first and the
-    other second: of equal ranks the library takes the first model's for the verdict.
-    """
+    """A ranking as the library reads it, or nothing where it does not rank two models 1 and 2."""
     rows = [dict(_RANKED.findall(row)) for row in written.split("}")[:-1]]
     ranks = {row.get("model", ""): row.get("rank", "") for row in rows}
     if len(rows) != 2 or sorted(ranks.values()) != ["1", "2"]:
@@ -308,9 +294,7 @@ def _ranking(written: str) -> str:
 def _verdict(
     logprobs: Sequence[Mapping[str, Any]], parser: Mapping[str, Any]
 ) -> dict[str, float] | None:
-    """Log-probabilities of the verdict's tokens where the annotator's parser looks for them:
-    at its ``log_prob_index``, or at the reply's only token.
-    """
+    """Log-probabilities of the verdict's tokens: at the parser's place, or of the only token."""
     place = parser.get("log_prob_index", "batch")
     if not logprobs or (place == "batch" and len(logprobs) > 1):
         return None

@@ -19,7 +19,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,7 @@ class JudgeTask(Section):
 
 # -- its files -------------------------------------------------------------------------------------
 def prepare(settings: ArenaHardSettings, out: Path) -> dict[str, Any]:
-    """questions.jsonl (id, question, category, baseline) and judge.json (template, patterns,
-    systems).
-    """
+    """questions.jsonl (id, question, category, baseline) and judge.json (template and more)."""
     path = benchmark.given_file(settings, NAME, "questions")
     asked = list(read_jsonl(path))[: settings.limit or None]
     for number, row in enumerate(asked, 1):
@@ -115,15 +113,14 @@ def prepare(settings: ArenaHardSettings, out: Path) -> dict[str, Any]:
 
 def _baseline(settings: ArenaHardSettings, category: str) -> tuple[str, dict[str, str]]:
     """The baseline's file of a category, and its answers by uid."""
-    key = f"evaluation.{NAME}.baselines"
     name = settings.baselines.get(category) or settings.baselines.get("any", "")
     if not name or not Path(name).is_file():
         found = f"{name} does not exist" if name else "names no file"
         raise HarnessError(
-            f"{key}: {category} {found}; give a model_answer file ({category} or any)"
+            f"evaluation.{NAME}.baselines: {category} {found}; give a model_answer file "
+            f"({category} or any)"
         )
-    rows = answers_of(Path(name))
-    return name, {row["uid"]: row["answer"] for row in rows}
+    return name, {row["uid"]: row["answer"] for row in answers_of(Path(name))}
 
 
 def answers_of(path: Path) -> list[dict[str, str]]:
@@ -176,11 +173,8 @@ class _Constants(ast.NodeTransformer):
 
 
 def _systems(path: Path) -> dict[str, str]:
-    """System prompts by category, from JSON or from the assignments of a Python file that is not
-    run.
-    """
-    text, settings = path.read_text(encoding="utf-8"), None
-    constants = _Constants()
+    """Category → system prompt, from JSON or a Python file's assignments, which is not run."""
+    text, constants = path.read_text(encoding="utf-8"), _Constants()
     try:
         if path.suffix == ".json":
             return {str(name): str(prompt) for name, prompt in json.loads(text).items()}
@@ -231,9 +225,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
 
 
 def label(text: str, patterns: Sequence[str]) -> str:
-    """The verdict by the owner's rule: the last match of the first pattern that matches at all;
-    empty when it is no verdict.
-    """
+    """The verdict by the owner's rule: the last match of the first pattern that matches."""
     for pattern in patterns:
         found = [one for one in re.findall(pattern, text.upper()) if one]
         if found:
@@ -263,13 +255,10 @@ def linearised(tallies: Mapping[str, Tally]) -> tuple[float | None, dict[str, fl
 
 
 def run(task: StageTask[JudgeTask]) -> StageOutcome:
-    """Stage ``judge.arena_hard``: answer, benchmarks → scores.parquet, judgments.jsonl,
-    summary.json.
-    """
+    """Stage ``judge.arena_hard``: answer, benchmarks → scores, judgments, summary."""
     judge = task.settings.judge
-    folder = task.inputs["benchmarks"] / NAME
-    files = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
-    items = [item_of(row) for row in read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl")]
+    files, rows = benchmark.judging(task, NAME)
+    items = [item_of(row) for row in rows]
     asked = [item for item in items if item.status == "ok"]
     requests = [item.request(files, game) for item in asked for game in (0, 1)]
 
@@ -290,82 +279,60 @@ def outcome(
     named: str,
     costs: Mapping[str, float] | None = None,
 ) -> StageOutcome:
-    """Scores and summary of the verdicts found by (question:game, call). files: of judge.json.
-    named: the judge, in the rows.
+    """Scores and summary of the verdicts found by (question:game, call): ``votes`` is a question's
+    own share, ``win_rate`` its value in its category's rate. files: of judge.json. named: the
+    judge, in the rows.
     """
-    version = f"v2 {content_hash(files, [_shown(item) for item in items], length=12)}"
+    shown = [(item.id, item.question, item.answers[0]) for item in items]
+    version = f"v2 {content_hash(files, shown, length=12)}"
     scores: list[Score] = []
-    rates: dict[str, float | None] = {}
+    summary: dict[str, Any] = {}
     for repeat in range(judge.repeats):
+        calls = calls_of(judge, repeat)
         for category in CATEGORIES:
             mine = [item for item in items if item.category == category]
-            rate, rows = _scored(mine, repeat, found, judge, (version, named))
-            rates.setdefault(category, rate)
-            scores += rows
-    summary = rates | _summary(items, found, judge) | {"benchmark_version": version}
+            read = {item.id: _tally(item, calls, found) for item in mine}
+            tallies = {name: tally for name, (tally, _) in read.items() if tally}
+            rate, values = linearised(tallies)
+            summary.setdefault(category, rate)
+            for item in mine:
+                score, weight = tallies.get(item.id, (0.0, 0.0))
+                own = 100.0 * score / weight if weight else None
+                shared = (read[item.id][1], named, repeat, item.source)
+                within = (f"{item.id}:{category}", item.id, "win_rate", values.get(item.id))
+                scores.append(Score(NAME, version, *within, *shared))
+                scores.append(Score(NAME, version, item.id, item.id, "votes", own, *shared))
+    summary |= _summary(items, found, judge) | {"benchmark_version": version}
     return benchmark.finish(task, scores, summary, costs, primary="win_rate")
 
 
-def _shown(item: Item) -> tuple[str, str, str]:
-    return item.id, item.question, item.answers[0]
-
-
-def _scored(
-    items: Sequence[Item], repeat: int, found: Found, judge: JudgeSettings, shown: tuple[str, str]
-) -> tuple[float | None, list[Score]]:
-    """(win rate of a category in percent, its score rows) of one repeat. ``votes`` is a question's
-    own share, ``win_rate`` its value in the rate. shown: version and judge.
-    """
-    version, named = shown
-    tallies: dict[str, Tally] = {}
-    statuses: dict[str, Status] = {}
-    calls = calls_of(judge, repeat)
-    for item in items:
-        games = [[found.get((f"{item.id}:{game}", call)) for game in (0, 1)] for call in calls]
-        tally, statuses[item.id] = _tally(games) if item.status == "ok" else (None, item.status)
-        if tally:
-            tallies[item.id] = tally
-    rate, values = linearised(tallies)
-    scores = []
-    for item in items:
-        score, weight = tallies.get(item.id, (0.0, 0.0))
-        own = 100.0 * score / weight if weight else None
-        shared = (statuses[item.id], named, repeat, item.source)
-        within = f"{item.id}:{item.category}"
-        rate_row = (within, item.id, "win_rate", values.get(item.id))
-        scores.append(Score(NAME, version, *rate_row, *shared))
-        scores.append(Score(NAME, version, item.id, item.id, "votes", own, *shared))
-    return rate, scores
-
-
-def _tally(games: Sequence[Sequence[Mapping[str, Any] | None]]) -> tuple[Tally | None, Status]:
-    """Mean votes of the samples of which both games were read, or why there are none."""
-    rows = [row for sample in games for row in sample if row is not None]
-    failed = [row["score_status"] for row in rows if row["score_status"] != "ok"]
-    read = [votes([str(row["label"]) for row in both if row]) for both in games if _whole(both)]
+def _tally(item: Item, calls: Iterable[int], found: Found) -> tuple[Tally | None, Status]:
+    """Mean votes (for the model, all) of samples with both games read, or why there are none."""
+    if item.status != "ok":
+        return None, item.status
+    failed: list[Status] = []
+    read = []
+    for call in calls:
+        both = [found.get((f"{item.id}:{game}", call)) for game in (0, 1)]
+        failed += [row["score_status"] for row in both if row and row["score_status"] != "ok"]
+        labels = [row["label"] for row in both if row and row["label"]]
+        if len(labels) == 2:
+            read.append(votes(labels))
     if "error" in failed or not read:
         return None, "error" if "error" in failed else failed[0]
     score, weight = (sum(part) / len(read) for part in zip(*read, strict=True))
     return (score, weight), "ok"
 
 
-def _whole(games: Sequence[Mapping[str, Any] | None]) -> bool:
-    return all(row is not None and row["label"] for row in games)
-
-
-def _summary(
-    items: Sequence[Item], found: Mapping[tuple[str, int], Mapping[str, Any]], judge: JudgeSettings
-) -> dict[str, Any]:
-    """Counts of verdicts, of questions whose two games name different winners, and what was
-    noticed.
-    """
+def _summary(items: Sequence[Item], found: Found, judge: JudgeSettings) -> dict[str, Any]:
+    """Counts of verdicts, of questions whose games name different winners, and what was noticed."""
     flips = pairs = 0
     for item in items:
         both = [found.get((f"{item.id}:{game}", 0)) for game in (0, 1)]
-        if _whole(both):
-            (first, _), (second, _) = (VOTES[row["label"]] for row in both if row)
+        shares = [VOTES[row["label"]][0] for row in both if row and row["label"]]
+        if len(shares) == 2:
             pairs += 1
-            flips += first == second != 0.5
+            flips += shares[0] == shares[1] != 0.5
     return {
         "verdicts": dict(Counter(row["label"] or row["score_status"] for row in found.values())),
         "judged_both_ways": pairs,

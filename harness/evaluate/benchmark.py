@@ -7,7 +7,9 @@ it). Importing it must not load torch or a benchmark library: planning reads the
 
 from __future__ import annotations
 
+import gzip
 import importlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +101,7 @@ class Ask:
 
 
 class Desk(Protocol):
-    """Where answers are: ``answers`` by the key of their Ask; ``seed`` of a key."""
+    """Where answers are, by the key of their Ask."""
 
     answers: dict[tuple[Any, ...], Generation]
 
@@ -126,7 +128,6 @@ class QuestionRows:
         self.rows = list(read_jsonl(task.inputs["benchmarks"] / name / "questions.jsonl"))
 
     def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
-        """One round."""
         drawn = self.drawn.max_new_tokens, self.drawn.temperature or 0.0
         asks = []
         for row in self.rows:
@@ -135,7 +136,6 @@ class QuestionRows:
         return (asks,)
 
     def write(self, desk: Desk, out: Path) -> None:
-        """Every question's answer."""
         rows = []
         for row in self.rows:
             answer = desk.answers[self.name, row["id"]]
@@ -173,7 +173,7 @@ class Asked:
 
 
 class Counting(Protocol):
-    """What a benchmark's work is counted with (`harness.cost.work`)."""
+    """What a benchmark's work is counted with: `harness.cost.work.Inputs`."""
 
     @property
     def lengths(self) -> Lengths: ...
@@ -181,14 +181,11 @@ class Counting(Protocol):
     @property
     def pocket(self) -> bool: ...
 
-    def settings(self, name: str) -> Any:
-        """Settings of the stage that makes an input."""
+    def settings(self, name: str) -> Any: ...
 
-    def limit(self, benchmark: str, whole: int) -> int:
-        """Items of a benchmark: all of them, or as many as its limit says."""
+    def limit(self, benchmark: str, whole: int) -> int: ...
 
-    def ranked(self, kind: str, prompts: int, texts: int) -> Work:
-        """Ranking so many texts for each prompt."""
+    def ranked(self, kind: str, prompts: int, texts: int) -> Work: ...
 
 
 @dataclass(frozen=True)
@@ -290,9 +287,7 @@ def finish(
     costs: Mapping[str, float] | None = None,
     primary: str = "",
 ) -> StageOutcome:
-    """Write scores.parquet and summary.json; the outcome counts rows and errors (of the metric
-    ``primary`` where a stage has several).
-    """
+    """Write scores and summary; the outcome counts rows and errors (of the metric ``primary``)."""
     write_scores(task.out / "scores.parquet", scores)
     (task.out / "summary.json").write_text(canonical_json(summary) + "\n", encoding="utf-8")
     counted = [score for score in scores if not primary or score.metric == primary]
@@ -320,9 +315,7 @@ def asked_work(items: int, length: int, what: str) -> Work:
 
 
 def reply_tokens(judge: JudgeSettings, lengths: Lengths, *, pairwise: bool) -> int:
-    """Tokens of a judge's reply to one request: a rating, or a verdict on a pair; with its thinking
-    where it thinks.
-    """
+    """Tokens of a judge's reply: a rating, or a verdict on a pair; and of its thinking."""
     said = lengths.rating_reply
     if pairwise:
         said = lengths.verdict_text if judge.verdict == "text" else lengths.verdict_reply
@@ -362,13 +355,9 @@ class Size:
         """Judging them, with ``each`` prompts of so many tokens for a repeat and sample."""
         calls = self.answers(count) * each * judge.repeats * judge.samples
         reply = reply_tokens(judge, count.lengths, pairwise=pairwise)
-        return judged_work(calls, prompt, reply, what)
-
-
-def judged_work(calls: int, prompt: int, reply: int, what: str) -> Work:
-    """Calls of a judge, each of so many tokens."""
-    how, told = f"{calls:,} {what} of {prompt:,} + {reply} tokens", calls * reply
-    return Work(calls, judge_calls=calls, judge_prompt=calls * prompt, judge_reply=told, how=how)
+        read, told = calls * prompt, calls * reply
+        how = f"{calls:,} {what} of {prompt:,} + {reply} tokens"
+        return Work(calls, judge_calls=calls, judge_prompt=read, judge_reply=told, how=how)
 
 
 def by_key(rows: Iterable[Mapping[str, Any]], key: str, path: Path) -> dict[Any, Any]:
@@ -392,6 +381,13 @@ def write_questions(out: Path, rows: Sequence[Any], judge: Mapping[str, Any]) ->
     return write_jsonl(out / "questions.jsonl", rows)
 
 
+def judging(task: StageTask[Any], name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a benchmark's judge is told, and the rows of the answer file."""
+    file = task.inputs["benchmarks"] / name / "judge.json"
+    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return told, list(read_jsonl(task.inputs["answer"] / f"{name}.jsonl"))
+
+
 def flagged(items: Iterable[tuple[str, Iterable[str]]]) -> dict[str, list[str]]:
     """Flag → names of the items, given as (name, flags), that have it."""
     found: dict[str, list[str]] = {}
@@ -407,10 +403,32 @@ def constant(texts: Sequence[str]) -> list[str]:
     return ["constant_answers"] if len(texts) >= 10 and same > len(texts) / 2 else []
 
 
-def given_file(settings: Any, benchmark: str, key: str) -> Path:
-    """The file that a key of a benchmark's section names. Raises HarnessError when it is empty or
-    names nothing.
+def read_rows(path: Path) -> list[Any]:
+    """Rows of a .jsonl, .jsonl.gz, .json (list, or mapping of id to row) or .parquet file. Raises
+    HarnessError naming the file.
     """
+    if not path.is_file():
+        raise HarnessError(f"{path} does not exist")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return list(pq.read_table(path).to_pylist())
+        if path.suffix == ".json":
+            loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+            if isinstance(loaded, dict):
+                loaded = [{"id": key, **row} for key, row in loaded.items()]
+            return list(loaded)
+        if path.suffix == ".gz":
+            with gzip.open(path, "rt", encoding="utf-8") as handle:
+                return [json.loads(line) for line in handle if line.strip()]
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise HarnessError(f"{path}: no rows can be read from it ({error})") from error
+    return list(read_jsonl(path))
+
+
+def given_file(settings: Any, benchmark: str, key: str) -> Path:
+    """The file that a section's key names. Raises HarnessError when it names none that is there."""
     name = getattr(settings, key)
     if not name:
         raise HarnessError(

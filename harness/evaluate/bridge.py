@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate import annotator, fastchat, mt_bench
-from harness.evaluate.alpaca_eval import check_annotations, instruction_key, read_json_rows
-from harness.evaluate.benchmark import reply_tokens
+from harness.evaluate import annotator, mt_bench
+from harness.evaluate.alpaca_eval import check_annotations, instruction_key
+from harness.evaluate.benchmark import read_rows, reply_tokens
 from harness.evaluate.lc import compute_metrics, read_gamed
 from harness.evaluate.published import (
     AlpacaEvalArtefacts,
@@ -83,7 +83,7 @@ def _alpaca_eval(folder: Path) -> Iterable[Judged]:
     annotators = set()
     for path in annotation_files(folder):
         model = path.relative_to(folder).parts[0]
-        stored = check_annotations(read_json_rows(path), path)
+        stored = check_annotations(read_rows(path), path)
         annotators.add(stored[0].get("annotator", ""))
         if read.setdefault(model, path) != path or len(annotators) > 1:
             raise HarnessError(
@@ -117,7 +117,7 @@ def _mt_bench(folder: Path) -> Iterable[Judged]:
     lengths: dict[str, dict[str, float]] = {}
     seen: set[tuple[str, str]] = set()
     for path in files:
-        for row in fastchat.judgments(path):
+        for row in mt_bench.model_judgments(path):
             model, prompt, item = (
                 row["model"],
                 row["judge"][1],
@@ -146,7 +146,7 @@ def _lengths(path: Path) -> dict[str, float]:
         return {}
     return {
         f"{row['question_id']}:{turn}": float(len(text))
-        for row in fastchat.answers(path)
+        for row in mt_bench.model_answers(path)
         for turn, text in enumerate(row["choices"][0]["turns"], 1)
     }
 

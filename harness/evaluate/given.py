@@ -8,14 +8,14 @@ baseline, or of one model alone is refused. What is read is scored by the benchm
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate import alpaca_eval, arena_hard, fastchat, mt_bench, wildbench
+from harness.evaluate import alpaca_eval, arena_hard, mt_bench, wildbench
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Annotation
-from harness.evaluate.benchmark import MODEL_ID, by_key, finish, load
+from harness.evaluate.benchmark import MODEL_ID, by_key, finish, judging, load, read_rows
 from harness.evaluate.lc import read_gamed
 from harness.evaluate.registry import BENCHMARKS
 from harness.files import hash_file
@@ -47,9 +47,7 @@ def answers(task: StageTask[GivenAnswersTask]) -> StageOutcome:
 
 
 def verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
-    """Stage ``verdicts.given``: benchmarks (and answer, where one file holds both) →
-    scores.parquet, summary.json.
-    """
+    """Stage ``verdicts.given``: benchmarks (and answer, of a file with both) → scores, summary."""
     given = BENCHMARKS[task.settings.benchmark].given
     assert given is not None
     _unchanged(task.settings)
@@ -85,52 +83,36 @@ def _of(rows: Iterable[Any], key: str, model: str, path: Path) -> list[dict[str,
 
 # -- AlpacaEval ------------------------------------------------------------------------------------
 def alpaca_eval_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int:
-    """``alpaca_eval.json`` from model_outputs or annotations; returns its rows."""
-    folder = benchmarks / alpaca_eval.NAME
-    instructions = alpaca_eval.load_instructions(folder / "eval.json")
-    rows = _alpaca_eval(path, model, instructions)
-    alpaca_eval.write_outputs(out, rows)
-    return len(rows)
-
-
-def _alpaca_eval(
-    path: Path, model: str, instructions: Sequence[alpaca_eval.Instruction]
-) -> list[dict[str, Any]]:
-    """The rows of a file of outputs or annotations as the answer stage writes them, with what is
-    known of verdicts.
-    """
+    """``alpaca_eval.json`` from model_outputs or annotations (with verdicts); returns its rows."""
+    instructions = alpaca_eval.load_instructions(benchmarks / alpaca_eval.NAME / "eval.json")
     known = {alpaca_eval.instruction_key(one.instruction): one for one in instructions}
-    given = alpaca_eval.read_json_rows(path)
+    given = read_rows(path)
     annotated = bool(given) and isinstance(given[0], dict) and "output_2" in given[0]
     kept = _of(given, "generator_2" if annotated else "generator", model, path)
     if annotated:
         kept = alpaca_eval.check_annotations(kept, path)
-    rows, strange, other = [], [], []
+    said, told = ("output_2", ("preference", "annotator")) if annotated else ("output", ())
     for number, row in enumerate(kept):
-        text = row.get("output_2" if annotated else "output")
-        if not isinstance(row.get("instruction"), str) or not isinstance(text, str):
+        if not isinstance(row.get("instruction"), str) or not isinstance(row.get(said), str):
             raise HarnessError(f"{path}: row {number}: wants texts 'instruction' and 'output'")
-        one = known.get(alpaca_eval.instruction_key(row["instruction"]))
-        if one is None:
-            strange.append(row["instruction"])
+    keys = [alpaca_eval.instruction_key(row["instruction"]) for row in kept]
+    _check_ids(path, keys, known, "instructions")
+    rows, other = [], []
+    for key, row in zip(keys, kept, strict=True):
+        if key not in known:
             continue
+        one = known[key]
         if annotated and row["output_1"] != one.output:
             other.append(one.id)
-        fields = {"id": one.id, "instruction": one.instruction, "output": text, "status": "ok"}
-        told = {name: row.get(name) for name in ("preference", "annotator") if annotated}
-        rows.append(fields | {"generator": MODEL_ID} | told)
-    # A study on fewer instructions (evaluation.alpaca_eval.limit) reads a whole file.
-    if not rows or (strange and len(kept) <= len(instructions)):
-        raise HarnessError(
-            f"{path}: {len(strange)} of {len(kept)} instructions are not the benchmark's, the "
-            f"first: {strange[:1]}"
-        )
+        fields = {"id": one.id, "instruction": one.instruction, "output": row[said], "status": "ok"}
+        rows.append(fields | {"generator": MODEL_ID} | {name: row.get(name) for name in told})
     if other:
         raise HarnessError(
             f"{path}: {len(other)} of {len(rows)} annotations are against another output than the "
             f"baseline's in evaluation.alpaca_eval.instructions (id {', '.join(other[:5])})"
         )
-    return sorted(rows, key=lambda row: int(row["id"]))
+    alpaca_eval.write_outputs(out, sorted(rows, key=lambda row: int(row["id"])))
+    return len(rows)
 
 
 def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
@@ -138,7 +120,7 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     folder = task.inputs["benchmarks"] / alpaca_eval.NAME
     instructions = alpaca_eval.load_instructions(folder / "eval.json")
     answered = task.inputs["answer"] / "alpaca_eval.json"
-    given, rows = alpaca_eval.read_json_rows(answered), alpaca_eval.align(instructions, answered)
+    given, rows = read_rows(answered), alpaca_eval.align(instructions, answered)
     if any("preference" not in row for row in given):
         raise HarnessError(
             f"{task.settings.path}: these are answers, not annotations (no output_2, no "
@@ -150,15 +132,14 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     }
     annotator = str(given[0]["annotator"] or "unnamed annotator")
     gamed = read_gamed(folder / "df_gamed.csv", len(instructions))
-    hashed = alpaca_eval.baseline_hash(instructions)
     version = alpaca_eval.version_of(annotator, instructions)
-    metrics = alpaca_eval.measure(rows, judged, gamed)
     shared = (alpaca_eval.NAME, version, f"{annotator} (given)", 0)
-    scores = alpaca_eval.score_rows(rows, judged, metrics, shared, bool(gamed))
-    summary = alpaca_eval.summarise(rows, judged, metrics) | {
+    scores, summary = alpaca_eval.scored(rows, judged, gamed, shared)
+    summary |= {
         "judge": annotator,
         "benchmark_version": version,
-        "comparable": hashed == alpaca_eval.OFFICIAL_BASELINE and annotator == OFFICIAL_ANNOTATOR,
+        "comparable": annotator == OFFICIAL_ANNOTATOR
+        and alpaca_eval.baseline_hash(instructions) == alpaca_eval.OFFICIAL_BASELINE,
     }
     return finish(task, scores, summary, primary="win_rate")
 
@@ -167,14 +148,14 @@ def alpaca_eval_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
 def mt_bench_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int:
     """``mt_bench.jsonl`` from FastChat's model_answer; returns its rows."""
     rows = []
-    for row in _of(fastchat.answers(path), "model_id", model, path):
+    for row in _of(mt_bench.model_answers(path), "model_id", model, path):
         if len(row["choices"]) != 1:
             raise HarnessError(
                 f"{path}: question {row['question_id']}: wants one choice (FastChat judges the "
                 f"first alone), found {len(row['choices'])}"
             )
         rows.append({**row, "model_id": MODEL_ID})
-    asked = fastchat.load_bench(benchmarks / mt_bench.NAME).questions
+    asked = mt_bench.load_bench(benchmarks / mt_bench.NAME).questions
     named = by_key(rows, "question_id", path)
     _check_ids(path, named, [question["question_id"] for question in asked])
     write_jsonl(out / "mt_bench.jsonl", rows)
@@ -184,14 +165,11 @@ def mt_bench_answers(path: Path, model: str, benchmarks: Path, out: Path) -> int
 def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     """Scores from single-answer judgments, read from their text as a study reads a judge's."""
     settings, path = task.settings, Path(task.settings.path)
-    told = _of(fastchat.judgments(path), "model", settings.model, path)
+    told = _of(mt_bench.model_judgments(path), "model", settings.model, path)
     judge = JudgeSettings(kind="openai", model=_one_judge(path, (row["judge"][0] for row in told)))
-    bench = fastchat.load_bench(task.inputs["benchmarks"] / mt_bench.NAME, judge.model)
-    given = by_key(
-        ({**row, "question": f"{row['question_id']}:{row['turn']}"} for row in told),
-        "question",
-        path,
-    )
+    bench = mt_bench.load_bench(task.inputs["benchmarks"] / mt_bench.NAME, judge.model)
+    named = ({**row, "question": f"{row['question_id']}:{row['turn']}"} for row in told)
+    given = by_key(named, "question", path)
     items, found = [], {}
     shown = Tally(task.stage, "given mt_bench judgments")
     for question in bench.questions:
@@ -201,20 +179,26 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
                 row = given[item.name]
                 shown.meet(item.name, _shown(path, row, bench, item))
                 item.source = content_hash(row["user_prompt"], row["judgment"], length=16)
-                found[item.name, 0] = _rating(row)
+                rating = reading.parse_rating(row["judgment"])
+                found[item.name, 0] = {
+                    "rating": rating.value,
+                    "score_status": "unparsed" if rating.value is None else "ok",
+                    "reason": rating.reason,
+                    "fastchat_score": row.get("score", rating.value),
+                }
             items.append(item)
     _check_ids(path, given, [item.name for item in items])
-    judged = ((one, [found[one.name, 0]] if (one.name, 0) in found else []) for one in items)
-    label = f"{judge.model} (given)"
-    scores = [
-        replace(mt_bench.score_row(one, 0, row, bench, judge), judge=label) for one, row in judged
-    ]
+    scores = []
+    for item in items:
+        read = [found[item.name, 0]] if (item.name, 0) in found else []
+        row = mt_bench.score_row(item, 0, read, bench, judge)
+        scores.append(replace(row, judge=f"{judge.model} (given)"))
     summary = mt_bench.summarise(scores, items, found, bench, judge)
     outcome = finish(task, scores, summary)
     return replace(outcome, left_out=(*outcome.left_out, *shown.left_out()))
 
 
-def _shown(path: Path, row: Mapping[str, Any], bench: fastchat.Bench, item: mt_bench.Item) -> str:
+def _shown(path: Path, row: Mapping[str, Any], bench: mt_bench.Bench, item: mt_bench.Item) -> str:
     """Whether a judge was shown the reference answers of ``bench``, or others: they were corrected
     over the years. Raises HarnessError for another question: a translation has the same ids.
     """
@@ -238,16 +222,6 @@ def _one_judge(path: Path, names: Iterable[Any]) -> str:
     return judges[0]
 
 
-def _rating(row: Mapping[str, Any]) -> dict[str, Any]:
-    rating = reading.parse_rating(row["judgment"])
-    return {
-        "rating": rating.value,
-        "score_status": "ok" if rating.value is not None else "unparsed",
-        "reason": rating.reason,
-        "fastchat_score": row.get("score", rating.value),
-    }
-
-
 # -- rows of the benchmark's questions -------------------------------------------------------------
 def _answered(path: Path, benchmarks: Path, name: str, given: Mapping[str, str], out: Path) -> int:
     """``<name>.jsonl`` of the answers given by question id; returns their number."""
@@ -261,15 +235,14 @@ def _answered(path: Path, benchmarks: Path, name: str, given: Mapping[str, str],
     return len(given)
 
 
-def _check_ids(path: Path, given: Iterable[Any], asked: Sequence[Any]) -> None:
-    """Raise HarnessError for rows of another benchmark. A study on fewer questions (its limit)
-    reads a whole file.
-    """
-    listed = list(given)
-    strange = [name for name in listed if name not in set(asked)]
-    if len(strange) == len(listed) or (strange and len(listed) <= len(asked)):
+def _check_ids(
+    path: Path, given: Collection[Any], asked: Collection[Any], what: str = "questions"
+) -> None:
+    """Raise HarnessError for another benchmark's rows; a limited study reads a whole file."""
+    strange = [name for name in given if name not in asked]
+    if len(strange) == len(given) or (strange and len(given) <= len(asked)):
         raise HarnessError(
-            f"{path}: {len(strange)} of {len(listed)} questions are not the benchmark's, the "
+            f"{path}: {len(strange)} of {len(given)} {what} are not the benchmark's, the "
             f"first: {strange[:1]}"
         )
 
@@ -305,9 +278,7 @@ def arena_hard_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
 
 
 def _games(told: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """Both verdicts on a question, empty where none was read. Raises HarnessError for a judgment
-    of other texts than the benchmark's.
-    """
+    """Both verdicts on a question, empty where none was read; HarnessError of other texts."""
     games = told.get("games")
     if not isinstance(games, list) or len(games) != 2 or not all(map(_is_game, games)):
         raise HarnessError(f"{path}: uid {asked['id']}: wants two games, each a mapping or null")
@@ -340,7 +311,7 @@ def _wildbench(path: Path, model: str, benchmarks: Path) -> list[dict[str, Any]]
     """
     asked = next(iter(read_jsonl(benchmarks / wildbench.NAME / "questions.jsonl")))
     rows = []
-    for number, row in enumerate(alpaca_eval.read_json_rows(path), 1):
+    for number, row in enumerate(read_rows(path), 1):
         try:
             rows.append(_wildbench_row(row, set(asked["references"])))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
@@ -373,26 +344,25 @@ def _wildbench_row(row: Mapping[str, Any], references: set[str]) -> dict[str, An
 
 def wildbench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
     """Scores from judged results: ratings, and comparisons with every reference."""
-    path, benchmarks = Path(task.settings.path), task.inputs["benchmarks"]
-    file = benchmarks / wildbench.NAME / "judge.json"
-    templates = json.loads(file.read_text(encoding="utf-8"))
-    told = _wildbench(path, task.settings.model, benchmarks)
+    path = Path(task.settings.path)
+    told = _wildbench(path, task.settings.model, task.inputs["benchmarks"])
     given = {(row["id"], row["kind"]): row["value"] for row in told if row["kind"]}
     if not given:
         raise HarnessError(
             f"{path}: these are answers, not judged results (no score, no winner); give them in "
             f"column {wildbench.NAME!r}"
         )
-    answered = read_jsonl(task.inputs["answer"] / f"{wildbench.NAME}.jsonl")
+    templates, answered = judging(task, wildbench.NAME)
     items = [wildbench.item_of(row) for row in answered]
     found = {}
     for item in items:
         for kind in ("score", *item.row["references"]):
             value = given.get((item.id, kind))
-            missing = "unparsed" if (item.id, kind) in given else "no_answer"
-            ours = value if value is None or kind == "score" or item.first(kind) else -value
-            status = missing if value is None else "ok"
-            kept = {"value": ours, "score_status": status, "reason": ""}
+            status = "unparsed" if (item.id, kind) in given else "no_answer"
+            if value is not None:
+                status = "ok"
+                value = value if kind == "score" or item.first(kind) else -value
+            kept = {"value": value, "score_status": status, "reason": ""}
             found[f"{item.id}:{kind}", 0] = kept
     judge = JudgeSettings(kind="openai", model="unnamed judge")
     shown = (task.settings.own.get("length_margin"), f"{judge.model} (given)")

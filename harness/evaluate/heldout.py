@@ -16,7 +16,8 @@ from harness.evaluate.benchmark import (
     Measure,
     Samples,
     asked_work,
-    unscored,
+    finish,
+    mean,
 )
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts, rewards
@@ -30,7 +31,6 @@ from harness.records import (
     content_hash,
     read_jsonl,
     write_jsonl,
-    write_scores,
 )
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import AnswerTask, RankerTask, Threads
@@ -78,32 +78,34 @@ def run(task: StageTask[HeldoutTask]) -> StageOutcome:
     context = RankContext(
         settings.ranker, task.runtime, task.out, task.inputs.get("ranker"), settings.judge
     )
-    found = rewards(list(items.values()), chosen, context)
-    ranked = dict(zip(items, found, strict=True))
+    ranked = rewards(list(items.values()), chosen, context)
+    found: dict[str, tuple[Mapping[str, float], Status]] = {
+        item.id: (dict(zip(item.texts, one.scores, strict=False)), one.status)
+        for item, one in zip(items.values(), ranked, strict=True)
+    }
     judge = _identity(settings.ranker)
     scores: list[Score] = []
     for name, prompt in prompts:
         said = answers.get(prompt.id, {})
-        texts = items[prompt.id].texts if prompt.id in items else ()
-        known = _Known(said, texts, ranked.get(prompt.id))
+        reward, unscored = found.get(prompt.id, ({}, "no_answer"))
         for metric, samples in (("reward", [0]), ("reward_sampled", sorted(s for s in said if s))):
-            value, status = known.mean(samples)
+            value, status = _mean([said.get(s) for s in samples], reward, unscored)
             spoken = [said[s]["text"] for s in samples if s in said]
             source = content_hash(prompt.messages, spoken, length=12)
             fields = (name, "1", prompt.id, prompt.id, metric, value, status, judge)
             scores.append(Score(*fields, source=source))
     if settings.rank_alpaca_eval:
         scores += _against_baseline(task, context, judge)
-    write_scores(task.out / "scores.parquet", scores)
-    errors = sum(score.status == "error" for score in scores)
-    left_out = unscored(task.stage, scores)
-    return StageOutcome(len(scores), errors, dict(context.costs), _means(scores), left_out)
+    kept: dict[str, list[float]] = {}
+    for score in scores:
+        if score.value is not None:
+            kept.setdefault(f"{score.benchmark}_{score.metric}", []).append(score.value)
+    means = {name: mean(values) for name, values in sorted(kept.items())}
+    return finish(task, scores, means, dict(context.costs))
 
 
 def _identity(ranker: RankerTask) -> str:
-    """The ranker's kind and which checkpoint it is: the fingerprint of local files, or the hub id;
-    never a path.
-    """
+    """The ranker's kind and checkpoint: the fingerprint of local files, or the hub id; no path."""
     which = ranker.model_fingerprint[:12] or ranker.model
     return f"{ranker.kind}:{which}" if which else ranker.kind
 
@@ -113,39 +115,29 @@ def _rows(task: StageTask[Any], file: str) -> list[dict[str, Any]]:
     return list(read_jsonl(path)) if path.exists() else []
 
 
-class _Known:
-    """What the ranker said of one prompt's answers."""
-
-    def __init__(
-        self, answers: Mapping[int, Mapping[str, Any]], texts: Sequence[str], ranked: Ranked | None
-    ) -> None:
-        self.answers = answers
-        self.reward = dict(zip(texts, ranked.scores, strict=False)) if ranked else {}
-        self.unscored: Status = ranked.status if ranked else "no_answer"
-
-    def mean(self, samples: Sequence[int]) -> tuple[float | None, Status]:
-        """Mean reward of some samples, or the worst status where one has none."""
-        bad: list[Status] = []
-        values = []
-        for sample in samples:
-            answer = self.answers.get(sample, {"status": "no_answer", "text": ""})
-            if answer["status"] not in READ:
-                bad.append(answer["status"])
-            elif answer["text"] in self.reward:
-                values.append(self.reward[answer["text"]])
-        if samples and len(values) == len(samples):
-            return sum(values) / len(values), "ok"
-        bad = bad or [self.unscored]
-        worst = "error" if "error" in bad else bad[0]
-        return None, "no_answer" if worst == "ok" else worst
+def _mean(
+    answers: Sequence[Mapping[str, Any] | None], reward: Mapping[str, float], unscored: Status
+) -> tuple[float | None, Status]:
+    """Mean reward (by text) of some answers, or the worst status where one has none."""
+    bad: list[Status] = []
+    values = []
+    for answer in answers:
+        status: Status = answer["status"] if answer else "no_answer"
+        if answer is None or status not in READ:
+            bad.append(status)
+        elif answer["text"] in reward:
+            values.append(reward[answer["text"]])
+    if answers and len(values) == len(answers):
+        return sum(values) / len(values), "ok"
+    bad = bad or [unscored]
+    worst = "error" if "error" in bad else bad[0]
+    return None, "no_answer" if worst == "ok" else worst
 
 
 def _against_baseline(
     task: StageTask[HeldoutTask], context: RankContext, judge: str
 ) -> list[Score]:
-    """Benchmark ``ranker_alpaca_eval``: 0 where both answers are the same text; a missing or failed
-    one gives its status.
-    """
+    """Benchmark ``ranker_alpaca_eval``: 0 where both answers are the same text."""
     asked = load_instructions(task.inputs["benchmarks"] / "alpaca_eval" / "eval.json")
     rows = align(asked, task.inputs["answer"] / "alpaca_eval.json")
     different = {}
@@ -166,14 +158,6 @@ def _against_baseline(
     return scores
 
 
-def _means(scores: Sequence[Score]) -> dict[str, float]:
-    kept: dict[str, list[float]] = {}
-    for score in scores:
-        if score.value is not None:
-            kept.setdefault(f"{score.benchmark}_{score.metric}", []).append(score.value)
-    return {name: sum(values) / len(values) for name, values in sorted(kept.items())}
-
-
 # -- what a policy is asked ------------------------------------------------------------------------
 class Prompts:
     """The greedy answer (sample 0) and ``heldout_samples`` at temperature 1 of every held-out
@@ -192,17 +176,16 @@ class Prompts:
                     self.asks.append(Ask(key, messages, limit, temperature, longest))
 
     def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
-        """One round."""
         return (self.asks,)
 
     def write(self, desk: Desk, out: Path) -> None:
         """``heldout.jsonl``: a Response each."""
-        write_jsonl(out / "heldout.jsonl", (self._response(ask, desk) for ask in self.asks))
-
-    def _response(self, ask: Ask, desk: Desk) -> Response:
-        answer, (_, prompt, sample) = desk.answers[ask.key], ask.key
-        seed = desk.seed(ask.key)
-        return Response(prompt, sample, answer.text, answer.token_ids, answer.status, seed)
+        rows = []
+        for ask in self.asks:
+            answer, (_, prompt, sample) = desk.answers[ask.key], ask.key
+            drawn = (answer.text, answer.token_ids, answer.status, desk.seed(ask.key))
+            rows.append(Response(prompt, sample, *drawn))
+        write_jsonl(out / "heldout.jsonl", rows)
 
 
 # -- the record ------------------------------------------------------------------------------------
@@ -215,9 +198,12 @@ MEASURES = [
 
 def settle(asked: Asked) -> HeldoutTask:
     """Settings of the ranking stage."""
-    also = asked.evaluation.rank_alpaca_eval
-    given = {"ranker": asked.ranker, "judge": asked.ranker_judge, "rank_alpaca_eval": also}
-    return HeldoutTask(threads=asked.threads, **given)
+    return HeldoutTask(
+        threads=asked.threads,
+        ranker=asked.ranker,
+        judge=asked.ranker_judge,
+        rank_alpaca_eval=asked.evaluation.rank_alpaca_eval,
+    )
 
 
 def _prompts(count: Counting) -> int:

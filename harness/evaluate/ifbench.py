@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate import benchmark, ifeval
+from harness.evaluate import ifeval
 from harness.evaluate.libraries import ifbench
-from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
+from harness.records import StageOutcome, StageTask, write_jsonl
 from harness.study.sections import Positive
-from harness.study.tasks import Answers, AnswerTask, Nothing
-from harness.study.work import Work
+from harness.study.tasks import Nothing
 
 NAME = "ifbench"
-ITEMS = 300
 DATA = {
     "punkt_tab": "tokenizers",
     "stopwords": "corpora",
@@ -34,16 +32,9 @@ class IFBenchSettings(ifeval.IFEvalSettings):
 
 
 def prepare(settings: IFBenchSettings, out: Path) -> Mapping[str, Any]:
-    """The prompts, for every checkpoint alike. Raises HarnessError for rows of another form,
-    unknown instructions, and without the checkers or their data.
-    """
-    path, rows = ifeval.read_prompts(settings, NAME, ifbench().INSTRUCTION_DICT)
-    absent = [name for name, folder in DATA.items() if not ifeval.has_data(f"{folder}/{name}")]
-    if absent:
-        raise HarnessError(
-            f"{path}: IFBench's checkers need NLTK's data: run `python -m nltk.downloader "
-            f"{' '.join(absent)}` where there is a network"
-        )
+    """The prompts, checked. Raises HarnessError also without the checkers or their data."""
+    rows = ifeval.read_prompts(settings, NAME, ifbench().INSTRUCTION_DICT)
+    ifeval.need_data(NAME, DATA)
     out.mkdir(parents=True, exist_ok=True)
     return {"expected": write_jsonl(out / "questions.jsonl", rows)}
 
@@ -55,43 +46,15 @@ def run(task: StageTask[Nothing]) -> StageOutcome:
 
 def check(row: Mapping[str, Any], said: str) -> Mapping[str, Any]:
     """What an answer meets, strictly and loosely; an empty one meets nothing."""
-    kinds, options = row["instruction_id_list"], row["kwargs"]
-    registry = ifbench()
+    kinds, registry = row["instruction_id_list"], ifbench()
     each, _ = registry.common.evaluate_instructions(
-        said, kinds, options, row["question"], registry.INSTRUCTION_DICT
+        said, kinds, row["kwargs"], row["question"], registry.INSTRUCTION_DICT
     )
-    strict = [one.strict_pass for one in each] or [False] * len(kinds)
-    loose = [one.loose_pass for one in each] or [False] * len(kinds)
-    return {
-        "prompt_level_strict_acc": all(strict),
-        "inst_level_strict_acc": strict,
-        "prompt_level_loose_acc": all(loose),
-        "inst_level_loose_acc": loose,
-    }
+    found: dict[str, Any] = {}
+    for name in ("strict", "loose"):
+        met = [getattr(one, f"{name}_pass") for one in each] or [False] * len(kinds)
+        found |= {f"prompt_level_{name}_acc": all(met), f"inst_level_{name}_acc": met}
+    return found
 
 
-def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
-    """One answer a prompt."""
-    length = min(count.lengths.answer, task.answers[NAME].max_new_tokens)
-    return benchmark.asked_work(count.limit(NAME, ITEMS), length, "IFBench prompts")
-
-
-BENCHMARK = benchmark.Benchmark(
-    NAME,
-    "IFBench",
-    settings=IFBenchSettings,
-    stage=NAME,
-    run="harness.evaluate.ifbench:run",
-    task=Nothing,
-    settle=lambda _asked: Nothing(),
-    measures=lambda _evaluation: ifeval.measures(NAME),
-    inputs=("answer",),
-    work=lambda _count, _task: Work(rows=1),
-    questions=lambda task: benchmark.QuestionRows(NAME, task),
-    answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens, temperature=0.0),
-    asked=asked,
-    files=("questions",),
-    prepare=prepare,
-    pocket="harness.evaluate.ifeval:write_pocket",
-    samples=benchmark.Samples(f"{NAME}.jsonl", "prompt_level_strict_acc", "all met"),
-)
+BENCHMARK = ifeval.checked(NAME, "IFBench", 300, IFBenchSettings, prepare)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.evaluate import benchmark
-from harness.evaluate.academic import read_rows
 from harness.evaluate.libraries import ifeval
 from harness.records import (
     HarnessError,
@@ -29,7 +28,6 @@ from harness.study.tasks import Answers, AnswerTask, Nothing
 from harness.study.work import Work
 
 NAME = "ifeval"
-ITEMS = 541
 READ = ("ok", "truncated")
 SENTENCES = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 """Kinds whose checkers need NLTK's punkt_tab."""
@@ -52,28 +50,22 @@ class IFEvalSettings(Section):
 
 
 def prepare(settings: IFEvalSettings, out: Path) -> Mapping[str, Any]:
-    """The user's prompts, for every checkpoint alike. Raises HarnessError for rows of another form,
-    unknown instructions, and instructions whose checker lacks its data.
-    """
-    path, rows = read_prompts(settings, NAME, ifeval().INSTRUCTION_DICT)
+    """The prompts, checked. Raises HarnessError also where a checker lacks its data."""
+    rows = read_prompts(settings, NAME, ifeval().INSTRUCTION_DICT)
     asked = {kind for row in rows for kind in row["instruction_id_list"]}
-    if asked & set(SENTENCES) and not has_data("tokenizers/punkt_tab"):
-        raise HarnessError(
-            f"{path}: instructions that count sentences or capital words need NLTK's data: run "
-            "`python -m nltk.downloader punkt_tab` where there is a network"
-        )
+    if asked & set(SENTENCES):
+        need_data(NAME, {"punkt_tab": "tokenizers"})
     out.mkdir(parents=True, exist_ok=True)
     return {"expected": write_jsonl(out / "questions.jsonl", rows)}
 
 
-def read_prompts(
-    settings: Any, name: str, known: Container[str]
-) -> tuple[Path, list[dict[str, Any]]]:
-    """The file of a section's ``questions`` and its rows, up to the section's limit."""
+def read_prompts(settings: Any, name: str, known: Container[str]) -> list[dict[str, Any]]:
+    """Rows of the file of a section's ``questions``, up to the section's limit."""
     path = benchmark.given_file(settings, name, "questions")
-    rows = [_row(row, known, f"{path}, item {n}") for n, row in enumerate(read_rows(path), 1)]
+    given = enumerate(benchmark.read_rows(path), 1)
+    rows = [_row(row, known, f"{path}, item {number}") for number, row in given]
     benchmark.by_key(rows, "id", path)
-    return path, rows[: settings.limit or None]
+    return rows[: settings.limit or None]
 
 
 def _row(row: Any, known: Container[str], place: str) -> dict[str, Any]:
@@ -94,14 +86,19 @@ def _row(row: Any, known: Container[str], place: str) -> dict[str, Any]:
     return named | {"instruction_id_list": kinds}
 
 
-def has_data(resource: str) -> bool:
-    """Whether NLTK finds its data of a name."""
-    data = importlib.import_module("nltk").data
-    try:
-        data.find(resource)
-    except LookupError:
-        return False
-    return True
+def need_data(benchmark_name: str, data: Mapping[str, str]) -> None:
+    """Raise HarnessError where NLTK does not find its data of some names. data: name → folder."""
+    nltk, absent = importlib.import_module("nltk"), []
+    for name, folder in data.items():
+        try:
+            nltk.data.find(f"{folder}/{name}")
+        except LookupError:
+            absent.append(name)
+    if absent:
+        raise HarnessError(
+            f"{benchmark_name}'s checkers need NLTK's data: run `python -m nltk.downloader "
+            f"{' '.join(absent)}` where there is a network"
+        )
 
 
 def write_pocket(_seed: int, _limit: int, _folder: Path) -> NoReturn:
@@ -158,36 +155,43 @@ def _scores(row: Mapping[str, Any], name: str, version: str, check: Check) -> It
             yield Score(name, version, item, key, metric, value, kept, source=source)
 
 
-def measures(name: str) -> list[benchmark.Measure]:
-    """Shares of prompts and of instructions, in percent."""
-    return [
+# -- the record ------------------------------------------------------------------------------------
+def checked(
+    name: str,
+    title: str,
+    items: int,
+    settings: type[IFEvalSettings],
+    prepare: Callable[[Any, Path], Mapping[str, Any]],
+) -> benchmark.Benchmark:
+    """A benchmark of so many prompts with checked instructions: shares of both, in percent."""
+    measures = [
         benchmark.Measure(name, metric, title, "percent", 1, scale=benchmark.PERCENT, table=name)
         for metric, title in METRICS.items()
     ]
 
+    def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
+        length = min(count.lengths.answer, task.answers[name].max_new_tokens)
+        return benchmark.asked_work(count.limit(name, items), length, f"{title} prompts")
 
-def asked(count: benchmark.Counting, task: AnswerTask) -> Work:
-    """One answer a prompt."""
-    length = min(count.lengths.answer, task.answers[NAME].max_new_tokens)
-    return benchmark.asked_work(count.limit(NAME, ITEMS), length, "IFEval prompts")
+    return benchmark.Benchmark(
+        name,
+        title,
+        settings=settings,
+        stage=name,
+        run=f"harness.evaluate.{name}:run",
+        task=Nothing,
+        settle=lambda _asked: Nothing(),
+        measures=lambda _evaluation: measures,
+        inputs=("answer",),
+        work=lambda _count, _task: Work(rows=1),
+        questions=lambda task: benchmark.QuestionRows(name, task),
+        answers=lambda given: Answers(max_new_tokens=given.max_new_tokens, temperature=0.0),
+        asked=asked,
+        files=("questions",),
+        prepare=prepare,
+        pocket="harness.evaluate.ifeval:write_pocket",
+        samples=benchmark.Samples(f"{name}.jsonl", "prompt_level_strict_acc", "all met"),
+    )
 
 
-BENCHMARK = benchmark.Benchmark(
-    NAME,
-    "IFEval",
-    settings=IFEvalSettings,
-    stage=NAME,
-    run="harness.evaluate.ifeval:run",
-    task=Nothing,
-    settle=lambda _asked: Nothing(),
-    measures=lambda _evaluation: measures(NAME),
-    inputs=("answer",),
-    work=lambda _count, _task: Work(rows=1),
-    questions=lambda task: benchmark.QuestionRows(NAME, task),
-    answers=lambda settings: Answers(max_new_tokens=settings.max_new_tokens, temperature=0.0),
-    asked=asked,
-    files=("questions",),
-    prepare=prepare,
-    pocket="harness.evaluate.ifeval:write_pocket",
-    samples=benchmark.Samples(f"{NAME}.jsonl", "prompt_level_strict_acc", "all met"),
-)
+BENCHMARK = checked(NAME, "IFEval", 541, IFEvalSettings, prepare)

@@ -55,9 +55,7 @@ class GamedRows:
 
 @dataclass(frozen=True)
 class OwnRows:
-    """preference in [0, 1] (1: the model wins), delta = characters of the baseline minus characters
-    of the model, difficulty.
-    """
+    """preference in [0, 1] (1: the model wins), delta: baseline minus model in characters."""
 
     preference: Floats
     delta: Floats
@@ -89,9 +87,7 @@ def _whole(rows: OwnRows, gamed: GamedRows) -> tuple[Floats, Floats]:
 
 
 def leave_one_out(rows: OwnRows, gamed: GamedRows, chunk: int = 64) -> Floats:
-    """LC win rate in percent without instruction i, for every i: its gamed rows leave too and the
-    standard deviation is recomputed.
-    """
+    """LC win rate (percent) without instruction i, its gamed rows and its part of the sd, all i."""
     count = len(rows.delta)
     rest = count - 1
     centred = rows.delta - rows.delta.mean()
@@ -203,6 +199,8 @@ def compute_metrics(
     the GLM is undefined (all length differences equal, constant preference, fewer than ten rows)
     the length-controlled win rate is the win rate, and flagged.
     """
+    import pandas as pd
+
     if not preferences:
         return Metrics(flags=("no_scored_rows",))
     plain = libraries.alpaca_eval().metrics.get_winrate([{"preference": p} for p in preferences])
@@ -221,39 +219,24 @@ def compute_metrics(
     if reason:
         pseudo = tuple(100.0 * chance)
         return Metrics(rate, error, rate, error, None, scored, pseudo, (reason,))
-    found = _library(preferences, baseline, outputs, kept)
+    columns = {"preference": preferences, "output_1": baseline, "output_2": outputs}
+    frame = pd.DataFrame(columns | {"generator_1": "baseline", "generator_2": "model"})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "df_gamed.csv"
+        write_gamed(path, kept)
+        found = libraries.library_length_controlled(frame, path)
     names = ("preference", "std_delta_len", "instruction_difficulty")
-    columns = [np.array([row[name] for row in kept], dtype=float) for name in names]
-    rows = GamedRows(np.array([row["index"] for row in kept]), *columns)
-    point, theirs = (
-        float(found[name]) for name in ("length_controlled_winrate", "lc_standard_error")
-    )
+    numbers = [np.array([row[name] for row in kept], dtype=float) for name in names]
+    rows = GamedRows(np.array([row["index"] for row in kept]), *numbers)
+    point, theirs = float(found["length_controlled_winrate"]), float(found["lc_standard_error"])
     jackknife = pseudo_values(point, leave_one_out(own, rows))
     mine = standard_error(jackknife)
     return Metrics(rate, error, point, mine, theirs, scored, tuple(jackknife.tolist()))
 
 
-def _library(
-    preferences: Sequence[float],
-    baseline: Sequence[str],
-    outputs: Sequence[str],
-    gamed: Sequence[Mapping[str, Any]],
-) -> dict[str, float]:
-    import pandas as pd
-
-    columns = {"preference": preferences, "output_1": baseline, "output_2": outputs}
-    names = {"generator_1": "baseline", "generator_2": "model"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "df_gamed.csv"
-        write_gamed(path, gamed)
-        return libraries.library_length_controlled(pd.DataFrame(columns | names), path)
-
-
 # -- the gamed baselines' rows ---------------------------------------------------------------------
 def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
-    """Rows of df_gamed.csv, checked: every gamed baseline covers index 0..count-1 once. Empty when
-    there is no such file.
-    """
+    """Rows of df_gamed.csv, of each gamed baseline one for every index; none without the file."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
@@ -289,9 +272,7 @@ def write_gamed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def keep_gamed(rows: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> list[dict[str, Any]]:
-    """The gamed rows of the instructions at ``positions``, renumbered 0..n-1: the library's join by
-    position is then the join by id.
-    """
+    """The gamed rows at ``positions``, renumbered: the library's join by position is by id."""
     renumbered = {old: new for new, old in enumerate(positions)}
     models = list(dict.fromkeys(row["model"] for row in rows))
     present = [row for row in rows if row["index"] in renumbered]

@@ -64,9 +64,7 @@ def _not_alpaca_evals(record: logging.LogRecord) -> bool:
 
 @functools.cache
 def alpaca_eval() -> Any:
-    """The alpaca_eval package, imported without credentials. Its root-logger messages and progress
-    bars are silenced.
-    """
+    """The alpaca_eval package, imported without credentials, log messages and progress bars."""
     with _LOCK, _isolated():
         module = importlib.import_module("alpaca_eval")
         importlib.import_module("alpaca_eval.annotators")
@@ -97,9 +95,7 @@ def ifeval() -> Any:
 
 @functools.cache
 def ifbench() -> Any:
-    """if-verifiable's copy of IFBench's checkers by id (``INSTRUCTION_DICT``), with its ``common``,
-    which checks an answer, as an attribute. Raises HarnessError where it is not installed.
-    """
+    """if-verifiable's IFBench checkers by id; its ``common`` checks an answer. May be absent."""
     with _LOCK, _fetching_nothing():
         try:
             registry: Any = importlib.import_module("if_verifiable.ifbench.instructions_registry")
@@ -176,9 +172,7 @@ def fastchat() -> Any:
 def fastchat_completions(
     complete: Callable[[list[dict[str, str]]], str], judge: str
 ) -> Iterator[Any]:
-    """FastChat's module while its network call is ``complete(messages)`` for the judge named
-    ``judge``; its prints are swallowed.
-    """
+    """FastChat's module while ``complete(messages)`` is its call of ``judge``; prints nothing."""
     module = fastchat()
 
     def chat_completion_openai(

@@ -1,5 +1,5 @@
 """MT-Bench by single-answer grading: FastChat renders every judge prompt and reads every judgment;
-only its network call is ours (`harness.evaluate.fastchat`).
+only its network call is ours.
 
 All prompts are collected first, sent to the judge in one concurrent batch, then FastChat's matches
 are played again with the replies. Guarded from outside: failed answers are never judged, verdict
@@ -10,6 +10,8 @@ syntax in answers is neutralised, the verdict is the judge's last final one
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.evaluate import benchmark, fastchat
-from harness.evaluate.benchmark import MODEL_ID, Ask, Counting, Desk, Measure
-from harness.evaluate.fastchat import Bench
+from harness.evaluate import benchmark, libraries
+from harness.evaluate.benchmark import MODEL_ID, Ask, Counting, Desk, Measure, by_key
 from harness.judge import verdicts
 from harness.judge.client import Found, JudgeReply, JudgeRequest, calls_of, judgments
 from harness.judge.journal import finalise
@@ -86,13 +87,10 @@ class Turns:
         self.max_new_tokens = task.settings.answers[NAME].max_new_tokens
 
     def rounds(self, desk: Desk) -> Sequence[Iterable[Ask]]:
-        """First turns, then second ones."""
         return self.turn(0, desk), self.turn(1, desk)
 
     def turn(self, turn: int, desk: Desk) -> Iterator[Ask]:
-        """Asks for one turn of every question that has it and whose earlier turns were answered;
-        the others get a status.
-        """
+        """Asks for one turn of every question whose earlier turns were answered."""
         for question in self.questions:
             if turn >= len(question["turns"]):
                 continue
@@ -116,42 +114,174 @@ class Turns:
         """``mt_bench.jsonl``: FastChat's model_answer rows with a constant time stamp, and
         ``status`` per turn beside the choices.
         """
-        write_jsonl(out / "mt_bench.jsonl", (self._row(one, desk) for one in self.questions))
+        rows = []
+        for question in self.questions:
+            number = question["question_id"]
+            turns = range(len(question["turns"]))
+            answers = [desk.answers[NAME, str(number), turn] for turn in turns]
+            texts = [answer.text.strip() for answer in answers]
+            row = {"question_id": number, "answer_id": content_hash(number, texts, length=22)}
+            row |= {"model_id": MODEL_ID, "choices": [{"index": 0, "turns": texts}], "tstamp": 0}
+            rows.append(row | {"status": [answer.status for answer in answers]})
+        write_jsonl(out / "mt_bench.jsonl", rows)
 
-    def _row(self, question: Mapping[str, Any], desk: Desk) -> dict[str, Any]:
-        number = question["question_id"]
-        turns = range(len(question["turns"]))
-        answers = [desk.answers[NAME, str(number), turn] for turn in turns]
-        texts = [answer.text.strip() for answer in answers]
-        return {
-            "question_id": number,
-            "answer_id": content_hash(number, texts, length=22),
-            "model_id": MODEL_ID,
-            "choices": [{"index": 0, "turns": texts}],
-            "tstamp": 0,
-            "status": [answer.status for answer in answers],
+
+# -- its files, in FastChat's forms ---------------------------------------------------------------
+NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
+"""FastChat's NEED_REF_CATS: these categories are judged with the ``-math-`` prompts and a reference
+answer.
+"""
+PROMPT_NAMES = {
+    "default": "single-v1",
+    "math": "single-math-v1",
+    "default-mt": "single-v1-multi-turn",
+    "math-mt": "single-math-v1-multi-turn",
+}
+FILES = ("question.jsonl", "reference_answer.jsonl", "judge_prompts.jsonl")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Questions in file order, references by id, judge prompts by name."""
+
+    questions: tuple[Mapping[str, Any], ...]
+    references: Mapping[int, Mapping[str, Any]]
+    prompts: Mapping[str, Mapping[str, Any]]
+    reference_set: str = ""
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """Content hashes (12 hex digits), independent of file layout."""
+        references = self.references.items()
+        named = [(name, self.prompts[name]) for name in sorted(PROMPT_NAMES.values())]
+        parts: dict[str, list[Any]] = {
+            "questions": [(q["question_id"], q["category"], q["turns"]) for q in self.questions],
+            "references": sorted((number, turns_in(row)) for number, row in references),
+            "judge_prompts": [(n, p["system_prompt"], p["prompt_template"]) for n, p in named],
         }
+        return {name: content_hash(part, length=12) for name, part in parts.items()}
+
+    def reference_turns(self, question: Mapping[str, Any]) -> list[str] | None:
+        """The reference answers a question is judged with, if its category wants any."""
+        if question["category"] not in NEED_REFERENCE:
+            return None
+        return list(turns_in(self.references[question["question_id"]]))
 
 
-# -- its files -------------------------------------------------------------------------------------
-def prepare(settings: MTBenchSettings, out: Path) -> dict[str, Any]:
-    """question.jsonl, reference_answer.jsonl and judge_prompts.jsonl; the summary says which are
-    FastChat's own.
+def turns_in(answer: Mapping[str, Any]) -> list[Any]:
+    """The turns of an answer's first choice, which FastChat judges alone."""
+    found: list[Any] = answer["choices"][0]["turns"]
+    return found
+
+
+def load_bench(folder: Path, reference_set: str = "") -> Bench:
+    """The bench of a benchmark folder."""
+    questions, references, prompts = (folder / name for name in FILES)
+    return read_bench(questions, references, prompts, reference_set)
+
+
+def read_bench(questions: Path, references: Path, prompts: Path, reference_set: str = "") -> Bench:
+    """Questions, references and judge prompts in FastChat's formats, checked; HarnessError names
+    file, line and what is wrong.
     """
+    asked = tuple(_rows(questions, {"question_id": int, "category": str, "turns": list}))
+    if not asked:
+        raise HarnessError(f"{questions}: holds no question")
+    by_key(asked, "question_id", questions)
+    rows = model_answers(references) if references.exists() else []
+    answered = by_key(rows, "question_id", references)
+    texts = dict.fromkeys(("name", "system_prompt", "prompt_template", "output_format"), str)
+    named = by_key(_rows(prompts, texts), "name", prompts)
+    missing = [name for name in PROMPT_NAMES.values() if name not in named]
+    if missing:
+        raise HarnessError(f"{prompts}: no judge prompt named {', '.join(missing)}")
+    without = []
+    for question in asked:
+        row = answered.get(question["question_id"])
+        short = sum(map(bool, turns_in(row) if row else ())) < len(question["turns"])
+        if short and question["category"] in NEED_REFERENCE:
+            without.append(str(question["question_id"]))
+    if without:
+        raise HarnessError(
+            f"{references}: no reference for every turn of question {', '.join(without[:10])}; "
+            f"{', '.join(NEED_REFERENCE[:3])} are judged with one"
+        )
+    return Bench(asked, answered, named, reference_set)
+
+
+def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Rows with these keys; a question id and a turn are whole numbers, also where they were stored
+    as text or as pandas' floats.
+    """
+    if not path.is_file():
+        raise HarnessError(f"{path} does not exist")
+    rows: list[dict[str, Any]] = list(read_jsonl(path))
+    for number, row in enumerate(rows, 1):
+        for name in ("question_id", "turn"):
+            whole = isinstance(row, dict) and re.fullmatch(r"([0-9]+)(\.0)?", str(row.get(name)))
+            if whole:
+                row[name] = int(whole[1])
+        for key, kind in keys.items():
+            found = row.get(key) if isinstance(row, dict) else row
+            if not isinstance(row, dict) or not isinstance(found, kind):
+                wrong = f"should be {kind.__name__}, found {type(found).__name__}"
+                raise HarnessError(f"{path}: row {number}: key {key!r} {wrong}")
+    return rows
+
+
+def model_answers(path: Path) -> list[dict[str, Any]]:
+    """Rows of a model_answer file, of any models; a turn that is null is an empty text."""
+    rows = _rows(path, {"question_id": int, "choices": list})
+    for number, row in enumerate(rows, 1):
+        for choice in row["choices"] or [None]:
+            turns = choice.get("turns") if isinstance(choice, dict) else None
+            if not isinstance(turns, list) or not all(isinstance(one or "", str) for one in turns):
+                raise HarnessError(
+                    f"{path}: row {number}: each choice wants 'turns', a list of texts"
+                )
+            choice["turns"] = [one or "" for one in turns]
+    return rows
+
+
+def read_answers(path: Path) -> dict[int, Mapping[str, Any]]:
+    """Answers by question id; of a doubled question FastChat would silently use the last."""
+    return by_key(model_answers(path), "question_id", path)
+
+
+def model_judgments(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of single-answer judgments, of any models; a missing text is an empty one."""
+    rows = _rows(path, {"question_id": int, "turn": int})
+    for number, row in enumerate(rows, 1):
+        if "g1_winner" in row:
+            wanted = "those of single answers"
+            raise HarnessError(f"{path}: judgments of pairs (g1_winner); wants {wanted}")
+        row["judgment"] = row.get("judgment") or ""
+        judge, texts = row.get("judge"), [row.get(key) for key in ("model", "user_prompt")]
+        named = isinstance(judge, list) and len(judge) == 2
+        if not named or not all(isinstance(text, str) for text in (row["judgment"], *texts)):
+            wanted = "model, user_prompt, judgment and judge (a list of its name and prompt)"
+            raise HarnessError(f"{path}: row {number}: wants {wanted}")
+    return rows
+
+
+def prepare(settings: MTBenchSettings, out: Path) -> dict[str, Any]:
+    """FastChat's three files, checked; the summary says which are its own."""
     files = [benchmark.given_file(settings, NAME, key) for key in BENCHMARK.files]
-    bench = fastchat.read_bench(files[0], files[1], files[2], settings.reference_set)
+    bench = read_bench(files[0], files[1], files[2], settings.reference_set)
     kept = bench.questions[: settings.limit or None]
     for row in kept:
         texts = [turn for turn in row["turns"] if isinstance(turn, str) and turn]
         if len(texts) != len(row["turns"]) or len(texts) not in (1, 2):
-            where = f"{files[0]}: question {row['question_id']}"
-            raise HarnessError(f"{where}: key 'turns' wants one or two texts")
-    needed = {row["question_id"] for row in kept if row["category"] in fastchat.NEED_REFERENCE}
+            raise HarnessError(
+                f"{files[0]}: question {row['question_id']}: key 'turns' wants one or two texts"
+            )
+    needed = {row["question_id"] for row in kept if row["category"] in NEED_REFERENCE}
+    references = [bench.references[one] for one in sorted(needed)]
+    prompts = [bench.prompts[one] for one in sorted(bench.prompts)]
     out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "question.jsonl", kept)
-    write_jsonl(out / "reference_answer.jsonl", [bench.references[one] for one in sorted(needed)])
-    write_jsonl(out / "judge_prompts.jsonl", [bench.prompts[one] for one in sorted(bench.prompts)])
-    hashes = fastchat.load_bench(out, bench.reference_set).hashes
+    for name, rows in zip(FILES, (kept, references, prompts), strict=True):
+        write_jsonl(out / name, rows)
+    hashes = load_bench(out).hashes
     return {
         "expected": sum(len(row["turns"]) for row in kept),
         "reference_set": bench.reference_set,
@@ -160,12 +290,73 @@ def prepare(settings: MTBenchSettings, out: Path) -> dict[str, Any]:
     }
 
 
+def turns_of(answer: Mapping[str, Any] | None, turn: int) -> list[tuple[str, Status]]:
+    """(text, status) of an answer's turns up to one; rows without ``status`` (FastChat's own) are
+    judged by their text. A failed turn has no text; nothing without an answer.
+    """
+    if not answer:
+        return []
+    turns, statuses = turns_in(answer), answer.get("status") or ()
+    found: list[tuple[str, Status]] = []
+    for place in range(turn):
+        text = turns[place] if place < len(turns) else ""
+        told: Status = statuses[place] if place < len(statuses) else "ok"
+        status, _ = verdicts.answer_status(told, text)
+        gone = told in ("ok", "truncated") and status != "ok"
+        found.append(("", status) if gone else (text, told))
+    return found
+
+
+# -- matches ---------------------------------------------------------------------------------------
+# FastChat's maker of matches is called for one question at a time, with the prompt and references
+# its main program would take: its own loop over a folder drops what it cannot find.
+Messages = list[dict[str, str]]
+
+
+def make_match(
+    bench: Bench, question: Mapping[str, Any], turn: int, answer: Mapping[str, Any], judge: str
+) -> Any:
+    """FastChat's MatchSingle of one question and turn."""
+    fastchat, needs = libraries.fastchat(), question["category"] in NEED_REFERENCE
+    kind = ("math" if needs else "default") + ("-mt" if turn == 2 else "")
+    prompt = fastchat.make_judge_single(judge, dict(bench.prompts))[kind]
+    references = {judge: dict(bench.references)} if needs else None
+    given = {"answer": {question["question_id"]: answer}}
+    make = fastchat.make_match_single
+    return make([question], ["answer"], given, prompt, None, references, turn == 2)[0]
+
+
+def render(match: Any) -> tuple[Messages, str]:
+    """(messages, user prompt) FastChat would send for a match."""
+    sent: list[Messages] = []
+
+    def record(messages: Messages) -> str:
+        sent.append(messages)
+        return "[[1]]"
+
+    with libraries.fastchat_completions(record, match.judge.model_name) as fastchat:
+        row = fastchat.play_a_match_single(match, output_file=None)
+    return sent[0], row["user_prompt"]
+
+
+def replay(match: Any, judgment: str) -> float | None:
+    """FastChat's score of a judgment: -1 when it finds none, None when its parser crashes."""
+    judge = match.judge.model_name
+    with libraries.fastchat_completions(lambda _messages: judgment, judge) as fastchat:
+        try:
+            return float(fastchat.play_a_match_single(match, output_file=None)["score"])
+        except (SyntaxError, ValueError):
+            return None
+
+
 # -- judging ---------------------------------------------------------------------------------------
+WORST: tuple[Status, ...] = ("error", "refused", "no_answer", "unparsed")
+"""Of turns; a cut-off one is judged."""
+
+
 @dataclass
 class Item:
-    """One question and turn: the answer's status, FastChat's match when it is judged, and what was
-    noticed on the way.
-    """
+    """One question and turn: its answer's status, FastChat's match when judged, and flags."""
 
     question: Mapping[str, Any]
     turn: int
@@ -181,12 +372,10 @@ class Item:
 
 
 def run(task: StageTask[JudgeTask]) -> StageOutcome:
-    """Stage ``judge.mt_bench``: answer, benchmarks → scores.parquet, judgments.jsonl,
-    summary.json.
-    """
+    """Stage ``judge.mt_bench``: answer, benchmarks → scores, judgments, summary."""
     judge = task.settings.judge
-    bench = fastchat.load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
-    answers = fastchat.read_answers(task.inputs["answer"] / "mt_bench.jsonl")
+    bench = load_bench(task.inputs["benchmarks"] / NAME, task.settings.reference_set)
+    answers = read_answers(task.inputs["answer"] / "mt_bench.jsonl")
     items = plan_items(bench, answers, judge.model)
     judged = {item.name: item for item in items if item.match is not None}
     requests = [JudgeRequest(name, item.messages, {}) for name, item in judged.items()]
@@ -197,7 +386,11 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
 
     found, costs = judgments(judge, task, requests, read, "rating")
     for (name, _), row in found.items():
-        row |= _told(judged[name], judge.model, row.pop("text", None))
+        item, said = judged[name], row.pop("text", None)
+        row |= {"question_id": item.question["question_id"], "turn": item.turn}
+        row |= {"judge": [judge.model, item.match.judge.prompt_template["name"]]}
+        row |= {"flags": item.flags}
+        row["fastchat_score"] = None if said is None else replay(item.match, said)
     finalise(task.out, found)
     scores = []
     for repeat in range(judge.repeats):
@@ -208,23 +401,10 @@ def run(task: StageTask[JudgeTask]) -> StageOutcome:
     return benchmark.finish(task, scores, summarise(scores, items, found, bench, judge), costs)
 
 
-def _told(item: Item, judge_model: str, judgment: str | None) -> dict[str, Any]:
-    """What else a judgment's row holds: FastChat's own reading, prompt name, flags."""
-    return {
-        "question_id": item.question["question_id"],
-        "turn": item.turn,
-        "judge": [judge_model, item.match.judge.prompt_template["name"]],
-        "flags": item.flags,
-        "fastchat_score": None if judgment is None else fastchat.replay(item.match, judgment),
-    }
-
-
 def plan_items(
     bench: Bench, answers: Mapping[int, Mapping[str, Any]], judge_model: str
 ) -> list[Item]:
-    """One item per question and turn, in the questions' order; those with an answer carry
-    FastChat's match and rendered messages.
-    """
+    """An item per question and turn, in order; answered ones carry match and rendered messages."""
     unknown = sorted(set(answers) - {question["question_id"] for question in bench.questions})
     if unknown:
         listed = ", ".join(map(str, unknown[:10]))
@@ -232,22 +412,30 @@ def plan_items(
     items: list[Item] = []
     for question in bench.questions:
         answer = answers.get(question["question_id"])
-        safe, found = fastchat.neutral_answer(answer) if answer else ({}, {})
+        safe, found = _neutral(answer) if answer else ({}, [])
         hashed = (bench.reference_turns(question), bench.hashes["judge_prompts"])
-        flags: list[str] = []
         for turn in range(1, len(question["turns"]) + 1):
-            said = fastchat.turns_of(answer, turn)
+            said = turns_of(answer, turn)
             texts = [text for text, _ in said]
             source = content_hash(question["turns"][:turn], texts, *hashed, length=16)
-            item = Item(question, turn, fastchat.turn_status(said), source)
-            flags += [f"neutralised: {text}" for text in found.get(turn, ())]
-            item.flags = list(flags)
-            item.flags += ["truncated"] * any(status == "truncated" for _, status in said)
+            statuses = [status for _, status in said] or ["no_answer"]
+            worst: Status = next((status for status in WORST if status in statuses), "ok")
+            item = Item(question, turn, worst, source)
+            item.flags = [f"neutralised: {text}" for each in found[:turn] for text in each]
+            item.flags += ["truncated"] * ("truncated" in statuses)
             if item.status == "ok":
-                item.match = fastchat.make_match(bench, question, turn, safe, judge_model)
-                item.messages = tuple(fastchat.render(item.match)[0])
+                item.match = make_match(bench, question, turn, safe, judge_model)
+                item.messages = tuple(render(item.match)[0])
             items.append(item)
     return items
+
+
+def _neutral(answer: Mapping[str, Any]) -> tuple[dict[str, Any], list[list[str]]]:
+    """The answer with verdict syntax and delimiters defused, and what was found by turn."""
+    patterns = verdicts.MT_BENCH_PATTERNS
+    defused = [verdicts.neutralise(str(text), patterns) for text in turns_in(answer)]
+    turns, found = [text for text, _ in defused], [matches for _, matches in defused]
+    return {**answer, "choices": [{"index": 0, "turns": turns}]}, found
 
 
 def readable(reply: JudgeReply) -> bool:
@@ -263,7 +451,8 @@ def score_row(
     sets never compare as equal.
     """
     library = f"fschat-{metadata.version('fschat')}"
-    version = f"{library} questions:{bench.hashes['questions']} {bench.references_hash}"
+    references = f"{bench.reference_set or 'unnamed'}@{bench.hashes['references']}"
+    version = f"{library} questions:{bench.hashes['questions']} references:{references}"
     value, status = None, item.status
     if drawn:
         value, status = verdicts.mean_of([(row["rating"], row["score_status"]) for row in drawn])
@@ -275,9 +464,7 @@ def score_row(
 def summarise(
     scores: Sequence[Score], items: Sequence[Item], found: Found, bench: Bench, judge: JudgeSettings
 ) -> dict[str, Any]:
-    """Turn 1, turn 2, mean over all scored rows (None without any), counts by status, and
-    everything flagged.
-    """
+    """Means of the turns and of all scored rows, counts by status, and everything flagged."""
     values: dict[int, list[float]] = {1: [], 2: []}
     for score in scores:
         if score.value is not None:
@@ -290,8 +477,8 @@ def summarise(
     )
     kinds = ((item.name, [flag.partition(":")[0] for flag in item.flags]) for item in items)
     flagged = benchmark.flagged(kinds)
-    judged = [item.match.answer for item in items if item.match is not None and item.turn == 1]
-    first = [answer["choices"][0]["turns"][0] for answer in judged]
+    judged = [item for item in items if item.match is not None and item.turn == 1]
+    first = [turns_in(item.match.answer)[0] for item in judged]
     sampled = {"verdict": f"the mean of {judge.samples} ratings"} if judge.samples > 1 else {}
     return {
         **sampled,

@@ -25,18 +25,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.evaluate import libraries
-from harness.evaluate.alpaca_eval import (
-    check_annotations,
-    in_official_order,
-    instruction_key,
-    read_json_rows,
-)
+from harness.evaluate.alpaca_eval import check_annotations, in_official_order, instruction_key
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR
-from harness.evaluate.fastchat import (
+from harness.evaluate.benchmark import read_rows
+from harness.evaluate.mt_bench import (
     PROMPT_NAMES,
     Bench,
-    judgments,
     make_match,
+    model_judgments,
     read_answers,
     read_bench,
     render,
@@ -55,9 +51,7 @@ BROKEN = (
 # -- figures ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Figure:
-    """One figure. tolerance None: shown for comparison, not required to agree (the note says why);
-    such figures are ``ok``.
-    """
+    """One figure. tolerance None: only shown, not required to agree (the note says why)."""
 
     source: str
     model: str
@@ -70,7 +64,6 @@ class Figure:
 
     @property
     def difference(self) -> float | None:
-        """recomputed - published, or None when one of them is missing."""
         if self.published is None or self.recomputed is None:
             return None
         return self.recomputed - self.published
@@ -92,18 +85,16 @@ class Sheet:
         tolerance: float | None,
         note: str = "",
     ) -> Figure:
-        """A figure that must agree within ``tolerance`` (absolute); without one, or without a
-        published figure, it is only shown.
-        """
+        """A figure that must agree within ``tolerance``, or, without one, is only shown."""
         if published is None or math.isnan(published):
             published, tolerance = None, None
             note = note or "no published figure to compare with"
         ok = tolerance is None
         if published is not None and recomputed is not None and tolerance is not None:
             ok = abs(recomputed - published) <= tolerance
-        values = (published, recomputed, tolerance, ok, note)
-        self.figures.append(Figure(self.source, self.model, name, *values))
-        return self.figures[-1]
+        one = Figure(self.source, self.model, name, published, recomputed, tolerance, ok, note)
+        self.figures.append(one)
+        return one
 
     @contextlib.contextmanager
     def readable(self, name: str, path: Path) -> Iterator[None]:
@@ -143,9 +134,7 @@ REFIT = 0.16
 """
 WEIGHTS = 1e-4
 OTHER_FIT = 0.25
-"""Weights of another fit of the same annotations stay this close (largest seen: 0.19); a larger
-difference is an error.
-"""
+"""Weights of another fit of the same annotations stay this close (largest seen: 0.19)."""
 PLAIN = (
     *("win_rate", "standard_error", "n_wins", "n_wins_base"),
     *("n_draws", "n_total", "discrete_win_rate"),
@@ -155,9 +144,7 @@ OFFICIAL_GENERATOR = "gpt4_1106_preview"
 
 
 class AlpacaEvalArtefacts:
-    """What lies beside the model folders; every part may be missing. official: position by
-    instruction.
-    """
+    """What lies beside the model folders, if it does. official: position by instruction."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -174,7 +161,7 @@ class AlpacaEvalArtefacts:
         files = [folder / name for name in ("df_gamed.csv", "df_gamed_reconstructed.csv")]
         self.gamed = next((path for path in files if path.exists()), None)
         outputs = folder / OFFICIAL_GENERATOR / "model_outputs.json"
-        rows = read_json_rows(outputs) if outputs.exists() else []
+        rows = read_rows(outputs) if outputs.exists() else []
         self.official = {instruction_key(row["instruction"]): n for n, row in enumerate(rows)}
 
     def positions(self, instructions: Sequence[str]) -> list[int] | str:
@@ -204,33 +191,32 @@ def alpaca_eval(folder: Path) -> list[Sheet]:
         model, *between = path.relative_to(folder).parts[:-1]
         others = [name for name in between if name != OFFICIAL_ANNOTATOR]
         sheet = Sheet("alpaca_eval", " ".join([model, *(f"({name})" for name in others)]))
-        file = folder / "_".join([*others, "leaderboard.csv"])
+        board = "_".join([*others, "leaderboard.csv"])
         with sheet.readable("annotations", path):
-            _annotated(sheet, path, model, file, public)
+            _annotated(sheet, path, model, board, public)
         sheets.append(sheet)
     return [*sheets, *_fitted(public)]
 
 
 def _annotated(
-    sheet: Sheet, annotations: Path, model: str, leaderboard: Path, public: AlpacaEvalArtefacts
+    sheet: Sheet, path: Path, model: str, leaderboard: str, public: AlpacaEvalArtefacts
 ) -> None:
     """Win rates, counts, length and the refitted length-controlled win rate of one model.
-    leaderboard: of its annotator.
+    leaderboard: the file of its annotator.
     """
     import pandas as pd
 
-    stored = check_annotations(read_json_rows(annotations), annotations)
+    stored = check_annotations(read_rows(path), path)
     places = public.positions([row["instruction"] for row in stored])
     if isinstance(places, list):
         order = sorted(range(len(stored)), key=places.__getitem__)
         stored, places = [stored[i] for i in order], sorted(places)
-    frame = pd.DataFrame(stored, columns=["output_1", "output_2", "instruction"])
+    frame = pd.DataFrame(stored, columns=["output_1", "output_2"])
     frame["preference"] = np.array([row["preference"] for row in stored], dtype=float)
     frame["generator_1"] = stored[0].get("generator_1", "baseline")
     frame["generator_2"] = model
-    same = leaderboard == public.folder / "leaderboard.csv"
-    board = (public.leaderboard if same else _table(leaderboard)).get(model, {})
-    note = "" if board else f"model is not in {leaderboard.name}"
+    board = _table(public.folder / leaderboard).get(model, {})
+    note = "" if board else f"model is not in {leaderboard}"
     plain = libraries.alpaca_eval().metrics.get_winrate(frame)
     for name in PLAIN:
         if name == "win_rate" or not board or name in board:
@@ -238,26 +224,15 @@ def _annotated(
     texts = [row["output_2"] for row in stored]
     outputs = public.folder / model / "model_outputs.json"
     if outputs.exists():
-        texts = [row["output"] for row in read_json_rows(outputs)]
-    texts = [text for text in texts if isinstance(text, str)]
-    complete = max(len(public.official), len(texts))
-    _length(sheet, texts, board.get("avg_length"), complete, note)
-    _refit(sheet, frame, board.get(LC), public, places)
-
-
-def _length(
-    sheet: Sheet, texts: Sequence[str], published: float | None, complete: int, note: str
-) -> None:
-    """Mean characters, cut to an integer; absent outputs count as empty where that is how the
-    published figure was made.
-    """
-    total = sum(len(text) for text in texts)
-    value, filled = float(total // len(texts)), float(total // complete)
-    if len(texts) < complete and published == filled != value:
+        texts = [row["output"] for row in read_rows(outputs) if isinstance(row["output"], str)]
+    # Absent outputs count as empty where that is how the published figure was made.
+    total, complete = sum(map(len, texts)), max(len(public.official), len(texts))
+    published, value = board.get("avg_length"), float(total // len(texts))
+    if len(texts) < complete and published == total // complete != value:
         absent = f"{complete - len(texts)} absent outputs counted as empty, as published"
-        note = f"{absent}; without them {total // len(texts)}"
-        value = filled
+        note, value = f"{absent}; without them {value:.0f}", float(total // complete)
     sheet.compare("avg_length", published, value, EXACT, note)
+    _refit(sheet, frame, board.get(LC), public, places)
 
 
 def _refit(
@@ -270,7 +245,8 @@ def _refit(
     """LC win rate of rows in official order: joined by position, which is by instruction where all
     are there; both where some are missing. places: of the rows, or why they are unknown.
     """
-    if public.gamed is None:
+    gamed = public.gamed
+    if gamed is None:
         sheet.compare(LC, published, None, None, "no df_gamed file: not refitted")
         return
     baseline = str(frame["generator_1"][0])
@@ -280,23 +256,18 @@ def _refit(
         sheet.compare(LC, published, None, REFIT, f"not refitted: {places}")
         return
     complete = len(public.official) or len(frame)
-    value = _library(frame, range(len(frame)), public.gamed)
-    joined = f"refit with {public.gamed.name}, joined by position"
+    value = libraries.library_length_controlled(frame.copy(), gamed)[LC]
+    joined = f"refit with {gamed.name}, joined by position"
     if len(frame) == complete:
         sheet.compare(LC, published, value, REFIT, joined)
         return
     shifted = f"{len(frame)} of {complete} instructions, so positions are shifted"
     note = f"{joined}; {shifted}, as they were in the published fit"
     sheet.compare(f"{LC} (by position)", published, value, None, note)
+    # The library looks difficulties up by index label.
+    value = libraries.library_length_controlled(frame.set_axis(places), gamed)[LC]
     note = "joined by instruction, as studies do; not what was published"
-    sheet.compare(f"{LC} (by id)", published, _library(frame, places, public.gamed), None, note)
-
-
-def _library(frame: Any, index: Sequence[int], gamed: Path) -> float:
-    """The library's LC win rate; ``index`` gives each row's position in the gamed file."""
-    rows = frame.drop(columns="instruction")
-    rows.index = list(index)
-    return float(libraries.library_length_controlled(rows, gamed)[LC])
+    sheet.compare(f"{LC} (by id)", published, value, None, note)
 
 
 def _fitted(public: AlpacaEvalArtefacts) -> list[Sheet]:
@@ -305,12 +276,12 @@ def _fitted(public: AlpacaEvalArtefacts) -> list[Sheet]:
 
     The leaderboard's two figures come from one fit. Where neither is what the weights give, and the
     difference is small, the weights are of another fit (not current) and nothing is required; where
-    one agrees, the other must.
+    one agrees, the other must. The error is left out where none is published.
     """
     sheets = []
     for model, board in public.leaderboard.items():
-        known = not math.isnan(board.get(LC, math.nan))
-        if model not in public.weights or not public.difficulty or not known:
+        published = [board.get(name, math.nan) for name in (LC, LC_ERROR)]
+        if model not in public.weights or not public.difficulty or math.isnan(published[0]):
             continue
         slope, level = public.weights[model]
         count, total = len(public.difficulty), board.get("n_total", math.nan)
@@ -318,33 +289,27 @@ def _fitted(public: AlpacaEvalArtefacts) -> list[Sheet]:
             count = min(int(total), count)
         chance = 100.0 / (1.0 + np.exp(-(slope * np.array(public.difficulty[:count]) + level)))
         found = float(chance.mean()), float(chance.std(ddof=1) / math.sqrt(count))
+        agree = any(abs(a - b) <= WEIGHTS for a, b in zip(found, published, strict=True))
+        no_error = math.isnan(published[1])
+        tolerance: float | None = WEIGHTS
+        note = "from published GLM weights at zero length difference"
+        if not agree and abs(found[0] - published[0]) <= OTHER_FIT:
+            tolerance = None
+            stale = "weights not current: neither this nor the standard error is of the published"
+            stale += " fit"
+            if no_error:
+                stale = "probably weights of another fit: no published standard error to tell"
+            note = f"{note}; {stale}"
         sheet = Sheet("alpaca_eval", model)
-        _weights(sheet, (board[LC], board.get(LC_ERROR, math.nan)), found)
+        sheet.compare(f"{LC} (weights)", published[0], found[0], tolerance, note)
+        if not no_error:
+            sheet.compare(f"{LC_ERROR} (weights)", published[1], found[1], tolerance, note)
         sheets.append(sheet)
     return sheets
 
 
-def _weights(sheet: Sheet, published: tuple[float, float], found: tuple[float, float]) -> None:
-    """The error is left out where none is published."""
-    tolerance: float | None = WEIGHTS
-    note = "from published GLM weights at zero length difference"
-    agree = any(abs(a - b) <= WEIGHTS for a, b in zip(found, published, strict=True))
-    no_error = math.isnan(published[1])
-    if not agree and abs(found[0] - published[0]) <= OTHER_FIT:
-        tolerance = None
-        stale = "weights not current: neither this nor the standard error is of the published fit"
-        if no_error:
-            stale = "probably weights of another fit: no published standard error to tell"
-        note = f"{note}; {stale}"
-    for name, told, value in zip((LC, LC_ERROR), published, found, strict=True):
-        if not (no_error and name == LC_ERROR):
-            sheet.compare(f"{name} (weights)", told, value, tolerance, note)
-
-
 def _table(path: Path) -> dict[str, dict[str, float]]:
-    """A CSV of numbers by its first column; other text is left out. A doubled name keeps its last
-    row, as the library does.
-    """
+    """A CSV's numbers by its first column, of which the last counts, as for the library."""
     if not path.exists():
         return {}
     found = {}
@@ -361,7 +326,6 @@ def _table(path: Path) -> dict[str, dict[str, float]]:
 
 # -- MT-Bench --------------------------------------------------------------------------------------
 NO_ANSWER = {"choices": [{"index": 0, "turns": ["", ""]}]}
-AVERAGES = ("turn_1", "turn_2", "mean")
 
 
 def judgment_files(folder: Path) -> list[Path]:
@@ -384,18 +348,16 @@ def mt_bench(folder: Path) -> list[Sheet]:
     for path in judgment_files(folder):
         sheet = Sheet("mt_bench", path.stem)
         with sheet.readable("judgments", path):
-            for row in judgments(path):
+            for row in model_judgments(path):
                 judged.setdefault(row["model"], []).append(row)
         sheets.append(sheet)
     if not judged:
         return sheets
     published = _table(folder / "published.csv")
-    benches = Benches(folder)
     for model in sorted(judged):
         sheet = Sheet("mt_bench", model)
-        answers = folder / "model_answer" / f"{model}.jsonl"
         with sheet.readable("judgments", folder):
-            _judged(sheet, judged[model], answers, benches, published.get(model, {}))
+            _judged(sheet, judged[model], folder, published.get(model, {}))
         sheets.append(sheet)
     for model in sorted(set(published) - set(judged)):
         sheet = Sheet("mt_bench", model)
@@ -406,51 +368,45 @@ def mt_bench(folder: Path) -> list[Sheet]:
 
 
 def _judged(
-    sheet: Sheet,
-    rows: Sequence[Mapping[str, Any]],
-    answers: Path,
-    benches: Benches,
-    published: Mapping[str, float],
+    sheet: Sheet, rows: Sequence[Mapping[str, Any]], folder: Path, published: Mapping[str, float]
 ) -> None:
-    """Rendered prompts, parsed ratings, and the two turns and mean as FastChat's show_result
-    averages them (-1 left out).
-    """
+    """Prompts, ratings, and means as FastChat's show_result averages them (-1 left out)."""
+    answers = folder / "model_answer" / f"{sheet.model}.jsonl"
     given = read_answers(answers) if answers.exists() else None
-    judges = sorted({str(row["judge"][0]) for row in rows})
-    if len(judges) > 1:
-        raise HarnessError(
-            f"judgments of {sheet.model} by {', '.join(judges)} are mixed; wants one judge's alone"
-        )
+    bench = _bench(folder, sheet.model, rows)
+    questions = {question["question_id"]: question for question in bench.questions}
     scores: dict[int, list[float]] = {1: [], 2: []}
     same_prompt, same_rating, otherwise = [], [], []
     for row in rows:
-        bench, question = benches.of(row)
-        answer = (given or {}).get(row["question_id"], NO_ANSWER)
-        if len(answer["choices"][0]["turns"]) < row["turn"]:
+        number, turn = row["question_id"], row["turn"]
+        answer = (given or {}).get(number, NO_ANSWER)
+        if len(answer["choices"][0]["turns"]) < turn:
             raise HarnessError(
-                f"{answers}: question {row['question_id']} has no answer in turn {row['turn']}, "
-                "which was judged"
+                f"{answers}: question {number} has no answer in turn {turn}, which was judged"
             )
-        match = make_match(bench, question, row["turn"], answer, row["judge"][0])
-        rating, name = replay(match, row["judgment"]), f"{row['question_id']}:{row['turn']}"
+        if number not in questions:
+            raise HarnessError(f"judgment of question {number}, which is not in question.jsonl")
+        match = make_match(bench, questions[number], turn, answer, row["judge"][0])
+        rating, name = replay(match, row["judgment"]), f"{number}:{turn}"
         same_prompt.append((render(match)[1] == row["user_prompt"], name))
         if row.get("score") is not None:
             same_rating.append((rating == row["score"], name))
         if rating is not None and rating != -1:
-            scores.setdefault(row["turn"], []).append(rating)
+            scores.setdefault(turn, []).append(rating)
         if verdicts.parse_rating(row["judgment"]).value != rating:
             otherwise.append(name)
     everything = [score for turn in scores.values() for score in turn]
-    doubled = len(rows) - len({(row["question_id"], row["turn"]) for row in rows})
+    named = {f"{row['question_id']}:{row['turn']}" for row in rows}
+    wanted = [f"{n}:{turn}" for n, q in questions.items() for turn in range(1, len(q["turns"]) + 1)]
+    absent = [name for name in wanted if name not in named]
     note = f"{len(everything)} of {len(rows)} judgments have a rating"
-    if doubled:
-        note += f"; {doubled} doubled, averaged in as FastChat does"
-    absent = benches.absent(rows)
+    if len(named) < len(rows):
+        note += f"; {len(rows) - len(named)} doubled, averaged in as FastChat does"
     if absent:
         note += f"; {len(absent)} absent: {', '.join(absent[:8])}"
-    for name, values in zip(AVERAGES, (scores[1], scores[2], everything), strict=True):
+    for figure, values in (("turn_1", scores[1]), ("turn_2", scores[2]), ("mean", everything)):
         value = sum(values) / len(values) if values else None
-        sheet.compare(name, published.get(name), value, EXACT, note)
+        sheet.compare(figure, published.get(figure), value, EXACT, note)
     _agreement(sheet, "ratings read", same_rating)
     if given is None:
         missing = f"no {answers.name} in model_answer: not rendered"
@@ -471,47 +427,28 @@ def _agreement(sheet: Sheet, name: str, same: Sequence[tuple[bool, str]]) -> Non
     sheet.compare(name, float(len(same)), float(right), 0.0, note)
 
 
-class Benches:
-    """Questions, prompts and, by the judge's name, references."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.read: dict[str, tuple[Bench, dict[Any, Mapping[str, Any]]]] = {}
-
-    def of(self, row: Mapping[str, Any]) -> tuple[Bench, Mapping[str, Any]]:
-        """The bench and question of a judgment row; HarnessError when they are not there."""
-        judge, prompt = row["judge"]
-        if judge not in self.read:
-            asked, prompts = self.folder / "question.jsonl", judge_prompts(self.folder)
-            bench = read_bench(asked, self.references(judge), prompts, judge)
-            self.read[judge] = bench, {q["question_id"]: q for q in bench.questions}
-        bench, questions = self.read[judge]
-        number = row["question_id"]
-        if prompt not in PROMPT_NAMES.values():
-            raise HarnessError(
-                f"judgment of question {number} uses prompt {prompt!r}; single-answer grading "
-                f"uses {', '.join(PROMPT_NAMES.values())}"
-            )
-        if number not in questions:
-            raise HarnessError(f"judgment of question {number}, which is not in question.jsonl")
-        return bench, questions[number]
-
-    def absent(self, judgments: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Turns of the judge's questions without a judgment."""
-        _, questions = self.read[judgments[0]["judge"][0]]
-        judged = {(row["question_id"], row["turn"]) for row in judgments}
-        wanted = [(n, t) for n, q in questions.items() for t in range(1, len(q["turns"]) + 1)]
-        return [f"{number}:{turn}" for number, turn in wanted if (number, turn) not in judged]
-
-    def references(self, judge: str) -> Path:
-        """The references this judge was given: named after it, or the only ones."""
-        named = [
-            self.folder / f"reference_answers_{judge}.jsonl",
-            self.folder / "reference_answer" / f"{judge}.jsonl",
-            self.folder / "reference_answer.jsonl",
-        ]
-        others = sorted(self.folder.glob("reference_answers_*.jsonl"))
-        return next((path for path in [*named, *others] if path.exists()), named[0])
+def _bench(folder: Path, model: str, rows: Sequence[Mapping[str, Any]]) -> Bench:
+    """Questions, prompts and the judge's references: named after it, or the only ones."""
+    judges = sorted({str(row["judge"][0]) for row in rows})
+    if len(judges) > 1:
+        raise HarnessError(
+            f"judgments of {model} by {', '.join(judges)} are mixed; wants one judge's alone"
+        )
+    (judge,) = judges
+    pairwise = {row["judge"][1] for row in rows} - set(PROMPT_NAMES.values())
+    if pairwise:
+        raise HarnessError(
+            f"judgments of {model} use prompt {', '.join(map(repr, pairwise))}; single-answer "
+            f"grading uses {', '.join(PROMPT_NAMES.values())}"
+        )
+    files = [
+        folder / f"reference_answers_{judge}.jsonl",
+        folder / "reference_answer" / f"{judge}.jsonl",
+        folder / "reference_answer.jsonl",
+        *sorted(folder.glob("reference_answers_*.jsonl")),
+    ]
+    references = next((path for path in files if path.exists()), files[0])
+    return read_bench(folder / "question.jsonl", references, judge_prompts(folder), judge)
 
 
 # -- EQ-Bench --------------------------------------------------------------------------------------
@@ -520,7 +457,7 @@ EQ_BENCH_TOLERANCE = 0.02
 
 
 def eq_bench(folder: Path) -> list[Sheet]:
-    """EQ-Bench v2 scores of recorded answers, by lm-eval's scoring function."""
+    """EQ-Bench v2 scores of recorded answers."""
     sheets = []
     for path in sorted(folder.glob("*_eqbench_v2_results.json")):
         sheet = Sheet("academic", path.name.removesuffix("_eqbench_v2_results.json"))
@@ -534,12 +471,11 @@ def eq_bench(folder: Path) -> list[Sheet]:
 
 def eq_bench_recorded(path: Path) -> tuple[float, float]:
     """(published, recomputed) EQ-Bench v2 score of a recorded run ``*_eqbench_v2_results.json``, by
-    lm-eval's scoring function.
+    lm-eval's scoring function and the ``eq_bench*questions*.json`` beside the file.
 
     The v2 score is the mean over iterations; that of one is the mean over parseable questions of
     the revised answers, where that is no lower than the first answers' and at least 95 % as many
-    can be parsed, else of the first ones. Questions: the ``eq_bench*questions*.json`` beside the
-    file. Raises HarnessError when it is missing.
+    can be parsed, else of the first ones.
     """
     files = sorted(path.parent.glob("eq_bench*questions*.json"))
     if not files:

@@ -92,9 +92,7 @@ class JudgeTask(Section):
 
 # -- its files -------------------------------------------------------------------------------------
 def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
-    """questions.jsonl (id, conversation, checklist, groups, references) and judge.json (both
-    templates).
-    """
+    """questions.jsonl (id, conversation, checklist, groups, references), judge.json (templates)."""
     path = benchmark.given_file(settings, NAME, "tasks")
     given = islice(read_jsonl(path), settings.limit or None)
     rows = [_task(row, f"{path}: row {number}") for number, row in enumerate(given, 1)]
@@ -106,10 +104,15 @@ def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
             raise HarnessError(f"{file}: no answer to {', '.join(missing[:5])}")
         for row in rows:
             row["references"][name] = outputs[row["id"]]
-    named = {"score_template": settings.score_template}
+    named, judge = {"score_template": settings.score_template}, {}
     if settings.references:
         named["reward_template"] = settings.reward_template
-    judge = {key: _template(settings, key) for key in named}
+    for key in named:
+        path = benchmark.given_file(settings, NAME, key)
+        judge[key] = path.read_text(encoding="utf-8")
+        absent = [place for place in PLACES[key] if f"{{${place}}}" not in judge[key]]
+        if absent:
+            raise HarnessError(f"{path}: no {{${absent[0]}}} in it")
     return {"expected": benchmark.write_questions(out, rows, judge)}
 
 
@@ -118,19 +121,29 @@ def name_of(row: Mapping[str, Any]) -> str:
     return str(row.get("id") or row["session_id"])
 
 
+def text_of(output: Any) -> str:
+    """An answer, which the owner's files hold as a list of one."""
+    return str(output[0] if isinstance(output, list) else output)
+
+
+ODD = (KeyError, TypeError, IndexError, AttributeError)
+"""What a row of another form raises."""
+
+
 def _task(row: Any, place: str) -> dict[str, Any]:
     try:
         turns = [{"role": t["role"], "content": t["content"]} for t in row["conversation_input"]]
         tags = [row["primary_tag"], *row["secondary_tags"]]
         kept = {"id": name_of(row), "question": turns[-1]["content"], "conversation": turns}
         kept |= {"checklist": list(row["checklist"]), "references": {}}
-    except (KeyError, TypeError, IndexError, AttributeError):
+    except ODD:
         wanted = "id, conversation_input, checklist, primary_tag and secondary_tags"
         raise HarnessError(f"{place}: wants {wanted}") from None
     unknown = [tag for tag in tags if tag not in GROUPS]
-    if unknown or turns[-1]["role"] != "user":
-        wrong = f"unknown tag {unknown[0]!r}" if unknown else "the last turn is not the user's"
-        raise HarnessError(f"{place}: {wrong}")
+    if unknown:
+        raise HarnessError(f"{place}: unknown tag {unknown[0]!r}")
+    if turns[-1]["role"] != "user":
+        raise HarnessError(f"{place}: the last turn is not the user's")
     return kept | {"groups": sorted({GROUPS[tag] for tag in tags})}
 
 
@@ -141,23 +154,9 @@ def _outputs(name: str, path: Path) -> dict[str, str]:
     for number, row in enumerate(read_jsonl(path), 1):
         try:
             found[name_of(row)] = text_of(row["output"])
-        except (KeyError, TypeError, IndexError, AttributeError):
+        except ODD:
             raise HarnessError(f"{path}: row {number}: wants id and output") from None
     return found
-
-
-def text_of(output: Any) -> str:
-    """An answer, which the owner's files hold as a list of one."""
-    return str(output[0] if isinstance(output, list) else output)
-
-
-def _template(settings: WildBenchSettings, key: str) -> str:
-    path = benchmark.given_file(settings, NAME, key)
-    text = path.read_text(encoding="utf-8")
-    missing = [place for place in PLACES[key] if f"{{${place}}}" not in text]
-    if missing:
-        raise HarnessError(f"{path}: no {{${missing[0]}}} in it")
-    return text
 
 
 # -- judging ---------------------------------------------------------------------------------------
@@ -180,26 +179,28 @@ class Item:
 
     def requests(self, templates: Mapping[str, str]) -> list[JudgeRequest]:
         """A rating, and a comparison with each reference."""
-        template, shown = templates["score_template"], {"model_output": self.output}
-        asked = [self._request(template, "score", **shown)]
-        for name, text in self.row["references"].items():
-            safe = verdicts.neutralise(text, PATTERNS)[0]
-            a, b = (self.output, safe) if self.first(name) else (safe, self.output)
-            shown = {"candidate_A": a, "candidate_B": b}
-            asked.append(self._request(templates["reward_template"], name, **shown))
-        return asked
-
-    def _request(self, template: str, kind: str, **answers: str) -> JudgeRequest:
         before = self.row["conversation"][:-1]
-        turns = [f"{turn['role'].upper()}: {turn['content']}\n\n" for turn in before]
         values = {
-            "history": "".join(turns),
+            "history": "".join(f"{one['role'].upper()}: {one['content']}\n\n" for one in before),
             "user_query": self.row["question"],
             "checklist": "".join(f"- {one}\n" for one in self.row["checklist"]),
-            **answers,
+            "model_output": self.output,
         }
-        text = re.sub(r"\{\$(\w+)\}", lambda found: values.get(found[1], found[0]), template)
-        return JudgeRequest(f"{self.id}:{kind}", ({"role": "user", "content": text},), {})
+        texts = {"score": filled(templates["score_template"], values)}
+        for name, other in self.row["references"].items():
+            safe = verdicts.neutralise(other, PATTERNS)[0]
+            a, b = (self.output, safe) if self.first(name) else (safe, self.output)
+            shown = {**values, "candidate_A": a, "candidate_B": b}
+            texts[name] = filled(templates["reward_template"], shown)
+        return [
+            JudgeRequest(f"{self.id}:{kind}", ({"role": "user", "content": text},), {})
+            for kind, text in texts.items()
+        ]
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """A template with values in its places ``{$name}``, in one pass: values hold text alone."""
+    return re.sub(r"\{\$(\w+)\}", lambda found: values.get(found[1], found[0]), template)
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
@@ -210,20 +211,17 @@ def item_of(row: Mapping[str, Any]) -> Item:
     return Item(row, safe, status, (*flags, *["neutralised"] * bool(found)))
 
 
-def read(text: str) -> dict[str, Any]:
-    """The JSON object of a judgment, with or without a fence or words around it; empty without."""
-    inside = text[text.find("{") : text.rfind("}") + 1]
-    inside = re.sub(r",\s*\}$", "}", inside.replace("\n", " "))
-    try:
-        found = json.loads(inside)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def value_of(kind: str, text: str) -> float | None:
-    """WB-Score of a rating, or the reward of A of a comparison; None of neither."""
-    found = read(text)
+    """WB-Score of a rating, or the reward of A of a comparison, from the JSON object of a judgment,
+    with or without a fence or words around it; None of neither.
+    """
+    inside = text[text.find("{") : text.rfind("}") + 1].replace("\n", " ")
+    try:
+        found = json.loads(re.sub(r",\s*\}$", "}", inside))
+    except ValueError:
+        return None
+    if not isinstance(found, dict):
+        return None
     if kind != "score":
         return CHOICES.get(str(found.get("choice", "")).strip())
     written = re.fullmatch(r"\s*(10(?:\.0+)?|[1-9](?:\.[0-9]+)?)\s*", str(found.get("score", "")))
@@ -261,19 +259,20 @@ def weighted(
 
 
 def run(task: StageTask[JudgeTask]) -> StageOutcome:
-    """Stage ``judge.wildbench``: answer, benchmarks → scores.parquet, judgments.jsonl,
-    summary.json.
-    """
+    """Stage ``judge.wildbench``: answer, benchmarks → scores, judgments, summary."""
     judge = task.settings.judge
-    file = task.inputs["benchmarks"] / NAME / "judge.json"
-    templates = json.loads(file.read_text(encoding="utf-8"))
-    items = [item_of(row) for row in read_jsonl(task.inputs["answer"] / f"{NAME}.jsonl")]
+    templates, rows = benchmark.judging(task, NAME)
+    items = [item_of(row) for row in rows]
     asked = [item for item in items if item.status == "ok"]
     requests = [request for item in asked for request in item.requests(templates)]
-    found, costs = judgments(judge, task, requests, _verdict, "value")
+
+    def read(reply: JudgeReply) -> dict[str, Any]:
+        return {"value": value_of(reply.id.rpartition(":")[2], reply.text)}
+
+    found, costs = judgments(judge, task, requests, read, "value")
     finalise(task.out, found)
-    margin, named = task.settings.length_margin, verdicts.judge_label(judge)
-    return outcome(task, items, templates, found, judge, (margin, named), costs)
+    shown = (task.settings.length_margin, verdicts.judge_label(judge))
+    return outcome(task, items, templates, found, judge, shown, costs)
 
 
 def outcome(
@@ -285,85 +284,58 @@ def outcome(
     shown: tuple[int | None, str],
     costs: Mapping[str, float] | None = None,
 ) -> StageOutcome:
-    """Scores and summary of the verdicts found by (task:score or task:reference, call). shown: the
-    length margin, and the judge in the rows.
+    """Scores and summary of the verdicts found by (task:score or task:reference, call): a metric's
+    rows hold a task's value in the weighted mean, those of ``own_…`` its own. shown: the length
+    margin, and the judge in the rows.
     """
     margin, named = shown
-    version = f"v2 {content_hash(templates, [_shown(item) for item in items], length=12)}"
+    asked = [[one.row[key] for key in ("conversation", "checklist", "references")] for one in items]
+    told = [(one.id, *parts) for one, parts in zip(items, asked, strict=True)]
+    version = f"v2 {content_hash(templates, told, length=12)}"
+    groups = {item.id: item.row["groups"] for item in items}
     scores: list[Score] = []
     summary: dict[str, Any] = {}
     for repeat in range(judge.repeats):
         calls = calls_of(judge, repeat)
         for metric in ("score", "reward") if "reward_template" in templates else ("score",):
             drawn = {one.id: _drawn(one, metric, calls, found, margin) for one in items}
-            whole, rows = _scored(items, metric, drawn, (version, named, repeat))
+            own = {name: value for name, (value, _) in drawn.items() if value is not None}
+            whole, values = weighted(own, groups)
             summary.setdefault(metric, whole)
-            scores += rows
-    flags = benchmark.flagged((one.id, one.flags) for one in items)
+            for item in items:
+                status = drawn[item.id][1]
+                source = content_hash(item.row["conversation"], item.row["output"], length=16)
+                shared = (status, named, repeat, source)
+                for name, value in ((metric, values), (f"own_{metric}", own)):
+                    row = (item.id, item.id, name, value.get(item.id), *shared)
+                    scores.append(Score(NAME, version, *row))
     reasons = {key: row["reason"] for key, row in found.items()}
-    summary |= {"verdicts_cut_off": verdicts.cut_off(reasons), "judge": judge.model, **flags}
+    summary |= benchmark.flagged((one.id, one.flags) for one in items)
+    summary |= {"verdicts_cut_off": verdicts.cut_off(reasons), "judge": judge.model}
     summary["benchmark_version"] = version
     return benchmark.finish(task, scores, summary, costs, primary="score")
-
-
-def _shown(item: Item) -> tuple[Any, ...]:
-    row = item.row
-    return item.id, row["conversation"], row["checklist"], row["references"]
-
-
-def _verdict(reply: JudgeReply) -> dict[str, Any]:
-    return {"value": value_of(reply.id.rpartition(":")[2], reply.text)}
 
 
 def _drawn(
     item: Item, metric: str, calls: Iterable[int], found: Found, margin: int | None
 ) -> tuple[float | None, Status]:
-    """A task's own score, or its reward: the mean over samples, then over references, of which none
-    may be missing.
-    """
+    """A task's score or reward: mean over samples, then over references, none of them missing."""
     if item.status != "ok":
         return None, item.status
-    names = ["score"] if metric == "score" else list(item.row["references"])
     means = []
-    for name in names:
-        rows = [found[f"{item.id}:{name}", call] for call in calls]
-        values = [_signed(item, name, row["value"], margin) for row in rows]
-        statuses = [row["score_status"] for row in rows]
-        means.append(verdicts.mean_of(list(zip(values, statuses, strict=True))))
+    for name in ("score",) if metric == "score" else item.row["references"]:
+        read = []
+        for row in (found[f"{item.id}:{name}", call] for call in calls):
+            value = row["value"]
+            if value is not None and metric == "reward":
+                lengths = str(item.row["output"]), item.row["references"][name]
+                value = rewarded(value if item.first(name) else -value, *lengths, margin)
+            read.append((value, row["score_status"]))
+        means.append(verdicts.mean_of(read))
     failed = [status for value, status in means if value is None]
     if failed:
         return None, "error" if "error" in failed else failed[0]
     return sum(value or 0.0 for value, _ in means) / len(means), "ok"
-
-
-def _signed(item: Item, name: str, value: float | None, margin: int | None) -> float | None:
-    if name == "score" or value is None:
-        return value
-    ours = value if item.first(name) else -value
-    lengths = str(item.row["output"]), item.row["references"][name]
-    return rewarded(ours, *lengths, margin)
-
-
-def _scored(
-    items: Sequence[Item],
-    metric: str,
-    drawn: Mapping[str, tuple[float | None, Status]],
-    shared: tuple[str, str, int],
-) -> tuple[float | None, list[Score]]:
-    """(weighted mean, score rows) of one repeat: ``metric`` is a task's value in it, ``own_…`` its
-    own.
-    """
-    version, named, repeat = shared
-    own = {name: value for name, (value, _) in drawn.items() if value is not None}
-    whole, values = weighted(own, {item.id: item.row["groups"] for item in items})
-    scores = []
-    for item in items:
-        status = drawn[item.id][1]
-        source = content_hash(item.row["conversation"], item.row["output"], length=16)
-        for name, value in ((metric, values.get(item.id)), (f"own_{metric}", own.get(item.id))):
-            row = (item.id, item.id, name, value, status, named, repeat, source)
-            scores.append(Score(NAME, version, *row))
-    return whole, scores
 
 
 # -- the record ------------------------------------------------------------------------------------

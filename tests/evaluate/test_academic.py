@@ -34,10 +34,10 @@ from harness.evaluate.academic import (
     convert,
     first_pass_prompt,
     prepare,
-    read_rows,
     scoring_items,
     settle,
 )
+from harness.evaluate.benchmark import read_rows
 from harness.evaluate.published import eq_bench_recorded
 from harness.model import isolated_rng as fence
 from harness.model.chat import encode_prompt

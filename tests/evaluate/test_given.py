@@ -15,7 +15,7 @@ from analysis.load import load_study as load_results
 from harness.cli.run import run_plan
 from harness.engine.launch import plan_study
 from harness.engine.stages import function_of
-from harness.evaluate import alpaca_eval, fastchat, given, mt_bench
+from harness.evaluate import alpaca_eval, given, mt_bench
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.study import load_study
 from harness.study.tasks import GivenVerdictsTask
@@ -256,8 +256,8 @@ def test_answers_of_another_form_or_of_other_questions_are_refused(benchmarks: P
         return {"question_id": question, "choices": [{"index": 0, "turns": list(turns)}]}
 
     assert read_answers(answer("81", "Ja.", None), answer(101.0, "Yes.", "No.")) == 2
-    written = fastchat.read_answers(benchmarks / "mt_bench.jsonl")
-    assert fastchat.turns_of(written[81], 2) == [("Ja.", "ok"), ("", "no_answer")]
+    written = mt_bench.read_answers(benchmarks / "mt_bench.jsonl")
+    assert mt_bench.turns_of(written[81], 2) == [("Ja.", "ok"), ("", "no_answer")]
     assert set(written) == {81, 101}
     for row, words in (
         ({"question_id": 81, "text": "Old."}, "row 1: key 'choices' should be list"),

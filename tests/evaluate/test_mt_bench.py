@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.evaluate import benchmark, fastchat, libraries, mt_bench
+from harness.evaluate import benchmark, libraries, mt_bench
 from harness.judge.verdicts import (
     ALPACA_EVAL_PATTERNS,
     MT_BENCH_PATTERNS,
@@ -174,10 +174,10 @@ def test_the_last_final_verdict_counts(text: str, value: float | None, reason: s
 
 def test_fastchat_reads_the_first_bracket_and_crashes_on_full_width_digits(world: Write) -> None:
     task = world()
-    bench = fastchat.load_bench(task.inputs["benchmarks"] / "mt_bench")
-    match = fastchat.make_match(bench, bench.questions[0], 1, answer(81), "gpt-4")
+    bench = mt_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
+    match = mt_bench.make_match(bench, bench.questions[0], 1, answer(81), "gpt-4")
     read = {
-        text: fastchat.replay(match, text)
+        text: mt_bench.replay(match, text)
         for text in ("[[5]] … Rating: [[2]]", "arr[0] … 9/10", "[[100]]", "none", "[[\uff17]]")
     }
     assert list(read.values()) == [5.0, 0.0, 100.0, -1.0, None]
@@ -214,7 +214,7 @@ def test_real_answers_are_left_alone_and_attacks_are_defused(shared_data: Path) 
 
 def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Path) -> None:
     folder = shared_data / "mt_bench"
-    bench = fastchat.read_bench(
+    bench = mt_bench.read_bench(
         folder / "question.jsonl",
         folder / "reference_answers_gpt-4.jsonl",
         folder / "judge_prompts.jsonl",
@@ -223,7 +223,7 @@ def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Pa
     assert bench.hashes == mt_bench.OFFICIAL
     same = 0
     for path in folder.glob("judgments_*.jsonl"):
-        answers = fastchat.read_answers(
+        answers = mt_bench.read_answers(
             folder / "model_answer" / path.name.removeprefix("judgments_")
         )
         items = {item.name: item for item in mt_bench.plan_items(bench, answers, "gpt-4")}
@@ -231,7 +231,7 @@ def test_prompts_and_ratings_equal_the_stored_ones_byte_for_byte(shared_data: Pa
             item = items[f"{row['question_id']}:{row['turn']}"]
             assert item.messages[-1] == {"role": "user", "content": row["user_prompt"]}
             assert (
-                fastchat.replay(item.match, row["judgment"])
+                mt_bench.replay(item.match, row["judgment"])
                 == row["score"]
                 == parse_rating(row["judgment"]).value
             )
@@ -245,8 +245,8 @@ def test_the_light_import_renders_as_the_full_one(world: Write) -> None:
     import.
     """
     task = world()
-    bench = fastchat.load_bench(task.inputs["benchmarks"] / "mt_bench")
-    light = fastchat.render(fastchat.make_match(bench, bench.questions[1], 2, answer(82), "gpt-4"))[
+    bench = mt_bench.load_bench(task.inputs["benchmarks"] / "mt_bench")
+    light = mt_bench.render(mt_bench.make_match(bench, bench.questions[1], 2, answer(82), "gpt-4"))[
         0
     ]
     prompts = task.inputs["benchmarks"] / "mt_bench" / "judge_prompts.jsonl"
@@ -549,15 +549,15 @@ def test_broken_benchmark_files_are_refused_with_file_and_key(
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(HarnessError, match=message):
-        fastchat.load_bench(path.parent)
+        mt_bench.load_bench(path.parent)
 
 
 @pytest.mark.parametrize("file", ["question.jsonl", "reference_answer.jsonl"])
 def test_ids_that_are_text_are_the_same_questions(world: Write, file: str) -> None:
     path = world().inputs["benchmarks"] / "mt_bench" / file
-    before = fastchat.load_bench(path.parent).hashes
+    before = mt_bench.load_bench(path.parent).hashes
     path.write_text(re.sub(r'"question_id":(\d+)', r'"question_id":"\1"', path.read_text()))
-    assert fastchat.load_bench(path.parent).hashes == before
+    assert mt_bench.load_bench(path.parent).hashes == before
 
 
 def test_answer_temperatures_are_fastchats_also_where_it_lists_no_category() -> None:

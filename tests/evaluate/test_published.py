@@ -288,7 +288,7 @@ def test_a_broken_file_fails_its_own_row_only(copy: Path) -> None:
     [
         ("[]", "holds no annotation"),
         ('[{"preference": 1.0}]', "row 0: wants texts instruction"),
-        ("{}", "wants a JSON list"),
+        ("{}", "holds no annotation"),
     ],
 )
 def test_odd_annotations_are_a_failing_row(copy: Path, text: str, shown: str) -> None:
