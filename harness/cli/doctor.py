@@ -9,7 +9,9 @@ import os
 import platform
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,10 +44,10 @@ with lazily():
 PACKAGE = "selm-harness"
 GB = 1e9
 FREE_SPACE = 2 * GB
-HUB = "https://huggingface.co"
 ROWS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 """How the name of a file of preference rows ends."""
 COLUMNS = "data.columns."
+TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def doctor(
@@ -79,17 +81,16 @@ def doctor(
 
     Example: selm doctor pairs.jsonl --model CHECKPOINT
     """
-    count = bad = 0
     changes = parse_overrides(overrides)
     is_rows = what.lower().endswith(ROWS)
     if policy_model and not is_rows:
         raise HarnessError("--model goes with a file of preference rows")
-    found = rows(what, policy_model, changes) if is_rows else findings(what, store, changes)
-    for finding in found:
+    states = Counter[str]()
+    for finding in rows(what, policy_model, changes) if is_rows else findings(what, store, changes):
         shown.say(f"{finding.state:6s} {finding.what}: {finding.says}")
-        count, bad = count + 1, bad + (finding.state == "WRONG")
-    shown.say(f"{count} things looked at, {bad} wrong.")
-    raise typer.Exit(1 if bad else 0)
+        states[finding.state] += 1
+    shown.say(f"{states.total()} things looked at, {states['WRONG']} wrong.")
+    raise typer.Exit(1 if states["WRONG"] else 0)
 
 
 def rows(path: str, checkpoint: str, changes: Mapping[str, Any]) -> Iterator[Finding]:
@@ -117,22 +118,22 @@ def findings(what: str, store: Path, overrides: Mapping[str, Any]) -> Iterator[F
     yield from versions()
     yield from accelerators(recipe)
     yield from disk(store, recipe)
-    if recipe is None:
-        profile = looking.profile_of(what)
-        if profile or what.startswith(("http://", "https://")):
-            yield from looking.profile(profile) if profile else looking.address(what)
-            return
-        if is_hub_id(what) and not Path(what).exists():
+    if recipe is not None:
+        yield from files(recipe)
+        yield ranker(recipe)
+        if recipe.model.source != "pocket":
+            yield from hub(recipe)
+            yield from model(recipe.model.source, recipe)
+        yield from looking.recipe(recipe)
+        yield from judging_cost(what, overrides, store)
+    elif profile := looking.profile_of(what):
+        yield from looking.profile(profile)
+    elif what.startswith(("http://", "https://")):
+        yield from looking.address(what)
+    elif what:
+        if is_hub_id(what):
             yield _hub_entry(what, "model", "")
-        yield from model(what) if what else ()
-        return
-    yield from files(recipe)
-    yield ranker(recipe)
-    if recipe.model.source != "pocket":
-        yield from hub(recipe)
-        yield from model(recipe.model.source, recipe)
-    yield from looking.recipe(recipe)
-    yield from judging_cost(what, overrides, store)
+        yield from model(what)
 
 
 def judging_cost(what: str, overrides: Mapping[str, Any], store: Path) -> Iterator[Finding]:
@@ -148,10 +149,8 @@ def judging_cost(what: str, overrides: Mapping[str, Any], store: Path) -> Iterat
 
 
 def recipe_of(what: str, overrides: Mapping[str, Any]) -> Recipe | None:
-    """The recipe of a study's or recipe's file; None for a model or nothing."""
-    if not what.endswith((".yaml", ".yml")):
-        return None
-    if looking.profile_of(what):
+    """The recipe of a study's or recipe's file; None for anything else."""
+    if not what.endswith((".yaml", ".yml")) or looking.profile_of(what):
         return None
     study = studies.load_any(Path(what), overrides)
     if study.has_models:
@@ -186,8 +185,8 @@ def versions() -> Iterator[Finding]:
         if found and span.contains(found, prereleases=True):
             good += 1
         elif found:
-            says = f"{found}, wanted {span}; `make setup` installs it"
-            yield note(name, says) if extra else wrong(name, says)
+            finding = note if extra else wrong
+            yield finding(name, f"{found}, wanted {span}; `make setup` installs it")
         elif not extra:
             yield wrong(name, f"is missing; `pip install '{name}{span}'`")
     python, torch_version = platform.python_version(), _version("torch") or "missing"
@@ -245,12 +244,12 @@ def _memory(recipe: Recipe, shape: Shape, room: float) -> Iterator[Finding]:
         "scoring": shapes.scoring_bytes(shape, recipe),
         "generating": weights + cache,
     }
+    advice = shapes.remedies(recipe.training, recipe.runtime.sharding != "none")
     for what, needed in needs.items():
         says = f"{needed / GB:.1f} GB before the first row, {room / GB:.1f} GB usable on a device"
         if needed <= room:
             yield ok(f"memory of {what}", says)
         else:
-            advice = shapes.remedies(recipe.training, recipe.runtime.sharding != "none")
             says += f"; try {advice}, or a smaller model.generation_batch"
             yield wrong(f"memory of {what}", says)
 
@@ -261,25 +260,18 @@ def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
     if not os.access(folder, os.W_OK):
         yield wrong("store", f"{store} cannot be written; give another folder with --store")
         return
-    free, needed = shutil.disk_usage(folder).free, FREE_SPACE + _checkpoints(recipe)
+    free, needed = shutil.disk_usage(folder).free, FREE_SPACE
+    if recipe is not None:
+        with suppress(HarnessError):  # a model whose sizes are not known
+            # Two checkpoints, one of them with its optimiser.
+            weights = 2 if recipe.model.dtype == "bfloat16" else 4
+            optimiser = 16 if recipe.training.lora is None else 0
+            needed += (2 * weights + optimiser) * shapes.shape_of(recipe).parameters
     says = f"{free / GB:.0f} GB free, about {needed / GB:.0f} GB needed at once (keep: last)"
     if free >= needed:
         yield ok("disk", says)
     else:
         yield wrong("disk", f"{says}; free some or give another folder with --store")
-
-
-def _checkpoints(recipe: Recipe | None) -> float:
-    """Bytes of two checkpoints, one of them with its optimiser; 0 where sizes are not known."""
-    if recipe is None:
-        return 0.0
-    try:
-        parameters = shapes.shape_of(recipe).parameters
-    except HarnessError:
-        return 0.0
-    weights = 2 if recipe.model.dtype == "bfloat16" else 4
-    optimiser = 16 if recipe.training.lora is None else 0
-    return (2 * weights + optimiser) * parameters
 
 
 # -- what the recipe names -------------------------------------------------------------------------
@@ -295,14 +287,12 @@ def files(recipe: Recipe) -> Iterator[Finding]:
         yield ok("files", f"{len(named)} named by the recipe, all there")
     for name in recipe.evaluation.benchmarks:
         one, section = benchmarks.BENCHMARKS[name], recipe.evaluation.of(name)
+        empty = [f"evaluation.{name}.{key}" for key in one.files if not getattr(section, key)]
         if recipe.data.source == "pocket" and one.pocket:
             yield ok(name, f"{one.title} of the pocket world")
-            continue
-        empty = [key for key in one.files if not getattr(section, key)]
-        if empty:
-            keys = ", ".join(f"evaluation.{name}.{key}" for key in empty)
+        elif empty:
             instead = f"give it, or leave {name} out of evaluation.benchmarks"
-            yield wrong(name, f"no file is given in {keys}; {instead}")
+            yield wrong(name, f"no file is given in {', '.join(empty)}; {instead}")
         else:
             yield ok(name, f"{one.title} has every file that it needs")
 
@@ -325,12 +315,12 @@ def ranker(recipe: Recipe) -> Finding:
 
 def hub(recipe: Recipe) -> Iterator[Finding]:
     """Whether what the recipe takes from the hub can be had: cached, or the hub lets us in."""
-    source, revision = recipe.model.source, recipe.model.revision
-    for name in (source, recipe.ranker.model):
-        if is_hub_id(name) and not Path(name).exists():
-            yield _hub_entry(name, "model", revision if name == source else "")
-    if recipe.data.source == "hub":
-        yield _hub_entry(recipe.data.path, "dataset", recipe.data.revision)
+    model, ranker, data = recipe.model, recipe.ranker, recipe.data
+    for name, revision in ((model.source, model.revision), (ranker.model, ranker.revision)):
+        if is_hub_id(name):
+            yield _hub_entry(name, "model", revision)
+    if data.source == "hub":
+        yield _hub_entry(data.path, "dataset", data.revision)
 
 
 def _hub_entry(name: str, kind: str, revision: str) -> Finding:
@@ -338,26 +328,20 @@ def _hub_entry(name: str, kind: str, revision: str) -> Finding:
     try:
         hub_client.HfApi().auth_check(name, repo_type=kind)
     except errors.GatedRepoError:
-        how = f"accept its terms on {HUB}/{name} and log in with `hf auth login`"
+        how = f"accept its terms on https://huggingface.co/{name} and log in with `hf auth login`"
         return wrong(name, f"is gated; {how}")
     except errors.RepositoryNotFoundError:
         private = "or it is private and you are not logged in (`hf auth login`)"
         return wrong(name, f"the hub has no such {kind}, {private}")
     except Exception as error:  # noqa: BLE001 - no network, a proxy, offline mode: all the same
         says = f"the hub cannot be reached ({type(error).__name__})"
-        if _cached(name, kind):
-            return note(name, f"{says}, but its cache holds this {kind}")
+        with suppress(errors.CacheNotFound):
+            repos = hub_client.scan_cache_dir().repos
+            if any(repo.repo_id == name and repo.repo_type == kind for repo in repos):
+                return note(name, f"{says}, but its cache holds this {kind}")
         fetch = f"hf download {name}" + (" --repo-type dataset" if kind == "dataset" else "")
         return wrong(name, f"{says}; run `{fetch}` where it can, or give a local copy")
     return ok(name, f"the hub gives this {kind}" + (f" (revision {revision})" if revision else ""))
-
-
-def _cached(name: str, kind: str) -> bool:
-    try:
-        repos = hub_client.scan_cache_dir().repos
-    except hub_client.errors.CacheNotFound:
-        return False
-    return any(repo.repo_id == name and repo.repo_type == kind for repo in repos)
 
 
 def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
@@ -375,7 +359,7 @@ def model(source: str, recipe: Recipe | None = None) -> Iterator[Finding]:
             checkpoints.check_checkpoint(
                 folder, head="causal", trust_remote_code=code, pickle_weights=asked.pickle_weights
             )
-        elif (folder / "config.json").is_file():
+        elif config.is_file():
             checkpoint_files.check_code(folder, source, code)
         tokenizer = policy.load_tokenizer(folder, trust_remote_code=code, template=told)
         chat.preflight(tokenizer)
@@ -394,13 +378,11 @@ def _tokenizer_folder(source: str, revision: str) -> Path:
     if folder.is_dir():
         return folder
     if not is_hub_id(source):
-        where = "a hub id has the form owner/name"
-        raise HarnessError(f"{source}: no such checkpoint folder ({where})")
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja"]
+        form = "a hub id has the form owner/name"
+        raise HarnessError(f"{source}: no such checkpoint folder ({form})")
+    fetch = hub_client.snapshot_download
     try:
-        return Path(
-            hub_client.snapshot_download(source, revision=revision or None, allow_patterns=patterns)
-        )
+        return Path(fetch(source, revision=revision or None, allow_patterns=TOKENIZER_FILES))
     except Exception as error:
         says = f"its tokenizer cannot be fetched ({type(error).__name__})"
         raise HarnessError(f"{says}; see the line on the hub") from error

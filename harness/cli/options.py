@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Annotated, Any, cast
 
 import typer
 
-from harness.files import names
 from harness.records import HarnessError
 from harness.study import shipped
 from harness.study.yaml import parse_scalar
@@ -49,19 +49,6 @@ def recipe_keys() -> list[str]:
     return [f"{key}=" for key in keys_of(Recipe)]
 
 
-def stage_names() -> list[str]:
-    """For ``--only``."""
-    from harness.engine.stages import STAGES
-
-    return list(STAGES)
-
-
-def stage_keys(ctx: typer.Context) -> list[str]:
-    """The first characters of the keys of finished stages."""
-    folder = Path(ctx.params.get("store") or "results/store") / "objects"
-    return [key[:12] for part in names(folder) for key in names(folder / part)]
-
-
 def _results(ctx: typer.Context) -> Path:
     return Path(ctx.params.get("results") or "results")
 
@@ -85,9 +72,7 @@ StudyName = Annotated[
         autocompletion=finished, help="A study's name (a folder below --results) or its YAML file."
     ),
 ]
-Key = Annotated[
-    str, typer.Argument(autocompletion=stage_keys, help="The first characters of a stage's key.")
-]
+Key = Annotated[str, typer.Argument(help="The first characters of a stage's key.")]
 StoreRoot = Annotated[Path, typer.Option("--store", help="Folder of finished stages.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder of manifests and reports.")]
 Overrides = Annotated[
@@ -119,8 +104,7 @@ class _Later:
         return getattr(importlib.import_module(self._name), attribute)
 
     def __call__(self, *given: Any) -> Any:
-        module, _, function = self._name.rpartition(".")
-        return getattr(importlib.import_module(module), function)(*given)
+        return resolve_name(self._name)(*given)
 
 
 @contextmanager
@@ -130,10 +114,9 @@ def lazily() -> Iterator[None]:
     """
 
     def later(name: str, *given: Any) -> Any:
-        names = given[2] or ()
-        if names:
-            return SimpleNamespace(**{one: _Later(f"{name}.{one}") for one in names})
-        return _Later(name)
+        if not given[2]:
+            return _Later(name)
+        return SimpleNamespace(**{one: _Later(f"{name}.{one}") for one in given[2]})
 
     real, builtins.__import__ = builtins.__import__, cast("Any", later)
     try:

@@ -30,7 +30,6 @@ with lazily():
     from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
     from harness.engine import store as stores
-    from harness.engine.execute import Summary
     from harness.engine.graph import Plan
     from harness.engine.launch import Watcher
     from harness.engine.store import Store
@@ -73,31 +72,30 @@ def plan(
 
     Example: selm plan ablations/recipes/zephyr-7b.yaml --cost --devices 8
     """
-    changes, opened = parse_overrides(overrides), stores.Store(store)
+    changes, opened, count = parse_overrides(overrides), stores.Store(store), worker_count(workers)
     if not cost:
-        show_plan(launch.prepare(study, changes), opened, worker_count(workers))
+        show_plan(launch.prepare(study, changes), opened, count)
         return
     if device not in costs.DEVICES:
         raise HarnessError(f"--device {device!r} is unknown; allowed: {', '.join(costs.DEVICES)}")
     assumed = costs.Assumptions(costs.DEVICES[device], devices, usd_per_gpu_hour=gpu_price)
     found = costs.budget(launch.prepare_recipe(study, changes), opened, assumed)
-    _show_sunsets(found.plan)
+    _show_warnings(found.plan)
     title = f"Cost of {found.plan.study.name}: {len(found.lines)} stages to do, {found.done} done"
     heads = costs.columns(found)
     left = [index for index, head in enumerate(heads) if head in ("stage", "from")]
     shown.table(title, heads, costs.rows(found), left)
-    for line in costs.explained(found, worker_count(workers)):
+    for line in costs.explained(found, count):
         shown.say(line)
 
 
 def show_plan(plan: Plan, store: Store, workers: int) -> None:
     """Stages by name, shared, done and to do, and the estimated time with and without sharing."""
-    states, uses = store.states(list(plan.nodes)), plan.uses
-    seconds = _seconds(plan, store)
+    states, uses, seconds = store.states(list(plan.nodes)), plan.uses, _seconds(plan, store)
 
     def line(name: str, keys: Sequence[str]) -> list[object]:
         todo = [key for key in keys if states[key] != "done"]
-        shared = sum(uses.get(key, 0) > 1 for key in keys)
+        shared = sum(uses[key] > 1 for key in keys)
         left = f"{sum(seconds[key] for key in todo):.0f}"
         return [name, len(keys), shared, len(keys) - len(todo), len(todo), left]
 
@@ -110,15 +108,14 @@ def show_plan(plan: Plan, store: Store, workers: int) -> None:
     rows = [line(name, keys) for name, keys in by_stage.items()]
     shown.table(title, heads, [*rows, line("all", list(plan.nodes))])
     whole = sum(seconds.values())
-    unshared = sum(seconds[key] * uses.get(key, 1) for key in plan.nodes)
+    unshared = sum(seconds[key] * (uses[key] or 1) for key in plan.nodes)
     shown.say(
         f"Stage-seconds of the whole study: {whole:.0f} with sharing, {unshared:.0f} without "
         f"({unshared / max(whole, 1e-9):.2f}×)."
     )
     if needed := costs.node(plan.study.base):
         shown.say(needed)
-    _show_same_arms(plan)
-    _show_sunsets(plan)
+    _show_warnings(plan)
     left = sum(seconds[key] for key in plan.nodes if states[key] != "done")
     shown.say(
         f"Left to do: {left:.0f} stage-seconds, about {left / max(1, workers) / 60:.1f} minutes "
@@ -126,18 +123,15 @@ def show_plan(plan: Plan, store: Store, workers: int) -> None:
     )
 
 
-def _show_sunsets(plan: Plan) -> None:
-    """What a reader should know of judges that are gone or soon will be."""
+def _show_warnings(plan: Plan) -> None:
+    """Arms that are one result under several names; judges that are gone or soon will be."""
+    for labels in graph.same_arms(plan):
+        listed = " and ".join(map(repr, labels))
+        shown.say(f"Arms {listed} come to the same settings: one result under several names.")
     asked = [judge for cell in plan.study.cells for judge in judges.asked(cell.recipe).values()]
     for told in dict.fromkeys(judges.sunset(judge, date.today()) for judge in asked):
         if told:
             shown.say(f"Judge: {told}.", wrong=True)
-
-
-def _show_same_arms(plan: Plan) -> None:
-    for labels in graph.same_arms(plan):
-        listed = " and ".join(map(repr, labels))
-        shown.say(f"Arms {listed} come to the same settings: one result under several names.")
 
 
 def _seconds(plan: Plan, store: Store) -> dict[str, float]:
@@ -155,11 +149,7 @@ def run(
     workers: options.Workers = 0,
     executor: Annotated[str, typer.Option(help="inline | pool | ray")] = "pool",
     only: Annotated[
-        list[str] | None,
-        typer.Option(
-            autocompletion=options.stage_names,
-            help="Run only stages of this name. May be repeated.",
-        ),
+        list[str] | None, typer.Option(help="Run only stages of this name. May be repeated.")
     ] = None,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
     max_cost: options.MaxCost = 0.0,
@@ -186,19 +176,17 @@ def run(
     Example: selm run ours.yaml --watch outputs/
     """
 
+    how: dict[str, Any] = {
+        "executor": executor,
+        "only": only or (),
+        "report": report,
+        "verbose": verbose,
+    }
+
     def go(found: Sequence[Given]) -> int:
         laid_out = launch.prepare(study, parse_overrides(overrides), found)
         limited = launch.share_cost(laid_out, stores.Store(store), max_cost)
-        return run_plan(
-            limited,
-            store,
-            results,
-            executor=executor,
-            workers=worker_count(workers),
-            only=only or (),
-            report=report,
-            verbose=verbose,
-        )
+        return run_plan(limited, store, results, workers=worker_count(workers), **how)
 
     if watch is None:
         raise typer.Exit(go(()))
@@ -244,22 +232,33 @@ def run_plan(
     """Run what is missing, write manifest and report, show the finding; the exit status."""
     store, folder = open_store(store_root), results / plan.study.name
     seconds = _seconds(plan, store)
-    told = graph.manifest(plan, seconds)
-    write_atomic(folder / "manifest.json", canonical_json(told))
-    states = store.states(list(plan.nodes))
-    done = {key for key, state in states.items() if state == "done"}
+    write_atomic(folder / "manifest.json", canonical_json(graph.manifest(plan, seconds)))
+    done = {key for key, state in store.states(list(plan.nodes)).items() if state == "done"}
     todo = len(plan.nodes) - len(done)
     shown.say(f"Study {plan.study.name}: {len(plan.nodes)} stages, {todo} to do.")
-    _show_same_arms(plan)
-    _show_sunsets(plan)
-    started = time.time()
-    summary = execute.Summary(reused=len(done))
+    _show_warnings(plan)
+    started, summary = time.time(), execute.Summary(reused=len(done))
     if todo:
-        display = shown.ProgressDisplay(plan, seconds, done, workers, verbose)
-        summary = _walk(plan, store, executor, workers, only, display)
+        if executor != "ray":
+            launch.check_memory(plan, launch.device_memory())
+        with execute.terminable():
+            pool = launch.make_executor(executor, store, workers, plan)
+            try:
+                with shown.ProgressDisplay(plan, seconds, done, workers, verbose) as display:
+                    summary = launch.execute_checked(plan, store, pool, display, only)
+            finally:
+                pool.close()
     summary.failed |= execute.untrained(plan, store)
     freed = execute.retain(plan, store)
-    _show_summary(summary, time.time() - started, shown.describe(plan))
+    shown.say(
+        f"{summary.executed} stages executed, {summary.reused} reused, {len(summary.failed)} "
+        f"failed, {len(summary.partial)} partial, {len(summary.blocked)} not reached; "
+        f"{time.time() - started:.1f} s ({summary.seconds:.0f} stage-seconds)."
+    )
+    names = shown.describe(plan)
+    for title, reasons in (("FAILED", summary.failed), ("PARTIAL", summary.partial)):
+        for key, reason in reasons.items():
+            shown.say(f"{title} {names.get(key, key[:12])} [{key[:12]}]: {reason}", wrong=True)
     if freed:
         shown.say(f"Retention ({plan.study.keep}): {freed / 1e6:.1f} MB of weights deleted.")
     show_left_out(store, plan.nodes)
@@ -273,36 +272,6 @@ def show_left_out(store: Store, keys: Iterable[str]) -> None:
     records = (store.record(key).left_out for key in keys if store.has(key))
     for line in missed.lines(records):
         shown.say(line)
-
-
-def _walk(
-    plan: Plan,
-    store: Store,
-    kind: str,
-    workers: int,
-    only: Sequence[str],
-    display: shown.ProgressDisplay,
-) -> Summary:
-    if kind != "ray":
-        launch.check_memory(plan, launch.device_memory())
-    with execute.terminable():
-        pool = launch.make_executor(kind, store, workers, plan)
-        try:
-            with display:
-                return launch.execute_checked(plan, store, pool, display, only)
-        finally:
-            pool.close()
-
-
-def _show_summary(summary: Summary, elapsed: float, names: Mapping[str, str]) -> None:
-    shown.say(
-        f"{summary.executed} stages executed, {summary.reused} reused, {len(summary.failed)} "
-        f"failed, {len(summary.partial)} partial, {len(summary.blocked)} not reached; "
-        f"{elapsed:.1f} s ({summary.seconds:.0f} stage-seconds)."
-    )
-    for title, reasons in (("FAILED", summary.failed), ("PARTIAL", summary.partial)):
-        for key, reason in reasons.items():
-            shown.say(f"{title} {names.get(key, key[:12])} [{key[:12]}]: {reason}", wrong=True)
 
 
 def show_report(plan: Plan, store: Store, folder: Path) -> None:
@@ -358,9 +327,7 @@ def report(
 
 def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
     """Folder and manifest of a study given by name or by its YAML file."""
-    name = study
-    if study.endswith((".yaml", ".yml")):
-        name = studies.name_of(Path(study))
+    name = studies.name_of(Path(study)) if study.endswith((".yaml", ".yml")) else study
     path = results / name / "manifest.json"
     if not path.is_file():
         known = ", ".join(sorted(p.parent.name for p in results.glob("*/manifest.json")))
@@ -444,9 +411,8 @@ def power(
     Example: selm power alpha --delta 1.0
     """
     if sigma is not None:
-        shown.analysis_table(
-            power_report.power_given(sigma, seeds, items, 1.0 if delta is None else delta)
-        )
+        wanted = 1.0 if delta is None else delta
+        shown.analysis_table(power_report.power_given(sigma, seeds, items, wanted))
         return
     folder, manifest = read_manifest(results, study)
     found = power_report.power_study(folder, store, delta)

@@ -48,8 +48,7 @@ def status(study: StudyName, store: StoreRoot = STORE, results: Results = RESULT
     for key, state in states.items():
         name = f"{stages[key]['stage']}  [{key[:12]}]"
         if state == "running":
-            owner = opened.owner(key)
-            by = ""
+            owner, by = opened.owner(key), ""
             if owner:
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
                 by = f" on {owner['host']}, process {owner['pid']}, since {since}"
@@ -67,16 +66,9 @@ def show(key: Key, store: StoreRoot = STORE) -> None:
     whole = find_key(opened, key)
     record = opened.record(whole)
     shown.say(f"stage {record.stage} v{record.version}  {whole}\nfolder {opened.folder(whole)}")
-    for title, mapping in (
-        ("settings", record.settings),
-        ("inputs", record.inputs),
-        ("costs", record.costs),
-        ("summary", record.summary),
-        ("files (SHA-256)", record.files),
-        ("environment", record.environment),
-    ):
+    for title in ("settings", "inputs", "costs", "summary", "files", "environment"):
         shown.say(f"{title}:")
-        for name, value in mapping.items():
+        for name, value in getattr(record, title).items():
             shown.say(f"  {name}: {value}")
 
 
@@ -138,8 +130,9 @@ def gc(
         shown.say(f"{len(found)} things deleted, {freed:.1f} MB freed.")
         return
     size = sum(item.size for item in found) / 1e6
-    says = "Nothing was deleted; `selm gc --delete` does it."
-    shown.say(f"{len(found)} things, {size:.1f} MB. {says}")
+    shown.say(
+        f"{len(found)} things, {size:.1f} MB. Nothing was deleted; `selm gc --delete` does it."
+    )
 
 
 def export(
@@ -217,12 +210,10 @@ def upload(folder: Path, repo: str) -> str:
         api = HfApi()
         api.create_repo(repo, private=True, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder).commit_url)
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds: no token, no access, no network
-        raise HarnessError(
-            f"{repo}: the hub took nothing ({first_line(error, 300)}); the files are in {folder}"
-        ) from error
+    except Exception as error:  # of many kinds: no token, no access, no network
+        why = first_line(error, 300)
+        says = f"{repo}: the hub took nothing ({why}); the files are in {folder}"
+        raise HarnessError(says) from error
 
 
 def init(

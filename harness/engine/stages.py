@@ -6,9 +6,9 @@ imported: nothing heavy loads until a worker runs the stage.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from harness.evaluate.registry import BENCHMARKS
@@ -95,8 +95,5 @@ STAGES: Mapping[str, Stage] = {
 
 def function_of(stage: str) -> Callable[[StageTask[Any]], StageOutcome]:
     """Import and return the function that runs ``stage``."""
-    module, _, name = STAGES[stage].function.partition(":")
-    function: Callable[[StageTask[Any]], StageOutcome] = getattr(
-        importlib.import_module(module), name
-    )
+    function: Callable[[StageTask[Any]], StageOutcome] = resolve_name(STAGES[stage].function)
     return function

@@ -33,7 +33,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("mine", "other"):
         (tmp_path / "results" / name).mkdir(parents=True)
         (tmp_path / "results" / name / "manifest.json").write_text(json.dumps({"runs": RUNS}))
-    (tmp_path / "results" / "store" / "objects" / "ab" / ("ab" * 32)).mkdir(parents=True)
 
 
 def test_studies_by_name(tmp_path: Path) -> None:
@@ -57,10 +56,8 @@ def test_arms_of_the_study_named() -> None:
     assert offered("selm compare --study none ") == []
 
 
-def test_recipe_keys_and_stages() -> None:
+def test_recipe_keys() -> None:
     assert offered("selm run smoke --set loop.warm") == ["loop.warmup_dpo="]
     assert offered("selm plan unknown --set evaluation.mt_bench.lim") == [
         "evaluation.mt_bench.limit="
     ]
-    assert offered("selm run smoke --only base.p") == ["base.pocket"]
-    assert offered("selm show a") == ["ab" * 6]
