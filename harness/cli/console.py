@@ -25,7 +25,6 @@ from harness.engine.worker import Result
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 MINUTE = 60.0
-MARKS = {"done": "done   ", "partial": "partial", "failed": "FAILED "}
 
 
 def say(text: str, *, wrong: bool = False) -> None:
@@ -35,9 +34,8 @@ def say(text: str, *, wrong: bool = False) -> None:
 
 class ProgressDisplay:
     """Listener of a walk: a live bar by kind of stage on a terminal, otherwise one line a minute.
-    What fails is said at once; ``verbose``: every ended stage.
-
-    seconds: what each stage is expected to take; done: keys that are there already.
+    What fails is said at once; ``verbose``: every ended stage. seconds: what each stage is expected
+    to take; done: keys that are there already.
     """
 
     def __init__(
@@ -55,16 +53,14 @@ class ProgressDisplay:
         for key in self.todo:
             self.kinds.setdefault(plan.nodes[key].stage, [0, 0])[1] += 1
         self.left, self.started = dict(self.todo), time.monotonic()
-        columns = ("{task.description}", "{task.fields[left]}")
-        self.bar = Progress(
-            TextColumn(columns[0]),
+        columns = (
+            TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn(columns[1], justify="right"),
-            console=console,
-            disable=not console.is_terminal,
-            expand=True,
+            TextColumn("{task.fields[left]}", justify="right"),
         )
+        live = console.is_terminal
+        self.bar = Progress(*columns, console=console, disable=not live, expand=True)
         self.tasks = {
             kind: self.bar.add_task(kind, total=count, left="")
             for kind, (_, count) in self.kinds.items()
@@ -91,10 +87,10 @@ class ProgressDisplay:
             self.bar.advance(self.tasks[node.stage])
             self.bar.update(self.whole, advance=1, left=self.remaining())
         if self.verbose or result.state != "done":
-            mark = MARKS.get(result.state, result.state)
+            state = "FAILED" if result.state == "failed" else result.state
             note = f"  {result.message}" if result.message else ""
             name = self.names.get(node.key, node.stage)
-            say(f"{self.counted()}  {mark}  {name}  {result.seconds:.1f} s{note}")
+            say(f"{self.counted()}  {state:7s}  {name}  {result.seconds:.1f} s{note}")
 
     def counted(self) -> str:
         """Time since the start, and stages that ended."""
@@ -133,10 +129,11 @@ def duration(seconds: float) -> str:
 def describe(plan: Plan) -> dict[str, str]:
     """Key -> readable name: stage, the first run and iteration that need it, how many share it."""
     names: dict[str, str] = {}
+    uses = plan.uses
     for run in plan.runs:
         for iteration, stages in run.iterations.items():
             for stage, key in stages.items():
-                shared = f" (shared by {plan.uses[key]} runs)" if plan.uses[key] > 1 else ""
+                shared = f" (shared by {uses[key]} runs)" if uses[key] > 1 else ""
                 name = plan.nodes[key].stage if key in plan.nodes else stage
                 where = f"{name} · {run.cell.run} · iteration {iteration}{shared}"
                 names.setdefault(key, where)

@@ -40,17 +40,15 @@ def cli_page() -> str:
     lines = ["# Commands", "", f"{WRITTEN}; `selm COMMAND --help` shows the same.", ""]
     for name, command in group.commands.items():
         lines += [f"## `selm {name}`", "", inspect.cleandoc(command.help or ""), ""]
-        rows = [_option(option) for option in command.params if option.name != "help"]
+        rows = []
+        for option in command.params:
+            named = option.param_type_name == "option"
+            shown = "/".join(option.opts) if named else option.name.upper()
+            known = option.default not in (None, ()) and not option.required
+            default = f"`{option.default}`" if known else ""
+            rows.append((f"`{shown}`", default, getattr(option, "help", "") or ""))
         lines += [*_table(("argument or option", "default", "meaning"), rows), ""]
     return "\n".join(lines)
-
-
-def _option(option: Any) -> tuple[str, str, str]:
-    shown = option.name.upper()
-    if option.param_type_name == "option":
-        shown = "/".join(option.opts)
-    known = option.default not in (None, ()) and not option.required
-    return f"`{shown}`", f"`{option.default}`" if known else "", getattr(option, "help", "") or ""
 
 
 def keys_page() -> str:
@@ -83,15 +81,36 @@ def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object
             "Objectives",
             "name, reads, parameters, definition, source, checked against",
             OBJECTIVES,
-            _objective,
+            lambda one: (
+                ", ".join(one.reads),
+                ", ".join(f"`{key}` {value}" for key, value in one.parameters.items()) or "none",
+                _first(one.function),
+                source_of(one.function),
+                f"TRL's {one.trl}" if one.trl else "the formula only",
+            ),
         ),
         (
             "Benchmarks",
             "name, title, stage, asks a judge, files outside the pocket world",
             BENCHMARKS,
-            _benchmark,
+            lambda one: (
+                one.title,
+                f"`{one.stage}`",
+                _yes(one.judged),
+                ", ".join(f"`evaluation.{one.name}.{key}`" for key in one.files),
+            ),
         ),
-        ("Rankers", "kind, compares texts, checkpoint, asks a judge, definition", RANKERS, _ranker),
+        (
+            "Rankers",
+            "kind, compares texts, checkpoint, asks a judge, definition",
+            RANKERS,
+            lambda one: (
+                "with each other" if one.pairwise else "one by one",
+                one.checkpoint,
+                _yes(one.asks_judge),
+                _first(one.rank),
+            ),
+        ),
         (
             "Pair rules",
             "name, asks the ranker, definition",
@@ -121,28 +140,8 @@ def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object
         yield title, heads.split(", "), [(f"`{key}`", *told(one)) for key, one in entries.items()]
 
 
-def _objective(one: Any) -> tuple[object, ...]:
-    checked = f"TRL's {one.trl}" if one.trl else "the formula only"
-    reads, parameters = ", ".join(one.reads), _pairs(one.parameters)
-    return reads, parameters, _first(one.function), source_of(one.function), checked
-
-
-def _benchmark(one: Any) -> tuple[object, ...]:
-    files = ", ".join(f"`evaluation.{one.name}.{key}`" for key in one.files)
-    return one.title, f"`{one.stage}`", _yes(one.judged), files
-
-
-def _ranker(one: Any) -> tuple[object, ...]:
-    compares = "with each other" if one.pairwise else "one by one"
-    return compares, one.checkpoint, _yes(one.asks_judge), _first(one.rank)
-
-
 def _yes(true: bool) -> str:
     return "yes" if true else "no"
-
-
-def _pairs(values: Any) -> str:
-    return ", ".join(f"`{key}` {value}" for key, value in values.items()) or "none"
 
 
 def _first(function: Callable[..., Any]) -> str:
@@ -213,100 +212,62 @@ GPU_PRICE = 2.5
 """USD for an hour of an H100, assumed; `selm plan --cost --gpu-price` takes another."""
 
 
-def cost_of(recipe: str, judge: str) -> Budget:
-    """One run of a recipe, nothing of it done; the hub is not asked."""
-    path = shipped.FOLDER / "recipes" / f"{recipe}.yaml"
-    asked = study.load_any(path, {"judge": judge})
-    with tempfile.TemporaryDirectory() as folder:
-        return budget(build_plan(asked), Store(Path(folder)), Assumptions())
+def cost_page() -> str:
+    """The page, from the planner's own figures: one run of each recipe, nothing of it done; the hub
+    is not asked.
+    """
+    open_judge, paid = PRICED
+    with tempfile.TemporaryDirectory() as empty:
+
+        def budgets(judge: str) -> list[Budget]:
+            paths = (shipped.FOLDER / "recipes" / f"{recipe}.yaml" for recipe in RECIPES)
+            plans = (build_plan(study.load_any(path, {"judge": judge})) for path in paths)
+            return [budget(plan, Store(Path(empty)), Assumptions()) for plan in plans]
+
+        free, found = budgets(open_judge), budgets(paid)
+    total = [hours(one) for one in found]
+    parts = [
+        (part, *(f"{hours(one, *stages):.1f}" for one in found)) for part, stages in PARTS.items()
+    ]
+    parts.append(("**GPU-hours**", *(f"**{one:.1f}**" for one in total)))
+    usd = (f"{one * GPU_PRICE:.0f}" for one in total)
+    parts.append((f"USD at {GPU_PRICE:.2f} an hour", *usd))
+    for judged in (free, found):
+        bills = [one.bills()[0] for one in judged]
+        said = (f"{amount(bill.calls)} calls, {bill.usd:.2f} USD" for bill in bills)
+        parts.append((f"judge {bills[0].name}", *said))
+    # USD of a run: its GPU-hours and its judging.
+    price = [
+        taken * GPU_PRICE + sum(line.usd for line in one.lines)
+        for taken, one in zip(total, found, strict=True)
+    ]
+    differences = []
+    for spread in SPREADS:
+        seeds = seeds_needed(Components(spread, 0, 0), DELTA, ITEMS, "A").value or 0
+        both = zip(total, price, strict=True)
+        told = (
+            f"{2 * seeds * taken:,.0f} h, {2 * seeds * costs:,.0f} USD" for taken, costs in both
+        )
+        differences.append((f"{spread:g}", str(seeds), *told))
+    return (
+        Path(__file__)
+        .with_name("arithmetic.md")
+        .read_text(encoding="utf-8")
+        .format(
+            parts="\n".join(_table(("one run", *RECIPES), parts, " --: |")),
+            differences="\n".join(
+                _table(("σ over seeds", "seeds", *RECIPES), differences, " --: |")
+            ),
+            paid=paid,
+            shares=Assumptions(),
+        )
+    )
 
 
 def hours(found: Budget, *stages: str) -> float:
     """GPU-hours of these stages, or of all."""
     lines = [line for line in found.lines if not stages or line.node.stage in stages]
     return found.gpu_seconds(lines) / 3600
-
-
-def price(found: Budget) -> float:
-    """USD of its judging."""
-    return sum(line.usd for line in found.lines)
-
-
-def cost_page() -> str:
-    """The page, from the planner's own figures."""
-    open_judge, paid = PRICED
-    found = {name: cost_of(name, paid) for name in RECIPES}
-    free = {name: cost_of(name, open_judge) for name in RECIPES}
-    total = {name: hours(one) for name, one in found.items()}
-
-    def parts() -> Iterator[tuple[str, ...]]:
-        for part, stages in PARTS.items():
-            yield part, *(f"{hours(one, *stages):.1f}" for one in found.values())
-        yield "**GPU-hours**", *(f"**{one:.1f}**" for one in total.values())
-        yield (
-            f"USD at {GPU_PRICE:.2f} an hour",
-            *(f"{one * GPU_PRICE:.0f}" for one in total.values()),
-        )
-        for judges in (free, found):
-            yield from judging(judges)
-
-    def judging(judges: Mapping[str, Budget]) -> Iterator[tuple[str, ...]]:
-        bills = {name: one.bills()[0] for name, one in judges.items()}
-        said = (f"{amount(bill.calls)} calls, {bill.usd:.2f} USD" for bill in bills.values())
-        yield f"judge {bills[RECIPES[0]].name}", *said
-
-    def differences() -> Iterator[tuple[str, ...]]:
-        for spread in SPREADS:
-            seeds = seeds_needed(Components(spread, 0, 0), DELTA, ITEMS, "A").value or 0
-            runs = 2 * seeds
-            costs = (
-                f"{runs * total[name]:,.0f} h, "
-                f"{runs * (total[name] * GPU_PRICE + price(found[name])):,.0f} USD"
-                for name in RECIPES
-            )
-            yield f"{spread:g}", str(seeds), *costs
-
-    return PAGE.format(
-        parts="\n".join(_table(("one run", *RECIPES), parts(), " --: |")),
-        differences="\n".join(_table(("σ over seeds", "seeds", *RECIPES), differences(), " --: |")),
-        paid=paid,
-        shares=Assumptions(),
-    )
-
-
-PAGE = """# What it costs
-
-Written by `python -m harness.cli.docs` from what `selm plan ablations/recipes/NAME.yaml --cost`
-counts. That command shows how each figure comes about, with every assumption, and takes your
-devices, their price and your judge.
-
-## The paper's recipes: one run
-
-One arm, one seed, every checkpoint scored; on H100s, by operations: of a card's peak training is
-taken to reach {shares.training:.0%}, reading {shares.reading:.0%} and generating with vLLM
-{shares.generating:.0%}. Loading and start-up are not counted. None of these runs has been made with
-this harness.
-
-{parts}
-
-Judge tokens are those of MT-Bench and AlpacaEval 2.0 at the profile's prices; an open judge costs
-its own GPU instead. Stages that arms share (data, base, its scores) are counted in each run here
-and are run once in a study.
-
-## One difference that can be told
-
-How many seeds an arm and its α = 0 twin need, so that a true difference of 1 point of AlpacaEval's
-length-controlled win rate is found four times in five (two-sided 5 % test over seeds, these items),
-and what both arms then take, judge {paid} included. σ is the standard deviation over seeds of the
-difference of the two arms in LC points. It is assumed: nobody has published it for SELM. A study of
-three seeds estimates it within a factor of 0.5 to 6; `selm power STUDY --delta 1.0` then says what
-it takes.
-
-{differences}
-
-New items widen the interval further: on 805 instructions no number of seeds tells a difference
-under 2.8·σ_i/√805, where σ_i is the difference's standard deviation over instructions.
-"""
 
 
 def pages() -> dict[Path, str]:

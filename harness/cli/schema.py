@@ -28,7 +28,8 @@ def schemas() -> dict[str, Schema]:
         if judge is not None:
             options = judge.pop("anyOf", None) or [{"$ref": judge.pop("$ref")}]
             judge["anyOf"] = [PROFILE, *options]
-    changed = {CHANGED + name: _changed(name, defs) for name, one in defs.items() if _is_tree(one)}
+    trees = [name for name, one in defs.items() if "properties" in one]
+    changed = {CHANGED + name: _changed(name, defs) for name in trees}
     whole = changed[CHANGED + "Recipe"]["properties"]
     patterns = changed[CHANGED + "Recipe"]["patternProperties"]
     axes = {
@@ -52,15 +53,11 @@ def files() -> dict[str, str]:
     return {f"{name}.schema.json": f"{text}\n" for name, text in texts.items()}
 
 
-def _is_tree(schema: Schema) -> bool:
-    return "properties" in schema
-
-
 def _trees(schema: Schema, defs: Schema) -> Iterator[str]:
     """The sections that a key may hold."""
     for option in (schema, *schema.get("anyOf", ())):
         name = option.get("$ref", "").removeprefix(REF)
-        if name and _is_tree(defs[name]):
+        if name and "properties" in defs[name]:
             yield name
 
 
