@@ -82,27 +82,15 @@ def mean_log_ratio(logits: Vector, at: World) -> float:
     return float(at.reference @ (implicit_reward(logits, at) / at.beta))
 
 
-def dpo_loss(logits: Vector, at: World) -> float:
-    """L = -sum_w [label log sigma(D) + (1 - label) log sigma(-D)], D = r(first) - r(second)."""
-    gap = _gap(logits, at)
-    return float(
-        at.weights @ (at.labels * np.logaddexp(0, -gap) + (1 - at.labels) * np.logaddexp(0, gap))
-    )
-
-
 def dpo_gradient(logits: Vector, at: World) -> Vector:
     """Gradient of L in the logits."""
-    slope = at.weights * (sigmoid(_gap(logits, at)) - at.labels) * at.beta
+    rewards = implicit_reward(logits, at)
+    gap = rewards[at.first] - rewards[at.second]
+    slope = at.weights * (sigmoid(gap) - at.labels) * at.beta
     gradient = np.zeros_like(logits)
     np.add.at(gradient, at.first, slope)
     np.add.at(gradient, at.second, -slope)
     return gradient
-
-
-def _gap(logits: Vector, at: World) -> Vector:
-    rewards = implicit_reward(logits, at)
-    gap: Vector = rewards[at.first] - rewards[at.second]
-    return gap
 
 
 def exploration_gradient(logits: Vector, at: World) -> Vector:
@@ -111,20 +99,15 @@ def exploration_gradient(logits: Vector, at: World) -> Vector:
     return gradient
 
 
-def selm_loss(logits: Vector, at: World, alpha: float) -> float:
-    """L + alpha beta S (constants dropped)."""
-    return dpo_loss(logits, at) + alpha * at.beta * float(at.reference @ log_softmax(logits))
-
-
 def selm_gradient(logits: Vector, at: World, alpha: float) -> Vector:
-    """Gradient of ``selm_loss``."""
+    """Gradient of L + alpha beta S."""
     return dpo_gradient(logits, at) + alpha * at.beta * exploration_gradient(logits, at)
 
 
 def descend(
     at: World, alpha: float, *, steps: int, rate: float, start: Vector | None = None
 ) -> NDArray[np.float64]:
-    """Logits (steps + 1, Y) of gradient descent on ``selm_loss`` from pi_ref or ``start``."""
+    """Logits (steps + 1, Y) of gradient descent on L + alpha beta S from pi_ref or ``start``."""
     logits = np.log(at.reference) if start is None else start.copy()
     path = [logits]
     for _ in range(steps):
@@ -167,45 +150,30 @@ def reward_models(at: World, true: Vector, low: float, high: float) -> tuple[Vec
     return plain, best
 
 
+FIGURE_ONE_REWARDS = (0.9, 0.5, 0.2, 0.4, 0.1, 0.8, 0.3, 1.0)
 FIGURE_ONE = world(
     reference=(0.22, 0.20, 0.16, 0.12, 0.10, 0.08, 0.07, 0.05),
     pairs=((0, 1), (1, 2), (0, 2), (2, 3)),
-    rewards=(0.9, 0.5, 0.2, 0.4, 0.1, 0.8, 0.3, 1.0),
+    rewards=FIGURE_ONE_REWARDS,
     beta=0.5,
 )
-FIGURE_ONE_REWARDS = np.array([0.9, 0.5, 0.2, 0.4, 0.1, 0.8, 0.3, 1.0])
 
 
-def figure_one(
-    alphas: Sequence[float] = (0.0, 0.3, 1.0), steps: int = 20, rate: float = 1.0
-) -> dict[str, Any]:
-    """Data of the paper's Fig. 1 and section 5.1, exact: reward models and policies per answer;
-    E_{pi_ref}[r / beta] and the probability of unseen answers along ``steps`` gradient steps, one
-    line per alpha.
+def figure_one() -> tuple[dict[str, Vector], dict[float, list[float]]]:
+    """Data of the paper's Fig. 1 and section 5.1, exact: rewards by models and their policies (Y,),
+    and by alpha E_{pi_ref}[r / beta] along 20 gradient steps.
     """
-    at, true = FIGURE_ONE, FIGURE_ONE_REWARDS
+    at, true = FIGURE_ONE, np.array(FIGURE_ONE_REWARDS)
     plain, optimistic = reward_models(at, true, low=0.0, high=1.0)
-    unseen = np.setdiff1d(np.arange(len(true)), at.seen)
-    paths = {alpha: descend(at, alpha, steps=steps, rate=rate) for alpha in alphas}
-    return {
-        "answer": list(range(len(true))),
-        "in_data": [bool(y in at.seen) for y in range(len(true))],
-        "true_reward": true.tolist(),
-        "reward_model": plain.tolist(),
-        "optimistic_reward_model": optimistic.tolist(),
-        "reference": at.reference.tolist(),
-        "policy": tilted(plain, at).tolist(),
-        "optimistic_policy": tilted(optimistic, at).tolist(),
-        "alphas": list(alphas),
-        "steps": list(range(steps + 1)),
-        "mean_log_ratio": [
-            [mean_log_ratio(logits, at) for logits in paths[alpha]] for alpha in alphas
-        ],
-        "unseen_probability": [
-            [float(np.exp(log_softmax(logits))[unseen].sum()) for logits in paths[alpha]]
-            for alpha in alphas
-        ],
+    answers = {
+        "true_reward": true,
+        "reward_model": plain,
+        "optimistic_reward_model": optimistic,
+        "policy": tilted(plain, at),
+        "optimistic_policy": tilted(optimistic, at),
     }
+    paths = {alpha: descend(at, alpha, steps=20, rate=1.0) for alpha in (0.0, 0.3, 1.0)}
+    return answers, {a: [mean_log_ratio(logits, at) for logits in p] for a, p in paths.items()}
 
 
 BANDIT_ALPHAS = (0.0, 1e-5, 1e-3, 1e-2, 3e-2, 0.1)
@@ -213,15 +181,10 @@ BANDIT_RUNS = 400
 
 
 def bandit(
-    reward_a: float,
-    alpha: float,
-    generator: np.random.Generator,
-    *,
-    rounds: int = 300,
-    runs: int = BANDIT_RUNS,
+    reward_a: float, alpha: float, generator: np.random.Generator, *, runs: int = BANDIT_RUNS
 ) -> dict[str, float]:
-    """Online XPO over two policies, with the exact argmin each round: shares of runs that ever saw
-    answer a and that end at the optimistic policy, and the mean regret of the last policy.
+    """300 rounds of online XPO over two policies, with the exact argmin each round: shares of runs
+    that ever saw answer a and that end at the optimistic policy, and the mean regret of the last.
 
     Two answers, beta 0.05, pi_ref(a) = e^-8, r(b) = 1/2, r(a) = ``reward_a``. The policies are
     pi_ref and pi_ref exp(r / beta) / Z for r(a) = 1, right where ``reward_a`` is 1. Each round
@@ -237,7 +200,7 @@ def bandit(
     implied = implicit_reward(np.log(policies[1]), at)
     optimistic, seen = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=bool)
     excess = np.zeros(runs)  # loss of the optimistic policy above pi_ref's
-    for _ in range(rounds):
+    for _ in range(300):
         drawn = (generator.random(runs) >= policies[optimistic, 0]).astype(np.int64)
         other = (generator.random(runs) >= rare).astype(np.int64)
         wins = generator.random(runs) < sigmoid(rewards[drawn] - rewards[other])

@@ -32,22 +32,12 @@ from harness.files import write_atomic
 SINGLE, DOUBLE = 3.3, 6.9
 """Widths in inches of one column and of both."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-LINES: tuple[Any, ...] = (
-    "--",
-    "-",
-    (0, (5, 1)),
-    "-.",
-    (0, (3, 1, 1, 1, 1, 1)),
-    (0, (1, 1)),
-    (0, (7, 2)),
-    (0, (2, 2)),
-)
+DASHES = ((5, 1), (3, 1, 1, 1, 1, 1), (1, 1), (7, 2), (2, 2))
+LINES: tuple[Any, ...] = ("--", "-", (0, DASHES[0]), "-.", *((0, dash) for dash in DASHES[1:]))
 DISTINCT = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
 """Okabe and Ito's colours; the baseline is black."""
 PNG_DPI = 200
-STYLE = mpl.rc_params_from_file(
-    Path(__file__).with_name("paper.mplstyle"), use_default_template=False
-)
+STYLE = mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), False)
 
 
 @dataclass(frozen=True)
@@ -64,10 +54,6 @@ class Drawn:
 
     def __post_init__(self) -> None:
         same_names(f"figure {self.key}, data", self.data)
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.data[0] if self.data else ())
 
 
 @dataclass(frozen=True)
@@ -107,13 +93,9 @@ def new_figure(
 def styles(data: StudyData) -> dict[str, ArmStyle]:
     """Arm → style. One numeric axis: light to dark; else distinct; baseline black, dashed."""
     others = [arm for arm in data.arms if arm != data.baseline_arm]
-    values: dict[str, Any] = {
-        arm: next(iter(data.arms[arm][0].arm.values()), None) for arm in others
-    }
-    numbers = []
-    if len(data.axes) == 1:
-        numbers = [arm for arm, value in values.items() if type(value) in (int, float)]
-        numbers.sort(key=lambda arm: (float(values[arm]), arm))
+    values: dict[str, Any] = {a: next(iter(data.arms[a][0].arm.values()), None) for a in others}
+    numbers = [a for a in others if len(data.axes) == 1 and type(values[a]) in (int, float)]
+    numbers.sort(key=lambda arm: (float(values[arm]), arm))
     named = [arm for arm in others if arm not in numbers]
     colours = ramp("viridis", 0.78, 0.1, len(numbers))[: len(numbers)]
     colours += [DISTINCT[1 + i % (len(DISTINCT) - 1)] for i in range(len(named))]
@@ -127,9 +109,8 @@ def styles(data: StudyData) -> dict[str, ArmStyle]:
 
 def ramp(name: str, start: float, end: float, count: int) -> list[str]:
     """``count`` colours along one of matplotlib's maps."""
-    return [
-        mpl.colors.to_hex(c) for c in mpl.colormaps[name](np.linspace(start, end, max(count, 2)))
-    ]
+    places = np.linspace(start, end, max(count, 2))
+    return [mpl.colors.to_hex(colour) for colour in mpl.colormaps[name](places)]
 
 
 def nth_style(number: int, color: str, label: str) -> ArmStyle:
@@ -183,34 +164,21 @@ def error_bar_note(data: StudyData) -> str:
     return f"no error bars, because {seeds} {give} no interval over seeds"
 
 
-def dodge(number: int, count: int, width: float = 0.36) -> float:
-    """Sideways offset of arm ``number`` of ``count``: points at one x must not hide one another."""
+def dodge(number: int, count: int, width: float) -> float:
+    """Sideways offset of ``number`` of ``count``: points at one x must not hide one another."""
     return 0.0 if count < 2 else width * (number / (count - 1) - 0.5)
 
 
-def seed_points(
-    axes: Axes, x: float, values: Sequence[float], style: ArmStyle, spread: float = 0.05
-) -> None:
-    """Every seed's point, small and pale, side by side, behind the lines."""
-    places = [x + dodge(i, len(values), spread) for i in range(len(values))]
-    axes.plot(places, values, **pale(style))
-
-
-def hollow(style: ArmStyle, size: float = 2.4, fill: str = "white") -> dict[str, Any]:
+def hollow(style: ArmStyle, size: float = 2.4, width: float = 0.6) -> dict[str, Any]:
     """How the mark of a single seed is drawn."""
-    return {
-        "linestyle": "none",
-        "marker": style.marker,
-        "markersize": size,
-        "markerfacecolor": fill,
-        "markeredgecolor": style.color,
-        "markeredgewidth": 0.6,
-    }
+    look = {"marker": style.marker, "markersize": size, "markerfacecolor": "none"}
+    edge = {"markeredgecolor": style.color, "markeredgewidth": width}
+    return {**look, **edge, "linestyle": "none"}
 
 
 def pale(style: ArmStyle) -> dict[str, Any]:
     """How the mark of a single seed is drawn where lines run: it must not hide them."""
-    return {**hollow(style, 2.2, "none"), "alpha": 0.45, "zorder": 1.5}
+    return {**hollow(style, 2.2), "alpha": 0.45, "zorder": 1.5}
 
 
 def set_title(axes: Axes, title: str) -> None:
@@ -250,6 +218,7 @@ METADATA: Mapping[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
 }
+CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 
 
 def render(drawn: Drawn, kind: str) -> bytes:
@@ -262,25 +231,17 @@ def render(drawn: Drawn, kind: str) -> bytes:
             if figure.get_layout_engine() is not None:
                 figure.draw_without_rendering()  # settles the layout once for all formats
                 figure.set_layout_engine("none")
-            if kind == "pdf":
-                FigureCanvasPdf(figure).print_pdf(buffer, metadata=METADATA[kind])
-            elif kind == "svg":
-                FigureCanvasSVG(figure).print_svg(buffer, metadata=METADATA[kind])
-            else:
-                screen, figure.dpi = figure.dpi, PNG_DPI
-                FigureCanvasAgg(figure).print_png(buffer, metadata=METADATA[kind])
-                figure.dpi = screen
+            screen = figure.dpi
+            if kind == "png":  # the others' canvases set their own
+                figure.dpi = PNG_DPI
+            getattr(CANVASES[kind](figure), f"print_{kind}")(buffer, metadata=METADATA[kind])
+            figure.dpi = screen
         drawn.rendered[kind] = buffer.getvalue()
     return drawn.rendered[kind]
 
 
-def write_figure(drawn: Drawn, folder: Path) -> list[Path]:
-    """Write ``<key>.pdf``, ``.svg``, ``.png`` and ``.csv``; returns the paths."""
-    written = []
+def write_figure(drawn: Drawn, folder: Path) -> None:
+    """Write ``<key>.pdf``, ``.svg``, ``.png`` and ``.csv``."""
     for kind in METADATA:
-        path = folder / f"{drawn.key}.{kind}"
-        write_atomic(path, render(drawn, kind))
-        written.append(path)
-    path = folder / f"{drawn.key}.csv"
-    write_atomic(path, text.csv_text(drawn.columns, (row.values() for row in drawn.data)))
-    return [*written, path]
+        write_atomic(folder / f"{drawn.key}.{kind}", render(drawn, kind))
+    write_atomic(folder / f"{drawn.key}.csv", text.csv_text(list(drawn.data[0]), drawn.data))

@@ -4,16 +4,15 @@ what was not used, and what to do next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from analysis import findings, left_out, measures, prose, text
+from analysis import findings, measures, prose, text
 from analysis.findings import Comparison
 from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.power_report import seeds_for_less
 from analysis.screen import Matrix, Next, Opening, Score, Statement
-from analysis.stats import MIN_SEEDS, Estimate
+from analysis.stats import MIN_SEEDS
 from analysis.table import items_note, spread_text
+from analysis.tables.study import left_out_statement
 from analysis.text import number
 
 MOST_MEASURES = 7
@@ -22,7 +21,8 @@ MOST_MEASURES = 7
 def opening(data: StudyData) -> Opening:
     """The first screen of a study's report, finished or not."""
     trained = not prose.nothing_trained(data)
-    said = (
+    warnings = (left_out_statement(data), prose.unfitted(data), prose.missing(data))
+    statements = (
         prose.detectable(data),
         prose.other_outcomes(data),
         prose.selection(data),
@@ -34,8 +34,8 @@ def opening(data: StudyData) -> Opening:
         data.name,
         text.one_line(data.question),
         prose.finding(data),
-        tuple(filter(None, (left_out.statement(data), prose.unfitted(data), prose.missing(data)))),
-        tuple(statement for statement in said if statement is not None),
+        tuple(warning for warning in warnings if warning),
+        tuple(statement for statement in statements if statement is not None),
         matrix(data),
         next_steps(data),
         tuple(data.manifest["study"].get("set", ())),
@@ -43,7 +43,7 @@ def opening(data: StudyData) -> Opening:
 
 
 # -- arms by measures ------------------------------------------------------------------------------
-def shown_measures(data: StudyData) -> list[tuple[Measure, int]]:
+def _measures(data: StudyData) -> list[tuple[Measure, int]]:
     """Declared outcomes, then headlines (those with a better side first) that are stored."""
     wanted = findings.declared_outcomes(data)
     headlines = sorted(measures.headlines(data), key=lambda measure: measure.better == 0)
@@ -58,13 +58,14 @@ def shown_measures(data: StudyData) -> list[tuple[Measure, int]]:
 
 def matrix(data: StudyData) -> Matrix:
     """Every arm on every shown measure: its difference to the baseline, or its score."""
-    wanted = shown_measures(data)
+    wanted = _measures(data)
     compared = {
         measure.key: {c.arm: c for c in findings.compare_arms(data, measure, iteration)}
         for measure, iteration in wanted
     }
     rows = [
-        tuple(_score(data, arm, *one, compared[one[0].key]) for one in wanted) for arm in data.arms
+        tuple(_score(data, arm, *one, compared[one[0].key].get(arm)) for one in wanted)
+        for arm in data.arms
     ]
     caption = "Scores"
     if not prose.nothing_trained(data):
@@ -78,68 +79,47 @@ def matrix(data: StudyData) -> Matrix:
             "one in twenty does by chance (corrected by Holm in the table of differences)"
         )
     elif len(data.seeds) == 1:
-        caption += ", with the 95 % interval over new items, given these very checkpoints"
-    if len(data.seeds) == 1:
-        caption += f". {_items(data, wanted).removesuffix('.')}"
+        scored = {measure: _items(data, measure, iteration) for measure, iteration in wanted}
+        items = items_note(data, scored, alone=True).removesuffix(".")
+        given = "with the 95 % interval over new items, given these very checkpoints"
+        caption += f", {given}. {items}"
     names = tuple(measure.name for measure, _ in wanted)
     labels = tuple(text.one_line(data.label(arm)) for arm in data.arms)
     return Matrix(names, labels, tuple(rows), f"{caption}.")
 
 
-def _items(data: StudyData, wanted: Sequence[tuple[Measure, int]]) -> str:
-    """How many items of each measure were scored."""
-    scored = {}
-    for measure, iteration in wanted:
-        there = [found for arm in data.arms if (found := data.at(arm, iteration))]
-        counts = (findings.estimate(data, checkpoint, measure).clusters for checkpoint in there)
-        scored[measure] = max(counts, default=0)
-    return items_note(data, scored, alone=True)
+def _items(data: StudyData, measure: Measure, iteration: int) -> int:
+    """How many items were scored."""
+    there = [found for arm in data.arms if (found := data.at(arm, iteration))]
+    return max((findings.estimate(data, one, measure).clusters for one in there), default=0)
 
 
 def _score(
-    data: StudyData, arm: str, measure: Measure, iteration: int, compared: Mapping[str, Comparison]
+    data: StudyData, arm: str, measure: Measure, iteration: int, compared: Comparison | None
 ) -> Score:
-    if arm in compared:
-        return _difference(data, measure, compared[arm].estimate)
-    if data.baseline_arm not in ("", arm):
+    checkpoint = data.at(arm, iteration) if data.baseline_arm in ("", arm) else None
+    if compared:
+        estimate = compared.estimate
+    elif checkpoint:
+        estimate = findings.estimate(data, checkpoint, measure)
+    else:
         return Score("–")
-    checkpoint = data.at(arm, iteration)
-    estimate = findings.estimate(data, checkpoint, measure) if checkpoint else None
-    if estimate is None:
-        return Score("–")
-    if estimate.value is None:
-        return Score(_scored(estimate))
-    half, digits = estimate.half_width(), estimate.digits(measure.digits)
-    return Score(
-        f"{number(estimate.value, digits)}{_spread(data, estimate, digits)}",
-        estimate.value,
-        half,
-        baseline=True,
-    )
-
-
-def _difference(data: StudyData, measure: Measure, estimate: Estimate) -> Score:
-    if estimate.value is None:
-        return Score(_scored(estimate))
-    half, digits = estimate.half_width(), estimate.digits(measure.digits)
-    shown = number(estimate.value, digits, sign=True) + _spread(data, estimate, digits)
-    if half is None:
-        return Score(shown, estimate.value)
-    effect = estimate.value / half * (measure.better or 1) if half else None
-    star = "*" if abs(estimate.value) > half else ""
-    return Score(f"{shown}{star}", estimate.value, half, effect)
-
-
-def _spread(data: StudyData, estimate: Estimate, digits: int) -> str:
-    """Interval (A), of a study of one seed that over its items; empty where there is none."""
+    value, half = estimate.value, estimate.half_width()
+    if value is None:
+        of = f"{estimate.scored} of {estimate.expected} scored"
+        return Score(of if estimate.expected else "–")
+    digits = estimate.digits(measure.digits)
+    shown = number(value, digits, sign=compared is not None)
+    # (A); of a study of one seed the interval over its items
     interval = estimate.intervals.get("items" if len(data.seeds) == 1 else "A")
-    if interval is None or not interval.defined:
-        return ""
-    return f" {spread_text(interval, digits).replace('± ', '±')}"
-
-
-def _scored(estimate: Estimate) -> str:
-    return f"{estimate.scored} of {estimate.expected} scored" if estimate.expected else "–"
+    if interval and interval.defined:
+        shown += f" {spread_text(interval, digits).replace('± ', '±')}"
+    if not compared:
+        return Score(shown, value, half, baseline=True)
+    if half is not None and abs(value) > half:
+        shown += "*"
+    effect = value / half * (measure.better or 1) if half else None
+    return Score(shown, value, half, effect)
 
 
 # -- what to do next -------------------------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from analysis import measures, text
-from analysis.load import Checkpoint, StudyData
+from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate, Interval
 from analysis.text import number
@@ -77,9 +77,9 @@ class Unavailable:
     reason: str
 
 
-def as_markdown(table: Table, level: int = 3) -> str:
+def as_markdown(table: Table) -> str:
     """Heading, pipe table, notes."""
-    lines = [f"{'#' * level} {text.markdown(table.title)}", "", text.markdown(table.caption), ""]
+    lines = [f"### {text.markdown(table.title)}", "", text.markdown(table.caption), ""]
     lines.append(pipes(table.columns, (row.cells.values() for row in table.rows), table.left))
     lines += ["", *(f"- {text.markdown(note)}" for note in table.notes)]
     return "\n".join(lines).rstrip() + "\n"
@@ -96,59 +96,56 @@ def pipes(columns: Sequence[str], rows: Iterable[Iterable[str]], left: int) -> s
     return "\n".join([*lines, *body])
 
 
-_LATEX = r"""% needs \usepackage{booktabs,graphicx,textcomp} and \usepackage[T1]{fontenc}
+_LATEX = Template(
+    r"""% needs \usepackage{booktabs,graphicx,textcomp} and \usepackage[T1]{fontenc}
 \begin{table*}[t]
 \centering
-\caption{CAPTION}
-\label{tab:LABEL}
+\caption{$caption}
+\label{tab:$label}
 \small
 \resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%
-\begin{tabular}{ALIGNMENT}
+\begin{tabular}{$alignment}
 \toprule
-BODY
+$body
 \bottomrule
 \end{tabular}}
-NOTES\end{table*}
+$notes\end{table*}
 """
+)
 
 
 def as_latex(table: Table) -> str:
-    """A booktabs ``table*``; needs graphicx and, for accents in labels, T1 and textcomp."""
+    """A booktabs ``table*``."""
 
     def line(cells: Iterable[str]) -> str:
         return " & ".join(text.latex(cell) for cell in cells) + r" \\"
 
     body = [line(table.columns), r"\midrule"]
     for place, row in enumerate(table.rows):
-        if row.rule and place:
-            body.append(r"\midrule")
+        body += [r"\midrule"] if row.rule and place else []
         body.append(line(row.cells.values()))
     if not table.rows:
         body.append("none" + " &" * (len(table.columns) - 1) + r" \\")
     notes = " ".join(text.latex(note) for note in table.notes)
-    if notes:
-        notes = rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}" + "\n"
-    parts = {
-        "CAPTION": f"{text.latex(table.title)}. {text.latex(table.caption)}",
-        "LABEL": table.key.replace("_", "-"),
-        "ALIGNMENT": "l" * table.left + "r" * (len(table.columns) - table.left),
-        "BODY": "\n".join(body),
-        "NOTES": notes,
-    }
-    return re.sub("|".join(parts), lambda found: parts[found.group()], _LATEX)
+    return _LATEX.substitute(
+        caption=f"{text.latex(table.title)}. {text.latex(table.caption)}",
+        label=table.key.replace("_", "-"),
+        alignment="l" * table.left + "r" * (len(table.columns) - table.left),
+        body="\n".join(body),
+        notes=rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}" + "\n"
+        if notes
+        else "",
+    )
 
 
 def as_csv(table: Table) -> str:
-    return text.csv_text(table.data_columns, (row.values() for row in table.data))
+    return text.csv_text(table.data_columns, table.data)
 
 
-def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write ``<key>.md``, ``.tex`` and ``.csv``; returns the paths."""
-    forms = {".md": as_markdown(table), ".tex": as_latex(table), ".csv": as_csv(table)}
-    paths = [folder / f"{table.key}{suffix}" for suffix in forms]
-    for path, content in zip(paths, forms.values(), strict=True):
-        write_atomic(path, content)
-    return paths
+def write_table(table: Table, folder: Path) -> None:
+    """Write ``<key>.md``, ``.tex`` and ``.csv``."""
+    for kind, form in {"md": as_markdown, "tex": as_latex, "csv": as_csv}.items():
+        write_atomic(folder / f"{table.key}.{kind}", form(table))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -187,43 +184,10 @@ def judged(data: StudyData) -> dict[str, Measure]:
 
 def verdict(comparable: bool) -> str:
     """Whether scores may stand beside published ones, in words."""
+    scores = "comparable with published scores"
     if comparable:
-        return (
-            "comparable with published scores: judge, questions, references and prompts are the "
-            "published ones"
-        )
-    return (
-        "not comparable with published scores: another judge, or other questions, references or "
-        "prompts"
-    )
-
-
-def judge_notes(data: StudyData, benchmarks: Collection[str]) -> list[str]:
-    """One sentence for every judge and benchmark version; comparable with published scores only if
-    every stored set says so (judge, questions, references and prompts are the published ones).
-    """
-    sentences = []
-    asked = {title: one for title, one in judged(data).items() if one.benchmark in benchmarks}
-    for title, measure in sorted(asked.items(), key=lambda item: item[1].benchmark):
-        by_judge: dict[str, list[Checkpoint]] = {}
-        for checkpoint in data.checkpoints:
-            name = data.identity(checkpoint, measure.benchmark, measure.metric)
-            by_judge.setdefault(name, []).append(checkpoint)
-        by_judge.pop("", None)
-        for name, there in by_judge.items():
-            where = f" ({', '.join(c.title for c in there)})" if len(by_judge) > 1 else ""
-            runs = [(run, c.iteration) for c in there for run in c.runs]
-            summaries = [data.summary(*at, measure.benchmark) for at in runs]
-            same = all(told.get("comparable") is True for told in summaries if told)
-            read = summaries[-1].get("verdict", "")
-            by = f"{name}, its verdicts read from {read}" if read else name
-            sentences.append(f"{title}{where}, judged by {by}: {verdict(same)}.")
-        if len(by_judge) > 1:
-            sentences.append(
-                f"{title}: rows of different judges or references are not comparable with one "
-                "another, and no difference between them is given."
-            )
-    return sentences
+        return f"{scores}: judge, questions, references and prompts are the published ones"
+    return f"not {scores}: another judge, or other questions, references or prompts"
 
 
 def grouped(head: str, said: Mapping[str, str]) -> str:
@@ -297,29 +261,4 @@ def ends(estimate: Estimate, *names: str, p: bool = False) -> dict[str, object]:
 
 def counts(estimate: Estimate) -> dict[str, object]:
     """Fields that say what an estimate rests on."""
-    names = ("seeds", "clusters", "scored", "expected")
-    return {name: getattr(estimate, name) for name in names}
-
-
-def score_observation(
-    data: StudyData, checkpoint: Checkpoint, measure: Measure, estimate: Estimate
-) -> dict[str, object]:
-    """The full-precision numbers behind a cell."""
-    worst, best = None, None
-    if estimate.bounds and estimate.scored < estimate.expected:
-        worst, best = estimate.bounds
-    points = sorted(measures.points(data, checkpoint, measure).items())
-    return {
-        **checkpoint.place,
-        "c": checkpoint.c,
-        "kappa": checkpoint.kappa,
-        "measure": measure.key,
-        "unit": measure.unit,
-        "mean": estimate.value,
-        **ends(estimate, "A", "B", "items"),
-        **counts(estimate),
-        "incomplete": estimate.incomplete,
-        "worst": worst,
-        "best": best,
-        "points": ";".join(f"{seed}:{value!r}" for seed, value in points),
-    }
+    return {name: getattr(estimate, name) for name in ("seeds", "clusters", "scored", "expected")}

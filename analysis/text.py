@@ -4,11 +4,12 @@ would act on a terminal or a page; ``html``, ``markdown``, ``latex``, ``csv_cell
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 
 _HIDDEN = re.compile(
@@ -21,20 +22,13 @@ _MATH = (
     *("alpha", "beta", "kappa", "pi", "theta", "sigma", "rho", "lambda", "pm", "times", "cdot"),
     *("geq", "leq", "Delta", "rightarrow", "emptyset", "Vert"),
 )
-_TEXT = {
-    "^": "asciicircum",
-    "~": "asciitilde",
-    "\\": "backslash",
-    "<": "less",
-    ">": "greater",
-    "|": "bar",
-    '"': "quotedbl",
-    "`": "asciigrave",
-    "'": "quotesingle",
-}
+_TEXT = (
+    *("asciicircum", "asciitilde", "backslash", "less", "greater", "bar", "quotedbl"),
+    *("asciigrave", "quotesingle"),
+)
 _LATEX = (
     {char: f"\\{char}" for char in "{}$&#%_"}
-    | {char: rf"\text{name}{{}}" for char, name in _TEXT.items()}
+    | {char: rf"\text{name}{{}}" for char, name in zip("^~\\<>|\"`'", _TEXT, strict=True)}
     | {char: rf"$\{name}$" for char, name in zip("αβκπθσρλ±×·≥≤Δ→∅‖", _MATH, strict=True)}
     | {"[": "{[}", "]": "{]}", "−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}", "’": "'"}
     | {"²": "$^2$", "†": r"$^\dagger$", "ᴴ": r"$^{\mathrm{H}}$", "“": "``", "”": "''"}
@@ -46,9 +40,7 @@ def _name(match: re.Match[str]) -> str:
     code = ord(match.group())
     if code < 0x20:
         return chr(0x2400 + code)  # the control picture: ␛ for escape
-    if code == 0x7F:
-        return "␡"
-    return f"‹U+{code:04X}›"
+    return "␡" if code == 0x7F else f"‹U+{code:04X}›"
 
 
 def visible(text: str) -> str:
@@ -103,25 +95,19 @@ def csv_cell(value: object) -> str:
     if isinstance(value, float):  # numpy's too, whose own repr names the type
         return repr(float(value))
     text = visible(str(value))
-    runs = text[:1] in ("=", "+", "@", "-") and not _is_number(text)
-    return f"'{text}" if runs else text
+    with contextlib.suppress(ValueError):  # -1.5 is none
+        float(text)
+        return text
+    return f"'{text}" if text[:1] in ("=", "+", "@", "-") else text
 
 
-def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> str:
     """A CSV file's text, with a final newline."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([csv_cell(name) for name in header])
-    writer.writerows([csv_cell(value) for value in row] for row in rows)
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows(map(csv_cell, row.values()) for row in rows)
     return out.getvalue()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,6 @@ from analysis.table import Observation, Unavailable
 PLAIN = {"color": DISTINCT[0], "marker": MARKERS[0]}
 OPTIMISTIC = {"color": DISTINCT[1], "marker": MARKERS[1]}
 TRUE = {"color": DISTINCT[2], "marker": "_", "linestyle": "none"}
-MODELS = (("reward_model", "optimistic_reward_model"), ("policy", "optimistic_policy"))
 
 
 def figure_1(data: StudyData) -> Drawn | Unavailable:
@@ -23,18 +22,15 @@ def figure_1(data: StudyData) -> Drawn | Unavailable:
     title = "Figure 1. Optimism off the data (exact, finite answer set)"
     if not data.trains:
         return Unavailable("figure_1", title, "it is about training, and this study trains nothing")
-    found = exact.figure_one()
+    found, steps = exact.figure_one()
     figure, grid = new_figure(DOUBLE, 2.55, 1, 3)
     left, middle, right = grid[0]
-    answers = np.array(found["answer"])
-    rows = []
-    for axes, panel, series in zip((left, middle), ("reward", "policy"), MODELS, strict=True):
-        rows += _bars(axes, found, panel, series)
-    left.plot(answers, found["true_reward"], markersize=9, **TRUE)
-    rows += _by_answer(found, "reward", "true_reward")
+    rows = _stems(left, found, "reward", ("reward_model", "optimistic_reward_model"))
+    rows += _stems(middle, found, "policy", ("policy", "optimistic_policy"))
+    left.plot(found["true_reward"], markersize=9, **TRUE)
+    rows += [*_by_answer(found, "reward", "true_reward"), *_steps(right, steps)]
     left.set_title("reward models")
     middle.set_title("policies they lead to")
-    rows += _steps(right, found)
     handles = [
         *middle.plot([], [], label="plain reward model", **PLAIN),
         *middle.plot([], [], label="optimistic reward model", **OPTIMISTIC),
@@ -53,43 +49,40 @@ def figure_1(data: StudyData) -> Drawn | Unavailable:
     return Drawn("figure_1", title, caption, figure, rows, alt)
 
 
-def _bars(
-    axes: Axes, found: dict[str, Any], panel: str, series: tuple[str, str]
+def _stems(
+    axes: Axes, found: Mapping[str, exact.Vector], panel: str, series: tuple[str, str]
 ) -> list[Observation]:
     """A stem an answer for both models, side by side; grey: the answers in the data."""
-    answers, seen = np.array(found["answer"]), np.array(found["in_data"])
-    first, last = float(answers[seen].min()) - 0.5, float(answers[seen].max()) + 0.5
-    axes.axvspan(first, last, color="#eeeeee", linewidth=0, zorder=0)
-    rows: list[Observation] = []
+    seen, rows = exact.FIGURE_ONE.seen, []
+    axes.axvspan(seen.min() - 0.5, seen.max() + 0.5, color="#eeeeee", linewidth=0, zorder=0)
+    answers = np.arange(len(found["true_reward"]))
     for name, offset, look in zip(series, (-0.12, 0.12), (PLAIN, OPTIMISTIC), strict=True):
-        values = np.array(found[name])
-        axes.vlines(answers + offset, 0, values, color=look["color"], linewidth=1.2)
-        axes.plot(answers + offset, values, linestyle="none", **look)  # type: ignore[arg-type]
+        axes.vlines(answers + offset, 0, found[name], color=look["color"], linewidth=1.2)
+        axes.plot(answers + offset, found[name], linestyle="none", **look)  # type: ignore[arg-type]
         rows += _by_answer(found, panel, name)
     axes.set_xlabel("answer (grey: in the data)")
     axes.set_xticks(answers)
     return rows
 
 
-def _by_answer(found: dict[str, Any], panel: str, name: str) -> list[Observation]:
-    columns = zip(found["answer"], found["in_data"], found[name], strict=True)
-    return [_observation(panel, name, None, y, known, value) for y, known, value in columns]
+def _by_answer(found: Mapping[str, exact.Vector], panel: str, name: str) -> list[Observation]:
+    of, seen = {"panel": panel, "series": name, "alpha": None}, exact.FIGURE_ONE.seen.tolist()
+    return [
+        {**of, "answer_or_step": answer, "in_data": answer in seen, "value": value}
+        for answer, value in enumerate(found[name].tolist())
+    ]
 
 
-def _observation(panel: str, name: str, alpha: float | None, *told: Any) -> Observation:
-    names = ("answer_or_step", "in_data", "value")
-    return {"panel": panel, "series": name, "alpha": alpha, **dict(zip(names, told, strict=True))}
-
-
-def _steps(axes: Axes, found: dict[str, Any]) -> list[Observation]:
+def _steps(axes: Axes, steps: Mapping[float, list[float]]) -> list[Observation]:
     """E_{π_ref}[r/β] over gradient steps, one line an α."""
-    name, rows = "mean_log_ratio", []
-    for place, (alpha, values) in enumerate(zip(found["alphas"], found[name], strict=True)):
-        color = DISTINCT[(place + 2) % len(DISTINCT)] if place else DISTINCT[0]
-        style = nth_style(place, color, f"α = {alpha:g}")
-        axes.plot(found["steps"], values, markevery=5, label=style.label, **style.look)
-        for step, value in zip(found["steps"], values, strict=True):
-            rows.append(_observation("steps", name, float(alpha), step, None, value))
+    rows: list[Observation] = []
+    for number, (alpha, values) in enumerate(steps.items()):
+        colour = DISTINCT[number + 2] if number else DISTINCT[0]
+        style = nth_style(number, colour, f"α = {alpha:g}")
+        axes.plot(values, markevery=5, label=style.label, **style.look)
+        of = {"panel": "steps", "series": "mean_log_ratio", "alpha": alpha}
+        for step, value in enumerate(values):
+            rows.append({**of, "answer_or_step": step, "in_data": None, "value": value})
     axes.set_title(r"$E_{\pi_{\mathrm{ref}}}[r/\beta] = -KL(\pi_{\mathrm{ref}} \Vert \pi)$")
     axes.set_xlabel("gradient step")
     axes.set_ylabel("nats")

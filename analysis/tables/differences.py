@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,6 +33,7 @@ NOTES = (
     "MDE: smallest difference found with 80 % power at 5 %, two-sided, in one comparison; its "
     "range over what is known of the seeds' spread is in the CSV.",
 )
+NO_BASELINE = "the study declares no baseline, so nothing is compared"
 SINGLE_NOTE = (
     "(items): new items, these very checkpoints; it says nothing of other seeds. No p is corrected "
     "for the number of comparisons."
@@ -47,42 +48,34 @@ CHECK_NOTES = (
 )
 
 
-def _headline(c: Comparison, *, single: bool) -> dict[str, str]:
-    """Cells of the first table, by column. single: of a study of one seed."""
-    value, digits = c.estimate, c.digits
-    p, mde = {}, {}
+def _headline(data: StudyData, c: Comparison) -> dict[str, str]:
+    """Cells of the first table, by column."""
+    intervals, digits = c.estimate.intervals, c.digits
+    if len(data.seeds) == 1:
+        ends = interval_text(intervals.get("items"), digits)
+        return {"(items) 95 %": ends, "p (items)": p_value(c.estimate.p("items"))}
+    cells, smallest = {}, {}
     for name in POPULATIONS:
-        corrected = c.declared and c.p(name) is not None
-        p[name] = p_value(c.p(name)) + (" ᴴ" if corrected else "")
-        mde[name] = size(c.detectable[name].value if name in c.detectable else None, digits)
-    items = value.intervals.get("items")
-    if single:
-        return {
-            "(items) 95 %": interval_text(items, digits),
-            "p (items)": p_value(value.p("items")),
-        }
-    return {
-        "(A) 95 %": interval_text(value.intervals.get("A"), digits),
-        "p (A)": p["A"],
-        "(B) 95 %": interval_text(value.intervals.get("B"), digits),
-        "p (B)": p["B"],
-        "MDE (A)": mde["A"],
-        "MDE (B)": mde["B"],
-    }
+        corrected = " ᴴ" if c.declared and c.p(name) is not None else ""
+        cells[f"({name}) 95 %"] = interval_text(intervals.get(name), digits)
+        cells[f"p ({name})"] = p_value(c.p(name)) + corrected
+        found = c.detectable.get(name)
+        smallest[f"MDE ({name})"] = size(found.value if found else None, digits)
+    return cells | smallest
 
 
 def _checks(c: Comparison) -> dict[str, str]:
     """Cells of the second table, by column."""
-    value = c.estimate
-    digits = value.digits(c.measure.digits, *value.intervals)
+    intervals = c.estimate.intervals
+    digits = c.estimate.digits(c.measure.digits, *intervals)
     flip, won, p = "–", "–", None
     if c.flip and c.flip.p is not None:
         flip = f"{p_value(c.flip.p)} ({c.flip.floor:.3g})"
     if c.improvement:
         won, p = f"{c.improvement.k:g} of {c.improvement.pairs}", c.improvement.p
     return {
-        "paired (A)": interval_text(value.intervals.get("A_paired"), digits),
-        "paired (B)": interval_text(value.intervals.get("B_paired"), digits),
+        "paired (A)": interval_text(intervals.get("A_paired"), digits),
+        "paired (B)": interval_text(intervals.get("B_paired"), digits),
         "Dunnett (A)": interval_text(c.member.dunnett, digits),
         "sign flip p (floor)": flip,
         "pairs won": won,
@@ -96,7 +89,7 @@ def _cells(data: StudyData, c: Comparison, *, checks: bool) -> dict[str, str]:
     iteration, own = str(c.iteration), data.own_last(c.arm)
     if c.iteration == data.last_iteration != own:  # an arm that ends earlier than others
         iteration = f"{own} (its last)"
-    told = _checks(c) if checks else _headline(c, single=len(data.seeds) == 1)
+    told = _checks(c) if checks else _headline(data, c)
     items = f"{value.seeds} × {value.clusters}"
     difference = number(value.value, c.digits, sign=True)
     if value.value is None:
@@ -107,14 +100,13 @@ def _cells(data: StudyData, c: Comparison, *, checks: bool) -> dict[str, str]:
 
 def _observation(c: Comparison) -> dict[str, object]:
     """Every number of a comparison."""
-    value, found = c.estimate, ends(c.estimate, *POPULATIONS, p=True)
+    value, flip, won = c.estimate, c.flip, c.improvement
     headline: dict[str, object] = {}
-    mde = {}
+    smallest = {}
     for name in POPULATIONS:
-        headline |= {key: number_ for key, number_ in found.items() if key.startswith(name)}
-        headline[f"{name}_p_holm"] = c.holm.get(name)
+        headline |= {**ends(value, name, p=True), f"{name}_p_holm": c.holm.get(name)}
         for field, end in (("", "value"), ("_low", "low"), ("_high", "high")):
-            mde[f"mde_{name}{field}"] = getattr(c.detectable.get(name), end, None)
+            smallest[f"mde_{name}{field}"] = getattr(c.detectable.get(name), end, None)
     return {
         "arm": c.arm,
         "label": c.label,
@@ -125,30 +117,19 @@ def _observation(c: Comparison) -> dict[str, object]:
         "difference": value.value,
         **headline,
         **ends(value, "A_paired", "B_paired", "items", p=True),
-        "dunnett_low": c.member.dunnett.low,
-        "dunnett_high": c.member.dunnett.high,
-        "dunnett_p": c.member.dunnett.p,
-        **mde,
-        "sign_flip_p": c.flip and c.flip.p,
-        "sign_flip_floor": c.flip and c.flip.floor,
-        "pairs_won": c.improvement and c.improvement.k,
-        "pairs": c.improvement and c.improvement.pairs,
-        "mann_whitney_p": c.improvement and c.improvement.p,
-        "improvement_low": c.improvement and c.improvement.interval.low,
-        "improvement_high": c.improvement and c.improvement.interval.high,
+        **{f"dunnett_{end}": getattr(c.member.dunnett, end) for end in ("low", "high", "p")},
+        **smallest,
+        "sign_flip_p": flip and flip.p,
+        "sign_flip_floor": flip and flip.floor,
+        "pairs_won": won and won.k,
+        "pairs": won and won.pairs,
+        "mann_whitney_p": won and won.p,
+        "improvement_low": won and won.interval.low,
+        "improvement_high": won and won.interval.high,
         **counts(value),
         "points": ";".join(map(repr, value.points)),
         "method": value.method,
     }
-
-
-def _units(comparisons: Sequence[Comparison]) -> str:
-    """ "Units: points: AlpacaEval LC; characters: answer length (AlpacaEval)."."""
-    by: dict[str, dict[str, None]] = {}
-    for c in comparisons:
-        by.setdefault(prose.unit(c.measure), {})[c.measure.name] = None
-    parts = [f"{unit}: {', '.join(names)}" for unit, names in by.items()]
-    return f"Units: {'; '.join(parts)}."
 
 
 def _table(
@@ -165,28 +146,28 @@ def _table(
     the title and caption; parts of a measure (MT-Bench's turns) that are not declared, to the CSV.
     """
     if not data.baseline_arm:
-        return Unavailable(key, title, "the study declares no baseline, so nothing is compared")
+        return Unavailable(key, title, NO_BASELINE)
     if not comparisons:
         return Unavailable(key, title, "no arm beside the baseline has scores yet")
     shown = [c for c in comparisons if c.declared or not c.measure.part]
     cells = [_cells(data, c, checks=checks) for c in shown]
     dropped = {hide, "iter" if len({row["iter"] for row in cells}) == 1 else ""}
-    columns = [name for name in cells[0] if name not in dropped]
-    rows, last = [], None
+    rows, flags, last = [], [], None
+    units: dict[str, dict[str, None]] = {}
     for c, row in zip(shown, cells, strict=True):
         of = (c.measure.key, c.iteration)
-        rows.append(TableRow({name: row[name] for name in columns}, rule=of != last))
+        kept = {name: cell for name, cell in row.items() if name not in dropped}
+        rows.append(TableRow(kept, rule=of != last))
         last = of
-    flags = [
-        f"{c.label}, {c.measure.name}, iter {c.iteration}: {flag}"
-        for c in shown
-        for flag in c.estimate.cautions
-    ]
+        where = f"{c.measure.name}, iter {c.iteration}"
+        flags += [f"{c.label}, {where}: {flag}" for flag in c.estimate.cautions]
+        units.setdefault(prose.unit(c.measure), {})[c.measure.name] = None
     flags += [f"{c.measure.name}, iter {c.iteration}: {flag}" for c in shown for flag in c.flags]
+    told = "; ".join(f"{unit}: {', '.join(names)}" for unit, names in units.items())
     about: tuple[str, ...] = CHECK_NOTES if checks else NOTES
     if len(data.seeds) == 1 and not checks:
         about = (SINGLE_NOTE,)
-    notes = unique([POPULATIONS_NOTE, _units(shown), *about, *flags])
+    notes = unique([POPULATIONS_NOTE, f"Units: {told}.", *about, *flags])
     observations = [_observation(c) for c in comparisons]
     left = 1 if hide == "measure" else 2
     return Table(key, title, caption, rows, observations, notes, left)
@@ -207,9 +188,8 @@ def _baseline(data: StudyData) -> str:
 
 
 def table_differences(data: StudyData) -> Table | Unavailable:
-    label = _baseline(data)
+    label, when = _baseline(data), prose.after(data, data.last_iteration)
     title = f"Differences to {label}, same seeds and items"
-    when = prose.after(data, data.last_iteration)
     caption = f"Each arm minus {label} {when}, declared outcomes first."
     return _table(data, "differences", title, caption, _last(data))
 
@@ -264,14 +244,12 @@ def table_selection(data: StudyData) -> Table | Unavailable:
         "leave_one_out_choices": ";".join(chosen.rotated_choices),
     }
     reasons = [i.undefined for i in value.intervals.values() if i.undefined]
-    notes = unique(
-        [
-            *chosen.flags,
-            *(f"No interval from {reason}." for reason in reasons),
-            "Leave one seed out: mean over seeds of the difference, on each, of the arm that the "
-            "other seeds choose.",
-        ]
+    about = (
+        "Leave one seed out: mean over seeds of the difference, on each, of the arm that the "
+        "other seeds choose."
     )
+    none = (f"No interval from {reason}." for reason in reasons)
+    notes = unique([*chosen.flags, *none, about])
     caption = (
         f"{measure.name} [{prose.unit(measure)}] {prose.after(data, found.primary_iteration)}. "
         "The seeds that chose an arm flatter it; the others do not."
@@ -294,39 +272,37 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
     measure, last = found.primary_measure, found.primary_iteration
     title = f"{measure.name} at matched KL(π_θ‖π_0)"
     if not data.baseline_arm:
-        return Unavailable(key, title, "the study declares no baseline, so nothing is compared")
+        return Unavailable(key, title, NO_BASELINE)
     rows, observations = [], []
     theirs = _paths(data, data.baseline_arm, measure, kl, last)
     for arm in data.arms:
         ours = {} if arm == data.baseline_arm else _paths(data, arm, measure, kl, last)
-        pairs = {seed: matched(ours[seed], theirs[seed]) for seed in sorted({*ours} & {*theirs})}
-        if not pairs:
+        seeds = sorted({*ours} & {*theirs})
+        if not seeds:
             continue
-        inside = {seed: pair for seed, pair in pairs.items() if pair}
-        told = interval = None
-        if len(inside) == len(pairs):
-            differences = np.array([a - b for a, b in inside.values()])
-            told, count = float(differences.mean()), len(differences)
-            spread = float(differences.var(ddof=1)) / count if count > 1 else 0.0
-            interval = seed_interval(told, spread, count - 1, count, null=0.0)
-        digits = finer(measure.digits, interval.half_width if interval else None)
-        ends = [np.mean([paths[seed][-1][0] for seed in pairs]) for paths in (ours, theirs)]
-        rows.append(
-            TableRow(
-                {
-                    "arm": data.label(arm),
-                    "KL": number(float(ends[0]), kl.digits),
-                    "baseline's KL": number(float(ends[1]), kl.digits),
-                    "difference": number(told, digits, sign=True),
-                    "(A) 95 %": interval_text(interval, digits),
-                    "seeds": f"{len(inside)} of {len(pairs)}",
-                }
-            )
-        )
-        for seed, pair in pairs.items():
+        differences = []
+        for seed in seeds:
+            pair = matched(ours[seed], theirs[seed])
+            differences += [pair[0] - pair[1]] if pair else []
             row = {"arm": arm, "label": data.label(arm), "measure": measure.key, "seed": seed}
             row |= {"kl": ours[seed][-1][0], "baseline_kl": theirs[seed][-1][0]}
-            observations.append(row | {"difference": pair[0] - pair[1] if pair else None})
+            observations.append(row | {"difference": differences[-1] if pair else None})
+        told = interval = None
+        if len(differences) == len(seeds):
+            told, count = float(np.mean(differences)), len(seeds)
+            spread = float(np.var(differences, ddof=1)) / count if count > 1 else 0.0
+            interval = seed_interval(told, spread, count - 1, count, null=0.0)
+        digits = finer(measure.digits, interval.half_width if interval else None)
+        ends = [float(np.mean([some[seed][-1][0] for seed in seeds])) for some in (ours, theirs)]
+        cells = {
+            "arm": data.label(arm),
+            "KL": number(ends[0], kl.digits),
+            "baseline's KL": number(ends[1], kl.digits),
+            "difference": number(told, digits, sign=True),
+            "(A) 95 %": interval_text(interval, digits),
+            "seeds": f"{len(differences)} of {len(seeds)}",
+        }
+        rows.append(TableRow(cells))
     if not rows:
         return Unavailable(key, title, f"KL from the base and {measure.name} are not both stored")
     caption = (
@@ -334,34 +310,30 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
         f"KL (nats per response); scores between two iterations are interpolated. No difference "
         "where that KL was passed before the first stored iteration."
     )
-    return Table(key, title, caption, rows, observations, [])
+    return Table(key, title, caption, rows, observations)
 
 
-def _paths(
-    data: StudyData, arm: str, measure: Measure, kl: Measure, last: int
-) -> Mapping[int, Path]:
+def _paths(data: StudyData, arm: str, measure: Measure, kl: Measure, last: int) -> dict[int, Path]:
     """Seed → its path where the last iteration has both; a stored base stands at KL 0."""
     paths: dict[int, Path] = {}
-    drifts: Mapping[int, float] = {}
-    scores: Mapping[int, float] = {}
+    ends: set[int] = set()
     for iteration in range(last + 1):
         checkpoint = data.checkpoint(arm, iteration)
         if checkpoint is None:  # not scored, or the arm has ended
             continue
         scores = measures.points(data, checkpoint, measure)
-        drifts = measures.points(data, checkpoint, kl) if iteration else {}
-        for seed, score in scores.items():
-            drift = drifts.get(seed) if iteration else 0.0
-            if drift is not None:
-                paths.setdefault(seed, []).append((drift, score))
-    return {seed: path for seed, path in paths.items() if seed in drifts and seed in scores}
+        drifts = measures.points(data, checkpoint, kl) if iteration else dict.fromkeys(scores, 0.0)
+        ends = {*drifts} & {*scores} if iteration else set()
+        for seed in {*drifts} & {*scores}:
+            paths.setdefault(seed, []).append((drifts[seed], scores[seed]))
+    return {seed: path for seed, path in paths.items() if seed in ends}
 
 
 def matched(ours: Path, theirs: Path) -> tuple[float, float] | None:
     """Both scores at the smaller last KL; None where one path begins beyond it."""
     at = min(ours[-1][0], theirs[-1][0])
-    scores = [_at(path, at) for path in (ours, theirs)]
-    return None if scores[0] is None or scores[1] is None else (scores[0], scores[1])
+    a, b = (_at(path, at) for path in (ours, theirs))
+    return None if a is None or b is None else (a, b)
 
 
 def _at(path: Path, kl: float) -> float | None:

@@ -1,13 +1,18 @@
-"""Tables about the study itself: which score rows and stages are there, and what they cost."""
+"""Tables about the study itself: which score rows and stages are there, what was left out, and what
+it cost.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from typing import Any
 
-from analysis import left_out, measures
-from analysis.load import Cell, Stage, StudyData, iterate
+from analysis import measures
+from analysis.load import Cell, Stage, StudyData, iterate, once
 from analysis.table import Table, TableRow, Unavailable
 from analysis.text import number
 
@@ -30,10 +35,9 @@ def table_completeness(data: StudyData) -> Table | Unavailable:
     for checkpoint in data.checkpoints:
         cells = {name: data.cell(checkpoint, name, stored[name]) for name in names}
         for name, cell in cells.items():
-            absent = {"not run": cell.not_run} if cell.not_run > 0 else {}
-            for status, count in {**cell.statuses, **absent}.items():
-                of = {"benchmark": name, "metric": stored[name]}
-                observations.append({**checkpoint.place, **of, "status": status, "rows": count})
+            of = {**checkpoint.place, "benchmark": name, "metric": stored[name]}
+            for status, count in _statuses(cell).items():
+                observations.append({**of, "status": status, "rows": count})
                 counted[status] += count
         if all(cell.complete for cell in cells.values()):
             whole += 1
@@ -54,12 +58,15 @@ def table_completeness(data: StudyData) -> Table | Unavailable:
     return Table("completeness", "Completeness", caption, rows, observations)
 
 
+def _statuses(cell: Cell) -> dict[str, int]:
+    return {**cell.statuses, **({"not run": cell.not_run} if cell.not_run > 0 else {})}
+
+
 def _counted(cell: Cell) -> str:
     """ "94/96 (1 error, 1 unparsed)": rows with a value / expected, and the others."""
-    others = {status: count for status, count in cell.statuses.items() if status != "ok"}
-    others["not run"] = cell.not_run
-    words = [f"{count} {status}" for status, count in sorted(others.items()) if count > 0]
-    return f"{cell.layout.scored}/{cell.layout.expected}" + (f" ({', '.join(words)})" * bool(words))
+    others = sorted((s, count) for s, count in _statuses(cell).items() if s != "ok" and count > 0)
+    words = ", ".join(f"{count} {status}" for status, count in others)
+    return f"{cell.layout.scored}/{cell.layout.expected}" + f" ({words})" * bool(words)
 
 
 def table_unfinished(data: StudyData) -> Table | Unavailable:
@@ -79,48 +86,123 @@ def table_unfinished(data: StudyData) -> Table | Unavailable:
         shown = ", ".join(users[:MOST_USERS]) + more
         rows.append(TableRow({**of, "reason": reason or "not run yet", "run@iteration": shown}))
     done = sum(stage.state == "done" for stage in data.stages.values())
-    return Table(
-        "unfinished",
-        "Failed, partial and missing stages",
-        f"{done} of {len(data.stages)} stages are done.",
-        rows,
-        observations,
-        left=4,
-        empty=(("state", "stage", "reason", "run@iteration"), ("state", "stage", "reason", "run")),
-    )
+    caption = f"{done} of {len(data.stages)} stages are done."
+    by = ("state", "stage", "reason")
+    empty = ((*by, "run@iteration"), (*by, "run"))
+    title = "Failed, partial and missing stages"
+    return Table("unfinished", title, caption, rows, observations, left=4, empty=empty)
+
+
+# -- what was left out -----------------------------------------------------------------------------
+PLACES = 3
+"""Where the first of a reason stand, that many."""
+TOLD_FROM = 0.01
+"""Share of what its stages met from which a kind stands in the report's first screen."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What stages did not use, or not whole. of: all that stages met which left anything out.
+    reasons: reason -> how many. places: reason -> where the first stand. stages: how many.
+    """
+
+    stage: str
+    what: str
+    of: int
+    reasons: Counter[str]
+    places: Mapping[str, Sequence[str]]
+    stages: int
+
+    @property
+    def share(self) -> float:
+        return self.reasons.total() / self.of if self.of else 0.0
+
+
+Records = Iterable[Iterable[Mapping[str, Any]]]
+"""``left_out`` of each stage's record."""
+
+
+def kinds(records: Records) -> list[Kind]:
+    """By stage name and kind of thing, in order."""
+    entries: dict[tuple[str, str], list[tuple[int, Mapping[str, Any]]]] = {}
+    for number_, record in enumerate(records):
+        for entry in record:
+            entries.setdefault((entry["stage"], entry["what"]), []).append((number_, entry))
+    found = []
+    for key, of_kind in entries.items():
+        met = {number_: int(entry["of"]) for number_, entry in of_kind}
+        reasons: Counter[str] = Counter()
+        places: dict[str, dict[str, None]] = {}
+        for _, entry in of_kind:
+            reasons[entry["reason"]] += int(entry["count"])
+            places.setdefault(entry["reason"], {}).update(dict.fromkeys(entry["examples"]))
+        first = {reason: list(some)[:PLACES] for reason, some in places.items()}
+        found.append(Kind(*key, sum(met.values()), reasons, first, len(met)))
+    return found
+
+
+@once
+def _left_out(data: StudyData) -> list[Kind]:
+    return kinds(stage.left_out for stage in data.stages.values())
+
+
+def left_out_lines(records: Records) -> list[str]:
+    """A line a kind, for a terminal: ``left out or cut: 96 of 108 rows by data.files (form 90:
+    rows.jsonl:3, …; length 6: …)``.
+    """
+    found = []
+    for kind in kinds(records):
+        by = kind.stage if kind.stages == 1 else f"{kind.stages} stages {kind.stage}"
+        parts = []
+        for reason, count in kind.reasons.most_common():
+            places = ", ".join(kind.places[reason])
+            more = ", …" if count > len(kind.places[reason]) else ""
+            parts.append(f"{reason} {count}: {places}{more}")
+        of = f"{kind.reasons.total()} of {kind.of} {kind.what} by {by}"
+        found.append(f"left out or cut: {of} ({'; '.join(parts)})")
+    return found
+
+
+def left_out_statement(data: StudyData) -> str:
+    """One sentence about every kind of which more than 1 % was left out; empty where none was."""
+    parts = []
+    for kind in _left_out(data):
+        if kind.share > TOLD_FROM:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in kind.reasons.most_common())
+            share = number(100 * kind.share, 1)
+            counted = f"{kind.reasons.total():,} of {kind.of:,}: {reasons}"
+            parts.append(f"{share} % of {kind.what} by {kind.stage} ({counted})")
+    if not parts:
+        return ""
+    return f"Left out or cut: {'; '.join(parts)}. The table of what was left out names the first."
 
 
 def table_left_out(data: StudyData) -> Table:
     """What the stages did not use, or not whole, by stage, thing and reason."""
     rows, observations = [], []
-    for kind in left_out.of_study(data):
+    for kind in _left_out(data):
         for reason, count in kind.reasons.most_common():
             place = {"stage": kind.stage, "what": kind.what, "reason": reason}
             share = count / kind.of if kind.of else 0.0
-            examples = ", ".join(kind.examples[reason])
+            examples = ", ".join(kind.places[reason])
             shown = {"count": f"{count:,}", "of": f"{kind.of:,}", "%": number(100 * share, 1)}
             rows.append(TableRow({**place, **shown, "first of them": examples}))
             counted = {"count": count, "of": kind.of, "share": share, "stages": kind.stages}
             observations.append({**place, **counted, "examples": examples})
-    caption = (
-        "Summed over the stages of a name that left anything out; of: all that these stages met. "
-        "A sample that is cut, and a verdict that cannot be read, is used as its status says."
-    )
-    by = ("stage", "what", "reason")
-    return Table(
-        "left_out",
-        "What was left out or cut",
-        caption if rows else "Nothing was: every stage used all that it met.",
-        rows,
-        observations,
-        left=3,
-        empty=(
-            (*by, "count", "of", "%", "first of them"),
-            (*by, "count", "of", "share", "stages", "examples"),
-        ),
-    )
+    caption = "Nothing was: every stage used all that it met."
+    if rows:
+        caption = (
+            "Summed over the stages of a name that left anything out; of: all that these stages "
+            "met. A sample that is cut, and a verdict that cannot be read, is used as its status "
+            "says."
+        )
+    by = ("stage", "what", "reason", "count", "of")
+    empty = ((*by, "%", "first of them"), (*by, "share", "stages", "examples"))
+    title = "What was left out or cut"
+    return Table("left_out", title, caption, rows, observations, left=3, empty=empty)
 
 
+# -- costs -----------------------------------------------------------------------------------------
 COSTS = {
     "seconds": ("seconds", 1),
     "cpu_seconds": ("CPU seconds", 1),
@@ -149,23 +231,18 @@ def table_costs(data: StudyData) -> Table | Unavailable:
             row[title] = number(sums[cost], digits) if sums[cost] else "–"
         rows.append(TableRow(row, rule=name == "all"))
         observations.append({"stage": name, "done": done, "stages": len(chosen), **sums})
-    return Table(
-        "costs",
-        "Costs",
-        "By stage; a stage that several runs share is counted once.",
-        rows,
-        observations,
-        volatile=True,
-    )
+    caption = "By stage; a stage that several runs share is counted once."
+    return Table("costs", "Costs", caption, rows, observations, volatile=True)
 
 
 def _by_depth(data: StudyData) -> list[Stage]:
     """Stages along the pipeline, each name at its last place: by the longest way to them."""
     inputs = {key: list(stage.inputs.values()) for key, stage in data.stages.items()}
     depth: dict[str, int] = {}
+    deepest: Counter[str] = Counter()
     for key in TopologicalSorter(inputs).static_order():
         depth[key] = 1 + max((depth[parent] for parent in inputs.get(key, ())), default=0)
-    deepest: Counter[str] = Counter()
-    for key, stage in data.stages.items():
-        deepest[stage.name] = max(deepest[stage.name], depth[key])
+        if key in data.stages:
+            name = data.stages[key].name
+            deepest[name] = max(deepest[name], depth[key])
     return sorted(data.stages.values(), key=lambda stage: (deepest[stage.name], stage.name))

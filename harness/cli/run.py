@@ -21,11 +21,11 @@ with lazily():
     from optuna import Study as OptunaStudy
 
     from analysis import compare as comparing
-    from analysis import left_out as missed
     from analysis import load as loading
     from analysis import power_report, trackers
     from analysis import report as reporting
     from analysis import search as found_search
+    from analysis.tables import study as missed
     from harness.cli import console as shown
     from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
@@ -270,7 +270,7 @@ def run_plan(
 def show_left_out(store: Store, keys: Iterable[str]) -> None:
     """One line a kind of thing that the finished of these stages did not use, or not whole."""
     records = (store.record(key).left_out for key in keys if store.has(key))
-    for line in missed.lines(records):
+    for line in missed.left_out_lines(records):
         shown.say(line)
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.left_out import kinds, lines
 from analysis.load import StudyData, load_study
 from analysis.opening import opening
-from analysis.tables.study import table_left_out
+from analysis.tables.study import kinds, left_out_lines, table_left_out
 from harness.cli.run import show_left_out
 from harness.engine.graph import Node
 from harness.engine.store import Store
@@ -32,7 +31,7 @@ def record(what: str, met: int, **reasons: list[str]) -> list[dict[str, object]]
 def test_two_stages_are_one_line_by_hand() -> None:
     first = record("prompts", 10, long=["a", "b", "c", "d"], empty=["e"])
     second = record("prompts", 5, long=["a", "f"]) + record("samples", 20, truncated=["x"])
-    assert lines([first, [], second]) == [
+    assert left_out_lines([first, [], second]) == [
         "left out or cut: 7 of 15 prompts by 2 stages rollout (long 6: a, b, c, …; empty 1: e)",
         "left out or cut: 1 of 20 samples by rollout (truncated 1: x)",
     ]
@@ -40,7 +39,7 @@ def test_two_stages_are_one_line_by_hand() -> None:
 
 
 def test_nothing_left_out_says_nothing() -> None:
-    assert lines([[], ()]) == []
+    assert left_out_lines([[], ()]) == []
 
 
 def test_the_terminal_says_it_from_the_store(

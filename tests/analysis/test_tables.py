@@ -33,8 +33,9 @@ from analysis.table import (
     as_markdown,
     cell_text,
 )
-from analysis.tables import TABLES, differences, published
+from analysis.tables import TABLES, differences
 from analysis.tables.judge import FLAGS, disagreement, flips_of
+from analysis.tables.scores import PUBLISHED, published
 from analysis.text import finer
 from harness.judge.meta import LabelledPair, agreement, noise_floor, position_flips
 from harness.records import HarnessError
@@ -463,10 +464,10 @@ def test_arms_of_different_length_are_compared_at_their_own_last_iteration(tmp_p
 
 
 def test_published_rows_are_the_papers() -> None:
-    rows = {model: tuple(row.values()) for model, row in published.read("published_1").items()}
+    rows = {model: tuple(row.values()) for model, row in published("published_1").items()}
     assert rows["SELM Iter 3 (Zephyr)"] == (24.25, 21.05, 1694, 7.61, 7.74, 7.49)
     assert rows["Yi-34B-Chat"] == (27.19, 21.23, 2123, 7.90, None, None)
-    second = published.read("published_2")
+    second = published("published_2")
     assert (len(rows), len(second)) == (23, 18)
     for model, row in second.items():
         *parts, mean = row.values()
@@ -475,13 +476,13 @@ def test_published_rows_are_the_papers() -> None:
 
 
 def test_the_released_models_cards_are_rows_of_their_own() -> None:
-    rows = {model: tuple(row.values()) for model, row in published.read("published_cards").items()}
+    rows = {model: tuple(row.values()) for model, row in published("published_cards").items()}
     assert rows["SELM-Llama-3-8B-iter-2"] == (35.65, 8.09, None)
     assert rows["SELM-Zephyr-7B-iter-3"] == (24.00, 7.48, 6.576)
     assert [row[0] for model, row in rows.items() if "hi-3" in model] == [
         *(23.05, 27.33, 26.79, 27.98)
     ]
-    assert "leaderboard" in published.CARDS_SOURCE
+    assert "leaderboard" in PUBLISHED["published_cards"][2]
 
 
 def test_costs_count_a_shared_stage_once(complete: StudyData) -> None:
