@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from harness.records import read_jsonl
 
 MOST_PROMPTS = 120
 """Prompts of one set that are considered at all."""
-JUDGMENT_LIMIT = 1500
-"""Characters shown of a judgment."""
+TEXT_LIMIT, JUDGMENT_LIMIT = 4_000, 1_500
+"""Characters shown of a prompt's turn or an answer, and of a judgment."""
 Key = tuple[str, str]
 """A prompt: title of its set, and its id there."""
 
@@ -76,41 +77,89 @@ class Samples:
                 return None
             return [[at(a.text), *a[1:-1], at(a.judgment)] for a in turns]
 
-        content: dict[str, Any] = {
+        content = {
             "sets": self.sets,
-            "prompts": [
-                [one, name, [at(turn) for turn in turns]] for one, name, turns in self.prompts
-            ],
+            "prompts": [(of, name, list(map(at, turns))) for of, name, turns in self.prompts],
             "places": self.places,
             "answers": [[packed(turns) for turns in row] for row in self.answers],
             "baseline": self.baseline,
+            "texts": list(texts),
         }
-        content["texts"] = list(texts)
-        packed_ = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        return packed_.replace("<", "\\u003c")
+        whole = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return whole.replace("<", "\\u003c")
+
+
+def collect(data: StudyData, *, size: int = 5_000_000) -> Samples:
+    """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON."""
+    reader = _Reader(data)
+    places: list[Place] = []
+    columns: dict[str, int] = {}
+    for run, iteration in iterate(data):
+        stage = data.stage(run, iteration, "answer")
+        if stage is None or not stage.has_rows:
+            continue
+        if stage.key not in columns:
+            if not reader.read(run, iteration, stage, len(columns)):
+                continue
+            columns[stage.key] = len(columns)
+        start = "base" if iteration < 0 else run.start.lower()
+        after = f"{run.counted} {iteration}" if iteration > 0 else start
+        places.append(Place(one_line(run.label, 80), after, run.seed, columns[stage.key]))
+    of_set = {one["title"]: one["samples"] for one in reader.shown}
+    order = [title for title in of_set if title in reader.prompts]
+    chosen = reader.fit(order, len(columns), size)
+    total, notices = sum(reader.totals.values()), []
+    if len(chosen) < total:
+        notices.append(
+            f"{len(chosen)} of {total} prompts are shown, to keep this page small; all answers "
+            "are in the store."
+        )
+    if reader.cuts:
+        long = f"(the longest has {reader.longest} characters)"
+        notices.append(f"{reader.cuts} long texts are cut {long}.")
+    words = ("words", "digits", "neutral")
+    return Samples(
+        [{"title": t, **{name: of_set[t].get(name) for name in words}} for t in order],
+        [(order.index(t), one_line(n, 60), reader.prompts[t][n]) for t, n in chosen],
+        places,
+        [[reader.answers[key].get(n) for n in range(len(columns))] for key in chosen],
+        one_line(data.label(data.baseline_arm), 80),
+        notices,
+    )
 
 
 class _Reader:
     """Reads a study's prompts and answers, cuts long texts and counts what it cut.
 
-    prompts: by set and id, in order; totals: how many a set has; answers: by prompt and column.
+    shown: benchmarks with samples. prompts: by set and id, in order; totals: how many a set has;
+    answers: by prompt and column.
     """
 
-    def __init__(self, data: StudyData, limit: int) -> None:
-        self.data, self.limit = data, limit
-        self.cuts = self.longest = 0
+    def __init__(self, data: StudyData) -> None:
+        self.data, self.cuts, self.longest = data, 0, 0
+        self.shown = [benchmark for benchmark in data.benchmarks if benchmark["samples"]]
         self.prompts: dict[str, dict[str, tuple[str, ...]]] = {}
         self.totals: dict[str, int] = {}
         self.answers: dict[Key, dict[int, tuple[Answer, ...]]] = {}
 
-    def cut(self, value: object, limit: int = 0) -> str:
-        """A text that can be shown, of at most ``limit`` characters (0: the reader's)."""
-        raw, limit = "" if value is None else str(value), limit or self.limit
+    def cut(self, value: object, limit: int = TEXT_LIMIT) -> str:
+        """A text that can be shown, of at most ``limit`` characters."""
+        raw = "" if value is None else str(value)
         self.longest = max(self.longest, len(raw))
         if len(raw) <= limit:
             return visible(raw)
         self.cuts += 1
         return visible(raw[:limit]) + f" … [cut: {len(raw)} characters in all]"
+
+    def read(self, run: Run, iteration: int, stage: Stage, column: int) -> bool:
+        """Take a checkpoint's answers; False where there are none."""
+        found: dict[Key, tuple[Answer, ...]] = {}
+        for benchmark in self.shown:
+            self.read_prompts(stage, benchmark)
+            found |= self.turns_of(run, iteration, stage, benchmark)
+        for key, turns in found.items():
+            self.answers.setdefault(key, {})[column] = turns
+        return bool(found)
 
     def read_prompts(self, answer: Stage, benchmark: Mapping[str, Any]) -> None:
         """Take a benchmark's prompts, once, where the inputs of an answer stage hold them."""
@@ -126,7 +175,7 @@ class _Reader:
             first = rows[:MOST_PROMPTS]
             self.prompts[title] = {name: tuple(map(self.cut, turns)) for name, turns in first}
 
-    def of_stage(
+    def turns_of(
         self, run: Run, iteration: int, stage: Stage, benchmark: Mapping[str, Any]
     ) -> dict[Key, tuple[Answer, ...]]:
         """Answers of a checkpoint to the prompts of a benchmark."""
@@ -163,71 +212,23 @@ class _Reader:
             return "the judge saw this answer first" if row["switched"] else ""
         return self.cut(row.get("text"), JUDGMENT_LIMIT)
 
-
-def collect(data: StudyData, *, size: int = 5_000_000, text_limit: int = 4_000) -> Samples:
-    """Samples of every run and iteration that has answers, at most about ``size`` bytes of JSON."""
-    reader = _Reader(data, text_limit)
-    places: list[Place] = []
-    columns: dict[str, int] = {}
-    shown = [one for one in data.benchmarks if one["samples"]]
-    for run, iteration in iterate(data):
-        stage = data.stage(run, iteration, "answer")
-        if stage is None or not stage.has_rows:
-            continue
-        if stage.key not in columns:
-            found: dict[Key, tuple[Answer, ...]] = {}
-            for benchmark in shown:
-                reader.read_prompts(stage, benchmark)
-                found |= reader.of_stage(run, iteration, stage, benchmark)
-            if not found:
-                continue
-            columns[stage.key] = len(columns)
-            for key, turns in found.items():
-                reader.answers.setdefault(key, {})[columns[stage.key]] = turns
-        start = "base" if iteration < 0 else run.start.lower()
-        after = f"{run.counted} {iteration}" if iteration > 0 else start
-        places.append(Place(one_line(run.label, 80), after, run.seed, columns[stage.key]))
-    return _fit(reader, places, len(columns), size)
-
-
-def _fit(reader: _Reader, places: Sequence[Place], columns: int, size: int) -> Samples:
-    """Prompts in turn from every set until ``size`` is reached."""
-    told = reader.data.benchmarks
-    kinds = {one["title"]: one["samples"] for one in told if one["title"] in reader.prompts}
-    queues = [[(t, n) for n in reader.prompts[t] if (t, n) in reader.answers] for t in kinds]
-    chosen: list[Key] = []
-    known: set[str] = set()
-    used = 0
-    for key in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*queues))):
-        answers = list(itertools.chain.from_iterable(reader.answers[key].values()))
-        texts = {*reader.prompts[key[0]][key[1]], *(a.text for a in answers)}
-        texts |= {a.judgment for a in answers}
-        new = sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in texts - known)
-        used += new + 48 * len(answers) + 5 * columns
-        if used > size and chosen:
-            break
-        known |= texts
-        chosen.append(key)
-    order, total, notices = list(kinds), sum(reader.totals.values()), []
-    chosen.sort(key=lambda key: order.index(key[0]))
-    if len(chosen) < total:
-        notices.append(
-            f"{len(chosen)} of {total} prompts are shown, to keep this page small; all answers "
-            "are in the store."
-        )
-    if reader.cuts:
-        long = f"(the longest has {reader.longest} characters)"
-        notices.append(f"{reader.cuts} long texts are cut {long}.")
-    words = ("words", "digits", "neutral")
-    data = reader.data
-    return Samples(
-        [{"title": t, **{name: kind.get(name) for name in words}} for t, kind in kinds.items()],
-        [(order.index(t), one_line(n, 60), reader.prompts[t][n]) for t, n in chosen],
-        places,
-        [[reader.answers[key].get(n) for n in range(columns)] for key in chosen],
-        one_line(data.label(data.baseline_arm), 80),
-        notices,
-    )
+    def fit(self, order: Sequence[str], columns: int, size: int) -> list[Key]:
+        """Prompts in turn from every set until ``size`` is reached, in the sets' order."""
+        queues = [[(t, n) for n in self.prompts[t] if (t, n) in self.answers] for t in order]
+        chosen: list[Key] = []
+        known: set[str] = set()
+        used = 0
+        for key in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*queues))):
+            answers = list(itertools.chain.from_iterable(self.answers[key].values()))
+            texts = {*self.prompts[key[0]][key[1]], *(a.text for a in answers)}
+            texts |= {a.judgment for a in answers}
+            new = sum(len(json.dumps(text, ensure_ascii=False).encode()) for text in texts - known)
+            used += new + 48 * len(answers) + 5 * columns
+            if used > size and chosen:
+                break
+            known |= texts
+            chosen.append(key)
+        return sorted(chosen, key=lambda key: order.index(key[0]))
 
 
 # -- forms: how questions and answers lie in the store ---------------------------------------------
@@ -275,30 +276,25 @@ def _heldout_prompts(folders: Folders, _file: str) -> Iterator[Prompt]:
             yield str(row["id"]), ("\n\n".join(said),)
 
 
-def _heldout_answers(file: Path) -> Iterator[Said]:
-    for row in _rows(file):
-        if int(row.get("sample", 0)) == 0:
-            name = str(row["prompt_id"])
-            yield name, [(name, row.get("text"), str(row.get("status", "ok")))]
-
-
 def _row_prompts(folders: Folders, file: str) -> Iterator[Prompt]:
     for row in _rows(folders["answer"] / file):
         yield str(row["id"]), (row["question"],)
 
 
-def _row_answers(file: Path) -> Iterator[Said]:
+def _one_turn(file: Path, name: str = "id", text: str = "output") -> Iterator[Said]:
+    """Answers of one turn, whose name and text stand under these keys; the first sample of each."""
     for row in _rows(file):
-        name = str(row.get("id", ""))
-        yield name, [(name, row.get("output"), str(row.get("status", "ok")))]
+        if int(row.get("sample", 0)) == 0:
+            item = str(row.get(name, ""))
+            yield item, [(item, row.get(text), str(row.get("status", "ok")))]
 
 
 Reader = tuple[Callable[[Folders, str], Iterator[Prompt]], Callable[[Path], Iterator[Said]]]
 FORMS: Mapping[str, Reader] = {
     "mt_bench": (_mt_bench_prompts, _mt_bench_answers),
-    "alpaca_eval": (_alpaca_eval_prompts, _row_answers),
-    "heldout": (_heldout_prompts, _heldout_answers),
-    "rows": (_row_prompts, _row_answers),
+    "alpaca_eval": (_alpaca_eval_prompts, _one_turn),
+    "heldout": (_heldout_prompts, partial(_one_turn, name="prompt_id", text="text")),
+    "rows": (_row_prompts, _one_turn),
 }
 
 
@@ -318,11 +314,11 @@ def _scores(
 def _judgments(
     data: StudyData, run: Run, iteration: int, stage_name: str
 ) -> dict[str, Mapping[str, Any]]:
+    """Every item's first judgment."""
     stage = data.stage(run, iteration, stage_name)
-    if stage is None or not stage.has_rows:
-        return {}
     found: dict[str, Mapping[str, Any]] = {}
-    for row in _rows(stage.folder / "judgments.jsonl"):
-        if int(row.get("repeat", 0)) == 0:
-            found.setdefault(str(row.get("id", "")), row)
+    if stage is not None and stage.has_rows:
+        for row in _rows(stage.folder / "judgments.jsonl"):
+            if int(row.get("repeat", 0)) == 0:
+                found.setdefault(str(row.get("id", "")), row)
     return found

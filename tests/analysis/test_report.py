@@ -23,9 +23,8 @@ from analysis.figure import Drawn
 from analysis.figures import FIGURES
 from analysis.load import StudyData, load_study
 from analysis.opening import opening
-from analysis.page import CSS, JS, page, policy
 from analysis.power_report import power_study
-from analysis.report import NOT_HERE, parts_of, write_report
+from analysis.report import CSS, JS, NOT_HERE, page, parts_of, policy, write_report
 from analysis.screen import Next, command
 from analysis.table import Table
 from analysis.tables import TABLES

@@ -17,8 +17,7 @@ import pytest
 
 from analysis.load import iterate, load_study
 from analysis.opening import opening
-from analysis.page import page
-from analysis.report import parts_of, write_report
+from analysis.report import page, parts_of, write_report
 from tests import synthetic
 
 CHROMIUM = next(

@@ -21,7 +21,7 @@ from analysis.judge_runs import judge_table
 from analysis.layout import from_array
 from analysis.load import StudyData, load_study
 from analysis.measures import Measure
-from analysis.page import sort_value, to_html
+from analysis.report import sort_value, to_html
 from analysis.stats import Estimate, Interval, mean_over_seeds, one_checkpoint
 from analysis.table import (
     Observation,
