@@ -9,18 +9,16 @@ checkpoint is. The store itself is never written to.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analysis import findings, measures, text
 from analysis.compare import resolve
@@ -65,23 +63,21 @@ def path_part(name: str) -> str:
 
 def kept(data: StudyData) -> list[Kept]:
     """Checkpoints with weights; one that several runs share is listed under the first."""
-    users: dict[str, list[str]] = {}
-    places: dict[str, tuple[Run, int]] = {}
+    places: dict[str, list[tuple[Run, int]]] = {}
     for run in data.runs:
         for iteration, keys in run.iterations.items():
-            key = keys.get("train" if iteration > 0 else "base", "")
-            if key:
-                users.setdefault(key, []).append(run.name)
-                places.setdefault(key, (run, iteration))
+            if key := keys.get("train" if iteration > 0 else "base", ""):
+                places.setdefault(key, []).append((run, iteration))
     found = []
-    for key, (run, iteration) in places.items():
+    for key, uses in places.items():
         stage = data.stages.get(key)
         if stage is None or stage.state != "done" or (stage.folder / "dropped").exists():
             continue
         files = read_json(stage.folder / "record.json").get("files") or {}
         weights = [name for name in files if WEIGHTS.fullmatch(name)]
         if weights and all((stage.folder / name).is_file() for name in weights):
-            found.append(Kept(run, iteration, stage, files, tuple(users[key])))
+            users = tuple(run.name for run, _ in uses)
+            found.append(Kept(*uses[0], stage, files, users))
     return found
 
 
@@ -102,50 +98,44 @@ def write_cards(data: StudyData, study_dir: Path) -> list[Path]:
 
 def _remove_empty(folder: Path, until: Path) -> None:
     while folder != until and not any(folder.iterdir()):
-        os.rmdir(folder)
+        folder.rmdir()
         folder = folder.parent
 
 
 def _index(data: StudyData, items: Sequence[Kept]) -> str:
-    rows = [
-        f"| {text.markdown(item.run.name)} | {item.iteration} | `{item.content[:12]}` | "
-        f"[card](<{item.folder}/README.md>) |"
-        for item in items
-    ]
     lines = [f"# Checkpoints of {text.markdown(data.name)}", "", MARK, ""]
     lines += ["Weights that are still in the store, one card each.", ""]
-    lines += ["| run | iteration | content hash | card |", "| :-- | --: | :-- | :-- |", *rows, ""]
-    return "\n".join(lines)
+    lines += ["| run | iteration | content hash | card |", "| :-- | --: | :-- | :-- |"]
+    for item in items:
+        place = f"{text.markdown(item.run.name)} | {item.iteration} | `{item.content[:12]}`"
+        lines.append(f"| {place} | [card](<{item.folder}/README.md>) |")
+    return "\n".join(lines) + "\n"
 
 
 # -- one card --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Scored:
-    """One measure of this checkpoint: its estimate over items, and who judged it."""
+class Scored(NamedTuple):
+    """One measure of this checkpoint: its estimate over items."""
 
     measure: Measure
     estimate: Estimate
-    judge: str
 
 
 def scores(data: StudyData, run: Run, iteration: int, asked: Iterable[Measure]) -> list[Scored]:
     """The measures that this one checkpoint holds, with the interval over items."""
-    arm = run.arm_name if iteration > 0 else ""
-    checkpoint = Checkpoint(arm, run.label, iteration, (run,))
-    found = []
-    for measure in asked:
-        estimate = findings.estimate(data, checkpoint, measure)
-        if estimate.expected:
-            of = (measure.benchmark, measure.metric)
-            judge = "" if measure.strata else data.identity(checkpoint, *of)
-            found.append(Scored(measure, estimate, judge))
-    return found
+    checkpoint = _checkpoint(run, iteration)
+    found = (Scored(m, findings.estimate(data, checkpoint, m)) for m in asked)
+    return [one for one in found if one.estimate.expected]
+
+
+def _checkpoint(run: Run, iteration: int) -> Checkpoint:
+    return Checkpoint(run.arm_name if iteration > 0 else "", run.label, iteration, (run,))
 
 
 def card(data: StudyData, item: Kept) -> str:
     """The card's text, by ``card.md.jinja``. Everything that is not ours is escaped."""
+    run, at, environment = item.run, item.iteration, item.stage.environment
     asked = (m for table in measures.tables(data) for m in measures.columns(data, table))
-    found, run, at = scores(data, item.run, item.iteration, asked), item.run, item.iteration
+    found = scores(data, run, at, asked)
     arm, what = "The base recipe.", "The first model of the study's runs"
     if at:
         c, kappa = (text.coefficient(told.get(at)) for told in (run.c, run.kappa))
@@ -155,18 +145,13 @@ def card(data: StudyData, item: Kept) -> str:
             f"κ = 2c/β = {kappa}."
         )
         what = f"Checkpoint after iteration {at} of run {run.name}"
-    whose, rows = run.label if at > 0 else "the base", [_score(one) for one in found]
-    summaries = {
-        title: data.summary(run, at, measure.benchmark) for title, measure in judged(data).items()
-    }
-    packages = item.stage.environment.get("versions") or {}
-    made = {name: packages.get(name) for name in LIBRARIES}
-    made |= {name: item.stage.environment.get(name) for name in ("python", "machine", "kernels")}
+    whose, rows = run.label if at > 0 else "the base", [_row(data, run, at, *one) for one in found]
+    packages = environment.get("versions") or {}
+    made = [(name, packages.get(name)) for name in LIBRARIES]
+    made += [(name, environment.get(name)) for name in ("python", "machine", "kernels")]
     file = text.one_line(str(data.manifest["study"].get("file", "")) or data.name)
-    loader = PackageLoader("analysis", ".")
-    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["md"] = text.markdown
-    return environment.get_template("card.md.jinja").render(
+    weights = sorted(part for part in item.files.items() if part[0].startswith("model/"))
+    return text.template("card.md.jinja").render(
         front=_front_matter(data, item, found).to_yaml().rstrip(),
         title=f"{data.name}: {whose}, iteration {at}, seed {run.seed}",
         mark=MARK,
@@ -174,17 +159,22 @@ def card(data: StudyData, item: Kept) -> str:
         item=item,
         data=data,
         pipes=pipes,
-        files=_files(item),
+        files=[
+            ("folder in the store", f"objects/{item.stage.key[:2]}/{item.stage.key}/model"),
+            ("key of its stage", item.stage.key),
+            ("content hash of the stage's files", item.content),
+            *((f"SHA-256 of {name}", digest) for name, digest in weights),
+        ],
         scores=pipes(list(rows[0]), (row.values() for row in rows), 7) if rows else "",
         judged={
             title: verdict(summary.get("comparable") is True)
-            for title, summary in summaries.items()
-            if summary
+            for title, measure in judged(data).items()
+            if (summary := data.summary(run, at, measure.benchmark))
         },
         arm=arm,
         settings=_settings(data, item),
         file=re.sub("[`|]", " ", file),
-        versions=", ".join(f"{n} {v}" for n, v in made.items() if v) or "unknown versions",
+        versions=", ".join(f"{n} {v}" for n, v in made if v) or "unknown versions",
         ancestors=[(one.name, one.key, one.state) for one in _ancestors(data, item.stage)],
         pocket=(data.recipe.get("judge") or {}).get("kind") == "pocket",
     )
@@ -193,14 +183,26 @@ def card(data: StudyData, item: Kept) -> str:
 def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> ModelCardData:
     model, source = (data.recipe.get("model") or {}), (data.recipe.get("data") or {})
     base, rows = str(model.get("source", "")), str(source.get("path", ""))
+    hub = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # "owner/name": a folder elsewhere is no id
     objective = str((item.stage.settings.get("objective") or {}).get("name", ""))
     kind = "preference-optimization" if item.iteration > 0 else "base"
     titles = {str(one["name"]): str(one["title"]) for one in data.benchmarks}
-    results = [_result(one, titles) for one in found if one.estimate.value is not None]
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=m.benchmark,
+            dataset_name=text.one_line(titles.get(m.benchmark, m.benchmark)),
+            metric_type=m.metric,
+            metric_name=text.one_line(f"{m.name} [{m.unit}]"),
+            metric_value=estimate.value,
+        )
+        for m, estimate in found
+        if estimate.value is not None
+    ]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=base if _is_hub(base) else None,
+        base_model=base if re.fullmatch(hub, base) else None,
         datasets=[text.one_line(rows)] if source.get("source") == "hub" and rows else None,
         tags=[tag for tag in ("selm-harness", kind, objective) if tag],
         model_name=text.one_line(f"{data.name}, {item.run.name}, iteration {item.iteration}", 200),
@@ -208,38 +210,11 @@ def _front_matter(data: StudyData, item: Kept, found: Sequence[Scored]) -> Model
     )
 
 
-def _result(scored: Scored, titles: Mapping[str, str]) -> EvalResult:
-    measure = scored.measure
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=measure.benchmark,
-        dataset_name=text.one_line(titles.get(measure.benchmark, measure.benchmark)),
-        metric_type=measure.metric,
-        metric_name=text.one_line(f"{measure.name} [{measure.unit}]"),
-        metric_value=scored.estimate.value,
-    )
-
-
-def _is_hub(source: str) -> bool:
-    """ "owner/name" as the hub writes it: a folder elsewhere is no model id."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source))
-
-
-def _files(item: Kept) -> list[tuple[str, str]]:
-    """Where the weights lie, and what they hold."""
-    weights = sorted(part for part in item.files.items() if part[0].startswith("model/"))
-    return [
-        ("folder in the store", f"objects/{item.stage.key[:2]}/{item.stage.key}/model"),
-        ("key of its stage", item.stage.key),
-        ("content hash of the stage's files", item.content),
-        *((f"SHA-256 of {name}", digest) for name, digest in weights),
-    ]
-
-
-def _score(scored: Scored) -> dict[str, str]:
+def _row(data: StudyData, run: Run, iteration: int, m: Measure, e: Estimate) -> dict[str, str]:
     """A row of the card's table by column."""
-    m, e = scored.measure, scored.estimate
-    interval = e.intervals.get("items")
+    interval, judge = e.intervals.get("items"), ""
+    if not m.strata:
+        judge = data.identity(_checkpoint(run, iteration), m.benchmark, m.metric)
     return {
         "measure": f"{m.name} [{m.unit}]",
         "score": incomplete_text(e) if e.value is None else text.number(e.value, m.digits),
@@ -247,7 +222,7 @@ def _score(scored: Scored) -> dict[str, str]:
         "95 % interval": interval_text(interval, m.digits),
         "n": f"{e.clusters} {m.unit_of_items}",
         "rows scored": f"{e.scored} of {e.expected}",
-        "judge, benchmark version": scored.judge,
+        "judge, benchmark version": judge,
     }
 
 
@@ -265,7 +240,6 @@ def _settings(data: StudyData, item: Kept) -> list[tuple[str, str]]:
 def _ancestors(data: StudyData, stage: Stage) -> list[Stage]:
     """Every stage that ``stage`` rests on, each after all of its own inputs."""
     found: dict[str, Stage] = {}
-
     waiting = [(key, False) for key in sorted(stage.inputs.values(), reverse=True)]
     while waiting:
         key, expanded = waiting.pop()
@@ -315,12 +289,9 @@ def settings(data: StudyData) -> dict[str, Any]:
 
 def kept_of(data: StudyData, cell: str) -> Kept:
     """The one checkpoint with weights that a name stands for."""
-    named = resolve(data, cell)
+    named, there = resolve(data, cell), kept(data)
     names = {run.name for run in named.runs}
-    there = kept(data)
-    found = [
-        item for item in there if item.iteration == named.iteration and names & set(item.users)
-    ]
+    found = [one for one in there if one.iteration == named.iteration and names & {*one.users}]
     if len(found) == 1:
         (item,) = found
         return replace(item, run=next(run for run in named.runs if run.name in item.users))
@@ -338,6 +309,5 @@ def kept_of(data: StudyData, cell: str) -> Kept:
 def without_addresses(tree: Any) -> Any:
     """A tree of settings without its ``base_url`` entries."""
     if isinstance(tree, Mapping):
-        kept = {name: value for name, value in tree.items() if name != "base_url"}
-        return {name: without_addresses(value) for name, value in kept.items()}
+        return {k: without_addresses(v) for k, v in tree.items() if k != "base_url"}
     return [without_addresses(one) for one in tree] if isinstance(tree, list) else tree

@@ -21,7 +21,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
@@ -264,8 +263,6 @@ Images = Mapping[str, str]
 
 def page(data: StudyData, parts: Parts, figures: Figures) -> str:
     """The whole page, under ``PAGE_LIMIT`` bytes: samples get what the rest leaves."""
-    loader = PackageLoader("analysis", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     images = {f"figures/{k}.png": _image(f) for k, f in figures.items() if isinstance(f, Drawn)}
     known: dict[str, Any] = {
         "title": text.one_line(data.name, 80),
@@ -278,7 +275,7 @@ def page(data: StudyData, parts: Parts, figures: Figures) -> str:
             name: [(block, Markup(to_html(block.markdown, images))) for block in blocks]
             for name, blocks in headed.items()
         }
-    template = environment.get_template("page.html.jinja")
+    template = text.template("page.html.jinja", html=True)
     room = PAGE_LIMIT - len(template.render(**known, samples=None).encode()) - 20_000
     found = samples.collect(data, size=max(min(room, SAMPLES_LIMIT), 50_000))
     notices = [text.visible(notice) for notice in found.notices]

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -64,6 +66,18 @@ def markdown(text: str) -> str:
     line = one_line(text)
     line = re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", line)
     return re.sub(r"&(?=[#a-zA-Z])", "&amp;", line)
+
+
+def template(name: str, *, html: bool = False) -> Template:
+    """A template that lies beside the analysis: of HTML (texts are escaped), or of Markdown (they
+    are by its filter ``md``).
+    """
+    loader = PackageLoader("analysis", ".")
+    environment = Environment(
+        loader=loader, autoescape=html, undefined=StrictUndefined, keep_trailing_newline=not html
+    )
+    environment.filters["md"] = markdown
+    return environment.get_template(name)
 
 
 def latex(text: str) -> str:
