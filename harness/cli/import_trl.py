@@ -8,7 +8,6 @@ it is listed with its line: nothing is dropped.
 from __future__ import annotations
 
 import dataclasses
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,7 +47,7 @@ def recipe_of(given: Configuration, processes: int, draws: int) -> Section:
         training["epochs"] = 1
         recipe["data"]["prompts"] = steps * training["batch_size"]
         given.note("max_steps", f"data.prompts: so many rows are {steps} steps of one pass")
-    training |= {"lora": _lora(given)} if given.take("use_peft") else _no_lora(given)
+    training |= _lora(given)
     answer = training["max_length"] - training["max_prompt_length"]
     if given.offline:
         recipe |= _offline(given)
@@ -66,16 +65,15 @@ def recipe_of(given: Configuration, processes: int, draws: int) -> Section:
 def _model(given: Configuration) -> Section:
     source = given.take("model_name_or_path")
     if source is None:
-        raise given.refuse(
-            "model_name_or_path", "a study needs the model that training starts from"
-        )
+        raise given.refuse("model_name_or_path", "a study needs the model to start from")
     made: Section = {"source": source, "dtype": _dtype(given)}
     if given.take("model_revision") != "main":
         made["revision"] = given.take("model_revision")
     if given.take("trust_remote_code"):
         made["trust_remote_code"] = source
     attention = given.take("attn_implementation")
-    attention = "flash_attention_2" if given.take("use_flash_attention_2") else attention
+    if given.take("use_flash_attention_2"):
+        attention = "flash_attention_2"
     own = ("sdpa", "eager", "flash_attention_2", "flex_attention")
     if attention in own or str(attention).startswith("kernels-community/"):
         made["attention"] = attention
@@ -171,16 +169,12 @@ def _training(given: Configuration, processes: int) -> Section:
         given.differs("num_train_epochs", f"training.epochs: {made['epochs']}")
     made["warmup_ratio"] = _warmup(given)
     made["scheduler"] = _scheduler(given, made["warmup_ratio"])
-    made["optimizer"] = _value_of(given.take("optim"))
+    made["optimizer"] = given.take("optim")
     try:
         optimizers.known(made["optimizer"])
     except ValueError as error:
         raise given.refuse("optim", str(error)) from None
     return made
-
-
-def _value_of(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
 
 
 def _warmup(given: Configuration) -> float:
@@ -196,7 +190,7 @@ def _warmup(given: Configuration) -> float:
 
 
 def _scheduler(given: Configuration, warmup: float) -> str:
-    name = _value_of(given.take("lr_scheduler_type"))
+    name = given.take("lr_scheduler_type")
     if name == "constant_with_warmup" and not warmup:
         return "constant"
     if name in ("cosine", "linear", "constant"):
@@ -228,6 +222,12 @@ def _lengths(given: Configuration) -> Section:
 
 
 def _lora(given: Configuration) -> Section:
+    if not given.take("use_peft"):
+        for field in given.values:
+            if field.startswith("lora_"):
+                given.take(field)
+                given.note(field, "nothing: use_peft is off")
+        return {}
     modules = given.take("lora_target_modules")
     if not modules:
         modules = ["q_proj", "v_proj"]
@@ -241,12 +241,13 @@ def _lora(given: Configuration) -> Section:
         given.note("lora_dropout", "0: TRL's disable_dropout switches the adapters' off too")
     else:
         given.differs("disable_dropout", "the adapters keep theirs; the model's own is off")
-    return _four_bits(given) | {
+    lora = {
         "r": given.take("lora_r"),
         "alpha": given.take("lora_alpha"),
         "dropout": 0.0 if off else dropout,
         "target_modules": one if one == "all-linear" else modules,
     }
+    return {"lora": _four_bits(given) | lora}
 
 
 def _four_bits(given: Configuration) -> Section:
@@ -261,14 +262,6 @@ def _four_bits(given: Configuration) -> Section:
     return {"base": "nf4"}
 
 
-def _no_lora(given: Configuration) -> Section:
-    for field in given.values:
-        if field.startswith("lora_"):
-            given.read.add(field)
-            given.note(field, "nothing: use_peft is off")
-    return {}
-
-
 def _offline(given: Configuration) -> Section:
     """Labelled pairs: one iteration from the start model, which is the reference where one is."""
     sources = ("datasets", "dataset_mixture", "dataset_mixer", "dataset_name")
@@ -277,17 +270,18 @@ def _offline(given: Configuration) -> Section:
     if "router_aux_loss_coef" in given.fields and "router_aux_loss_coef" not in given.values:
         told = "for a mixture of experts TRL adds its balancing loss; there is none here"
         given.note("router_aux_loss_coef", told)
-    made: Section = {"objective": _orpo(given) if given.method == "orpo" else _dpo(given)}
+    made: Section = {"objective": {"name": "orpo", "beta": given.take("beta")}}
+    if given.method == "dpo":
+        made["objective"] = _dpo(given)
+    else:
+        told = (
+            "NLL of the answer's tokens, a mean over rows; TRL: the prompt's too, over all tokens"
+        )
+        given.differs("beta", f"objective orpo: {told}")
     made["loop"] = {"mode": "stepwise", "iterations": 1, "reference_policy": "fixed"}
     if given.take("max_prompt_length") is not None:
         made["exploration"] = {"overlong_prompts": "keep"}
     return made | {"ranker": {"kind": "pairrm", "model": PAIRRM}}
-
-
-def _orpo(given: Configuration) -> Section:
-    told = "NLL of the answer's tokens, a mean over rows; TRL: of the prompt's too, over all tokens"
-    given.differs("beta", f"objective orpo: {told}")
-    return {"name": "orpo", "beta": given.take("beta")}
 
 
 def _dpo(given: Configuration) -> Section:
@@ -344,27 +338,18 @@ def _online(given: Configuration, training: Section, draws: int) -> Section:
     )
     drawn = {"temperature": given.take("temperature"), "top_p": given.take("top_p")}
     first = given.method == "xpo"
+    loop = {"mode": carried, "iterations": passes * draws, "portions": draws}
+    exploration = {
+        "policy": "first" if first else "current",
+        "max_new_tokens": given.take("max_new_tokens"),
+        "overlong_prompts": "truncate",
+    }
+    pairs = {"rule": "best_worst", "offline": False, "y": int(first), "current": 2 - int(first)}
     return {
         "objective": objective,
-        "loop": {
-            "mode": carried,
-            "iterations": passes * draws,
-            "portions": draws,
-            "reference_policy": "fixed",
-        },
-        "exploration": {
-            "policy": "first" if first else "current",
-            "max_new_tokens": given.take("max_new_tokens"),
-            "overlong_prompts": "truncate",
-            **drawn,
-        },
-        "pairs": {
-            "rule": "best_worst",
-            "offline": False,
-            "y": int(first),
-            "current": 1 if first else 2,
-            **drawn,
-        },
+        "loop": loop | {"reference_policy": "fixed"},
+        "exploration": exploration | drawn,
+        "pairs": pairs | drawn,
         "ranker": _ranker(given),
     }
 
@@ -389,16 +374,12 @@ def _ranker(given: Configuration) -> Section:
 
 
 def _runtime(given: Configuration, processes: int) -> Section:
-    made: Section = {
-        "processes": processes,
-        "micro_batch": given.take("per_device_train_batch_size"),
-    }
+    rows, loggers = given.take("per_device_train_batch_size"), given.take("report_to")
+    loggers = [loggers] if isinstance(loggers, str) else loggers or ["none"]
+    made: Section = {"processes": processes, "micro_batch": rows, "report_to": loggers[0]}
     if not given.offline and given.take("use_vllm"):
         made["vllm_memory_share"] = given.take("vllm_gpu_memory_utilization")
         made["vllm_tensor_parallel"] = given.take("vllm_tensor_parallel_size")
-    loggers = given.take("report_to")
-    loggers = [loggers] if isinstance(loggers, str) else loggers or ["none"]
-    made["report_to"] = loggers[0]
     if len(loggers) > 1:
         given.note("report_to", f"runtime.report_to: {loggers[0]}")
     return made
@@ -458,12 +439,13 @@ def _study_text(given: Configuration, name: str, recipe: str, seed: int, notes: 
         "recipe": recipe,
         "seeds": [seed],
     }
-    lines = [f"# From {given.path.name} of TRL ({given.method}), by selm import-trl.", ""]
-    lines += [yaml.safe_dump(asked, sort_keys=False, allow_unicode=True, width=1000)]
-    lines += [
+    lines = [
+        f"# From {given.path.name} of TRL ({given.method}), by selm import-trl.",
+        "",
+        yaml.safe_dump(asked, sort_keys=False, allow_unicode=True, width=1000),
         "# More seeds: seeds: [0, 1, 2, 3, 4]. Arms: axes: {objective.beta: [0.05, 0.1]}.",
         "",
+        "# What became of fields that are not simply a key of the recipe:",
+        *(f"#   {field}: {value}: {why}" for field, value, why in notes),
     ]
-    lines += ["# What became of fields that are not simply a key of the recipe:"]
-    lines += [f"#   {field}: {value}: {why}" for field, value, why in notes]
     return "\n".join(lines) + "\n"

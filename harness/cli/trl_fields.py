@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 import warnings
+from enum import Enum
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -26,79 +27,25 @@ METHODS = {
 """Whose configuration it may be, and the class that TRL reads it into."""
 
 FORMER: dict[str, tuple[Any, Any]] = {
-    "torch_dtype": (str | None, None),
-    "warmup_ratio": (float | None, None),
-    "max_prompt_length": (int | None, None),
-    "max_completion_length": (int | None, None),
-    "rpo_alpha": (float | None, None),
-    "reference_free": (bool, False),
-    "judge": (str | None, None),
-    "use_flash_attention_2": (bool, False),
+    **dict.fromkeys(("torch_dtype", "judge", "chat_template"), (str | None, None)),
+    **dict.fromkeys(("truncation_side", "tokenizer_name_or_path"), (str | None, None)),
+    **dict.fromkeys(("base_model_revision", "model_code_revision"), (str | None, None)),
+    **dict.fromkeys(("warmup_ratio", "rpo_alpha"), (float | None, None)),
+    **dict.fromkeys(("max_prompt_length", "max_completion_length"), (int | None, None)),
+    **dict.fromkeys(("reference_free", "use_flash_attention_2"), (bool, False)),
+    **dict.fromkeys(("auto_insert_empty_system_msg", "group_by_length"), (bool, False)),
     "dataset_mixer": (dict[str, float] | None, None),
     "dataset_mixture": (dict[str, Any] | None, None),
     "dataset_splits": (list[str], ["train", "test"]),
     "dataset_configs": (list[str] | None, None),
-    "chat_template": (str | None, None),
-    "auto_insert_empty_system_msg": (bool, False),
-    "truncation_side": (str | None, None),
-    "tokenizer_name_or_path": (str | None, None),
-    "base_model_revision": (str | None, None),
-    "model_code_revision": (str | None, None),
-    "group_by_length": (bool, False),
 }
-"""Type and default of fields that TRL, transformers or the alignment handbook had and have no
-more."""
-NO_NUMBER = {
-    *("env", "generate_during_eval", "preprocessing_num_workers", "hub_model_revision"),
-    *("evaluation_strategy", "overwrite_output_dir", "save_safetensors", "logging_dir"),
-    *("push_to_hub_revision", "overwrite_hub_revision", "wandb_entity", "wandb_project"),
-    *("label_pad_token_id", "padding_value", "use_logits_to_keep", "use_num_logits_to_keep"),
-    *(
-        "use_liger_loss",
-        "use_ipex",
-        "no_cuda",
-        "half_precision_backend",
-        "include_tokens_per_second",
-    ),
-    *("dispatch_batches", "split_batches", "gradient_checkpointing_use_reentrant"),
-}
-"""Former fields on which no number depended, and the environment that TRL's parser sets."""
-FORMER |= dict.fromkeys(NO_NUMBER, (Any, None))
+"""Type and default of fields that TRL, transformers or the alignment handbook had and have no more;
+beside them the file's ``no_number``."""
 XPO_FIELDS: dict[str, tuple[Any, Any]] = {"alpha": (list[float], [1e-5])}
 """What XPOConfig added to OnlineDPOConfig until TRL removed it."""
-
-SPEED = re.compile(
-    r"(eval|logging|log|save|hub|push_to_hub|dataloader|ddp|fsdp|deepspeed|trackio|vllm"
-    r"|torch_compile|precompute_ref|include|do|skip|dataset_num)(_|$)"
-)
-OTHER_SPEED = {
-    *NO_NUMBER,
-    *("output_dir", "run_name", "project", "disable_tqdm", "resume_from_checkpoint", "debug"),
-    *("gradient_checkpointing_kwargs", "activation_offloading", "use_liger_kernel", "padding_free"),
-    *("pad_to_multiple_of", "remove_unused_columns", "per_device_eval_batch_size", "prediction_"),
-    *("cache_implementation", "use_cache", "tf32", "label_names", "dataset_streaming"),
-    *("ds3_gather_for_generation", "streaming", "ignore_bias_buffers", "local_rank"),
-    *("torch_empty_cache_steps", "prediction_loss_only"),
-}
-"""Fields on which no number depends: where a run goes, what it says, how fast it is."""
-
-WHY = {
-    "load_best_model_at_end": "no checkpoint is picked: each is scored (loop.mode: offline)",
-    "sync_ref_model": "loop.reference_policy: ema averages before each iteration, not each N steps",
-    "chat_template": "write it into a file and name that in model.chat_template",
-    "missing_eos_penalty": "a cut answer has the ranker's score",
-    "label_smoothing": "TRL reads it with robust and exo_pair; as cDPO: objective.name cdpo",
-    "reference_free": "objectives without a reference: simpo, orpo",
-    "dataset_config": "data has no configuration name: save that part as a file (data.path)",
-    "dataset_configs": "data has no configuration name: save that part as a file (data.path)",
-    "test_split_size": "data.heldout_split or data.heldout say what is held out",
-}
-ELSEWHERE = {
-    "alpha": "SELM's recipes are ours: zephyr-7b, llama-3-8b, phi-3-mini; XPO's is --method xpo",
-    "gamma_beta_ratio": "SimPO's: objective simpo, params {gamma: this × beta}",
-    "simpo_gamma": "SimPO's: objective simpo, params {gamma: this}",
-}
-"""Fields of methods that are objectives here, and what to write for them by hand."""
+TOLD, _ = load_yaml(Path(__file__).with_suffix(".yaml"))
+"""What becomes of fields that are no key of a recipe."""
+SPEED = re.compile(f"({'|'.join(TOLD['speed_words'])})(_|$)")
 CHANGES = "CHANGES NUMBERS"
 Note = tuple[str, str, str]
 """Field with its line, its value, and what became of it."""
@@ -112,7 +59,8 @@ class Configuration:
         if not isinstance(values, dict):
             raise HarnessError(f"{path}:1: a TRL configuration is a mapping of its fields")
         self.path, self.method, self.offline = path, method, method in ("dpo", "orpo")
-        self.fields = {**FORMER, **_fields(method)}
+        former = dict.fromkeys(TOLD["no_number"], (Any, None)) | FORMER
+        self.fields = former | _fields(method)
         self._refuse_unknown(values)
         self.values = {name: self._typed(name, value) for name, value in values.items()}
         self.read: set[str] = set()
@@ -125,9 +73,9 @@ class Configuration:
     def take(self, field: str) -> Any:
         """The value, or TRL's default: also for ``null``."""
         self.read.add(field)
-        default = self.fields[field][1]
         value = self.values.get(field)
-        return default if value is None else value
+        value = self.fields[field][1] if value is None else value
+        return value.value if isinstance(value, Enum) else value
 
     def note(self, field: str, why: str) -> None:
         """What became of a field."""
@@ -150,12 +98,12 @@ class Configuration:
         for field, value in self.values.items():
             if field in self.read:
                 continue
-            if SPEED.match(field) or field in OTHER_SPEED:
+            if SPEED.match(field) or field in (*TOLD["no_number"], *TOLD["speed"]):
                 self.note(field, "no number depends on it; see runtime in docs/keys.md")
             elif value in (None, self.fields[field][1]):
                 self.note(field, "TRL's default, and how it is here")
             else:
-                self.differs(field, WHY.get(field, "there is no such key"))
+                self.differs(field, TOLD["why"].get(field, "there is no such key"))
         return sorted(self.notes, key=lambda note: not note[2].startswith(CHANGES))
 
     def _refuse_unknown(self, values: dict[str, Any]) -> None:
@@ -167,10 +115,13 @@ class Configuration:
         for name in unknown:
             theirs = [one for one, fields in others.items() if name in fields]
             close = difflib.get_close_matches(name, self.fields, n=1)
-            advice = [ELSEWHERE[name]] if name in ELSEWHERE else []
-            advice += [f"it is one of --method {one}" for one in theirs[:1]]
-            advice += [f"did you mean {one}?" for one in close if not theirs]
-            said = advice[0] if advice else "correct it or leave it out"
+            said = "correct it or leave it out"
+            if name in TOLD["elsewhere"]:
+                said = TOLD["elsewhere"][name]
+            elif theirs:
+                said = f"it is one of --method {theirs[0]}"
+            elif close:
+                said = f"did you mean {close[0]}?"
             told.append(f"{self.where(name)}: {name} is no field of TRL's {self.method}: {said}")
         raise HarnessError("\n".join(told))
 

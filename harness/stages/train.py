@@ -47,7 +47,7 @@ from harness.records import (
 )
 from harness.study.sections import LoraSettings
 from harness.study.tasks import TrainTask
-from harness.train import distributed, sharding
+from harness.train import distributed
 from harness.train.batching import PreferenceRow, encode_pairs, with_others
 from harness.train.carried import Carried, pass_on
 from harness.train.objectives import ResolvedObjective
@@ -189,7 +189,7 @@ def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
         return _dequantised(task, lora, trainer.model) if trainer.is_world_process_zero() else None
     if task.runtime.sharding == "none":
         return trainer.model
-    state = sharding.whole_state(trainer)
+    state = distributed.whole_state(trainer)
     if not trainer.is_world_process_zero():
         return None
     model = _load(task)
@@ -338,9 +338,8 @@ def _trainer(
         disable_tqdm=True,
         dataloader_pin_memory=False,
         report_to=runtime.report_to,
-        **sharding.sharding_arguments(model, runtime.sharding),
+        **distributed.sharding_arguments(model, runtime.sharding),
     )
-    sharding.keep_precision(args)
     clock = CheckpointClock(runtime.checkpoint_seconds, task.out, args.world_size)
     callbacks: list[Any] = [clock]
     if carried:
@@ -433,7 +432,7 @@ class CheckpointClock(TrainerCallback):  # type: ignore[misc]
         due = time.monotonic() - self.last >= self.seconds
         if self.ranks > 1:
             told = self.terminated or distributed.stop_asked(self.out)
-            self.terminated, due = sharding.any_rank(args.device, told, due)
+            self.terminated, due = distributed.any_rank(args.device, told, due)
         if self.terminated or due:
             control.should_save = True
             control.should_training_stop = self.terminated

@@ -9,6 +9,7 @@ gradient is the same however the batch is cut.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.data.files import Row
+from harness.data.rows import NotAPairError, prompt_of, response_of
 from harness.model.attention import PackedBatch, PackedPrompt, chunk_by_tokens, on_device, pack
-from harness.model.chat import encode_prompt, encode_response
+from harness.model.chat import PromptTooLongError, check_rows, encode_prompt, encode_response
 from harness.model.logprobs import response_logps
-from harness.records import HarnessError, Pair, content_hash, read_jsonl
-from harness.train.objectives import OTHERS, explore_roles
+from harness.records import HarnessError, Pair, Tally, content_hash, read_jsonl
+from harness.train.objectives import OBJECTIVES, OTHERS, ResolvedObjective, explore_roles, others_of
+
+logger = logging.getLogger(__name__)
 
 ROLES = ("chosen", "rejected", "explore")
 
@@ -43,12 +48,17 @@ class PreferenceRow:
     extras: Mapping[str, float] = field(default_factory=dict)
 
     def packed(self, roles: Sequence[str]) -> tuple[PackedPrompt, dict[str, int]]:
-        """The prompt with the unique responses of ``roles`` and, for every role, which of them it
-        is.
+        """The prompt with the unique responses of those of ``roles`` that it has and, for every
+        such role, which of them it is.
         """
         unique: dict[tuple[int, ...], int] = {}
-        slots = {role: unique.setdefault(self.responses[role], len(unique)) for role in roles}
+        own = [role for role in roles if role in self.responses]
+        slots = {role: unique.setdefault(self.responses[role], len(unique)) for role in own}
         return PackedPrompt(self.prompt_ids, tuple(unique)), slots
+
+    def has_reference(self, roles: Sequence[str]) -> bool:
+        """Whether its responses of ``roles`` are scored."""
+        return all(role in self.reference for role in roles if role in self.responses)
 
 
 def encode_pair(
@@ -112,19 +122,85 @@ def encode_pairs(tokenizer: Any, folder: Path, limits: Mapping[str, Any]) -> lis
     return [encode_pair(tokenizer, Pair(**row), **limits) for row in pairs]
 
 
+def encode_rows(
+    dataset: Sequence[Any],
+    *,
+    tokenizer: Any,
+    objective: ResolvedObjective,
+    max_length: int,
+    max_prompt_length: int,
+) -> list[PreferenceRow]:
+    """Rows of tokens from rows of text or tokens, with all that the objective reads. Rows whose
+    prompt is over a limit or leaves no room for an answer, and pairs that are equal after cutting,
+    are dropped and told. Raises HarnessError for any other that cannot be trained on.
+    """
+    limit = min((one for one in (max_prompt_length, max_length - 1) if one > 0), default=0)
+    rows: list[PreferenceRow] = []
+    tally = Tally("", "rows")
+    for number, item in enumerate(dataset):
+        tally.read += 1
+        if isinstance(item, PreferenceRow):
+            rows.append(item)
+            continue
+        place = f"row {number}"
+        if tokenizer is None:
+            raise HarnessError(f"{place} is text; pass processing_class (the tokenizer)")
+        pair = _pair_of(Row(item, place))
+        check_rows(tokenizer, [(place, pair.messages, (pair.chosen, pair.rejected))])
+        try:
+            row = encode_pair(tokenizer, pair, max_length=max_length, max_prompt_length=limit)
+        except PromptTooLongError:
+            tally.leave_out(f"have prompts over {limit} tokens", str(number))
+            continue
+        if row.responses["chosen"] == row.responses["rejected"]:
+            why = f"have answers that are equal when cut to max_length {max_length}"
+            tally.leave_out(why, str(number))
+        else:
+            rows.append(row)
+    for one in tally.left_out():
+        told = f"{one.count} of {one.of} rows {one.reason}"
+        if not rows:
+            raise HarnessError(f"{told}, and none is left; raise max_prompt_length or max_length")
+        logger.warning("%s and are dropped (rows %s)", told, ", ".join(one.examples))
+    for row in rows:
+        if not set(objective.roles) <= set(row.responses):
+            raise HarnessError(
+                f"row {row.prompt_id}: objective {objective.name} with alpha {objective.alpha} "
+                "reads y, but the row has no 'explore' response"
+            )
+        if OBJECTIVES[objective.name].counts and not row.extras:
+            raise HarnessError(
+                f"row {row.prompt_id}: objective {objective.name} reads how rarely y was met: give "
+                "a PreferenceRow with extras {'explore': √mean f²}, as the stage count writes it"
+            )
+    if len(rows) == 1 and others_of(objective.name):
+        told = "%s estimates a divergence from other rows, and there is none: it is taken to be 0"
+        logger.warning(told, objective.name)
+    return with_others(rows, objective.scored, max_length)
+
+
+def _pair_of(row: Row) -> Pair:
+    """A row of text, read as the data stage reads it; here every row must be a pair."""
+    try:
+        prompt = prompt_of(row)
+        explore = response_of(row, "explore", prompt.messages)
+    except NotAPairError as reason:
+        raise HarnessError(f"{row.place}: {reason}; leave it out of the dataset") from reason
+    role: Any = "middle" if explore else "absent"
+    texts = (prompt.chosen, prompt.rejected, explore)
+    return Pair(prompt.id, prompt.messages, *texts, y_role=role)
+
+
 def with_others(
     rows: Sequence[PreferenceRow], roles: Sequence[str], max_length: int = 0
 ) -> list[PreferenceRow]:
     """The rows with the responses of the row before (the last one's for the first), where ``roles``
-    name them, cut to ``max_length`` with this row's prompt (0: no limit).
-
-    Raises HarnessError for a single row, which has no other.
+    name them, cut to ``max_length`` with this row's prompt (0: no limit). A single row has no other
+    and stays as it is: what is estimated from others is then taken to be 0.
     """
     wanted = [role for role in OTHERS if role in roles]
-    if all(role in row.responses for row in rows for role in wanted):
+    if len(rows) < 2 or all(role in row.responses for row in rows for role in wanted):
         return list(rows)
-    if len(rows) < 2:
-        raise HarnessError("the objective reads another row's responses; there is only one row")
     found = []
     for before, row in zip([rows[-1], *rows[:-1]], rows, strict=True):
         room = max_length - len(row.prompt_ids) if max_length else None
@@ -145,7 +221,7 @@ def with_reference(
     that are equal are scored once. ``mixed``: in the arithmetic of bfloat16 mixed precision, as
     training in it computes the policy's.
     """
-    packed = [row.packed([role for role in roles if role in row.responses]) for row in rows]
+    packed = [row.packed(roles) for row in rows]
     prompts = [prompt for prompt, _ in packed]
     values = response_logps(model, prompts, token_budget=token_budget, mixed=mixed)
     return [

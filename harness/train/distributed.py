@@ -1,10 +1,10 @@
 """One stage over several processes of this machine: started under torch's elastic launcher, ended
-with one answer or one error.
+with one answer or one error; and what a model needs that they divide (FSDP2, DeepSpeed).
 
 ``run_processes`` is what a stage calls. It starts this module as a launcher (workers of a pool may
 have no children of multiprocessing's, and torch's agent takes signals over), which lets torch start
 one rank per process; every rank runs the same function on the same task. Ranks meet on the loopback
-interface at a port that torch chooses.
+interface at a port that torch chooses. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -37,32 +37,35 @@ FOLDER = "processes"
 STOP, ANSWER, KILLED, LOG = "stop", "answer.json", "killed", "log.txt"
 SHUTDOWN_SECONDS = 3
 """What the other ranks have to end once one has failed."""
+DEEPSPEED = Path(__file__).parent / "deepspeed_zero3.json"
+"""DeepSpeed's configuration; ``auto`` entries follow the training arguments. Unmeasured: no machine
+with DeepSpeed ran it.
+"""
 
 
 def check_ready(runtime: RuntimeSettings, devices: int | None) -> None:
-    """Raise HarnessError where training as ``runtime`` says cannot start: a package or devices are
-    missing.
+    """Raise HarnessError where training as ``runtime`` says lacks a package or devices.
 
     devices: accelerators that there are; 0 for the CPU, None where others will train (a cluster's
     nodes).
     """
-    processes, sharding = runtime.processes, runtime.sharding
-    if sharding == "deepspeed_zero3" and find_spec("deepspeed") is None:
+    deepspeed = runtime.sharding == "deepspeed_zero3"
+    if deepspeed and find_spec("deepspeed") is None:
         raise HarnessError(
             "runtime.sharding deepspeed_zero3 needs the package deepspeed, which is not installed: "
             "`pip install deepspeed` on a CUDA machine, or set runtime.sharding: fsdp, which "
             "divides the same things and needs nothing more"
         )
-    if sharding == "deepspeed_zero3" and devices == 0:
+    if deepspeed and devices == 0:
         raise HarnessError(
             "runtime.sharding deepspeed_zero3 needs GPUs, and none is visible; set "
             "runtime.sharding: fsdp to train on a CPU"
         )
-    if devices and processes > devices:
+    if devices and runtime.processes > devices:
         raise HarnessError(
-            f"a training stage asks for {processes} devices (runtime.processes), but visible here "
-            f"are only {devices}; ask for less, make more visible (CUDA_VISIBLE_DEVICES), or run "
-            "on a bigger node"
+            f"a training stage asks for {runtime.processes} devices (runtime.processes), but "
+            f"visible here are only {devices}; ask for less, make more visible "
+            "(CUDA_VISIBLE_DEVICES), or run on a bigger node"
         )
 
 
@@ -76,20 +79,21 @@ def run_processes(function: str, task: StageTask[Any], processes: int) -> Any:
     folder = task.out / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    told = canonical_json({"function": function, "task": _told(task)})
-    (folder / "task.json").write_text(told, encoding="utf-8")
+    (folder / "task.json").write_text(
+        canonical_json({"function": function, "task": _told(task)}), encoding="utf-8"
+    )
     with termination_noted((folder / STOP).touch):
         _launch(folder, processes, _environment(task))
     answer = folder / ANSWER
-    if not answer.is_file():
-        if (folder / STOP).exists():
-            raise SystemExit(128 + signal.SIGTERM)
-        message = _reason(folder, processes)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise HarnessError(message)
-    found = json.loads(answer.read_text(encoding="utf-8"))
-    shutil.rmtree(folder)
-    return found
+    if answer.is_file():
+        found = json.loads(answer.read_text(encoding="utf-8"))
+        shutil.rmtree(folder)
+        return found
+    if (folder / STOP).exists():
+        raise SystemExit(128 + signal.SIGTERM)
+    message = _reason(folder, processes)
+    shutil.rmtree(folder, ignore_errors=True)
+    raise HarnessError(message)
 
 
 def stop_asked(out: Path) -> bool:
@@ -177,9 +181,7 @@ def _reason(folder: Path, processes: int) -> str:
     return f"{where} without a word; the end of its log:\n" + "\n".join(log.splitlines()[-15:])
 
 
-# -- inside the launcher and its ranks -------------------------------------------------------------
-
-
+# -- the launcher and its ranks --------------------------------------------------------------------
 def _told(task: StageTask[Any]) -> dict[str, Any]:
     """A task as JSON: its typed settings with the name of their class."""
     kind = type(task.settings)
@@ -269,6 +271,75 @@ def rank_main(folder: Path) -> None:
         raise SystemExit(1) from error
     if rank == 0:
         write_atomic(folder / ANSWER, json.dumps(answer))
+
+
+# -- inside a rank ---------------------------------------------------------------------------------
+def any_rank(device: Any, *flags: bool) -> list[bool]:
+    """Each flag, true on every rank when it is true on any."""
+    import torch
+
+    told = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in told.tolist()]
+
+
+def sharding_arguments(model: Any, sharding: str) -> dict[str, Any]:
+    """Training arguments for a way of sharding; none for whole models (then data-parallel when
+    there are several ranks).
+    """
+    if sharding == "none":
+        return {}
+    from harness.model.logprobs import base_model_of, output_head, plain_head
+
+    base = base_model_of(model)
+    name = f"runtime.sharding {sharding}: {type(base).__name__}"
+    # Called a chunk at a time, another head would be gathered more often on one rank than another.
+    if not plain_head(output_head(base)):
+        raise HarnessError(
+            f"{name} has a head that is scaled, capped or adapted by LoRA, which cannot be "
+            "sharded here; set runtime.sharding: none"
+        )
+    if sharding == "deepspeed_zero3":
+        return {"deepspeed": str(DEEPSPEED)}
+    layers = sorted(base._no_split_modules or [])
+    if not layers:
+        raise HarnessError(
+            f"{name} does not say which of its layers stay whole (_no_split_modules); set "
+            "runtime.sharding: none"
+        )
+    how = {
+        "version": 2,
+        "transformer_layer_cls_to_wrap": layers,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "reshard_after_forward": True,
+    }
+    return {"fsdp": True, "fsdp_config": how}
+
+
+def whole_state(trainer: Any) -> dict[str, Any]:
+    """The divided model's weights by name, whole, on the first rank's CPU; empty on the others. All
+    ranks call it.
+
+    Raises HarnessError when the trainer did not divide the model: what was asked for is never
+    silently left out.
+    """
+    if trainer.is_deepspeed_enabled:
+        gathered: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        return gathered
+    from torch.distributed.tensor import DTensor
+
+    if not all(isinstance(p, DTensor) for p in trainer.model.parameters()):
+        raise HarnessError(
+            "runtime.sharding was set, but the installed accelerate and transformers did not "
+            "shard the model; set it to none"
+        )
+    found = {}
+    for name, value in trainer.model.state_dict().items():
+        # One weight at a time: no device holds the whole model.
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if trainer.is_world_process_zero():
+            found[name] = whole.cpu()
+    return found
 
 
 if __name__ == "__main__":

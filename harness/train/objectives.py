@@ -27,18 +27,16 @@ if TYPE_CHECKING:
 PAIR = ("chosen", "rejected")
 OTHERS = ("other_chosen", "other_rejected")
 """The responses of another row's prompt: what KTO estimates its KL from."""
-
-
-def explore_roles(samples: int) -> tuple[str, ...]:
-    """Roles of the samples of y: explore, explore_1, …"""
-    return ("explore", *(f"explore_{number}" for number in range(1, samples)))
-
-
 PLACEBOS = ("none", "negative", "other_prompt")
 COPO_CLIP, COPO_SCALE = 5.0, 0.1
 """What exp r(y) is cut at, and the scale of the bonus: constants of the released code."""
 GEB_FLOOR = 1e-5
 """Keeps the bonuses of GEB finite where pi is 0; the released code's value."""
+
+
+def explore_roles(samples: int) -> tuple[str, ...]:
+    """Roles of the samples of y: explore, explore_1, …"""
+    return ("explore", *(f"explore_{number}" for number in range(1, samples)))
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,6 @@ class Rows:
 
     def reading(self, role: str) -> Rows:
         """The same rows with the sample of y that ``role`` names in y's place."""
-        if role == "explore":
-            return self
-
         tables = {name: getattr(self, name) for name in ("logps", "reference", "tokens", "extras")}
         moved = {name: {**t, "explore": t[role]} for name, t in tables.items() if role in t}
         return replace(self, **moved)
@@ -72,6 +67,11 @@ class Rows:
     def delta(self) -> Tensor:
         """Delta = r(y_w) - r(y_l), nats, shape (B,)."""
         return self.ratio("chosen") - self.ratio("rejected")
+
+    def mean_delta(self) -> Tensor:
+        """r(y_w)/|y_w| - r(y_l)/|y_l|, nats per token, shape (B,)."""
+        chosen, rejected = (self.ratio(role) / self.tokens[role] for role in PAIR)
+        return chosen - rejected
 
     def mean_logp(self, role: str) -> Tensor:
         """Log-probability per token, nats, shape (B,)."""
@@ -149,13 +149,10 @@ def ipo(rows: Rows, *, beta: float) -> Tensor:
 
 
 def ipo_mean(rows: Rows, *, beta: float) -> Tensor:
-    """(r(y_w)/|y_w| - r(y_l)/|y_l| - 1 / (2 beta))^2: IPO on means over tokens, as TRL does.
-
-    Azar et al. 2023, arXiv 2310.12036.
+    """(r(y_w)/|y_w| - r(y_l)/|y_l| - 1 / (2 beta))^2: IPO on means over tokens, as TRL does. Azar
+    et al. 2023, arXiv 2310.12036.
     """
-    gap = rows.ratio("chosen") / rows.tokens["chosen"]
-    gap = gap - rows.ratio("rejected") / rows.tokens["rejected"]
-    return (gap - 1 / (2 * beta)) ** 2
+    return (rows.mean_delta() - 1 / (2 * beta)) ** 2
 
 
 def cdpo(rows: Rows, *, beta: float, epsilon: float = 0.1) -> Tensor:
@@ -168,14 +165,10 @@ def cdpo(rows: Rows, *, beta: float, epsilon: float = 0.1) -> Tensor:
 
 def robust(rows: Rows, *, beta: float, epsilon: float = 0.1) -> Tensor:
     """((1 - eps) dpo(Delta) - eps dpo(-Delta)) / (1 - 2 eps): unbiased under labels flipped with
-    probability eps < 1/2.
-
-    Chowdhury et al. 2024, arXiv 2403.00409.
+    probability eps < 1/2. Chowdhury et al. 2024, arXiv 2403.00409.
     """
     if not 0 <= epsilon < 0.5:
-        raise HarnessError(
-            f"objective robust: epsilon {epsilon}; it is a flip probability below 0.5"
-        )
+        raise HarnessError(f"objective robust: epsilon {epsilon}; a flip probability below 0.5")
     gap = beta * rows.delta()
     return (-(1 - epsilon) * _logsigmoid(gap) + epsilon * _logsigmoid(-gap)) / (1 - 2 * epsilon)
 
@@ -201,9 +194,7 @@ def rpo(rows: Rows, *, beta: float, weight: float = 1.0) -> Tensor:
 
 def dpop(rows: Rows, *, beta: float, penalty: float = 50.0) -> Tensor:
     """-log sigma(beta (Delta - penalty max(0, -r(y_w)))): DPO that punishes a falling y_w. Pal et
-    al. 2024, arXiv 2402.13228, eq. 3.
-
-    penalty is the paper's lambda (its value there: 50).
+    al. 2024, arXiv 2402.13228, eq. 3 (penalty is its lambda).
     """
     return -_logsigmoid(beta * (rows.delta() - penalty * (-rows.ratio("chosen")).clamp(min=0)))
 
@@ -212,8 +203,7 @@ def dpo_norm(rows: Rows, *, beta: float) -> Tensor:
     """-log sigma(beta (r(y_w)/|y_w| - r(y_l)/|y_l|)): DPO on means over tokens. Lambert et al. 2024
     (Tulu 3), arXiv 2411.15124.
     """
-    gap = rows.ratio("chosen") / rows.tokens["chosen"]
-    return -_logsigmoid(beta * (gap - rows.ratio("rejected") / rows.tokens["rejected"]))
+    return -_logsigmoid(beta * rows.mean_delta())
 
 
 def wpo(rows: Rows, *, beta: float) -> Tensor:
@@ -225,10 +215,8 @@ def wpo(rows: Rows, *, beta: float) -> Tensor:
 
 
 def exo(rows: Rows, *, beta: float, epsilon: float = 1e-3) -> Tensor:
-    """KL(q || p), q = (sigma(beta Delta), sigma(-beta Delta)), p = (1 - eps, eps): the reverse of
-    cDPO's cross-entropy. Ji et al. 2024, arXiv 2402.00856, eq. 16.
-
-    Raises HarnessError for eps outside (0, 1), where the divergence is infinite.
+    """KL(q || p), q = (sigma(beta Delta), sigma(-beta Delta)), p = (1 - eps, eps), 0 < eps < 1: the
+    reverse of cDPO's cross-entropy. Ji et al. 2024, arXiv 2402.00856, eq. 16.
     """
     if not 0 < epsilon < 1:
         raise HarnessError(f"objective exo: epsilon {epsilon}; it lies between 0 and 1")
@@ -311,7 +299,7 @@ def kto(
     max(0, E[r(y')]) without gradient. Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7.
 
     Every pair stands for its two unpaired rows. E is over the global batch and both responses y'
-    of the row before in the data, read after this row's prompt.
+    of the row before in the data, read after this row's prompt; 0 where the data is a single row.
     """
     z = rows.batch["mean"].clamp(min=0)
     gain = 1 - (beta * (rows.ratio("chosen") - z)).sigmoid()
@@ -370,6 +358,12 @@ class Objective:
     def explores(self) -> bool:
         """Whether it has a term in y."""
         return self.coefficient is not None
+
+
+def others_of(name: str) -> tuple[str, ...]:
+    """Roles beyond the pair and y that an objective's statistic reads."""
+    statistic = OBJECTIVES[name].statistic
+    return tuple(role for role in statistic.reads if role in OTHERS) if statistic else ()
 
 
 def source_of(function: Callable[..., Any]) -> str:
@@ -437,7 +431,7 @@ class ResolvedObjective:
     @property
     def scored(self) -> tuple[str, ...]:
         """Roles that the reference scores: those of the loss and those of the statistic."""
-        return (*self.roles, *(role for role in others_of(self.name) if role not in self.roles))
+        return (*self.roles, *others_of(self.name))
 
     def losses(self, rows: Rows) -> Tensor:
         """Losses of shape (B,): with several samples of y the mean over them."""
@@ -451,12 +445,6 @@ class ResolvedObjective:
             if role.startswith("explore")
         ]
         return sum(others, first) / (1 + len(others))
-
-
-def others_of(name: str) -> tuple[str, ...]:
-    """Roles beyond the pair and y that an objective's statistic reads."""
-    statistic = OBJECTIVES[name].statistic
-    return tuple(role for role in statistic.reads if role in OTHERS) if statistic else ()
 
 
 def resolve(
@@ -473,23 +461,20 @@ def resolve(
     An exploration objective whose coefficient is 0 is DPO, here and nowhere else: its y is not
     scored, so that alpha 0 is DPO bit for bit and both share one stage of a study.
 
-    samples: of y, over which the loss is averaged.
-
-    placebo: ``negative`` trains with -alpha; ``other_prompt`` changes only which y stands in the
-    pairs, so it changes nothing here. Raises HarnessError on an unknown name, parameter or placebo,
-    or a beta that is not positive.
+    samples: of y, over which the loss is averaged. placebo: ``negative`` trains with -alpha;
+    ``other_prompt`` changes only which y stands in the pairs, so it changes nothing here. Raises
+    HarnessError on an unknown name, parameter or placebo, or a beta that is not positive.
     """
     if name not in OBJECTIVES:
         raise HarnessError(f"unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
     objective, given = OBJECTIVES[name], dict(params or {})
-    defaults = objective.parameters
-    wrong = ""
-    for parameter, value in sorted(given.items()):
+    defaults, wrong = objective.parameters, ""
+    for parameter, value in given.items():
         if parameter not in defaults:
             known = ", ".join(defaults) or "none"
-            wrong = wrong or f"unknown parameter {parameter!r}; its parameters: {known}"
+            wrong = f"unknown parameter {parameter!r}; its parameters: {known}"
         elif not isinstance(value, (int, float)):
-            wrong = wrong or f"{parameter} is {value!r}; it must be a number"
+            wrong = f"{parameter} is {value!r}; it must be a number"
     if placebo not in PLACEBOS:
         wrong = f"placebo {placebo!r}; allowed: {', '.join(PLACEBOS)}"
     if not beta > 0:

@@ -15,22 +15,21 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl.trainer.dpo_config import DPOConfig
 
-from harness.data.files import Row
-from harness.data.rows import NotAPairError, prompt_of, response_of
-from harness.model.chat import PromptTooLongError, check_rows
 from harness.model.logprobs import (
     base_model_of,
     check_draws_nothing,
@@ -39,18 +38,17 @@ from harness.model.logprobs import (
     mixed_precision,
     sequence_logps,
 )
-from harness.records import HarnessError, Pair, canonical_json, content_hash
+from harness.records import HarnessError, canonical_json, content_hash
 from harness.train.batching import (
     GlobalBatchSampler,
     MicroBatch,
     PreferenceRow,
     collate_for_rank,
-    encode_pair,
-    with_others,
+    encode_rows,
     with_reference,
 )
-from harness.train.objectives import OBJECTIVES, ResolvedObjective, Rows, resolve
-from harness.train.sharding import any_rank, shard_on_cpu
+from harness.train.distributed import any_rank
+from harness.train.objectives import ResolvedObjective, Rows, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -78,36 +76,38 @@ RATIOS = ("rhat_chosen", "rhat_rejected", "rhat_explore")
 METRICS = ("margin", "accuracy", *RATIOS, *(f"rhat_y_{role}" for role in ROLE_OF_Y))
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class PreferenceConfig(DPOConfig):
-    """``trl.DPOConfig`` plus what exploration needs. ``beta`` is DPOConfig's; ``objective`` stands
-    for its ``loss_type``; an option in ``UNREAD`` is an error; ``data_seed`` orders the rows.
+    """``trl.DPOConfig`` plus what exploration needs. ``beta`` is DPOConfig's; ``objective`` (with
+    ``objective_params``) stands for its ``loss_type``; an option in ``UNREAD`` is an error;
+    ``data_seed`` orders the rows.
 
-    global_batch_size 0: per_device_train_batch_size times gradient_accumulation_steps times
-    devices. token_budget 0: no limit but the rows of per_device_train_batch_size. max_log_ratio: of
-    |log pi - log pi_ref|, as a mean over a step.
+    alpha: the exploration coefficient; 0 is DPO bit for bit. explore_samples: of y, that the
+    exploration term is averaged over. schedule_parts: runs like this one that the schedule is over.
+    global_batch_size: rows per optimiser step over all devices; 0:
+    per_device_train_batch_size times gradient_accumulation_steps times devices. max_prompt_length:
+    rows with a longer prompt are dropped (0: by max_length). token_budget: most tokens of one
+    forward pass; 0: no limit but the rows of per_device_train_batch_size. max_log_ratio: of
+    |log pi - log pi_ref|, nats per token as a mean over a step, at which a run counts as diverged.
+    iteration: named in messages of diverging runs.
     """
 
-    objective: str = _option("selm", "Name in harness.train.objectives.OBJECTIVES.")
-    alpha: float = _option(0.0, "Exploration coefficient; 0 is DPO bit for bit.")
-    placebo: str = _option("none", "none, negative or other_prompt.")
-    objective_params: dict[str, Any] | str | None = _option(None, "The objective's parameters.")  # noqa: RUF009 - a field
-    explore_samples: int = _option(1, "Samples of y that the exploration term is averaged over.")
-    schedule_parts: int = _option(1, "Runs like this one that the schedule is over.")
-    global_batch_size: int = _option(0, "Rows per optimiser step over all devices.")
-    max_prompt_length: int = _option(0, "Rows with a longer prompt are dropped (0: by max_length).")
-    token_budget: int = _option(0, "Most tokens of one forward pass.")
-    max_log_ratio: float = _option(20.0, "Nats per token at which a run counts as diverged.")
-    iteration: int = _option(0, "Named in messages of diverging runs.")
+    objective: str = "selm"
+    alpha: float = 0.0
+    placebo: str = "none"
+    objective_params: dict[str, Any] | str | None = None
+    explore_samples: int = 1
+    schedule_parts: int = 1
+    global_batch_size: int = 0
+    max_prompt_length: int = 0
+    token_budget: int = 0
+    max_log_ratio: float = 20.0
+    iteration: int = 0
     # Defaults of transformers that are not ours: mixed precision is asked for, trackers too.
-    bf16: bool = _option(False, "bfloat16 mixed precision.")
-    gradient_checkpointing: bool = _option(None, "Recompute activations (older name).")
-    report_to: Any = _option("none", "Trackers of transformers.")  # noqa: RUF009 - a field
-    logging_steps: float = _option(1, "Steps between two logs.")
+    bf16: bool = False
+    gradient_checkpointing: bool = None  # type: ignore[assignment] # the older name
+    report_to: Any = "none"
+    logging_steps: float = 1
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "objective_params"]
 
@@ -115,10 +115,6 @@ class PreferenceConfig(DPOConfig):
         super().__post_init__()
         if isinstance(self.objective_params, str):
             raise ValueError(f"objective_params: {self.objective_params!r} is not a mapping")
-        self._refuse_unread()
-        self.resolved()
-
-    def _refuse_unread(self) -> None:
         given = []
         for option in dataclasses.fields(DPOConfig):
             made = option.default_factory
@@ -132,6 +128,7 @@ class PreferenceConfig(DPOConfig):
                 f"{given[0]}: {getattr(self, given[0])!r} is not read by this trainer; leave it "
                 "out (the loss is what objective and objective_params say)"
             )
+        self.resolved()
 
     def resolved(self) -> ResolvedObjective:
         """The objective with its numbers, checked."""
@@ -140,11 +137,6 @@ class PreferenceConfig(DPOConfig):
         return resolve(
             self.objective, placebo=self.placebo, samples=self.explore_samples, **numbers
         )
-
-    def rows_per_step(self) -> int:
-        """Rows of one global batch."""
-        per_device = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return self.global_batch_size or per_device * self.world_size
 
 
 class PreferenceTrainer(Trainer):
@@ -173,11 +165,11 @@ class PreferenceTrainer(Trainer):
         *,
         processing_class: Any = None,
         ref_model: nn.Module | None = None,
-        callbacks: list[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective = args.resolved()
-        self.global_rows = args.rows_per_step()
+        per_device = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.global_rows = args.global_batch_size or per_device * args.world_size
         # A step's micro-batches are planned and accumulated in ``training_step``. A copy: the
         # caller's may make another trainer.
         args = copy.copy(args)
@@ -185,26 +177,44 @@ class PreferenceTrainer(Trainer):
         if args.disable_dropout:
             without_dropout(model)
         _tell_half_weights(model)
-        rows = _as_rows(train_dataset, processing_class, args)
-        evaluated = _each(eval_dataset, lambda given: _as_rows(given, processing_class, args))
+        self.encoded = partial(
+            encode_rows,
+            tokenizer=processing_class,
+            objective=self.objective,
+            max_length=args.max_length or 0,
+            max_prompt_length=args.max_prompt_length,
+        )
+        roles, needed = self.objective.scored, self.objective.needs_reference
+        rows = self.encoded(train_dataset)
+        stored = args.precompute_ref_log_probs or all(row.has_reference(roles) for row in rows)
         self.ref_model = None
-        if self.objective.needs_reference:
-            roles = self.objective.scored
-            rows, self.ref_model = _references(model, rows, ref_model, roles, args)
-            if self.ref_model is None:
-                scored = ref_model or model
-                evaluated = _each(evaluated, lambda given: _scored(scored, given, roles, args))
+        if needed and not stored:
+            self.ref_model = (ref_model or copy.deepcopy(base_model_of(model))).eval()
+            self.ref_model.requires_grad_(False)
+            enable_packed_forward(self.ref_model)
+
+        def prepared(dataset: Any) -> Any:
+            if isinstance(dataset, Mapping):
+                return {name: prepared(one) for name, one in dataset.items()}
+            found = self.encoded(dataset)
+            if not (needed and stored) or all(row.has_reference(roles) for row in found):
+                return found
+            budget = args.token_budget or 8192
+            return with_reference(ref_model or model, found, roles, budget, mixed=args.bf16)
+
+        rows = prepared(rows)
+        if eval_dataset is not None:
+            eval_dataset = prepared(eval_dataset)
         enable_packed_forward(model)
-        check_positions(model, (row.packed(self.objective.scored)[0] for row in rows))
+        check_positions(model, (row.packed(roles)[0] for row in rows))
         if args.bf16:
             round_once(model)
         super().__init__(
             model,
             args,
             train_dataset=rows,
-            eval_dataset=evaluated,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=callbacks,
             **kwargs,
         )
         self.remove_callback(PrinterCallback)
@@ -220,9 +230,19 @@ class PreferenceTrainer(Trainer):
         return super().create_scheduler(num_training_steps * self.args.schedule_parts, optimizer)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's, and FSDP on CPU ranks too."""
+        """The Trainer's, with FSDP that gathers weights and reduces gradients as they are
+        (accelerate would round log-probabilities, the output, to bfloat16), and on CPU ranks too,
+        where accelerate would silently keep whole models.
+        """
+        plugin = self.args.fsdp_plugin_args
+        if plugin:
+            plugin["mixed_precision_policy"] = MixedPrecisionPolicy(cast_forward_inputs=False)
         super().create_accelerator_and_postprocess()
-        shard_on_cpu(self)
+        if plugin and self.args.device.type == "cpu":
+            state = self.accelerator.state
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
+            self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One item per optimiser step: the rows of its global batch, the same on every rank."""
@@ -236,11 +256,11 @@ class PreferenceTrainer(Trainer):
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(rows, str):
             rows = self.eval_dataset[rows]
-        rows = _as_rows(rows or (), self.processing_class, self.args)
+        rows = self.encoded(rows or ())
         if not rows:
             raise HarnessError("nothing to evaluate: pass eval_dataset")
-        live = self.ref_model is not None or not self.objective.needs_reference
-        if not live and not _have_reference(rows, self.objective.scored):
+        scored = self.ref_model is not None or not self.objective.needs_reference
+        if not scored and not all(row.has_reference(self.objective.scored) for row in rows):
             raise HarnessError(
                 "rows to evaluate have no reference log-probabilities, and the trainer keeps no "
                 "reference model: pass them as eval_dataset when the trainer is made"
@@ -270,10 +290,9 @@ class PreferenceTrainer(Trainer):
                 for micro in self._micro_batches(rows, self.objective.roles):
                     total += len(rows) * self.micro_batch_loss(model, micro.to(self.args.device))
         found = {"loss": float(self.accelerator.reduce(total, "sum")) / count}
-        found |= self.step_metrics.drain(self.accelerator)
+        found |= self.step_metrics.means(self.accelerator)
         self.step_metrics = training
-        known = {name: value for name, value in found.items() if value is not None}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in known.items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return EvalLoopOutput(None, None, metrics, count)  # type: ignore[arg-type]
 
     @cached_property
@@ -335,13 +354,16 @@ class PreferenceTrainer(Trainer):
     def _batch_statistic(
         self, model: nn.Module, rows: Sequence[PreferenceRow]
     ) -> dict[str, Tensor]:
-        """What the objective reads of the whole global batch, the same on every rank."""
+        """What the objective reads of the whole global batch, the same on every rank; a mean of 0
+        where a single row has no other to read.
+        """
         statistic = self.objective.statistic
         if statistic is None:
             return {}
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        known = all(role in row.responses for row in rows for role in statistic.reads)
         with torch.no_grad():
-            for micro in self._micro_batches(rows, statistic.reads):
+            for micro in self._micro_batches(rows, statistic.reads) if known else ():
                 here = micro.to(self.args.device)
                 total += (statistic.of(self._rows_of(model, here)) * here.weights).sum()
         if self.args.world_size > 1:
@@ -438,7 +460,12 @@ class PreferenceTrainer(Trainer):
         return loss
 
     def _rows_of(self, model: nn.Module, micro: MicroBatch) -> Rows:
-        with self._sharded_precision():
+        precision: Any = contextlib.nullcontext()
+        if self.is_fsdp_enabled and self.args.bf16:
+            # Accelerate leaves autocast out for FSDP. Its cache would hold the whole model.
+            kind = self.args.device.type
+            precision = torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
+        with precision:
             logps = model(packed_batch=micro.batch)
         reference = micro.reference
         if self.ref_model is not None:
@@ -446,14 +473,6 @@ class PreferenceTrainer(Trainer):
             with torch.no_grad(), mixed_precision(base, self.args.bf16):
                 reference = micro.by_role(sequence_logps(base, micro.batch))
         return Rows(micro.by_role(logps), reference, micro.tokens, micro.extras, self.batch)
-
-    def _sharded_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast for FSDP, which accelerate leaves out there: the same arithmetic as on one
-        device. Its cache would hold the whole model.
-        """
-        if not (self.is_fsdp_enabled and self.args.bf16):
-            return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -478,8 +497,8 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's preference metrics to the Trainer's own."""
         if "loss" in logs:
-            found = self.step_metrics.drain(self.accelerator)
-            logs.update({name: value for name, value in found.items() if value is not None})
+            logs.update(self.step_metrics.means(self.accelerator))
+            self.step_metrics = StepMetrics()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
@@ -492,33 +511,28 @@ class PreferenceTrainer(Trainer):
 
 
 class StepMetrics:
-    """What a step reports: sums and counts over micro-batches, drained once per logged step.
+    """What a step reports: sums and counts over micro-batches.
 
-    All log-ratios r = log pi_theta - log pi_ref are in nats, summed over the response's tokens. A
-    mean over no rows is None. Log-ratios stay on their device until somebody asks, so that a GPU is
-    not waited for between micro-batches.
+    All log-ratios r = log pi_theta - log pi_ref are in nats, summed over the response's tokens;
+    without a reference, r is the log-probability itself. They stay on their device until somebody
+    asks, so that a GPU is not waited for between micro-batches.
     """
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
         self.waiting: list[tuple[list[str], Tensor, Tensor | None, tuple[str, ...]]] = []
         self.sums = dict.fromkeys(METRICS, 0.0)
-        self.counts = dict.fromkeys(METRICS, 0.0)
-        self.absolute = 0.0
-        self.tokens = 0.0
+        self.counts = dict.fromkeys(METRICS, 0)
+        self.absolute = self.tokens = 0.0
 
     def add(self, rows: Rows, micro: MicroBatch) -> None:
-        """Count one micro-batch. Without a reference, r is the log-probability itself."""
+        """Count one micro-batch."""
         if not micro.counts:
             return
-        with torch.no_grad():
-            names = list(rows.logps)
-            ratios = torch.stack(
-                [rows.ratio(role) if role in rows.reference else rows.logps[role] for role in names]
-            ).detach()
-            lengths = torch.stack([rows.tokens[role] for role in names]) if rows.reference else None
+        names = list(rows.logps)
+        ratios = torch.stack(
+            [rows.ratio(role) if role in rows.reference else rows.logps[role] for role in names]
+        ).detach()
+        lengths = torch.stack([rows.tokens[role] for role in names]) if rows.reference else None
         self.waiting.append((names, ratios, lengths, micro.y_roles))
 
     def _settle(self) -> None:
@@ -543,24 +557,22 @@ class StepMetrics:
         self.counts[name] += len(values)
 
     def drift(self) -> float:
-        """Mean |r| in nats per token since the last drain (0 without a reference)."""
+        """Mean |r| in nats per token (0 without a reference)."""
         self._settle()
         return self.absolute / self.tokens if self.tokens else 0.0
 
-    def drain(self, accelerator: Any = None) -> dict[str, Any]:
-        """Means since the last drain over all ranks, then start again."""
+    def means(self, accelerator: Any) -> dict[str, float]:
+        """Means over all ranks, but for those over no row."""
         self._settle()
-        flat = [*self.sums.values(), *self.counts.values()]
-        if accelerator is not None and accelerator.num_processes > 1:
-            flat = accelerator.reduce(
-                torch.tensor(flat, dtype=torch.float64, device=accelerator.device), "sum"
-            ).tolist()
-        self._reset()
-        sums, counts = flat[: len(METRICS)], flat[len(METRICS) :]
-        return {
-            name: total / count if count else None
-            for name, total, count in zip(METRICS, sums, counts, strict=True)
-        }
+        both = torch.tensor(
+            [[*self.sums.values()], [*self.counts.values()]],
+            dtype=torch.float64,
+            device=accelerator.device,
+        )
+        if accelerator.num_processes > 1:
+            both = accelerator.reduce(both, "sum")
+        found = zip(METRICS, *both.tolist(), strict=True)
+        return {name: total / count for name, total, count in found if count}
 
 
 class _StepLoader(DataLoader[Any]):
@@ -605,101 +617,3 @@ def _tell_half_weights(model: nn.Module) -> None:
             "(bf16=True computes in bfloat16 all the same)",
             str(half).removeprefix("torch."),
         )
-
-
-def _each(datasets: Any, change: Callable[[Any], Any]) -> Any:
-    """``change`` of a dataset, or of each of several by name; None where there is none."""
-    if isinstance(datasets, Mapping):
-        return {name: change(one) for name, one in datasets.items()}
-    return None if datasets is None else change(datasets)
-
-
-def _as_rows(dataset: Sequence[Any], tokenizer: Any, args: PreferenceConfig) -> list[PreferenceRow]:
-    """Rows of tokens from rows of text or tokens. Rows whose prompt is over the limit or leaves no
-    room for an answer, and pairs that are equal after cutting, are dropped and told.
-    """
-    limits = [args.max_prompt_length, (args.max_length or 0) - 1]
-    limit = min((one for one in limits if one > 0), default=0)
-    rows: list[PreferenceRow] = []
-    dropped: dict[str, list[str]] = {}
-    for number, item in enumerate(dataset):
-        if isinstance(item, PreferenceRow):
-            rows.append(item)
-            continue
-        if tokenizer is None:
-            raise HarnessError(f"row {number} is text; pass processing_class (the tokenizer)")
-        pair = _pair(item, f"row {number}")
-        check_rows(tokenizer, [(f"row {number}", pair.messages, (pair.chosen, pair.rejected))])
-        most, why = args.max_length or 0, ""
-        try:
-            row = encode_pair(tokenizer, pair, max_length=most, max_prompt_length=limit)
-        except PromptTooLongError:
-            why = f"have prompts over {limit} tokens"
-        else:
-            if row.responses["chosen"] == row.responses["rejected"]:
-                why = f"have answers that are equal when cut to max_length {most}"
-        if why:
-            dropped.setdefault(why, []).append(str(number))
-        else:
-            rows.append(row)
-    total = len(rows) + sum(map(len, dropped.values()))
-    for why, numbers in dropped.items():
-        told = f"{len(numbers)} of {total} rows {why}"
-        if not rows:
-            raise HarnessError(f"{told}, and none is left; raise max_prompt_length or max_length")
-        logger.warning("%s and are dropped (rows %s)", told, ", ".join(numbers[:3]))
-    needed = set(args.resolved().roles)
-    for row in rows:
-        if needed - set(row.responses):
-            raise HarnessError(
-                f"row {row.prompt_id}: objective {args.objective} with alpha {args.alpha} reads y, "
-                "but the row has no 'explore' response"
-            )
-        if OBJECTIVES[args.objective].counts and args.resolved().c and not row.extras:
-            raise HarnessError(
-                f"row {row.prompt_id}: objective {args.objective} reads how rarely y was met: give "
-                "a PreferenceRow with extras {'explore': √mean f²}, as the stage count writes it"
-            )
-    return with_others(rows, args.resolved().scored, args.max_length or 0)
-
-
-def _pair(item: Mapping[str, Any], place: str) -> Pair:
-    """A row of text, read as the data stage reads it; here every row must be a pair."""
-    try:
-        prompt = prompt_of(Row(item, place))
-        explore = response_of(Row(item, place), "explore", prompt.messages)
-    except NotAPairError as reason:
-        raise HarnessError(f"{place}: {reason}; leave it out of the dataset") from reason
-    role: Any = "middle" if explore else "absent"
-    texts = (prompt.chosen, prompt.rejected, explore)
-    return Pair(prompt.id, prompt.messages, *texts, y_role=role)
-
-
-def _have_reference(rows: Sequence[PreferenceRow], roles: Sequence[str]) -> bool:
-    return all(role in row.reference for row in rows for role in roles)
-
-
-def _scored(
-    model: nn.Module, rows: list[PreferenceRow], roles: Sequence[str], args: PreferenceConfig
-) -> list[PreferenceRow]:
-    """The rows with log-probabilities under ``model``, unless they have them."""
-    if _have_reference(rows, roles):
-        return rows
-    budget = args.token_budget or 8192
-    return with_reference(model, rows, roles, budget, mixed=args.bf16)
-
-
-def _references(
-    model: nn.Module,
-    rows: list[PreferenceRow],
-    ref_model: nn.Module | None,
-    roles: Sequence[str],
-    args: PreferenceConfig,
-) -> tuple[list[PreferenceRow], nn.Module | None]:
-    """Rows with reference log-probabilities, or the model that computes them live."""
-    if args.precompute_ref_log_probs or _have_reference(rows, roles):
-        return _scored(ref_model or model, rows, roles, args), None
-    frozen = ref_model or copy.deepcopy(base_model_of(model))
-    frozen.requires_grad_(False)
-    enable_packed_forward(frozen)
-    return rows, frozen.eval()

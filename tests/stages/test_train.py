@@ -29,6 +29,7 @@ from harness.records import HarnessError, Pair, read_jsonl
 from harness.stages import train
 from harness.train import carried
 from harness.train.batching import encode_pair
+from harness.train.objectives import PAIR
 from harness.train.trainer import PreferenceTrainer
 from tests import plain, tiny
 from tests.preferences import ROLES, run_train, stage_inputs, train_task, write_pairs
@@ -163,6 +164,16 @@ def test_kto_reads_what_the_reference_stage_scored_of_other_rows(
     assert first["loss"] == pytest.approx(0.5), "every ratio is 0 and so is z"
     with pytest.raises(HarnessError, match=r"no reference log-probability .* other_chosen"):
         run_train(inputs, tmp_path / "without", name="kto", alpha=0.0)
+
+
+def test_kto_trains_a_portion_of_a_single_pair(tmp_path: Path) -> None:
+    """There is no other row to estimate a divergence from: z is 0, and a first loss one half."""
+    alone = stage_inputs(tmp_path, (*ROLES[:2], "other_chosen", "other_rejected"), count=1)
+    assert pq.read_table(alone["reference"] / "reference.parquet")["role"].to_pylist() == [*PAIR]
+    assert run_train(alone, tmp_path / "out", name="kto", alpha=0.0, epochs=4).rows == 1
+    first, *_, last = (row["loss"] for row in steps_of(tmp_path / "out"))
+    assert first == pytest.approx(0.5, abs=1e-6)
+    assert last < first
 
 
 def test_global_generators_are_left_alone(inputs: dict[str, Path], tmp_path: Path) -> None:

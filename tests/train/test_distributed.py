@@ -25,7 +25,7 @@ from harness.records import HarnessError, read_jsonl
 from harness.stages import train
 from harness.study.sections import RuntimeSettings
 from harness.study.settings import Recipe
-from harness.train import distributed, sharding
+from harness.train import distributed
 from tests import tiny
 from tests.preferences import config, model, stage_inputs, train_task
 from tests.ranks import run_toy, toy
@@ -260,10 +260,10 @@ def test_the_deepspeed_file_follows_the_training_arguments(tmp_path: Path) -> No
     """Every ``auto`` is filled, nothing contradicts the trainer, and DeepSpeed's batch identity
     holds.
     """
-    written = json.loads(sharding.DEEPSPEED.read_text())
+    written = json.loads(distributed.DEEPSPEED.read_text())
     assert written["zero_optimization"]["stage"] == 3
     args = config(tmp_path, per_device_train_batch_size=4, max_grad_norm=0.7, bf16=True)
-    found = Accepted(str(sharding.DEEPSPEED))
+    found = Accepted(str(distributed.DEEPSPEED))
     assert found.is_zero3()
     found.trainer_config_process(args)
     found.trainer_config_finalize(args, model(), 10)

@@ -183,9 +183,23 @@ def test_copo_says_what_its_rows_lack(tmp_path: Path) -> None:
         PreferenceTrainer(model(), config(tmp_path, objective="copo"), uncounted)
 
 
-def test_a_single_row_has_no_other_to_estimate_the_divergence_from(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match="there is only one row"):
-        PreferenceTrainer(model(), config(tmp_path, objective="kto"), rows(1))
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_single_row_has_no_other_and_its_divergence_is_zero(
+    stored: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = plain.exact_norms(model(dtype=torch.float64))
+    policy, (row,) = plain.exact_norms(moved(start)), rows(1)
+    ((chosen, rejected),) = plain_gaps(policy, start, [row])
+    wanted = 1 - (torch.sigmoid(BETA * chosen) + torch.sigmoid(-BETA * rejected)) / 2
+    if stored:
+        known = {r: float(plain.logp(start, row.prompt_ids, row.responses[r])) for r in ROLES}
+        row = dataclasses.replace(row, reference=known)
+    args = config(tmp_path, objective="kto", max_log_ratio=1e9)
+    trainer = PreferenceTrainer(policy, args, [row], ref_model=None if stored else start)
+    assert (trainer.ref_model is None) is stored
+    loss = trainer.training_step(trainer.model, list(trainer.train_dataset))
+    assert float(loss) == pytest.approx(wanted.item(), rel=1e-6)
+    assert "kto estimates a divergence from other rows, and there is none" in caplog.text
 
 
 def trajectory(trainer: PreferenceTrainer) -> tuple[Tensor, Tensor]:
