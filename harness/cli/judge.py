@@ -34,7 +34,7 @@ with lazily():
     from harness.evaluate import bridge as bridging
     from harness.evaluate import published as figures
     from harness.evaluate import registry
-    from harness.judge import chat_http, client, meta, served, verdicts
+    from harness.judge import chat_http, client, meta, verdicts
     from harness.model import policy, sources, tokenizer
     from harness.pocket import judge as pocket_judge
     from harness.study import judges, sections, tasks
@@ -270,7 +270,7 @@ def judge_server(
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     loaded = policy.load_policy(sources.resolve(model, revision), dtype=dtype, device=device)
-    serving = served.ServedModel(loaded, name or model)
+    serving = chat_http.ServedModel(loaded, name or model)
     room = f"{serving.positions:,} tokens of context, one request at a time"
     shown.say(f"{serving.name}: {dtype} on {device}, {room}.", wrong=True)
     if not tokenizer.takes_system_turn(loaded.tokenizer):

@@ -27,7 +27,7 @@ from harness.evaluate.published import (
 from harness.files import write_atomic
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
-from harness.judge.replies import estimate_tokens
+from harness.judge.endpoint import estimate_tokens
 from harness.records import HarnessError, Status, canonical_json, read_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime

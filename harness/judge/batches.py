@@ -13,14 +13,13 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 
-from harness.judge.endpoint import KEY_VARIABLE
+from harness.judge.endpoint import JudgeReply, Parameters, Trouble, read_answer, read_reply
 from harness.judge.journal import Journal
-from harness.judge.replies import Parameters, Reply, Trouble, read_answer, read_reply
 from harness.records import HarnessError, canonical_json, content_hash, redact
 from harness.study.tasks import Runtime
 
@@ -39,9 +38,14 @@ MOST_FAILURES = 4
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 FULL = "token_limit_exceeded"
 """OpenAI's code where the batches under way hold as many tokens as the account may have there."""
+NO_BATCHES = (
+    "the judge takes no batches (it has no /files or /batches); set judge.transport: direct"
+)
 
 Line = tuple[int, str] | Trouble | HarnessError
 """What became of a question: status and text of its answer, or why there is none."""
+Send = Callable[..., Awaitable[tuple[int, Mapping[str, str], str] | Trouble]]
+"""The client's: method, path, longest silence in seconds and what is sent → its answer."""
 
 
 class _UnreachableError(Exception):
@@ -59,17 +63,11 @@ class Batches:
     """
 
     def __init__(
-        self,
-        journal: Journal,
-        session: aiohttp.ClientSession,
-        url: str,
-        parameters: Parameters,
-        runtime: Runtime,
+        self, journal: Journal, send: Send, parameters: Parameters, runtime: Runtime
     ) -> None:
-        self.journal, self.session, self.url = journal, session, url
+        self.journal, self.send = journal, send
         self.parameters, self.runtime = parameters, runtime
         self.earlier = dict(journal.lines)
-        self.sent = 0
         self._answers: dict[str, asyncio.Future[Line]] = {}
         self._pending: dict[str, bytes] = {}
         self._standing: dict[str, str] = {}
@@ -77,7 +75,7 @@ class Batches:
 
     async def ask(
         self, item: str, body: Mapping[str, Any], deadline: float
-    ) -> tuple[Reply | Trouble, int, str]:
+    ) -> tuple[JudgeReply | Trouble, int, str]:
         """(the reply, or why there is none; how many batches gave an answer; the last one's file).
 
         A question whose line failed is asked again, at most ``MOST_FAILURES`` times; one that is
@@ -91,7 +89,9 @@ class Batches:
             try:
                 left = deadline - time.monotonic()
                 raw = await asyncio.wait_for(asyncio.shield(answer), max(0.0, left))
-                found = _read(raw, sent)
+                if isinstance(raw, HarnessError):
+                    raise raw
+                found = raw if isinstance(raw, Trouble) else read_reply(raw[0], {}, raw[1], sent)
             except TimeoutError:
                 return Trouble(self._where(line)), max(0, attempts - 1), ""
             except _UnreachableError as error:
@@ -101,7 +101,7 @@ class Batches:
                     raise
                 found = Trouble("failed in an earlier run")
             file = self.journal.lines[line]
-            if isinstance(found, Reply):
+            if isinstance(found, JudgeReply):
                 return found, max(1, attempts), file
             if earlier:
                 earlier = ""
@@ -133,7 +133,6 @@ class Batches:
         else:
             row = {"custom_id": line, "method": "POST", "url": ASKED_AT, "body": sent}
             self._pending[line] = (canonical_json(row) + "\n").encode()
-            self.sent += 1
             self._start("", self._gather())
         return self._answers[line]
 
@@ -141,8 +140,8 @@ class Batches:
         running = self._tasks.get(name)
         if running and (name or not running.done()):
             work.close()
-            return
-        self._tasks[name] = asyncio.create_task(work)
+        else:
+            self._tasks[name] = asyncio.create_task(work)
 
     async def _gather(self) -> None:
         """Make batches of the questions that are there, as soon as no more come."""
@@ -162,7 +161,7 @@ class Batches:
             self._note({"file": file, "lines": list(lines)})
             self._start(file, self._settle(file, new=True))
         except (_UnreachableError, HarnessError) as error:
-            self._fail(lines, error)
+            self._hand_out(lines, error)
         finally:
             del self._tasks[lines[0]]
 
@@ -171,25 +170,27 @@ class Batches:
         lines = [line for line, held in self.journal.lines.items() if held == file]
         try:
             batch = self.journal.batches[file] or await self._open(file, new)
-            found = await self._results(file, batch)
+            self._hand_out(lines, await self._results(file, batch))
         except _MissingError:
-            found = {}
             self._standing[file] = "is unknown to the endpoint"
+            self._hand_out(lines, {})
         except (_UnreachableError, HarnessError) as error:
-            self._fail(lines, error)
-            return
-        for line in lines:
-            answer = self._answers.setdefault(line, asyncio.get_running_loop().create_future())
-            lost = Trouble(f"no answer: {self._where(line)}")
-            if not answer.done():
-                answer.set_result(found.get(line, found.get("", lost)))
+            self._hand_out(lines, error)
 
-    def _fail(self, lines: Sequence[str], error: Exception) -> None:
+    def _hand_out(self, lines: Sequence[str], found: Mapping[str, Line] | Exception) -> None:
+        """Give every question its answer, or all of them the error. found[""]: of those that are
+        not there.
+        """
         for line in lines:
             answer = self._answers.setdefault(line, asyncio.get_running_loop().create_future())
-            if not answer.done():
-                answer.set_exception(error)
+            if answer.done():
+                continue
+            if isinstance(found, Exception):
+                answer.set_exception(found)
                 answer.exception()  # asyncio reports those that nobody has looked at
+            else:
+                lost = Trouble(f"no answer: {self._where(line)}")
+                answer.set_result(found.get(line, found.get("", lost)))
 
     def _where(self, line: str) -> str:
         file = self.journal.lines.get(line, "")
@@ -210,24 +211,18 @@ class Batches:
         try:
             return str(json.loads(await self._call("POST", "/files", form))["id"])
         except _MissingError:
-            raise self._none() from None
-
-    def _none(self) -> HarnessError:
-        return HarnessError(
-            f"{self.url} takes no batches (it has no /files or /batches); set judge.transport: "
-            "direct"
-        )
+            raise HarnessError(NO_BATCHES) from None
 
     async def _open(self, file: str, new: bool) -> str:
         """The batch of a file: where it may have been opened already, the one that is there."""
         asked = {"input_file_id": file, "endpoint": ASKED_AT, "completion_window": WINDOW}
-        batch, reason = "", ""
+        reason = ""
         for failures in range(1, MOST_FAILURES + 1):
             try:
                 batch = "" if new else await self._find(file)
                 found = batch or await self._once("POST", "/batches", {"json": asked})
             except _MissingError:
-                raise self._none() from None
+                raise HarnessError(NO_BATCHES) from None
             new = False
             if not isinstance(found, Trouble):
                 batch = batch or str(json.loads(found)["id"])
@@ -236,8 +231,7 @@ class Batches:
             if found.permanent:
                 raise HarnessError(f"the judge opens no batch: {found.reason}")
             reason = found.reason
-            wait = found.delay(failures, self.runtime.judge_backoff_s, POLL_CAP_S)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(found.delay(failures, self.runtime.judge_backoff_s, POLL_CAP_S))
         raise _UnreachableError(f"no batch could be opened ({reason})")
 
     async def _find(self, file: str) -> str:
@@ -256,15 +250,14 @@ class Batches:
         """What a batch holds when it has ended, by question; "" for all that are not there."""
         for turn in itertools.count():
             state = json.loads(await self._call("GET", f"/batches/{batch}"))
-            state["status"] = str(state["status"]).lower()
-            counts = state.get("request_counts") or {}
+            status, counts = str(state["status"]).lower(), state.get("request_counts") or {}
             done = f"{counts.get('completed', 0)} of {counts.get('total', 0)} answered"
-            self._standing[file] = f"is {state['status']} ({done}); the next run takes it up"
-            if state["status"] in ENDED:
+            if status in ENDED:
                 break
+            self._standing[file] = f"is {status} ({done}); the next run takes it up"
             await asyncio.sleep(min(POLL_CAP_S, self.runtime.judge_backoff_s * 2.0**turn))
-        self._standing[file] = f"{state['status']} ({done})"
-        if state["status"] == "failed":
+        self._standing[file] = f"{status} ({done})"
+        if status == "failed":
             return {"": _refused(batch, state)}
         found: dict[str, Line] = {}
         for name in (state.get("output_file_id"), state.get("error_file_id")):
@@ -280,23 +273,16 @@ class Batches:
                 return found
             if found.permanent or failures == MOST_FAILURES:
                 raise _UnreachableError(f"{method} {path.partition('?')[0]}: {found.reason}")
-            wait = found.delay(failures, self.runtime.judge_backoff_s, POLL_CAP_S)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(found.delay(failures, self.runtime.judge_backoff_s, POLL_CAP_S))
         raise AssertionError("unreachable")
 
     async def _once(self, method: str, path: str, sent: Mapping[str, Any]) -> str | Trouble:
-        wait = self.runtime.judge_timeout_s
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=wait, sock_read=wait)
-        options = {"timeout": timeout, "allow_redirects": False, **sent}
-        try:
-            async with self.session.request(method, self.url + path, **options) as response:
-                text = (await response.read()).decode("utf-8", errors="replace")
-                if response.status in (404, 405):
-                    raise _MissingError
-                text = redact(text, only=KEY_VARIABLE)
-                return read_answer(response.status, response.headers, text)
-        except (aiohttp.ClientError, OSError) as error:
-            return Trouble(redact(f"{type(error).__name__}: {error}"))
+        answer = await self.send(method, path, self.runtime.judge_timeout_s, **sent)
+        if isinstance(answer, Trouble):
+            return answer
+        if answer[0] in (404, 405):
+            raise _MissingError
+        return read_answer(*answer)
 
 
 def _cut(pending: Mapping[str, bytes]) -> Iterator[list[str]]:
@@ -336,9 +322,3 @@ def _refused(batch: str, state: Mapping[str, Any]) -> Line:
     if any(one.get("code") == FULL for one in errors):
         return Trouble(reason)
     return HarnessError(f"the judge refuses every call: {reason}")
-
-
-def _read(raw: Line, sent: Mapping[str, Any]) -> Reply | Trouble:
-    if isinstance(raw, HarnessError):
-        raise raw
-    return raw if isinstance(raw, Trouble) else read_reply(raw[0], {}, raw[1], sent)

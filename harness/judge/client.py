@@ -1,4 +1,4 @@
-"""The one client of both judged benchmarks: asks an OpenAI-compatible endpoint once for every
+"""The one client of the judged benchmarks: asks an OpenAI-compatible endpoint once for every
 judgment, whatever happens on the way.
 
 Calls run on one event loop of their own with keep-alive connections. What is asked is decided by
@@ -16,7 +16,6 @@ The API key is read from the environment and lives only in the connection's head
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -28,23 +27,22 @@ from typing import Any, Protocol
 import aiohttp
 
 from harness.judge.batches import Batches
-from harness.judge.endpoint import KEY_VARIABLE, auth_headers, resolve_endpoint
-from harness.judge.journal import JOURNAL_NAME, Journal
-from harness.judge.limits import Budget, Pace
-from harness.judge.replies import (
+from harness.judge.endpoint import (
+    KEY_VARIABLE,
     Parameters,
-    Reply,
     Trouble,
+    auth_headers,
     estimate_tokens,
     read_reply,
+    resolve_endpoint,
     token_limit,
 )
+from harness.judge.endpoint import JudgeReply as JudgeReply  # what its callers read
+from harness.judge.journal import JOURNAL_NAME, Budget, Journal
 from harness.judge.verdicts import CUT_OFF
-from harness.records import FINAL_STATUSES, HarnessError, Status, content_hash, redact
+from harness.records import FINAL_STATUSES, HarnessError, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
-
-log = logging.getLogger(__name__)
 
 REASK_SEED_STEP = 1_000_000
 """Added to ``seed`` for every re-ask. The pocket judge's opinion depends on the seed modulo this: a
@@ -62,7 +60,7 @@ CONNECT_CAP_S = 60.0
 REPLY_FIELDS = (
     *("status", "text", "logprobs", "prompt_tokens", "completion_tokens", "error", "model"),
 )
-Accept = Callable[["JudgeReply"], bool]
+Accept = Callable[[JudgeReply], bool]
 
 
 @dataclass(frozen=True)
@@ -75,26 +73,6 @@ class JudgeRequest:
     messages: tuple[Mapping[str, str], ...]
     params: Mapping[str, Any]
     repeat: int = 0
-
-
-@dataclass(frozen=True)
-class JudgeReply:
-    """``logprobs``: the ``content`` list of the published schema (token, logprob, top_logprobs).
-    model: as the endpoint names itself.
-    """
-
-    id: str
-    repeat: int
-    status: Status
-    text: str = ""
-    logprobs: list[Any] | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    error: str = ""
-    attempts: int = 0
-    model: str = ""
-    batch: str = ""
-    """The vendor's file in whose batch it was asked."""
 
 
 def _body(
@@ -146,11 +124,12 @@ class JudgeClient:
         self.budget = Budget(judge, runtime)
         self.pace = Pace(runtime.judge_requests_per_minute)
         self.endpoint = resolve_endpoint(judge, runtime)
-        self._journal_path = folder / JOURNAL_NAME
-        self._parameters = Parameters()
-        self._batches: Batches | None = None
+        self.parameters = Parameters()
         self.calls = 0
         """Calls sent by this client (the journal's count in ``costs`` holds earlier runs too)."""
+        self._journal_path = folder / JOURNAL_NAME
+        self._session: aiohttp.ClientSession | None = None
+        self._batches: Batches | None = None
 
     def __enter__(self) -> JudgeClient:
         self._journal = Journal(self._journal_path)
@@ -206,12 +185,11 @@ class JudgeClient:
         bodies = [_body(one, self.judge) for one in left]
         prompt = sum(estimate_tokens(body["messages"]) for body in bodies)
         completion = sum(token_limit(body) or 0 for body in bodies)
-        prices = self.budget.prices
         return {
             "judge_calls": len(bodies),
             "judge_prompt_tokens": prompt,
             "judge_completion_tokens_at_most": completion,
-            "judge_usd_at_most": (prompt * prices[0] + completion * prices[1]) / 1e6,
+            "judge_usd_at_most": self.budget.usd(prompt, completion),
         }
 
     # -- everything below runs on the loop's thread ------------------------------------------------
@@ -225,27 +203,22 @@ class JudgeClient:
 
     async def _connect(self) -> None:
         by_batch = self.judge.transport == "batch"
-        at_once = sys.maxsize if by_batch else self.runtime.judge_concurrency
-        self._slots = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(sys.maxsize if by_batch else self.runtime.judge_concurrency)
         self._asking: dict[str, asyncio.Lock] = {}
         self.budget.start(self._journal)
         self.pace.start()
-        connecting_s = min(CONNECT_CAP_S, self.runtime.judge_timeout_s)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connecting_s)
         self._session = aiohttp.ClientSession(
             headers=auth_headers(self.judge, self.endpoint),
-            timeout=timeout,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             proxy=self.endpoint.proxy,
         )
         if by_batch:
-            to = (self._session, self.endpoint.url, self._parameters, self.runtime)
-            self._batches = Batches(self._journal, *to)
+            self._batches = Batches(self._journal, self._send, self.parameters, self.runtime)
 
     async def _disconnect(self) -> None:
         if self._batches:
             await self._batches.close()
-        if hasattr(self, "_session"):
+        if self._session:
             await self._session.close()
 
     def _key(self, request: JudgeRequest) -> str:
@@ -264,8 +237,7 @@ class JudgeClient:
         async def judge_one(key: str, request: JudgeRequest) -> None:
             async with self._asking.setdefault(key, asyncio.Lock()), self._slots:
                 if key not in self._journal.final:
-                    deadline = self._last_reply + self.runtime.judge_deadline_s
-                    reply = await self._judge(key, request, accept, reasks, deadline)
+                    reply = await self._judge(key, request, accept, reasks)
                     if reply.status == "error":
                         errors[key] = reply
 
@@ -293,18 +265,24 @@ class JudgeClient:
         return JudgeReply(request.id, request.repeat, attempts=row.get("attempts", 0), **fields)
 
     async def _judge(
-        self, key: str, request: JudgeRequest, accept: Accept | None, reasks: int, deadline: float
+        self, key: str, request: JudgeRequest, accept: Accept | None, reasks: int
     ) -> JudgeReply:
         """Ask, and ask again while ``accept`` rejects; every paid reply is journalled."""
+        deadline = self._last_reply + self.runtime.judge_deadline_s
         asked = self._journal.asked.get(key, 0)
         for ask in range(min(asked, reasks), reasks + 1):
             room = MORE_ROOM if key in self._journal.cut else 1
             body = _body(request, self.judge, ask, room)
             async with self.budget.call(body):
                 if self._batches:
-                    reply = await _ask_by(self._batches, request, body, deadline, room)
+                    found, attempts, file = await self._batches.ask(request.id, body, deadline)
                 else:
-                    reply = await self._ask(request, body, deadline, room)
+                    (found, attempts), file = await self._ask(body, deadline), ""
+                if isinstance(found, Trouble):
+                    found = _failed(found, room)
+                reply = replace(
+                    found, id=request.id, repeat=request.repeat, attempts=attempts, batch=file
+                )
                 reply = self._whole(request, reply)
                 last = ask == reasks or (reply.status == "truncated" and room > 1)
                 reply, final = self._record(reply, key, ask, accept, last)
@@ -351,72 +329,142 @@ class JudgeClient:
         return reply, final
 
     async def _ask(
-        self, request: JudgeRequest, body: Mapping[str, Any], deadline: float, room: int
-    ) -> JudgeReply:
-        """One reply, through as many attempts as it takes; ``error`` when they or the time run
-        out.
-        """
+        self, body: Mapping[str, Any], deadline: float
+    ) -> tuple[JudgeReply | Trouble, int]:
+        """(the reply, or why there is none; attempts), through as many as it takes."""
         timeout_s = self.runtime.judge_timeout_s
-        pending: set[asyncio.Task[Reply | Trouble]] = set()
+        pending: set[Attempt] = set()
         attempts = failures = 0
-
-        def failed(reason: str, status: Status = "error") -> JudgeReply:
-            identity = (request.id, request.repeat)
-            return JudgeReply(*identity, status, error=reason, attempts=attempts)
-
         try:
             while True:
                 await self.pace.wait()
                 if time.monotonic() >= deadline:
-                    return failed(f"deadline of {self.runtime.judge_deadline_s:g} s reached")
+                    late = f"deadline of {self.runtime.judge_deadline_s:g} s reached"
+                    return Trouble(late), attempts
                 newest = asyncio.create_task(self._post(body))
                 pending.add(newest)
                 attempts += 1
                 until = min(time.monotonic() + timeout_s, deadline)
                 found = await _first_reply(pending, newest, until)
-                trouble: Reply | Trouble = Trouble(f"no reply within {timeout_s:g} s")
-                if newest.done():
-                    trouble = newest.result()
-                if found is None and isinstance(trouble, Trouble):
+                if found is None:
+                    trouble = Trouble(f"no reply within {timeout_s:g} s")
+                    if newest.done() and isinstance(failed := newest.result(), Trouble):
+                        trouble = failed
                     failures += trouble.counts
                     self.pace.yield_to_limit(trouble.retry_after_s)
                     delay = trouble.delay(failures, self.runtime.judge_backoff_s, BACKOFF_CAP_S)
-                    left = deadline - time.monotonic()
                     if trouble.permanent:
-                        return failed(*_refused(trouble, room))
-                    if delay >= left:
-                        return failed(f"{trouble.reason} ({attempts} attempts; deadline reached)")
+                        return trouble, attempts
+                    told = f"{trouble.reason} ({attempts} attempts"
+                    if delay >= deadline - time.monotonic():
+                        return Trouble(f"{told}; deadline reached)"), attempts
                     if failures >= MAX_ATTEMPTS:
-                        return failed(f"{trouble.reason} ({attempts} attempts)")
+                        return Trouble(f"{told})"), attempts
                     for older in pending - {newest}:
                         older.cancel()  # one late attempt at most stays open beside the next
                     pending &= {newest}
                     found = await _first_reply(pending, None, time.monotonic() + delay)
                 if found is not None:
-                    fields = found.fields()
-                    return JudgeReply(request.id, request.repeat, attempts=attempts, **fields)
+                    return found, attempts
         finally:
             for task in pending:
                 task.cancel()
 
-    async def _post(self, body: Mapping[str, Any]) -> Reply | Trouble:
+    async def _post(self, body: Mapping[str, Any]) -> JudgeReply | Trouble:
         self.calls += 1
-        sent = self._parameters.sent(body)
-        try:
-            async with self._session.post(
-                self.endpoint.url + "/chat/completions", json=sent, allow_redirects=False
-            ) as response:
-                text = (await response.read()).decode("utf-8", errors="replace")
-                text = redact(text, only=KEY_VARIABLE)
-                found = read_reply(response.status, response.headers, text, sent)
-        except (aiohttp.ClientError, OSError) as error:
-            return Trouble(redact(f"{type(error).__name__}: {error}"))
+        sent = self.parameters.sent(body)
+        answer = await self._send("POST", "/chat/completions", json=sent)
+        found = answer if isinstance(answer, Trouble) else read_reply(*answer, sent)
         if isinstance(found, Trouble) and found.instead:
-            self._parameters.learn(found)
+            self.parameters.learn(found)
             return await self._post(body)
         return found
 
+    async def _send(
+        self, method: str, path: str, read_s: float | None = None, **sent: Any
+    ) -> tuple[int, Mapping[str, str], str] | Trouble:
+        """Status, headers and text of the endpoint's answer. read_s: longest silence."""
+        assert self._session is not None
+        connect_s = min(CONNECT_CAP_S, self.runtime.judge_timeout_s)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
+        options: dict[str, Any] = {"timeout": timeout, "allow_redirects": False, **sent}
+        try:
+            async with self._session.request(
+                method, self.endpoint.url + path, **options
+            ) as response:
+                text = (await response.read()).decode("utf-8", errors="replace")
+                return response.status, response.headers, redact(text, only=KEY_VARIABLE)
+        except (aiohttp.ClientError, OSError) as error:
+            return Trouble(redact(f"{type(error).__name__}: {error}"))
 
+
+Attempt = asyncio.Task[JudgeReply | Trouble]
+
+
+async def _first_reply(
+    pending: set[Attempt], newest: Attempt | None, until: float
+) -> JudgeReply | None:
+    """The first valid reply among ``pending`` before ``until``; None as soon as ``newest`` failed.
+    Without ``newest``: waits it out.
+    """
+    while (left := until - time.monotonic()) > 0:
+        if not pending:
+            await asyncio.sleep(left)
+            return None
+        done, _ = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        pending -= done
+        for task in done:
+            outcome = task.result()
+            if isinstance(outcome, JudgeReply):
+                return outcome
+        if newest in done:
+            return None
+    return None
+
+
+def _failed(trouble: Trouble, room: int) -> JudgeReply:
+    """What no reply means for its item: an error, but where more room is refused to a reply that
+    was cut off, that one stands.
+    """
+    if room > 1 and trouble.permanent:
+        error = f"{CUT_OFF}, and more room is refused: {trouble.reason}"
+        return JudgeReply("", 0, "truncated", error=error)
+    return JudgeReply("", 0, "error", error=trouble.reason)
+
+
+class Pace:
+    """Spaces calls under ``judge_requests_per_minute``."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.interval_s = 60.0 / per_minute if per_minute else 0.0
+        self.next_slot = 0.0
+        self.no_slack = False
+
+    def start(self) -> None:
+        """Begin, on the loop's thread."""
+        self.turn = asyncio.Lock()
+
+    async def wait(self) -> None:
+        """Wait for this call's turn."""
+        if not self.interval_s:
+            return
+        async with self.turn:
+            slot = max(self.next_slot, time.monotonic())
+            await asyncio.sleep(slot - time.monotonic())
+            # an endpoint without slack counts from the call itself, which is a little late:
+            # then the next must not be early
+            self.next_slot = (time.monotonic() if self.no_slack else slot) + self.interval_s
+
+    def yield_to_limit(self, retry_after_s: float | None) -> None:
+        """After a 429 the paced calls fall into step with the endpoint's own count; at most a
+        second, so that others go on.
+        """
+        if self.interval_s and retry_after_s is not None:
+            self.no_slack = True
+            self.next_slot = max(self.next_slot, time.monotonic() + min(1.0, retry_after_s))
+
+
+# -- what judged benchmarks and rankers call -------------------------------------------------------
 class Place(Protocol):
     """Where judgments are kept, and how they are asked for: a stage's task, a ranker's context."""
 
@@ -470,47 +518,3 @@ def judgments(
 def calls_of(judge: JudgeSettings, repeat: int) -> range:
     """The calls of ``judgments`` whose verdicts are one repeat's."""
     return range(repeat * judge.samples, (repeat + 1) * judge.samples)
-
-
-def _refused(trouble: Trouble, room: int) -> tuple[str, Status]:
-    """What a refusal means for its item: an error, but where more room is refused to a reply that
-    was cut off, that one stands.
-    """
-    if room == 1 or not trouble.permanent:
-        return trouble.reason, "error"
-    return f"{CUT_OFF}, and more room is refused: {trouble.reason}", "truncated"
-
-
-async def _ask_by(
-    batches: Batches, request: JudgeRequest, body: Mapping[str, Any], deadline: float, room: int
-) -> JudgeReply:
-    """One reply by batch; ``error`` when it is not there by the deadline."""
-    found, attempts, file = await batches.ask(request.id, body, deadline)
-    identity = (request.id, request.repeat)
-    if isinstance(found, Trouble):
-        error, status = _refused(found, room)
-        return JudgeReply(*identity, status, error=error, attempts=attempts, batch=file)
-    return JudgeReply(*identity, **found.fields(), attempts=attempts, batch=file)
-
-
-async def _first_reply(
-    pending: set[asyncio.Task[Reply | Trouble]],
-    newest: asyncio.Task[Reply | Trouble] | None,
-    until: float,
-) -> Reply | None:
-    """The first valid reply among ``pending`` before ``until``; None as soon as ``newest`` failed.
-    Without ``newest``: waits it out.
-    """
-    while (left := until - time.monotonic()) > 0:
-        if not pending:
-            await asyncio.sleep(left)
-            return None
-        done, _ = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        pending -= done
-        for task in done:
-            outcome = task.result()
-            if isinstance(outcome, Reply):
-                return outcome
-        if newest in done:
-            return None
-    return None

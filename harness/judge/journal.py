@@ -1,5 +1,5 @@
-"""Append-only JSONL journal of judge replies: what was paid for is never lost, asked again or
-counted twice.
+"""What was asked, answered and spent: an append-only JSONL journal of judge replies, so that what
+was paid for is never lost, asked again or counted twice; and the budget that it counts against.
 
 One process writes at a time (``flock``; others wait). A row goes to the file in one ``write`` as
 soon as the reply is there, so a kill at any byte loses at most the row being written; ``fsync``
@@ -12,16 +12,21 @@ attempts or errors' traces, byte-identical for equal replies.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.files import held
+from harness.judge.endpoint import estimate_tokens, token_limit
 from harness.records import FINAL_STATUSES, HarnessError, canonical_json, read_jsonl, write_jsonl
+from harness.study.sections import JudgeSettings
+from harness.study.tasks import Runtime
 
 JOURNAL_NAME = "judge.journal.jsonl"
 JUDGMENTS_NAME = "judgments.jsonl"
@@ -64,7 +69,7 @@ class Journal:
         self._dirty = False
         self._file = _open_locked(path, wait_s)
         try:
-            self._size = self._repair()
+            self._repair()
             committed = path.with_name(JUDGMENTS_NAME)
             rows, broken = _parsed_rows(path)
             self.repaired += broken
@@ -80,6 +85,7 @@ class Journal:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row. On a full disk the file keeps its old end and HarnessError is raised."""
         line = (canonical_json(row) + "\n").encode()
+        size = os.fstat(self._file).st_size
         try:
             written = 0
             while written < len(line):
@@ -88,24 +94,23 @@ class Journal:
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self.sync()
         except OSError as error:
-            os.ftruncate(self._file, self._size)
+            os.ftruncate(self._file, size)
             raise HarnessError(
                 f"{self.path}: cannot write ({error.strerror}); judgments so far are kept, free "
                 "some space and run again"
             ) from None
-        self._size += len(line)
         self._read(row)
 
     def sync(self) -> None:
+        """Flush what was written to the disk."""
         if self._dirty:
             os.fsync(self._file)
             self._dirty, self._synced = False, time.monotonic()
 
     def close(self) -> None:
-        if self._file >= 0:
-            self.sync()
-            os.close(self._file)  # releases the lock
-            self._file = -1
+        """Flush, and let the next process in."""
+        self.sync()
+        os.close(self._file)
 
     def _read(self, row: Mapping[str, Any]) -> None:
         if "file" in row:
@@ -113,13 +118,13 @@ class Journal:
             self.batches[row["file"]] = row.get("opened", "")
             return
         key = row["key"]
-        self.spent["judge_calls"] += row.get("attempts", 0)
         if row.get("attempts", 0):
-            tokens = row["prompt_tokens"], row["completion_tokens"]
-            self.spent["judge_prompt_tokens"] += tokens[0]
-            self.spent["judge_completion_tokens"] += tokens[1]
+            prompt, reply = row["prompt_tokens"], row["completion_tokens"]
+            self.spent["judge_calls"] += row["attempts"]
+            self.spent["judge_prompt_tokens"] += prompt
+            self.spent["judge_completion_tokens"] += reply
             if row.get("batch"):
-                self.by_batch = (self.by_batch[0] + tokens[0], self.by_batch[1] + tokens[1])
+                self.by_batch = (self.by_batch[0] + prompt, self.by_batch[1] + reply)
         self.model = self.model or row.get("model", "")
         if row["status"] == "error":
             return
@@ -131,21 +136,15 @@ class Journal:
             if row["status"] == "truncated":
                 self.cut.add(key)
 
-    def _repair(self) -> int:
-        """Cut a torn last line (or end it, when only its newline is missing); returns the size of
-        the file.
-        """
-        size = os.fstat(self._file).st_size
+    def _repair(self) -> None:
+        """Cut a torn last line, or end it, when only its newline is missing."""
         written = self.path.read_bytes()
         torn = written[written.rfind(b"\n") + 1 :]
-        if not torn:
-            return size
-        if _row(torn):
+        if torn and _row(torn):
             os.write(self._file, b"\n")
-            return size + 1
-        self.repaired += len(torn)
-        os.ftruncate(self._file, size - len(torn))
-        return size - len(torn)
+        elif torn:
+            self.repaired += len(torn)
+            os.ftruncate(self._file, len(written) - len(torn))
 
 
 def finalise(folder: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | None = None) -> int:
@@ -174,7 +173,7 @@ def finalise(folder: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | 
             f"{out}: cannot write ({error.strerror}); the journal is kept, free some space and "
             "run again"
         ) from None
-    errors = sum(1 for row in rows.values() if row["status"] == "error")
+    errors = [row["status"] for row in rows.values()].count("error")
     if not errors:
         journal.unlink(missing_ok=True)
     return errors
@@ -210,3 +209,60 @@ def _parsed_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = [row for row in map(_row, lines) if row is not None]
     return rows, len(lines) - len(rows)
+
+
+class Budget:
+    """What judging has cost and may cost, in USD: a call is sent only when, at its dearest, it fits
+    under the limit with those in flight.
+    """
+
+    def __init__(self, judge: JudgeSettings, runtime: Runtime) -> None:
+        self.prices, self.limit = judge.prices(runtime), runtime.max_cost_usd
+        self.each = [judge.prices(runtime, way) for way in ("direct", "batch")]
+        if self.limit and judge.kind != "pocket" and not any(self.prices) and not judge.facts:
+            raise HarnessError(
+                "max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million "
+                "and price_completion_usd_per_million"
+            )
+        self.reserved: dict[object, float] = {}
+
+    def start(self, journal: Journal) -> None:
+        """Begin counting, on the loop's thread."""
+        self.journal, self.released = journal, asyncio.Condition()
+
+    def usd(self, prompt: int, reply: int) -> float:
+        """Price of so many tokens."""
+        return (prompt * self.prices[0] + reply * self.prices[1]) / 1e6
+
+    def spent(self) -> float:
+        """Price of every journalled reply, each by the transport with which it came."""
+        spent, batched = self.journal.spent, self.journal.by_batch
+        prompts = spent["judge_prompt_tokens"] - batched[0], batched[0]
+        replies = spent["judge_completion_tokens"] - batched[1], batched[1]
+        ways = zip(prompts, replies, self.each, strict=True)
+        return sum(prompt * price[0] + reply * price[1] for prompt, reply, price in ways) / 1e6
+
+    @contextlib.asynccontextmanager
+    async def call(self, body: Mapping[str, Any]) -> AsyncIterator[None]:
+        """Room for one call; HarnessError when the limit leaves none any more."""
+        if not self.limit:
+            yield
+            return
+        worst = self.usd(estimate_tokens(body["messages"]), token_limit(body) or 0)
+        mine = object()
+        async with self.released:
+            while self.spent() + sum(self.reserved.values()) + worst > self.limit:
+                if not self.reserved:
+                    raise HarnessError(
+                        f"max_cost_usd {self.limit:g} reached: {self.spent():.4f} USD spent on "
+                        f"{len(self.journal.final)} judgments, the next may cost {worst:.4f}; the "
+                        "journal keeps them, raise the limit and run again"
+                    )
+                await self.released.wait()
+            self.reserved[mine] = worst
+        try:
+            yield
+        finally:
+            async with self.released:
+                del self.reserved[mine]
+                self.released.notify_all()

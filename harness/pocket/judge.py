@@ -262,19 +262,13 @@ class JudgeServer:
         self.settings = {**OPINION, **settings}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """One HTTP request; a body of another form gets the published error object."""
-        if request.path == "/v1/models":
-            return chat_http.models("pocket-judge", "pocket")
-        if request.path != "/v1/chat/completions" or request.method != "POST":
-            return chat_http.error(404, "not_found", f"no such path: {request.path}")
-        try:
-            body = json.loads(await request.read())
-            if body.get("stream"):
-                raise ValueError("streaming is not supported")
-            return chat_http.reply(completion(body, *verdict(body, self.settings)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            said = f"bad request: {type(error).__name__}: {error}"
-            return chat_http.error(400, "invalid_request_error", said)
+        """One HTTP request."""
+        return await chat_http.route(request, "pocket-judge", "pocket", self._completion)
+
+    async def _completion(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        if body.get("stream"):
+            raise ValueError("streaming is not supported")
+        return completion(body, *verdict(body, self.settings))
 
 
 def completion(

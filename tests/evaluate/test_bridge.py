@@ -20,7 +20,7 @@ from analysis import bridge as reading
 from harness.cli import app
 from harness.evaluate import bridge
 from harness.judge import chat_http
-from harness.judge.replies import estimate_tokens
+from harness.judge.endpoint import estimate_tokens
 from harness.pocket import judge as pocket_judge
 from harness.records import HarnessError, content_hash, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings

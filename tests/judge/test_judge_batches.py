@@ -25,8 +25,8 @@ from harness.cli import findings
 from harness.cost import work as judging
 from harness.judge import batches, client
 from harness.judge.client import DryRunError, JudgeClient, JudgeReply, JudgeRequest
+from harness.judge.endpoint import Trouble
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, finalise
-from harness.judge.replies import Trouble
 from harness.records import HarnessError, content_hash, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import hypothesis
 import pytest
 from hypothesis import given
@@ -27,9 +28,8 @@ from hypothesis import strategies as st
 from harness.judge import client as judge_module
 from harness.judge import endpoint as endpoint_module
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, request_key
-from harness.judge.endpoint import check_url, resolve_endpoint
+from harness.judge.endpoint import Trouble, check_url, read_reply, resolve_endpoint
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
-from harness.judge.replies import Reply, Trouble, read_reply
 from harness.pocket.judge import SEED_PERIOD
 from harness.records import HarnessError, redact
 from harness.study.sections import JudgeSettings
@@ -266,7 +266,7 @@ def test_a_one_token_verdict_is_not_truncated() -> None:
     raw = json.dumps({"choices": [{"message": {"content": "m"}, "finish_reason": "length"}]})
     for limit, status in ((1, "ok"), (2048, "truncated")):
         reply = read_reply(200, {}, raw, {"max_tokens": limit, "messages": []})
-        assert isinstance(reply, Reply)
+        assert isinstance(reply, JudgeReply)
         assert reply.status == status
 
 
@@ -442,7 +442,7 @@ def test_a_rejected_prompt_is_an_error_of_that_item_only() -> None:
     )
     raw = json.dumps({"error": {"code": "content_policy_violation", "message": "no"}})
     reply = read_reply(400, {}, raw, {"messages": []})
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, JudgeReply)
     assert reply.status == "refused"
 
 
@@ -478,7 +478,7 @@ def test_a_rejected_prompt_is_an_error_of_that_item_only() -> None:
 )
 def test_no_reply_body_breaks_the_client(status: int, raw: str) -> None:
     outcome = read_reply(status, {}, raw, {"messages": [], "max_tokens": 5})
-    assert isinstance(outcome, (Reply, Trouble))
+    assert isinstance(outcome, (JudgeReply, Trouble))
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
@@ -728,6 +728,25 @@ def test_requests_per_minute_spaces_the_calls(tmp_path: Path) -> None:
         start = time.monotonic()
         client.complete([request(i) for i in range(16)])
         assert 0.3 <= time.monotonic() - start < 1.0
+
+
+@pytest.mark.parametrize("transport", ["direct", "batch"])
+def test_a_connection_has_a_minute_at_most_however_long_a_reply_may_take(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_of, limits = aiohttp.ClientSession.request, set()
+
+    def noting(self: aiohttp.ClientSession, *given: Any, **options: Any) -> Any:
+        limits.add(options["timeout"].sock_connect)
+        return request_of(self, *given, **options)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "request", noting)
+    with serve() as server:
+        values = Runtime(pocket_judge_url=server.base_url, judge_backoff_s=0.01)
+        assert values.judge_timeout_s > 60
+        with JudgeClient(settings(transport=transport), values, tmp_path) as client:
+            assert client.complete([request(1)])[0].status == "ok"
+    assert limits == {60.0}
 
 
 def test_calls_in_flight_are_bounded(tmp_path: Path) -> None:

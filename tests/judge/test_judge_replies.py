@@ -21,7 +21,7 @@ from harness.evaluate import annotator
 from harness.evaluate.annotator import Pair, annotate
 from harness.judge import chat_http, verdicts
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
-from harness.judge.replies import Reply, read_reply
+from harness.judge.endpoint import read_reply
 from harness.rankers import judge as ranker
 from harness.records import HarnessError
 from harness.study.sections import JudgeSettings
@@ -200,7 +200,7 @@ def test_thinking_is_counted_wherever_it_is_told(usage: Any, tokens: tuple[int, 
     raw = json.dumps(said("Rating: [[6]]") | {"usage": usage})
     body = {"messages": [{"role": "user", "content": "Rate it."}], "max_tokens": 8}
     found = read_reply(200, {}, raw, body)
-    assert isinstance(found, Reply)
+    assert isinstance(found, JudgeReply)
     assert (found.prompt_tokens, found.completion_tokens) == tokens
 
 
@@ -397,9 +397,9 @@ def test_any_reply_is_a_status_a_retry_or_one_message(
     found = None
     with contextlib.suppress(HarnessError):
         found = read_reply(status, {}, json.dumps(body), {"messages": [], "max_tokens": 8})
-    if isinstance(found, Reply):
+    if isinstance(found, JudgeReply):
         assert found.status in ("ok", "refused", "truncated")
-        json.dumps(found.fields(), allow_nan=False)
+        json.dumps(vars(found), allow_nan=False)
 
 
 # -- weighted verdicts -----------------------------------------------------------------------------
@@ -475,8 +475,8 @@ def one_token(entry: Mapping[str, Any]) -> JudgeReply:
     body = said(entry["token"], "length")
     body["choices"][0]["logprobs"] = {"content": [entry]}
     read = read_reply(200, {}, json.dumps(body), {"messages": [], "max_tokens": 1})
-    assert isinstance(read, Reply)
-    return JudgeReply("1", 0, **read.fields())
+    assert isinstance(read, JudgeReply)
+    return read
 
 
 def weighted(content: Any, folder: Path) -> annotator.Annotation:
