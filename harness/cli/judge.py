@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,6 @@ with lazily():
     from analysis import judge_runs as runs
     from analysis import load as loading
     from analysis import table as tables
-    from analysis import table as written
     from harness.cli import console as shown
     from harness.cli import findings
     from harness.engine import launch, stages, worker
@@ -41,7 +39,9 @@ with lazily():
     from harness.study import study as studies
 
 OWN_DATA = Path("ablations/recipes/own_data.yaml")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print calls, tokens and price; ask nothing.")
+]
 
 
 def evaluate(
@@ -84,9 +84,7 @@ def judge(
     results: options.Results = options.RESULTS,
     overrides: options.Overrides = None,
     workers: options.Workers = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print calls, tokens and price; ask nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     max_cost: options.MaxCost = 0.0,
 ) -> None:
     """Judge a study's stored answers again, for example by another judge.
@@ -100,16 +98,19 @@ def judge(
     judged = registry.JUDGED_STAGES
     nodes = plan.nodes.values()
     waiting = [node for node in nodes if node.stage in judged and not opened.has(node.key)]
-    missing = set()
-    for node in waiting:
-        answers = [key for name, key in node.inputs.items() if name.startswith("answer")]
-        missing |= {key for key in answers if not opened.has(key)}
+    answers = {
+        key for node in waiting for name, key in node.inputs.items() if name.startswith("answer")
+    }
+    missing = [key for key in answers if not opened.has(key)]
     if missing:
         says = f"{len(missing)} sets of answers are not in {store}"
         raise HarnessError(f"{study}: {says}; `selm run` makes them")
     if dry_run:
-        costs = judging_cost(waiting, opened)
-        told = ", ".join(f"{value:,.2f} {name}" for name, value in costs.items())
+        total: dict[str, float] = {}
+        for node in waiting:
+            for name, value in judging_cost(node, opened).items():
+                total[name] = total.get(name, 0.0) + value
+        told = ", ".join(f"{value:,.2f} {name}" for name, value in total.items())
         shown.say(f"Nothing was asked. This would take: {told}")
         return
     who = {name: verdicts.judge_label(one) for name, one in judges.asked(plan.study.base).items()}
@@ -117,38 +118,28 @@ def judge(
     limited = launch.share_cost(plan, opened, max_cost)
     renamed = dataclasses.replace(plan.study, name=f"{plan.study.name}-judged-by-{label}")
     asked = dataclasses.replace(limited, study=renamed)
-    count = worker_count(workers)
-    status = run_plan(asked, store, results, workers=count, only=judged)
-    show_both(results / plan.study.name, results / renamed.name, store)
+    status = run_plan(asked, store, results, workers=worker_count(workers), only=judged)
+    first, second = results / plan.study.name, results / renamed.name
+    try:
+        table = runs.table_two_judges(*(loading.load_study(one, store) for one in (first, second)))
+        shown.analysis_table(table)
+        tables.write_table(table, second / "report" / "tables")
+    except HarnessError as error:
+        shown.say(f"The two judges are not set side by side: {error}")
     raise typer.Exit(status)
 
 
-def show_both(first: Path, second: Path, store: Path) -> None:
-    """Every arm against the baseline under both judges; kept beside the other's report."""
-    try:
-        both = [loading.load_study(folder, store) for folder in (first, second)]
-        table = runs.table_two_judges(*both)
-    except HarnessError as error:
-        shown.say(f"The two judges are not set side by side: {error}")
-        return
-    shown.analysis_table(table)
-    written.write_table(table, second / "report" / "tables")
-
-
-def judging_cost(nodes: Sequence[Node], store: Store) -> dict[str, float]:
-    """Calls, tokens and price of judging stages, by running each up to the moment it would ask."""
-    total: dict[str, float] = {}
-    for node in nodes:
-        inputs = {name: store.folder(key) for name, key in node.inputs.items()}
-        runtime = worker.runtime_of(node.runtime).model_copy(update={"judge_dry_run": True})
-        with tempfile.TemporaryDirectory() as scratch:
-            task = StageTask(node.key, node.stage, node.settings, inputs, Path(scratch), runtime)
-            try:
-                stages.function_of(node.stage)(task)
-            except client.DryRunError as stopped:
-                for name, value in stopped.costs.items():
-                    total[name] = total.get(name, 0.0) + value
-    return total
+def judging_cost(node: Node, store: Store) -> dict[str, float]:
+    """Calls, tokens and price of a judging stage, by running it up to the moment it would ask."""
+    inputs = {name: store.folder(key) for name, key in node.inputs.items()}
+    runtime = worker.runtime_of(node.runtime).model_copy(update={"judge_dry_run": True})
+    with tempfile.TemporaryDirectory() as scratch:
+        task = StageTask(node.key, node.stage, node.settings, inputs, Path(scratch), runtime)
+        try:
+            stages.function_of(node.stage)(task)
+        except client.DryRunError as stopped:
+            return stopped.costs
+    return {}
 
 
 def meta_judge(
@@ -225,17 +216,14 @@ def judge_server(
         ),
     ] = False,
     noise: Annotated[float, typer.Option(help="Spread of the pocket judge's verdicts.")] = 0.3,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of that noise.")] = 0,
     model: Annotated[
         str, typer.Option(help="Serve this chat model instead: a checkpoint folder or hub id.")
     ] = "",
-    revision: Annotated[str, typer.Option(help="With --model: the hub's revision.")] = "",
     name: Annotated[
         str, typer.Option(help="With --model: what judge.model calls it; empty: as given.")
     ] = "",
-    device: Annotated[str, typer.Option(help="With --model: auto | cpu | cuda | cuda:N")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="With --model: auto (bfloat16 on a GPU) | float32 | bfloat16")
+    device: Annotated[
+        str, typer.Option(help="With --model: auto | cpu | cuda | cuda:N (in bfloat16 on a GPU)")
     ] = "auto",
 ) -> None:
     """Serve a judge as an OpenAI-compatible endpoint: the pocket judge, or a local chat model.
@@ -247,11 +235,10 @@ def judge_server(
 
     vLLM's server has the same interface and answers many requests at once:
     ``vllm serve MODEL --served-model-name judge --generation-config vllm --port 8765``; on a CPU
-    ``.venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model MODEL --served-model-name
-    judge --generation-config vllm --port 8765 --enforce-eager --no-enable-chunked-prefill
-    --gpu-memory-utilization 0.2`` (of main memory; ``make test-vllm`` makes that environment).
-    The profiles ``vllm-choice`` (AlpacaEval) and ``vllm-rating`` (MT-Bench) ask it at that address
-    and hold it to a verdict, which a small model may otherwise never give.
+    with ``--enforce-eager --no-enable-chunked-prefill --gpu-memory-utilization 0.2`` (of main
+    memory; ``make test-vllm`` makes that environment). The profiles ``vllm-choice`` (AlpacaEval)
+    and ``vllm-rating`` (MT-Bench) ask it at that address and hold it to a verdict, which a small
+    model may otherwise never give.
 
     Example: selm judge-server --port 8765
 
@@ -259,17 +246,14 @@ def judge_server(
     """
     chat_http.check_host(host, public)
     if not model:
-        opinions = sections.JudgeSettings(noise=noise, seed=seed)
-        answering = pocket_judge.JudgeServer(opinions.opinion)
+        opinion = sections.JudgeSettings(noise=noise).opinion
+        answering = pocket_judge.JudgeServer(opinion)
         chat_http.serve_until_interrupted(answering.handle, host, port)
         return
-    if dtype not in DTYPES:
-        raise HarnessError(f"--dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
-    loaded = policy.load_policy(sources.resolve(model, revision), dtype=dtype, device=device)
+    dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    loaded = policy.load_policy(sources.resolve(model, ""), dtype=dtype, device=device)
     serving = chat_http.ServedModel(loaded, name or model)
     room = f"{serving.positions:,} tokens of context, one request at a time"
     shown.say(f"{serving.name}: {dtype} on {device}, {room}.", wrong=True)
@@ -295,9 +279,7 @@ def bridge(
     ] = 1,
     max_cost: options.MaxCost = 0.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls at once.")] = 8,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print calls and price; ask nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Judge public answers again and set the judge beside the one whose verdicts they carry.
 

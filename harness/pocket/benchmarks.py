@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from harness.evaluate.academic import scale_of
 from harness.evaluate.benchmark import load, write_questions
@@ -31,6 +32,8 @@ from harness.study.tasks import PocketBenchmarksTask
 Row = dict[str, Any]
 HERE = Path(__file__).parent
 STYLES = {style.name: style for style in wordings.STYLES}
+TOLD: Row = yaml.safe_load((HERE / "judge_prompts.yaml").read_text(encoding="utf-8"))
+"""What the judge of a benchmark is told."""
 
 
 def run(task: StageTask[PocketBenchmarksTask]) -> StageOutcome:
@@ -62,7 +65,7 @@ def write_mt_bench(seed: int, limit: int, folder: Path) -> int:
     wanted = [row for row in references if row["question_id"] in numbers]
     write_jsonl(folder / "question.jsonl", kept)
     write_jsonl(folder / "reference_answer.jsonl", wanted)
-    shutil.copyfile(HERE / "judge_prompts.jsonl", folder / "judge_prompts.jsonl")
+    write_jsonl(folder / "judge_prompts.jsonl", TOLD["mt_bench"])
     return len(kept)
 
 
@@ -204,17 +207,6 @@ def difficulties(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) ->
 # -- Arena-Hard and WildBench ----------------------------------------------------------------------
 QUESTIONS = 64
 ARENA_CATEGORIES = ("hard_prompt", "creative_writing")
-ARENA_SYSTEM = (
-    "Act as an impartial judge of the answers that two AI assistants gave to one prompt. First "
-    "compare them in a few words. Then write one of these labels: [[A>>B]] when A is much better, "
-    "[[A>B]] when it is better, [[A=B]] for a tie, [[B>A]] when B is better, [[B>>A]] when it is "
-    "much better."
-)
-ARENA_TEMPLATE = "<|User Prompt|>\n{QUESTION}\n\n" + "\n\n".join(
-    f"<|The Start of Assistant {x}'s Answer|>\n{{ANSWER_{x}}}\n<|The End of Assistant {x}'s "
-    "Answer|>"
-    for x in "AB"
-)
 
 
 def write_arena_hard(seed: int, limit: int, folder: Path) -> int:
@@ -224,9 +216,7 @@ def write_arena_hard(seed: int, limit: int, folder: Path) -> int:
     for number, row in enumerate(drawn):
         named = {"id": row["id"], "question": row["instruction"], "baseline": row["output"]}
         rows.append(named | {"category": ARENA_CATEGORIES[number % len(ARENA_CATEGORIES)]})
-    systems = dict.fromkeys(ARENA_CATEGORIES, ARENA_SYSTEM)
-    judge = {"template": ARENA_TEMPLATE, "patterns": [r"\[\[([AB<>=]+)\]\]"], "systems": systems}
-    return write_questions(folder, rows, judge)
+    return write_questions(folder, rows, TOLD["arena_hard"])
 
 
 WILDBENCH_GROUPS = {
@@ -239,23 +229,6 @@ WILDBENCH_GROUPS = {
 """Group of a category; of any other: creative tasks."""
 
 
-def _part(name: str, place: str) -> str:
-    return f"<|begin_of_{name}|>\n\n{{${place}}}\n\n<|end_of_{name}|>\n\n"
-
-
-_ASKED = _part("history", "history") + _part("query", "user_query")
-_CHECKLIST = _part("checklist", "checklist")
-SCORE_TEMPLATE = (
-    f"Rate the response to the query.\n\n{_ASKED}{_part('response', 'model_output')}{_CHECKLIST}"
-    'Say what is good and what is not, and end with JSON: {"score": "[1~10]"}'
-)
-REWARD_TEMPLATE = (
-    f"Compare the two responses to the query.\n\n{_ASKED}{_part('response_A', 'candidate_A')}"
-    f"{_part('response_B', 'candidate_B')}{_CHECKLIST}"
-    'End with JSON: {"choice": "[A++ or A+ or A=B or B+ or B++]"}'
-)
-
-
 def write_wildbench(seed: int, limit: int, folder: Path) -> int:
     """Tasks of one turn, with the baseline that AlpacaEval has here as the reference model."""
     rows = []
@@ -265,8 +238,7 @@ def write_wildbench(seed: int, limit: int, folder: Path) -> int:
         named |= {"checklist": ["Is it right?", "Is it well put?"]}
         groups = [WILDBENCH_GROUPS.get(row["dataset"], "Creative Tasks")]
         rows.append(named | {"groups": groups, "references": {"pocket": row["output"]}})
-    judge = {"score_template": SCORE_TEMPLATE, "reward_template": REWARD_TEMPLATE}
-    return write_questions(folder, rows, judge)
+    return write_questions(folder, rows, TOLD["wildbench"])
 
 
 # -- academic tasks --------------------------------------------------------------------------------

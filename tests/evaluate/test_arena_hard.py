@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.evaluate import arena_hard, given
-from harness.pocket.benchmarks import ARENA_TEMPLATE
+from harness.pocket.benchmarks import TOLD
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
 from tests.faulty_judge import serve
@@ -42,7 +42,7 @@ def owner(tmp_path: Path) -> arena_hard.ArenaHardSettings:
             for row in questions
         ]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
-    config = {"prompt_template": ARENA_TEMPLATE, "bench_name": "arena-hard-v2.0"}
+    config = {"prompt_template": TOLD["arena_hard"]["template"], "bench_name": "arena-hard-v2.0"}
     config |= {"regex_patterns": [r"\[\[([AB<>=]+)\]\]", r"\[([AB<>=]+)\]"], "reference": None}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     (tmp_path / "judge_utils.py").write_text(

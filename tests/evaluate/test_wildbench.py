@@ -15,7 +15,7 @@ from harness.engine.execute import Inline, execute
 from harness.engine.launch import plan_study
 from harness.engine.store import Store
 from harness.evaluate import given, wildbench
-from harness.pocket.benchmarks import REWARD_TEMPLATE, SCORE_TEMPLATE, write_wildbench
+from harness.pocket.benchmarks import TOLD, write_wildbench
 from harness.records import HarnessError, read_jsonl, write_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.study import load_study
@@ -41,8 +41,8 @@ def owner(tmp_path: Path) -> wildbench.WildBenchSettings:
     for name in ("gpt", "haiku"):
         outputs = [{"session_id": row["session_id"], "output": [f"{name} says"]} for row in rows]
         write_jsonl(tmp_path / f"{name}.jsonl", outputs)
-    (tmp_path / "score.md").write_text(SCORE_TEMPLATE)
-    (tmp_path / "pair.md").write_text(REWARD_TEMPLATE)
+    (tmp_path / "score.md").write_text(TOLD["wildbench"]["score_template"])
+    (tmp_path / "pair.md").write_text(TOLD["wildbench"]["reward_template"])
     return wildbench.WildBenchSettings(
         tasks=str(tmp_path / "tasks.jsonl"),
         score_template=str(tmp_path / "score.md"),

@@ -2,8 +2,9 @@
 
 From the stage's function every name it uses is followed to its definition, in the same module or
 through an import of ours, and so on. The hash of those definitions, without comments, docstrings,
-annotations and the names of local variables, is compared with the one that was accepted: where it
-differs, either the numbers cannot have changed (`make golden`), or the stage needs a new version.
+annotations and the names of local variables, and of the data files beside their modules, is
+compared with the one that was accepted: where it differs, either the numbers cannot have changed
+(`make golden`), or the stage needs a new version.
 
 Registries are not followed: what a stage reaches through one (a benchmark's questions, a ranker's
 function) is added by iterating over its records.
@@ -53,9 +54,14 @@ def definitions(stage: str, root: Path = ROOT) -> list[Definition]:
 
 
 def source_hash(stage: str, root: Path = ROOT) -> str:
-    """Hash of the definitions that a stage reaches."""
+    """Hash of the definitions that a stage reaches, and of the data files beside them."""
     digest = hashlib.sha256()
-    for module, name in definitions(stage, root):
+    reached = definitions(stage, root)
+    folders = {(root / module.replace(".", "/")).parent for module, _ in reached}
+    for file in sorted(one for folder in folders for one in folder.rglob("*")):
+        if file.suffix in (".json", ".jsonl", ".yaml"):
+            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    for module, name in reached:
         outlines = [_outline(node) for node in _module(module, root).bodies[name]]
         digest.update(json.dumps([module, name, outlines]).encode())
     return digest.hexdigest()
