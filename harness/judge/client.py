@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 
@@ -40,7 +40,7 @@ from harness.judge.endpoint import (
 from harness.judge.endpoint import JudgeReply as JudgeReply  # what its callers read
 from harness.judge.journal import JOURNAL_NAME, Budget, Journal
 from harness.judge.verdicts import CUT_OFF
-from harness.records import FINAL_STATUSES, HarnessError, content_hash, redact
+from harness.records import FINAL_STATUSES, HarnessError, StageTask, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -464,47 +464,29 @@ class Pace:
             self.next_slot = max(self.next_slot, time.monotonic() + min(1.0, retry_after_s))
 
 
-# -- what judged benchmarks and rankers call -------------------------------------------------------
-class Place(Protocol):
-    """Where judgments are kept, and how they are asked for: a stage's task, a ranker's context."""
-
-    @property
-    def runtime(self) -> Runtime: ...
-
-    @property
-    def out(self) -> Path: ...
-
-
-def ask(
-    judge: JudgeSettings,
-    place: Place,
-    requests: Sequence[JudgeRequest],
-    accept: Accept | None = None,
-) -> tuple[list[JudgeReply], dict[str, float]]:
-    """(replies, costs) of judgments, journalled in the place's folder."""
-    with JudgeClient(judge, place.runtime, place.out) as client:
-        return client.complete(requests, accept=accept), client.costs
-
-
+# -- what judged benchmarks call -------------------------------------------------------------------
 Found = dict[tuple[str, int], dict[str, Any]]
 """Item and call → what is added to its judgment's row."""
 
 
 def judgments(
     judge: JudgeSettings,
-    place: Place,
+    task: StageTask[Any],
     requests: Sequence[JudgeRequest],
     read: Callable[[JudgeReply], Mapping[str, Any]],
     name: str,
 ) -> tuple[Found, dict[str, float]]:
-    """(what was read of every reply, costs) of requests, each asked for every repeat and sample.
+    """(what was read of every reply, costs) of requests, each asked for every repeat and sample,
+    journalled in the stage's folder.
 
     read: what is read of a reply; its ``name`` is None where there is no verdict. Beside it stand
     ``score_status`` and ``reason``; of a reply that failed, these alone.
     """
     calls = range(judge.repeats * judge.samples)
     every = [replace(one, repeat=call) for call in calls for one in requests]
-    replies, costs = ask(judge, place, every, lambda reply: read(reply)[name] is not None)
+    with JudgeClient(judge, task.runtime, task.out) as client:
+        replies = client.complete(every, accept=lambda reply: read(reply)[name] is not None)
+        costs = client.costs
     found: Found = {}
     for reply in replies:
         row: dict[str, Any] = {name: None, "score_status": reply.status, "reason": reply.error}

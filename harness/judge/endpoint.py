@@ -189,7 +189,7 @@ def read_answer(status: int, headers: Mapping[str, str], text: str) -> str | Tro
     """
     if status == 200:
         return text
-    failure = _failure(status, _json(text), text) or Failure(status, "", "")
+    failure = _failure(status, _json(text), text) or Failure(status)
     found = _read_failure(failure, headers, {})
     return found if isinstance(found, Trouble) else Trouble(found.error, permanent=True)
 
@@ -397,23 +397,13 @@ class Failure:
     """An error as the endpoint words it. parameter: of the request, where it names one."""
 
     status: int
-    code: str
-    message: str
+    code: str = ""
+    message: str = ""
     parameter: str = ""
 
     def is_about(self, pattern: re.Pattern[str]) -> bool:
+        """Whether its words match."""
         return pattern.search(f"{self.code} {self.message}") is not None
-
-    def refused_parameter(self, body: Mapping[str, Any]) -> str:
-        """The parameter of the request that the endpoint does not take, or nothing. A prompt that
-        is too long for the model is a fault of that prompt alone.
-        """
-        if self.status not in (400, 403, 422) or "context" in f"{self.code} {self.message}".lower():
-            return ""
-        if not (self.parameter or self.is_about(_NOT_TAKEN)):
-            return ""
-        named = [self.parameter, *map(str.lower, _PARAMETER.findall(self.message))]
-        return next((name for name in named if name in body and name in _KEY_OF), "")
 
 
 def _failure(status: int, data: Any, text: str) -> Failure | None:
@@ -428,7 +418,7 @@ def _failure(status: int, data: Any, text: str) -> Failure | None:
     if not error and (_first(data, "object") == "error" or status != 200):
         error = data
     if not error:
-        return None if status == 200 else Failure(status, "", text[:200])
+        return None if status == 200 else Failure(status, message=text[:200])
     if not isinstance(error, Mapping):
         error = {"message": error if isinstance(error, str) else text[:200]}
     code = str(error.get("code") or error.get("type") or "")
@@ -441,10 +431,23 @@ def _failure(status: int, data: Any, text: str) -> Failure | None:
     return Failure(status, code, message, str(error.get("param") or ""))
 
 
+def _refused_parameter(failure: Failure, body: Mapping[str, Any]) -> str:
+    """The parameter of the request that the endpoint does not take, or nothing. A prompt that is
+    too long for the model is a fault of that prompt alone.
+    """
+    too_long = failure.is_about(re.compile("context", re.IGNORECASE))
+    if failure.status not in (400, 403, 422) or too_long:
+        return ""
+    if not (failure.parameter or failure.is_about(_NOT_TAKEN)):
+        return ""
+    named = [failure.parameter, *map(str.lower, _PARAMETER.findall(failure.message))]
+    return next((name for name in named if name in body and name in _KEY_OF), "")
+
+
 def _read_failure(
     failure: Failure, headers: Mapping[str, str], body: Mapping[str, Any]
 ) -> JudgeReply | Trouble:
-    status, parameter = failure.status, failure.refused_parameter(body)
+    status, parameter = failure.status, _refused_parameter(failure, body)
     shown = redact(f"HTTP {status} {failure.code} {failure.message}".strip())[:300]
     if parameter == "max_tokens" and "max_completion_tokens" in failure.message:
         return Trouble(shown, instead=(parameter, "max_completion_tokens"))

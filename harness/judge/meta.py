@@ -41,7 +41,7 @@ class LabelledPair:
 
 
 LLMBAR = ("input", "output_1", "output_2", "label")
-JUDGE_BENCH = ("question", "response_A", "response_B", "label", "pair_id", "source")
+JUDGE_BENCH = ("pair_id", "source", "question", "response_A", "response_B", "label")
 
 
 def read_labelled_pairs(path: Path) -> list[LabelledPair]:
@@ -55,14 +55,14 @@ def read_labelled_pairs(path: Path) -> list[LabelledPair]:
     pairs: dict[str, LabelledPair] = {}
     for position, row in enumerate(rows):
         try:
-            asked, first, second, label = (row[name] for name in names[:4])
+            *known, asked, first, second, label = (row[name] for name in names)
             number = 1 + labels.index(label)
-            name, source = (str(row[n]) for n in names[4:]) if lines else (str(position), "")
         except (KeyError, TypeError, ValueError):
-            wanted = f"{', '.join(names)} (label: {labels[0]} or {labels[1]})"
+            wanted = f"{', '.join(names[:-1])} and label ({labels[0]} or {labels[1]})"
             raise HarnessError(
                 f"{path}: item {position} is no labelled pair; it needs {wanted}"
             ) from None
+        name, source = map(str, known or (position, ""))
         if name in pairs:
             raise HarnessError(f"{path}: pair_id {name} occurs more than once")
         group = "mmlu-pro" if source.startswith("mmlu-pro") else source

@@ -18,7 +18,8 @@ from typing import Any
 from harness.records import Status, content_hash
 from harness.study.sections import JudgeSettings
 
-_DOUBLE = re.compile(r"\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
+_DOUBLE = re.compile(r"(?<![^\W_])(?<![_)\]])\[\[\s*([^\[\]\n]{1,24}?)\s*\]\]")
+"""Not after a letter, a figure or a bracket: those are indices."""
 _ATTEMPT = re.compile(r"[+\-−]?\d[\d.,]*(\s*/\s*\d+)?|[+\-]?(nan|inf|infinity)", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?")
 _LABEL = re.compile(
@@ -32,7 +33,6 @@ _SINGLE = re.compile(
 _ALONE = " \t*_\"'`.#>-"
 
 ZERO_WIDTH = "\u200b"
-
 FAILED_ANSWERS = ("$ERROR$", "ERROR")
 """What FastChat stores for an answer that could not be generated."""
 
@@ -56,21 +56,15 @@ def parse_rating(text: str) -> Rating:
     to 10 are ratings. Brackets may be escaped, as in Markdown and LaTeX.
     """
     text = _ESCAPED.sub(r"\1", text)
-    attempts = [match for match in _DOUBLE.finditer(text) if _is_attempt(match, text)]
-    if not attempts:
-        written = [match.group(1) for match in _SINGLE.finditer(text)]
-        single = {one for one in written if _ATTEMPT.fullmatch(one)}
-        if len(single) == 1:
-            return _value(single.pop())
-        return Rating(None, "ambiguous" if single else "no_verdict")
-    return _value(attempts[-1].group(1)) if _is_final(attempts, text) else Rating(None, "ambiguous")
-
-
-def _is_attempt(match: re.Match[str], text: str) -> bool:
-    before = text[match.start() - 1 : match.start()]
-    return _ATTEMPT.fullmatch(match.group(1)) is not None and not (
-        before.isalnum() or (before in ("_", ")", "]") and before != "")
-    )
+    attempts = [match for match in _DOUBLE.finditer(text) if _ATTEMPT.fullmatch(match.group(1))]
+    if attempts:
+        final = _is_final(attempts, text)
+        return _value(attempts[-1].group(1)) if final else Rating(None, "ambiguous")
+    written = [match.group(1) for match in _SINGLE.finditer(text)]
+    single = {one for one in written if _ATTEMPT.fullmatch(one)}
+    if len(single) == 1:
+        return _value(single.pop())
+    return Rating(None, "ambiguous" if single else "no_verdict")
 
 
 def _is_final(found: Sequence[re.Match[str]], text: str) -> bool:
@@ -150,16 +144,15 @@ def verdict_logprobs(entry: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
         return None
     if not MOST_MASS < math.fsum(map(math.exp, every)) < 1.001:
         return None
-    return {token: _log_sum(values) for token, values in found.items()}
+    return {
+        token: values[0] if len(values) == 1 else math.log(math.fsum(map(math.exp, values)))
+        for token, values in found.items()
+    }
 
 
 def _bare(token: str) -> str:
     """A token without blanks, also where a server shows them as its tokenizer writes them."""
     return token.strip(" \t\r\n\u2581\u0120")
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    return values[0] if len(values) == 1 else math.log(math.fsum(map(math.exp, values)))
 
 
 MT_BENCH_PATTERNS: tuple[re.Pattern[str], ...] = (
@@ -200,13 +193,9 @@ def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, lis
     found. Other text is unchanged.
     """
     found: list[str] = []
-
-    def defuse(match: re.Match[str]) -> str:
-        found.append(match.group(0)[:80])
-        return match.group(0)[0] + ZERO_WIDTH + match.group(0)[1:]
-
     for pattern in patterns:
-        text = pattern.sub(defuse, text)
+        found += [match.group(0)[:80] for match in pattern.finditer(text)]
+        text = pattern.sub(lambda match: match[0][0] + ZERO_WIDTH + match[0][1:], text)
     return text, found
 
 

@@ -4,11 +4,10 @@ world's conversations. The same settings and data give the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -198,9 +197,13 @@ def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
     rows = islice(read_jsonl(task.inputs["data"] / "sft.jsonl"), settings.rows)
     conversations = [row["messages"] for row in rows]
     tokenizer = build_tokenizer()
-    with isolated_rng(settings.seed), _quiet(), tempfile.TemporaryDirectory() as scratch:
+    with isolated_rng(settings.seed), tempfile.TemporaryDirectory() as scratch:
         model = build_model(settings, tokenizer)
-        loss = _fit(model, tokenizer, conversations, settings, scratch)
+        with warnings.catch_warnings():
+            # of the name of a setting that this TRL still needs
+            said = ".*gradient_checkpointing.*is deprecated"
+            warnings.filterwarnings("ignore", message=said, category=FutureWarning)
+            loss = _fit(model, tokenizer, conversations, settings, scratch)
     folder = task.out / "model"
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -211,31 +214,11 @@ def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
     return StageOutcome(rows=len(conversations), costs=costs, summary=summary)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of ``datasets``, and no warning about the name of a setting that this TRL
-    still needs.
-    """
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*gradient_checkpointing.*is deprecated", category=FutureWarning
-            )
-            yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
 def _fit(
     model: Any, tokenizer: Any, conversations: list[Any], settings: PocketBaseTask, scratch: str
 ) -> float:
     """Train the model; the mean training loss."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -275,6 +258,7 @@ def _fit(
         disable_tqdm=True,
         dataloader_num_workers=0,
     )
+    disable_progress_bars()
     rows = Dataset.from_dict({"messages": conversations})
     trainer = LessonTrainer(
         model=model, args=arguments, train_dataset=rows, processing_class=tokenizer

@@ -15,7 +15,7 @@ from itertools import permutations
 from typing import Any
 
 from harness.judge import verdicts
-from harness.judge.client import JudgeReply, JudgeRequest, ask
+from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
 from harness.judge.journal import finalise
 from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
 from harness.records import HarnessError, Status
@@ -43,9 +43,10 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
         for item in items
         for a, b in permutations(range(len(item.texts)), 2)
     ]
-    replies, costs = ask(context.judge, context, requests, lambda one: preference(one) is not None)
-    for name, amount in costs.items():
-        context.add_cost(name, amount)
+    with JudgeClient(context.judge, context.runtime, context.out) as client:
+        replies = client.complete(requests, accept=lambda one: preference(one) is not None)
+        for name, amount in client.costs.items():
+            context.add_cost(name, amount)
     finalise(context.out)
     left = iter(replies)
     return [_ranked(len(item.texts), left) for item in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -618,13 +619,18 @@ def test_judge_scores_by_hand(tmp_path, monkeypatch):
     """
     asked = []
 
-    def ask(settings, place, requests, accept):
-        assert (settings.kind, place.out) == ("pocket", context.out)
-        asked.extend(requests)
-        replies = [_reply({"a:0:1": 0.9, "a:1:0": 0.3}[request.id]) for request in requests]
-        return replies, {"judge_calls": 2.0}
+    class Client(contextlib.nullcontext):
+        costs = {"judge_calls": 2.0}
 
-    monkeypatch.setattr(judge, "ask", ask)
+        def __init__(self, settings, runtime, out):
+            super().__init__(self)
+            assert (settings.kind, out) == ("pocket", context.out)
+
+        def complete(self, requests, accept):
+            asked.extend(requests)
+            return [_reply({"a:0:1": 0.9, "a:1:0": 0.3}[request.id]) for request in requests]
+
+    monkeypatch.setattr(judge, "JudgeClient", Client)
     monkeypatch.setattr(judge, "finalise", lambda folder: 0)
     context = _context(tmp_path, "judge", judge=JudgeSettings(kind="pocket"))
     (ranked,) = rank_texts([RankItem("a", USER, ("A {output_2}", "B"))], context)
