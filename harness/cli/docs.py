@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from analysis.power import Components, seeds_needed
 from harness.cli import app, schema
-from harness.cost.budget import Assumptions, Budget, amount, budget
+from harness.cost import Assumptions, Budget, amount, budget
 from harness.engine.runs import build_plan
 from harness.engine.stages import STAGES
 from harness.engine.store import Store

@@ -25,10 +25,10 @@ with lazily():
     import huggingface_hub as hub_client
     import torch
 
+    from harness import cost as costs
     from harness.cli import console as shown
     from harness.cli import findings as looking
     from harness.cli.findings import Finding, note, ok, wrong
-    from harness.cost import budget as costs
     from harness.engine import launch, runs
     from harness.engine import store as stores
     from harness.evaluate import registry as benchmarks

@@ -21,8 +21,8 @@ import openai
 import pytest
 from aiohttp import web
 
+from harness import cost as judging
 from harness.cli import findings
-from harness.cost import work as judging
 from harness.judge import batches, client
 from harness.judge.client import DryRunError, JudgeClient, JudgeReply, JudgeRequest
 from harness.judge.endpoint import Trouble
