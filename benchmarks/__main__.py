@@ -10,7 +10,6 @@ import sys
 PARTS = {
     "training": ["bench_training"],
     "generation": ["bench_generation"],
-    "judge": ["bench_house", "judge"],
     "report": ["bench_house", "report"],
     "lc": ["bench_lc"],
     "coverage": ["bench_coverage"],

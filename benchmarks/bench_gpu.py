@@ -33,9 +33,15 @@ import transformers
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import TrainerCallback
 
-from benchmarks import timed, write
-from benchmarks.bench_training import dpo_trainer, least_tokenizer, make_model, options
-from benchmarks.rows import ROLES, random_rows
+from benchmarks import write
+from benchmarks.bench_training import (
+    ROLES,
+    dpo_trainer,
+    least_tokenizer,
+    make_model,
+    options,
+    random_rows,
+)
 from harness.model import attention
 from harness.model.attention import pack
 from harness.model.generate import generate
@@ -104,13 +110,11 @@ class Bench:
     def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
         """Seconds of a call and of what it left to the device, and its result."""
 
-        def whole() -> Any:
-            found = work()
-            self.wait()
-            return found
-
         self.wait()
-        return timed(whole)
+        start = time.perf_counter()
+        found = work()
+        self.wait()
+        return time.perf_counter() - start, found
 
     def median_ms(self, work: Callable[[], Any], repeats: int = 15) -> float:
         """Median milliseconds of a call after three warm-ups."""
@@ -180,8 +184,8 @@ def arguments(bench: Bench, folder: str, **changes: Any) -> dict[str, Any]:
 
 def ours(
     bench: Bench, model: Any, rows: list[PreferenceRow], alpha: float, **changes: Any
-) -> tuple[Clock, float, float, float]:
-    """A short run: its clock, peak memory, first loss, seconds of the references."""
+) -> tuple[Clock, dict[str, float]]:
+    """A short run: its clock, seconds of the references, first loss, peak memory."""
     clock = Clock(bench)
     changes = {"token_budget": bench.token_budget, **changes}
     with tempfile.TemporaryDirectory() as scratch:
@@ -195,41 +199,45 @@ def ours(
         scoring, trainer = bench.timed(job)
         bench.peak()
         trainer.train()
-    return clock, bench.peak(), trainer.state.log_history[0]["loss"], scoring
-
-
-def figures(
-    bench: Bench,
-    name: str,
-    shape: Shape,
-    rows: list[PreferenceRow],
-    found: tuple[Clock, float, float, float],
-    *,
-    roles: Sequence[str],
-    lora: bool = False,
-) -> dict[str, Any]:
-    """What a run says: rates by the median step, utilisation, memory beside the plan's estimate."""
-    clock, peak, loss, scoring = found
-    tokens = sum(row.packed(roles)[0].tokens for row in rows) * bench.rows / len(rows)
-    flops = operations(shape, rows, roles) * bench.rows / len(rows)
-    rate = flops * (2 if lora else 3) / clock.step
-    given: dict[str, Any] = {"training": {"lora": LORA}} if lora else {}
-    recipe = Recipe.model_validate({"model": {"dtype": "bfloat16"}, **given})
-    limit = peak_flops()
-    return {
-        "model": name,
-        "parameters": shape.parameters,
-        "seconds_per_step": clock.step,
-        "unique_tokens_per_second": tokens / clock.step,
-        "rows_per_second": bench.rows / clock.step,
-        "model_flops_per_second": rate,
-        "model_flops_utilisation": rate / limit if limit else None,
+    loss = trainer.state.log_history[0]["loss"]
+    return clock, {
         "seconds_of_references": scoring,
         "first_loss": loss,
         "bytes_held_after_a_step": clock.held,
-        "bytes_at_peak": peak,
-        "bytes_planned_before_rows": training_bytes(shape, recipe),
+        "bytes_at_peak": bench.peak(),
     }
+
+
+def selm_and_dpo(
+    bench: Bench, name: str, made: Callable[[], Any], lora: bool, **changes: Any
+) -> dict[str, Any]:
+    """SELM (three responses) and DPO (two): rates by the median step, utilisation, memory beside
+    the plan's estimate.
+    """
+    rows = ragged_rows(bench.rows * (bench.steps + 1), bench.vocabulary)
+    given: dict[str, Any] = {"training": {"lora": LORA}} if lora else {}
+    recipe = Recipe.model_validate({"model": {"dtype": "bfloat16"}, **given})
+    limit, share, found = peak_flops(), bench.rows / len(rows), {}
+    for what, alpha, roles in (("selm", 1e-3, ROLES), ("dpo", 0.0, ROLES[:2])):
+        model = made()
+        shape = shape_from_config(name, model.config.to_dict())
+        clock, measured = ours(bench, model, rows, alpha, **changes)
+        tokens = share * sum(row.packed(roles)[0].tokens for row in rows)
+        rate = share * operations(shape, rows, roles) * (2 if lora else 3) / clock.step
+        found[what] = {
+            "model": name,
+            "parameters": shape.parameters,
+            "seconds_per_step": clock.step,
+            "unique_tokens_per_second": tokens / clock.step,
+            "rows_per_second": bench.rows / clock.step,
+            "model_flops_per_second": rate,
+            "model_flops_utilisation": rate / limit if limit else None,
+            **measured,
+            "bytes_planned_before_rows": training_bytes(shape, recipe),
+        }
+        del model
+        free()
+    return found
 
 
 def peak_flops() -> float | None:
@@ -239,42 +247,23 @@ def peak_flops() -> float | None:
 
 
 def one_b(bench: Bench) -> dict[str, Any]:
-    """Full training of 1 B: SELM (three responses) and DPO (two)."""
+    """Full training of 1 B."""
     name = "llama-3.2-1b"
-    rows = ragged_rows(bench.rows * (bench.steps + 1), bench.vocabulary)
-    found = {}
-    for what, alpha in (("selm", 1e-3), ("dpo", 0.0)):
-        roles = ROLES if alpha else ROLES[:2]
-        model = bench.model(name, torch.float32)
-        shape = shape_from_config(name, model.config.to_dict())
-        run = ours(bench, model, rows, alpha)
-        found[what] = figures(bench, name, shape, rows, run, roles=roles)
-        del model
-        free()
-    return found
+    return selm_and_dpo(bench, name, partial(bench.model, name, torch.float32), lora=False)
 
 
-def eight_b_with_adapters(bench: Bench) -> tuple[Any, Shape]:
-    """Llama-3-8B in bfloat16 with LoRA on every linear layer, and its shape."""
+def eight_b_with_adapters(bench: Bench) -> Any:
+    """Llama-3-8B in bfloat16 with LoRA on every linear layer."""
     model = bench.model("llama-3-8b", torch.bfloat16)
-    shape = shape_from_config("llama-3-8b", model.config.to_dict())
     without_dropout(model)
-    return with_lora(model, LoraSettings.model_validate(LORA), seed=0), shape
+    return with_lora(model, LoraSettings.model_validate(LORA), seed=0)
 
 
 def eight_b(bench: Bench) -> dict[str, Any]:
-    """LoRA on 8 B in bfloat16 with checkpointing: SELM, and DPO beside TRL's, half the rows."""
+    """LoRA on 8 B in bfloat16 with checkpointing, half the rows."""
     half = replace(bench, rows=bench.rows // 2)
-    rows = ragged_rows(half.rows * (half.steps + 1), half.vocabulary)
-    found = {}
-    for what, alpha in (("selm", 1e-3), ("dpo", 0.0)):
-        roles = ROLES if alpha else ROLES[:2]
-        model, shape = eight_b_with_adapters(half)
-        run = ours(half, model, rows, alpha, gradient_checkpointing=True)
-        found[what] = figures(half, "llama-3-8b", shape, rows, run, roles=roles, lora=True)
-        del model
-        free()
-    return found
+    made = partial(eight_b_with_adapters, half)
+    return selm_and_dpo(half, "llama-3-8b", made, lora=True, gradient_checkpointing=True)
 
 
 def trl_one_b(bench: Bench) -> dict[str, Any]:
@@ -286,7 +275,7 @@ def trl_one_b(bench: Bench) -> dict[str, Any]:
 def trl_eight_b(bench: Bench) -> dict[str, Any]:
     """TRL's DPOTrainer on the rows of ``eight_b``; its reference is the model without adapters."""
     half = replace(bench, rows=bench.rows // 2)
-    return trl(half, eight_b_with_adapters(half)[0], None, gradient_checkpointing=True)
+    return trl(half, eight_b_with_adapters(half), None, gradient_checkpointing=True)
 
 
 def trl(bench: Bench, model: Any, reference: Any, **changes: Any) -> dict[str, Any]:

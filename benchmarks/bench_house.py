@@ -1,12 +1,10 @@
-"""What the house itself costs: planning, status, verifying, a stage's overhead, help; judge calls;
-a report from a million score rows. Writes ``store.json``, ``judge.json`` and ``analysis.json``.
+"""What the house itself costs: planning, status, verifying, a stage's overhead; a report from a
+million score rows. Writes ``store.json`` and ``analysis.json``.
 
-    python -m benchmarks.bench_house [store] [judge] [report]
+    python -m benchmarks.bench_house [store] [report]
 
 Expected on one 2020s core: plan of 10,000 cells under 5 s, status of 10,000 stages under 1 s,
-verify as fast as plain hashing (large files), under 50 ms a stage, help under 0.5 s; more than
-1,000 judgments a second with client and server in one process, at least 0.9 of a rate limit; the
-report under 30 s and 2 GB.
+verify as fast as plain hashing (large files), under 50 ms a stage; the report under 30 s and 2 GB.
 """
 
 from __future__ import annotations
@@ -24,14 +22,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import seconds, timed, write
-from harness.cli import COMMANDS
 from harness.engine import stages, worker
 from harness.engine.execute import Inline, execute
 from harness.engine.graph import Node, manifest
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.files import hash_tree
-from harness.judge.client import JudgeClient, JudgeRequest
 from harness.records import (
     SCHEMA_VERSION,
     Score,
@@ -42,11 +38,8 @@ from harness.records import (
     write_jsonl,
     write_scores,
 )
-from harness.study.sections import JudgeSettings
 from harness.study.study import load_study
-from harness.study.tasks import Runtime
 from tests import synthetic
-from tests.faulty_judge import FaultRates, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = (ROOT / "tests" / "grid.yaml").read_text().replace("../ablations", f"{ROOT}/ablations")
@@ -77,10 +70,6 @@ def python(*arguments: str) -> str:
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-
-
-def selm(*arguments: str) -> str:
-    return python("-m", "harness.cli", *arguments)
 
 
 # -- the engine ------------------------------------------------------------------------------------
@@ -115,8 +104,8 @@ def status(folder: Path, count: int = 10_000) -> dict[str, Any]:
         (target / "rows.jsonl").write_text("{}\n")
         record = record_of(target, key, node.stage, dict(node.defining), dict(node.inputs))
         (target / "record.json").write_text(json.dumps(vars(record.sealed()), sort_keys=True))
-    where = ["--store", str(store.root), "--results", str(folder / "results")]
-    taken = seconds(lambda: selm("status", "alpha", *where), 5)
+    command = ["-m", "harness.cli", "status", "alpha", "--store", str(store.root)]
+    taken = seconds(lambda: python(*command, "--results", str(folder / "results")), 5)
     return {"stages": len(plan.nodes), "status_seconds": taken}
 
 
@@ -170,14 +159,6 @@ def overhead(folder: Path) -> dict[str, Any]:
     return {"stages": len(taken), "ms_per_stage": each, "median_ms": median}
 
 
-def helps() -> dict[str, float]:
-    """Seconds of ``selm --help`` and of every command's help."""
-    return {
-        f"selm {command}".strip() + " --help": seconds(partial(selm, *command.split(), "--help"))
-        for command in ("", *COMMANDS)
-    }
-
-
 def engine() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         return {
@@ -185,49 +166,7 @@ def engine() -> dict[str, Any]:
             "status": status(Path(second)),
             "verify": verifying(Path(second)),
             "overhead": overhead(Path(second)),
-            "help_seconds": helps(),
         }
-
-
-# -- the judge's client ----------------------------------------------------------------------------
-def requests(count: int) -> list[JudgeRequest]:
-    form = (
-        "{filler}[Question]\nWhich number is larger, {a} or {b}?\n\n"
-        "[The Start of Assistant's Answer]\nIt is {c}.\n[The End of Assistant's Answer]"
-    )
-    filler = "Please act as an impartial judge and evaluate the quality of the response. " * 8
-    texts = [form.format(filler=filler, a=i % 50, b=i % 50 + 1, c=i) for i in range(count)]
-    return [
-        JudgeRequest(str(i), ({"role": "user", "content": text},), {})
-        for i, text in enumerate(texts)
-    ]
-
-
-def calls(url: str, count: int, **runtime: Any) -> float:
-    """Judgments a second, 16 in flight."""
-    given: dict[str, Any] = {"judge_concurrency": 16, "pocket_judge_url": url} | runtime
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        JudgeClient(JudgeSettings(), Runtime(**given), Path(folder)) as client,
-    ):
-        taken, replies = timed(partial(client.complete, requests(count)))
-        assert all(reply.status == "ok" for reply in replies)
-        return count / taken
-
-
-def judging(per_second: float = 100.0, latency_s: float = 0.05, burst: int = 10) -> dict[str, Any]:
-    """At full speed; and the share of a server's rate limit that is reached, the client told of it
-    or not (then 429 and Retry-After tell).
-    """
-    with serve() as server:
-        found = {"judgments_per_s": round(calls(server.base_url, 3000), 1)}
-    for name, told in (("paced", int(60 * per_second)), ("unpaced", 0)):
-        faults = FaultRates(requests_per_minute=60.0 * per_second, burst=burst, latency_s=latency_s)
-        with serve(faults=faults) as server:
-            taken = 500 / calls(server.base_url, 500, judge_requests_per_minute=told)
-        share = (500 - burst) / (taken - latency_s) / per_second
-        found[f"share_of_limit_{name}"] = round(share, 3)
-    return found
 
 
 # -- a report --------------------------------------------------------------------------------------
@@ -254,13 +193,14 @@ def reporting(rows: int = 1_000_000, tasks: int = 3) -> dict[str, Any]:
     return {"report": {"score_rows": items * tasks * len(keys), **told}}
 
 
-PARTS = {"store": engine, "judge": judging, "report": reporting}
+PARTS = {"store": ("store", engine), "report": ("analysis", reporting)}
 
 
 def main() -> None:
     for name in sys.argv[1:] or PARTS:
-        found = PARTS[name]()
-        write("analysis" if name == "report" else name, found)
+        file, measure = PARTS[name]
+        found = measure()
+        write(file, found)
         print(json.dumps(found, indent=1), flush=True)
 
 

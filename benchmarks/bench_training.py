@@ -11,13 +11,15 @@ where five values of alpha share them. Writes ``training.json``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import gzip
 import json
 import multiprocessing
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,21 +27,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from benchmarks import OUT, timed, write
-from benchmarks.rows import (
-    PROMPT,
-    RESPONSE,
-    ROLES,
-    VOCABULARY,
-    hh_rows,
-    published_loss,
-    random_rows,
-)
 from harness.model.logprobs import enable_packed_forward, response_logps, sequence_logps
 from harness.train.batching import PreferenceRow, collate_for_rank
 from harness.train.objectives import Rows, resolve
 
+ROLES = ("chosen", "rejected", "explore")
+SHARES = {"winner": 0.45, "loser": 0.30, "middle": 0.25}
+"""How often y is the chosen one, the rejected one, or neither."""
+VOCABULARY = 8000
+PROMPT, RESPONSE = 256, 256
+"""Most tokens of a prompt (its last ones are kept) and of a response."""
 ALPHA, BETA = 1e-3, 0.01
 MICRO_BATCH, GLOBAL_BATCH, TOKEN_BUDGET = 8, 32, 4096
 DIMENSIONS = (
@@ -56,6 +57,113 @@ LENGTHS = {
 """Fewest and most tokens of a prompt and of an answer; the second's answers are all as long."""
 
 
+# -- rows: real text, or random tokens -------------------------------------------------------------
+def _conversations() -> Iterator[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) of the HH test pairs: the last assistant turn is the response."""
+    folder = Path(os.environ.get("SHARED_DATA", OUT.parents[2] / "shared" / "data")) / "preferences"
+    files = sorted(folder.glob("hh_*_test.jsonl.gz"))
+    if not files:
+        raise SystemExit(
+            f"no HH pairs at {folder}; set SHARED_DATA to a folder that holds "
+            "preferences/hh_*_test.jsonl.gz"
+        )
+    mark = "\n\nAssistant:"
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") as handle:
+            for line in handle:
+                row = json.loads(line)
+                cut = row["chosen"].rfind(mark) + len(mark)
+                prompt, *said = row["chosen"][:cut], row["chosen"][cut:], row["rejected"][cut:]
+                if row["rejected"].startswith(prompt) and all(text.strip() for text in said):
+                    yield prompt, *said
+
+
+def hh_rows(count: int) -> list[PreferenceRow]:
+    """``count`` rows of HH text under its own BPE; "neither": another row's chosen response."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    texts = list(_conversations())
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<pad>", "<end>"], show_progress=False
+    )
+    tokenizer.train_from_iterator((part for row in texts[:1500] for part in row), trainer)
+    rng = np.random.default_rng(0)
+    triples = []
+    for place in rng.permutation(len(texts))[: count + 1]:
+        prompt, *said = (tokenizer.encode(text).ids for text in texts[place])
+        triples.append((prompt[-PROMPT:], *([*one, 1][:RESPONSE] for one in said)))
+    return _with_y(triples, count, rng)
+
+
+Length = Callable[[np.random.Generator], int]
+
+
+def random_rows(
+    count: int, prompt: Length, response: Length, vocabulary: int = VOCABULARY
+) -> list[PreferenceRow]:
+    """``count`` rows of random tokens, as many in a prompt and in a response as these draw."""
+    rng = np.random.default_rng(0)
+    triples = [
+        tuple(rng.integers(2, vocabulary, length(rng)) for length in (prompt, response, response))
+        for _ in range(count + 1)
+    ]
+    return _with_y(triples, count, rng)
+
+
+def _with_y(triples: Sequence[Any], count: int, rng: np.random.Generator) -> list[PreferenceRow]:
+    roles = rng.choice(list(SHARES), size=count, p=list(SHARES.values()))
+    rows = []
+    for place, role in enumerate(roles):
+        prompt, chosen, rejected, other = (
+            tuple(int(token) for token in one) for one in (*triples[place], triples[place + 1][1])
+        )
+        y = {"winner": chosen, "loser": rejected, "middle": other}[str(role)]
+        responses = dict(zip(ROLES, (chosen, rejected, y), strict=True))
+        rows.append(PreferenceRow(str(place), prompt, responses, y_role=str(role)))
+    return rows
+
+
+# -- the published formulation ---------------------------------------------------------------------
+def padded_logps(
+    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> Tensor:
+    """log pi(response | prompt) of a padded batch, from full float32 logits; shape (B,)."""
+    longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+    seen, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        size = len(prompt) + len(response)
+        ids[i, :size] = torch.tensor([*prompt, *response])
+        seen[i, :size] = 1
+        labels[i, len(prompt) : size] = ids[i, len(prompt) : size]
+    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1].float()
+    targets = labels[:, 1:]
+    mask = targets != -100
+    table = torch.gather(logits.log_softmax(-1), 2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+    return (table * mask).sum(-1)
+
+
+def published_loss(policy: Any, reference: Any, rows: Sequence[PreferenceRow]) -> Tensor:
+    """Mean over rows of -log sigma(beta Delta) + alpha beta (log pi(y) - log pi_ref(y)): padded,
+    y in a pass of its own, full log-softmax. Anew from arXiv 2405.19332; no code is theirs.
+    """
+    prompts = [row.prompt_ids for row in rows]
+    pairs = [row.responses["chosen"] for row in rows] + [row.responses["rejected"] for row in rows]
+    explored = [row.responses["explore"] for row in rows]
+    logps = []
+    for model, context in ((policy, contextlib.nullcontext()), (reference, torch.no_grad())):
+        with context:
+            pair = padded_logps(model, prompts + prompts, pairs)
+            logps.append((pair, padded_logps(model, prompts, explored)))
+    (policy_pair, policy_y), (reference_pair, reference_y) = logps
+    chosen, rejected = (policy_pair - reference_pair).chunk(2)
+    explores = ALPHA * BETA * (policy_y - reference_y)
+    return (-logsigmoid(BETA * (chosen - rejected)) + explores).mean()
+
+
+# -- the arms --------------------------------------------------------------------------------------
 def make_model(vocabulary: int, sizes: tuple[int, ...]) -> Any:
     """A random Llama of these sizes."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -67,38 +175,37 @@ def make_model(vocabulary: int, sizes: tuple[int, ...]) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-class Arm:
-    """A policy with its reference and optimiser, and what a step does."""
+class Published:
+    """A policy with its reference and optimiser. A step: micro-batches of eight rows in the given
+    order, padded.
+    """
 
     def __init__(self, start: Any) -> None:
         self.policy = copy.deepcopy(start)
         self.reference = copy.deepcopy(start).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=1e-5)
 
+    def score(self, rows: Sequence[PreferenceRow]) -> Sequence[PreferenceRow]:
+        """The pass that is stored and shared; here there is none."""
+        return rows
+
     def step(self, rows: Sequence[PreferenceRow]) -> list[float]:
         """Learn from the rows; the losses of its micro-batches."""
-        raise NotImplementedError
+        losses = []
+        for start in range(0, len(rows), MICRO_BATCH):
+            part = rows[start : start + MICRO_BATCH]
+            loss = published_loss(self.policy, self.reference, part)
+            (loss * len(part) / len(rows)).backward()
+            losses.append(float(loss.detach()))
+        self.update()
+        return losses
 
     def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class Published(Arm):
-    """Micro-batches of eight rows in the given order, padded."""
-
-    def step(self, rows: Sequence[PreferenceRow]) -> list[float]:
-        losses = []
-        for start in range(0, len(rows), MICRO_BATCH):
-            part = rows[start : start + MICRO_BATCH]
-            loss = published_loss(self.policy, self.reference, part, alpha=ALPHA, beta=BETA)
-            (loss * len(part) / len(rows)).backward()
-            losses.append(float(loss.detach()))
-        self.update()
-        return losses
-
-
-class Packed(Arm):
+class Packed(Published):
     """Ours. ``token_budget`` 0: the published arm's micro-batches; else planned by tokens."""
 
     def __init__(self, start: Any, token_budget: int) -> None:
@@ -108,43 +215,39 @@ class Packed(Arm):
         for model in (self.policy, self.reference):
             enable_packed_forward(model)
 
-    def score(self, rows: Sequence[PreferenceRow]) -> list[PreferenceRow]:
-        """Rows with reference log-probabilities: the pass that is stored and shared."""
+    def score(self, rows: Sequence[PreferenceRow]) -> Sequence[PreferenceRow]:
+        """Rows with reference log-probabilities."""
         packed = [row.packed(ROLES) for row in rows]
-        values = response_logps(
-            self.reference,
-            [prompt for prompt, _ in packed],
-            token_budget=self.token_budget or TOKEN_BUDGET,
-        )
-        scored = zip(rows, values, packed, strict=True)
+        budget, prompts = self.token_budget or TOKEN_BUDGET, [prompt for prompt, _ in packed]
+        values = response_logps(self.reference, prompts, token_budget=budget)
         return [
             replace(row, reference={role: own[slot] for role, slot in slots.items()})
-            for row, own, (_, slots) in scored
+            for row, own, (_, slots) in zip(rows, values, packed, strict=True)
         ]
 
     def step(self, rows: Sequence[PreferenceRow]) -> list[float]:
         size = len(rows) if self.token_budget else MICRO_BATCH
-        micro = []
+        losses = []
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
-            micro += collate_for_rank(part, ROLES, token_budget=self.token_budget, micro_batch=0)
-        losses = []
-        for batch in micro:
-            logps = sequence_logps(self.policy, batch.batch)
-            table = Rows(
-                {role: logps[slots] for role, slots in batch.slots.items()},
-                batch.reference,
-                batch.tokens,
-            )
-            loss = self.objective.losses(table).sum()
-            (loss / len(rows)).backward()
-            losses.append(float(loss.detach()) / len(batch.weights))
+            given = {"token_budget": self.token_budget, "micro_batch": 0}
+            for batch in collate_for_rank(part, ROLES, **given):
+                logps = sequence_logps(self.policy, batch.batch)
+                own = {role: logps[slots] for role, slots in batch.slots.items()}
+                table = Rows(own, batch.reference, batch.tokens)
+                loss = self.objective.losses(table).sum()
+                (loss / len(rows)).backward()
+                losses.append(float(loss.detach()) / len(batch.weights))
         self.update()
         return losses
 
 
-def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
+# -- what is measured ------------------------------------------------------------------------------
+def selm_ratios(
+    rows: list[PreferenceRow], args: argparse.Namespace, sizes: tuple[int, ...] = HH_MODEL
+) -> dict[str, Any]:
     """Paired rounds of all arms on the same rows; a warm-up round is not counted."""
+    start = make_model(VOCABULARY, sizes)
     arms = {
         "published": Published(start),
         "same": Packed(start, 0),
@@ -157,37 +260,34 @@ def selm_ratios(rows: list[PreferenceRow], start: Any, args: argparse.Namespace)
         batch = rows[number * args.rows : (number + 1) * args.rows]
         if not number:
             batch = batch[:MICRO_BATCH]
-        order = list(arms) if number % 2 else list(arms)[::-1]
-        cost: dict[str, tuple[float, float]] = {}
+        scoring: dict[str, float] = {}
+        stepping: dict[str, float] = {}
         losses: dict[str, list[float]] = {}
-        for name in order:
-            arm = arms[name]
-            scoring, scored = (
-                timed(partial(arm.score, batch)) if isinstance(arm, Packed) else (0.0, batch)
-            )
-            stepping, losses[name] = timed(partial(arm.step, scored))
-            cost[name] = scoring, stepping
+        for name in list(arms) if number % 2 else reversed(arms):
+            scoring[name], scored = timed(partial(arms[name].score, batch))
+            stepping[name], losses[name] = timed(partial(arms[name].step, scored))
         for mine, theirs in zip(losses["same"], losses["published"], strict=True):
             worst = max(worst, abs(mine - theirs) / abs(theirs))
         if not number:
             continue
-        whole = cost["published"][1]
-        ratios["same_batches"].append(whole / sum(cost["same"]))
-        ratios["token_budget"].append(whole / sum(cost["budget"]))
-        ratios["five_alphas"].append(5 * whole / (cost["budget"][0] + 5 * cost["budget"][1]))
-        seconds["published"] += whole
-        seconds["reference"] += cost["budget"][0]
-        seconds["step"] += cost["budget"][1]
+        whole, ours, reference = stepping["published"], stepping["budget"], scoring["budget"]
+        ratios["same_batches"].append(whole / (scoring["same"] + stepping["same"]))
+        ratios["token_budget"].append(whole / (reference + ours))
+        ratios["five_alphas"].append(5 * whole / (reference + 5 * ours))
+        for part, taken in (("published", whole), ("reference", reference), ("step", ours)):
+            seconds[part] += taken
         tokens["rows"] += len(batch)
         tokens["unique"] += sum(row.packed(ROLES)[0].tokens for row in batch)
         tokens["published_padded"] += sum(
             _padded(batch[i : i + MICRO_BATCH]) for i in range(0, len(batch), MICRO_BATCH)
         )
-    found: dict[str, Any] = {
-        f"selm_vs_published_{name}": statistics.median(values) for name, values in ratios.items()
+    return {
+        **{f"selm_vs_published_{name}": statistics.median(all_) for name, all_ in ratios.items()},
+        "max_relative_loss_difference": worst,
+        "rounds": ratios,
+        "seconds": seconds,
+        "tokens": tokens,
     }
-    told = {"rounds": ratios, "seconds": seconds, "tokens": tokens}
-    return found | {"max_relative_loss_difference": worst} | told
 
 
 def _padded(rows: Sequence[PreferenceRow]) -> int:
@@ -241,12 +341,22 @@ def dpo_trainer(
     )
 
 
-def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
+def least_tokenizer() -> Any:
+    """The least tokenizer DPOTrainer accepts."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
+
+
+def trl_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
     """alpha 0 against TRL, stored references: seconds of ``train()`` on the same rows."""
     from harness.train.trainer import PreferenceConfig, PreferenceTrainer
 
+    start, ratios = make_model(VOCABULARY, HH_MODEL), []
     different = [row for row in rows if row.responses["chosen"] != row.responses["rejected"]]
-    rows, ratios = different[: args.rows], []
+    rows = different[: args.rows]
     accumulation = max(1, min(GLOBAL_BATCH, len(rows)) // MICRO_BATCH)
     with tempfile.TemporaryDirectory() as scratch:
         limits = {"learning_rate": 1e-5, "use_cpu": True, "bf16": False}
@@ -267,15 +377,6 @@ def trl_ratio(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -
     return {"alpha0_vs_trl_dpo": statistics.median(ratios), "alpha0_rounds": ratios}
 
 
-def least_tokenizer() -> Any:
-    """The least tokenizer DPOTrainer accepts."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
-
-
 def memory_raised(arm: str, rows: list[PreferenceRow], threads: int) -> float:
     """Bytes by which a step raises the peak over libraries, data and one model; in a process that
     did nothing else.
@@ -284,7 +385,7 @@ def memory_raised(arm: str, rows: list[PreferenceRow], threads: int) -> float:
     start = make_model(VOCABULARY, HH_MODEL)
     before = _memory("VmRSS")
     made = Published(start) if arm == "published" else Packed(start, 0)
-    made.step(made.score(rows) if isinstance(made, Packed) else rows)
+    made.step(made.score(rows))
     return _memory("VmHWM") - before
 
 
@@ -292,25 +393,6 @@ def _memory(name: str) -> float:
     """VmRSS or VmHWM in bytes; of ``ru_maxrss`` a child inherits its parent's."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return float(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
-
-
-def between(low: int, high: int, rng: np.random.Generator) -> int:
-    return int(rng.integers(low, high + 1))
-
-
-def other_shapes(rows: list[PreferenceRow], start: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Ratios by lengths of prompts and answers, and with a model of 135 M on the text (a step of
-    eight rows, two rounds at most: one takes minutes).
-    """
-    found = {}
-    for name, lengths in LENGTHS.items():
-        prompt, response = (partial(between, *ends) for ends in lengths)
-        drawn = random_rows(args.rows * (args.rounds + 1), prompt, response)
-        found[name] = selm_ratios(drawn, start, args)
-    few = argparse.Namespace(**vars(args))
-    few.rows, few.rounds = MICRO_BATCH if not args.quick else 2, min(2, args.rounds)
-    found["model_of_135m"] = selm_ratios(rows, make_model(VOCABULARY, SMOL_MODEL), few)
-    return found
 
 
 def memory_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
@@ -322,23 +404,26 @@ def memory_ratio(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[st
     return {"peak_memory_ratio": memory["same"] / memory["published"], "peak_memory_bytes": memory}
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the last parts were measured with."""
-    asked = {name: str(getattr(args, name)) for name in ("threads", "rows", "rounds")}
-    sizes = {"micro_batch": MICRO_BATCH, "token_budget": TOKEN_BUDGET, "alpha": ALPHA, "beta": BETA}
-    return {**asked, **sizes, "model": HH_MODEL, "vocabulary": VOCABULARY}
+def between(low: int, high: int, rng: np.random.Generator) -> int:
+    return int(rng.integers(low, high + 1))
 
 
-PARTS = ("selm", "memory", "trl", "shapes")
+def other_shapes(rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
+    """Ratios by lengths of prompts and answers, and with a model of 135 M on the text (a step of
+    eight rows, two rounds at most: one takes minutes).
+    """
+    found = {}
+    for name, lengths in LENGTHS.items():
+        prompt, response = (partial(between, *ends) for ends in lengths)
+        drawn = random_rows(args.rows * (args.rounds + 1), prompt, response)
+        found[name] = selm_ratios(drawn, args)
+    few = argparse.Namespace(**vars(args))
+    few.rows, few.rounds = MICRO_BATCH if not args.quick else 2, min(2, args.rounds)
+    found["model_of_135m"] = selm_ratios(rows, few, SMOL_MODEL)
+    return {"shapes": found}
 
 
-def measure(part: str, rows: list[PreferenceRow], args: argparse.Namespace) -> dict[str, Any]:
-    if part == "memory":
-        return memory_ratio(rows, args)
-    start = make_model(VOCABULARY, HH_MODEL)
-    if part == "shapes":
-        return {"shapes": other_shapes(rows, start, args)}
-    return (trl_ratio if part == "trl" else selm_ratios)(rows, start, args)
+PARTS = {"selm": selm_ratios, "memory": memory_ratio, "trl": trl_ratio, "shapes": other_shapes}
 
 
 def main() -> None:
@@ -349,7 +434,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=GLOBAL_BATCH, help="rows of one step")
     parser.add_argument("--rounds", type=int, default=5)
     alone = "measure these alone and keep the file's others; may be repeated"
-    parser.add_argument("--only", action="append", choices=PARTS, help=alone)
+    parser.add_argument("--only", action="append", choices=tuple(PARTS), help=alone)
     args = parser.parse_args()
     if args.quick:
         args.rows, args.rounds = min(args.rows, MICRO_BATCH), 1
@@ -357,9 +442,18 @@ def main() -> None:
     rows = hh_rows(args.rows * (args.rounds + 1))
     file = OUT / "training.json"
     result = json.loads(file.read_text(encoding="utf-8")) if args.only and file.exists() else {}
+    result["settings"] = {
+        **{name: str(getattr(args, name)) for name in ("threads", "rows", "rounds")},
+        "micro_batch": MICRO_BATCH,
+        "token_budget": TOKEN_BUDGET,
+        "alpha": ALPHA,
+        "beta": BETA,
+        "model": HH_MODEL,
+        "vocabulary": VOCABULARY,
+    }
     for part in args.only or PARTS:
-        measured = measure(part, rows, args)
-        result |= measured | {"settings": settings(args)}
+        measured = PARTS[part](rows, args)
+        result |= measured
         write("training", result)
         for key, value in measured.items():
             if isinstance(value, float):
