@@ -26,14 +26,13 @@ with lazily():
     from analysis import report as reporting
     from analysis import search as found_search
     from analysis.tables import study as missed
+    from harness import cost as costs
     from harness.cli import console as shown
-    from harness.cost import budget as costs
     from harness.engine import execute, graph, launch
     from harness.engine import store as stores
     from harness.engine.graph import Plan
     from harness.engine.launch import Watcher
     from harness.engine.store import Store
-    from harness.study import judges
     from harness.study import study as studies
     from harness.study.given import Given
     from harness.tune import search as searches
@@ -128,8 +127,8 @@ def _show_warnings(plan: Plan) -> None:
     for labels in graph.same_arms(plan):
         listed = " and ".join(map(repr, labels))
         shown.say(f"Arms {listed} come to the same settings: one result under several names.")
-    asked = [judge for cell in plan.study.cells for judge in judges.asked(cell.recipe).values()]
-    for told in dict.fromkeys(judges.sunset(judge, date.today()) for judge in asked):
+    asked = [judge for cell in plan.study.cells for judge in cell.recipe.judges.values()]
+    for told in dict.fromkeys(judge.sunset(date.today()) for judge in asked):
         if told:
             shown.say(f"Judge: {told}.", wrong=True)
 
@@ -423,7 +422,7 @@ def power(
     changed = [one for part in manifest["study"].get("set", ()) for one in shlex.split(part)]
     plan = launch.prepare(shipped.study(Path(study)), parse_overrides(changed))
     counted = costs.budget(plan, stores.Store(store), costs.Assumptions(), whole=True)
-    shown.say(costs.cost_of_a_seed(counted).of(*needed))
+    shown.say(costs.cost_of_seeds(counted, *needed))
 
 
 # -- search ----------------------------------------------------------------------------------------
@@ -476,8 +475,7 @@ def _report_search(
     folder: Path, search: Search, study: OptunaStudy, fresh: Mapping[str, Any]
 ) -> None:
     """Write what a search found. fresh: finalist → values on fresh seeds, empty before."""
-    spec, recipe = search.spec, search.recipe
-    used = searching.spent(study, stores.Store(search.store), recipe.runtime)
+    spec, used = search.spec, searching.spent(study, search)
     found = found_search.Found(
         spec.question,
         [f"{metric.benchmark}/{metric.metric}" for metric in spec.metrics],
@@ -485,7 +483,7 @@ def _report_search(
         spec.fresh_seeds,
         {label: trial.number for label, trial in searching.winners(study).items()},
         fresh,
-        {key: searches.value_at(recipe, key) for key in spec.space},
+        search.default,
         used.over(spec),
         used.hours,
         used.usd,

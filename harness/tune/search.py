@@ -30,7 +30,10 @@ from harness.study.names import FolderName
 from harness.study.sections import Section
 from harness.study.settings import Recipe
 from harness.study.study import Study, compose, leaves, validate
-from harness.study.yaml import load_yaml
+from harness.study.yaml import load_mapping
+
+BY_ITERATION = ("median", "halving")
+"""Pruners that compare trials after each iteration, where there are several."""
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -129,10 +132,9 @@ class TuneFile(Section):
 
 def load_tune(path: Path) -> TuneFile:
     """Read and check a search. Raises HarnessError with file, line and key."""
-    data, lines = load_yaml(path)
-    if not isinstance(data, dict):
-        raise HarnessError(f"{path}:1: a search is a mapping with name, recipe, space and seeds")
-    return validate(TuneFile, data, path, lines)
+    return validate(
+        TuneFile, *load_mapping(path, "a search is a mapping with name, recipe, space and seeds")
+    )
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,17 @@ class Search:
         self.study({"default": {}}, spec.fresh_seeds, spec.finalists)
         return self.study({"default": {}, "corner": corner}, spec.seeds).base
 
+    @property
+    def default(self) -> dict[str, Any]:
+        """The recipe's own values of the searched keys."""
+        found = {}
+        for key in self.spec.space:
+            value: Any = self.recipe
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+            found[key] = value
+        return found
+
     def study(
         self,
         arms: Mapping[str, Mapping[str, Any]],
@@ -173,6 +186,46 @@ class Search:
         return compose(
             self.path, spec.name, spec.recipe, changes, arms, seeds, spec.question, baseline
         )
+
+    def check(self) -> None:
+        """Refuse a metric that nothing gives, a price limit without prices, and pruning over
+        iterations that are not scored.
+        """
+        spec, recipe = self.spec, self.recipe
+        for metric in spec.metrics:
+            scored = recipe.evaluation.benchmarks
+            place = f"{self.path}: metrics"
+            check_measured(place, metric.benchmark, metric.metric, recipe, scored)
+        free = recipe.judge.kind != "pocket" and not any(recipe.judge.prices(recipe.runtime))
+        if spec.max_cost_usd and free:
+            raise HarnessError(
+                f"{self.path}: max_cost_usd is set but no price is: give "
+                "runtime.price_prompt_usd_per_million and "
+                "runtime.price_completion_usd_per_million under set"
+            )
+        by_iteration = spec.pruner in BY_ITERATION and recipe.loop.iterations > 1
+        if by_iteration and recipe.evaluation.iterations == "last":
+            raise HarnessError(
+                f"{self.path}: pruner {spec.pruner} looks at every iteration, but "
+                "evaluation.iterations is 'last'; set it to all or take another pruner"
+            )
+
+    def asked(self) -> dict[str, Any]:
+        """Everything that decides a trial's value, as plain JSON. Settings at their default are
+        left out, so that later ones may be added.
+        """
+        spec, without = self.spec, {"runtime", "title"}
+        told = {
+            "settings": self.recipe.model_dump(exclude_defaults=True, exclude=without),
+            "space": {
+                key: span.model_dump(exclude_defaults=True) for key, span in spec.space.items()
+            },
+            "metrics": [metric.model_dump() for metric in spec.metrics],
+            "seeds": spec.seeds,
+            "pruner": spec.pruner,
+        }
+        plain: dict[str, Any] = json.loads(canonical_json(told))
+        return plain
 
 
 # -- its Optuna study ------------------------------------------------------------------------------
@@ -191,27 +244,26 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     # SQLAlchemy reads a bare postgresql:// as psycopg 3's; the extra [postgresql] has psycopg2.
     url = re.sub(r"^postgresql://", "postgresql+psycopg2://", url)
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    shown = re.sub(r"//.*@", "//[redacted]@", url.partition("?")[0])
-    forms = "sqlite:////FOLDER/FILE.db or postgresql://USER@HOST/NAME"
+    secret = "\n"
     try:
-        if sqlalchemy.make_url(url).database in (None, "", ":memory:"):
-            raise HarnessError(
-                f"--storage {shown}: names no database that several workers see; wants {forms}"
-            )
+        address = sqlalchemy.make_url(url)
+        secret = str(address.password or secret)
+        if address.database in (None, "", ":memory:"):
+            raise ValueError("it names no database that several workers see")
         return optuna.storages.RDBStorage(
             url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S
         )
-    except ImportError as error:
-        driver = error.__cause__ or error
-        why = f"the driver is not installed ({driver}); the extra [postgresql] has psycopg2"
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        why = f"is no database address; wants {forms}"
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+    except (
+        *(ImportError, ValueError, RuntimeError),
+        *(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError),
+    ) as error:
         cause = getattr(error, "orig", None) or error.__cause__ or error
-        password = sqlalchemy.make_url(url).password
-        said = first_line(cause).replace(str(password or "\n"), "[redacted]")
-        why = f"cannot be used as Optuna's storage ({said})"
-    raise HarnessError(f"--storage {shown}: {why}")
+        said = first_line(cause).replace(secret, "[redacted]")
+        shown = re.sub(r"//.*@", "//[redacted]@", url.partition("?")[0])
+        raise HarnessError(
+            f"--storage {shown}: cannot be used as Optuna's storage ({said}); wants "
+            "sqlite:////FOLDER/FILE.db or postgresql://USER@HOST/NAME (extra [postgresql])"
+        ) from None
 
 
 @contextmanager
@@ -229,9 +281,8 @@ def turn(search: Search) -> Iterator[None]:
 
 def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
     """Create or continue the search; refused, with the difference, where it asks otherwise."""
-    spec, recipe = search.spec, search.recipe
-    _check(search)
-    asked = what_is_asked(spec, recipe)
+    spec, default, asked = search.spec, search.default, search.asked()
+    search.check()
     with turn(search):
         study = optuna.create_study(
             storage=open_storage(search.storage),
@@ -247,7 +298,9 @@ def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
         study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         before = study.user_attrs.get("asked")
         if before is None:  # new, or killed while it was made: every step here may be done twice
-            enqueue_default(study, search)
+            inside = {key: one for key, one in default.items() if spec.space[key].holds(one)}
+            if inside:  # the recipe's own values go first
+                study.enqueue_trial(inside, skip_if_exists=True)
             study.set_user_attr("asked", asked)
             return study
     changed = "; ".join(differences(before, asked))
@@ -257,29 +310,6 @@ def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
             "Change them back, or give it another name: stages that both need are not run again"
         )
     return study
-
-
-def _check(search: Search) -> None:
-    """Refuse a metric that nothing gives, a price limit without prices, and pruning over iterations
-    that are not scored.
-    """
-    spec, recipe = search.spec, search.recipe
-    for metric in spec.metrics:
-        place, scored = f"{search.path}: metrics", recipe.evaluation.benchmarks
-        check_measured(place, metric.benchmark, metric.metric, recipe, scored)
-    prices = ("runtime.price_prompt_usd_per_million", "runtime.price_completion_usd_per_million")
-    priced = recipe.judge.kind == "pocket" or any(value_at(recipe, key) for key in prices)
-    if spec.max_cost_usd and not priced:
-        raise HarnessError(
-            f"{search.path}: max_cost_usd is set but no price is: give {' and '.join(prices)} "
-            "under set"
-        )
-    by_iteration = spec.pruner in ("median", "halving") and recipe.loop.iterations > 1
-    if by_iteration and recipe.evaluation.iterations == "last":
-        raise HarnessError(
-            f"{search.path}: pruner {spec.pruner} looks at every iteration, but "
-            "evaluation.iterations is 'last'; set it to all or take another pruner"
-        )
 
 
 def make_pruner(spec: TuneFile) -> optuna.pruners.BasePruner:
@@ -295,46 +325,13 @@ def make_pruner(spec: TuneFile) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
 
 
-def enqueue_default(study: optuna.Study, search: Search) -> None:
-    """The recipe's own values go first, where they lie in the searched range."""
-    own = {key: value_at(search.recipe, key) for key in search.spec.space}
-    inside = {key: value for key, value in own.items() if search.spec.space[key].holds(value)}
-    if inside:
-        study.enqueue_trial(inside, skip_if_exists=True)
-
-
-def value_at(recipe: Recipe, dotted: str) -> Any:
-    """A recipe's value by dotted key."""
-    value: Any = recipe
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
-    return value
-
-
-# -- what was asked --------------------------------------------------------------------------------
-def what_is_asked(spec: TuneFile, recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides a trial's value, as plain JSON. Settings at their default are left
-    out, so that later ones may be added.
-    """
-    asked = {
-        "settings": recipe.model_dump(exclude_defaults=True, exclude={"runtime", "title"}),
-        "space": {key: span.model_dump(exclude_defaults=True) for key, span in spec.space.items()},
-        "metrics": [metric.model_dump() for metric in spec.metrics],
-        "seeds": spec.seeds,
-        "pruner": spec.pruner,
-    }
-    plain: dict[str, Any] = json.loads(canonical_json(asked))
-    return plain
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """``key: was …, now …``; of searched keys the recipe's own value does not count."""
     searched = {f"settings.{key}" for asked in (before, now) for key in asked.get("space", {})}
     old, new = ({".".join(at): one for at, one in leaves(asked)} for asked in (before, now))
     for key in sorted(old.keys() | new.keys()):
-        inside = any(key == name or key.startswith(f"{name}.") for name in searched)
-        if inside or old.get(key) == new.get(key):
-            continue
-        missing = "the default" if key.startswith("settings.") else "absent"
-        was, is_now = old.get(key, missing), new.get(key, missing)
-        yield f"{key.removeprefix('settings.')}: was {was}, now {is_now}"
+        inside = any(f"{key}.".startswith(f"{name}.") for name in searched)
+        if not inside and old.get(key) != new.get(key):
+            missing = "the default" if key.startswith("settings.") else "absent"
+            was, is_now = old.get(key, missing), new.get(key, missing)
+            yield f"{key.removeprefix('settings.')}: was {was}, now {is_now}"

@@ -1,5 +1,9 @@
-"""Workers of a search, and what came of it. A trial is a plan in the same store as any ablation, so
-trials share work with both.
+"""Workers of a search, one trial of it, and what came of it. A trial is a plan in the same store as
+any ablation, so trials share work with both.
+
+A trial runs in steps, with a report to the pruner after each: one seed of the whole run or, with
+the pruners median and halving on a recipe of several iterations, one iteration of all seeds. A
+pruned trial's later steps are never run; what it did run stays in the store.
 
 Workers share one storage and take turns to begin a trial, so that none is lost, doubled or begun
 beyond the budget. The winner is run again on seeds no trial saw: the search's own estimate is
@@ -10,44 +14,168 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import optuna
+import pyarrow.parquet as pq
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from harness.engine.execute import Inline, terminable
+from harness.engine.archive import remember
+from harness.engine.execute import Inline, execute, terminable
+from harness.engine.graph import Plan
 from harness.engine.launch import make_executor, plan_study
 from harness.engine.runs import build_plan
 from harness.engine.store import Store
-from harness.records import HarnessError
-from harness.study.sections import RuntimeSettings
+from harness.records import HarnessError, redact
 from harness.study.study import Study
-from harness.tune.search import Search, TuneFile, open_study, turn
-from harness.tune.trial import Ending, TrialFailedError, judge_price, measured, run_trial
+from harness.tune.search import BY_ITERATION, Metric, Range, Search, TuneFile, open_study, turn
 
 RETRIES = 2
 """How often a trial whose worker died is queued again."""
 DEATHS = 5
 """How many workers are replaced for each that was asked for, before the search gives up."""
+ITEMS_PER_SEED = 1_000_000
+"""Pruner's steps reserved for the items of one seed, so that (seed, item) has a step of its own."""
+Ending = tuple[TrialState, list[float] | None]
 
 
+# -- a trial ---------------------------------------------------------------------------------------
+class TrialFailedError(Exception):
+    """A trial that gives no finite value: marked failed with this reason, never best."""
+
+
+def run_trial(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
+    """Run a trial step by step; returns how it ended and its values.
+
+    A failure is told to Optuna as pruned, with its ``reason`` and a violated constraint: such a
+    trial is never best, and the sampler learns to keep away. Optuna's own FAIL would be left out by
+    samplers, and a search would go on where training diverges.
+    """
+    try:
+        return _run_steps(trial, search, store, executor)
+    except UpdateFinishedTrialError:
+        return TrialState.FAIL, None  # taken for dead and given to another worker meanwhile
+    except StorageInternalError:
+        raise
+    except (HarnessError, TrialFailedError) as error:
+        reason = redact(str(error))
+    except Exception as error:  # noqa: BLE001 - a point of the space brought it about: the trial's failure, not the search's
+        reason = redact(f"{type(error).__name__}: {error}")
+    with suppress(UpdateFinishedTrialError):
+        trial.set_user_attr("reason", reason)
+        trial.set_constraint("gives a value", 1.0)
+    return TrialState.PRUNED, None
+
+
+def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
+    spec, one_metric = search.spec, len(search.spec.metrics) == 1
+    plan = plan_study(search.study({"trial": suggest(trial, spec.space)}, spec.seeds))
+    latest: dict[int, list[float]] = {}
+    iterations = plan.study.base.loop.iterations
+    steps = [(iterations, [seed]) for seed in spec.seeds]
+    if spec.pruner in BY_ITERATION and iterations > 1 and one_metric:
+        steps = [(iteration, spec.seeds) for iteration in range(1, iterations + 1)]
+    for number, (iteration, seeds) in enumerate(steps, 1):
+        part = portion(plan, iteration, seeds)
+        remember(store, spec.name, part.nodes)
+        asking = {key for key, one in part.nodes.items() if getattr(one.settings, "judge", None)}
+        unpaid = {key for key in asking if not store.has(key)}
+        if unpaid:
+            paid_here = unpaid | set(trial.user_attrs.get("judging", ()))
+            trial.set_user_attr("judging", sorted(paid_here))
+        summary = execute(part, store, executor)
+        if summary.exit_status:
+            reasons = [*summary.failed.values(), *summary.partial.values()]
+            raise TrialFailedError(reasons[0] if reasons else "a stage it needs failed")
+        for run in part.runs:
+            items = [measured(store, run.last, metric) for metric in spec.metrics]
+            latest[run.cell.seed] = [sum(found) / len(found) for found in items]
+            trial.set_user_attr(f"seed_{run.cell.seed}", latest[run.cell.seed])
+        if not one_metric:
+            continue
+        if spec.pruner == "wilcoxon":
+            for place, value in enumerate(items[0]):
+                trial.report(value, (number - 1) * ITEMS_PER_SEED + place)
+        else:
+            trial.report(sum(values[0] for values in latest.values()) / len(latest), number)
+        if number < len(steps) and trial.should_prune():
+            return TrialState.PRUNED, None
+    columns = zip(*latest.values(), strict=True)
+    return TrialState.COMPLETE, [sum(column) / len(column) for column in columns]
+
+
+def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
+    """One point of the space: dotted key → value."""
+    point: dict[str, Any] = {}
+    for key, span in space.items():
+        if span.choice:
+            point[key] = trial.suggest_categorical(key, span.choice)
+        else:
+            low, high = span.log_uniform or span.uniform
+            point[key] = trial.suggest_float(key, low, high, log=bool(span.log_uniform))
+    return point
+
+
+def portion(plan: Plan, iteration: int, seeds: Sequence[int]) -> Plan:
+    """The plan's stages up to an iteration, of some seeds, with the whole plan's keys."""
+    runs = tuple(
+        replace(run, iterations={i: one for i, one in run.iterations.items() if i <= iteration})
+        for run in plan.runs
+        if run.cell.seed in seeds
+    )
+    wanted: set[str] = set()
+    frontier = [key for run in runs for one in run.iterations.values() for key in one.values()]
+    while frontier:
+        key = frontier.pop()
+        if key not in wanted:
+            wanted.add(key)
+            frontier += plan.nodes[key].inputs.values()
+    nodes = {key: node for key, node in plan.nodes.items() if key in wanted}
+    return replace(plan, nodes=nodes, runs=runs)
+
+
+def measured(store: Store, stages: Mapping[str, str], metric: Metric) -> list[float]:
+    """A checkpoint's values of a metric, items in order. Raises TrialFailedError without rows, or
+    with one that has no finite value.
+    """
+    values: list[float | None] = []
+    for key in dict.fromkeys(stages.values()):
+        path = store.folder(key) / "scores.parquet"
+        for row in pq.read_table(path).to_pylist() if path.is_file() else ():
+            if (row["benchmark"], row["metric"]) == (metric.benchmark, metric.metric):
+                values.append(row["value"])
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    name, missing = f"{metric.benchmark}/{metric.metric}", len(values) - len(finite)
+    if missing:
+        raise TrialFailedError(f"{name}: {missing} of {len(values)} rows without a finite value")
+    if not finite:
+        raise TrialFailedError(
+            f"{name}: no such rows among the scores; is the benchmark in evaluation.benchmarks?"
+        )
+    return finite
+
+
+# -- the budget ------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Spent:
-    """What a search used of its budget. trials: finished here. hours: wall-clock time in which
-    trials ran. usd: price of their judging.
+    """What a search used of its budget. trials: finished. hours: wall-clock time in which trials
+    ran. usd: price of their judging.
     """
 
     trials: int
@@ -64,16 +192,12 @@ class Spent:
         return f"{self.trials} of {spec.trials} trials" if self.trials >= spec.trials else ""
 
 
-def spent(study: optuna.Study, store: Store, runtime: RuntimeSettings) -> Spent:
+def spent(study: optuna.Study, search: Search) -> Spent:
     """Counted from storage and store: the same for every worker and after a restart."""
     trials = study.get_trials(deepcopy=False)
     finished = sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
     running = sum(t.state == TrialState.RUNNING for t in trials)
-    return Spent(finished, running, _hours(trials), judge_price(study, store, runtime))
-
-
-def _hours(trials: Sequence[FrozenTrial]) -> float:
-    """Length of the union of the trials' times, without those that lost their worker."""
+    # The union of the trials' times, without those that lost their worker.
     spans = sorted(
         (trial.datetime_start, trial.datetime_complete or datetime.now())
         for trial in trials
@@ -83,9 +207,30 @@ def _hours(trials: Sequence[FrozenTrial]) -> float:
     for start, end in spans:
         seconds += max(0.0, (end - max(start, reached)).total_seconds())
         reached = max(reached, end)
-    return seconds / 3600
+    return Spent(finished, running, seconds / 3600, judge_price(study, search))
 
 
+def judge_price(study: optuna.Study, search: Search) -> float:
+    """USD that judging for trials cost so far, failed and unfinished ones included."""
+    store, recipe, dollars = Store(search.store), search.recipe, 0.0
+    prices = recipe.judge.prices(recipe.runtime)
+    trials = study.get_trials(deepcopy=False)
+    for key in sorted({key for one in trials for key in one.user_attrs.get("judging", ())}):
+        if store.has(key):
+            dollars += store.record(key).costs.get("judge_usd", 0.0)
+            continue
+        folders = (store.partial_folder(key), *(store.root / "work").glob(f"{key}.*"))
+        for path in (path for one in folders for path in one.glob("*.journal.jsonl")):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):  # torn by a kill: that reply is asked again
+                    row = json.loads(line)
+                    if row.get("attempts"):  # else it came from elsewhere and cost nothing
+                        dollars += row["prompt_tokens"] * prices[0] / 1e6
+                        dollars += row["completion_tokens"] * prices[1] / 1e6
+    return dollars
+
+
+# -- workers ---------------------------------------------------------------------------------------
 def work(search: Search, seed_offset: int = 0, device: str = "") -> None:
     """One worker: run trials until a budget is spent, and wait for those of others."""
     if device:
@@ -100,7 +245,7 @@ def work(search: Search, seed_offset: int = 0, device: str = "") -> None:
         trial = None
         with turn(search):
             fail_stale_trials(study)
-            used = spent(study, store, search.recipe.runtime)
+            used = spent(study, search)
             if not used.over(spec) and used.trials + used.running < spec.trials:
                 trial = _begin(study)
         if trial is not None:
@@ -134,7 +279,7 @@ def _finish(
     try:
         ending = run_trial(trial, search, store, executor)
     finally:  # also when it is interrupted: FAIL means lost, and the next worker queues it again
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with suppress(UpdateFinishedTrialError):
             study.tell(trial, ending[1], state=ending[0], skip_if_finished=True)
     said = " ".join([ending[0].name.lower(), *(f"{value:.4g}" for value in ending[1] or ())])
     if trial.user_attrs.get("reason"):
@@ -177,7 +322,6 @@ def fail_stale_trials(study: optuna.Study) -> None:
         study.set_user_attr("lost", {**known, **lost})
 
 
-# -- several workers -------------------------------------------------------------------------------
 def run_workers(search: Search, workers: int, devices: Sequence[str] = ()) -> None:
     """Search with several processes on one storage, one a device where devices are named; one that
     dies is replaced while trials are left. Raises HarnessError when they die again and again.
