@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import httpx
 
-from harness.cost import work as judging
+from harness import cost as judging
 from harness.data.files import file_rows
 from harness.data.rows import Reader
 from harness.evaluate import annotator
@@ -24,10 +24,10 @@ from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.model.chat import check_rows
 from harness.records import HarnessError, Pair, Prompt, redact
-from harness.study import judges, shipped
+from harness.study import shipped
 from harness.study.sections import DataSettings, JudgeSettings
 from harness.study.settings import Recipe
-from harness.study.study import checked_judge
+from harness.study.study import JUDGES, checked_judge
 from harness.study.tasks import Runtime
 from harness.train.batching import encode_pair
 
@@ -133,7 +133,7 @@ def profile_of(name: str) -> Path | None:
     """The profile that a word names: a file in a ``judges`` folder, or the name of one."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return path if path.is_file() and path.resolve().parent.name == judges.FOLDER else None
+        return path if path.is_file() and path.resolve().parent.name == JUDGES else None
     files = [folder / f"{name}.yaml" for folder in FOLDERS]
     return next((file for file in files if file.is_file()), None)
 
@@ -150,7 +150,7 @@ def recipe(found: Recipe, get: Get = httpx.get) -> Iterator[Finding]:
     runtime = Runtime(**vars(found.runtime))
     kinds: dict[str, list[str]] = {}
     by_judge: dict[str, JudgeSettings] = {}
-    for benchmark, judge in judges.asked(found).items():
+    for benchmark, judge in found.judges.items():
         key = judge.model_dump_json()
         by_judge[key] = judge
         kinds.setdefault(key, []).append(benchmark)
@@ -174,7 +174,7 @@ def asked(
         facts = judge.facts
         where = "; ".join(f"{what}: {source}" for what, source in facts.sources.items())
         yield ok(name, f"{facts.about}; {facts.licence} ({where})")
-    ends = judges.sunset(judge, date.today())
+    ends = judge.sunset(date.today())
     if ends:
         gone = judge.facts and str(judge.facts.end_of_life) <= date.today().isoformat()
         yield wrong(name, ends) if gone else note(name, ends)

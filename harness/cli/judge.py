@@ -35,7 +35,7 @@ with lazily():
     from harness.judge import chat_http, client, meta, verdicts
     from harness.model import policy, sources, tokenizer
     from harness.pocket import judge as pocket_judge
-    from harness.study import judges, sections, tasks
+    from harness.study import sections, tasks
     from harness.study import study as studies
 
 OWN_DATA = Path("ablations/recipes/own_data.yaml")
@@ -113,7 +113,7 @@ def judge(
         told = ", ".join(f"{value:,.2f} {name}" for name, value in total.items())
         shown.say(f"Nothing was asked. This would take: {told}")
         return
-    who = {name: verdicts.judge_label(one) for name, one in judges.asked(plan.study.base).items()}
+    who = {name: verdicts.judge_label(one) for name, one in plan.study.base.judges.items()}
     label = content_hash(who, length=8)
     limited = launch.share_cost(plan, opened, max_cost)
     renamed = dataclasses.replace(plan.study, name=f"{plan.study.name}-judged-by-{label}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import date, timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -553,6 +553,8 @@ OF_THE_CLIENT = frozenset(
     }
 )
 """Parameters of a request that have settings of their own."""
+NEAR = timedelta(days=90)
+"""How long before its end a judge is spoken of: a study with seeds takes weeks."""
 BATCH_SHARE = 0.5
 """Of the price, for what is asked in a batch: the same at OpenAI, Anthropic, Google and Mistral."""
 
@@ -644,6 +646,22 @@ class JudgeSettings(Section):
             full = self.facts.price_prompt, self.facts.price_completion
         share = BATCH_SHARE if (transport or self.transport) == "batch" else 1.0
         return share * full[0], share * full[1]
+
+    def sunset(self, today: date) -> str:
+        """What is to be said of a judge whose end is past or near; nothing of another."""
+        if self.facts is None or self.facts.end_of_life is None:
+            return ""
+        end, name = self.facts.end_of_life, self.profile or self.model
+        left = date.fromisoformat(end) - today
+        if left > NEAR:
+            return ""
+        when = f"will be shut down on {end}, in {left.days} days"
+        if left.days <= 0:
+            when = f"was shut down on {end}"
+        return (
+            f"{name} {when}: use {self.facts.instead} instead (`selm bridge` says how the two "
+            "compare)"
+        )
 
     @property
     def opinion(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import create_model, model_validator
@@ -85,118 +86,132 @@ class Recipe(Section):
         reading = {one.engine for one in scored if hasattr(one, "engine")}
         return {self.model.generation_backend, *reading}
 
+    @property
+    def judges(self) -> dict[str, JudgeSettings]:
+        """Who judges what: the judged benchmarks, with the judge of each."""
+        scored = {name: self.evaluation.of(name) for name in self.evaluation.benchmarks}
+        judged = {name: one for name, one in scored.items() if hasattr(one, "judge")}
+        return {name: one.judge or self.judge for name, one in judged.items()}
+
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        if self.model.trust_remote_code and self.model.trust_remote_code != self.model.source:
-            raise ValueError(
-                f"model.trust_remote_code names {self.model.trust_remote_code!r}, but "
-                f"model.source is {self.model.source!r}"
+    def _consistent(self) -> Self:
+        wrong = next(self._wrong(), "")
+        if wrong:
+            raise ValueError(wrong)
+        return self
+
+    def _wrong(self) -> Iterator[str]:
+        """What is wrong with sections that do not go together."""
+        model, data, training, runtime = self.model, self.data, self.training, self.runtime
+        if model.trust_remote_code and model.trust_remote_code != model.source:
+            yield (
+                f"model.trust_remote_code names {model.trust_remote_code!r}, but model.source is "
+                f"{model.source!r}"
             )
-        if self.data.source in ("files", "hub") and not self.data.path:
-            raise ValueError(f"data.path is empty; data.source {self.data.source!r} needs one")
-        named = (
-            ("pairs.rule", self.pairs.rule, PAIR_RULES),
-            ("pairs.selector", self.pairs.selector, SELECTORS if self.pairs.selector else [""]),
-            ("ranker.kind", self.ranker.kind, RANKERS),
-        )
-        for key, name, known in named:
+        if data.source in ("files", "hub") and not data.path:
+            yield f"data.path is empty; data.source {data.source!r} needs one"
+        for key, name, known in (
+            ("pairs.rule", self.pairs.rule, [*PAIR_RULES]),
+            ("pairs.selector", self.pairs.selector, ["", *SELECTORS]),
+            ("ranker.kind", self.ranker.kind, [*RANKERS]),
+        ):
             if name not in known:
-                raise ValueError(f"{key} is {name!r}; known: {', '.join(known)}")
+                yield f"{key} is {name!r}; known: {', '.join(filter(None, known))}"
         keeps = self.exploration.overlong_prompts == "keep"
-        if keeps and self.training.truncation != "prompt_first":
-            raise ValueError(
+        if keeps and training.truncation != "prompt_first":
+            yield (
                 "exploration.overlong_prompts keep gives training prompts over "
                 "training.max_prompt_length: set training.truncation: prompt_first"
             )
-        if self.training.max_prompt_length >= self.training.max_length:
-            raise ValueError(
-                f"training.max_prompt_length {self.training.max_prompt_length} leaves a response "
-                f"no room within training.max_length {self.training.max_length}"
+        if training.max_prompt_length >= training.max_length:
+            yield (
+                f"training.max_prompt_length {training.max_prompt_length} leaves a response no "
+                f"room within training.max_length {training.max_length}"
             )
-        reason = self._no_schedule() or self._no_pair() or self._not_carried()
-        if reason:
-            raise ValueError(reason)
-        missing = RANKERS[self.ranker.kind].missing(self.ranker, self.data)
+        yield from self._wrong_schedules()
+        yield from self._wrong_pairs()
+        yield from self._not_carried()
+        missing = RANKERS[self.ranker.kind].missing(self.ranker, data)
         if missing:
-            raise ValueError(f"ranker.kind is {self.ranker.kind}: {missing}")
-        if self.runtime.sharding != "none" and self.runtime.processes < 2:
-            raise ValueError(
-                f"runtime.sharding {self.runtime.sharding!r} divides the model over processes; "
-                "set runtime.processes to 2 or more"
+            yield f"ranker.kind is {self.ranker.kind}: {missing}"
+        if runtime.sharding != "none" and runtime.processes < 2:
+            yield (
+                f"runtime.sharding {runtime.sharding!r} divides the model over processes; set "
+                "runtime.processes to 2 or more"
             )
-        quantised = self.training.lora and self.training.lora.base != "whole"
-        if quantised and self.runtime.sharding != "none":
-            raise ValueError(
+        if training.lora and training.lora.base != "whole" and runtime.sharding != "none":
+            yield (
                 "training.lora.base nf4 is not divided: set runtime.sharding: none, or base: whole"
             )
-        if (self.model.source == "pocket") != (self.data.source == "pocket"):
-            raise ValueError("model.source and data.source must both be 'pocket' or neither")
-        return self
+        if (model.source == "pocket") != (data.source == "pocket"):
+            yield "model.source and data.source must both be 'pocket' or neither"
 
-    def _no_schedule(self) -> str:
-        """What is wrong with a value over iterations; empty where nothing is."""
-        schedules = {
-            "objective.alpha": self.objective.alpha,
-            "objective.beta": self.objective.beta,
-            "training.learning_rate": self.training.learning_rate,
-        }
-        empty = [name for name, schedule in schedules.items() if schedule == []]
-        if empty:
-            return f"{empty[0]} is an empty list; give one value, or one for each iteration"
-        rate = self.training.learning_rate
+    def _wrong_schedules(self) -> Iterator[str]:
+        rate, iterations = self.training.learning_rate, self.loop.iterations
+        for key, schedule in (
+            ("objective.alpha", self.objective.alpha),
+            ("objective.beta", self.objective.beta),
+            ("training.learning_rate", rate),
+        ):
+            if schedule == []:
+                yield f"{key} is an empty list; give one value, or one for each iteration"
+            # Without iterations nothing is trained (`given`), and no schedule is read.
+            if isinstance(schedule, list) and 0 < iterations < len(schedule):
+                yield (
+                    f"{key} lists {len(schedule)} values, but loop.iterations is {iterations}: the "
+                    "last would be read by none; give one for each iteration, or set "
+                    "loop.iterations"
+                )
         ends = [rate.start, rate.end] if isinstance(rate, Linear) else rate
         lowest = min(ends) if isinstance(ends, list) else ends
         if lowest < 0:
-            return f"training.learning_rate is {lowest}: it would train away from the preferences"
-        return ""
+            yield f"training.learning_rate is {lowest}: it would train away from the preferences"
 
-    def _no_pair(self) -> str:
-        """Why no pair can come of what the recipe asks for; empty where one can."""
+    def _wrong_pairs(self) -> Iterator[str]:
+        """Why no pair can come of what the recipe asks for."""
         pairs, mode = self.pairs, self.loop.mode
         if pairs.rule == "offline":
-            return "pairs.rule offline is what loop.mode stepwise (or offline) does: set that"
+            yield "pairs.rule offline is what loop.mode stepwise (or offline) does: set that"
         if mode in ("stepwise", "offline"):
-            return ""
+            return
         if pairs.y > self.exploration.samples:
-            return f"pairs.y is {pairs.y}, but exploration.samples draws {self.exploration.samples}"
+            yield f"pairs.y is {pairs.y}, but exploration.samples draws {self.exploration.samples}"
         drawn = pairs.y + pairs.current + pairs.first
         if drawn + 2 * pairs.offline < 2 or not drawn:
-            return (
+            yield (
                 f"pairs names too few candidates (offline {pairs.offline}, y {pairs.y}, current "
                 f"{pairs.current}, first {pairs.first}): two are needed, one of them drawn; "
                 "loop.mode stepwise takes the labelled pair"
             )
         if pairs.selector and (pairs.offline or drawn < 2):
-            return (
+            yield (
                 f"pairs.selector {pairs.selector} chooses two of the drawn answers: set "
                 "pairs.offline: false and two or more of y, current and first"
             )
         if pairs.rule == "replace" and not (pairs.offline and pairs.y):
-            return "pairs.rule replace compares y with the labelled pair: set pairs.offline and y"
-        return ""
+            yield "pairs.rule replace compares y with the labelled pair: set pairs.offline and y"
 
-    def _not_carried(self) -> str:
-        """Why one optimiser cannot be carried through the iterations; empty where it can."""
+    def _not_carried(self) -> Iterator[str]:
+        """Why one optimiser cannot be carried through the iterations."""
         mode, training = self.loop.mode, self.training
         if mode not in ("online", "offline"):
-            return ""
+            return
         if not isinstance(training.learning_rate, float):
-            return (
+            yield (
                 f"loop.mode {mode} has one schedule for the whole run (training.scheduler): give "
                 "training.learning_rate as one number"
             )
         if training.lora or self.runtime.sharding != "none":
-            return (
+            yield (
                 f"loop.mode {mode} carries the optimiser from iteration to iteration: adapters are "
                 "merged in between and shards are not kept; leave training.lora and "
                 "runtime.sharding out"
             )
         if mode == "offline" and self.loop.reference_policy != "fixed":
-            return "loop.mode offline has one reference: set loop.reference_policy: fixed"
+            yield "loop.mode offline has one reference: set loop.reference_policy: fixed"
         if mode == "offline" and self.loop.iterations > 1 and training.epochs > 1:
-            return (
+            yield (
                 "loop.mode offline goes through all the data before it meets any again: set "
                 "training.epochs: 1, and loop.iterations to as many times loop.portions as there "
                 "shall be epochs"
             )
-        return ""

@@ -18,17 +18,19 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from harness.records import HarnessError
-from harness.study import judges, names, shipped
+from harness.study import names, shipped
 from harness.study.given import Given, check_rows, read_table
 from harness.study.names import FolderName, Label
 from harness.study.sections import JudgeSettings, Section, keys_of
 from harness.study.settings import Recipe
-from harness.study.yaml import Location, load_yaml
+from harness.study.yaml import Location, Places, load_mapping, load_yaml, place_of
 from harness.train.objectives import OBJECTIVES
 
 Keep = Literal["all", "last", "none"]
 PAPER_SEED = 42
 """Seed of the one run when a recipe stands in for a study."""
+JUDGES = "judges"
+"""Folder of judges' profiles: one judge a file."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -162,61 +164,68 @@ class _Settings:
     files: tuple[Path, ...]
     """Beside which a judge's profile is looked for."""
 
-    def changed(
-        self,
-        changes: Mapping[str, Any],
-        file: str,
-        lines: Mapping[Location, int] | None = None,
-        at: Location = (),
-    ) -> _Settings:
+    def changed(self, changes: Mapping[str, Any], written: Places, at: Location = ()) -> _Settings:
         """With nested or dotted keys merged in (an empty mapping replaces what was there).
-        lines, at: where the changes stand in ``file``.
+        written, at: where the changes stand.
 
         Raises HarnessError when a key is given in both ways.
         """
         values, places = copy.deepcopy(self.values), dict(self.places)
         given = set()
         for keys, leaf in leaves(changes):
-            location = tuple(".".join(keys).split("."))
-            where = f"{file}:{_line(lines, (*at, *keys))}" if lines else file
+            *above, last = location = tuple(".".join(keys).split("."))
+            where = place_of(written, (*at, *keys))
             if location in given:
                 raise HarnessError(f"{where}: key {'.'.join(location)!r} is set twice")
             given.add(location)
-            _put(values, location, leaf)
+            section = values
+            for key in above:
+                if not isinstance(section.get(key), dict):
+                    named = key == "judge" and isinstance(section.get(key), str)
+                    section[key] = {"profile": section[key]} if named else {}
+                section = section[key]
+            section[last] = leaf
             places[location] = where
         return _Settings(values, places, self.files)
 
     def with_judges(self, where: str) -> _Settings:
-        """With the settings of every judge that is named by its profile."""
-        values, places = copy.deepcopy(self.values), dict(self.places)
-        for at in judges.places(values):
-            section: Any = values
-            for key in at[:-1]:
-                section = section[key]
-            given = section["judge"]
+        """With the settings of every judge that is named by its profile: in ``judges/`` beside one
+        of the files, or in the folder above, or of the harness; or by a path.
+        """
+        values, places = copy.deepcopy(self.values), {(): where} | self.places
+        scored = values.get("evaluation")
+        names = scored if isinstance(scored, dict) else {}
+        for at in ((), *(("evaluation", name) for name in names)):
+            section: Any = names.get(at[-1]) if at else values
+            given = section.get("judge") if isinstance(section, dict) else None
             own = {"profile": given} if isinstance(given, str) else given
-            found = [places[at[:n]] for n in range(len(at), 0, -1) if at[:n] in places]
-            path = judges.find(str(own["profile"]), self.files, next(iter(found), where))
-            profile, lines = judges.read(path)
-            section["judge"] = {**profile, **own, "profile": path.stem}
-            written = {(*at, *key): f"{path}:{line}" for key, line in lines.items() if key}
+            if not isinstance(own, dict) or "profile" not in own:
+                continue
+            name, place = str(own["profile"]), place_of(places, (*at, "judge", "profile"))
+            near = [up for file in self.files for up in file.resolve().parents[:2]]
+            folders = list(dict.fromkeys([*near, shipped.FOLDER]))
+            beside = [folder / JUDGES for folder in folders]
+            found = [folder / name for folder in folders]
+            path = shipped.find("judge", name, found, beside, f"{place}: ")
+            profile, lines = _read_judge(path)
+            section["judge"] = profile | own | {"profile": path.stem}
+            written = {(*at, "judge", *key): line for key, line in lines.items() if key}
             places = written | places
         return _Settings(values, places, self.files)
 
     def recipe(self, where: str) -> Recipe:
         """The recipe, checked as a whole. where: named for what has no place of its own."""
         settings = self.with_judges(where)
-        recipe = _checked(Recipe, _from_home(settings.values), settings.places, where)
-        name, params = recipe.objective.name, recipe.objective.params
+        recipe = validate(Recipe, _from_home(settings.values), settings.places)
+        name, at = recipe.objective.name, ("objective", "name")
         if name not in OBJECTIVES:
-            place = self.places.get(("objective", "name"), where)
             raise HarnessError(
-                f"{place}: objective.name {name!r} is unknown{shipped.suggest(name, OBJECTIVES)}; "
-                f"allowed: {', '.join(sorted(OBJECTIVES))}"
+                f"{place_of(settings.places, at)}: objective.name {name!r} is unknown"
+                f"{shipped.suggest(name, OBJECTIVES)}; allowed: {', '.join(sorted(OBJECTIVES))}"
             )
         allowed = OBJECTIVES[name].parameters
-        for key in set(params) - set(allowed):
-            place = self.places.get(("objective", "params", key), where)
+        for key in set(recipe.objective.params) - set(allowed):
+            place = place_of(settings.places, ("objective", "params", key))
             raise HarnessError(
                 f"{place}: objective.params.{key} is no parameter of {name}; allowed: "
                 f"{', '.join(allowed) or 'none'}"
@@ -225,33 +234,61 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class _Arm:
-    """values: as runs are named by it. at: where its changes stand in the study's file."""
-
-    values: Mapping[str, Any]
-    label: str
-    changes: Mapping[str, Any]
-    at: Location
-    preset: str = ""
-
-
-@dataclass(frozen=True)
 class _File:
-    """A study's file: what it asks, and the lines of its keys (none of one made by code)."""
+    """A study's file: what it asks, and where its keys stand."""
 
     path: Path
     asked: StudyFile
-    lines: Mapping[Location, int] = field(default_factory=dict)
+    places: Places
 
     def at(self, *location: str | int) -> str:
         """``file:line`` of a key, or of what it stands in."""
-        return f"{self.path}:{_line(self.lines, location)}"
+        return place_of(self.places, location)
 
     def made(self, **decided: Any) -> Study:
         """The study, with what was decided of its arms."""
         asked = self.asked
         own: dict[str, Any] = {"declare": asked.declare, "keep": asked.keep}
         return Study(self.path, asked.name, asked.question, **own, **decided)
+
+    def beside(self, kind: str, name: str, *at: str | int) -> Path:
+        """A recipe's or preset's file: by path, or by name beside the study or of the harness."""
+        here = self.path.parent
+        folders = (here / f"{kind}s", shipped.FOLDER / f"{kind}s")
+        return shipped.find(kind, name, [here / name], folders, f"{self.at(*at)}: ")
+
+    def preset(self, settings: _Settings, name: str, *at: str | int) -> _Settings:
+        """The settings changed by a preset, where one is named."""
+        if not name:
+            return settings
+        path = self.beside("preset", name, *at)
+        return settings.changed(*load_mapping(path, "a preset is a mapping of settings"))
+
+    def base(self, overrides: Mapping[str, Any]) -> _Settings:
+        """What all arms share."""
+        path = self.beside("recipe", self.asked.recipe, "recipe")
+        values, places = load_mapping(path, "a recipe is a mapping of settings")
+        places.pop(())
+        settings = self.preset(
+            _Settings(values, places, (self.path, path)), self.asked.preset, "preset"
+        )
+        settings = settings.changed(self.asked.set, self.places, ("set",))
+        changes = {key: value for key, value in overrides.items() if key != "seeds"}
+        return settings.changed(changes, {(): "command line"})
+
+    def check_different(self, values: Sequence[Any], what: str, *at: str) -> None:
+        """Raise HarnessError where one name would stand for two values."""
+        twice = names.first_of_the_same_name(values)
+        if not twice:
+            return
+        later, earlier = (values[place] for place in twice)
+        where = f"{self.at(*at, twice[0])}: {what} {later!r}"
+        if later == earlier:
+            raise HarnessError(f"{where} is given twice (named {names.text_of(later)})")
+        raise HarnessError(
+            f"{where} and {earlier!r} would have one name; write them apart by more than blanks, "
+            "commas, quotes and letter case"
+        )
 
 
 def load_study(
@@ -277,17 +314,22 @@ def load_any(path: Path, overrides: Mapping[str, Any]) -> Study:
     return load_study(path, overrides)
 
 
+def _read_judge(path: Path) -> tuple[dict[str, Any], dict[Location, str]]:
+    what = "a judge's profile is a mapping of its settings with facts"
+    values, places = load_mapping(path, what)
+    if "facts" not in values:
+        raise HarnessError(f"{path}:1: {what}")
+    return {**values, "profile": path.stem}, places
+
+
 def checked_judge(path: Path) -> JudgeSettings:
     """A judge's profile by itself. Raises HarnessError naming file, line and key."""
-    values, lines = judges.read(path)
-    return validate(JudgeSettings, values, path, lines)
+    return validate(JudgeSettings, *_read_judge(path))
 
 
 def _read(path: Path) -> _File:
-    data, lines = load_yaml(path)
-    if not isinstance(data, dict):
-        raise HarnessError(f"{path}:1: a study is a mapping with name, recipe and seeds")
-    return _File(path, validate(StudyFile, data, path, lines), lines)
+    data, places = load_mapping(path, "a study is a mapping with name, recipe and seeds")
+    return _File(path, validate(StudyFile, data, places), places)
 
 
 def name_of(path: Path) -> str:
@@ -316,42 +358,25 @@ def compose(
         baseline={"arm": baseline} if baseline else {},
         declare=declare or Declaration(),
     )
-    return _study(_File(file, asked), changes)
-
-
-def _base(file: _File, overrides: Mapping[str, Any]) -> _Settings:
-    """What all arms share."""
-    recipe = _beside(file, "recipe", file.asked.recipe, "recipe")
-    values, lines = load_yaml(recipe)
-    if not isinstance(values, dict):
-        raise HarnessError(f"{recipe}:1: a recipe is a mapping of settings")
-    places = {at: f"{recipe}:{line}" for at, line in lines.items() if at}
-    settings = _Settings(values, places, (file.path, recipe))
-    settings = _preset(settings, file, file.asked.preset, "preset")
-    settings = settings.changed(file.asked.set, str(file.path), file.lines, ("set",))
-    changes = {key: value for key, value in overrides.items() if key != "seeds"}
-    return settings.changed(changes, "command line")
+    return _study(_File(file, asked, {(): str(file)}), changes)
 
 
 def _study(file: _File, overrides: Mapping[str, Any]) -> Study:
-    settings, asked = _base(file, overrides), file.asked
+    settings, asked = file.base(overrides), file.asked
     base = settings.recipe(str(file.path))
-    seeds = _seeds(file, overrides.get("seeds"))
-    arms, recipes, cells = _arms(file), [], []
-    for arm in arms:
-        own = _preset(settings, file, arm.preset, *arm.at)
-        own = own.changed(arm.changes, str(file.path), file.lines, arm.at)
+    seeds, arms, recipes, cells = _seeds(file, overrides.get("seeds")), _arms(file), [], []
+    for _, arm, at in arms:
+        own = file.preset(settings, arm.preset, *at).changed(arm.set, file.places, at)
         recipes.append(own.recipe(f"{file.path} ({arm.label})"))
-    baseline = _baseline(file, arms)
-    for arm, recipe in zip(arms, recipes, strict=True):
+    baseline = _baseline(file, [values for values, _, _ in arms])
+    for (values, arm, _), recipe in zip(arms, recipes, strict=True):
         for seed in seeds:
             beside = names.run_name(baseline, seed) if baseline else ""
-            run = names.run_name(arm.values, seed)
-            cells.append(Cell(run, arm.values, arm.label, seed, recipe, beside))
-    axes = asked.axes or {"arm": [arm.label for arm in arms if asked.arms]}
+            run = names.run_name(values, seed)
+            cells.append(Cell(run, values, arm.label, seed, recipe, beside))
     return file.made(
         base=base,
-        axes=axes,
+        axes=asked.axes or {"arm": [arm.label for arm in asked.arms]},
         seeds=seeds,
         baseline=baseline,
         cells=tuple(cells),
@@ -375,21 +400,21 @@ def _given_study(file: _File, overrides: Mapping[str, Any], found: Sequence[Give
             raise HarnessError(f"{file.at('given')}: given: {asked.given} does not exist")
         rows = [*read_table(table), *found]
     untrained = {"loop.iterations": 0, "loop.warmup_dpo": False}
-    settings = _base(file, overrides).changed(untrained, "a study of what is given")
+    settings = file.base(overrides).changed(untrained, {(): "a study of what is given"})
     recipe = settings.recipe(str(file.path))
     check_rows(rows, recipe.evaluation.benchmarks)
     runs: dict[tuple[str, int], dict[int, Given]] = {}
     for row in rows:
         runs.setdefault((row.arm, row.seed), {})[row.step] = row
-    arms = {arm: _Arm({"arm": arm}, arm, {}, ()) for arm, _ in runs}
+    arms = {arm: {"arm": arm} for arm, _ in runs}
     early = found and asked.baseline.get("arm") not in arms  # it is being trained yet
     baseline = {} if early else _baseline(file, list(arms.values()))
     cells = []
     for (arm, seed), steps in runs.items():
         beside = baseline and (baseline["arm"], seed) in runs
-        run, values = names.run_name(arms[arm].values, seed), arms[arm].values
         other = names.run_name(baseline, seed) if beside else ""
-        cells.append(Cell(run, values, arm, seed, recipe, other, dict(sorted(steps.items()))))
+        run, given = names.run_name(arms[arm], seed), dict(sorted(steps.items()))
+        cells.append(Cell(run, arms[arm], arm, seed, recipe, other, given))
     return file.made(
         base=recipe,
         axes={"arm": list(arms)},
@@ -405,7 +430,7 @@ def _seeds(file: _File, given: Any) -> tuple[int, ...]:
     asked = file.asked.seeds
     if not asked:
         raise HarnessError(f"{file.at('seeds')}: seeds is empty; give at least one")
-    _no_repeats(file, asked, "seed", "seeds")
+    file.check_different(asked, "seed", "seeds")
     if given is None:
         return tuple(asked)
     if type(given) is int and given > 0:
@@ -420,65 +445,36 @@ def _seeds(file: _File, given: Any) -> tuple[int, ...]:
     return tuple(given)
 
 
-def _arms(file: _File) -> list[_Arm]:
-    """The grid of the axes, then the named arms; the recipe as it is where there is neither."""
-    axes = file.asked.axes
-    listed = [
-        _Arm({"arm": arm.label}, arm.label, arm.set, ("arms", index, "set"), arm.preset)
-        for index, arm in enumerate(file.asked.arms)
-    ]
-    for key, values in axes.items():
-        if not values:
+def _arms(file: _File) -> list[tuple[Mapping[str, Any], Arm, Location]]:
+    """By what its runs are named, the arm, and where its changes stand: of the grid of the axes,
+    then the named ones; the recipe as it is where there is neither.
+    """
+    axes, listed = file.asked.axes, file.asked.arms
+    for key, several in axes.items():
+        if not several:
             where = file.at("axes", key)
             raise HarnessError(f"{where}: axis {key!r} is empty; give at least one value")
-        _no_repeats(file, values, f"value of axis {key!r}", "axes", key)
-    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    arms = [_Arm(point, names.label(point), point, ("axes",)) for point in points]
-    arms = (arms if axes or not listed else []) + listed
-    _no_repeats(file, [arm.label for arm in arms], "arm label", "arms")
+        file.check_different(several, f"value of axis {key!r}", "axes", key)
+    arms: list[tuple[Mapping[str, Any], Arm, Location]] = []
+    if axes or not listed:
+        for values in itertools.product(*axes.values()):
+            point = dict(zip(axes, values, strict=True))
+            arm = Arm.model_construct(label=names.label(point), set=point)
+            arms.append((point, arm, ("axes",)))
+    for index, arm in enumerate(listed):
+        arms.append(({"arm": arm.label}, arm, ("arms", index, "set")))
+    file.check_different([arm.label for _, arm, _ in arms], "arm label", "arms")
     return arms
 
 
-def _baseline(file: _File, arms: Sequence[_Arm]) -> dict[str, Any]:
+def _baseline(file: _File, arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The values of the arm that the study names, as its runs are named by them."""
     baseline = file.asked.baseline
-    found = next((arm.values for arm in arms if arm.values == baseline), {})
-    if baseline and not found:
-        shown = "; ".join(str(arm.values) for arm in arms[:6])
+    if baseline and baseline not in arms:
+        shown = "; ".join(str(values) for values in arms[:6])
         where = file.at("baseline")
         raise HarnessError(f"{where}: baseline {baseline} is no arm of this study (arms: {shown})")
-    return dict(found)
-
-
-def _no_repeats(file: _File, values: Sequence[Any], what: str, *at: str) -> None:
-    twice = names.first_of_the_same_name(values)
-    if not twice:
-        return
-    later, earlier = (values[place] for place in twice)
-    where = f"{file.at(*at, twice[0])}: {what} {later!r}"
-    if later == earlier:
-        raise HarnessError(f"{where} is given twice (named {names.text_of(later)})")
-    raise HarnessError(
-        f"{where} and {earlier!r} would have one name; write them apart by more than blanks, "
-        "commas, quotes and letter case"
-    )
-
-
-def _beside(file: _File, kind: str, name: str, *at: str | int) -> Path:
-    """A recipe's or preset's file: by path, or by name beside the study or of the harness."""
-    beside = file.path.parent
-    folders = (beside / f"{kind}s", shipped.FOLDER / f"{kind}s")
-    return shipped.find(kind, name, [beside / name], folders, f"{file.at(*at)}: ")
-
-
-def _preset(settings: _Settings, file: _File, name: str, *at: str | int) -> _Settings:
-    if not name:
-        return settings
-    path = _beside(file, "preset", name, *at)
-    values, places = load_yaml(path)
-    if not isinstance(values, dict):
-        raise HarnessError(f"{path}:1: a preset is a mapping of settings")
-    return settings.changed(values, str(path), places)
+    return dict(next((values for values in arms if values == baseline), {}))
 
 
 # -- merging and checking --------------------------------------------------------------------------
@@ -491,15 +487,6 @@ def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield (key,), value
 
 
-def _put(values: dict[str, Any], location: Sequence[str], value: Any) -> None:
-    for key in location[:-1]:
-        if not isinstance(values.get(key), dict):
-            named = key == "judge" and isinstance(values.get(key), str)
-            values[key] = {"profile": values[key]} if named else {}
-        values = values[key]
-    values[location[-1]] = value
-
-
 def _from_home(value: Any) -> Any:
     """Settings in which files below ``~/`` stand by their whole name."""
     if isinstance(value, dict):
@@ -508,37 +495,26 @@ def _from_home(value: Any) -> Any:
     return str(Path(value).expanduser()) if below else value
 
 
-def validate(model: type[Model], data: Any, path: Path, lines: Mapping[Location, int]) -> Model:
-    """``data``, read from ``path``, as a ``model``. Raises HarnessError with file, line and key."""
-    places = {at: f"{path}:{line}" for at, line in lines.items()}
-    return _checked(model, data, places, str(path))
-
-
-def _checked(model: type[Model], data: Any, places: Mapping[Location, str], where: str) -> Model:
+def validate(model: type[Model], data: Any, places: Places) -> Model:
+    """``data`` as a ``model``. Raises HarnessError with place, key and what is allowed."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        explained = [_explained(one, model, places, where) for one in error.errors()[:5]]
+        explained = [_explained(one, model, places) for one in error.errors()[:5]]
         raise HarnessError("\n".join(explained)) from None
 
 
-def _explained(
-    error: Any, model: type[BaseModel], places: Mapping[Location, str], where: str
-) -> str:
+def _explained(error: Any, model: type[BaseModel], places: Places) -> str:
     """One error of pydantic in words: place, key, what is allowed."""
     unknown = error["type"] == "extra_forbidden"
     *above, last = error["loc"] or ("",)
-    at = tuple(
-        # Members of a union and validators are in pydantic's path too: they are no keys.
-        part
-        for part in above
-        if isinstance(part, int) or re.fullmatch(r"[A-Za-z0-9_.]+", str(part))
-    )
-    if unknown or isinstance(last, int) or re.fullmatch(r"[A-Za-z0-9_.]+", str(last)):
+    # Members of a union and validators are in pydantic's path too: they are no keys.
+    key = re.compile(r"[A-Za-z0-9_.]+").fullmatch
+    at: Location = tuple(part for part in above if isinstance(part, int) or key(str(part)))
+    if unknown or isinstance(last, int) or key(str(last)):
         at = (*at, last)
-    above_it = [places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places]
-    below_it = [one for key, one in places.items() if unknown and key[: len(at)] == at]
-    place = next(iter([*below_it, *above_it]), where)
+    below = (one for other, one in places.items() if unknown and other[: len(at)] == at)
+    place = next(below, "") or place_of(places, at)
     dotted = ".".join(str(part) for part in at)
     if unknown:
         fields = _fields_at(model, at[:-1])
@@ -564,15 +540,7 @@ def _elsewhere(model: type[BaseModel], name: str) -> str:
 def _fields_at(model: Any, location: Location) -> list[str]:
     for part in location:
         fields = getattr(model, "model_fields", {})
-        if isinstance(part, str) and part in fields:
-            annotation = fields[part].annotation
-            options = [annotation, *getattr(annotation, "__args__", ())]
-            sections = (o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-            model = next(sections, None)
+        if part in fields:
+            options = (fields[part].annotation, *getattr(fields[part].annotation, "__args__", ()))
+            model = next((one for one in options if hasattr(one, "model_fields")), None)
     return list(getattr(model, "model_fields", {}))
-
-
-def _line(lines: Mapping[Location, int], at: Location) -> int:
-    while at and at not in lines:
-        at = at[:-1]
-    return lines.get(at, 1)

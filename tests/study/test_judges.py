@@ -15,8 +15,6 @@ from harness.cli import app
 from harness.engine.runs import build_plan
 from harness.judge.verdicts import judge_label
 from harness.records import HarnessError
-from harness.study import judges
-from harness.study.judges import asked
 from harness.study.sections import JudgeSettings
 from harness.study.study import Study, checked_judge, compose
 from tests.tree import ROOT
@@ -37,23 +35,23 @@ def test_every_profile_is_whole_and_what_takes_its_place_is_there(path: Path) ->
     judge = checked_judge(path)
     assert judge.profile == path.stem
     assert judge.facts and judge.facts.licence and judge.facts.sources
-    assert bool(judges.sunset(judge, TODAY)) == (path.stem in RETIRED)
+    assert bool(judge.sunset(TODAY)) == (path.stem in RETIRED)
     if judge.facts.instead:
         instead = checked_judge(path.with_name(f"{judge.facts.instead}.yaml"))
-        assert not judges.sunset(instead, TODAY)
+        assert not instead.sunset(TODAY)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_names_a_judge_that_is_still_there(path: Path) -> None:
     base = compose(path, "x", str(path), {}, {"a": {}}, [0]).base
-    for judge in asked(base).values():
+    for judge in base.judges.values():
         assert judge.kind == "pocket" or judge.profile in {one.stem for one in PROFILES}
-        assert not judges.sunset(judge, TODAY)
+        assert not judge.sunset(TODAY)
 
 
 def test_a_benchmark_has_its_own_judge_and_the_others_the_recipes() -> None:
     base = study(evaluation__mt_bench__judge="gpt-4", judge="gpt-6-luna").base
-    found = {name: judge.model for name, judge in asked(base).items()}
+    found = {name: judge.model for name, judge in base.judges.items()}
     assert found == {"mt_bench": "gpt-4", "alpaca_eval": "gpt-6-luna"}
     changed = study(judge="llama-3-70b", judge__base_url="https://other.example/v1").base.judge
     assert (changed.base_url, changed.annotator, changed.profile) == (
@@ -107,7 +105,7 @@ def test_an_unknown_name_and_a_wrong_key_are_found_where_they_are_written(tmp_pa
     ],
 )
 def test_an_end_is_spoken_of_when_it_is_near_or_past(day: date, says: str) -> None:
-    told = judges.sunset(checked_judge(ROOT / "ablations" / "judges" / "gpt-4.yaml"), day)
+    told = checked_judge(ROOT / "ablations" / "judges" / "gpt-4.yaml").sunset(day)
     assert says in told
     assert bool(told) == bool(says)
     assert not told or "use llama-3-70b instead" in told

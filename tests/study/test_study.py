@@ -255,3 +255,17 @@ def test_schedules_are_constant_listed_or_linear() -> None:
     assert at_iteration(3e-5, 2, 3) == 3e-5
     assert [at_iteration([5.0, 3.0], i, 4) for i in (1, 2, 3, 4)] == [5.0, 3.0, 3.0, 3.0]
     assert [at_iteration(Linear(start=1.0, end=0.0), i, 3) for i in (1, 2, 3)] == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("key", ["objective.alpha", "objective.beta", "training.learning_rate"])
+def test_a_schedule_longer_than_the_run_is_refused_and_a_shorter_one_repeats_its_last(
+    tmp_path: Path, key: str
+) -> None:
+    """What stood after the last iteration was never read, and nobody was told."""
+    section, name = key.split(".")
+    for values in ("[0.5]", "[0.5, 0.25]"):
+        recipe = load_study(study(tmp_path, f"{GOOD}set: {{{key}: {values}}}\n")).base
+        assert at_iteration(getattr(getattr(recipe, section), name), 2, 2) in (0.5, 0.25)
+    said = f"{key} lists 3 values, but loop.iterations is 2: .*one for each iteration, or set loop"
+    with pytest.raises(HarnessError, match=said):
+        load_study(study(tmp_path, f"{GOOD}set: {{{key}: [0.5, 0.25, 0.125]}}\n"))
