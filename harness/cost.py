@@ -28,8 +28,8 @@ from harness.model.shape import (
     training_bytes,
     training_parts,
 )
+from harness.rankers.pairs import SELECTORS
 from harness.rankers.registry import RANKERS
-from harness.rankers.selectors import SELECTORS
 from harness.records import HarnessError
 from harness.study.sections import JudgeSettings
 from harness.study.settings import Recipe
