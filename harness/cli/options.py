@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, cast
 
 import typer
+from typer import Argument, Option
 
 from harness.records import HarnessError
 from harness.study import shipped
@@ -60,7 +61,7 @@ def study_file(ctx: typer.Context, given: Path) -> Path:
 
 StudyFile = Annotated[
     Path,
-    typer.Argument(
+    Argument(
         callback=study_file,
         autocompletion=studies,
         help="The study's YAML file, for example ablations/alpha.yaml, or the name of one there.",
@@ -68,27 +69,26 @@ StudyFile = Annotated[
 ]
 StudyName = Annotated[
     str,
-    typer.Argument(
+    Argument(
         autocompletion=finished, help="A study's name (a folder below --results) or its YAML file."
     ),
 ]
-Key = Annotated[str, typer.Argument(help="The first characters of a stage's key.")]
-StoreRoot = Annotated[Path, typer.Option("--store", help="Folder of finished stages.")]
-Results = Annotated[Path, typer.Option("--results", help="Folder of manifests and reports.")]
+Key = Annotated[str, Argument(help="The first characters of a stage's key.")]
+StoreRoot = Annotated[Path, Option("--store", help="Folder of finished stages.")]
+Results = Annotated[Path, Option("--results", help="Folder of manifests and reports.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         autocompletion=recipe_keys,
         help="Change one recipe key: key=value. May be repeated.",
     ),
 ]
 Workers = Annotated[
-    int, typer.Option("--workers", min=0, help="Worker processes; 0: one per core (or per GPU).")
+    int, Option("--workers", min=0, help="Worker processes; 0: one per core (or per GPU).")
 ]
 MaxCost = Annotated[
-    float,
-    typer.Option(min=0.0, help="USD that this command may spend on judging in all; 0: no limit."),
+    float, Option(min=0.0, help="USD that this command may spend on judging in all; 0: no limit.")
 ]
 
 STORE, RESULTS = Path("results/store"), Path("results")

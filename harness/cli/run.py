@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from harness.cli import options
 from harness.cli.options import lazily, parse_overrides, study_file, worker_count
@@ -48,20 +49,11 @@ def plan(
     overrides: options.Overrides = None,
     workers: options.Workers = 0,
     cost: Annotated[
-        bool,
-        typer.Option(
-            "--cost", help="Tokens, operations, device hours, memory, judge calls, price."
-        ),
+        bool, Option("--cost", help="Tokens, operations, hours, memory, judging, price.")
     ] = False,
-    devices: Annotated[
-        int, typer.Option(min=1, help="With --cost: accelerators there will be.")
-    ] = 8,
-    device: Annotated[
-        str, typer.Option(help="With --cost: h100 | h200 | a100 | rtx4090 | cpu")
-    ] = "h100",
-    gpu_price: Annotated[
-        float, typer.Option(min=0, help="With --cost: USD for one GPU-hour.")
-    ] = 0.0,
+    devices: Annotated[int, Option(min=1, help="With --cost: accelerators.")] = 8,
+    device: Annotated[str, Option(help="With --cost: h100 | h200 | a100 | rtx4090 | cpu")] = "h100",
+    gpu_price: Annotated[float, Option(min=0, help="With --cost: USD for a GPU-hour.")] = 0.0,
 ) -> None:
     """Print cells, stages (shared, done, to do) and the estimated time. Runs nothing.
 
@@ -146,21 +138,15 @@ def run(
     results: options.Results = options.RESULTS,
     overrides: options.Overrides = None,
     workers: options.Workers = 0,
-    executor: Annotated[str, typer.Option(help="inline | pool | ray")] = "pool",
-    only: Annotated[
-        list[str] | None, typer.Option(help="Run only stages of this name. May be repeated.")
-    ] = None,
-    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+    executor: Annotated[str, Option(help="inline | pool | ray")] = "pool",
+    only: Annotated[list[str] | None, Option(help="Only stages of this name. Repeatable.")] = None,
+    report: Annotated[bool, Option(help="Write the report at the end.")] = True,
     max_cost: options.MaxCost = 0.0,
-    watch: Annotated[
-        Path | None,
-        typer.Option(help="Score the checkpoints below this folder as they become whole."),
-    ] = None,
+    watch: Annotated[Path | None, Option(help="Score what is trained below this folder.")] = None,
     patience: Annotated[
-        float,
-        typer.Option(min=0, help="With --watch: end after so many seconds without one; 0: never."),
+        float, Option(min=0, help="With --watch: end after so many seconds without one; 0: never.")
     ] = 0.0,
-    verbose: Annotated[bool, typer.Option("--verbose", help="A line for every stage.")] = False,
+    verbose: Annotated[bool, Option("--verbose", help="A line for every stage.")] = False,
 ) -> None:
     """Run every stage of a study that is not done, then write its report and show its finding.
 
@@ -292,17 +278,14 @@ def report(
     study: options.StudyName,
     store: options.StoreRoot = options.STORE,
     results: options.Results = options.RESULTS,
-    to: Annotated[
-        list[str] | None,
-        typer.Option(help="tensorboard | trackio | wandb | mlflow. May be repeated."),
-    ] = None,
+    to: Annotated[list[str] | None, Option(help="tensorboard, trackio, wandb, mlflow")] = None,
 ) -> None:
     """Write a study's tables, figures and report from what is stored.
 
-    Works on unfinished studies and says so. With --to scores, intervals, diagnostics, training
-    curves and the report also go to an experiment tracker: one run a cell, grouped by arm, at its
-    iteration (training curves: at the optimiser's step). Sent again, the same runs are replaced.
-    Where the tracker writes is told by its own variables (TRACKIO_DIR, WANDB_MODE,
+    Works on unfinished studies and says so. With --to (repeatable) scores, intervals, diagnostics,
+    training curves and the report also go to an experiment tracker: one run a cell, grouped by arm,
+    at its iteration (training curves: at the optimiser's step). Sent again, the same runs are
+    replaced. Where the tracker writes is told by its own variables (TRACKIO_DIR, WANDB_MODE,
     MLFLOW_TRACKING_URI, ...).
 
     Example: selm report alpha
@@ -337,25 +320,19 @@ def read_manifest(results: Path, study: str) -> tuple[Path, dict[str, Any]]:
 def compare(
     a: Annotated[
         str,
-        typer.Argument(
+        Argument(
             autocompletion=options.arms,
             help="A run, an arm or base, with @iteration behind it; without: the last.",
         ),
     ],
-    b: Annotated[str, typer.Argument(autocompletion=options.arms, help="What A is compared with.")],
+    b: Annotated[str, Argument(autocompletion=options.arms, help="What A is compared with.")],
     study: Annotated[
-        str, typer.Option(autocompletion=options.finished, help="The study's name or YAML file.")
+        str, Option(autocompletion=options.finished, help="The study's name or YAML file.")
     ] = "alpha",
-    benchmark: Annotated[str, typer.Option(help="One benchmark or measure; empty: all.")] = "",
-    delta: Annotated[
-        float, typer.Option(help="Differences below it, in the measure's unit, do not matter.")
-    ] = 0.0,
-    population: Annotated[
-        str, typer.Option(help="Whose interval gives the verdict on several seeds: A | B")
-    ] = "A",
-    gate: Annotated[
-        bool, typer.Option("--gate", help="The exit status is the verdict on one measure.")
-    ] = False,
+    benchmark: Annotated[str, Option(help="One benchmark or measure; empty: all.")] = "",
+    delta: Annotated[float, Option(help="Differences below it, in its unit, do not matter.")] = 0.0,
+    population: Annotated[str, Option(help="On several seeds, whose interval counts: A | B")] = "A",
+    gate: Annotated[bool, Option("--gate", help="Exit with the verdict on one measure.")] = False,
     store: options.StoreRoot = options.STORE,
     results: options.Results = options.RESULTS,
 ) -> None:
@@ -382,24 +359,24 @@ def compare(
 def power(
     study: Annotated[
         str,
-        typer.Argument(
+        Argument(
             autocompletion=options.finished,
             help="A study's name or YAML file; empty with given components.",
         ),
     ] = "",
     delta: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="The difference to detect, in the score's units (default: about half of what the "
             "study detects now; 1 with given components)."
         ),
     ] = None,
     sigma: Annotated[
         tuple[float, float, float] | None,
-        typer.Option(help="Given components: over seeds, over items, residual."),
+        Option(help="Given components: over seeds, over items, residual."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds, with given components.")] = 3,
-    items: Annotated[int, typer.Option(help="Items, with given components.")] = 805,
+    seeds: Annotated[int, Option(help="Seeds, with given components.")] = 3,
+    items: Annotated[int, Option(help="Items, with given components.")] = 805,
     store: options.StoreRoot = options.STORE,
     results: options.Results = options.RESULTS,
 ) -> None:
@@ -431,7 +408,7 @@ def power(
 def tune(
     search: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             callback=study_file,
             autocompletion=options.studies,
             help="The search's YAML file, for example ablations/tune_alpha_beta.yaml, or the name "
@@ -440,9 +417,7 @@ def tune(
     ],
     store: options.StoreRoot = options.STORE,
     results: options.Results = options.RESULTS,
-    storage: Annotated[
-        str, typer.Option(help="Optuna storage address; empty: SQLite in the search's folder.")
-    ] = "",
+    storage: Annotated[str, Option(help="Optuna's address; empty: SQLite in its folder.")] = "",
     workers: options.Workers = 0,
 ) -> None:
     """Search settings with Optuna, then compare the winner with the default on fresh seeds.

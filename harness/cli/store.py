@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from harness.cli.options import RESULTS, STORE, Key, Results, StoreRoot, StudyName, lazily
 from harness.cli.run import open_store, read_manifest
@@ -110,10 +111,8 @@ def verify(store: StoreRoot = STORE) -> None:
 def gc(
     store: StoreRoot = STORE,
     results: Results = RESULTS,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete what is listed; without it nothing is touched.")
-    ] = False,
-    searches: Annotated[bool, typer.Option(help="Keep what only a search's trials used.")] = True,
+    delete: Annotated[bool, Option("--delete", help="Delete; without it nothing is.")] = False,
+    searches: Annotated[bool, Option(help="Keep what only a search's trials used.")] = True,
 ) -> None:
     """List stages that no study below --results needs, and what dead attempts left.
 
@@ -137,10 +136,10 @@ def gc(
 
 def export(
     study: StudyName,
-    file: Annotated[Path, typer.Argument(help="The archive to write, for example alpha.tar.")],
+    file: Annotated[Path, Argument(help="The archive to write, for example alpha.tar.")],
     store: StoreRoot = STORE,
     results: Results = RESULTS,
-    weights: Annotated[bool, typer.Option(help="With the checkpoints' weights.")] = True,
+    weights: Annotated[bool, Option(help="With the checkpoints' weights.")] = True,
 ) -> None:
     """Write a study and its finished stages into one archive with the checksum of every file.
 
@@ -155,7 +154,7 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="An archive written by `selm export`.")],
+    file: Annotated[Path, Argument(help="An archive written by `selm export`.")],
     store: StoreRoot = STORE,
     results: Results = RESULTS,
 ) -> None:
@@ -173,13 +172,9 @@ def import_(
 
 def push(
     study: StudyName,
-    cell: Annotated[
-        str, typer.Argument(help="A run, with @iteration behind it; without: its last.")
-    ],
-    repo: Annotated[str, typer.Argument(help="The hub's repository, for example ours/selm-1.")],
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Upload it; without it a folder is written, no more.")
-    ] = False,
+    cell: Annotated[str, Argument(help="A run, with @iteration behind it; without: its last.")],
+    repo: Annotated[str, Argument(help="The hub's repository, for example ours/selm-1.")],
+    yes: Annotated[bool, Option("--yes", help="Upload it, not only write it.")] = False,
     store: StoreRoot = STORE,
     results: Results = RESULTS,
 ) -> None:
@@ -217,7 +212,7 @@ def upload(folder: Path, repo: str) -> str:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where ablations/ and docs/ are made.")] = Path(),
+    folder: Annotated[Path, Argument(help="Where ablations/ and docs/ are made.")] = Path(),
 ) -> None:
     """Copy the studies, recipes, presets and judges of the harness into ablations/ of a folder, and
     the schemas that editors read them with into docs/.
