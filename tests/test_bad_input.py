@@ -20,16 +20,8 @@ import typer
 from harness.cli import app, main
 from harness.cli.options import worker_count
 from harness.cli.run import run_plan
-from harness.engine.execute import Inline
-from harness.engine.launch import (
-    CHECKS,
-    Watcher,
-    check_memory,
-    device_memory,
-    devices,
-    execute_checked,
-    prepare,
-)
+from harness.engine.execute import CHECKS, Inline, execute
+from harness.engine.launch import Watcher, check_memory, device_memory, devices, prepare
 from harness.engine.store import Store
 from harness.engine.worker import Result
 from harness.records import HarnessError, read_jsonl, write_jsonl
@@ -290,7 +282,7 @@ def test_the_checks_go_first_and_every_stage_is_counted_once(study: Path) -> Non
     plan, store = prepare(study, {}), Store(study.parent / "store")
     store.open()
     quick = Quick(store)
-    found = execute_checked(plan, store, quick, lambda _node, _result: None, ())
+    found = execute(plan, store, quick, lambda _node, _result: None, ())
     checks = [node.stage for node in plan.nodes.values() if node.stage in CHECKS]
     assert len(checks) == 4
     assert sorted(quick.order[:4]) == sorted(checks)
@@ -300,7 +292,7 @@ def test_the_checks_go_first_and_every_stage_is_counted_once(study: Path) -> Non
         float(len(plan.nodes)),
         [],
     )
-    again = execute_checked(plan, store, quick, lambda _node, _result: None, ())
+    again = execute(plan, store, quick, lambda _node, _result: None, ())
     assert (again.executed, again.reused) == (0, len(plan.nodes))
 
 

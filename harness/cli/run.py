@@ -230,7 +230,7 @@ def run_plan(
             pool = launch.make_executor(executor, store, workers, plan)
             try:
                 with shown.ProgressDisplay(plan, seconds, done, workers, verbose) as display:
-                    summary = launch.execute_checked(plan, store, pool, display, only)
+                    summary = execute.execute(plan, store, pool, display, only)
             finally:
                 pool.close()
     summary.failed |= execute.untrained(plan, store)

@@ -19,6 +19,10 @@ from harness.records import HarnessError, StageRecord
 
 Listener = Callable[[Node, Result | None], None]
 """Called with a stage that starts, and again with its result."""
+CHECKS = ("data.files", "data.rules", "base.checkpoint", "benchmarks.files")
+"""Stages that only read and check what the recipe names. They go first, and nothing else starts
+when one of them fails.
+"""
 LOOKED_AT = 5000
 """Finished stages whose records are read for their seconds."""
 TOWARDS_THE_BASE = (
@@ -131,7 +135,7 @@ def execute(
 
 class _Walk:
     """State of one walk: what waits, runs and ended. restoring: committed checkpoints whose weights
-    retention deleted, but a waiting stage reads them.
+    retention deleted, but a waiting stage reads them. checks: those of `CHECKS` to do.
     """
 
     def __init__(self, plan: Plan, store: Store, listener: Listener, only: frozenset[str]) -> None:
@@ -149,6 +153,7 @@ class _Walk:
             frontier += dropped
         self.waiting |= {key: plan.nodes[key] for key in self.restoring}
         self.done -= self.restoring
+        self.checks = {key for key in self.waiting if not only and plan.nodes[key].stage in CHECKS}
         self.running: set[str] = set()
         self.postponed: dict[str, float] = {}
         self.summary = Summary(reused=len(self.done))
@@ -166,9 +171,10 @@ class _Walk:
         return None
 
     def _is_ready(self, node: Node) -> bool:
+        if node.key in self.postponed or (self.checks and node.key not in self.checks):
+            return False
         partial = self.summary.partial if STAGES[node.stage].reads_partial else {}
-        there = all(key in self.done or key in partial for key in node.inputs.values())
-        return there and node.key not in self.postponed
+        return all(key in self.done or key in partial for key in node.inputs.values())
 
     def settle(self, result: Result) -> None:
         self.running.discard(result.key)
@@ -180,6 +186,7 @@ class _Walk:
             return
         if result.state in ("done", "busy"):
             self.done.add(result.key)
+            self.checks.discard(result.key)
             if result.costs:
                 self.summary.executed += 1
             else:  # another process finished it between our look and our turn

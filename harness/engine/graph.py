@@ -9,9 +9,9 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_origin
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_origin
 
 from harness.engine.stages import STAGES
 from harness.evaluate.benchmark import load
@@ -27,6 +27,7 @@ from harness.train.objectives import ResolvedObjective, resolve
 
 FINGERPRINT = "_fingerprint"
 Made = TypeVar("Made")
+P = ParamSpec("P")
 Settings = TypeVar("Settings", bound=Section)
 DIAGNOSTICS = "harness.stages.diagnostics.measures:manifest_of"
 
@@ -191,6 +192,22 @@ def resolve_objective(recipe: Recipe, iteration: int) -> ResolvedObjective:
     )
 
 
+def once(make: Callable[Concatenate[Any, P], Made]) -> Callable[Concatenate[Any, P], Made]:
+    """A function of (builder, recipe, …) whose value one recipe object decides: computed once in a
+    plan. Callers do not write into it.
+    """
+
+    @wraps(make)
+    def kept(builder: Any, /, *given: P.args, **named: P.kwargs) -> Made:
+        recipe, *others = given
+        key = (make, id(recipe), *others, *named.items())
+        if key not in builder.kept:
+            builder.kept[key] = make(builder, *given, **named)
+        return cast("Made", builder.kept[key])
+
+    return kept
+
+
 class Builder:
     """Collects nodes; equal settings and inputs give the same node."""
 
@@ -198,32 +215,27 @@ class Builder:
         self.study = study
         self.fingerprints = fingerprints
         self.nodes: dict[str, Node] = {}
-        self._shared: dict[Any, Any] = {}
-
-    def once(self, recipe: Recipe, what: Any, make: Callable[[], Made]) -> Made:
-        """What one recipe object alone decides, computed once. Callers do not write into it."""
-        key = (id(recipe), what)
-        if key not in self._shared:
-            self._shared[key] = make()
-        return cast("Made", self._shared[key])
+        self.kept: dict[Any, Any] = {}
 
     # -- settings that several stages share -------------------------------------
+    @once
     def objective(self, recipe: Recipe, iteration: int) -> tasks.ObjectiveTask:
-        """The objective of one iteration as stages are given it."""
+        return tasks.ObjectiveTask(**vars(resolve_objective(recipe, iteration)))
 
-        def make() -> tasks.ObjectiveTask:
-            return tasks.ObjectiveTask(**vars(resolve_objective(recipe, iteration)))
-
-        return self.once(recipe, ("objective", iteration), make)
-
+    @once
     def ranker(self, recipe: Recipe) -> tasks.RankerTask:
-        """The ranker as stages are given it."""
+        version = RANKERS[recipe.ranker.kind].version
+        return tasks.RankerTask(**vars(recipe.ranker), version=version, world=recipe.world)
 
-        def make() -> tasks.RankerTask:
-            version = RANKERS[recipe.ranker.kind].version
-            return tasks.RankerTask(**vars(recipe.ranker), version=version, world=recipe.world)
+    @once
+    def judge(self, recipe: Recipe, benchmark: str = "") -> JudgeSettings:
+        """A benchmark's own where it has one."""
+        own: JudgeSettings | None = getattr(recipe.evaluation.of(benchmark), "judge", None)
+        return (own or recipe.judge).within(recipe.world)
 
-        return self.once(recipe, "ranker", make)
+    @once
+    def runtime(self, recipe: Recipe) -> Runtime:
+        return Runtime(**vars(recipe.runtime))
 
     def filled(self, kind: type[Settings], recipe: Recipe, /, **own: Any) -> Settings:
         """The settings of a stage: ``own``, and what the recipe says of its other fields."""
@@ -231,37 +243,25 @@ class Builder:
         names = said.keys() & kind.model_fields.keys() - own.keys()
         return kind(**{name: said[name] for name in names}, **own)
 
+    @once
     def said(self, recipe: Recipe) -> dict[str, Any]:
         """What stages of many kinds take from the recipe, by the name of their field."""
         model, training, data, loop = recipe.model, recipe.training, recipe.data, recipe.loop
-
-        def make() -> dict[str, Any]:
-            return {
-                "threads": training.threads,
-                "dtype": model.dtype,
-                "attention": model.attention,
-                "generation_batch": model.generation_batch,
-                "backend": model.generation_backend,
-                "max_length": training.max_length,
-                "max_prompt_length": training.max_prompt_length,
-                "truncation": training.truncation,
-                "prompts": data.prompts,
-                "max_left_out": data.max_left_out,
-                "order": loop.order,
-                "prompts_per_iteration": loop.prompts_per_iteration,
-                "overlong_prompts": recipe.exploration.overlong_prompts,
-            }
-
-        return self.once(recipe, "said", make)
-
-    def judge(self, recipe: Recipe, benchmark: str = "") -> JudgeSettings:
-        """The judge as stages are given it: a benchmark's own where it has one."""
-
-        def make() -> JudgeSettings:
-            own: JudgeSettings | None = getattr(recipe.evaluation.of(benchmark), "judge", None)
-            return (own or recipe.judge).within(recipe.world)
-
-        return self.once(recipe, ("judge", benchmark), make)
+        return {
+            "threads": training.threads,
+            "dtype": model.dtype,
+            "attention": model.attention,
+            "generation_batch": model.generation_batch,
+            "backend": model.generation_backend,
+            "max_length": training.max_length,
+            "max_prompt_length": training.max_prompt_length,
+            "truncation": training.truncation,
+            "prompts": data.prompts,
+            "max_left_out": data.max_left_out,
+            "order": loop.order,
+            "prompts_per_iteration": loop.prompts_per_iteration,
+            "overlong_prompts": recipe.exploration.overlong_prompts,
+        }
 
     # -- nodes ------------------------------------------------------------------
     def add(self, stage: str, settings: Section, inputs: Mapping[str, str], recipe: Recipe) -> str:
@@ -272,9 +272,8 @@ class Builder:
         if key not in self.nodes:
             if self.fingerprints:
                 settings = with_fingerprints(settings, self.fingerprints)
-            runtime = self.once(recipe, "runtime", lambda: tasks.Runtime(**vars(recipe.runtime)))
-            node = Node(key, stage, version, settings, dict(inputs), defining, runtime)
-            self.nodes[key] = node
+            given = (settings, dict(inputs), defining, self.runtime(recipe))
+            self.nodes[key] = Node(key, stage, version, *given)
         return key
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.files import commit_of
-from harness.engine.execute import Executor, Inline, Listener, Summary, execute
+from harness.engine.execute import Executor, Inline
 from harness.engine.graph import DIAGNOSTICS, Plan
 from harness.engine.pool import Pool, RayExecutor
 from harness.engine.runs import build_plan, named_by
@@ -207,32 +207,6 @@ def _driver_says(what: str, *chosen: str) -> list[str]:
 
 
 # -- before it runs --------------------------------------------------------------------------------
-CHECKS = ("data.files", "data.rules", "base.checkpoint", "benchmarks.files")
-"""Stages that only read and check what the recipe names. They go first, and nothing else starts
-when one of them fails.
-"""
-
-
-def execute_checked(
-    plan: Plan, store: Store, executor: Executor, listener: Listener, only: Sequence[str]
-) -> Summary:
-    """``execute``, but the stages that check come first, and nothing else where one fails."""
-    if only or not any(node.stage in CHECKS for node in plan.nodes.values()):
-        return execute(plan, store, executor, listener, only)
-    first = execute(plan, store, executor, listener, CHECKS)
-    if first.failed:
-        states = store.states(list(plan.nodes))
-        first.blocked = sorted(
-            key for key, state in states.items() if state != "done" and key not in first.failed
-        )
-        return first
-    found = execute(plan, store, executor, listener)
-    found.executed += first.executed
-    found.reused -= first.executed
-    found.seconds += first.seconds
-    return found
-
-
 def check_memory(plan: Plan, rooms: Sequence[float]) -> None:
     """Raise HarnessError when the smallest device (``rooms``: bytes of each) cannot hold what
     training holds without a single row.

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, schedule_at
+from harness.engine.graph import Builder, Plan, RunPlan, iterations_of, once, schedule_at
 from harness.engine.scores import add_pairs, add_scores, given_run
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pairs import SELECTORS
@@ -145,20 +145,17 @@ class Runs(Builder):
         self._prepared: dict[str, dict[str, str]] = {}
 
     # -- what all runs share ----------------------------------------------------
+    @once
     def prepared(self, recipe: Recipe) -> dict[str, str]:
         """Role (data, base, benchmarks, and ranker or explorer where there is one) → key."""
-
-        def make() -> dict[str, str]:
-            shared = {"model", "pocket", "world", "rules", "data", "evaluation", "ranker"}
-            shared |= {"ranker_training", "exploration", "runtime"}
-            training = recipe.training
-            tag = recipe.model_dump_json(include=shared)
-            tag += f"/{training.threads}/{training.max_prompt_length}"
-            if tag not in self._prepared:
-                self._prepared[tag] = self._prepare(recipe)
-            return self._prepared[tag]
-
-        return self.once(recipe, "prepared", make)
+        shared = {"model", "pocket", "world", "rules", "data", "evaluation", "ranker"}
+        shared |= {"ranker_training", "exploration", "runtime"}
+        training = recipe.training
+        tag = recipe.model_dump_json(include=shared)
+        tag += f"/{training.threads}/{training.max_prompt_length}"
+        if tag not in self._prepared:
+            self._prepared[tag] = self._prepare(recipe)
+        return self._prepared[tag]
 
     def _prepare(self, recipe: Recipe) -> dict[str, str]:
         pocket = recipe.data.source == "pocket"
@@ -315,9 +312,8 @@ class Runs(Builder):
             parts = enumerate([*start.collected, own], 1)
             inputs = {f"pairs_{index:02d}": key for index, key in parts}
             pairs = self.add("pairs.merge", tasks.Nothing(), inputs, recipe)
-        asked = self.once(recipe, "reference", lambda: self._reference_task(recipe))
         read = {"policy": start.reference, "pairs": pairs}
-        reference = self.add("reference", asked, read, recipe)
+        reference = self.add("reference", self._reference_task(recipe), read, recipe)
         carried = None
         if recipe.loop.mode in CARRIED and not start.warmup:
             carried = tasks.PartTask(part=iteration - 1, parts=recipe.loop.iterations)
@@ -339,6 +335,7 @@ class Runs(Builder):
         train = self.add("train", settings, read | {"reference_policy": start.reference}, recipe)
         return stages | {"pairs": pairs, "reference": reference, "train": train}, own
 
+    @once
     def _reference_task(self, recipe: Recipe) -> tasks.ReferenceTask:
         lora = recipe.training.lora
         roles = [*explore_roles(recipe.exploration.samples), *others_of(recipe.objective.name)]
@@ -350,12 +347,10 @@ class Runs(Builder):
             base=lora.base if lora else "whole",
         )
 
+    @once
     def _optimiser(self, recipe: Recipe, iteration: int) -> tasks.OptimiserTask:
-        def make() -> tasks.OptimiserTask:
-            rate = schedule_at(recipe, recipe.training.learning_rate, iteration)
-            return tasks.OptimiserTask(**vars(recipe.training) | {"learning_rate": rate})
-
-        return self.once(recipe, ("optimiser", iteration), make)
+        rate = schedule_at(recipe, recipe.training.learning_rate, iteration)
+        return tasks.OptimiserTask(**vars(recipe.training) | {"learning_rate": rate})
 
     # -- pairs ------------------------------------------------------------------
     def pairs(self, start: Start) -> tuple[dict[str, str], str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
-from harness.engine.graph import Builder, JudgedPair, RunPlan
+from harness.engine.graph import Builder, JudgedPair, RunPlan, once
 from harness.evaluate.benchmark import Asked, Benchmark
 from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.registry import RANKERS
@@ -48,7 +48,7 @@ def add_scores(
     for benchmark in wanted:
         reads = {*benchmark.inputs, *benchmark.more_inputs(recipe.evaluation)}
         read = {name: key for name, key in inputs.items() if name in reads}
-        settings = settled(builder, recipe, benchmark)
+        settings = settled(builder, recipe, benchmark.name)
         stages[benchmark.stage] = builder.add(benchmark.stage, settings, read, recipe)
     if recipe.diagnostics.enabled and history:
         read = {name: key for name, key in inputs.items() if name != "benchmarks"}
@@ -68,23 +68,20 @@ def add_scores(
     return stages
 
 
-def settled(builder: Builder, recipe: Recipe, benchmark: Benchmark) -> Section:
+@once
+def settled(builder: Builder, recipe: Recipe, name: str) -> Section:
     """The settings of a benchmark's stage."""
-
-    def make() -> Section:
-        said = builder.said(recipe)
-        asked = Asked(
-            settings=recipe.evaluation.of(benchmark.name),
-            evaluation=recipe.evaluation,
-            judge=builder.judge(recipe, benchmark.name),
-            ranker=builder.ranker(recipe),
-            ranker_judge=builder.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
-            generating={name: said[name] for name in tasks.Generating.model_fields},
-            threads=recipe.training.threads,
-        )
-        return benchmark.settle(asked)
-
-    return builder.once(recipe, ("settled", benchmark.name), make)
+    said = builder.said(recipe)
+    asked = Asked(
+        settings=recipe.evaluation.of(name),
+        evaluation=recipe.evaluation,
+        judge=builder.judge(recipe, name),
+        ranker=builder.ranker(recipe),
+        ranker_judge=builder.judge(recipe) if RANKERS[recipe.ranker.kind].asks_judge else None,
+        generating={name: said[name] for name in tasks.Generating.model_fields},
+        threads=recipe.training.threads,
+    )
+    return BENCHMARKS[name].settle(asked)
 
 
 def _answer_task(
@@ -196,7 +193,7 @@ def _files(builder: Builder, cell: Cell, shared: Mapping[str, str], row: Given) 
             stages[benchmark.stage] = builder.add("verdicts.given", told, read, recipe)
         elif name in row.answers:
             read = benchmarks | {"answer": stages["answer"]}
-            settings = settled(builder, recipe, benchmark)
+            settings = settled(builder, recipe, benchmark.name)
             stages[benchmark.stage] = builder.add(benchmark.stage, settings, read, recipe)
     return stages
 
@@ -237,6 +234,6 @@ def add_pairs(builder: Builder, runs: Sequence[RunPlan]) -> tuple[JudgedPair, ..
         recipe, stages = known[a]
         inputs = {"answer_a": stages["answer"], "answer_b": known[b][1]["answer"]}
         inputs |= {"benchmarks": stages["benchmarks"]}
-        settings = settled(builder, recipe, benchmark)
+        settings = settled(builder, recipe, benchmark.name)
         pairs.append(JudgedPair(a, b, builder.add(benchmark.pairs.stage, settings, inputs, recipe)))
     return tuple(pairs)
