@@ -1,6 +1,4 @@
-"""Files that are whole or absent: hashes, atomic and exclusive writes, flushing to disk; and files
-that one process holds.
-"""
+"""Files that are whole or absent, or held by one process: hashes, writes, flushing to disk."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ def hash_tree(folder: Path) -> dict[str, str]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file's content (text as UTF-8) so that a reader sees the old or the new, and a kill
-    leaves one of them.
-    """
+    """Replace a file's content (text as UTF-8): a reader, and a kill, finds the old or the new."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:

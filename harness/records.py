@@ -14,19 +14,17 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 SCHEMA_VERSION = 1
-"""Version of everything written into the store. A store of another version is refused with what to
-do.
-"""
+"""Version of everything written into the store. A store of another version is refused."""
 
 Status = Literal["ok", "no_answer", "unparsed", "refused", "truncated", "error"]
-STATUSES: tuple[Status, ...] = ("ok", "no_answer", "unparsed", "refused", "truncated", "error")
-FINAL_STATUSES: frozenset[str] = frozenset(STATUSES) - {"error"}
+FINAL_STATUSES: frozenset[str] = frozenset(get_args(Status)) - {"error"}
 """Rows with these statuses are never retried; ``error`` rows are retried by the next run."""
 
 
@@ -73,9 +71,7 @@ class GenerationRequest:
 @dataclass(frozen=True)
 class Generation:
     """One answer. status: "ok" ended by a stop token (the last of ``token_ids``), "truncated" hit
-    the limit, "no_answer" had no room, "error".
-
-    ``error`` says why the last two.
+    the limit, "no_answer" had no room, "error"; ``error`` says why the last two.
     """
 
     token_ids: tuple[int, ...]
@@ -128,21 +124,15 @@ class Score:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(
-                f"score {self.benchmark}/{self.item}: unknown status {self.status!r}; allowed: "
-                f"{', '.join(STATUSES)}"
-            )
-        if (self.value is None) == (self.status == "ok"):
-            raise ValueError(
-                f"score {self.benchmark}/{self.item}: status {self.status!r} with value "
-                f"{self.value!r}; only 'ok' rows have a value"
-            )
-        if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(
-                f"score {self.benchmark}/{self.item}: value {self.value!r} is not finite; give it "
-                "a status instead"
-            )
+        wrong = ""
+        if self.status not in get_args(Status):
+            wrong = f"unknown status {self.status!r}; allowed: {', '.join(get_args(Status))}"
+        elif (self.value is None) == (self.status == "ok"):
+            wrong = f"status {self.status!r} with value {self.value!r}; only 'ok' rows have a value"
+        elif self.value is not None and not math.isfinite(self.value):
+            wrong = f"value {self.value!r} is not finite; give it a status instead"
+        if wrong:
+            raise ValueError(f"score {self.benchmark}/{self.item}: {wrong}")
 
 
 Settings = TypeVar("Settings")
@@ -203,13 +193,11 @@ class Tally:
 
     def check(self, most: float, where: str) -> None:
         """Raise HarnessError where more than the share ``most`` of what was met is left out."""
+        told = [f"{one.reason}: {one.count} ({', '.join(one.examples)})" for one in self.left_out()]
         if self.count > most * self.read:
-            reasons = (
-                f"{one.reason}: {one.count} ({', '.join(one.examples)})" for one in self.left_out()
-            )
             raise HarnessError(
                 f"{where}: {self.count} of {self.read} {self.what} are left out, more than "
-                f"data.max_left_out = {most:g} allows: {'; '.join(reasons)}"
+                f"data.max_left_out = {most:g} allows: {'; '.join(told)}"
             )
 
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -223,8 +211,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage reports. ``errors`` > 0 keeps the stage partial: its folder is kept as a journal
-    and retried.
+    """What a stage reports. ``errors`` > 0 keeps the stage partial: its folder is kept and retried.
 
     costs: additive counts (``tokens_generated``, ``tokens_trained``, ``judge_calls``,
     ``judge_prompt_tokens``, …). summary: small JSON values worth showing (never used as an input of
@@ -257,9 +244,7 @@ class StageRecord:
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     seal: str = ""
-    """Hash of all other fields, so that an altered record is noticed; empty in records of the first
-    version.
-    """
+    """Hash of all other fields, against alteration; empty in records of the first version."""
     left_out: Sequence[Mapping[str, Any]] = ()
     """`LeftOut` entries as mappings; in no seal while there are none, as before there were any."""
 
@@ -272,15 +257,12 @@ class StageRecord:
         fields = {name: value for name, value in vars(self).items() if name != "seal"}
         if not self.left_out:
             del fields["left_out"]
-        return content_hash(
-            "record", json.loads(canonical_json(fields))
-        )  # as it will be read back: keys of mappings are text
+        # As it will be read back: keys of mappings are text.
+        return content_hash("record", json.loads(canonical_json(fields)))
 
 
 class HarnessError(Exception):
-    """An error a user can act on: says what was wrong, where, and what to do. Shown without a
-    traceback.
-    """
+    """An error a user can act on: what was wrong, where, what to do. Shown without a traceback."""
 
 
 FILE_ENDINGS = {".json", ".jsonl", ".gz", ".parquet", ".csv", ".yaml", ".jinja", ".txt", ".gguf"}
@@ -319,8 +301,8 @@ def redact(text: str, *, only: str = "") -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; NaN and infinity are refused. Equal values give equal
-    text.
+    """JSON with sorted keys and no spaces, equal text for equal values; NaN and infinity are
+    refused.
     """
     return _ENCODER.encode(value)
 
@@ -370,9 +352,8 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> int:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
     return count
 
 
@@ -395,26 +376,22 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def write_scores(path: Path, scores: Iterable[Score]) -> int:
     """Write score rows, sorted, as ``scores.parquet`` (byte-identical for equal rows); returns the
-    number of rows.
-
-    Raises HarnessError on a doubled (benchmark, metric, item, repeat).
+    number of rows. Raises HarnessError on a doubled (benchmark, metric, item, repeat).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = sorted(scores, key=lambda s: (s.benchmark, s.metric, s.cluster, s.item, s.repeat))
-    seen: set[tuple[str, str, str, int]] = set()
-    for row in rows:
-        identity = (row.benchmark, row.metric, row.item, row.repeat)
-        if identity in seen:
+    seen = Counter((row.benchmark, row.metric, row.item, row.repeat) for row in rows)
+    for (benchmark, metric, item, repeat), count in seen.items():
+        if count > 1:
             raise HarnessError(
-                f"doubled score row: benchmark {row.benchmark}, metric {row.metric}, item "
-                f"{row.item}, repeat {row.repeat}"
+                f"doubled score row: benchmark {benchmark}, metric {metric}, item {item}, repeat "
+                f"{repeat}"
             )
-        seen.add(identity)
-    names = [f.name for f in dataclasses.fields(Score)]
     types = {"value": pa.float64(), "repeat": pa.int64()}
+    names = [one.name for one in dataclasses.fields(Score)]
     schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
-    columns = {name: [getattr(row, name) for row in rows] for name in names}
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema)
+    pq.write_table(table, path, compression="zstd")
     return len(rows)

@@ -43,10 +43,6 @@ def _more_words(answer: str, options: Options) -> str:
     return answer
 
 
-def _placeholders(answer: str, options: Options) -> str:
-    return answer + " See [source]." * int(options["num_placeholders"])
-
-
 def _highlights(answer: str, options: Options) -> str:
     words = answer.split()
     count = options["num_highlights"]
@@ -60,17 +56,17 @@ def _bullets(answer: str, options: Options) -> str:
     return "\n".join(f"* {part}" for part in parts)
 
 
-def _end(answer: str, options: Options) -> str:
-    return f"{answer}\n{options['end_phrase']}"
-
-
 WORDS, LESS = "length_constraints:number_words", {"relation": "less than"}
 FORMAT, CONTENT = "detectable_format:", "detectable_content:"
 TABLE: tuple[tuple[str, Sequence[Options], Edit], ...] = (
     (WORDS, [{"num_words": n, **LESS} for n in (20, 40)], _fewer_words),
     (WORDS, [{"num_words": n, "relation": "at least"} for n in (30, 45)], _more_words),
     ("punctuation:no_comma", [{}], lambda answer, _: answer.replace(",", "")),
-    (CONTENT + "number_placeholders", [{"num_placeholders": n} for n in (1, 2)], _placeholders),
+    (
+        CONTENT + "number_placeholders",
+        [{"num_placeholders": n} for n in (1, 2)],
+        lambda answer, options: answer + " See [source]." * options["num_placeholders"],
+    ),
     (FORMAT + "number_highlighted_sections", [{"num_highlights": n} for n in (1, 2)], _highlights),
     (FORMAT + "number_bullet_lists", [{"num_bullets": n} for n in (2, 3)], _bullets),
     (FORMAT + "title", [{}], lambda answer, _: f"<<Answer>>\n{answer}"),
@@ -85,7 +81,7 @@ TABLE: tuple[tuple[str, Sequence[Options], Edit], ...] = (
             {"end_phrase": "Any other questions?"},
             {"end_phrase": "Is there anything else I can help with?"},
         ],
-        _end,
+        lambda answer, options: f"{answer}\n{options['end_phrase']}",
     ),
     ("change_case:english_lowercase", [{}], lambda answer, _: answer.lower()),
     ("startend:quotation", [{}], lambda answer, _: f'"{answer}"'),

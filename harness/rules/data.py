@@ -10,8 +10,7 @@ with constraints that no offline answer meets, and no others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ QUESTIONS = Path(__file__).with_name("questions.jsonl")
 HELDOUT_SHARE = 0.25
 """Of the questions, for held-out prompts alone."""
 TRIES = 200
-
-
-@dataclass(frozen=True)
-class Question:
-    text: str
-    answer: str
 
 
 def run(task: StageTask[RulesDataTask]) -> StageOutcome:
@@ -61,10 +54,9 @@ def run(task: StageTask[RulesDataTask]) -> StageOutcome:
     summary = {}
     for number, (name, (size, given)) in enumerate(sizes.items(), 1):
         rng = np.random.default_rng([settings.seed, number])
-        found = list(islice(writer.prompts(name, given, rng), size))
+        found = islice(writer.prompts(name, given, rng), size)
         summary[name] = write_jsonl(task.out / f"{name}.jsonl", found)
-    rows = sum(summary.values())
-    return StageOutcome(rows, summary=summary, left_out=writer.tally.left_out())
+    return StageOutcome(sum(summary.values()), summary=summary, left_out=writer.tally.left_out())
 
 
 def _check(settings: RulesDataTask) -> None:
@@ -91,17 +83,17 @@ def _check(settings: RulesDataTask) -> None:
             raise HarnessError(f"data.{key} is not read with data.source: rules; leave it out")
 
 
-def _questions(path: Path) -> list[Question]:
-    """Rows with question and answer. Raises HarnessError with file and line."""
+def _questions(path: Path) -> list[tuple[str, str]]:
+    """(question, answer) of every row. Raises HarnessError with file and line."""
     found = []
     for row in file_rows(path):
-        texts = [row.values.get(name) for name in ("question", "answer")]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
+        question, answer = (row.values.get(name) for name in ("question", "answer"))
+        if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
             raise HarnessError(
                 f"{row.place}: a row of questions has the texts question and answer; this one "
                 f"has: {', '.join(map(str, row.values))}"
             )
-        found.append(Question(*(str(text).strip() for text in texts)))
+        found.append((str(question).strip(), str(answer).strip()))
     return found
 
 
@@ -118,50 +110,41 @@ class _Writer:
         self.tally = Tally(task.stage, "prompts drawn")
 
     def prompts(
-        self, split: str, questions: Sequence[Question], rng: np.random.Generator
+        self, split: str, questions: Sequence[tuple[str, str]], rng: np.random.Generator
     ) -> Iterator[Prompt]:
         """Endlessly, going through the questions in order."""
-        count = 0
-        while True:
-            for question in questions:
-                prompt = self._prompt(f"{split}-{count:05d}", question, split == "ood", rng)
-                count += 1
-                if self._fits(prompt):
-                    yield prompt
-            if self.tally.count == self.tally.read:
-                raise HarnessError(
-                    f"no question with its constraints is within training.max_prompt_length = "
-                    f"{self.limit} tokens"
-                )
+        too_long = f"over training.max_prompt_length = {self.limit} tokens"
+        for count, question in enumerate(cycle(questions), 1):
+            prompt = self._prompt(f"{split}-{count - 1:05d}", *question, split == "ood", rng)
+            self.tally.read += 1
+            try:
+                encode_prompt(self.tokenizer, prompt.messages, self.limit)
+                yield prompt
+            except PromptTooLongError:
+                self.tally.leave_out(too_long, prompt.id)
+            if count % len(questions) == 0 and self.tally.count == self.tally.read:
+                raise HarnessError(f"every question with its constraints is {too_long}")
 
-    def _fits(self, prompt: Prompt) -> bool:
-        self.tally.read += 1
-        try:
-            encode_prompt(self.tokenizer, prompt.messages, self.limit)
-        except PromptTooLongError:
-            reason = f"over training.max_prompt_length = {self.limit} tokens"
-            self.tally.leave_out(reason, prompt.id)
-            return False
-        return True
-
-    def _prompt(self, name: str, question: Question, ood: bool, rng: np.random.Generator) -> Prompt:
+    def _prompt(
+        self, name: str, question: str, answer: str, ood: bool, rng: np.random.Generator
+    ) -> Prompt:
         for _ in range(TRIES):
             asked = self._drawn(ood, rng)
-            text = "\n".join([question.text, *(one.text for one in asked)])
+            text = "\n".join([question, *(one.text for one in asked)])
             messages = ({"role": "user", "content": text},)
             kinds = ",".join(one.kind for one in asked)
             if ood:
-                return Prompt(name, messages, question.answer, "", kinds)
+                return Prompt(name, messages, answer, "", kinds)
             known = [one for one in asked if one in self.met]
             unseen = [one for one in asked if one not in self.met]
             fewer = [one for one in known if rng.random() < 0.5]
-            best, worst = (edited(question.answer, some) for some in (known, fewer))
+            best, worst = (edited(answer, some) for some in (known, fewer))
             by_chance = met(unseen, text, best) + met(unseen, text, worst)
             all_met = share(known, text, best) == 1 > share(known, text, worst)
             if all_met and not any(by_chance):
                 return Prompt(name, messages, best, worst, kinds)
         raise HarnessError(
-            f"{question.text!r}: {TRIES} draws of constraints gave no two answers of different "
+            f"{question!r}: {TRIES} draws of constraints gave no two answers of different "
             "reward; allow more kinds (rules.kinds), or take the question out"
         )
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,29 @@ class Carried(TrainerCallback):  # type: ignore[misc]
         """Continue; a part that was killed has its own checkpoint, which holds everything."""
         if self.part == 0 or state.global_step:
             return
-        _place(kwargs["lr_scheduler"], self.part * state.max_steps)
+        schedule, step = kwargs["lr_scheduler"], self.part * state.max_steps
+        # A LambdaLR, as all of the recipe's are, put at a step of the whole run.
+        factors = [factor(step) for factor in schedule.lr_lambdas]
+        rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+        schedule.load_state_dict(schedule.state_dict() | {"last_epoch": step, "_last_lr": rates})
+        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         tensors, numbers = _read(self.policy / FILE)
         for name, parameter in kwargs["model"].named_parameters():
             if WEIGHT + name in tensors:
                 parameter.data.copy_(tensors.pop(WEIGHT + name))
-        load_state(kwargs["optimizer"], tensors, numbers)
+        optimizer = kwargs["optimizer"]
+        loaded: dict[int, dict[str, Any]] = {}
+        for key, value in {**tensors, **numbers}.items():
+            index, _, name = key.partition(".")
+            loaded.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": loaded})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Leave the state for the next part."""
         if not state.is_world_process_zero or state.global_step < state.max_steps:
             return
-        tensors, numbers = optimizer_state(kwargs["optimizer"])
+        tensors, numbers = _state_of(kwargs["optimizer"])
         if self.whole_weights:
             named = kwargs["model"].named_parameters()
             tensors |= {WEIGHT + name: parameter.detach() for name, parameter in named}
@@ -70,45 +82,19 @@ def pass_on(policy: Path | None, out: Path) -> None:
     shutil.copyfile(policy / FILE, out / FILE)
 
 
-def _place(schedule: Any, step: int) -> None:
-    """Put a schedule (a LambdaLR, as all of the recipe's are) at a step of the whole run."""
-    factors = [factor(step) for factor in schedule.lr_lambdas]
-    rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
-    schedule.load_state_dict(schedule.state_dict() | {"last_epoch": step, "_last_lr": rates})
-    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
-def optimizer_state(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _state_of(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
     """``<parameter's number>.<name>`` → the state's tensors, and its plain numbers."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, float] = {}
     for index, entries in optimizer.state_dict()["state"].items():
-        for name, value in _flat(entries):
+        # Bitsandbytes keeps its quantised entries a level deeper.
+        deeper: list[Any] = [one for one in entries.values() if isinstance(one, Mapping)]
+        for name, value in ChainMap(entries, *deeper).items():
             if isinstance(value, Tensor):
                 tensors[f"{index}.{name}"] = value
-            elif value is not None:
+            elif value is not None and not isinstance(value, Mapping):
                 numbers[f"{index}.{name}"] = value
     return tensors, numbers
-
-
-def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Entries of a parameter; bitsandbytes keeps its quantised ones a level deeper."""
-    for name, value in entries.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value)
-        else:
-            yield name, value
-
-
-def load_state(optimizer: Any, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
-    """Give a new optimiser of the same parameters the state of `optimizer_state`."""
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **numbers}.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
