@@ -108,8 +108,8 @@ class AcademicSettings(Section):
     items of values from 0 to 1 of which more is better.
     """
     passages: dict[str, str] = {}
-    """Task → the field of its documents, as a passage, that items share and are one sampled unit
-    by; known of drop, boolq, record and multirc.
+    """Task → the field of its documents (a passage) that several items share: they are one sampled
+    unit. Known of drop, boolq, record and multirc.
     """
     limit: NonNegative = 0
     """Items of a task: the first so many; 0: all."""

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -112,13 +113,16 @@ def evaluate_policy(
     left to fit the model. journals: folder in which finished tasks are kept and found. engine:
     reads and answers in the policy's place.
     """
+    from lm_eval.utils import env as templates  # which it compiles again for every document
+
+    compiled = functools.lru_cache(256)(templates.from_string)
     entries = task_entries(folder, settings.tasks)
     done: dict[str, list[Done]] = {column: [] for column in entries}
     with (
         tempfile.TemporaryDirectory(prefix="selm-academic-") as temporary,
         quiet(),
         isolated_rng(),
-        compiled_templates(),
+        mock.patch.object(templates, "from_string", compiled),
         np.errstate(invalid="ignore"),  # probabilities that underflow: see truthful_share
     ):
         lm = language_model(policy, settings, engine)
@@ -298,14 +302,15 @@ def load_tasks(
     hubs = {"hub", *(paper.hub for paper in PAPER_TASKS.values())}
     if hubs.isdisjoint(str(entry.get("source")) for entry in entries.values()):
         # Local rows only: the datasets library would leave a copy of them in the user's cache.
-        datasets.config.HF_DATASETS_CACHE = temporary / "datasets"
+        cache = temporary / "datasets"
     columns: dict[str, dict[str, Any]] = {}
     groups: dict[str, Any] = {}
     try:
-        for column, entry in entries.items():
-            loaded = manager.load([entry["task"]])
-            columns[column] = dict(loaded["tasks"])
-            groups[column] = loaded["groups"].get(entry["task"])
+        with mock.patch.object(datasets.config, "HF_DATASETS_CACHE", cache):
+            for column, entry in entries.items():
+                loaded = manager.load([entry["task"]])
+                columns[column] = dict(loaded["tasks"])
+                groups[column] = loaded["groups"].get(entry["task"])
     except datasets.exceptions.DatasetGenerationError as error:
         raise HarnessError(
             f"academic task {column}: lm-eval cannot load its data: {error.__cause__ or error}"
@@ -317,8 +322,6 @@ def load_tasks(
         raise HarnessError(
             f"academic task {column} ({entry['task']}): lm-eval cannot load it ({error}); {hint}"
         ) from error
-    finally:
-        datasets.config.HF_DATASETS_CACHE = cache
     for column, tasks in columns.items():
         for task in tasks.values():
             shots = entries[column].get("shots")
@@ -607,20 +610,6 @@ def check_tokens(lm: Any, tokenizer: Any) -> None:
                     "lm-eval would read other tokens than the policy was trained on. lm-eval: "
                     f"{shown}. Training: {wanted}"
                 )
-
-
-@contextlib.contextmanager
-def compiled_templates() -> Iterator[None]:
-    """Compile each prompt template once: lm-eval's own compiling costs more than a small model."""
-    from lm_eval import utils
-
-    environment = utils.env
-    original = environment.from_string
-    environment.from_string = functools.lru_cache(maxsize=256)(original)
-    try:
-        yield
-    finally:
-        environment.from_string = original
 
 
 @contextlib.contextmanager

@@ -78,17 +78,25 @@ class Instruction:
     output: str
 
 
+class _Baseline(benchmark.Form):
+    instruction: str
+    output: str
+
+
+class _Annotated(benchmark.Form):
+    instruction: str
+    output_1: str
+    output_2: str
+
+
 def check_annotations(stored: Sequence[Any], path: Path) -> list[dict[str, Any]]:
     """Annotations of one model with their preference as `preference_of` reads it: one of every
     instruction, by one annotator against one baseline. HarnessError names file and row.
     """
     if not stored:
         raise HarnessError(f"{path}: holds no annotation")
-    rows = []
-    for number, row in enumerate(stored):
-        texts = ("instruction", "output_1", "output_2")
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
-            raise HarnessError(f"{path}: row {number}: wants texts {', '.join(texts)}")
+    rows = benchmark.checked(stored, _Annotated, path)
+    for number, row in enumerate(rows, 1):
         value = row.get("preference")
         preference = annotators.preference_of(value)
         if preference is None and value not in (None, -1) and value == value:
@@ -96,7 +104,7 @@ def check_annotations(stored: Sequence[Any], path: Path) -> list[dict[str, Any]]
                 f"{path}: row {number}: preference {value!r} is no number from 1 (output_1 wins) "
                 "to 2 (output_2 wins), 0 (a draw), nothing or -1 (unread)"
             )
-        rows.append(row | {"preference": preference})
+        row["preference"] = preference
     for key in ("annotator", "generator_1", "generator_2"):
         names = sorted({str(row[key]) for row in rows if key in row})
         if len(names) > 1:
@@ -124,9 +132,9 @@ def instruction_key(text: str) -> str:
 
 
 def doubled_instructions(instructions: Sequence[str]) -> list[str]:
-    """The rows of every instruction that occurs more than once: ``3 and 7``."""
+    """The rows of every instruction that occurs more than once, from 1: ``3 and 7``."""
     rows: dict[str, list[str]] = {}
-    for number, text in enumerate(instructions):
+    for number, text in enumerate(instructions, 1):
         rows.setdefault(instruction_key(text), []).append(str(number))
     return [" and ".join(numbers) for numbers in rows.values() if len(numbers) > 1]
 
@@ -141,13 +149,9 @@ def in_official_order(instructions: Sequence[str]) -> bool | None:
 def prepare(settings: AlpacaEvalSettings, out: Path) -> dict[str, Any]:
     """eval.json with ids "0", "1", … in the file's order, and df_gamed.csv for just these."""
     path = benchmark.given_file(settings, NAME, "instructions")
-    rows = benchmark.read_rows(path)
+    rows = benchmark.checked(benchmark.read_rows(path), _Baseline, path)
     if not rows:
         raise HarnessError(f"{path}: holds no instruction")
-    for number, row in enumerate(rows):
-        for key in ("instruction", "output"):
-            if not isinstance(row, dict) or not isinstance(row.get(key), str):
-                raise HarnessError(f"{path}: row {number}: key {key!r} should be text")
     if any(str(row.get("id", number)) != str(number) for number, row in enumerate(rows)):
         raise HarnessError(
             f"{path}: ids should be 0 to {len(rows) - 1} in order (or be left out); difficulty is "

@@ -22,7 +22,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from harness.evaluate import benchmark
 from harness.judge import verdicts
@@ -89,15 +91,17 @@ class JudgeTask(Section):
 
 
 # -- its files -------------------------------------------------------------------------------------
+class _Question(benchmark.Form):
+    uid: Annotated[str, Field(min_length=1)]
+    category: Literal["hard_prompt", "creative_writing"]
+    prompt: str
+
+
 def prepare(settings: ArenaHardSettings, out: Path) -> dict[str, Any]:
     """questions.jsonl (id, question, category, baseline) and judge.json (template and more)."""
     path = benchmark.given_file(settings, NAME, "questions")
-    asked = list(read_jsonl(path))[: settings.limit or None]
-    for number, row in enumerate(asked, 1):
-        known = isinstance(row, Mapping) and row.get("category") in CATEGORIES
-        if not known or not row.get("uid") or not isinstance(row.get("prompt"), str):
-            wanted = f"uid, prompt and category ({' or '.join(CATEGORIES)}) wanted"
-            raise HarnessError(f"{path}: row {number}: {wanted}")
+    given = benchmark.read_rows(path)[: settings.limit or None]
+    asked = benchmark.checked(given, _Question, path)
     benchmark.by_key(asked, "uid", path)
     answers = {name: _baseline(settings, name) for name in {row["category"] for row in asked}}
     rows = []

@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from harness.records import (
     Generation,
@@ -425,6 +427,29 @@ def read_rows(path: Path) -> list[Any]:
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise HarnessError(f"{path}: no rows can be read from it ({error})") from error
     return list(read_jsonl(path))
+
+
+class Form(BaseModel):
+    """What a row of somebody else's file must have; what more it has is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+Text = Annotated[str, BeforeValidator(lambda text: text or "")]
+"""A text, of which null is an empty one."""
+
+
+def checked(rows: Iterable[Any], form: type[Form], path: Path) -> list[dict[str, Any]]:
+    """Rows of a form. Raises HarnessError naming file, row and key."""
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            found.append(form.model_validate(row).model_dump())
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            key = ".".join(map(str, wrong["loc"]))
+            raise HarnessError(f"{path}: row {number}: {key or 'all'}: {wrong['msg']}") from None
+    return found
 
 
 def given_file(settings: Any, benchmark: str, key: str) -> Path:

@@ -65,7 +65,7 @@ def _unchanged(file: GivenFile) -> Path:
 def _of(rows: Iterable[Any], key: str, model: str, path: Path) -> list[dict[str, Any]]:
     """The rows of one model. Raises HarnessError where it is not said which."""
     listed = list(rows)
-    for number, row in enumerate(listed):
+    for number, row in enumerate(listed, 1):
         if not isinstance(row, dict):
             raise HarnessError(f"{path}: row {number}: wants a mapping, found {str(row)[:40]!r}")
     found = dict.fromkeys(str(row.get(key, "")) for row in listed)
@@ -92,7 +92,7 @@ def alpaca_eval_answers(path: Path, model: str, benchmarks: Path, out: Path) -> 
     if annotated:
         kept = alpaca_eval.check_annotations(kept, path)
     said, told = ("output_2", ("preference", "annotator")) if annotated else ("output", ())
-    for number, row in enumerate(kept):
+    for number, row in enumerate(kept, 1):
         if not isinstance(row.get("instruction"), str) or not isinstance(row.get(said), str):
             raise HarnessError(f"{path}: row {number}: wants texts 'instruction' and 'output'")
     keys = [alpaca_eval.instruction_key(row["instruction"]) for row in kept]

@@ -6,19 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from harness.evaluate import benchmark
 from harness.evaluate.alpaca_eval import align, load_instructions
-from harness.evaluate.benchmark import (
-    Ask,
-    Asked,
-    Benchmark,
-    Counting,
-    Desk,
-    Measure,
-    Samples,
-    asked_work,
-    finish,
-    mean,
-)
 from harness.rankers.ranker import RankContext, Ranked, RankItem
 from harness.rankers.registry import rank_texts, rewards
 from harness.records import (
@@ -100,8 +89,8 @@ def run(task: StageTask[HeldoutTask]) -> StageOutcome:
     for score in scores:
         if score.value is not None:
             kept.setdefault(f"{score.benchmark}_{score.metric}", []).append(score.value)
-    means = {name: mean(values) for name, values in sorted(kept.items())}
-    return finish(task, scores, means, dict(context.costs))
+    means = {name: benchmark.mean(values) for name, values in sorted(kept.items())}
+    return benchmark.finish(task, scores, means, dict(context.costs))
 
 
 def _identity(ranker: RankerTask) -> str:
@@ -173,12 +162,12 @@ class Prompts:
                 for sample in range(1 + settings.heldout_samples):
                     key, messages = (NAME, row["id"], sample), tuple(row["messages"])
                     temperature = 1.0 if sample else 0.0
-                    self.asks.append(Ask(key, messages, limit, temperature, longest))
+                    self.asks.append(benchmark.Ask(key, messages, limit, temperature, longest))
 
-    def rounds(self, _desk: Desk) -> Sequence[Iterable[Ask]]:
+    def rounds(self, _desk: benchmark.Desk) -> Sequence[Iterable[benchmark.Ask]]:
         return (self.asks,)
 
-    def write(self, desk: Desk, out: Path) -> None:
+    def write(self, desk: benchmark.Desk, out: Path) -> None:
         """``heldout.jsonl``: a Response each."""
         rows = []
         for ask in self.asks:
@@ -190,13 +179,15 @@ class Prompts:
 
 # -- the record ------------------------------------------------------------------------------------
 MEASURES = [
-    Measure(name, metric, f"{of} reward ({drawn})", "reward", 3, items="prompts", table=NAME)
+    benchmark.Measure(
+        name, metric, f"{of} reward ({drawn})", "reward", 3, items="prompts", table=NAME
+    )
     for name, of in ((NAME, "held-out"), ("heldout_ood", "out-of-distribution"))
     for metric, drawn in (("reward", "greedy"), ("reward_sampled", "sampled"))
 ]
 
 
-def settle(asked: Asked) -> HeldoutTask:
+def settle(asked: benchmark.Asked) -> HeldoutTask:
     """Settings of the ranking stage."""
     return HeldoutTask(
         threads=asked.threads,
@@ -206,23 +197,23 @@ def settle(asked: Asked) -> HeldoutTask:
     )
 
 
-def _prompts(count: Counting) -> int:
+def _prompts(count: benchmark.Counting) -> int:
     data = count.settings("data")
     return int(data.heldout + data.ood)
 
 
-def _asked(count: Counting, task: AnswerTask) -> Work:
+def _asked(count: benchmark.Counting, task: AnswerTask) -> Work:
     rows = _prompts(count) * (1 + task.heldout_samples)
     length = min(count.lengths.answer, task.heldout_max_new_tokens)
-    return asked_work(rows, length, "held-out answers")
+    return benchmark.asked_work(rows, length, "held-out answers")
 
 
-def _work(count: Counting, task: HeldoutTask) -> Work:
+def _work(count: benchmark.Counting, task: HeldoutTask) -> Work:
     samples = count.settings("answer").heldout_samples
     return count.ranked(task.ranker.kind, _prompts(count), 1 + samples)
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = benchmark.Benchmark(
     NAME,
     "Held-out reward",
     settings=None,
@@ -237,5 +228,7 @@ BENCHMARK = Benchmark(
     accelerator=True,
     questions=Prompts,
     asked=_asked,
-    samples=Samples("heldout.jsonl", "reward", "reward (greedy)", form="heldout", digits=3),
+    samples=benchmark.Samples(
+        "heldout.jsonl", "reward", "reward (greedy)", form="heldout", digits=3
+    ),
 )

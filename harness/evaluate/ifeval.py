@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field
 
 from harness.evaluate import benchmark
 from harness.evaluate.libraries import ifeval
@@ -59,31 +61,27 @@ def prepare(settings: IFEvalSettings, out: Path) -> Mapping[str, Any]:
     return {"expected": write_jsonl(out / "questions.jsonl", rows)}
 
 
+class _Prompt(benchmark.Form):
+    key: int | str
+    prompt: Annotated[str, Field(min_length=1)]
+    instruction_id_list: list[str]
+    kwargs: list[dict[str, Any] | None]
+
+
 def read_prompts(settings: Any, name: str, known: Container[str]) -> list[dict[str, Any]]:
     """Rows of the file of a section's ``questions``, up to the section's limit."""
     path = benchmark.given_file(settings, name, "questions")
-    given = enumerate(benchmark.read_rows(path), 1)
-    rows = [_row(row, known, f"{path}, item {number}") for number, row in given]
+    rows = []
+    for number, row in enumerate(benchmark.checked(benchmark.read_rows(path), _Prompt, path), 1):
+        kinds, options = row["instruction_id_list"], [one or {} for one in row["kwargs"]]
+        unknown = sorted(kind for kind in kinds if kind not in known)
+        if unknown or len(kinds) != len(options):
+            wrong = f"unknown instruction {unknown[0]}" if unknown else "not one kwargs for each"
+            raise HarnessError(f"{path}: row {number}: {wrong}")
+        named = {"id": str(row["key"]), "question": row["prompt"], "kwargs": options}
+        rows.append(named | {"instruction_id_list": kinds})
     benchmark.by_key(rows, "id", path)
     return rows[: settings.limit or None]
-
-
-def _row(row: Any, known: Container[str], place: str) -> dict[str, Any]:
-    told = row if isinstance(row, dict) else {}
-    kinds, options = told.get("instruction_id_list"), told.get("kwargs")
-    asked = told.get("prompt") and "key" in told
-    if not (asked and isinstance(kinds, list) and isinstance(options, list)):
-        raise HarnessError(
-            f"{place}: wants key, prompt and the lists instruction_id_list and kwargs; has: "
-            f"{', '.join(told)}"
-        )
-    options = [one or {} for one in options]
-    unknown = sorted(kind for kind in kinds if kind not in known)
-    if unknown or len(kinds) != len(options):
-        wrong = f"unknown instruction {unknown[0]}" if unknown else "not one kwargs an instruction"
-        raise HarnessError(f"{place}: {wrong}")
-    named = {"id": str(row["key"]), "question": row["prompt"], "kwargs": options}
-    return named | {"instruction_id_list": kinds}
 
 
 def need_data(benchmark_name: str, data: Mapping[str, str]) -> None:

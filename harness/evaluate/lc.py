@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.evaluate import libraries
+from harness.evaluate.benchmark import Form, checked
 from harness.records import HarnessError
 
 Floats = NDArray[np.float64]
 
 
-GAMED_COLUMNS: Mapping[str, Callable[[str], Any]] = {
-    "model": str,
-    "preference": float,
-    "index": int,
-    "instruction_difficulty": float,
-    "std_delta_len": float,
-    "not_gamed_baseline": lambda text: text.strip() == "True",
-}
-"""Columns of the library's df_gamed.csv, and how each is read."""
+class _Gamed(Form):
+    """A row of the library's df_gamed.csv."""
+
+    model: str
+    preference: float
+    index: int
+    instruction_difficulty: float
+    std_delta_len: float
+    not_gamed_baseline: bool
+
 
 GAMED_WEIGHT = 0.1
 """lambda 0.2 over two gamed baselines (GLM_INFO of alpaca_eval 0.6.6)."""
@@ -110,8 +112,7 @@ def pseudo_values(point: float, without: Floats) -> Floats:
     """Jackknife pseudo-values n LC - (n-1) LC_(-i), shifted by one constant so that their mean is
     ``point`` (the library's LC).
 
-    Their spread is the jackknife's: sd / sqrt(n) is the standard error of the length-controlled win
-    rate.
+    Their sd / sqrt(n) is the jackknife's standard error.
     """
     return np.asarray(point + (len(without) - 1) * (without.mean() - without))
 
@@ -239,18 +240,8 @@ def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
     """Rows of df_gamed.csv, of each gamed baseline one for every index; none without the file."""
     if not path.exists():
         return []
-    rows: list[dict[str, Any]] = []
     with open(path, encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle)
-        missing = [name for name in GAMED_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            wanted = ", ".join(GAMED_COLUMNS)
-            raise HarnessError(f"{path}: no column {', '.join(missing)}; wants {wanted}")
-        for line, raw in enumerate(reader, 2):
-            try:
-                rows.append({name: read(raw[name]) for name, read in GAMED_COLUMNS.items()})
-            except (ValueError, AttributeError, TypeError) as error:
-                raise HarnessError(f"{path}:{line}: {error}") from error
+        rows = checked(csv.DictReader(handle), _Gamed, path)
     for model in dict.fromkeys(row["model"] for row in rows):
         index = sorted(row["index"] for row in rows if row["model"] == model)
         if index != list(range(count)):
@@ -265,9 +256,9 @@ def write_gamed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write df_gamed.csv in the library's columns; floats in full."""
     with open(path, "w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(GAMED_COLUMNS)
+        writer.writerow(_Gamed.model_fields)
         for row in rows:
-            values = [row[name] for name in GAMED_COLUMNS]
+            values = [row[name] for name in _Gamed.model_fields]
             writer.writerow([value if isinstance(value, str) else repr(value) for value in values])
 
 

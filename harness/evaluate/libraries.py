@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from harness.records import HarnessError
 
@@ -29,31 +30,26 @@ _HIDDEN_PREFIXES = (
     *("HUGGINGFACEHUB_", "API_MAX_", "IS_ALPACA_EVAL"),
 )
 _LOCK = threading.RLock()
+_FETCHING_NOTHING = mock.patch("nltk.download", return_value=False)
 
 
 @contextlib.contextmanager
 def _isolated() -> Iterator[None]:
     """Environment, root logger and dotenv as they were, whatever an import does to them."""
-    import dotenv
-
-    kept = dict(os.environ)
     root = logging.getLogger()
     level = root.level
-    load_dotenv = dotenv.load_dotenv
-    for name in [name for name in os.environ if name.startswith(_HIDDEN_PREFIXES)]:
-        del os.environ[name]
-    os.environ.setdefault("LOGNAME", "selm")  # getpass.getuser() fails for a user id without a name
-    dotenv.load_dotenv = lambda *_args, **_kwargs: False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        dotenv.load_dotenv = load_dotenv
-        root.setLevel(level)
-        for name in set(os.environ) - set(kept):
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch("dotenv.load_dotenv", return_value=False),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        for name in [name for name in os.environ if name.startswith(_HIDDEN_PREFIXES)]:
             del os.environ[name]
-        os.environ.update(kept)
+        os.environ.setdefault("LOGNAME", "selm")  # getpass.getuser() fails for an id without a name
+        try:
+            yield
+        finally:
+            root.setLevel(level)
 
 
 def _not_alpaca_evals(record: logging.LogRecord) -> bool:
@@ -86,7 +82,7 @@ def ifeval() -> Any:
     """
     import langdetect
 
-    with _LOCK, _fetching_nothing():
+    with _LOCK, _FETCHING_NOTHING, contextlib.redirect_stdout(io.StringIO()):
         registry: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_registry")
         registry.utils = importlib.import_module("lm_eval.tasks.ifeval.utils")
     langdetect.DetectorFactory.seed = 0
@@ -96,7 +92,7 @@ def ifeval() -> Any:
 @functools.cache
 def ifbench() -> Any:
     """if-verifiable's IFBench checkers by id; its ``common`` checks an answer. May be absent."""
-    with _LOCK, _fetching_nothing():
+    with _LOCK, _FETCHING_NOTHING, contextlib.redirect_stdout(io.StringIO()):
         try:
             registry: Any = importlib.import_module("if_verifiable.ifbench.instructions_registry")
             registry.common = importlib.import_module("if_verifiable.common")
@@ -106,25 +102,6 @@ def ifbench() -> Any:
                 "'selm-harness[ifbench]', or leave ifbench out of evaluation.benchmarks"
             ) from None
     return registry
-
-
-@contextlib.contextmanager
-def _fetching_nothing() -> Iterator[None]:
-    """NLTK without a network and without its prints."""
-    import nltk
-
-    download, nltk.download = nltk.download, lambda *_args, **_kwargs: False
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        nltk.download = download
-
-
-def _stub(name: str, **attributes: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    vars(module).update(attributes)
-    return module
 
 
 @functools.cache
@@ -138,17 +115,13 @@ def fastchat() -> Any:
     fastchat.llm_judge.common`` elsewhere still gives the full one.
     """
     with _LOCK, _isolated():
-        conversation = importlib.import_module("fastchat.conversation")
-
-        def template(_judge: str) -> Any:
-            return conversation.get_conv_template("chatgpt")
-
-        adapter = {"get_conversation_template": template, "load_model": None}
-        lists: dict[str, Any] = {"ANTHROPIC_MODEL_LIST": (), "OPENAI_MODEL_LIST": ()}
+        template = importlib.import_module("fastchat.conversation").get_conv_template
         ours = ("fastchat.llm_judge.common", "fastchat.llm_judge.gen_judgment")
-        stubs = {name: _stub(name) for name in ("openai", "anthropic")}
-        models = ("fastchat.model", "fastchat.model.model_adapter")
-        stubs |= {name: _stub(name, **adapter, **lists) for name in models}
+        stubs = {name: types.ModuleType(name) for name in ("openai", "anthropic")}
+        for name in ("fastchat.model", "fastchat.model.model_adapter"):
+            stubs[name] = stub = types.ModuleType(name)
+            vars(stub).update(load_model=None, ANTHROPIC_MODEL_LIST=(), OPENAI_MODEL_LIST=())
+            vars(stub)["get_conversation_template"] = lambda _judge: template("chatgpt")
         before = {name: sys.modules.pop(name, None) for name in (*stubs, *ours)}
         sys.modules.update(stubs)
         try:
@@ -175,21 +148,14 @@ def fastchat_completions(
     """FastChat's module while ``complete(messages)`` is its call of ``judge``; prints nothing."""
     module = fastchat()
 
-    def chat_completion_openai(
-        _model: str, conv: Any, temperature: float, max_tokens: int, api_dict: Any = None
-    ) -> str:
-        del temperature, max_tokens, api_dict
+    def chat_completion_openai(_model: str, conv: Any, **_sampling: Any) -> str:
         return complete(conv.to_openai_api_messages())
 
-    with _LOCK:
-        old = (module.common.chat_completion_openai, module.common.OPENAI_MODEL_LIST)
-        module.common.chat_completion_openai = chat_completion_openai
-        module.common.OPENAI_MODEL_LIST = (judge,)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                yield module
-        finally:
-            module.common.chat_completion_openai, module.common.OPENAI_MODEL_LIST = old
+    asking = mock.patch.multiple(
+        module.common, chat_completion_openai=chat_completion_openai, OPENAI_MODEL_LIST=(judge,)
+    )
+    with _LOCK, asking, contextlib.redirect_stdout(io.StringIO()):
+        yield module
 
 
 def library_length_controlled(annotations: Any, gamed_csv: Path) -> dict[str, float]:
@@ -202,15 +168,9 @@ def library_length_controlled(annotations: Any, gamed_csv: Path) -> dict[str, fl
     """
     import sklearn
 
-    library = alpaca_eval()
-    glm = sys.modules["alpaca_eval.metrics.glm_winrate"]
+    fit = alpaca_eval().metrics.get_length_controlled_winrate
+    place = "alpaca_eval.metrics.glm_winrate.hf_hub_download"
+    file = mock.patch(place, return_value=str(gamed_csv))
     # The library switches metadata routing on for the whole process.
-    with _LOCK, warnings.catch_warnings(), sklearn.config_context():
-        warnings.simplefilter("ignore")
-        old = glm.hf_hub_download  # type: ignore[attr-defined]
-        glm.hf_hub_download = lambda *_args, **_kwargs: str(gamed_csv)  # type: ignore[attr-defined]
-        try:
-            fit = library.metrics.get_length_controlled_winrate
-            return dict(fit(annotations, save_weights_dir=None))
-        finally:
-            glm.hf_hub_download = old  # type: ignore[attr-defined]
+    with _LOCK, file, warnings.catch_warnings(action="ignore"), sklearn.config_context():
+        return dict(fit(annotations, save_weights_dir=None))

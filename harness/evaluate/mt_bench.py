@@ -11,16 +11,16 @@ syntax in answers is neutralised, the verdict is the judge's last final one
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from harness.evaluate import benchmark, libraries
-from harness.evaluate.benchmark import MODEL_ID, Ask, Counting, Desk, Measure, by_key
 from harness.judge import verdicts
 from harness.judge.client import Found, JudgeReply, JudgeRequest, calls_of, judgments
 from harness.judge.journal import finalise
@@ -86,10 +86,10 @@ class Turns:
         self.questions = list(read_jsonl(task.inputs["benchmarks"] / NAME / "question.jsonl"))
         self.max_new_tokens = task.settings.answers[NAME].max_new_tokens
 
-    def rounds(self, desk: Desk) -> Sequence[Iterable[Ask]]:
+    def rounds(self, desk: benchmark.Desk) -> Sequence[Iterable[benchmark.Ask]]:
         return self.turn(0, desk), self.turn(1, desk)
 
-    def turn(self, turn: int, desk: Desk) -> Iterator[Ask]:
+    def turn(self, turn: int, desk: benchmark.Desk) -> Iterator[benchmark.Ask]:
         """Asks for one turn of every question whose earlier turns were answered."""
         for question in self.questions:
             if turn >= len(question["turns"]):
@@ -108,9 +108,9 @@ class Turns:
             messages.append({"role": "user", "content": question["turns"][turn]})
             usual = ANSWER_TEMPERATURE.get(question["category"], OTHER_TEMPERATURE)
             temperature = float(question.get("required_temperature", usual))
-            yield Ask(key, tuple(messages), self.max_new_tokens, temperature)
+            yield benchmark.Ask(key, tuple(messages), self.max_new_tokens, temperature)
 
-    def write(self, desk: Desk, out: Path) -> None:
+    def write(self, desk: benchmark.Desk, out: Path) -> None:
         """``mt_bench.jsonl``: FastChat's model_answer rows with a constant time stamp, and
         ``status`` per turn beside the choices.
         """
@@ -121,7 +121,11 @@ class Turns:
             answers = [desk.answers[NAME, str(number), turn] for turn in turns]
             texts = [answer.text.strip() for answer in answers]
             row = {"question_id": number, "answer_id": content_hash(number, texts, length=22)}
-            row |= {"model_id": MODEL_ID, "choices": [{"index": 0, "turns": texts}], "tstamp": 0}
+            row |= {
+                "model_id": benchmark.MODEL_ID,
+                "choices": [{"index": 0, "turns": texts}],
+                "tstamp": 0,
+            }
             rows.append(row | {"status": [answer.status for answer in answers]})
         write_jsonl(out / "mt_bench.jsonl", rows)
 
@@ -138,6 +142,38 @@ PROMPT_NAMES = {
     "math-mt": "single-math-v1-multi-turn",
 }
 FILES = ("question.jsonl", "reference_answer.jsonl", "judge_prompts.jsonl")
+
+
+class _Question(benchmark.Form):
+    question_id: int
+    category: str
+    turns: list[Any]
+
+
+class _Prompt(benchmark.Form):
+    name: str
+    system_prompt: str
+    prompt_template: str
+    output_format: str
+
+
+class _Choice(benchmark.Form):
+    turns: list[benchmark.Text]
+
+
+class _Answer(benchmark.Form):
+    question_id: int
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+
+
+class _Judgment(benchmark.Form):
+    question_id: int
+    turn: int
+    model: str
+    user_prompt: str
+    judgment: benchmark.Text = ""
+    judge: Annotated[list[Any], Field(min_length=2, max_length=2)]
+    """Its name, and its prompt's."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +220,15 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
     """Questions, references and judge prompts in FastChat's formats, checked; HarnessError names
     file, line and what is wrong.
     """
-    asked = tuple(_rows(questions, {"question_id": int, "category": str, "turns": list}))
+    asked = tuple(benchmark.checked(benchmark.read_rows(questions), _Question, questions))
     if not asked:
         raise HarnessError(f"{questions}: holds no question")
-    by_key(asked, "question_id", questions)
+    benchmark.by_key(asked, "question_id", questions)
     rows = model_answers(references) if references.exists() else []
-    answered = by_key(rows, "question_id", references)
-    texts = dict.fromkeys(("name", "system_prompt", "prompt_template", "output_format"), str)
-    named = by_key(_rows(prompts, texts), "name", prompts)
+    answered = benchmark.by_key(rows, "question_id", references)
+    named = benchmark.by_key(
+        benchmark.checked(benchmark.read_rows(prompts), _Prompt, prompts), "name", prompts
+    )
     missing = [name for name in PROMPT_NAMES.values() if name not in named]
     if missing:
         raise HarnessError(f"{prompts}: no judge prompt named {', '.join(missing)}")
@@ -209,59 +246,22 @@ def read_bench(questions: Path, references: Path, prompts: Path, reference_set: 
     return Bench(asked, answered, named, reference_set)
 
 
-def _rows(path: Path, keys: Mapping[str, type]) -> list[dict[str, Any]]:
-    """Rows with these keys; a question id and a turn are whole numbers, also where they were stored
-    as text or as pandas' floats.
-    """
-    if not path.is_file():
-        raise HarnessError(f"{path} does not exist")
-    rows: list[dict[str, Any]] = list(read_jsonl(path))
-    for number, row in enumerate(rows, 1):
-        for name in ("question_id", "turn"):
-            whole = isinstance(row, dict) and re.fullmatch(r"([0-9]+)(\.0)?", str(row.get(name)))
-            if whole:
-                row[name] = int(whole[1])
-        for key, kind in keys.items():
-            found = row.get(key) if isinstance(row, dict) else row
-            if not isinstance(row, dict) or not isinstance(found, kind):
-                wrong = f"should be {kind.__name__}, found {type(found).__name__}"
-                raise HarnessError(f"{path}: row {number}: key {key!r} {wrong}")
-    return rows
-
-
 def model_answers(path: Path) -> list[dict[str, Any]]:
     """Rows of a model_answer file, of any models; a turn that is null is an empty text."""
-    rows = _rows(path, {"question_id": int, "choices": list})
-    for number, row in enumerate(rows, 1):
-        for choice in row["choices"] or [None]:
-            turns = choice.get("turns") if isinstance(choice, dict) else None
-            if not isinstance(turns, list) or not all(isinstance(one or "", str) for one in turns):
-                raise HarnessError(
-                    f"{path}: row {number}: each choice wants 'turns', a list of texts"
-                )
-            choice["turns"] = [one or "" for one in turns]
-    return rows
+    return benchmark.checked(benchmark.read_rows(path), _Answer, path)
 
 
 def read_answers(path: Path) -> dict[int, Mapping[str, Any]]:
     """Answers by question id; of a doubled question FastChat would silently use the last."""
-    return by_key(model_answers(path), "question_id", path)
+    return benchmark.by_key(model_answers(path), "question_id", path)
 
 
 def model_judgments(path: Path) -> list[dict[str, Any]]:
     """Rows of a file of single-answer judgments, of any models; a missing text is an empty one."""
-    rows = _rows(path, {"question_id": int, "turn": int})
-    for number, row in enumerate(rows, 1):
-        if "g1_winner" in row:
-            wanted = "those of single answers"
-            raise HarnessError(f"{path}: judgments of pairs (g1_winner); wants {wanted}")
-        row["judgment"] = row.get("judgment") or ""
-        judge, texts = row.get("judge"), [row.get(key) for key in ("model", "user_prompt")]
-        named = isinstance(judge, list) and len(judge) == 2
-        if not named or not all(isinstance(text, str) for text in (row["judgment"], *texts)):
-            wanted = "model, user_prompt, judgment and judge (a list of its name and prompt)"
-            raise HarnessError(f"{path}: row {number}: wants {wanted}")
-    return rows
+    rows = benchmark.read_rows(path)
+    if any("g1_winner" in row for row in rows if isinstance(row, dict)):
+        raise HarnessError(f"{path}: judgments of pairs (g1_winner); wants those of single answers")
+    return benchmark.checked(rows, _Judgment, path)
 
 
 def prepare(settings: MTBenchSettings, out: Path) -> dict[str, Any]:
@@ -502,7 +502,7 @@ def summarise(
 
 # -- the record ------------------------------------------------------------------------------------
 SIZE = benchmark.Size(NAME, "MT-Bench turns", 80, 24, each=2)
-RATING = Measure(
+RATING = benchmark.Measure(
     NAME,
     "rating",
     "MT-Bench mean",
@@ -518,7 +518,7 @@ MEASURES = (
 )
 
 
-def _work(count: Counting, task: JudgeTask) -> Work:
+def _work(count: benchmark.Counting, task: JudgeTask) -> Work:
     return SIZE.judged(count, task.judge, count.lengths.rating_prompt, "ratings")
 
 

@@ -24,20 +24,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.evaluate import libraries
-from harness.evaluate.alpaca_eval import check_annotations, in_official_order, instruction_key
+from harness.evaluate import alpaca_eval, libraries, mt_bench
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR
 from harness.evaluate.benchmark import read_rows
-from harness.evaluate.mt_bench import (
-    PROMPT_NAMES,
-    Bench,
-    make_match,
-    model_judgments,
-    read_answers,
-    read_bench,
-    render,
-    replay,
-)
 from harness.judge import verdicts
 from harness.records import HarnessError
 
@@ -162,15 +151,17 @@ class AlpacaEvalArtefacts:
         self.gamed = next((path for path in files if path.exists()), None)
         outputs = folder / OFFICIAL_GENERATOR / "model_outputs.json"
         rows = read_rows(outputs) if outputs.exists() else []
-        self.official = {instruction_key(row["instruction"]): n for n, row in enumerate(rows)}
+        self.official = {
+            alpaca_eval.instruction_key(row["instruction"]): n for n, row in enumerate(rows)
+        }
 
     def positions(self, instructions: Sequence[str]) -> list[int] | str:
         """Official position of every instruction, or why it is not known."""
         if not self.official:
-            if in_official_order(instructions):
+            if alpaca_eval.in_official_order(instructions):
                 return list(range(len(instructions)))
             return "without gpt4_1106_preview/model_outputs.json the instructions' order is unknown"
-        keys = {text: instruction_key(text) for text in instructions}
+        keys = {text: alpaca_eval.instruction_key(text) for text in instructions}
         others = [text for text in instructions if keys[text] not in self.official]
         if others:
             first = f"{len(others)} of {len(instructions)} instructions are not the benchmark's"
@@ -183,7 +174,7 @@ def annotation_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*/annotations.json"), *folder.glob("*/*/annotations.json")])
 
 
-def alpaca_eval(folder: Path) -> list[Sheet]:
+def alpaca_eval_sheets(folder: Path) -> list[Sheet]:
     """A sheet for every model folder, then for every leaderboard row with published GLM weights."""
     public = AlpacaEvalArtefacts(folder)
     sheets = []
@@ -206,7 +197,7 @@ def _annotated(
     """
     import pandas as pd
 
-    stored = check_annotations(read_rows(path), path)
+    stored = alpaca_eval.check_annotations(read_rows(path), path)
     places = public.positions([row["instruction"] for row in stored])
     if isinstance(places, list):
         order = sorted(range(len(stored)), key=places.__getitem__)
@@ -341,14 +332,14 @@ def judge_prompts(folder: Path) -> Path:
     return beside if beside.exists() and not inside.exists() else inside
 
 
-def mt_bench(folder: Path) -> list[Sheet]:
+def mt_bench_sheets(folder: Path) -> list[Sheet]:
     """A sheet for every model that has judgments, and for published ones that have none."""
     judged: dict[str, list[dict[str, Any]]] = {}
     sheets: list[Sheet] = []
     for path in judgment_files(folder):
         sheet = Sheet("mt_bench", path.stem)
         with sheet.readable("judgments", path):
-            for row in model_judgments(path):
+            for row in mt_bench.model_judgments(path):
                 judged.setdefault(row["model"], []).append(row)
         sheets.append(sheet)
     if not judged:
@@ -372,7 +363,7 @@ def _judged(
 ) -> None:
     """Prompts, ratings, and means as FastChat's show_result averages them (-1 left out)."""
     answers = folder / "model_answer" / f"{sheet.model}.jsonl"
-    given = read_answers(answers) if answers.exists() else None
+    given = mt_bench.read_answers(answers) if answers.exists() else None
     bench = _bench(folder, sheet.model, rows)
     questions = {question["question_id"]: question for question in bench.questions}
     scores: dict[int, list[float]] = {1: [], 2: []}
@@ -386,9 +377,9 @@ def _judged(
             )
         if number not in questions:
             raise HarnessError(f"judgment of question {number}, which is not in question.jsonl")
-        match = make_match(bench, questions[number], turn, answer, row["judge"][0])
-        rating, name = replay(match, row["judgment"]), f"{number}:{turn}"
-        same_prompt.append((render(match)[1] == row["user_prompt"], name))
+        match = mt_bench.make_match(bench, questions[number], turn, answer, row["judge"][0])
+        rating, name = mt_bench.replay(match, row["judgment"]), f"{number}:{turn}"
+        same_prompt.append((mt_bench.render(match)[1] == row["user_prompt"], name))
         if row.get("score") is not None:
             same_rating.append((rating == row["score"], name))
         if rating is not None and rating != -1:
@@ -427,7 +418,7 @@ def _agreement(sheet: Sheet, name: str, same: Sequence[tuple[bool, str]]) -> Non
     sheet.compare(name, float(len(same)), float(right), 0.0, note)
 
 
-def _bench(folder: Path, model: str, rows: Sequence[Mapping[str, Any]]) -> Bench:
+def _bench(folder: Path, model: str, rows: Sequence[Mapping[str, Any]]) -> mt_bench.Bench:
     """Questions, prompts and the judge's references: named after it, or the only ones."""
     judges = sorted({str(row["judge"][0]) for row in rows})
     if len(judges) > 1:
@@ -435,11 +426,11 @@ def _bench(folder: Path, model: str, rows: Sequence[Mapping[str, Any]]) -> Bench
             f"judgments of {model} by {', '.join(judges)} are mixed; wants one judge's alone"
         )
     (judge,) = judges
-    pairwise = {row["judge"][1] for row in rows} - set(PROMPT_NAMES.values())
+    pairwise = {row["judge"][1] for row in rows} - set(mt_bench.PROMPT_NAMES.values())
     if pairwise:
         raise HarnessError(
             f"judgments of {model} use prompt {', '.join(map(repr, pairwise))}; single-answer "
-            f"grading uses {', '.join(PROMPT_NAMES.values())}"
+            f"grading uses {', '.join(mt_bench.PROMPT_NAMES.values())}"
         )
     files = [
         folder / f"reference_answers_{judge}.jsonl",
@@ -448,7 +439,7 @@ def _bench(folder: Path, model: str, rows: Sequence[Mapping[str, Any]]) -> Bench
         *sorted(folder.glob("reference_answers_*.jsonl")),
     ]
     references = next((path for path in files if path.exists()), files[0])
-    return read_bench(folder / "question.jsonl", references, judge_prompts(folder), judge)
+    return mt_bench.read_bench(folder / "question.jsonl", references, judge_prompts(folder), judge)
 
 
 # -- EQ-Bench --------------------------------------------------------------------------------------
@@ -510,7 +501,7 @@ def _eq_scores(questions: Mapping[str, Any], answers: Mapping[str, str], part: i
     return scored
 
 
-SOURCES = {"alpaca_eval": alpaca_eval, "mt_bench": mt_bench, "academic": eq_bench}
+SOURCES = {"alpaca_eval": alpaca_eval_sheets, "mt_bench": mt_bench_sheets, "academic": eq_bench}
 
 
 # -- showing ---------------------------------------------------------------------------------------

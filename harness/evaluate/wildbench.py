@@ -16,9 +16,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
 
 from harness.evaluate import benchmark
 from harness.judge import verdicts
@@ -31,7 +32,6 @@ from harness.records import (
     StageTask,
     Status,
     content_hash,
-    read_jsonl,
     request_seed,
 )
 from harness.study.sections import JudgeSettings, NonNegative, Section
@@ -94,11 +94,12 @@ class JudgeTask(Section):
 def prepare(settings: WildBenchSettings, out: Path) -> dict[str, Any]:
     """questions.jsonl (id, conversation, checklist, groups, references), judge.json (templates)."""
     path = benchmark.given_file(settings, NAME, "tasks")
-    given = islice(read_jsonl(path), settings.limit or None)
-    rows = [_task(row, f"{path}: row {number}") for number, row in enumerate(given, 1)]
+    given = benchmark.checked(benchmark.read_rows(path)[: settings.limit or None], _Task, path)
+    rows = [_kept(row, f"{path}: row {number}") for number, row in enumerate(given, 1)]
     benchmark.by_key(rows, "id", path)
     for name, file in settings.references.items():
-        outputs = _outputs(name, Path(file))
+        answers = benchmark.checked(benchmark.read_rows(Path(file)), _Output, Path(file))
+        outputs = {name_of(row): text_of(row["output"]) for row in answers}
         missing = [row["id"] for row in rows if row["id"] not in outputs]
         if missing:
             raise HarnessError(f"{file}: no answer to {', '.join(missing[:5])}")
@@ -126,37 +127,41 @@ def text_of(output: Any) -> str:
     return str(output[0] if isinstance(output, list) else output)
 
 
-ODD = (KeyError, TypeError, IndexError, AttributeError)
-"""What a row of another form raises."""
+class _Turn(benchmark.Form):
+    role: str
+    content: str
 
 
-def _task(row: Any, place: str) -> dict[str, Any]:
-    try:
-        turns = [{"role": t["role"], "content": t["content"]} for t in row["conversation_input"]]
-        tags = [row["primary_tag"], *row["secondary_tags"]]
-        kept = {"id": name_of(row), "question": turns[-1]["content"], "conversation": turns}
-        kept |= {"checklist": list(row["checklist"]), "references": {}}
-    except ODD:
-        wanted = "id, conversation_input, checklist, primary_tag and secondary_tags"
-        raise HarnessError(f"{place}: wants {wanted}") from None
+class _Named(benchmark.Form):
+    @model_validator(mode="after")
+    def _is_named(self) -> Self:
+        if not {"id", "session_id"} & set(self.model_extra or ()):
+            raise ValueError("neither id nor session_id")
+        return self
+
+
+class _Task(_Named):
+    conversation_input: Annotated[list[_Turn], Field(min_length=1)]
+    checklist: list[Any]
+    primary_tag: str
+    secondary_tags: list[str]
+
+
+class _Output(_Named):
+    output: str | Annotated[list[Any], Field(min_length=1)]
+
+
+def _kept(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    turns = [{"role": t["role"], "content": t["content"]} for t in row["conversation_input"]]
+    tags = [row["primary_tag"], *row["secondary_tags"]]
     unknown = [tag for tag in tags if tag not in GROUPS]
     if unknown:
         raise HarnessError(f"{place}: unknown tag {unknown[0]!r}")
     if turns[-1]["role"] != "user":
         raise HarnessError(f"{place}: the last turn is not the user's")
+    kept = {"id": name_of(row), "question": turns[-1]["content"], "conversation": turns}
+    kept |= {"checklist": row["checklist"], "references": {}}
     return kept | {"groups": sorted({GROUPS[tag] for tag in tags})}
-
-
-def _outputs(name: str, path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise HarnessError(f"evaluation.{NAME}.references: {name}: {path} does not exist")
-    found = {}
-    for number, row in enumerate(read_jsonl(path), 1):
-        try:
-            found[name_of(row)] = text_of(row["output"])
-        except ODD:
-            raise HarnessError(f"{path}: row {number}: wants id and output") from None
-    return found
 
 
 # -- judging ---------------------------------------------------------------------------------------

@@ -425,12 +425,12 @@ def test_gamed_files_with_holes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="verbose has 4 rows"):
         lc.read_gamed(tmp_path / "g.csv", 5)
     (tmp_path / "h.csv").write_text((tmp_path / "g.csv").read_text().replace("index", "number"))
-    with pytest.raises(HarnessError, match="no column index"):
+    with pytest.raises(HarnessError, match="row 1: index: Field required"):
         lc.read_gamed(tmp_path / "h.csv", 5)
     (tmp_path / "i.csv").write_text(
         "model,preference,index,instruction_difficulty,std_delta_len,not_gamed_baseline\nv,high,0,0,0,False\n"
     )
-    with pytest.raises(HarnessError, match=r"i\.csv:2"):
+    with pytest.raises(HarnessError, match=r"i\.csv: row 1: preference: "):
         lc.read_gamed(tmp_path / "i.csv", 5)
 
 
@@ -616,14 +616,14 @@ def test_the_official_instructions_in_another_order_are_refused(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"instruction": "a"}]', "row 0: key 'output' should be text"),
+        ('[{"instruction": "a"}]', "row 1: output: Field required"),
         ('[{"instruction": "a", "output": "b"},', "no rows can be read from it"),
         ('{"instruction": "a"}', "no rows can be read from it"),
         ("[]", "holds no instruction"),
         ('[{"id": "1", "instruction": "a", "output": "b"}]', "ids should be 0 to 0"),
         (
             '[{"instruction": "a  b", "output": "c"}, {"instruction": " a b", "output": "d"}]',
-            "rows 0 and 1 hold the same instruction",
+            "rows 1 and 2 hold the same instruction",
         ),
     ],
 )

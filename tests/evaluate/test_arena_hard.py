@@ -304,7 +304,7 @@ def test_verdict_syntax_and_delimiters_in_answers_are_defused(
         ({"config": ""}, "config is empty"),
         ({"judge_prompts": "question.jsonl"}, "JUDGE_SETTINGS"),
         ({"config": "short.yaml"}, r"without \{ANSWER_B\}"),
-        ({"questions": "odd.jsonl"}, "row 1: uid, prompt and category"),
+        ({"questions": "odd.jsonl"}, "row 1: category: Input should be 'hard_prompt'"),
         ({"baselines": {"any": "half.jsonl"}}, "no answer to question u0"),
     ],
 )

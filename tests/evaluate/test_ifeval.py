@@ -69,8 +69,8 @@ def test_an_answer_that_is_missing_has_no_value(tmp_path: Path) -> None:
 
 WRONG = {
     "unknown instruction rhyme": {"instruction_id_list": ["rhyme"]},
-    "not one kwargs an instruction": {"kwargs": [{}, {}, {}]},
-    "wants key, prompt": {"prompt": ""},
+    "not one kwargs for each": {"kwargs": [{}, {}, {}]},
+    "prompt: String should have at least 1": {"prompt": ""},
 }
 
 
@@ -78,7 +78,7 @@ WRONG = {
 def test_rows_of_another_form_are_refused(says: str, tmp_path: Path) -> None:
     questions = tmp_path / "q.jsonl"
     questions.write_text(json.dumps(DOCS[0] | WRONG[says]) + "\n")
-    with pytest.raises(HarnessError, match=f"item 1: {says}"):
+    with pytest.raises(HarnessError, match=f"row 1: {says}"):
         ifeval.prepare(ifeval.IFEvalSettings(questions=str(questions)), tmp_path / "out")
 
 
@@ -93,7 +93,7 @@ def test_prompts_stand_once_and_have_a_key_in_whatever_file(tmp_path: Path) -> N
     with pytest.raises(HarnessError, match="id 1 occurs more than once"):
         prepare("twice.jsonl", f"{json.dumps(DOCS[0])}\n" * 2)
     nameless = {key: value for key, value in DOCS[0].items() if key != "key"}
-    with pytest.raises(HarnessError, match="item 1: wants key, prompt"):
+    with pytest.raises(HarnessError, match="row 1: key: Field required"):
         prepare("nameless.jsonl", json.dumps(nameless))
 
 

@@ -514,7 +514,7 @@ def test_another_reference_set_or_judge_shows_in_every_row(world: Write) -> None
             "reference_answer.jsonl",
             '"turns":[',
             '"turns":"It is 4.","more":[',
-            "row 1: each choice wants 'turns', a list of texts",
+            "row 1: choices.0.turns: Input should be a valid list",
         ),
         (
             "judge_prompts.jsonl",
@@ -532,7 +532,7 @@ def test_another_reference_set_or_judge_shows_in_every_row(world: Write) -> None
             "question.jsonl",
             '"category":"stem"',
             '"category":3',
-            "row 3: key 'category' should be str, found int",
+            "row 3: category: Input should be a valid string",
         ),
         (
             "question.jsonl",

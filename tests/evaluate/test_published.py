@@ -287,7 +287,7 @@ def test_a_broken_file_fails_its_own_row_only(copy: Path) -> None:
     ("text", "shown"),
     [
         ("[]", "holds no annotation"),
-        ('[{"preference": 1.0}]', "row 0: wants texts instruction"),
+        ('[{"preference": 1.0}]', "row 1: instruction: Field required"),
         ("{}", "holds no annotation"),
     ],
 )
@@ -420,7 +420,7 @@ def test_the_802_rows_shuffled_read_as_they_do_in_order(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda rows: [*rows[:-1], rows[0]], "rows 0 and 804 annotate the same instruction"),
+        (lambda rows: [*rows[:-1], rows[0]], "rows 1 and 805 annotate the same instruction"),
         (lambda rows: [*rows[:-1], rows[-1] | {"generator_2": "other"}], "mixes generator_2"),
         (lambda rows: [*rows[:-1], rows[-1] | {"annotator": "other"}], "mixes annotator"),
         (

@@ -250,7 +250,7 @@ def test_a_judgment_is_the_json_in_it(kind: str, text: str, value: float | None)
         ({"references": {"gpt": "nowhere.jsonl"}}, "nowhere.jsonl does not exist"),
         ({"references": {"gpt": "half.jsonl"}}, "no answer to s0"),
         ({"tasks": "odd.jsonl"}, "row 1: unknown tag 'Cooking'"),
-        ({"tasks": "half.jsonl"}, "row 1: wants id, conversation_input"),
+        ({"tasks": "half.jsonl"}, "row 1: conversation_input: Field required"),
         ({"tasks": "none.jsonl"}, "its file of questions holds none"),
     ],
 )
