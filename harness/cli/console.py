@@ -93,7 +93,6 @@ class ProgressDisplay:
             say(f"{self.counted()}  {state:7s}  {name}  {result.seconds:.1f} s{note}")
 
     def counted(self) -> str:
-        """Time since the start, and stages that ended."""
         ended = len(self.todo) - len(self.left)
         return f"{duration(time.monotonic() - self.started):>8}  {ended:4d}/{len(self.todo)}"
 

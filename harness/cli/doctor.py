@@ -279,8 +279,8 @@ def disk(store: Path, recipe: Recipe | None) -> Iterator[Finding]:
 
 def files(recipe: Recipe) -> Iterator[Finding]:
     """Files and folders that the recipe names, and benchmark files it should name."""
-    named = [name for name in runs.files_of(recipe) if not is_hub_id(name)]
-    missing = [name for name in named if not Path(name).exists()]
+    named, _ = runs.named_in(recipe)
+    missing = sorted(name for name in named if not Path(name).exists())
     for name in missing:
         yield wrong("file", f"{name} does not exist")
     if named and not missing:

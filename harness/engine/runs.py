@@ -1,8 +1,7 @@
 """Study → graph of stages with content keys. Pure: reads no store, runs nothing, imports no torch.
 
-A stage's key is the hash of its name and version, the settings that define its computation, and its
-inputs' keys. Two cells that need the same stage share it. Paths, devices, worker counts and
-micro-batches are in no key (files enter by fingerprint).
+Two cells that need the same stage share it. Paths, devices, worker counts and micro-batches are in
+no key (files enter by fingerprint).
 """
 
 from __future__ import annotations
@@ -44,28 +43,6 @@ def build_plan(study: Study, fingerprints: Mapping[str, str] | None = None) -> P
             gc.enable()
 
 
-def files_of(recipe: Recipe) -> list[str]:
-    """Every file or checkpoint folder whose content decides a run: the caller fingerprints them."""
-    data, template = recipe.data, recipe.model.chat_template
-    names = benchmark_files(recipe)
-    names += [data.heldout_path, recipe.ranker.model, recipe.exploration.checkpoint]
-    if Path(template).suffix in FILE_ENDINGS or Path(template).exists():
-        names.append(template)
-    if data.source in ("files", "rules") or (data.source == "hub" and Path(data.path).is_dir()):
-        names.append(data.path)
-    if recipe.model.source != "pocket":
-        names.append(recipe.model.source)
-    return sorted({name for name in names if name})
-
-
-def benchmark_files(recipe: Recipe) -> list[str]:
-    """Those of the benchmarks."""
-    names = []
-    for name, benchmark in BENCHMARKS.items():
-        names += benchmark.named_files(recipe.evaluation.of(name))
-    return names
-
-
 @dataclass(frozen=True)
 class HubName:
     """A repository of the hub at a revision; as text, its name among the fingerprints."""
@@ -78,32 +55,49 @@ class HubName:
         return f"{self.kind}s/{self.name}@{self.revision}"
 
 
+def named_in(recipe: Recipe, models: bool = True) -> tuple[set[str], set[HubName]]:
+    """Every file or checkpoint folder whose content decides a run, and what it takes from the hub:
+    the caller fingerprints them and looks up the commits. models: False where answers are given.
+    """
+    files: set[str] = set()
+    hub: set[HubName] = set()
+    for name, benchmark in BENCHMARKS.items():
+        files |= {*benchmark.named_files(recipe.evaluation.of(name))}
+    if models:
+        data, model, ranker = recipe.data, recipe.model, recipe.ranker
+        checkpoints = [(ranker.model, ranker.revision), (recipe.exploration.checkpoint, "")]
+        if model.source != "pocket":
+            checkpoints.append((model.source, model.revision))
+        for name, revision in checkpoints:
+            if is_hub_id(name):
+                hub.add(HubName("model", name, revision))
+            else:
+                files.add(name)
+        files.add(data.heldout_path)
+        template, path = Path(model.chat_template), Path(data.path)
+        if template.suffix in FILE_ENDINGS or template.exists():
+            files.add(model.chat_template)
+        if data.source in ("files", "rules") or (data.source == "hub" and path.is_dir()):
+            files.add(data.path)
+        elif data.source == "hub" and not path.exists():
+            hub.add(HubName("dataset", data.path, data.revision))
+    return files - {""}, hub
+
+
 def named_by(study: Study) -> tuple[list[str], set[HubName]]:
-    """Every file or checkpoint folder that decides the study's numbers, and what is the hub's."""
-    recipes = {id(cell.recipe): cell.recipe for cell in study.cells}.values()
-    read = files_of if study.has_models else benchmark_files
-    names = {name for recipe in recipes for name in read(recipe)}
-    hub = {one for recipe in recipes for one in hub_of(recipe)} if study.has_models else set()
+    """What `named_in` says of all runs of a study, and what its given checkpoints name."""
+    files: set[str] = set()
+    hub: set[HubName] = set()
+    for recipe in {id(cell.recipe): cell.recipe for cell in study.cells}.values():
+        read, fetched = named_in(recipe, study.has_models)
+        files |= read
+        hub |= fetched
     for row in (row for cell in study.cells for row in cell.given.values()):
-        names |= row.files
+        files |= row.files
         for name, revision in ((row.checkpoint, row.revision), (row.base, "")):
             if name and is_hub_id(name):
                 hub.add(HubName("model", name, revision))
-    return sorted(names), hub
-
-
-def hub_of(recipe: Recipe) -> set[HubName]:
-    """What a run takes from the hub: the caller looks up the commits."""
-    model, ranker, data = recipe.model, recipe.ranker, recipe.data
-    checkpoints = (
-        (model.source, model.revision),
-        (ranker.model, ranker.revision),
-        (recipe.exploration.checkpoint, ""),
-    )
-    found = {HubName("model", *named) for named in checkpoints if is_hub_id(named[0])}
-    if data.source == "hub" and not Path(data.path).exists():
-        found.add(HubName("dataset", data.path, data.revision))
-    return found
+    return sorted(files), hub
 
 
 ALWAYS_PREPARED = ("mt_bench", "alpaca_eval", "academic")

@@ -224,11 +224,8 @@ class Store:
                 shutil.rmtree(work)
                 return target
             os.rename(work, target)
-            text, scratch = (
-                canonical_json(asdict(record.sealed())),
-                self._scratch(record.key, ".record"),
-            )
-            write_exclusive(target / RECORD, text, scratch)
+            text = canonical_json(asdict(record.sealed()))
+            write_exclusive(target / RECORD, text, self._scratch(record.key, ".record"))
             sync_folder(target)
             sync_folder(target.parent)
         except OSError as error:

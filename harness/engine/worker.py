@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,6 +62,10 @@ def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
     restore: make the dropped weights of a committed one again.
     """
     started = time.monotonic()
+    return replace(_locked(store, node, restore), seconds=time.monotonic() - started)
+
+
+def _locked(store: Store, node: Node, restore: bool) -> Result:
     try:
         with store.lock(node.key) as mine:
             if not mine:
@@ -69,17 +73,17 @@ def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
             if store.has(node.key) and not restore:
                 return Result(node.key, "done")
             try:
-                return _attempt(store, node, restore, started)
+                return _attempt(store, node, restore)
+            except HarnessError as error:
+                return failed(store, node, str(error))
             except Exception as error:  # noqa: BLE001 - whatever it is, the study goes on
-                known = isinstance(error, HarnessError)
-                reason = str(error) if known else f"{type(error).__name__}: {error}"
-                trace = "" if known else traceback.format_exc()
-                return failed(store, node, reason, trace, started)
+                reason = f"{type(error).__name__}: {error}"
+                return failed(store, node, reason, traceback.format_exc())
     except HarnessError as error:  # the lease could not be taken: full disk, read-only store
-        return failed(store, node, str(error), started=started)
+        return failed(store, node, str(error))
 
 
-def _attempt(store: Store, node: Node, restore: bool, started: float) -> Result:
+def _attempt(store: Store, node: Node, restore: bool) -> Result:
     inputs, incomplete = _inputs(store, node)
     work = store.begin(node.key)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -95,10 +99,8 @@ def _attempt(store: Store, node: Node, restore: bool, started: float) -> Result:
             note = f"{outcome.errors} of {outcome.rows} rows ended in error"
         info = {"stage": node.stage, "rows": outcome.rows, "errors": outcome.errors}
         store.keep_partial(work, node.key, info | {"note": note, "costs": costs})
-        return Result(node.key, "partial", time.monotonic() - started, note, costs)
-    hashes = {
-        name: content_hash(dict(store.record(key).files)) for name, key in node.inputs.items()
-    }
+        return Result(node.key, "partial", message=note, costs=costs)
+    sources = node.inputs.items()
     record = StageRecord(
         SCHEMA_VERSION,
         node.key,
@@ -106,7 +108,7 @@ def _attempt(store: Store, node: Node, restore: bool, started: float) -> Result:
         node.version,
         dict(node.defining),
         dict(node.inputs),
-        hashes,
+        {name: content_hash(dict(store.record(key).files)) for name, key in sources},
         hash_tree(work),
         outcome.rows,
         costs,
@@ -118,7 +120,7 @@ def _attempt(store: Store, node: Node, restore: bool, started: float) -> Result:
         store.restore_model(node.key, work, record)
     else:
         store.commit(work, record)
-    return Result(node.key, "done", time.monotonic() - started, "", costs)
+    return Result(node.key, "done", costs=costs)
 
 
 def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
@@ -142,14 +144,12 @@ def _inputs(store: Store, node: Node) -> tuple[dict[str, Path], str]:
     return folders, incomplete
 
 
-def failed(
-    store: Store, node: Node, reason: str, trace: str = "", started: float | None = None
-) -> Result:
-    """Note why a stage failed, without secrets. started: by the monotonic clock, where it was."""
-    reason, seconds = redact(reason), time.monotonic() - started if started is not None else 0.0
+def failed(store: Store, node: Node, reason: str, trace: str = "") -> Result:
+    """Note why a stage failed, without secrets."""
+    reason = redact(reason)
     with contextlib.suppress(HarnessError, OSError):  # a full disk must not hide the reason
         store.fail(node.key, node.stage, reason, redact(trace))
-    return Result(node.key, "failed", seconds, reason)
+    return Result(node.key, "failed", message=reason)
 
 
 def runtime_of(runtime: Runtime) -> Runtime:
