@@ -286,9 +286,7 @@ def materialise(folder: Path, target: Path) -> None:
 def load_tasks(
     folder: Path, entries: Mapping[str, Entry], settings: AcademicTask, temporary: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """lm-eval's task objects by column (a group such as ``mmlu`` has many), with shots and
-    generation limit set; and the group by column, None where it is none.
-    """
+    """lm-eval's tasks by column, a group's several, set up as asked; and the column's group."""
     import datasets
     from lm_eval.tasks import TaskManager
 
@@ -459,9 +457,7 @@ def _value(column: str, entry: Entry, sample: Sample) -> float | None:
 
 
 def truthful_share(sample: Sample) -> float:
-    """TruthfulQA's MC2, the true answers' share of all answers' probability, from
-    log-likelihoods; lm-eval divides probabilities, which underflow to 0/0 for long answers.
-    """
+    """MC2, the true answers' share of probability; lm-eval's own underflows to 0/0."""
     logps = np.array([float(logp) for logp, _ in sample["filtered_resps"]])
     shares = np.exp(logps - logps.max())
     true = np.array(sample["doc"]["mc2_targets"]["labels"]) == 1

@@ -90,9 +90,7 @@ class _Annotated(benchmark.Form):
 
 
 def check_annotations(stored: Sequence[Any], path: Path) -> list[dict[str, Any]]:
-    """Annotations of one model with their preference as `preference_of` reads it: one of every
-    instruction, by one annotator against one baseline. HarnessError names file and row.
-    """
+    """One model's annotations against one baseline, checked, with `preference_of` them."""
     if not stored:
         raise HarnessError(f"{path}: holds no annotation")
     rows = benchmark.checked(stored, _Annotated, path)

@@ -49,9 +49,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Annotation:
-    """preference in 1..2 (2: output_2 is better) or None with the reason in ``status``. switched:
-    output_2 was shown first.
-    """
+    """preference: 1 to 2 (output_2 is better), or None. switched: output_2 was shown first."""
 
     preference: float | None
     status: Status
@@ -240,9 +238,7 @@ class Reading:
     logprobs: bool
 
     def accepts(self, reply: JudgeReply) -> bool:
-        """Whether the annotator's own parser finds a preference. Raises HarnessError of a reply
-        without the log-probabilities that were asked for: no other will have them.
-        """
+        """Whether the parser finds a preference. HarnessError where log-probabilities lack."""
         listed = reply.logprobs
         if self.logprobs and (
             listed is None or (listed and not any(one["top_logprobs"] for one in listed))

@@ -111,9 +111,7 @@ class Desk(Protocol):
 
 
 class Questions(Protocol):
-    """What a benchmark asks a policy. Each round sees the answers of those before it; the first
-    rounds of all benchmarks are one batch, and so on.
-    """
+    """What a policy is asked, in rounds that see the answers before them."""
 
     def rounds(self, desk: Desk) -> Sequence[Iterable[Ask]]: ...
 
@@ -161,9 +159,7 @@ class JudgedSettings(Section):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a benchmark's stage is told: its section of the recipe, and what it shares. generating:
-    fields of every stage that runs the policy.
-    """
+    """What a benchmark's stage is told. generating: fields of every stage that runs the policy."""
 
     settings: Any
     evaluation: Any
@@ -192,9 +188,7 @@ class Counting(Protocol):
 
 @dataclass(frozen=True)
 class PairStage:
-    """The stage that scores one checkpoint's answers against another's, with the benchmark's own
-    task type; inputs answer_a, answer_b, benchmarks.
-    """
+    """The stage that compares two checkpoints' answers; inputs answer_a, answer_b, benchmarks."""
 
     stage: str
     run: str
@@ -326,9 +320,7 @@ def reply_tokens(judge: JudgeSettings, lengths: Lengths, *, pairwise: bool) -> i
 
 @dataclass(frozen=True)
 class Size:
-    """How many answers a judged benchmark wants: ``each`` for all its items, of which the pocket
-    world has a number of its own.
-    """
+    """How many answers a judged benchmark wants, ``each`` of an item; fewer in the pocket world."""
 
     name: str
     what: str
@@ -406,9 +398,7 @@ def constant(texts: Sequence[str]) -> list[str]:
 
 
 def read_rows(path: Path) -> list[Any]:
-    """Rows of a .jsonl, .jsonl.gz, .json (list, or mapping of id to row) or .parquet file. Raises
-    HarnessError naming the file.
-    """
+    """Rows of a .jsonl, .jsonl.gz, .json (a list, or id → row) or .parquet file."""
     if not path.is_file():
         raise HarnessError(f"{path} does not exist")
     try:

@@ -199,9 +199,8 @@ def mt_bench_verdicts(task: StageTask[GivenVerdictsTask]) -> StageOutcome:
 
 
 def _shown(path: Path, row: Mapping[str, Any], bench: mt_bench.Bench, item: mt_bench.Item) -> str:
-    """Whether a judge was shown the reference answers of ``bench``, or others: they were corrected
-    over the years. Raises HarnessError for another question: a translation has the same ids.
-    """
+    """Whether the judge saw ``bench``'s references. HarnessError of another question."""
+    # References were corrected over the years, and a translation has the same ids.
     prompt = " ".join(row["user_prompt"].split())
     asked, references = (
         [" ".join(text.split()) in prompt for text in (texts or [])[: item.turn]]

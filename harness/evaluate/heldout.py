@@ -149,9 +149,7 @@ def _against_baseline(
 
 # -- what a policy is asked ------------------------------------------------------------------------
 class Prompts:
-    """The greedy answer (sample 0) and ``heldout_samples`` at temperature 1 of every held-out
-    prompt. Prompts over ``max_prompt_length`` tokens are "no_answer".
-    """
+    """Of every held-out prompt the greedy answer (sample 0), and ``heldout_samples`` drawn at 1."""
 
     def __init__(self, task: StageTask[AnswerTask]) -> None:
         settings = task.settings

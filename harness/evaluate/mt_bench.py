@@ -111,9 +111,7 @@ class Turns:
             yield benchmark.Ask(key, tuple(messages), self.max_new_tokens, temperature)
 
     def write(self, desk: benchmark.Desk, out: Path) -> None:
-        """``mt_bench.jsonl``: FastChat's model_answer rows with a constant time stamp, and
-        ``status`` per turn beside the choices.
-        """
+        """``mt_bench.jsonl``: FastChat's model_answer rows, and a ``status`` per turn."""
         rows = []
         for question in self.questions:
             number = question["question_id"]
@@ -217,9 +215,7 @@ def load_bench(folder: Path, reference_set: str = "") -> Bench:
 
 
 def read_bench(questions: Path, references: Path, prompts: Path, reference_set: str = "") -> Bench:
-    """Questions, references and judge prompts in FastChat's formats, checked; HarnessError names
-    file, line and what is wrong.
-    """
+    """Questions, references and judge prompts in FastChat's forms, checked."""
     asked = tuple(benchmark.checked(benchmark.read_rows(questions), _Question, questions))
     if not asked:
         raise HarnessError(f"{questions}: holds no question")
@@ -291,9 +287,7 @@ def prepare(settings: MTBenchSettings, out: Path) -> dict[str, Any]:
 
 
 def turns_of(answer: Mapping[str, Any] | None, turn: int) -> list[tuple[str, Status]]:
-    """(text, status) of an answer's turns up to one; rows without ``status`` (FastChat's own) are
-    judged by their text. A failed turn has no text; nothing without an answer.
-    """
+    """(text, status) of an answer's turns up to one; of FastChat's own rows, judged by the text."""
     if not answer:
         return []
     turns, statuses = turns_in(answer), answer.get("status") or ()

@@ -192,9 +192,7 @@ def alpaca_eval_sheets(folder: Path) -> list[Sheet]:
 def _annotated(
     sheet: Sheet, path: Path, model: str, leaderboard: str, public: AlpacaEvalArtefacts
 ) -> None:
-    """Win rates, counts, length and the refitted length-controlled win rate of one model.
-    leaderboard: the file of its annotator.
-    """
+    """All figures of one model. leaderboard: the file of its annotator."""
     import pandas as pd
 
     stored = alpaca_eval.check_annotations(read_rows(path), path)

@@ -217,9 +217,7 @@ def item_of(row: Mapping[str, Any]) -> Item:
 
 
 def value_of(kind: str, text: str) -> float | None:
-    """WB-Score of a rating, or the reward of A of a comparison, from the JSON object of a judgment,
-    with or without a fence or words around it; None of neither.
-    """
+    """WB-Score of a rating, or A's reward of a comparison, from the JSON object in a judgment."""
     inside = text[text.find("{") : text.rfind("}") + 1].replace("\n", " ")
     try:
         found = json.loads(re.sub(r",\s*\}$", "}", inside))
@@ -242,9 +240,7 @@ def rewarded(reward: float, ours: str, theirs: str, margin: int | None) -> float
 def weighted(
     values: Mapping[str, float], groups: Mapping[str, Sequence[str]]
 ) -> tuple[float | None, dict[str, float]]:
-    """(weighted mean of the groups' means, the value of every task); see the module. A group
-    without tasks counts 0, as on the owner's board.
-    """
+    """(weighted mean of group means, every task's value). A group without tasks counts 0."""
     if not values:
         return None, {}
     found = dict.fromkeys(values, 0.0)
