@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from harness.records import HarnessError
 
 VARLEN_TAKES = tuple(inspect.signature(varlen_attn).parameters)
 """It learnt ``enable_gqa`` after torch 2.11, which needs no word for it."""
+Record = TypeVar("Record")
 ATTENTION = "selm_shared_prefix"
 """Name under which the attention of packed batches is registered; without a layout it is plain
 SDPA.
@@ -64,15 +65,11 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The layout on another device."""
-        padded = self.padded
-        if padded:
-            indices, place = on_device(padded.indices, device), on_device(padded.place, device)
-            padded = Padded(indices, place, padded.longest)
-        positions, owner = on_device(self.positions, device), on_device(self.owner, device)
-        moved = replace(self, positions=positions, owner=owner, padded=padded, masks={})
+        padded = _moved(self.padded, device) if self.padded else None
+        there = replace(_moved(self, device), padded=padded, masks={})
         if torch.device(device).type == "cuda":
-            add_sequences(moved, device)
-        return moved
+            add_sequences(there, device)
+        return there
 
 
 @dataclass(frozen=True)
@@ -146,9 +143,7 @@ class PackedBatch:
         """The batch on another device."""
         if torch.device(device) == self.input_ids.device:
             return self
-        names = ("input_ids", "position_ids", "predict", "targets", "response_of")
-        moved: dict[str, Any] = {name: on_device(getattr(self, name), device) for name in names}
-        return replace(self, layout=self.layout.to(device), **moved)
+        return replace(_moved(self, device), layout=self.layout.to(device))
 
 
 def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
@@ -269,6 +264,12 @@ def on_device(x: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
+
+
+def _moved(record: Record, device: torch.device | str) -> Record:
+    """The record with its tensors on another device."""
+    tensors = {name: x for name, x in vars(record).items() if isinstance(x, Tensor)}
+    return replace(record, **{name: on_device(x, device) for name, x in tensors.items()})  # type: ignore[type-var]
 
 
 def add_padded_form(layout: Layout) -> None:

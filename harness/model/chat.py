@@ -33,7 +33,7 @@ from harness.records import HarnessError
 _GUARDS = ("\n", ".", "a", "1", "中")
 """Texts before a continuation, none of which merges with all that may follow."""
 MARK = chr(0xF0000)
-"""For private use, as every character after it: of no text, in practice."""
+"""Stands before and after a special token that a text spells out. For private use: of no text."""
 _THINKING = re.compile(r"\s*(<think>)?\s*</think>\s*")
 """A block without thoughts, as Qwen3's template writes it into finished turns."""
 
@@ -44,8 +44,7 @@ class PromptTooLongError(HarnessError):
     """
 
 
-# Text → ids
-# ---------------------------------------------------------------------------------------
+# -- text → ids ------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=16)
@@ -59,51 +58,33 @@ def _special(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
 
-def _marked(tokenizer: Any, messages: Messages, mark: str = "") -> tuple[Messages, str]:
-    """The conversation with a mark before and after every special token its texts spell out, and
-    the mark: one character, of none of them unless it is given (empty: nothing to mark).
-    """
-    special = _special(tokenizer)
-    texts = [turn["content"] for turn in messages]
-    if not any(map(special.search, texts)):
-        return messages, ""
-    unused = (chr(c) for c in range(ord(MARK), 0x10FFFE) if not any(chr(c) in t for t in texts))
-    mark = mark or next(unused)
-    marked = [special.sub(f"{mark}\\g<0>{mark}", text) for text in texts]
-    return [{**turn, "content": t} for turn, t in zip(messages, marked, strict=True)], mark
-
-
 def spelled(tokenizer: Any, text: str) -> str:
     """A text with ``MARK`` before and after every special token in it, for ``encode_spelled``."""
-    return _special(tokenizer).sub(f"{MARK}\\g<0>{MARK}", text)
+    return _special(tokenizer).sub(f"{MARK}\\g<0>{MARK}", text.replace(MARK, ""))
 
 
 def spelled_turns(tokenizer: Any, messages: Messages) -> Messages:
     """A conversation as the chat template is given it, its contents as ``spelled``."""
-    return _marked(tokenizer, placed(tokenizer, messages), MARK)[0]
+    turns = placed(tokenizer, messages)
+    return [{**turn, "content": spelled(tokenizer, turn["content"])} for turn in turns]
 
 
 def encode_spelled(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text from its beginning: a special token between two ``MARK`` is text."""
-    return _encode(tokenizer, text, MARK)
-
-
-def _encode(tokenizer: Any, text: str, mark: str = "") -> list[int]:
-    """Ids of a text from its beginning; what stands between two marks is spelled out."""
-    pieces = _pieces(tokenizer, text, mark)
-    ids: list[int] = tokenizer(pieces[0], add_special_tokens=False)["input_ids"]
+    first, *rest = _pieces(tokenizer, text)
+    ids: list[int] = tokenizer(first, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     if bos is not None and _adds_bos(tokenizer) and ids[:1] != [bos]:
         ids = [bos, *ids]
-    return ids + _spelled(tokenizer, pieces[1:])
+    return ids + _spelled(tokenizer, rest)
 
 
-def _pieces(tokenizer: Any, text: str, mark: str) -> list[str]:
+def _pieces(tokenizer: Any, text: str) -> list[str]:
     """Text, special token spelled out, text, …, text. A template may have parted two marks."""
-    if not mark:
+    if MARK not in text:
         return [text]
-    pieces = re.split(f"{mark}({_special(tokenizer).pattern}){mark}", text)
-    return [piece.replace(mark, "") for piece in pieces]
+    pieces = re.split(f"{MARK}({_special(tokenizer).pattern}){MARK}", text)
+    return [piece.replace(MARK, "") for piece in pieces]
 
 
 def _spelled(tokenizer: Any, pieces: Sequence[str]) -> list[int]:
@@ -127,7 +108,7 @@ def _continued(tokenizer: Any, text: str, *, split_special_tokens: bool = False)
     else:
         raise HarnessError(f"the tokenizer merges {text[:40]!r} with whatever stands before it")
     ids = ids[len(before) :]
-    if split_special_tokens and set(ids) & {tokenizer.convert_tokens_to_ids(text)}:
+    if split_special_tokens and tokenizer.convert_tokens_to_ids(text) in ids:
         raise HarnessError(
             f"the tokenizer has no other way to write {text!r} than its special token; take it out "
             "of the text"
@@ -140,8 +121,7 @@ def _adds_bos(tokenizer: Any) -> bool:
     return list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]
 
 
-# Prompts, answers, conversations
-# ---------------------------------------------------------------------------------------
+# -- prompts, answers, conversations ---------------------------------------------------------------
 
 
 def encode_prompt(tokenizer: Any, messages: Messages, max_prompt_length: int = 0) -> list[int]:
@@ -150,8 +130,8 @@ def encode_prompt(tokenizer: Any, messages: Messages, max_prompt_length: int = 0
 
     Raises PromptTooLongError over ``max_prompt_length`` (0: no limit); nothing is ever cut here.
     """
-    marked, mark = _marked(tokenizer, messages)
-    ids = _encode(tokenizer, render(tokenizer, marked, generation=True), mark)
+    turns = spelled_turns(tokenizer, messages)
+    ids = encode_spelled(tokenizer, render(tokenizer, turns, generation=True))
     if max_prompt_length and len(ids) > max_prompt_length:
         start = str(messages[-1].get("content", ""))[:60]
         raise PromptTooLongError(
@@ -163,8 +143,8 @@ def encode_prompt(tokenizer: Any, messages: Messages, max_prompt_length: int = 0
 
 def encode_conversation(tokenizer: Any, messages: Messages) -> list[int]:
     """Token ids of a finished conversation (what a reward model reads)."""
-    marked, mark = _marked(tokenizer, messages)
-    return _encode(tokenizer, render(tokenizer, marked, generation=False), mark)
+    turns = spelled_turns(tokenizer, messages)
+    return encode_spelled(tokenizer, render(tokenizer, turns, generation=False))
 
 
 def encode_response(
@@ -173,18 +153,17 @@ def encode_response(
     """Token ids of the assistant's turn after the header, end-of-turn token included, cut to
     ``max_tokens`` (0: no limit).
     """
-    turns = [*messages, {"role": "assistant", "content": text}]
-    marked, mark = _marked(tokenizer, turns)
-    header, whole = _written(tokenizer, marked)
-    body = _answer(tokenizer, whole[len(header) :], marked[-1]["content"])
-    prompt_ids = _encode(tokenizer, header, mark)
-    ids = _encode(tokenizer, header + body, mark)
+    turns = spelled_turns(tokenizer, [*messages, {"role": "assistant", "content": text}])
+    header, whole = _written(tokenizer, turns)
+    body = _answer(tokenizer, whole[len(header) :], turns[-1]["content"])
+    prompt_ids = encode_spelled(tokenizer, header)
+    ids = encode_spelled(tokenizer, header + body)
     if ids[: len(prompt_ids)] == prompt_ids:
         ids = ids[len(prompt_ids) :]
     else:
         # A token would span header and answer: the model, which continues the header's tokens, sees
         # the answer's own.
-        first, *rest = _pieces(tokenizer, body, mark)
+        first, *rest = _pieces(tokenizer, body)
         ids = _continued(tokenizer, first) + _spelled(tokenizer, rest)
     return list(ids[:max_tokens] if max_tokens else ids)
 
@@ -196,11 +175,13 @@ def _written(tokenizer: Any, turns: Messages) -> tuple[str, str]:
     header = render(tokenizer, turns[:-1], generation=True)
     whole = render(tokenizer, turns, generation=False)
     if not whole.startswith(header):
+        at = len(os.path.commonprefix([header, whole]))  # noqa: RUF071 - characters are meant
+        around = slice(max(0, at - 20), at + 20)
         raise HarnessError(
-            "the chat template rewrites the prompt when the answer is added: "
-            f"{_difference(header, whole)}; give one that goes on from its prompt with "
-            "model.chat_template, or keep it from opening a thought with model.template_arguments "
-            "(enable_thinking: false)"
+            f"the chat template rewrites the prompt when the answer is added: prompt "
+            f"{header[around]!r} becomes {whole[around]!r}; give one that goes on from its prompt "
+            "with model.chat_template, or keep it from opening a thought with "
+            "model.template_arguments (enable_thinking: false)"
         )
     return header, whole
 
@@ -237,8 +218,7 @@ def stop_tokens(tokenizer: Any, model: Any = None) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in ids if i is not None))
 
 
-# Checks
-# ---------------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------
 
 
 def check_rows(
@@ -335,32 +315,28 @@ def preflight(tokenizer: Any) -> None:
     if re.search(r"\|\s*random\b|\blipsum\s*\(", template_of(tokenizer)):
         raise HarnessError("the chat template draws at random: what it writes cannot be repeated")
     check_own_method(tokenizer)
-    _check_text_comes_back(tokenizer)
-    for messages in FORMS:
-        whole = render(tokenizer, [*messages, ANSWERED], generation=False)
-        try:
-            _check_form(tokenizer, messages, whole)
-        except HarnessError as error:
-            shown = _shown(tokenizer, _encode(tokenizer, whole))
-            raise HarnessError(f"{error}. Tokens: {shown}") from error
-
-
-def _check_text_comes_back(tokenizer: Any) -> None:
-    """What is drawn is judged and trained on as text."""
-    ids = _encode(tokenizer, ANSWER)
+    # What is drawn is judged and trained on as text.
+    ids = encode_spelled(tokenizer, ANSWER)
     found = tokenizer.decode(ids, skip_special_tokens=True).strip()
     if tokenizer.unk_token_id not in ids and found != ANSWER:
         raise HarnessError(
             f"the tokenizer does not give back the text of its tokens: {ANSWER!r} becomes "
             f"{found!r} (does tokenizer.json lack its decoder, or lower its text?)"
         )
+    for messages in FORMS:
+        whole = render(tokenizer, [*messages, ANSWERED], generation=False)
+        try:
+            _check_form(tokenizer, messages, whole)
+        except HarnessError as error:
+            shown = _shown(tokenizer, encode_spelled(tokenizer, whole))
+            raise HarnessError(f"{error}. Tokens: {shown}") from error
 
 
 def _check_form(tokenizer: Any, messages: Messages, whole: str) -> None:
-    ids = _encode(tokenizer, whole)
+    ids = encode_spelled(tokenizer, whole)
     _check_bos(tokenizer, ids, whole)
     header, _ = _written(tokenizer, [*messages, ANSWERED])
-    prompt_ids = _encode(tokenizer, header)
+    prompt_ids = encode_spelled(tokenizer, header)
     at = 0
     for turn in messages:
         at = header.find(turn["content"], at)
@@ -406,9 +382,3 @@ def _check_bos(tokenizer: Any, ids: Sequence[int], text: str) -> None:
 
 def _shown(tokenizer: Any, ids: Sequence[int]) -> str:
     return " ".join(repr(str(token)) for token in tokenizer.convert_ids_to_tokens(list(ids)))
-
-
-def _difference(prompt: str, whole: str) -> str:
-    at = len(os.path.commonprefix([prompt, whole]))  # noqa: RUF071 - characters are meant
-    around = slice(max(0, at - 20), at + 20)
-    return f"prompt {prompt[around]!r} becomes {whole[around]!r}"

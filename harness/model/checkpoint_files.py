@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NATIVE = "consolidated*.safetensors"
+"""Mistral's own form, which its repositories hold beside the usual one; never read."""
+STATES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+IGNORED = {".git", ".gitattributes", "README.md", "LICENSE", "training_args.bin", *STATES}
+"""Files of a checkpoint folder that change nothing about the model."""
+
+
 class CheckpointError(HarnessError, ValueError):
     """A checkpoint that would not load as it was saved. Says which tensors, and what to do."""
 
@@ -48,13 +58,13 @@ def model_folder(folder: Path) -> Path:
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
     pointed = location(folder).get("path")
-    if pointed:
-        if not (Path(pointed) / "config.json").is_file():
-            raise HarnessError(
-                f"{folder / 'location.json'} points to {pointed}, which holds no config.json any "
-                "more; restore it or run the base stage again"
-            )
+    if pointed and (Path(pointed) / "config.json").is_file():
         return Path(pointed)
+    if pointed:
+        raise HarnessError(
+            f"{folder / 'location.json'} points to {pointed}, which holds no config.json any "
+            "more; restore it or run the base stage again"
+        )
     if (folder / "config.json").is_file():
         return folder
     check_no_adapter(folder, str(folder))
@@ -98,15 +108,6 @@ def base_of(path: Path) -> str:
         return ""
 
 
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-NATIVE = "consolidated*.safetensors"
-"""Mistral's own form, which its repositories hold beside the usual one; never read."""
-
-
 @dataclass(frozen=True)
 class WeightFiles:
     """The files a load reads: safetensors, or pickled ones."""
@@ -122,11 +123,10 @@ def weight_files(path: Path, source: str, pickle_weights: str = "") -> WeightFil
     know, and for pickled ones unless ``pickle_weights`` names ``source``.
     """
     check_no_adapter(path, source)
-    native = {f.name for f in path.glob(NATIVE)}
-    present = {f.name for f in path.glob("*.safetensors")} - native
-    pickled = sorted(f.name for f in path.glob("*.*") if f.suffix in WEIGHTS[1:])
-    pickled = [name for name in pickled if name != "training_args.bin"]
+    present = {f.name for f in path.glob("*.safetensors")} - {f.name for f in path.glob(NATIVE)}
     if not present and not (path / INDEX).is_file():
+        pickled = sorted(f.name for f in path.glob("*.*") if f.suffix in WEIGHTS[1:])
+        pickled = [name for name in pickled if name != "training_args.bin"]
         if not pickled:
             raise HarnessError(f"{path}: no weights here (no *.safetensors)")
         if not pickle_weights or pickle_weights != source:
@@ -142,8 +142,7 @@ def weight_files(path: Path, source: str, pickle_weights: str = "") -> WeightFil
             "that is not this model's"
         )
     read = {SINGLE} if SINGLE in present else _shards(path, source, present)
-    stray = sorted(present - read)
-    if stray:
+    if stray := sorted(present - read):
         raise CheckpointError(
             f"{source}: {', '.join(stray[:3])} beside {', '.join(sorted(read)[:2])}: weights that "
             "no index names, of another model or an older save; move them out of the folder"
@@ -164,8 +163,7 @@ def _shards(path: Path, source: str, present: set[str]) -> set[str]:
         raise CheckpointError(
             f"{index}: cannot be read as an index of shards ({first_line(error)}); fetch it again"
         ) from error
-    absent = sorted(named - present)
-    if absent:
+    if absent := sorted(named - present):
         raise CheckpointError(
             f"{index} names {len(named)} shards, of which {len(absent)} are absent "
             f"({', '.join(absent[:3])}); fetch the whole checkpoint again"
@@ -212,16 +210,6 @@ def check_code(path: Path, source: str, trust_remote_code: str = "") -> bool:
 
 
 # -- the content -----------------------------------------------------------------------------------
-
-STATES = {
-    "training_args.bin",
-    "trainer_state.json",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-}
-IGNORED = {".git", ".gitattributes", "README.md", "LICENSE"} | STATES
-"""Files of a checkpoint folder that change nothing about the model."""
 
 
 def cache_folder() -> Path:

@@ -52,19 +52,32 @@ def generate(
     embedding of an "error". Out of memory halves the batch; a single request that does not fit is
     an "error" row.
     """
-    found = [_refused(policy, request) for request in requests]
-    asked = {
-        i: replace(request, max_new_tokens=_room(policy, request))
-        for i, request in enumerate(requests)
-        if found[i] is None
-    }
+    words = policy.model.get_input_embeddings().num_embeddings
+    found: dict[int, Drawn] = {}
+    asked: dict[int, GenerationRequest] = {}
+    for i, request in enumerate(requests):
+        ids, room = request.prompt_ids, _room(policy, request)
+        if ids and not 0 <= min(ids) <= max(ids) < words:
+            token = next(token for token in ids if not 0 <= token < words)
+            error = f"token {token} of the prompt is none of the model's {words:,}"
+            found[i] = ([], "error", error)
+        elif room == 0:
+            found[i] = ([], "no_answer", f"no room to answer: the prompt has {len(ids)} tokens")
+        else:
+            asked[i] = replace(request, max_new_tokens=room)
     for batch in [list(asked)] if engine else _batches(policy.model, requests, batch_size):
         rows = [i for i in batch if i in asked]
         together = [asked[i] for i in rows]
         drawn = engine.draw(together) if engine else _attempt(policy, together)
-        for i, row in zip(rows, drawn, strict=True):
-            found[i] = row
-    return _texts(policy, [row for row in found if row is not None])
+        found.update(zip(rows, drawn, strict=True))
+    ordered = [found[i] for i in range(len(requests))]
+    stops = set(policy.stop_token_ids)
+    bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids, _, _ in ordered]
+    texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=True) if bodies else []
+    return [
+        Generation(tuple(ids), text, status, error)
+        for text, (ids, status, error) in zip(texts, ordered, strict=True)
+    ]
 
 
 def engine_of(
@@ -77,17 +90,6 @@ def engine_of(
         return nullcontext()
     release_policies()
     return Engine(policy.folder, policy.stop_token_ids, settings, runtime)
-
-
-def _refused(policy: Policy, request: GenerationRequest) -> Drawn | None:
-    """The row of a request that no model is asked for."""
-    ids, words = request.prompt_ids, policy.model.get_input_embeddings().num_embeddings
-    if ids and not 0 <= min(ids) <= max(ids) < words:
-        token = next(token for token in ids if not 0 <= token < words)
-        return [], "error", f"token {token} of the prompt is none of the model's {words:,}"
-    if _room(policy, request) == 0:
-        return [], "no_answer", f"no room to answer: the prompt has {len(ids)} tokens"
-    return None
 
 
 def _batches(
@@ -114,23 +116,15 @@ def _batches(
         yield batch
 
 
-def _texts(policy: Policy, found: Sequence[Drawn]) -> list[Generation]:
-    stops = set(policy.stop_token_ids)
-    bodies = [ids[:-1] if ids and ids[-1] in stops else ids for ids, _, _ in found]
-    texts = policy.tokenizer.batch_decode(bodies, skip_special_tokens=True) if bodies else []
-    return [
-        Generation(tuple(ids), text, status, error)
-        for text, (ids, status, error) in zip(texts, found, strict=True)
-    ]
-
-
 def _attempt(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
     if not requests:
         return []
     try:
         return _decode(policy, requests)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one of the first
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        told = ("can't allocate memory", "out of memory")
+        if not known and not any(words in str(error) for words in told):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -140,14 +134,6 @@ def _attempt(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
         return [([], "error", message)]
     half = len(requests) // 2
     return _attempt(policy, requests[:half]) + _attempt(policy, requests[half:])
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "can't allocate memory" in str(error)
-        or "out of memory" in str(error)
-    )
 
 
 def _room(policy: Policy, request: GenerationRequest) -> int:
@@ -162,7 +148,11 @@ def _decode(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
     state = _Rows(policy, requests)
     while state.alive:
         state.step()
-    return state.finished()
+    # An error row keeps no tokens.
+    return [
+        ([t for t in ids if t >= 0 and status != "error"], status, error)
+        for ids, (status, error) in zip(state.drawn_BT.tolist(), state.status, strict=True)
+    ]
 
 
 class _Rows:
@@ -177,10 +167,10 @@ class _Rows:
         def column(name: str, dtype: torch.dtype) -> Tensor:
             return torch.tensor([getattr(r, name) for r in requests], dtype=dtype, device=device)
 
-        self.seeds_B, self.room_B = (column(n, torch.int64) for n in ("seed", "max_new_tokens"))
-        self.temperature_B, self.top_p_B = (
-            column(name, torch.float64) for name in ("temperature", "top_p")
-        )
+        self.seeds_B = column("seed", torch.int64)
+        self.room_B = column("max_new_tokens", torch.int64)
+        self.temperature_B = column("temperature", torch.float64)
+        self.top_p_B = column("top_p", torch.float64)
         self.stops = torch.tensor(policy.stop_token_ids, device=device)
         longest = max(r.max_new_tokens for r in requests)
         self.drawn_BT = torch.full((count, longest), -1, dtype=torch.int64, device=device)
@@ -191,13 +181,11 @@ class _Rows:
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> None:
         unique = list(dict.fromkeys(prompts))
-        longest = max(len(p) for p in unique)
+        longest, device = max(len(p) for p in unique), self.policy.device
         pad = self.policy.tokenizer.pad_token_id or 0
-        device = self.policy.device
-        ids_UT = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in unique], device=device)
-        self.mask_BT = torch.tensor(
-            [[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=device
-        )
+        ids = [[pad] * (longest - len(p)) + list(p) for p in unique]
+        mask = [[0] * (longest - len(p)) + [1] * len(p) for p in unique]
+        ids_UT, self.mask_BT = (torch.tensor(rows, device=device) for rows in (ids, mask))
         self.ragged = any(len(p) != longest for p in unique)
         self.next_B = torch.tensor([len(p) for p in unique], device=device)
         self.cache: dict[str, Any] = {}
@@ -259,13 +247,11 @@ class _Rows:
             if broken or stopped or full:
                 self.alive[place] = -1
         self.position += 1
-        self._continue(token_B)
-
-    def _continue(self, token_B: Tensor) -> None:
         kept = [place for place, row in enumerate(self.alive) if row >= 0]
         if not kept:
             self.alive = []
             return
+        # Idle rows are dropped.
         if len(kept) < KEEP_SHARE * len(self.alive):
             rows = torch.tensor(kept, device=token_B.device)
             self._take(rows)
@@ -276,13 +262,6 @@ class _Rows:
         self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones(len(self.alive), 1)], 1)
         self.logits_BV = self._forward(token_B[:, None], self.next_B[:, None])
         self.next_B = self.next_B + 1
-
-    def finished(self) -> list[Drawn]:
-        """Every row of the batch; an error row keeps no tokens."""
-        return [
-            ([t for t in ids if t >= 0 and status != "error"], status, error)
-            for ids, (status, error) in zip(self.drawn_BT.tolist(), self.status, strict=True)
-        ]
 
 
 def draw(

@@ -70,7 +70,6 @@ def load_policy(
     dtype: str = "float32",
     attention: str = "sdpa",
     device: str = "cpu",
-    trust_remote_code: str = "",
     cached: bool = True,
     weights: bool = True,
     quantised: bool = False,
@@ -85,18 +84,19 @@ def load_policy(
     """
     path = model_folder(folder)
     where = location(folder)
-    trust = trust_remote_code or str(where.get("trust_remote_code", ""))
     template = (str(where.get(name, "")) for name in TEMPLATE)
+    trust = str(where.get("trust_remote_code", ""))
     asked = (dtype, attention, device, trust, *template, weights, quantised)
-    key = (str(path.resolve()), *asked, _stamp(path))
+    # A folder written again is not served from the cache.
+    stats = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
+    stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    key = (str(path.resolve()), *asked, stamp)
     if cached and key in _CACHE:
         _CACHE.move_to_end(key)
         return _CACHE[key]
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+    tokenizer = load_tokenizer(folder)
     # A sampler that loads the weights itself looks at no value.
-    found = check_checkpoint(
-        folder, head="causal", tokenizer=tokenizer, trust_remote_code=trust, values=not weights
-    )
+    found = check_checkpoint(folder, head="causal", tokenizer=tokenizer, values=not weights)
     if weights and device.startswith("cuda"):
         release_policies()
     if weights:
@@ -111,14 +111,6 @@ def load_policy(
         while len(_CACHE) > CACHE_SIZE:
             _CACHE.popitem(last=False)
     return policy
-
-
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of a checkpoint's files: a folder written again is not served from the
-    cache.
-    """
-    files = [f for f in sorted(path.iterdir()) if f.is_file()]
-    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
 
 
 def _empty_model(path: Path, dtype: str, code: bool) -> Any:

@@ -104,11 +104,11 @@ def shape_of(recipe: Recipe) -> Shape:
         return KNOWN[source]
     if sources.is_gguf(source):
         return shape_from_config(source, sources.gguf_settings(Path(source).expanduser()))
-    file: Any = Path(source) / "config.json"
-    if not file.is_file() and source.count("/") == 1:
+    file: Any = str(Path(source) / "config.json")
+    if not Path(file).is_file() and source.count("/") == 1:
         revision = recipe.model.revision or None
         file = try_to_load_from_cache(source, "config.json", revision=revision)
-    if not isinstance(file, (str, Path)) or not Path(file).is_file():
+    if not isinstance(file, str) or not Path(file).is_file():
         raise HarnessError(
             f"{source}: its sizes are not known here; give a folder, or fetch its config.json "
             f"first (`hf download {source} config.json`)"
@@ -134,13 +134,19 @@ def shape_from_config(source: str, config: Mapping[str, Any]) -> Shape:
         # Experts of a layer are stacked in one tensor.
         experts = [tensor for name, tensor in sizes.items() if ".experts." in name]
         idle = sum(one.numel() * (1 - text.num_experts_per_tok / len(one)) for one in experts)
+        kv_heads = getattr(text, "num_key_value_heads", None)
+        if not kv_heads:  # Falcon's own names
+            grouped = getattr(text, "new_decoder_architecture", False)
+            one = getattr(text, "multi_query", False)
+            kv_heads = 1 if one else heads
+            kv_heads = text.num_kv_heads if grouped else kv_heads
         return Shape(
             source,
             int(text.num_hidden_layers),
             hidden,
             int(getattr(text, "intermediate_size", None) or 4 * hidden),
             heads,
-            int(getattr(text, "num_key_value_heads", None) or heads),
+            int(kv_heads),
             int(getattr(text, "head_dim", None) or hidden // heads),
             int(text.vocab_size),
             bool(text.tie_word_embeddings),
@@ -175,19 +181,18 @@ def training_parts(shape: Shape, recipe: Recipe) -> tuple[Part, ...]:
     shards = runtime.processes if runtime.sharding != "none" else 1
     over = f" / {shards}" if shards > 1 else ""
     state = OPTIMIZERS[training.optimizer].state
-    if training.lora:
-        wide, each = _frozen_width(shape, recipe), 8 + state
-        trained = shape.adapters(training.lora.r)
-        frozen = f"{n / 1e9:.2f} B × {wide:.3g} bytes{over}"
-        added = f"{trained / 1e6:.0f} M × {each:g} bytes{over}"
-        return (
-            Part("weights (frozen)", frozen, wide * n / shards),
-            Part("adapters with gradients and optimiser", added, each * trained / shards),
+    if not training.lora:
+        states = (("weights", 4), ("gradients", 4), ("optimiser", state))
+        return tuple(
+            Part(what, f"{n / 1e9:.2f} B × {size:g} bytes{over}", size * n / shards)
+            for what, size in states
         )
-    states = (("weights", 4), ("gradients", 4), ("optimiser", state))
-    return tuple(
-        Part(what, f"{n / 1e9:.2f} B × {size:g} bytes{over}", size * n / shards)
-        for what, size in states
+    wide, each, trained = _frozen_width(shape, recipe), 8 + state, shape.adapters(training.lora.r)
+    frozen = f"{n / 1e9:.2f} B × {wide:.3g} bytes{over}"
+    added = f"{trained / 1e6:.0f} M × {each:g} bytes{over}"
+    return (
+        Part("weights (frozen)", frozen, wide * n / shards),
+        Part("adapters with gradients and optimiser", added, each * trained / shards),
     )
 
 

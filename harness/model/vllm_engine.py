@@ -27,7 +27,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from harness.records import GenerationRequest, HarnessError, Status
@@ -75,6 +74,10 @@ class Engine:
             "gpu_memory_utilization": runtime.vllm_memory_share or share,
             "tensor_parallel_size": runtime.vllm_tensor_parallel,
             "stop_token_ids": list(stop_token_ids),
+            "max_model_len": -1,  # the model's positions, or what fits the memory share
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # the model's own would change what is drawn
+            "enable_prefix_caching": True,
         }
         if runtime.device == "cpu":
             # Seeded prompts cut into chunks end vLLM on a CPU ("does not use offset"); compiling
@@ -85,9 +88,7 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         for process in self.processes:
             process.end(0.0 if error else END_SECONDS)
         self.processes = []
@@ -131,9 +132,8 @@ class Engine:
             )
         for place in range(count):
             mine = ",".join(devices[place * tensor : (place + 1) * tensor])
-            process = Process(self.folder, self._environment(mine))
-            self.processes.append(process)
-            process.tell(self.told)
+            self.processes.append(Process(self.folder, self._environment(mine)))
+            self.processes[-1].tell(self.told)
         for process in self.processes:
             process.answer()
         return self.processes
@@ -186,7 +186,15 @@ class Process:
         """What the process says to what it was told last."""
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
-        found = json.loads(line) if line.endswith(b"\n") else {"error": self._lost()}
+        if line.endswith(b"\n"):
+            found = json.loads(line)
+        elif (code := self._child.wait()) < 0:
+            name = signal.Signals(-code).name
+            found = {"error": f"its process was killed by {name} (out of memory?)"}
+        else:
+            found = {
+                "error": f"its process ended with status {code}; its last words are in the log"
+            }
         if isinstance(found, dict) and "error" in found:
             self._log.seek(0)
             with open(2, "wb", closefd=False) as words:  # whatever stands for sys.stderr here
@@ -196,12 +204,6 @@ class Process:
                 "engine takes of the memory is runtime.vllm_memory_share"
             )
         return found
-
-    def _lost(self) -> str:
-        code = self._child.wait()
-        if code < 0:
-            return f"its process was killed by {signal.Signals(-code).name} (out of memory?)"
-        return f"its process ended with status {code}; its last words are in the log"
 
     def end(self, grace: float) -> None:
         """End the process and everything that it started."""
@@ -231,8 +233,10 @@ def serve(parent: int) -> None:
         told = json.loads(line)
         try:
             if engine is None:
+                from vllm import LLM
+
                 stops = told.pop("stop_token_ids")
-                engine, found = _load(told), []
+                engine, found = LLM(**told), []
             elif "draw" in told:
                 found = _draw(engine, told["draw"], stops)
             else:
@@ -249,50 +253,49 @@ def _end_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _load(told: Mapping[str, Any]) -> Any:
-    from vllm import LLM
-
-    return LLM(
-        **told,
-        max_model_len=-1,  # the model's positions, or what fits the memory share
-        skip_tokenizer_init=True,
-        generation_config="vllm",  # the model's own would change what is drawn
-        enable_prefix_caching=True,
-    )
-
-
 def _draw(engine: Any, told: Sequence[Mapping[str, Any]], stops: list[int]) -> list[Drawn]:
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
     fits = int(engine.llm_engine.model_config.max_model_len)
+    too_long: Drawn = ([], "error", f"vLLM's memory holds {fits} tokens of one request")
     rows = [row for row in told if len(row["prompt_ids"]) < fits]
-    if not rows:
-        return [_too_long(fits) for _ in told]
-    outputs = engine.generate(
-        [TokensPrompt(prompt_token_ids=row["prompt_ids"]) for row in rows],
-        [
-            SamplingParams(
-                temperature=row["temperature"],
-                top_p=row["top_p"],
-                seed=row["seed"] % 2**63,
-                max_tokens=row["max_new_tokens"],
-                stop_token_ids=stops,
-                ignore_eos=True,  # the model's own; ours are the stop tokens
-                logprobs=0,  # of the drawn token: not a number where a logit is none
-                detokenize=False,
-            )
-            for row in rows
-        ],
-        use_tqdm=False,
-    )
-    answered = iter(outputs)
-    return [
-        _status(next(answered).outputs[0], row["max_new_tokens"], fits)
-        if len(row["prompt_ids"]) < fits
-        else _too_long(fits)
-        for row in told
+    prompts = [TokensPrompt(prompt_token_ids=row["prompt_ids"]) for row in rows]
+    asking = [
+        SamplingParams(
+            temperature=row["temperature"],
+            top_p=row["top_p"],
+            seed=row["seed"] % 2**63,
+            max_tokens=row["max_new_tokens"],
+            stop_token_ids=stops,
+            ignore_eos=True,  # the model's own; ours are the stop tokens
+            logprobs=0,  # of the drawn token: not a number where a logit is none
+            detokenize=False,
+        )
+        for row in rows
     ]
+    answered = iter(engine.generate(prompts, asking, use_tqdm=False) if rows else ())
+    found = []
+    for row in told:
+        one = too_long
+        if len(row["prompt_ids"]) < fits:
+            one = _drawn(next(answered).outputs[0], row["max_new_tokens"]) or too_long
+        found.append(one)
+    return found
+
+
+def _drawn(output: Any, limit: int) -> Drawn | None:
+    """By vLLM's finish_reason: "stop" (a stop token, the last of its ids), "length", or another.
+    None: it ran out of memory for one request.
+    """
+    ids = [int(token) for token in output.token_ids]
+    if not math.isfinite(output.cumulative_logprob):
+        return [], "error", "the model's logits are not finite"
+    if output.finish_reason == "stop":
+        return ids, "ok", ""
+    if output.finish_reason != "length":
+        return [], "error", f"vLLM ended the request with {output.finish_reason!r}"
+    return (ids, "truncated", "") if len(ids) >= limit else None
 
 
 def _score(engine: Any, told: Sequence[Mapping[str, Any]]) -> list[Scored]:
@@ -313,24 +316,6 @@ def _score(engine: Any, told: Sequence[Mapping[str, Any]]) -> list[Scored]:
             own = [place[token] for token, place in list(places)[-row["last"] :]]
             found.append((math.fsum(o.logprob for o in own), all(o.rank == 1 for o in own)))
     return found
-
-
-def _too_long(fits: int) -> Drawn:
-    return [], "error", f"vLLM's memory holds {fits} tokens of one request"
-
-
-def _status(output: Any, limit: int, fits: int) -> Drawn:
-    """vLLM's finish_reason: "stop" (a stop token, the last of its ids), "length", or another."""
-    ids = [int(token) for token in output.token_ids]
-    if not math.isfinite(output.cumulative_logprob):
-        return [], "error", "the model's logits are not finite"
-    if output.finish_reason == "stop":
-        return ids, "ok", ""
-    if output.finish_reason != "length":
-        return [], "error", f"vLLM ended the request with {output.finish_reason!r}"
-    if len(ids) < limit:
-        return _too_long(fits)
-    return ids, "truncated", ""
 
 
 if __name__ == "__main__":

@@ -43,19 +43,19 @@ class AnswerDesk:
 
     def ask(self, asks: Iterable[Ask]) -> None:
         """Draw answers in one batch; a prompt the model has no room for is "no_answer"."""
-        keys, requests = [], []
+        requests: dict[tuple[Any, ...], GenerationRequest] = {}
         for ask in asks:
             try:
                 ids = tuple(encode_prompt(self.policy.tokenizer, ask.messages, ask.limit))
             except PromptTooLongError as error:
                 self.answers[ask.key] = Generation((), "", "no_answer", str(error))
                 continue
-            keys.append(ask.key)
-            seed = self.seed(ask.key)
-            requests.append(GenerationRequest(ids, ask.max_new_tokens, ask.temperature, 1.0, seed))
-        batch, engine = self.settings.generation_batch, self.engine
-        drawn = generate(self.policy, requests, batch_size=batch, engine=engine)
-        self.answers.update(zip(keys, drawn, strict=True))
+            requests[ask.key] = GenerationRequest(
+                ids, ask.max_new_tokens, ask.temperature, 1.0, self.seed(ask.key)
+            )
+        batch, asked = self.settings.generation_batch, list(requests.values())
+        drawn = generate(self.policy, asked, batch_size=batch, engine=self.engine)
+        self.answers.update(zip(requests, drawn, strict=True))
 
 
 def run(task: StageTask[AnswerTask]) -> StageOutcome:
@@ -80,15 +80,13 @@ def _outcome(desk: AnswerDesk, stage: str) -> StageOutcome:
         statuses.setdefault(name, Counter())[answer.status] += 1
         tally = tallies.setdefault(name, Tally(stage, f"{name} answers"))
         tally.meet(" ".join(map(str, rest)), answer.status)
-    errors = sum(count["error"] for count in statuses.values())
-    tokens = sum(len(answer.token_ids) for answer in desk.answers.values())
     summary: dict[str, Any] = {
         name: dict(sorted(count.items())) for name, count in sorted(statuses.items())
     }
-    failed = (answer for answer in desk.answers.values() if answer.status == "error")
-    reasons = sorted({answer.error for answer in failed})
-    if reasons:
-        summary["errors"] = reasons[:5]
+    failed = [answer.error for answer in desk.answers.values() if answer.status == "error"]
+    if failed:
+        summary["errors"] = sorted(set(failed))[:5]
+    tokens = sum(len(answer.token_ids) for answer in desk.answers.values())
     costs = {"tokens_generated": tokens, "answers_generated": len(desk.answers)}
     left_out = tuple(one for tally in tallies.values() for one in tally.left_out())
-    return StageOutcome(len(desk.answers), errors, costs, summary, left_out)
+    return StageOutcome(len(desk.answers), len(failed), costs, summary, left_out)

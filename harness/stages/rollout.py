@@ -9,9 +9,8 @@ has a seed of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from harness.model.chat import PromptTooLongError, encode_prompt
 from harness.model.generate import engine_of, generate
 from harness.model.policy import load_policy, load_tokenizer
 from harness.records import (
-    Generation,
     GenerationRequest,
     HarnessError,
     LeftOut,
@@ -39,9 +37,6 @@ from harness.records import (
 )
 from harness.study.tasks import LabelledTask, PortionTask, RolloutTask
 
-Wanted = dict[tuple[str, int, int], GenerationRequest]
-"""(prompt's id, sample, seed) of an answer to draw → what is asked."""
-
 
 def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
     """The prompts of this iteration, in the run's order.
@@ -50,12 +45,12 @@ def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
     prompts (0: all). Each portion has len(prompts) // portions rows; what does not divide is left
     out.
     """
-    wanted, portions, index = (settings.prompts, settings.portions, settings.portion)
+    wanted, portions, limit = settings.prompts, settings.portions, settings.prompts_per_iteration
     if wanted > len(prompts):
         raise HarnessError(
             f"data.prompts asks for {wanted} training prompts; there are {len(prompts)}"
         )
-    order, place = _ordered(prompts, settings), index % portions
+    order, place = _ordered(prompts, settings), settings.portion % portions
     size = len(order) // portions
     if size == 0:
         raise HarnessError(
@@ -63,7 +58,6 @@ def portion(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
             "prompts or fewer iterations"
         )
     part = order[place * size : (place + 1) * size]
-    limit = settings.prompts_per_iteration
     if limit > len(part):
         raise HarnessError(
             f"loop.prompts_per_iteration is {limit}; a portion has {len(part)} prompts "
@@ -82,21 +76,6 @@ def _ordered(prompts: Sequence[Prompt], settings: PortionTask) -> list[Prompt]:
     return [order[i] for i in np.random.default_rng(seed).permutation(len(order))]
 
 
-def _portion(
-    task: StageTask[RolloutTask] | StageTask[LabelledTask],
-) -> tuple[list[Prompt], tuple[LeftOut, ...]]:
-    """The task's portion; and, with the first of a pass, what is told of prompts in none."""
-    every = [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")]
-    part, tally = portion(every, task.settings), Tally(task.stage, "training prompts")
-    portions = task.settings.portions
-    if task.settings.portion % portions == 0:
-        order = _ordered(every, task.settings)
-        tally.read = len(order)
-        for prompt in order[len(order) // portions * portions :]:
-            tally.leave_out(f"in none of the {portions} portions, which are equal", prompt.id)
-    return part, tally.left_out()
-
-
 def run(task: StageTask[RolloutTask]) -> StageOutcome:
     """Write ``prompts.jsonl`` (this portion, in order) and ``responses.jsonl`` (records.Response by
     prompt order and sample).
@@ -105,45 +84,59 @@ def run(task: StageTask[RolloutTask]) -> StageOutcome:
     Answers of an earlier, partial attempt are kept; only its failed ones are drawn again.
     """
     settings = task.settings
-    prompts, undivided = _portion(task)
     policy = load_policy(task.inputs["policy"], **settings.sampling(task.runtime.device))
-    kept, prompts_left = fit(policy.tokenizer, prompts, settings, task.stage)
+    kept, left_out = _kept(task, policy.tokenizer)
     samples = range(settings.first_sample, settings.first_sample + settings.samples)
     most, top_p = settings.max_new_tokens, settings.top_p
     temperature = 0.0 if settings.decoding == "greedy" else settings.temperature
-    wanted: Wanted = {}
+    wanted: dict[tuple[str, int, int], GenerationRequest] = {}
     for (prompt, ids), sample in product(kept, samples):
         seed = request_seed(settings.seed, settings.iteration, "rollout", prompt.id, sample)
         asked = GenerationRequest(ids, most, temperature, top_p, seed)
         wanted[prompt.id, sample, seed] = asked
     write_jsonl(task.out / "prompts.jsonl", (prompt for prompt, _ in kept))
+    file = task.out / "responses.jsonl"
+    done = _answered(file)
+    missing = [key for key in wanted if key not in done]
     with engine_of(policy, settings, task.runtime) as engine:
-        draw = partial(generate, policy, batch_size=settings.generation_batch, engine=engine)
-        responses, drawn = _draw(draw, wanted, task.out / "responses.jsonl")
-    statuses = Counter(response.status for response in responses)
-    tokens = sum(len(response.token_ids) for response in drawn)
-    summary = {"prompts": len(kept), "status": dict(sorted(statuses.items()))}
-    samples_left = Tally(task.stage, "samples")
+        batch, requests = settings.generation_batch, [wanted[key] for key in missing]
+        drawn = generate(policy, requests, batch_size=batch, engine=engine)
+    for (name, sample, seed), a in zip(missing, drawn, strict=True):
+        done[name, sample, seed] = Response(name, sample, a.text, a.token_ids, a.status, seed)
+    responses = [done[key] for key in wanted]
+    write_jsonl(file, responses)
+    statuses, tally = (
+        Counter(response.status for response in responses),
+        Tally(task.stage, "samples"),
+    )
     for response in responses:
-        samples_left.meet(f"{response.prompt_id} {response.sample}", response.status)
+        tally.meet(f"{response.prompt_id} {response.sample}", response.status)
+    tokens = sum(len(answer.token_ids) for answer in drawn)
     return StageOutcome(
         len(responses),
         statuses["error"],
         {"tokens_generated": tokens, "answers_generated": len(drawn)},
-        summary,
-        undivided + prompts_left.left_out() + samples_left.left_out(),
+        {"prompts": len(kept), "status": dict(sorted(statuses.items()))},
+        left_out + tally.left_out(),
     )
+
+
+def _answered(file: Path) -> dict[tuple[str, int, int], Response]:
+    """What an earlier attempt has drawn, by prompt, sample and seed, without its failures."""
+    done: dict[tuple[str, int, int], Response] = {}
+    for row in read_jsonl(file) if file.exists() else ():
+        if row["status"] != "error":
+            old = Response(**{**row, "token_ids": tuple(row["token_ids"])})
+            done[old.prompt_id, old.sample, old.seed] = old
+    return done
 
 
 def labelled(task: StageTask[LabelledTask]) -> StageOutcome:
     """Write ``pairs.jsonl`` (records.Pair) of this portion, each pair as the data give it; what has
     none, or one of equal answers, is counted in the record.
     """
-    settings = task.settings
-    prompts, undivided = _portion(task)
-    tokenizer = load_tokenizer(task.inputs["policy"])
-    kept, prompts_left = fit(tokenizer, prompts, settings, task.stage)
-    pairs, pairs_left = [], Tally(task.stage, "labelled pairs")
+    kept, left_out = _kept(task, load_tokenizer(task.inputs["policy"]))
+    pairs, tally = [], Tally(task.stage, "labelled pairs")
     for prompt, _ in kept:
         status = "ok"
         if not (prompt.chosen.strip() and prompt.rejected.strip()):
@@ -152,8 +145,8 @@ def labelled(task: StageTask[LabelledTask]) -> StageOutcome:
             status = "identical"
         else:
             pairs.append(Pair(prompt.id, prompt.messages, prompt.chosen, prompt.rejected, ""))
-        pairs_left.meet(prompt.id, status)
-    left_out = undivided + prompts_left.left_out() + pairs_left.left_out()
+        tally.meet(prompt.id, status)
+    left_out += tally.left_out()
     if not pairs:
         reasons = {one.reason: one.count for one in left_out}
         raise HarnessError(f"no prompt of the portion has a labelled pair ({reasons})")
@@ -161,16 +154,19 @@ def labelled(task: StageTask[LabelledTask]) -> StageOutcome:
     return StageOutcome(len(pairs), summary={"pairs": len(pairs)}, left_out=left_out)
 
 
-def fit(
-    tokenizer: Any, prompts: Sequence[Prompt], settings: RolloutTask | LabelledTask, stage: str
-) -> tuple[list[tuple[Prompt, tuple[int, ...]]], Tally]:
-    """(prompt, ids) of every prompt that is used, and those that were over the limit. Raises
-    HarnessError where more than ``max_left_out`` of them are.
+def _kept(
+    task: StageTask[RolloutTask] | StageTask[LabelledTask], tokenizer: Any
+) -> tuple[list[tuple[Prompt, tuple[int, ...]]], tuple[LeftOut, ...]]:
+    """(prompt, ids) of every prompt of the portion that is used, and what is told of the others;
+    with the first portion of a pass, of prompts in none. Raises HarnessError where more than
+    ``max_left_out`` are too long.
     """
+    settings, tally = task.settings, Tally(task.stage, "prompts")
     limit, rule = settings.max_prompt_length, settings.overlong_prompts
-    kept, tally = [], Tally(stage, "prompts")
     done = {"drop": "over", "truncate": "cut to", "keep": "kept over"}.get(rule, "")
-    for prompt in prompts:
+    every = [Prompt(**row) for row in read_jsonl(task.inputs["data"] / "train.jsonl")]
+    kept = []
+    for prompt in portion(every, settings):
         tally.read += 1
         try:
             kept.append((prompt, tuple(encode_prompt(tokenizer, prompt.messages, limit))))
@@ -181,14 +177,19 @@ def fit(
                     f"prompt {prompt.id}: {error}. Raise training.max_prompt_length, or let such "
                     "prompts be dropped or truncated"
                 ) from error
-            if rule == "keep":
-                kept.append((prompt, tuple(encode_prompt(tokenizer, prompt.messages))))
-            if rule == "truncate":
-                shorter = truncate(tokenizer, prompt, limit)
-                kept.append((shorter, tuple(encode_prompt(tokenizer, shorter.messages, limit))))
+            if rule in ("keep", "truncate"):
+                one = truncate(tokenizer, prompt, limit) if rule == "truncate" else prompt
+                kept.append((one, tuple(encode_prompt(tokenizer, one.messages))))
     if rule == "drop":
         tally.check(settings.max_left_out, "the portion's prompts")
-    return kept, tally
+    undivided = Tally(task.stage, "training prompts")
+    if settings.portion % settings.portions == 0:
+        order = _ordered(every, settings)
+        undivided.read = len(order)
+        for prompt in order[len(order) // settings.portions * settings.portions :]:
+            reason = f"in none of the {settings.portions} portions, which are equal"
+            undivided.leave_out(reason, prompt.id)
+    return kept, undivided.left_out() + tally.left_out()
 
 
 def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
@@ -210,30 +211,6 @@ def truncate(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt:
                 f"prompt {prompt.id}: the chat template alone takes more than "
                 f"training.max_prompt_length = {limit} tokens"
             )
-        turns[-1] = {
-            **turns[-1],
-            "content": tokenizer.decode(ids[excess:], skip_special_tokens=True).lstrip("�"),
-        }
+        shorter = tokenizer.decode(ids[excess:], skip_special_tokens=True).lstrip("�")
+        turns[-1] = {**turns[-1], "content": shorter}
     return replace(prompt, messages=(*system, *turns))
-
-
-def _draw(
-    draw: Callable[[Sequence[GenerationRequest]], list[Generation]], wanted: Wanted, file: Path
-) -> tuple[list[Response], list[Response]]:
-    """All responses, in order, and those drawn now; ``file`` is replaced when they are complete."""
-    done: dict[tuple[str, int, int], Response] = {}
-    for row in read_jsonl(file) if file.exists() else ():
-        if row["status"] != "error":
-            old = Response(**{**row, "token_ids": tuple(row["token_ids"])})
-            done[old.prompt_id, old.sample, old.seed] = old
-    missing = [key for key in wanted if key not in done]
-    drawn = [
-        Response(prompt, sample, a.text, a.token_ids, a.status, seed)
-        for (prompt, sample, seed), a in zip(
-            missing, draw([wanted[key] for key in missing]), strict=True
-        )
-    ]
-    done.update({(r.prompt_id, r.sample, r.seed): r for r in drawn})
-    responses = [done[key] for key in wanted]
-    write_jsonl(file, responses)
-    return responses, drawn

@@ -12,7 +12,6 @@ carried with it; the record says so.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import json
@@ -21,7 +20,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
-from transformers.utils import logging
 
 from harness.model.chat import end_of_turn
+from harness.model.checkpoint import quiet
 from harness.model.isolated_rng import isolated_rng
 from harness.model.policy import load_policy, load_tokenizer, release_policies
 from harness.model.sources import merged
@@ -68,14 +67,16 @@ JOURNAL = "train.journal.jsonl"
 
 def run(task: StageTask[TrainTask]) -> StageOutcome:
     """Train. Raises HarnessError when the run diverges or does not fit."""
-    processes = task.runtime.processes
+    runtime = task.runtime
     try:
-        if processes == 1:
+        if runtime.processes == 1:
             told = train_here(task)
         else:
-            distributed.check_ready(task.runtime, _devices(task))
+            lent = len(runtime.devices.split(",")) if runtime.devices else torch.cuda.device_count()
+            distributed.check_ready(runtime, 0 if runtime.device == "cpu" else lent)
             release_policies()
-            told = distributed.run_processes("harness.stages.train:train_here", task, processes)
+            function = "harness.stages.train:train_here"
+            told = distributed.run_processes(function, task, runtime.processes)
     except HarnessError:
         _forget_attempt(task)
         raise
@@ -88,7 +89,9 @@ def run(task: StageTask[TrainTask]) -> StageOutcome:
 def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
     """Train in this process, alone or as one rank, of which the first writes."""
     _leave_imports_uncollected()
-    settings, work = task.settings, _checkpoints(task)
+    settings, sharded = task.settings, task.runtime.sharding
+    # One way of sharding cannot read another's checkpoints.
+    work = task.out / ("checkpoints" if sharded == "none" else f"checkpoints-{sharded}")
     objective = ResolvedObjective(**vars(settings.objective))
     with isolated_rng():
         tokenizer = load_tokenizer(task.inputs["policy"])
@@ -105,7 +108,7 @@ def train_here(task: StageTask[TrainTask]) -> dict[str, Any]:
         model = _whole_model(task, trainer)
         if trainer.is_world_process_zero():
             _save(model, tokenizer, task.out / "model", settings.dtype)
-    steps = [step_row(entry) for entry in trainer.state.log_history if "loss" in entry]
+    steps = [_step(entry) for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
         write_jsonl(task.out / "steps.jsonl", steps)
     last = {name: steps[-1][name] for name in ("loss", "margin", "accuracy")}
@@ -151,24 +154,10 @@ def _leave_imports_uncollected() -> None:
     gc.freeze()
 
 
-def _checkpoints(task: StageTask[TrainTask]) -> Path:
-    """Where mid-iteration checkpoints are: one way of sharding cannot read another's."""
-    sharding = task.runtime.sharding
-    return task.out / ("checkpoints" if sharding == "none" else f"checkpoints-{sharding}")
-
-
 def _forget_attempt(task: StageTask[TrainTask]) -> None:
     for folder in task.out.glob("checkpoints*"):
         shutil.rmtree(folder, ignore_errors=True)
     (task.out / JOURNAL).unlink(missing_ok=True)
-
-
-def _devices(task: StageTask[TrainTask]) -> int:
-    """Accelerators that the ranks may use; 0 when they train on the CPU."""
-    if task.runtime.device == "cpu":
-        return 0
-    named = task.runtime.devices
-    return len(named.split(",")) if named else torch.cuda.device_count()
 
 
 def _load(task: StageTask[TrainTask]) -> Any:
@@ -221,14 +210,17 @@ def _dequantised(task: StageTask[TrainTask], lora: LoraSettings, trained: Any) -
 def training_rows(
     task: StageTask[TrainTask], tokenizer: Any, objective: ResolvedObjective
 ) -> list[PreferenceRow]:
-    """Rows of the pairs with their stored reference log-probabilities. Raises HarnessError when any
-    is missing or of another tokenisation.
+    """Rows of the pairs with the rarity of each y, where it is counted, and their stored reference
+    log-probabilities. Raises HarnessError when any is missing or of another tokenisation.
     """
-    pairs = task.inputs["pairs"]
-    rows = encode_pairs(tokenizer, pairs, task.settings.training.limits)
+    limits = task.settings.training.limits
+    rows = encode_pairs(tokenizer, task.inputs["pairs"], limits)
     rows = with_others(rows, objective.scored, task.settings.training.max_length)
     if "count" in task.inputs:
-        rows = _with_counts(rows, task.inputs["count"] / "counts.parquet")
+        counts: dict[int, dict[str, float]] = {}
+        for one in pq.read_table(task.inputs["count"] / "counts.parquet").to_pylist():
+            counts.setdefault(one["row"], {})[one["role"]] = one["rarity"]
+        rows = [replace(row, extras=counts.get(i, {})) for i, row in enumerate(rows)]
     if not objective.needs_reference:
         return rows
     path = task.inputs["reference"] / "reference.parquet"
@@ -237,30 +229,17 @@ def training_rows(
     for number, row in enumerate(rows):
         reference = {}
         for role in (role for role in objective.scored if role in row.responses):
-            one = stored.get((number, role))
-            if one is None:
-                raise HarnessError(
-                    f"{path}: no reference log-probability for prompt {row.prompt_id}, {role}; "
-                    "run the reference stage again"
-                )
             tokens = len(row.responses[role])
-            if one["prompt_id"] != row.prompt_id or one["tokens"] != tokens:
+            one = stored.get((number, role), {"prompt_id": "", "tokens": 0})
+            if (one["prompt_id"], one["tokens"]) != (row.prompt_id, tokens):
                 raise HarnessError(
-                    f"{path}: row {number} holds prompt {one['prompt_id']} with {one['tokens']} "
-                    f"tokens of {role}, but training reads prompt {row.prompt_id} with {tokens}; "
-                    "pairs, tokenizer or max_length differ from the reference stage's"
+                    f"{path}: no reference log-probability for prompt {row.prompt_id}, {role} of "
+                    f"{tokens} tokens in row {number}; pairs, tokenizer or max_length differ from "
+                    "the reference stage's: run it again"
                 )
             reference[role] = one["logp"]
         filled.append(replace(row, reference=reference))
     return filled
-
-
-def _with_counts(rows: Sequence[PreferenceRow], path: Path) -> list[PreferenceRow]:
-    """The rows with the rarity of each of their y, which must be those of ``path``."""
-    counts: dict[int, dict[str, float]] = {}
-    for one in pq.read_table(path).to_pylist():
-        counts.setdefault(one["row"], {})[one["role"]] = one["rarity"]
-    return [replace(row, extras=counts.get(i, {})) for i, row in enumerate(rows)]
 
 
 def teaching(
@@ -295,11 +274,10 @@ def teaching(
 def _trainer(
     task: StageTask[TrainTask], model: Any, rows: list[PreferenceRow], work: Path
 ) -> tuple[PreferenceTrainer, CheckpointClock]:
-    settings, runtime = task.settings, task.runtime
+    settings, runtime, carried = task.settings, task.runtime, task.settings.carried
     training, objective = settings.training, settings.objective
     seed = int(content_hash("train", settings.seed, settings.iteration, length=7), 16)
     steps = math.ceil(len(rows) / training.batch_size) * training.epochs
-    carried = settings.carried
     parts = carried.parts if carried else 1
     without_dropout(model)
     if training.lora:
@@ -343,9 +321,8 @@ def _trainer(
     clock = CheckpointClock(runtime.checkpoint_seconds, task.out, args.world_size)
     callbacks: list[Any] = [clock]
     if carried:
-        stored_whole = settings.dtype == "float32"
-        left = Carried(carried.part, task.inputs["policy"], task.out, not stored_whole)
-        callbacks.append(left)
+        rounded = settings.dtype != "float32"
+        callbacks.append(Carried(carried.part, task.inputs["policy"], task.out, rounded))
     return PreferenceTrainer(model, args, rows, callbacks=callbacks), clock
 
 
@@ -370,29 +347,18 @@ def _save(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
         model = merged(model)
     # The Trainer switches it off, and the config is saved with the model.
     model.config.use_cache = True
-    with _without_progress_bar():
+    with quiet():
         model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-@contextlib.contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def step_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _step(entry: Mapping[str, Any]) -> dict[str, Any]:
     """One line of steps.jsonl: nine significant digits, null where nothing was measured."""
-
-    def short(value: Any) -> Any:
-        return float(f"{value:.9g}") if isinstance(value, float) else value
-
-    return {name: short(entry.get(name)) for name in (*STEP_COLUMNS, *METRICS)}
+    row = {name: entry.get(name) for name in (*STEP_COLUMNS, *METRICS)}
+    return {
+        name: float(f"{value:.9g}") if isinstance(value, float) else value
+        for name, value in row.items()
+    }
 
 
 def last_checkpoint(work: Path) -> str | None:

@@ -23,7 +23,7 @@ from harness.cost import (
 from harness.engine.launch import prepare, prepare_recipe
 from harness.engine.stages import STAGES
 from harness.engine.store import Store
-from harness.model.shape import KNOWN, shape_of, training_bytes
+from harness.model.shape import KNOWN, shape_from_config, shape_of, training_bytes
 from harness.records import HarnessError
 from harness.study.study import PAPER_SEED
 from harness.study.work import Work
@@ -252,3 +252,20 @@ def test_what_an_objective_reads_of_the_whole_batch_is_counted(tmp_path: Path) -
         assert trained[name].read == 15_283 * (180 + 2 * 300)
         assert trained[name].trained == trained["dpo"].trained
         assert "and × (180 + 2 × 300) read before, for the batch's mean" in trained[name].how
+
+
+@pytest.mark.parametrize(
+    ("said", "heads"),
+    [
+        ({"multi_query": True}, 1),
+        ({"multi_query": False}, 4),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+        ({"new_decoder_architecture": False, "num_kv_heads": 2}, 1),
+    ],
+)
+def test_falcons_keys_are_as_many_as_its_own_settings_say(said: dict[str, int], heads: int) -> None:
+    """They name them otherwise: 71 of Falcon 7B's 71 heads would be counted, of which one is."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 64}
+    found = shape_from_config("falcon", {"model_type": "falcon", **sizes, **said})
+    assert (found.kv_heads, found.head_size) == (heads, 8)
+    assert found.cache_per_token == 2 * 2 * heads * 8

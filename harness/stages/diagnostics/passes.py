@@ -71,15 +71,12 @@ class _Chunk:
     own_tokens: Tensor
     hidden: Tensor | None = None
 
-    def sums(self, values: Tensor, responses: Tensor) -> list[float]:
-        """Sums of token values by response, float64."""
+    def sums(self, values: Tensor, *, own: bool = False) -> list[float]:
+        """Sums of token values (of own samples' tokens) by response, float64."""
+        of = self.batch.response_of[self.own_tokens] if own else self.batch.response_of
         zeros = torch.zeros(self.batch.responses, dtype=torch.float64)
-        found: list[float] = zeros.index_add(0, responses, values).tolist()
+        found: list[float] = zeros.index_add(0, of, values).tolist()
         return found
-
-    def own_sums(self, values: Tensor) -> list[float]:
-        """The same of values at ``own_tokens``."""
-        return self.sums(values, self.batch.response_of[self.own_tokens])
 
 
 def score_sheets(
@@ -113,11 +110,11 @@ def score_sheets(
                 entropies = None
                 if checkpoint == theta:
                     chunk.hidden, theta_head = own_hidden, head
-                    entropies = chunk.own_sums(_entropies(head, own_hidden))
+                    entropies = chunk.sums(_entropies(head, own_hidden), own=True)
                 elif compared:
                     steps = _divergences(theta_head, chunk.hidden, head, own_hidden)
-                    divergences = chunk.own_sums(steps)
-                sums = chunk.sums(logps, chunk.batch.response_of)
+                    divergences = chunk.sums(steps, own=True)
+                sums = chunk.sums(logps)
                 for place, (sheet, answer) in enumerate(chunk.answers):
                     for role in roles:
                         sheet.logps.setdefault(role, {})[answer] = sums[place]
