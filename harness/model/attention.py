@@ -104,9 +104,7 @@ class Sequences:
 
 @dataclass(frozen=True)
 class PackedPrompt:
-    """A prompt with its unique responses, as token ids. A response holds its end-of-turn token and
-    is never empty.
-    """
+    """A prompt with its unique responses, none empty, as token ids; end-of-turn tokens included."""
 
     prompt_ids: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
@@ -195,9 +193,7 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
 
 
 def chunk_by_tokens(sizes: Sequence[int], budget: int, most_rows: int = 0) -> list[list[int]]:
-    """Cut row indices, longest first, into groups of at most ``budget`` tokens and ``most_rows``
-    rows (0: no limit).
-    """
+    """Row numbers, longest first, in groups of at most so many tokens and rows (0: no limit)."""
     groups: list[list[int]] = []
     used = 0
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -258,9 +254,7 @@ def add_sequences(layout: Layout, device: torch.device | str) -> None:
 
 
 def on_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on another device. To a GPU without waiting for what it computes: the next batch is
-    laid out meanwhile.
-    """
+    """A tensor on another device; to a GPU without waiting for what that computes."""
     if torch.device(device).type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
@@ -295,9 +289,7 @@ def shared_prefix_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed batch when ``packed_layout`` is among the keyword arguments, else plain
-    SDPA.
-    """
+    """Attention of a packed batch where ``packed_layout`` is given, else plain SDPA."""
     layout: Layout | None = kwargs.pop("packed_layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -326,9 +318,7 @@ def shared_prefix_attention(
 
 
 def flash_computes(query: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether torch's FlashAttention takes these heads: half precision on a GPU, at most 256 wide,
-    no dropout.
-    """
+    """Whether torch's FlashAttention takes these heads, and their dropout."""
     width = query.shape[-1]
     return (
         query.is_cuda
@@ -348,9 +338,7 @@ def _attend_sequences(
     window: int | None,
     scale: float | None,
 ) -> Tensor:
-    """One call for all sequences, (1, N, heads, width). Causality is aligned at the sequences'
-    ends: a response's first query sees its whole prompt.
-    """
+    """All sequences in one call, aligned at their ends: a response sees its whole prompt."""
     keys, values = (_WithCopies.apply(x[0].transpose(0, 1), sequences) for x in (key, value))
     queries = query[0].transpose(0, 1)
     options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in VARLEN_TAKES else {}
@@ -391,9 +379,7 @@ class _WithCopies(torch.autograd.Function):
 def _attend_padded(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any
 ) -> Tensor:
-    """One call for all prompts: heads as batch, prompts as heads, so that the (B, T, T) mask is
-    shared by all heads.
-    """
+    """One call: heads as batch, prompts as heads, so that all heads share the (B, T, T) mask."""
     assert layout.padded is not None
     padded, heads, width = layout.padded, query.shape[1], query.shape[3]
 
@@ -426,9 +412,7 @@ def _padded_mask(layout: Layout, padded: Padded, window: int | None, like: Tenso
 def _attend_blocks(
     layout: Layout, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any
 ) -> Tensor:
-    """One causal call for a prompt with its first response, one call for each further response over
-    prompt and itself.
-    """
+    """One causal call for a prompt with its first response, one for each further response."""
     # Split once: a slice of the whole per response would write a gradient as long as the batch for
     # each of them.
     sizes = [
@@ -461,9 +445,7 @@ def _attend_blocks(
 def _block_mask(
     layout: Layout, queries: int, keys: int, window: int | None, like: Tensor
 ) -> Tensor:
-    """(queries, keys): the last ``queries`` of ``keys`` consecutive positions, each seeing itself
-    and its past.
-    """
+    """(queries, keys): the last of so many consecutive positions, each seeing its past."""
 
     def seen() -> Tensor:
         columns = torch.arange(keys, device=like.device)
@@ -478,9 +460,7 @@ def _past(distance: Tensor, window: int | None) -> Tensor:
 
 
 def _mask(layout: Layout, key: tuple[Any, ...], seen: Callable[[], Tensor]) -> Tensor:
-    """Additive: 0 where a token is seen, the lowest number elsewhere; made once a layout. The key
-    ends with its dtype.
-    """
+    """Additive, the lowest number where nothing is seen; kept. The key ends with its dtype."""
     if key not in layout.masks:
         where, dtype = seen(), key[-1]
         mask = torch.zeros(where.shape, dtype=dtype, device=where.device)

@@ -39,9 +39,7 @@ _THINKING = re.compile(r"\s*(<think>)?\s*</think>\s*")
 
 
 class PromptTooLongError(HarnessError):
-    """A prompt has more tokens than allowed. The caller decides: refuse, drop or truncate, never
-    silently.
-    """
+    """A prompt has more tokens than allowed: the caller refuses, drops or truncates it."""
 
 
 # -- text → ids ------------------------------------------------------------------------------------
@@ -49,9 +47,7 @@ class PromptTooLongError(HarnessError):
 
 @lru_cache(maxsize=16)
 def _special(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the special tokens of the tokenizer; those that are no more than added words (<think>)
-    are text like any other.
-    """
+    """Finds special tokens; those that are no more than added words (<think>) are text."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     found = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
     longest = sorted((token for token in found if token), key=len, reverse=True)
@@ -96,9 +92,7 @@ def _spelled(tokenizer: Any, pieces: Sequence[str]) -> list[int]:
 
 
 def _continued(tokenizer: Any, text: str, *, split_special_tokens: bool = False) -> list[int]:
-    """Ids of a text that follows other text, without the blank that some tokenizers put before one
-    that stands alone.
-    """
+    """Ids of a text that follows other text, without the blank of one that stands alone."""
     options = {"add_special_tokens": False, "split_special_tokens": split_special_tokens}
     for guard in _GUARDS:
         before = tokenizer(guard, **options)["input_ids"]
@@ -150,9 +144,7 @@ def encode_conversation(tokenizer: Any, messages: Messages) -> list[int]:
 def encode_response(
     tokenizer: Any, messages: Messages, text: str, max_tokens: int = 0
 ) -> list[int]:
-    """Token ids of the assistant's turn after the header, end-of-turn token included, cut to
-    ``max_tokens`` (0: no limit).
-    """
+    """Ids of the assistant's turn after its header, with its end, cut to ``max_tokens``."""
     turns = spelled_turns(tokenizer, [*messages, {"role": "assistant", "content": text}])
     header, whole = _written(tokenizer, turns)
     body = _answer(tokenizer, whole[len(header) :], turns[-1]["content"])
@@ -200,9 +192,7 @@ def _answer(tokenizer: Any, written: str, text: str) -> str:
 
 
 def end_of_turn(tokenizer: Any) -> str:
-    """The special token with which the template ends an assistant's turn (not always the
-    tokenizer's eos).
-    """
+    """The token with which the template ends an answer (not always the tokenizer's eos)."""
     return frame(tokenizer).end
 
 
@@ -361,9 +351,7 @@ def _check_form(tokenizer: Any, messages: Messages, whole: str) -> None:
 
 
 def _check_bos(tokenizer: Any, ids: Sequence[int], text: str) -> None:
-    """A begin-of-text that the template writes, at each turn perhaps, marks turns; one more is the
-    tokenizer's.
-    """
+    """The template may write a begin-of-text at each turn; one more is the tokenizer's."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return

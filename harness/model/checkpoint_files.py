@@ -40,9 +40,7 @@ class CheckpointError(HarnessError, ValueError):
 
 
 def location(folder: Path) -> dict[str, Any]:
-    """What ``location.json`` says (path, source, trust_remote_code, pickle_weights, what of a
-    chat template); empty when there is none.
-    """
+    """What ``location.json`` says (see stage ``base.checkpoint``); empty where there is none."""
     file = Path(folder) / "location.json"
     if not file.is_file():
         return {}
@@ -74,9 +72,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def check_no_adapter(path: Path, source: str) -> None:
-    """Raise CheckpointError for a PEFT adapter, alone or beside a model (where transformers would
-    apply it to the weights, merged or not).
-    """
+    """Raise CheckpointError for a PEFT adapter, alone or beside a model that it would change."""
     found = sorted(f.name for f in path.glob("adapter_*") if f.suffix in (".json", *WEIGHTS))
     if not found:
         return
@@ -172,9 +168,7 @@ def _shards(path: Path, source: str, present: set[str]) -> set[str]:
 
 
 def settings_of(file: Path, source: str) -> dict[str, Any]:
-    """A checkpoint's JSON file of settings (config.json, …). Raises CheckpointError for one that
-    holds none.
-    """
+    """A checkpoint's JSON file of settings. Raises CheckpointError for one that holds none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -156,9 +156,7 @@ def _decode(policy: Policy, requests: list[GenerationRequest]) -> list[Drawn]:
 
 
 class _Rows:
-    """The rows of one batch while they are being decoded. ``alive`` maps rows of the tensors to
-    rows of the batch.
-    """
+    """The rows of one batch; ``alive`` maps rows of the tensors to rows of the batch."""
 
     def __init__(self, policy: Policy, requests: list[GenerationRequest]) -> None:
         self.policy = policy
@@ -224,9 +222,7 @@ class _Rows:
         self.logits_BV = self.logits_BV[rows]
 
     def step(self) -> None:
-        """Draw one token for every row, retire the finished ones, and read the tokens of the
-        others.
-        """
+        """Draw one token for every row, retire those that end, read those of the others."""
         token_B = draw(
             self.logits_BV, self.seeds_B, self.temperature_B, self.top_p_B, self.position
         )
@@ -267,9 +263,7 @@ class _Rows:
 def draw(
     logits_BV: Tensor, seeds_B: Tensor, temperature_B: Tensor, top_p_B: Tensor, position: int
 ) -> Tensor:
-    """Next tokens (B,): argmax(logits + T·Gumbel), within the smallest set of tokens whose
-    probability at T reaches top_p.
-    """
+    """Next tokens (B,): argmax(logits + T·Gumbel), within the likeliest that reach top_p at T."""
     if not bool((temperature_B > 0).any()):
         return logits_BV.argmax(-1)
     if bool((top_p_B < 1).any()):
@@ -305,9 +299,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def gumbel(seeds_B: Tensor, position: int, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise (B, V), float64: -log(-log u) with u the 53-bit hash of (seed,
-    position, token).
-    """
+    """Standard Gumbel noise (B, V), float64, of the 53-bit hash of (seed, position, token)."""
     state_B = _mix(_mix(seeds_B + _GOLDEN) + (position + 1) * (_GOLDEN | 1) % 2**63)
     counter_V = torch.arange(1, vocabulary + 1, dtype=torch.int64, device=seeds_B.device) * _GOLDEN
     bits_BV = (_mix(state_B[:, None] + counter_V) >> 11) & (2**53 - 1)

@@ -13,9 +13,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
-    """Save the states of Python's, NumPy's and torch's global generators, seed them when asked, put
-    them back at the end.
-    """
+    """Put back the global generators' states at the end; seed them before when asked."""
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()

@@ -125,9 +125,7 @@ def check_draws_nothing(model: nn.Module) -> None:
 
 
 def _own_logps(model: PreTrainedModel, rows: Sequence[PackedPrompt]) -> Tensor:
-    """log pi of a prompt's tokens after its first and log pi(response | prompt), shape (R, 2),
-    float64, by a plain forward pass per response.
-    """
+    """log pi of prompt (after its first token) and response by plain passes, (R, 2), float64."""
     values = []
     for row in rows:
         for response in row.responses:
@@ -167,9 +165,7 @@ def _implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def packed_attention(model: nn.Module) -> Iterator[None]:
-    """Within it, the model's attention understands packed batches where it can; its own
-    implementation is put back afterwards.
-    """
+    """Within it, the model's attention understands packed batches where it can."""
     base = base_model_of(model)
     with _implementation(base, ATTENTION) if packs(base) else contextlib.nullcontext():
         yield
@@ -181,9 +177,7 @@ def _body(model: PreTrainedModel) -> Any:
 
 
 def predicting_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Hidden states (M, H) at the positions that predict response tokens. Call it inside
-    ``packed_attention``.
-    """
+    """Hidden states (M, H) that predict response tokens. Inside ``packed_attention``."""
     if model.config._attn_implementation != ATTENTION:
         return padded_states(model, batch)
     layout = batch.layout
@@ -209,9 +203,7 @@ def predicting_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 
 def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """The same (M, H) for any causal model: every response behind a copy of its prompt, padded at
-    the end.
-    """
+    """The same (M, H) for any causal model: each response behind its prompt, padded at the end."""
     tokens, device = batch.input_ids[0], batch.input_ids.device
     sequences, places = [], []
     for (start, end), responses in zip(
@@ -431,9 +423,7 @@ class _FusedHead(torch.autograd.Function):
 
 
 def half_on_gpu(hidden: Tensor) -> bool:
-    """Whether logits are rounded to half precision anyway, on a device whose time goes into reading
-    and writing them.
-    """
+    """Whether logits are in half precision, on a device that waits for reading them."""
     return hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16)
 
 
@@ -471,9 +461,7 @@ def _fused(weight: Tensor, bias: Tensor | None, hidden: Tensor, targets: Tensor)
 
 
 class ShapedHead:
-    """A head with what a model does to its logits afterwards: softcap c (x → c tanh(x / c)) and
-    scale s (x → s x).
-    """
+    """A head with its model's softcap c (x → c tanh(x / c)) and scale s (x → s x) of logits."""
 
     def __init__(self, head: Any, scale: float, softcap: float | None = None) -> None:
         self.head, self.scale, self.softcap = head, scale, softcap
@@ -485,9 +473,7 @@ class ShapedHead:
 
 
 def output_head(model: Any) -> Any:
-    """What turns the model's last hidden states into its logits: its linear head, with the softcap
-    and scale of its config if it has any.
-    """
+    """What makes logits of last hidden states: the linear head, softcap and scale by config."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
 
     def of(*names: str) -> list[float]:

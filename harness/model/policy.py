@@ -26,9 +26,7 @@ CACHE_SIZE = 2
 
 @dataclass(frozen=True)
 class Policy:
-    """A model in evaluation mode with its tokenizer. Shared by whoever loads the same folder: never
-    change it in place.
-    """
+    """A model in evaluation mode with its tokenizer, shared by all who load it: never change it."""
 
     model: Any
     tokenizer: Any

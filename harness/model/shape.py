@@ -91,9 +91,7 @@ POCKET_VOCABULARY = 100
 
 
 def shape_of(recipe: Recipe) -> Shape:
-    """The model's shape: known by name, or read from the config.json of a folder or of the hub's
-    cache. Raises HarnessError when it is in none of them.
-    """
+    """The model's shape: known by name, or by a config.json here. Raises HarnessError for none."""
     source = recipe.model.source
     if source == "pocket":
         pocket = recipe.pocket
@@ -216,9 +214,7 @@ def training_bytes(shape: Shape, recipe: Recipe) -> float:
 
 
 def scoring_bytes(shape: Shape, recipe: Recipe) -> float:
-    """Bytes of the policy that scores pairs, on one device: in mixed precision float32 weights and
-    their bfloat16 copies.
-    """
+    """Bytes of the policy that scores pairs; in mixed precision with bfloat16 copies."""
     if recipe.model.dtype == "bfloat16" and not recipe.training.lora:
         return 6 * shape.parameters
     return _frozen_width(shape, recipe) * shape.parameters

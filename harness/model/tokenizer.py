@@ -140,9 +140,7 @@ def first_difference(
 
 
 def _read(file: Path) -> Tokenizer:
-    """``tokenizer.json`` with the settings of the ``tokenizer_config.json`` beside it, as
-    transformers has always read the two.
-    """
+    """``tokenizer.json``, changed as the ``tokenizer_config.json`` beside it says."""
     from tokenizers import Tokenizer
 
     beside = file.with_name("tokenizer_config.json")
@@ -356,9 +354,7 @@ class Frame:
 
 @_kept
 def frame(tokenizer: Any) -> Frame:
-    """The frame of the tokenizer's template. Raises HarnessError where an assistant's turn has no
-    end.
-    """
+    """The frame of the tokenizer's template. Raises HarnessError where answers have no end."""
     header = render(tokenizer, FORMS[0], generation=True)
     whole = render(tokenizer, [*FORMS[0], ANSWERED], generation=False)
     before, found, tail = whole.rpartition(ANSWER)

@@ -139,9 +139,7 @@ class Engine:
         return self.processes
 
     def _environment(self, devices: str) -> dict[str, str]:
-        """Variables of a process: its devices and threads, and this package wherever it was
-        imported from.
-        """
+        """A process's variables: its devices and threads, and where this package is."""
         found = {
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_NO_USAGE_STATS": "1",

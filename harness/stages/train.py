@@ -189,9 +189,7 @@ def _whole_model(task: StageTask[TrainTask], trainer: Any) -> Any:
 
 
 def _dequantised(task: StageTask[TrainTask], lora: LoraSettings, trained: Any) -> Any:
-    """The policy that was trained, in its dtype on the CPU: the base with the values that its 4
-    bits stand for, a layer at a time, and the adapters.
-    """
+    """The policy in its dtype on the CPU, with its 4 bits' values and the adapters."""
     from bitsandbytes.functional import dequantize_4bit
 
     adapters = {}

@@ -280,9 +280,7 @@ def best_style_probability(e: Evidence) -> float | None:
 
 
 def unseen_mass(e: Evidence) -> float | None:
-    """Probability that training moved from the seen answers {y_w, y_l, y} to all others: Σ_seen
-    π_ref − Σ_seen π_θ.
-    """
+    """Σ_seen π_ref − Σ_seen π_θ: what training moved from {y_w, y_l, y} to all other answers."""
     seen = {answer.token_ids: answer for answer in (e.chosen, e.rejected, e.explore) if answer}
     if not seen:
         return None

@@ -121,9 +121,7 @@ def known_ids(data: Path) -> set[str]:
 
 
 def _prompt_of(item: str, known: Collection[str]) -> str:
-    """The prompt that an item repeats: its id without ``#2``, ``#3``, … (an id of the data may hold
-    the sign).
-    """
+    """The prompt that an item repeats: without ``#2``, …, where that is an id of the data."""
     first, _, number = item.rpartition("#")
     return _prompt_of(first, known) if number.isdigit() and first in known else item
 
