@@ -352,7 +352,7 @@ def forms_of_attention(bench: Bench) -> dict[str, Any]:
 
 def flex(layout: Any, q: Any, k: Any, v: Any, slope: Any) -> Callable[[], Any]:
     """FlexAttention with a block mask over the one row of tokens."""
-    spans = zip(layout.prompt_spans, layout.response_spans, strict=True)
+    spans = layout.spans
     prompt_of = torch.empty_like(layout.owner)
     for number, ((start, _), responses) in enumerate(spans):
         prompt_of[start : responses[-1][1]] = number

@@ -31,6 +31,7 @@ from harness.records import HarnessError
 VARLEN_TAKES = tuple(inspect.signature(varlen_attn).parameters)
 """It learnt ``enable_gqa`` after torch 2.11, which needs no word for it."""
 Record = TypeVar("Record")
+Span = tuple[int, int]
 ATTENTION = "selm_shared_prefix"
 """Name under which the attention of packed batches is registered; without a layout it is plain
 SDPA.
@@ -45,8 +46,8 @@ SHORT_PROMPT_TOKENS = 160
 
 @dataclass
 class Layout:
-    """Who sees whom. Spans are (start, end) in the row of N tokens: one per prompt, and one per
-    response of each prompt.
+    """Who sees whom. spans: of each prompt and of its responses, (start, end) in the row of N
+    tokens.
 
     positions: (N,) place within prompt and own response. owner: (N,) number of the response,
     negative for prompt tokens. padded: where that form is used. sequences: on GPUs. masks: additive
@@ -54,8 +55,7 @@ class Layout:
     read the layout.
     """
 
-    prompt_spans: tuple[tuple[int, int], ...]
-    response_spans: tuple[tuple[tuple[int, int], ...], ...]
+    spans: tuple[tuple[Span, tuple[Span, ...]], ...]
     positions: Tensor
     owner: Tensor
     padded: Padded | None = None
@@ -154,8 +154,7 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
     owner: list[int] = []
     predict: list[int] = []
     lengths: list[int] = []
-    prompt_spans: list[tuple[int, int]] = []
-    response_spans: list[tuple[tuple[int, int], ...]] = []
+    spans: list[tuple[Span, tuple[Span, ...]]] = []
     for number, row in enumerate(rows):
         if not row.prompt_ids or not row.responses or not all(row.responses):
             raise HarnessError(
@@ -165,8 +164,7 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
         ids.extend(row.prompt_ids)
         positions.extend(range(size))
         owner.extend([-1 - number] * size)
-        prompt_spans.append((start, start + size))
-        spans = []
+        answers = []
         for response in row.responses:
             first, count = len(ids), len(response)
             ids.extend(response)
@@ -174,10 +172,9 @@ def pack(rows: Sequence[PackedPrompt]) -> PackedBatch:
             owner.extend([len(lengths)] * count)
             predict.extend([start + size - 1, *range(first, first + count - 1)])
             lengths.append(count)
-            spans.append((first, first + count))
-        response_spans.append(tuple(spans))
-    spans_of = (tuple(prompt_spans), tuple(response_spans))
-    layout = Layout(*spans_of, torch.tensor(positions), torch.tensor(owner))
+            answers.append((first, first + count))
+        spans.append(((start, start + size), tuple(answers)))
+    layout = Layout(tuple(spans), torch.tensor(positions), torch.tensor(owner))
     tokens, responses = torch.tensor(ids), layout.owner >= 0
     if len(ids) <= SHORT_PROMPT_TOKENS * len(rows):
         add_padded_form(layout)
@@ -217,9 +214,7 @@ def add_sequences(layout: Layout, device: torch.device | str) -> None:
     own: list[int] = []
     copies: list[tuple[list[int], list[int]]] = []
     query_sizes, key_sizes = [], []
-    for (start, prompt_end), responses in zip(
-        layout.prompt_spans, layout.response_spans, strict=True
-    ):
+    for (start, prompt_end), responses in layout.spans:
         for number, (first, last) in enumerate(responses):
             begin, prompt = len(keys), range(start, prompt_end)
             keys += [*prompt, *range(first, last)]
@@ -268,10 +263,7 @@ def _moved(record: Record, device: torch.device | str) -> Record:
 
 def add_padded_form(layout: Layout) -> None:
     """The padded form of the batch."""
-    spans = [
-        (prompt[0], responses[-1][1])
-        for prompt, responses in zip(layout.prompt_spans, layout.response_spans, strict=True)
-    ]
+    spans = [(prompt[0], responses[-1][1]) for prompt, responses in layout.spans]
     longest = max(end - start for start, end in spans)
     columns = torch.arange(longest)
     starts = torch.tensor([start for start, _ in spans])[:, None]
@@ -417,14 +409,12 @@ def _attend_blocks(
     # each of them.
     sizes = [
         last - (start if number == 0 else first)
-        for (start, _), responses in zip(layout.prompt_spans, layout.response_spans, strict=True)
+        for (start, _), responses in layout.spans
         for number, (first, last) in enumerate(responses)
     ]
     blocks = zip(*(x.split(sizes, 2) for x in (query, key, value)), strict=True)
     pieces = []
-    for (start, prompt_end), responses in zip(
-        layout.prompt_spans, layout.response_spans, strict=True
-    ):
+    for (start, prompt_end), responses in layout.spans:
         prompt_keys = prompt_values = query
         for number in range(len(responses)):
             queries, keys, values = next(blocks)

@@ -16,17 +16,14 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Put back the global generators' states at the end; seed them before when asked."""
     import torch
 
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = random.getstate(), np.random.get_state()
     try:
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-        yield
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                torch.manual_seed(seed)
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)

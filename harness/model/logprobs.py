@@ -206,9 +206,7 @@ def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """The same (M, H) for any causal model: each response behind its prompt, padded at the end."""
     tokens, device = batch.input_ids[0], batch.input_ids.device
     sequences, places = [], []
-    for (start, end), responses in zip(
-        batch.layout.prompt_spans, batch.layout.response_spans, strict=True
-    ):
+    for (start, end), responses in batch.layout.spans:
         for first, last in responses:
             size = end - start
             places.append(torch.arange(size - 1, size + last - first - 1, device=device))

@@ -82,10 +82,8 @@ def load(path: Path, *, trust_remote_code: bool = False) -> Any:
         raise HarnessError(
             f"{path}: cannot load the tokenizer ({type(error).__name__}: {first_line(error, 300)})"
         ) from error
-    ours = hasattr(named, "backend_tokenizer") and type(named).__module__.startswith(
-        "transformers."
-    )
-    if stored is None or not ours:
+    theirs = type(named).__module__.startswith("transformers.")
+    if stored is None or not theirs or not hasattr(named, "backend_tokenizer"):
         return named
     # transformers asks for neither unless it is told to, whatever the file says.
     named.backend_tokenizer.no_padding()
@@ -361,15 +359,16 @@ def frame(tokenizer: Any) -> Frame:
     if not found:
         written = whole[len(header) :]
         raise HarnessError(f"the chat template rewrites the answer {ANSWER!r}: {written[:60]!r}")
-    known = sorted(added_tokens(tokenizer), key=len, reverse=True)
-    end = next((token for token in known if tail.lstrip().startswith(token)), "")
+    added = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
+    known = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    end = next((token for token in known if token and tail.lstrip().startswith(token)), "")
     if not end:
         raise HarnessError(
             "the chat template ends an assistant's turn without an end-of-turn token: after the "
             f"answer comes {tail!r}; give one that writes it with model.chat_template"
         )
-    openings = _openings(tokenizer, end)
-    return Frame(openings, before[len(header) :] if before.startswith(header) else "", end)
+    lead = before[len(header) :] if before.startswith(header) else ""
+    return Frame(_openings(tokenizer, end), lead, end)
 
 
 def _openings(tokenizer: Any, end: str) -> tuple[str, ...]:
@@ -383,9 +382,3 @@ def _openings(tokenizer: Any, end: str) -> tuple[str, ...]:
             found |= {before, before.removeprefix(end).strip()}
         found |= {rest.strip().removeprefix(end).strip()}
     return tuple(sorted((text for text in found if len(text) > 1), key=len, reverse=True))
-
-
-def added_tokens(tokenizer: Any) -> set[str]:
-    """Every token that stands outside the vocabulary's own pieces, special or not."""
-    added = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
-    return {token for token in added | set(tokenizer.all_special_tokens) if token}

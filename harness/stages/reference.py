@@ -69,8 +69,7 @@ def count(task: StageTask[CountTask]) -> StageOutcome:
     places: list[tuple[int, int]] = []
     packed: list[PackedPrompt] = []
     for number, row in enumerate(rows):
-        roles = [role for role in row.responses if role.startswith("explore")]
-        if roles:
+        if roles := [role for role in row.responses if role.startswith("explore")]:
             prompt, slots = row.packed(roles)
             asked += [(number, row.prompt_id, role) for role in roles]
             places += [(len(packed), slots[role]) for role in roles]

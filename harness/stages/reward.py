@@ -31,10 +31,8 @@ def run(task: StageTask[RankerTrainTask]) -> StageOutcome:
         raise HarnessError(
             "ranker.train: no pairs are held aside for the ranker; set data.ranker_pairs"
         )
-    out = task.out / "model"
-    return train_reward_model(
-        task.inputs["base"], prompts, out, task.settings, device=task.runtime.device
-    )
+    start, out = task.inputs["base"], task.out / "model"
+    return train_reward_model(start, prompts, out, task.settings, device=task.runtime.device)
 
 
 def train_reward_model(
@@ -53,7 +51,10 @@ def train_reward_model(
     found = check_checkpoint(start, head="new", tokenizer=tokenizer)
     rows, tally = [], Tally("ranker.train", "ranker pairs")
     for prompt in prompts:
-        row = _encode(tokenizer, prompt)
+        row = {}
+        for side, answer in (("chosen_ids", prompt.chosen), ("rejected_ids", prompt.rejected)):
+            turns = [*prompt.messages, {"role": "assistant", "content": answer}]
+            row[side] = encode_conversation(tokenizer, turns)
         fits = max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= limit
         tally.meet(prompt.id, "ok" if fits else f"over ranker_training.max_length = {limit} tokens")
         rows += [row] if fits else []
@@ -69,15 +70,6 @@ def train_reward_model(
     tokenizer.save_pretrained(out)
     summary = {"loss": round(float(result.training_loss), 6), "pairs": len(rows)}
     return StageOutcome(len(rows), summary=summary, left_out=tally.left_out())
-
-
-def _encode(tokenizer: Any, prompt: Prompt) -> dict[str, list[int]]:
-    def whole(answer: str) -> list[int]:
-        return encode_conversation(
-            tokenizer, [*prompt.messages, {"role": "assistant", "content": answer}]
-        )
-
-    return {"chosen_ids": whole(prompt.chosen), "rejected_ids": whole(prompt.rejected)}
 
 
 def _trainer(

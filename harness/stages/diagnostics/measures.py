@@ -294,6 +294,7 @@ def unseen_mass(e: Evidence) -> float | None:
 _train, _heldout = (partial(Diagnostic, split=split) for split in ("train", "heldout"))
 _ood = partial(Diagnostic, split="ood")
 _batches = partial(Diagnostic, function=None, split="batches")
+_share, _rate = (partial(_heldout, unit=unit) for unit in ("share", "nats/token"))
 _reward, _pocket = (partial(_heldout, needs=needs) for needs in ("reward", "pocket"))
 DIAGNOSTICS: Mapping[str, Diagnostic] = {
     # Mean over temperature-1 samples of π_ref; KL(π_ref‖π_θ) is its negative.
@@ -304,17 +305,13 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     # started.
     "kl_base": _heldout("KL(π_θ‖π_0)", _own(lambda a: a.kl["base"]), core=True),
     "kl_previous": _heldout("KL(π_θ‖π_prev)", _own(lambda a: a.kl["previous"])),
-    "kl_base_per_token": _heldout(
-        "KL(π_θ‖π_0) per token", _per_token(lambda a: a.kl["base"]), unit="nats/token"
-    ),
-    "kl_previous_per_token": _heldout(
-        "KL(π_θ‖π_prev) per token", _per_token(lambda a: a.kl["previous"]), unit="nats/token"
+    "kl_base_per_token": _rate("KL(π_θ‖π_0) per token", _per_token(lambda a: a.kl["base"])),
+    "kl_previous_per_token": _rate(
+        "KL(π_θ‖π_prev) per token", _per_token(lambda a: a.kl["previous"])
     ),
     # Σ_t of the entropies of π_θ's next-token distributions.
     "entropy": _heldout("entropy", _own(lambda a: a.entropy), core=True),
-    "entropy_per_token": _heldout(
-        "entropy per token", _per_token(lambda a: a.entropy), unit="nats/token"
-    ),
+    "entropy_per_token": _rate("entropy per token", _per_token(lambda a: a.entropy)),
     "spearman_reward": _reward(
         "Spearman, implicit and external reward", spearman_reward, unit="correlation", core=True
     ),
@@ -323,9 +320,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "brier_pairs_heldout": _heldout("Brier score, held-out pairs", brier_pairs, unit=""),
     "brier_pairs_ood": _ood("Brier score, out-of-distribution pairs", brier_pairs, unit=""),
     "accuracy_pairs_train": _train("pairs ranked right, training", accuracy_pairs, unit="share"),
-    "accuracy_pairs_heldout": _heldout(
-        "pairs ranked right, held-out", accuracy_pairs, unit="share"
-    ),
+    "accuracy_pairs_heldout": _share("pairs ranked right, held-out", accuracy_pairs),
     "accuracy_pairs_ood": _ood(
         "pairs ranked right, out of distribution", accuracy_pairs, unit="share"
     ),
@@ -336,9 +331,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "displaced_share_train": _train(
         "share of y_w below reference, training", displaced_share, unit="share"
     ),
-    "displaced_share_heldout": _heldout(
-        "share of y_w below reference, held-out", displaced_share, unit="share"
-    ),
+    "displaced_share_heldout": _share("share of y_w below reference, held-out", displaced_share),
     "rhat_heldout_chosen": _heldout(
         "r̂ of y_w, held-out", displacement_chosen, same_as="displacement_chosen_heldout"
     ),
@@ -355,22 +348,18 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "share_y_loser": _train("y lost", lambda e: float(e.y_role == "loser"), unit="share"),
     # The ranker's score of the chosen minus the rejected answer.
     "pair_margin": _train("margin of the pair", lambda e: e.margin, unit="reward"),
-    "distinct_1": _heldout("distinct-1", _distinct(1), unit="share"),
-    "distinct_2": _heldout("distinct-2", _distinct(2), unit="share"),
+    "distinct_1": _share("distinct-1", _distinct(1)),
+    "distinct_2": _share("distinct-2", _distinct(2)),
     "self_rouge": _heldout("similarity among samples", self_rouge, unit="ROUGE-L"),
-    "newness": _heldout("share of new answers", newness, needs="previous", unit="share", core=True),
+    "newness": _share("share of new answers", newness, needs="previous", core=True),
     # End of turn included.
     "length_tokens": _heldout(
         "answer length", _own(lambda a: len(a.token_ids)), unit="tokens", digits=1, core=True
     ),
     # At the token limit.
-    "truncated_share": _heldout(
-        "truncated answers", _own(lambda a: a.status == "truncated"), unit="share"
-    ),
+    "truncated_share": _share("truncated answers", _own(lambda a: a.status == "truncated")),
     # Whose last token is no stop token.
-    "missing_eos_share": _heldout(
-        "answers without end of turn", _own(lambda a: not a.ended), unit="share"
-    ),
+    "missing_eos_share": _share("answers without end of turn", _own(lambda a: not a.ended)),
     "grad_ratio": _batches("‖g_explore‖/‖g_DPO‖ at the start", unit="ratio", core=True),
     "grad_ratio_end": _batches("‖g_explore‖/‖g_DPO‖ at the end", unit="ratio"),
     "grad_cosine": _batches("cosine of both gradients at the start", unit="cosine"),
