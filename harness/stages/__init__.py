@@ -1,1 +1,1 @@
-"""The pipeline, a stage a file."""
+"""The pipeline, a file a step: inputs, rollout, rank, reference, train, answer, diagnostics."""
