@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -68,10 +68,11 @@ class Batches:
         self.journal, self.send = journal, send
         self.parameters, self.runtime = parameters, runtime
         self.earlier = dict(journal.lines)
-        self._answers: dict[str, asyncio.Future[Line]] = {}
         self._pending: dict[str, bytes] = {}
+        self._gathering: asyncio.Task[dict[str, str]] | None = None
+        self._settling: dict[str, asyncio.Task[dict[str, Line]]] = {}
         self._standing: dict[str, str] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[Any]] = []
 
     async def ask(
         self, item: str, body: Mapping[str, Any], deadline: float
@@ -85,22 +86,20 @@ class Batches:
         earlier = self.earlier.pop(line, "")
         for attempts in itertools.count(0 if earlier else 1):
             sent = self.parameters.sent(body)
-            answer = self._expected(line, sent, earlier)
             try:
-                left = deadline - time.monotonic()
-                raw = await asyncio.wait_for(asyncio.shield(answer), max(0.0, left))
-                if isinstance(raw, HarnessError):
-                    raise raw
-                found = raw if isinstance(raw, Trouble) else read_reply(raw[0], {}, raw[1], sent)
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    file = earlier or await self._sent(line, sent)
+                    held = await asyncio.shield(self._settled(file, new=not earlier))
             except TimeoutError:
                 return Trouble(self._where(line)), max(0, attempts - 1), ""
             except _UnreachableError as error:
                 return Trouble(str(error)), max(0, attempts - 1), ""
+            try:
+                found = self._read(held, line, sent)
             except HarnessError:
-                if not earlier or isinstance(answer.exception(), HarnessError):
+                if not earlier:
                     raise
                 found = Trouble("failed in an earlier run")
-            file = self.journal.lines[line]
             if isinstance(found, JudgeReply):
                 return found, max(1, attempts), file
             if earlier:
@@ -119,78 +118,60 @@ class Batches:
 
     async def close(self) -> None:
         """Stop waiting."""
-        for task in self._tasks.values():
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- a question's way ------------------------------------------------------------------------
-    def _expected(self, line: str, sent: Mapping[str, Any], earlier: str) -> asyncio.Future[Line]:
-        """Where a question's answer will be: of an earlier run's batch, or of one to come."""
-        if not earlier or line not in self._answers:
-            self._answers[line] = asyncio.get_running_loop().create_future()
-        if earlier:
-            self._start(earlier, self._settle(earlier))
-        else:
-            row = {"custom_id": line, "method": "POST", "url": ASKED_AT, "body": sent}
-            self._pending[line] = (canonical_json(row) + "\n").encode()
-            self._start("", self._gather())
-        return self._answers[line]
+    async def _sent(self, line: str, sent: Mapping[str, Any]) -> str:
+        """The file in which a question was uploaded, with those that come at the same time."""
+        row = {"custom_id": line, "method": "POST", "url": ASKED_AT, "body": sent}
+        self._pending[line] = (canonical_json(row) + "\n").encode()
+        if self._gathering is None:
+            self._gathering = asyncio.create_task(self._gather())
+            self._tasks.append(self._gathering)
+        return (await asyncio.shield(self._gathering))[line]
 
-    def _start(self, name: str, work: Any) -> None:
-        running = self._tasks.get(name)
-        if running and (name or not running.done()):
-            work.close()
-        else:
-            self._tasks[name] = asyncio.create_task(work)
-
-    async def _gather(self) -> None:
-        """Make batches of the questions that are there, as soon as no more come."""
-        while self._pending:
+    async def _gather(self) -> dict[str, str]:
+        """Upload the questions that are there, as soon as no more come: question → file. Where they
+        are is journalled before a batch is opened for them.
+        """
+        count = 0
+        while len(self._pending) > count:
             count = len(self._pending)
             await asyncio.sleep(QUIET_S)
-            if len(self._pending) == count:
-                pending, self._pending = self._pending, {}
-                for lines in _cut(pending):
-                    text = b"".join(pending[line] for line in lines)
-                    self._start(lines[0], self._submit(lines, text))
+        pending, self._pending, self._gathering = self._pending, {}, None
+        files: dict[str, str] = {}
+        for lines in _cut(pending):
+            file = await self._upload(b"".join(pending[line] for line in lines))
+            self._note({"file": file, "lines": lines})
+            files |= dict.fromkeys(lines, file)
+        return files
 
-    async def _submit(self, lines: Sequence[str], text: bytes) -> None:
-        """Upload questions and journal where they are, before a batch is opened for them."""
-        try:
-            file = await self._upload(text)
-            self._note({"file": file, "lines": list(lines)})
-            self._start(file, self._settle(file, new=True))
-        except (_UnreachableError, HarnessError) as error:
-            self._hand_out(lines, error)
-        finally:
-            del self._tasks[lines[0]]
+    def _settled(self, file: str, new: bool) -> asyncio.Task[dict[str, Line]]:
+        """What a file's batch holds, by question, once it has ended; waited for once."""
+        if file not in self._settling:
+            self._settling[file] = asyncio.create_task(self._settle(file, new))
+            self._tasks.append(self._settling[file])
+        return self._settling[file]
 
-    async def _settle(self, file: str, *, new: bool = False) -> None:
-        """Open a file's batch unless it is open, wait for it, and hand out what it holds."""
-        lines = [line for line, held in self.journal.lines.items() if held == file]
+    async def _settle(self, file: str, new: bool) -> dict[str, Line]:
+        """Open a file's batch unless it is open, and wait for it."""
         try:
             batch = self.journal.batches[file] or await self._open(file, new)
-            self._hand_out(lines, await self._results(file, batch))
+            return await self._results(file, batch)
         except _MissingError:
             self._standing[file] = "is unknown to the endpoint"
-            self._hand_out(lines, {})
-        except (_UnreachableError, HarnessError) as error:
-            self._hand_out(lines, error)
+            return {}
 
-    def _hand_out(self, lines: Sequence[str], found: Mapping[str, Line] | Exception) -> None:
-        """Give every question its answer, or all of them the error. found[""]: of those that are
-        not there.
-        """
-        for line in lines:
-            answer = self._answers.setdefault(line, asyncio.get_running_loop().create_future())
-            if answer.done():
-                continue
-            if isinstance(found, Exception):
-                answer.set_exception(found)
-                answer.exception()  # asyncio reports those that nobody has looked at
-            else:
-                lost = Trouble(f"no answer: {self._where(line)}")
-                answer.set_result(found.get(line, found.get("", lost)))
+    def _read(
+        self, held: Mapping[str, Line], line: str, sent: Mapping[str, Any]
+    ) -> JudgeReply | Trouble:
+        """What a batch holds of a question; "" is of all that are not there."""
+        found = held.get(line) or held.get("") or Trouble(f"no answer: {self._where(line)}")
+        if isinstance(found, HarnessError):
+            raise found
+        return found if isinstance(found, Trouble) else read_reply(found[0], {}, found[1], sent)
 
     def _where(self, line: str) -> str:
         file = self.journal.lines.get(line, "")
