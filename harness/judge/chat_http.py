@@ -38,28 +38,24 @@ class Choice:
     logprobs: list[dict[str, Any]] | None = None
 
 
-def completion(
-    model: str, choices: Sequence[Choice], prompt_tokens: int, server: str
-) -> dict[str, Any]:
+def completion(model: str, choice: Choice, prompt_tokens: int, server: str) -> dict[str, Any]:
     """The published ``chat.completion`` object. server: names the maker in ``id`` and
     ``system_fingerprint``.
     """
-    written = sum(choice.tokens for choice in choices)
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": written}
-    said = []
-    for index, choice in enumerate(choices):
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": choice.tokens}
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+    message |= {"refusal": None, "annotations": []}
+    logprobs = None
+    if choice.logprobs is not None:
         logprobs = {"content": choice.logprobs, "refusal": None}
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text}
-        message |= {"refusal": None, "annotations": []}
-        row = {"index": index, "message": message, "finish_reason": choice.finish_reason}
-        said.append(row | {"logprobs": None if choice.logprobs is None else logprobs})
+    said = {"index": 0, "message": message, "logprobs": logprobs}
     return {
         "id": f"chatcmpl-{server}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
-        "choices": said,
-        "usage": usage | {"total_tokens": prompt_tokens + written},
+        "choices": [said | {"finish_reason": choice.finish_reason}],
+        "usage": usage | {"total_tokens": prompt_tokens + choice.tokens},
         "service_tier": "default",
         "system_fingerprint": f"fp_{server}",
     }
@@ -274,7 +270,7 @@ class ServedModel:
                 choice = await asyncio.to_thread(self.answer, ids, asked)
             except RuntimeError as problem:
                 raise RefusalError(500, "server_error", first_line(problem)) from None
-        return completion(self.name, [choice], len(ids), "local")
+        return completion(self.name, choice, len(ids), "local")
 
     def answer(self, ids: tuple[int, ...], asked: Asked) -> Choice:
         """The model's answer. Raises RuntimeError when it gives none (out of memory, logits that

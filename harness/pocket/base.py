@@ -15,6 +15,7 @@ import numpy as np
 
 from harness.model.isolated_rng import isolated_rng
 from harness.pocket import language, wordings
+from harness.pocket.language import Rng
 from harness.records import HarnessError, StageOutcome, StageTask, read_jsonl
 from harness.study.tasks import PocketBaseTask
 
@@ -149,11 +150,7 @@ def lesson_of(messages: Sequence[Mapping[str, str]]) -> int:
 
 
 def batch_order(
-    lengths: Sequence[int],
-    lessons: Sequence[int],
-    batch_size: int,
-    steps: int,
-    rng: np.random.Generator,
+    lengths: Sequence[int], lessons: Sequence[int], batch_size: int, steps: int, rng: Rng
 ) -> list[int]:
     """Row numbers of ``steps`` batches, easy lessons first.
 
@@ -171,9 +168,7 @@ def batch_order(
     return order
 
 
-def _one_pass(
-    rows: Sequence[int], lengths: Sequence[int], batch_size: int, rng: np.random.Generator
-) -> list[int]:
+def _one_pass(rows: Sequence[int], lengths: Sequence[int], batch_size: int, rng: Rng) -> list[int]:
     """Every row once (fewer than a batch are left out, or repeated when there are no more), in
     batches of like length.
     """

@@ -26,6 +26,7 @@ from harness.evaluate.lc import write_gamed
 from harness.evaluate.registry import BENCHMARKS
 from harness.pocket import language, oracle, wordings
 from harness.pocket.judge import OPINION
+from harness.pocket.language import Rng
 from harness.records import HarnessError, StageOutcome, StageTask, write_jsonl
 from harness.study.tasks import PocketBenchmarksTask
 
@@ -69,7 +70,7 @@ def write_mt_bench(seed: int, limit: int, folder: Path) -> int:
     return len(kept)
 
 
-def mt_bench(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
+def mt_bench(rng: Rng) -> tuple[list[Row], list[Row]]:
     """Questions (two turns, categories in turn) and the reference answers that math, reasoning and
     coding need.
     """
@@ -130,7 +131,7 @@ def write_alpaca_eval(seed: int, limit: int, folder: Path) -> int:
     return len(instructions)
 
 
-def _instructions(rng: np.random.Generator, limit: int) -> list[dict[str, str]]:
+def _instructions(rng: Rng, limit: int) -> list[dict[str, str]]:
     """Instructions with the baseline's outputs, in alpaca_eval's form and order."""
     rows: list[dict[str, str]] = []
     shares = [BASELINE_SHARES[style.name] for style in wordings.STYLES]
@@ -257,46 +258,44 @@ class Form:
     """
 
     ops: tuple[str, ...]
-    row: Callable[[language.Task, str, np.random.Generator], Row]
+    row: Callable[[language.Task, str, Rng], Row]
     metric: str
     shots: int = 2
     filter: str = "none"
 
 
-def _choices(
-    task: language.Task, rng: np.random.Generator, style: str = "plain"
-) -> tuple[list[str], int]:
+def _choices(task: language.Task, rng: Rng, style: str = "plain") -> tuple[list[str], int]:
     """Four answers in one style, shuffled, and the place of the right one."""
     contents = [language.solve(task), *islice(language.wrong_contents(task), 3)]
     order = [int(i) for i in rng.permutation(len(contents))]
     return [STYLES[style].render(contents[i]) for i in order], order.index(0)
 
 
-def _lettered(task: language.Task, rng: np.random.Generator) -> Row:
+def _lettered(task: language.Task, rng: Rng) -> Row:
     choices, right = _choices(task, rng)
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     return {"choices": {"text": choices, "label": letters}, "answerKey": letters[right]}
 
 
-def _gsm8k(task: language.Task, question: str, _: np.random.Generator) -> Row:
+def _gsm8k(task: language.Task, question: str, _: Rng) -> Row:
     return {"question": question, "answer": STYLES["sentence"].render(language.solve(task))}
 
 
-def _hellaswag(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+def _hellaswag(task: language.Task, question: str, rng: Rng) -> Row:
     choices, right = _choices(task, rng, "sentence")
     return {"query": question, "choices": choices, "label": right}
 
 
-def arc(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+def arc(task: language.Task, question: str, rng: Rng) -> Row:
     """A row of ARC's form."""
     return {"question": question, **_lettered(task, rng)}
 
 
-def _openbookqa(task: language.Task, question: str, rng: np.random.Generator) -> Row:
+def _openbookqa(task: language.Task, question: str, rng: Rng) -> Row:
     return {"question_stem": question, **_lettered(task, rng)}
 
 
-def _truthfulqa(task: language.Task, question: str, _: np.random.Generator) -> Row:
+def _truthfulqa(task: language.Task, question: str, _: Rng) -> Row:
     """True answers in two styles, misconceptions (near misses) in the same two."""
     styles = STYLES["plain"], STYLES["sentence"]
     right = [style.render(language.solve(task)) for style in styles]
@@ -308,7 +307,7 @@ def _truthfulqa(task: language.Task, question: str, _: np.random.Generator) -> R
     return {"question": question, **targets}
 
 
-def _eq_bench(task: language.Task, question: str, _: np.random.Generator) -> Row:
+def _eq_bench(task: language.Task, question: str, _: Rng) -> Row:
     answer = language.solve(task)
     reference: dict[str, str] = {}
     for place, (mood, strength) in enumerate(zip(answer[::2], answer[1::2], strict=True), 1):
@@ -351,7 +350,7 @@ def write_academic(seed: int, limit: int, folder: Path) -> int:
     return sum(task["items"] for task in tasks.values())
 
 
-def _rows(form: Form, rng: np.random.Generator, split: language.Split, count: int) -> list[Row]:
+def _rows(form: Form, rng: Rng, split: language.Split, count: int) -> list[Row]:
     """``count`` rows with distinct prompts, the operations in turn; the 32 'kind' facts come from
     the train split (an open book).
     """

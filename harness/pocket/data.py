@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.pocket import language, oracle
+from harness.pocket.language import Rng
 from harness.records import HarnessError, Prompt, StageOutcome, StageTask, write_jsonl
 from harness.study.tasks import PocketDataTask
 
@@ -20,7 +21,7 @@ PAIR_CORRECT_SHARE = 0.7
 
 
 def with_pair(
-    prompt: Prompt, rng: np.random.Generator, best_style_share: float, best_style_worth: float = 1.0
+    prompt: Prompt, rng: Rng, best_style_share: float, best_style_worth: float = 1.0
 ) -> Prompt:
     """``prompt`` with two answers drawn from the data distribution, the one of higher reward as
     chosen; ties are drawn again.
@@ -39,7 +40,7 @@ def with_pair(
     )
 
 
-def conversation(rng: np.random.Generator, best_style_share: float) -> list[dict[str, str]]:
+def conversation(rng: Rng, best_style_share: float) -> list[dict[str, str]]:
     """Turns of one supervised conversation: a prompt (75 %), a prompt and its follow-up (18 %), or
     two to three unrelated prompts (7 %).
     """

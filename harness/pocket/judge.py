@@ -291,8 +291,7 @@ def completion(
     logprobs = [_token(piece, tokens, top) for piece in pieces] if body.get("logprobs") else None
     prompt_tokens = sum(4 + len(str(m.get("content") or "")) // 4 for m in body["messages"])
     choice = chat_http.Choice("".join(pieces), reason, len(pieces) + thought, logprobs)
-    choices = [choice] * int(body.get("n") or 1)
-    return chat_http.completion(body["model"], choices, prompt_tokens, "pocket")
+    return chat_http.completion(body["model"], choice, prompt_tokens, "pocket")
 
 
 def _token(piece: str, tokens: Mapping[str, float] | None, top: int) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from harness.records import HarnessError, Prompt, content_hash
 
 Split = Literal["train", "heldout", "benchmark", "ood"]
 Message = Mapping[str, str]
+Messages = Sequence[Message]
+Rng = np.random.Generator
 
 
 # -- what is asked, and its answers ----------------------------------------------------------------
@@ -229,7 +231,7 @@ def parse(prompt_text: str) -> Task | None:
     return None
 
 
-def parse_messages(messages: Sequence[Message]) -> Task | None:
+def parse_messages(messages: Messages) -> Task | None:
     """The task of the last user turn of a conversation: a fresh prompt, or a follow-up to the task
     before it.
     """
@@ -252,9 +254,7 @@ def _parse_follow_up(first: Task | None, text: str) -> Task | None:
 
 
 # -- drawing tasks, texts and answers --------------------------------------------------------------
-def sample_style(
-    rng: np.random.Generator, best_style_share: float = wordings.BEST_STYLE.share
-) -> wordings.Style:
+def sample_style(rng: Rng, best_style_share: float = wordings.BEST_STYLE.share) -> wordings.Style:
     """A style of the data distribution, the best style's share set to ``best_style_share``."""
     best, styles = wordings.BEST_STYLE, wordings.STYLES
     rest, left = 1.0 - best.share, 1.0 - best_style_share
@@ -264,7 +264,7 @@ def sample_style(
 
 def sample_answer(
     task: Task,
-    rng: np.random.Generator,
+    rng: Rng,
     *,
     correct_share: float = 1.0,
     best_style_share: float = wordings.BEST_STYLE.share,
@@ -277,7 +277,7 @@ def sample_answer(
     return sample_style(rng, best_style_share).render(content)
 
 
-def _pick(rng: np.random.Generator, pool: Sequence[str], count: int) -> list[str]:
+def _pick(rng: Rng, pool: Sequence[str], count: int) -> list[str]:
     return [pool[int(i)] for i in rng.choice(len(pool), size=count, replace=False)]
 
 
@@ -285,12 +285,12 @@ def _numbers(start: int, stop: int) -> list[str]:
     return [str(number) for number in range(start, stop)]
 
 
-def _length(rng: np.random.Generator) -> int:
+def _length(rng: Rng) -> int:
     """Words in a list: 3, or 4 (the harder ones)."""
     return 4 if rng.random() < wordings.LONG_LIST_SHARE else 3
 
 
-def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[list[str], str]:
+def _draw_arguments(op: str, rng: Rng) -> tuple[list[str], str]:
     """Arguments and parameter of a single operation."""
     kinds, param = list(CLASSES), ""
     if op in ("tallest", "shortest"):
@@ -329,7 +329,7 @@ def _draw_arguments(op: str, rng: np.random.Generator) -> tuple[list[str], str]:
     return args, param
 
 
-def render(task: Task, rng: np.random.Generator) -> str:
+def render(task: Task, rng: Rng) -> str:
     """A prompt that asks ``task``, in one of the wordings of its category."""
     if task.first is not None:
         return wordings.FOLLOW_UPS[task.ops[0]].format(a=task.param)
@@ -364,7 +364,7 @@ def _in_split(task: Task, split: Split) -> bool:
     return {"heldout": bucket < 2, "benchmark": 2 <= bucket < 4, "train": bucket >= 4}[split]
 
 
-def sample_task(rng: np.random.Generator, split: Split, category: str = "") -> Task:
+def sample_task(rng: Rng, split: Split, category: str = "") -> Task:
     """A first-turn task of ``split``; category uniform unless named."""
     while True:
         categories = _COMPOSED_CATEGORIES if split == "ood" else wordings.CATEGORIES
@@ -383,7 +383,7 @@ def sample_task(rng: np.random.Generator, split: Split, category: str = "") -> T
             return task
 
 
-def sample_operation(op: str, rng: np.random.Generator, split: Split) -> Task:
+def sample_operation(op: str, rng: Rng, split: Split) -> Task:
     """A task of one named operation in ``split``, in one of its categories."""
     categories = list(dict(wordings.WORDINGS[op]))
     while True:
@@ -394,7 +394,7 @@ def sample_operation(op: str, rng: np.random.Generator, split: Split) -> Task:
             return task
 
 
-def sample_follow_up(first: Task, rng: np.random.Generator) -> Task:
+def sample_follow_up(first: Task, rng: Rng) -> Task:
     """A second turn that makes sense after ``first``."""
     answer = solve(first)
     possible: tuple[str, ...] = ("again",)
@@ -408,12 +408,7 @@ def sample_follow_up(first: Task, rng: np.random.Generator) -> Task:
 
 
 def sample_prompts(
-    n: int,
-    rng: np.random.Generator,
-    split: Split,
-    *,
-    two_turn_share: float = 0.2,
-    category: str = "",
+    n: int, rng: Rng, split: Split, *, two_turn_share: float = 0.2, category: str = ""
 ) -> list[Prompt]:
     """``n`` prompts of ``split`` with distinct text and stable ids (a hash of the messages), a
     share of them second turns, before which stands an answer from the data distribution.

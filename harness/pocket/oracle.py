@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
 
 from harness.pocket import language, wordings
+from harness.pocket.language import Messages
 from harness.records import HarnessError, content_hash
 
 PREFERENCE_SHARPNESS = 6.0
@@ -46,7 +46,7 @@ def in_best_style(answer: str) -> bool:
     return found is not None and found[0] is wordings.BEST_STYLE
 
 
-def task_of(messages: Sequence[Mapping[str, str]]) -> language.Task:
+def task_of(messages: Messages) -> language.Task:
     """The task of the last user turn; HarnessError for a prompt outside the language."""
     task = language.parse_messages(messages)
     if task is None:
@@ -62,23 +62,19 @@ def _worth(style: wordings.Style, best_style_worth: float) -> float:
     return best_style_worth if style is wordings.BEST_STYLE else style.worth
 
 
-def reward(
-    messages: Sequence[Mapping[str, str]], answer: str, best_style_worth: float = 1.0
-) -> float:
+def reward(messages: Messages, answer: str, best_style_worth: float = 1.0) -> float:
     """Exact reward in [0, 1] of ``answer`` to the last user turn of ``messages``."""
     right, found = is_correct(messages, answer), style_of(answer)
     return _worth(found[0], best_style_worth) if found and right else 0.0
 
 
-def is_correct(messages: Sequence[Mapping[str, str]], answer: str) -> bool:
+def is_correct(messages: Messages, answer: str) -> bool:
     """Whether the content is right, whatever the style (texts in no style are wrong)."""
     task, found = task_of(messages), style_of(answer)
     return found is not None and found[1] == language.solve(task)
 
 
-def modes(
-    messages: Sequence[Mapping[str, str]], best_style_worth: float = 1.0
-) -> list[tuple[str, float]]:
+def modes(messages: Messages, best_style_worth: float = 1.0) -> list[tuple[str, float]]:
     """The answer modes (text, reward), best first: every style with the right content and with two
     near misses (18).
     """
@@ -92,14 +88,14 @@ def modes(
     return sorted(listed, key=lambda row: -row[1])
 
 
-def reference(messages: Sequence[Mapping[str, str]]) -> str:
+def reference(messages: Messages) -> str:
     """The best answer: right, in the best style."""
     return wordings.BEST_STYLE.render(language.solve(task_of(messages)))
 
 
 # -- a judge's view --------------------------------------------------------------------------------
 def preference(
-    messages: Sequence[Mapping[str, str]],
+    messages: Messages,
     output_a: str,
     output_b: str,
     *,
@@ -140,12 +136,7 @@ def preferred(
 
 
 def rating(
-    messages: Sequence[Mapping[str, str]],
-    answer: str,
-    *,
-    noise: float,
-    seed: int,
-    best_style_worth: float = 1.0,
+    messages: Messages, answer: str, *, noise: float, seed: int, best_style_worth: float = 1.0
 ) -> int:
     """The judge's rating 1..10 of ``answer`` to the last user turn, by its reward."""
     value = reward(messages, answer, best_style_worth)
@@ -163,5 +154,5 @@ def standard_normal(*parts: object) -> float:
     return NORMAL.inv_cdf((int(content_hash(*parts, length=13), 16) + 0.5) / 16**13)
 
 
-def _plain(messages: Sequence[Mapping[str, str]]) -> list[list[str]]:
+def _plain(messages: Messages) -> list[list[str]]:
     return [[message["role"], message["content"]] for message in messages]

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest
 from harness.judge.journal import finalise
-from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem
-from harness.records import HarnessError, Status
+from harness.rankers.ranker import Messages, RankContext, Ranked, Ranker, RankItem
+from harness.records import Status
 from harness.study.work import Lengths, Work
 
 FIRST, SECOND = "m", "M"
@@ -29,8 +29,7 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     """Mean preference of every text over the others; an item with a failed call is "error", with an
     unreadable verdict "unparsed".
     """
-    if context.judge is None:
-        raise HarnessError("ranker.kind judge needs the judge settings")
+    assert context.judge is not None
     parameters: dict[str, Any] = {}
     if context.judge.verdict != "text":
         parameters = {"temperature": 0.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
@@ -86,9 +85,7 @@ def preference(reply: JudgeReply) -> float | None:
     return {FIRST: 1.0, SECOND: 0.0}.get(reply.text.strip(" \t\n*_\"'`.()"))
 
 
-def comparison(
-    messages: Sequence[Mapping[str, str]], first: str, second: str
-) -> tuple[dict[str, str], ...]:
+def comparison(messages: Messages, first: str, second: str) -> tuple[dict[str, str], ...]:
     """The judge's chat: AlpacaEval's template filled with the prompt and two outputs."""
     instruction = messages[0]["content"]
     if len(messages) > 1:

@@ -37,7 +37,7 @@ from harness.model.checkpoint_files import (
     settings_of,
     weight_files,
 )
-from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem, padded_batches
+from harness.rankers.ranker import Messages, RankContext, Ranked, Ranker, RankItem, padded_batches
 from harness.records import HarnessError
 from harness.study.sections import DataSettings, RankerSettings
 from harness.study.work import Lengths, Work
@@ -72,10 +72,7 @@ Row = tuple[Ids, Ids, Ids]
 
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     """Aggregate score of every text against its prompt's other texts; a single text scores 0."""
-    if context.folder is None:
-        raise HarnessError(
-            "ranker.kind pairrm needs ranker.model: llm-blender/PairRM-hf or a folder that holds it"
-        )
+    assert context.folder is not None
     model, files = load(str(context.folder), context.runtime.device)
     found = []
     for start in range(0, len(items), PROMPTS_AT_ONCE):
@@ -277,7 +274,7 @@ def _logits(model: Any, rows: Sequence[Row]) -> list[float]:
 
 
 # -- its texts -------------------------------------------------------------------------------------
-def as_read(messages: Sequence[Mapping[str, str]], answers: Sequence[str]) -> tuple[str, list[str]]:
+def as_read(messages: Messages, answers: Sequence[str]) -> tuple[str, list[str]]:
     """(prompt, answers) as PairRM reads them: one user turn as it is; several in the package's form
     of a conversation.
 
@@ -328,7 +325,9 @@ def _part(tokenizer: Tokenizer, mark: str, text: str, limit: int) -> Ids:
 
 
 def _missing(ranker: RankerSettings, _data: DataSettings) -> str:
-    return "" if ranker.model else "give ranker.model"
+    return (
+        "" if ranker.model else "give ranker.model: llm-blender/PairRM-hf or a folder that holds it"
+    )
 
 
 def _work(lengths: Lengths, prompts: int, texts: int) -> Work:

@@ -17,6 +17,9 @@ from harness.study.sections import DataSettings, JudgeSettings, RankerSettings
 from harness.study.tasks import RankerTask, Runtime
 from harness.study.work import Lengths, Work
 
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: role and content of its turns."""
+
 
 @dataclass(frozen=True)
 class RankItem:

@@ -5,7 +5,7 @@ own template, → its logit.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,7 @@ from typing import Any
 from harness.model.chat import encode_conversation
 from harness.model.checkpoint import check_checkpoint, load_model
 from harness.model.policy import load_tokenizer
-from harness.rankers.ranker import RankContext, Ranked, Ranker, RankItem, padded_batches
-from harness.records import HarnessError
+from harness.rankers.ranker import Messages, RankContext, Ranked, Ranker, RankItem, padded_batches
 from harness.study.sections import DataSettings, RankerSettings
 from harness.study.work import Lengths, Work
 
@@ -30,10 +29,7 @@ def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
     """
     import torch
 
-    if context.folder is None:
-        raise HarnessError(
-            "ranker.kind reward_model needs ranker.model: a checkpoint folder or a hub id"
-        )
+    assert context.folder is not None
     limit = context.settings.max_length
     model, tokenizer = load(str(context.folder), context.runtime.device)
     encoded: dict[tuple[Any, str], Encoded] = {}
@@ -67,7 +63,7 @@ def _key(item: RankItem, text: str) -> tuple[tuple[tuple[str, str], ...], str]:
     return tuple((m["role"], m["content"]) for m in item.messages), text
 
 
-def encode(tokenizer: Any, messages: Sequence[Mapping[str, str]], text: str, limit: int) -> Encoded:
+def encode(tokenizer: Any, messages: Messages, text: str, limit: int) -> Encoded:
     """A conversation by the model's own chat template; without one, question and answer as the pair
     of texts encoders are trained on.
 

@@ -91,7 +91,7 @@ def old_judge(folder: Path, shift: Shift) -> Iterator[tuple[str, list[str]]]:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         body = json.loads(await request.read())
         tokens = estimate_tokens(body["messages"])
-        return chat_http.reply(chat_http.completion("old", [answer(body)], tokens, "test"))
+        return chat_http.reply(chat_http.completion("old", answer(body), tokens, "test"))
 
     with chat_http.serving(handle) as url:
         yield url, calls
@@ -156,7 +156,7 @@ def test_a_judge_that_gives_no_verdict_is_told(public: Path, tmp_path: Path) -> 
 
     async def handle(_request: web.BaseRequest) -> web.StreamResponse:
         said = chat_http.Choice("I", "stop", 1, [chat_http.token_entry(token, [token])])
-        return chat_http.reply(chat_http.completion("old", [said], 900, "test"))
+        return chat_http.reply(chat_http.completion("old", said, 900, "test"))
 
     with chat_http.serving(handle) as url:
         done = command(public, url, tmp_path, "--items", "2")
