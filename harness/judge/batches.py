@@ -133,9 +133,7 @@ class Batches:
         return (await asyncio.shield(self._gathering))[line]
 
     async def _gather(self) -> dict[str, str]:
-        """Upload the questions that are there, as soon as no more come: question → file. Where they
-        are is journalled before a batch is opened for them.
-        """
+        """Upload the questions that are there, as soon as no more come: question → file."""
         count = 0
         while len(self._pending) > count:
             count = len(self._pending)
@@ -280,9 +278,7 @@ def _cut(pending: Mapping[str, bytes]) -> Iterator[list[str]]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, Line]]:
-    """(question, what became of it) of a file of results; lines that are none are passed over:
-    their questions then have no answer, which is told.
-    """
+    """(question, what became of it) of a file of results; other lines are passed over."""
     for written in text.splitlines():
         try:
             row = json.loads(written)

@@ -28,9 +28,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer. tokens: how many were written. logprobs: ``token_entry`` of each, or None when
-    they were not asked for.
-    """
+    """One answer of so many tokens. logprobs: ``token_entry`` of each where asked for."""
 
     text: str
     finish_reason: str
@@ -39,9 +37,7 @@ class Choice:
 
 
 def completion(model: str, choice: Choice, prompt_tokens: int, server: str) -> dict[str, Any]:
-    """The published ``chat.completion`` object. server: names the maker in ``id`` and
-    ``system_fingerprint``.
-    """
+    """The published ``chat.completion`` object. server: names the maker."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": choice.tokens}
     message: dict[str, Any] = {"role": "assistant", "content": choice.text}
     message |= {"refusal": None, "annotations": []}
@@ -62,9 +58,7 @@ def completion(model: str, choice: Choice, prompt_tokens: int, server: str) -> d
 
 
 def token_entry(own: tuple[str, float], top: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    """(token, log-probability) of the written token and of the most likely ones, as
-    ``logprobs.content`` lists them.
-    """
+    """An entry of ``logprobs.content``: the written token and the most likely ones."""
     both = (own, *top)
     rows = [{"token": t, "logprob": value, "bytes": list(t.encode())} for t, value in both]
     return {**rows[0], "top_logprobs": rows[1:]}
@@ -159,9 +153,7 @@ async def _stop(runner: web.ServerRunner) -> None:
 
 @contextmanager
 def serving(handle: Handler, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve from a thread of this process while the block runs; yields the base address (…/v1).
-    Port 0: a free one.
-    """
+    """Serve from a thread while the block runs; yields the address (…/v1). Port 0: a free one."""
     loop = asyncio.new_event_loop()
     try:
         runner, address = loop.run_until_complete(_listen(handle, host, port))
@@ -273,9 +265,7 @@ class ServedModel:
         return completion(self.name, choice, len(ids), "local")
 
     def answer(self, ids: tuple[int, ...], asked: Asked) -> Choice:
-        """The model's answer. Raises RuntimeError when it gives none (out of memory, logits that
-        are not finite).
-        """
+        """The model's answer; RuntimeError for none (no memory, logits that are not finite)."""
         from harness.model.generate import generate  # loads torch, which few that ask a judge need
 
         most = asked.max_completion_tokens or asked.max_tokens or self.positions

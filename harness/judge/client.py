@@ -39,15 +39,11 @@ from harness.judge.endpoint import (
 )
 from harness.judge.endpoint import JudgeReply as JudgeReply  # what its callers read
 from harness.judge.journal import JOURNAL_NAME, Budget, Journal
-from harness.judge.verdicts import CUT_OFF
+from harness.judge.verdicts import CUT_OFF, SEED_PERIOD
 from harness.records import FINAL_STATUSES, HarnessError, StageTask, content_hash, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
-REASK_SEED_STEP = 1_000_000
-"""Added to ``seed`` for every re-ask. The pocket judge's opinion depends on the seed modulo this: a
-re-ask asks for the same opinion again.
-"""
 MORE_ROOM = 2
 """Factor on ``max_tokens`` after a reply that was cut off."""
 MAX_ATTEMPTS = 8
@@ -65,9 +61,7 @@ Accept = Callable[[JudgeReply], bool]
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One judgment to ask for. params: temperature, max_tokens, logprobs, top_logprobs, seed; the
-    judge's settings fill in the first two.
-    """
+    """One judgment to ask for. params: sent, and before what the judge's settings say."""
 
     id: str
     messages: tuple[Mapping[str, str], ...]
@@ -85,7 +79,7 @@ def _body(
     params["max_tokens"] *= room
     if judge.temperature is None:
         del params["temperature"]
-    shift = request.repeat + ask * REASK_SEED_STEP
+    shift = request.repeat + ask * SEED_PERIOD
     if shift or "seed" in params:
         params["seed"] = int(params.get("seed", 0)) + shift
     params[judge.max_tokens_as] = params.pop("max_tokens")
@@ -96,16 +90,12 @@ def _body(
 
 
 def request_key(request: JudgeRequest, judge: JudgeSettings, identity: str) -> str:
-    """Hash of everything that decides the reply: endpoint, model, full prompt, sampling, repeat.
-    The item's id is not in it.
-    """
+    """Hash of everything that decides the reply, which the item's id does not."""
     return content_hash(identity, _body(request, judge), request.repeat)
 
 
 class DryRunError(HarnessError):
-    """Raised in place of asking when runtime has ``judge_dry_run``; ``costs`` is what the requests
-    would take.
-    """
+    """Raised in place of asking for ``judge_dry_run``; costs: what the requests would take."""
 
     def __init__(self, costs: Mapping[str, float]) -> None:
         super().__init__("dry run: nothing was asked")
@@ -153,9 +143,7 @@ class JudgeClient:
 
     @property
     def costs(self) -> dict[str, float]:
-        """What this journal's judgments took so far, interrupted runs included: calls, tokens and
-        price (USD, 0 without prices).
-        """
+        """Calls, tokens and USD of this journal's judgments, interrupted runs included."""
         return {**self._journal.spent, "judge_usd": self.budget.spent()}
 
     def complete(
@@ -178,9 +166,7 @@ class JudgeClient:
             self._journal.sync()
 
     def plan_cost(self, requests: Sequence[JudgeRequest]) -> dict[str, float]:
-        """What ``complete`` would ask for, before anything is spent: calls, prompt tokens
-        (estimated), completion tokens at most, and the price at most in USD.
-        """
+        """What ``complete`` would ask for and at most cost; tokens of prompts are estimated."""
         left = [one for one in requests if self._key(one) not in self._journal.final]
         bodies = [_body(one, self.judge) for one in left]
         prompt = sum(estimate_tokens(body["messages"]) for body in bodies)
@@ -253,9 +239,7 @@ class JudgeClient:
     def _reply(
         self, request: JudgeRequest, key: str, errors: Mapping[str, JudgeReply]
     ) -> JudgeReply:
-        """The reply for this item; an item whose prompt equals another's gets its own row, without
-        a call.
-        """
+        """The reply for this item; one whose prompt equals another's gets a row without a call."""
         if key not in self._journal.final:
             return replace(errors[key], id=request.id, repeat=request.repeat)
         row = self._journal.final[key]
@@ -307,9 +291,7 @@ class JudgeClient:
     def _record(
         self, reply: JudgeReply, key: str, ask: int, accept: Accept | None, last: bool
     ) -> tuple[JudgeReply, bool]:
-        """Judge the reply's form, refuse a changed judge, write the journal row; whether it is
-        final.
-        """
+        """Judge the reply's form, refuse a changed judge, write the row; whether it is final."""
         if reply.status == "truncated" and last:
             reply = replace(reply, status="unparsed")
         if reply.status == "ok" and (not reply.text or (accept is not None and not accept(reply))):

@@ -52,9 +52,7 @@ class Endpoint:
 
 
 def resolve_endpoint(judge: JudgeSettings, runtime: Runtime) -> Endpoint:
-    """The endpoint the settings name. Pocket: ``runtime.pocket_judge_url`` or a server started
-    in this process.
-    """
+    """The endpoint the settings name; for the pocket judge it may be started in this process."""
     if judge.kind == "pocket":
         from harness.pocket.judge import shared_server
 
@@ -97,9 +95,7 @@ def check_url(url: str, allowed_host: str = "") -> tuple[str, bool]:
 
 
 def auth_headers(judge: JudgeSettings, endpoint: Endpoint) -> dict[str, str]:
-    """The Authorization header from the environment; none for the pocket judge. Nothing else ever
-    holds the key.
-    """
+    """The Authorization header from the environment; nothing else ever holds the key."""
     given = os.environ.get(KEY_VARIABLE, "")
     if judge.kind == "pocket" or (endpoint.loopback and not given):
         return {}
@@ -163,9 +159,7 @@ class Trouble:
 
 
 class Parameters:
-    """What an endpoint takes, learned from its refusals. instead: parameter → the name under which
-    it does, or nothing.
-    """
+    """What an endpoint takes, learned from its refusals: parameter → name there, or nothing."""
 
     def __init__(self) -> None:
         self.instead: dict[str, str] = {}
@@ -184,9 +178,7 @@ class Parameters:
 
 
 def read_answer(status: int, headers: Mapping[str, str], text: str) -> str | Trouble:
-    """An HTTP answer that is no completion: its text, or why there is none. HarnessError as of
-    ``read_reply``.
-    """
+    """An HTTP answer that is no completion: its text, or why there is none."""
     if status == 200:
         return text
     failure = _failure(status, _json(text), text) or Failure(status)
@@ -474,9 +466,7 @@ def _read_failure(
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from ``retry-after-ms`` or ``Retry-After`` (number or date); None without, and for no
-    time at all.
-    """
+    """Seconds from ``retry-after-ms`` or ``Retry-After`` (number or date); None for no time."""
     value = headers.get("Retry-After", "")
     try:
         if "retry-after-ms" in headers:

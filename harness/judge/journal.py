@@ -180,9 +180,7 @@ def finalise(folder: Path, extra: Mapping[tuple[str, int], Mapping[str, Any]] | 
 
 
 def _open_locked(path: Path, wait_s: float) -> int:
-    """Open for appending under an exclusive lock; wait for another process that holds it, at most
-    ``wait_s``.
-    """
+    """Open for appending under an exclusive lock; wait at most ``wait_s`` for its holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + wait_s
     while (handle := held(path)) is None:

@@ -28,9 +28,7 @@ Figures = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """Two outputs and which of them people agreed is better (1 or 2). group: of which agreement is
-    told apart too.
-    """
+    """Two outputs and which is better (1 or 2). group: of which agreement is told apart too."""
 
     id: str
     instruction: str

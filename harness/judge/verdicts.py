@@ -39,9 +39,7 @@ FAILED_ANSWERS = ("$ERROR$", "ERROR")
 
 @dataclass(frozen=True)
 class Rating:
-    """value in 1..10, or None with the reason: no_verdict, ambiguous, not_a_number,
-    out_of_range.
-    """
+    """1 to 10, or None with no_verdict, ambiguous, not_a_number or out_of_range."""
 
     value: float | None
     reason: str = ""
@@ -117,6 +115,8 @@ def spoken(text: str) -> str | None:
     return None if _OPENED.search(text) else text
 
 
+SEED_PERIOD = 1_000_000
+"""Added to ``seed`` for a re-ask: the pocket judge's opinion depends on the seed modulo this."""
 CUT_OFF = "cut off"
 """How the reason of a verdict begins that is missing because its reply was cut off."""
 MOST_MASS = 0.5
@@ -171,8 +171,7 @@ ALPACA_EVAL_PATTERNS: tuple[re.Pattern[str], ...] = (
     re.compile(r'"model_identifier"'),
     re.compile(r"^## (?:Best Model Identifier|Model Outputs)[ \t]*$", re.MULTILINE),
 )
-"""ChatML marks, the template's placeholders and the delimiters of alpaca_eval's annotator prompt.
-"""
+"""ChatML marks, the template's placeholders and the delimiters of alpaca_eval's prompt."""
 
 
 @functools.cache
@@ -189,9 +188,7 @@ def annotator_prompt(file: str) -> tuple[tuple[str, str], ...]:
 
 
 def neutralise(text: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, list[str]]:
-    """``text`` with a zero-width space after the first character of every match, and what was
-    found. Other text is unchanged.
-    """
+    """The text with a zero-width space in every match, and what was found."""
     found: list[str] = []
     for pattern in patterns:
         found += [match.group(0)[:80] for match in pattern.finditer(text)]

@@ -90,17 +90,14 @@ INITIAL_SPREAD = 0.05
 ROPE_THETA = 100.0
 """Conversations are short, so positions must differ within tens of tokens."""
 COPY_GAIN = 0.7
-"""Multiple of the identity added to the initial value and output projections, so that an attended
-word can be copied at once ("mimetic" initialisation, Trockman and Kolter 2023, arXiv 2305.09828).
-"""
+"""Of the identity in the value and output projections, so that an attended word can be copied at
+once ("mimetic" initialisation, Trockman and Kolter 2023, arXiv 2305.09828)."""
 KEY_SPREAD = 1.0
 """Of the query and key biases, which let attention go by position from the first step."""
 BATCHES_PER_BUCKET = 50
 COPYING = frozenset({"echo", "first", "last", "reverse", "rotate", "drop", "swap", "pick", "moods"})
 COPYING_STEPS = 180
-"""Steps of the first lesson (half of a shorter run). Without lessons copying takes some ten times
-longer to appear.
-"""
+"""Of the first lesson. Without lessons copying takes some ten times longer to appear."""
 SINGLE_TURN_SHARE = 0.45
 """Share of the steps before which no conversation has several turns."""
 
@@ -169,9 +166,7 @@ def batch_order(
 
 
 def _one_pass(rows: Sequence[int], lengths: Sequence[int], batch_size: int, rng: Rng) -> list[int]:
-    """Every row once (fewer than a batch are left out, or repeated when there are no more), in
-    batches of like length.
-    """
+    """Every row once, in batches of like length; fewer than a batch are left out or repeated."""
     shuffled = [rows[int(i)] for i in rng.permutation(len(rows))]
     while len(shuffled) < batch_size:
         shuffled += shuffled
@@ -185,9 +180,7 @@ def _one_pass(rows: Sequence[int], lengths: Sequence[int], batch_size: int, rng:
 
 
 def run(task: StageTask[PocketBaseTask]) -> StageOutcome:
-    """Train on ``inputs["data"]/sft.jsonl`` and write ``model/`` (safetensors and tokenizer) into
-    ``task.out``.
-    """
+    """Train on ``inputs["data"]/sft.jsonl`` and write ``model/`` with its tokenizer."""
     settings = task.settings
     rows = islice(read_jsonl(task.inputs["data"] / "sft.jsonl"), settings.rows)
     conversations = [row["messages"] for row in rows]

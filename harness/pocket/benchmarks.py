@@ -71,9 +71,7 @@ def write_mt_bench(seed: int, limit: int, folder: Path) -> int:
 
 
 def mt_bench(rng: Rng) -> tuple[list[Row], list[Row]]:
-    """Questions (two turns, categories in turn) and the reference answers that math, reasoning and
-    coding need.
-    """
+    """Questions, categories in turn, and the reference answers that some categories need."""
     how: Row = {"split": "benchmark", "two_turn_share": 0.0}
     drawn = {
         category: language.sample_prompts(MT_BENCH_PER_CATEGORY, rng, category=category, **how)
@@ -174,9 +172,7 @@ def gamed_rows(rows: Sequence[Mapping[str, str]], judge: Mapping[str, Any]) -> l
 
 
 def judged(row: Mapping[str, str], output: str, judge: Mapping[str, Any]) -> float:
-    """Probability that the judge prefers ``output`` to the row's baseline output, mean over the two
-    orders in which it can be shown.
-    """
+    """Probability that the judge prefers ``output`` to the row's, mean over both orders."""
     messages = _user(row["instruction"])
     views = {name: judge[name] for name in ("noise", "position_bias", "length_bias", "seed")}
     second = oracle.preference(messages, row["output"], output, **views)
@@ -329,9 +325,7 @@ FORMS = {
 
 
 def write_academic(seed: int, limit: int, folder: Path) -> int:
-    """tasks.json, and <column>.yaml and <column>_<split>.jsonl of every task; file names in the
-    YAML are relative to the folder.
-    """
+    """Every task's YAML, whose file names are relative, its rows, and tasks.json."""
     rng = np.random.default_rng([seed, 12])
     tasks: dict[str, Row] = {}
     for column, form in FORMS.items():
@@ -351,9 +345,7 @@ def write_academic(seed: int, limit: int, folder: Path) -> int:
 
 
 def _rows(form: Form, rng: Rng, split: language.Split, count: int) -> list[Row]:
-    """``count`` rows with distinct prompts, the operations in turn; the 32 'kind' facts come from
-    the train split (an open book).
-    """
+    """Rows with distinct prompts, the operations in turn; 'kind' facts are an open book."""
     rows: dict[str, Row] = {}
     for _ in range(1000 * count):
         if len(rows) == count:

@@ -23,9 +23,7 @@ PAIR_CORRECT_SHARE = 0.7
 def with_pair(
     prompt: Prompt, rng: Rng, best_style_share: float, best_style_worth: float = 1.0
 ) -> Prompt:
-    """``prompt`` with two answers drawn from the data distribution, the one of higher reward as
-    chosen; ties are drawn again.
-    """
+    """The prompt with two drawn answers, the one of higher reward as chosen."""
     task = oracle.task_of(prompt.messages)
     for _ in range(1000):
         shares = {"correct_share": PAIR_CORRECT_SHARE, "best_style_share": best_style_share}
@@ -62,9 +60,7 @@ def conversation(rng: Rng, best_style_share: float) -> list[dict[str, str]]:
 
 
 def run(task: StageTask[PocketDataTask]) -> StageOutcome:
-    """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"}) into
-    ``task.out``.
-    """
+    """Write train.jsonl, heldout.jsonl, ood.jsonl (Prompt rows) and sft.jsonl ({"messages"})."""
     settings, world = task.settings, task.settings.world
     seed, share = settings.seed, settings.best_style_share
     offline = share if world.offline_best_style_share is None else world.offline_best_style_share

@@ -27,13 +27,10 @@ from typing import Any, Literal
 from aiohttp import web
 
 from harness.judge import chat_http, verdicts
+from harness.judge.verdicts import SEED_PERIOD
 from harness.pocket import language, oracle
 from harness.study.sections import JudgeSettings
 
-SEED_PERIOD = 1_000_000
-"""Request seeds equal modulo this give the same opinion: the judge client adds multiples of it when
-a reply was unreadable.
-"""
 OPINION = JudgeSettings().opinion
 TIE_LOG_ODDS = 0.3
 """Pairwise verdicts with smaller log-odds are ties."""
@@ -207,9 +204,7 @@ def _wildbench(text: str) -> Judgment | None:
 
 
 def _turns(text: str) -> tuple[list[Message], str] | None:
-    """Question, answer, question and the last answer of a two-turn conversation between its
-    markers.
-    """
+    """The messages of a two-turn conversation between its markers, and its last answer."""
     mark = "\n\n### Assistant A:\n"
     first, found, rest = text.partition(mark)
     if not found or not first.strip().startswith("### User:\n"):
@@ -302,9 +297,7 @@ def _token(piece: str, tokens: Mapping[str, float] | None, top: int) -> dict[str
 
 
 def shared_server(opinion: Mapping[str, Any]) -> str:
-    """Address of this process's judge with these opinions (noise, biases, seed); started at the
-    first call, gone with the process.
-    """
+    """Address of this process's judge with these opinions; started at the first call."""
     return _shared(json.dumps(dict(opinion), sort_keys=True))
 
 

@@ -104,9 +104,7 @@ OPERATIONS: dict[str, Callable[[Sequence[str], str], list[str]]] = {
 
 
 def checked(task: Task) -> Task | None:
-    """The task, or None when its arguments give it no answer (unknown words, a tie, a negative
-    result).
-    """
+    """The task, or None without an answer (unknown words, a tie, a negative result)."""
     words, op = {*CLASS_OF, *NAMES, *MOODS}, task.ops[0]
     try:
         numbers = [] if task.first else [int(arg) for arg in task.args if arg not in words]
@@ -130,17 +128,13 @@ def solve(task: Task) -> tuple[str, ...]:
 
 
 def near_misses(task: Task) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Two plausible wrong contents, fixed by the task: an order error or a wrong element; numbers
-    err by one.
-    """
+    """Two plausible wrong contents, fixed by the task."""
     first, second = itertools.islice(wrong_contents(task), 2)
     return first, second
 
 
 def wrong_contents(task: Task) -> Iterator[tuple[str, ...]]:
-    """Distinct plausible wrong contents of a task, always the same in the same order; at least two,
-    mostly three or more.
-    """
+    """Distinct plausible wrong contents, always in the same order; at least two."""
     right = solve(task)
     found: set[tuple[str, ...]] = set()
     for wrong in _wrong_candidates(task, right):
@@ -232,9 +226,7 @@ def parse(prompt_text: str) -> Task | None:
 
 
 def parse_messages(messages: Messages) -> Task | None:
-    """The task of the last user turn of a conversation: a fresh prompt, or a follow-up to the task
-    before it.
-    """
+    """The task of the last user turn: a fresh prompt, or a follow-up to the task before it."""
     current: Task | None = None
     for message in messages:
         if message["role"] == "user":
@@ -269,9 +261,7 @@ def sample_answer(
     correct_share: float = 1.0,
     best_style_share: float = wordings.BEST_STYLE.share,
 ) -> str:
-    """An answer from the data distribution: a style by its share, right with probability
-    ``correct_share``, else a near miss.
-    """
+    """An answer from the data distribution; one that is not right is a near miss."""
     right = rng.random() < correct_share
     content = solve(task) if right else near_misses(task)[int(rng.integers(2))]
     return sample_style(rng, best_style_share).render(content)

@@ -29,9 +29,7 @@ _STYLE_PATTERNS = [
 
 
 def style_of(answer: str) -> tuple[wordings.Style, tuple[str, ...]] | None:
-    """Style and content of an answer, or None when it is in none of the styles. The plain style
-    claims what no other does.
-    """
+    """Style and content of an answer, or None. The plain style claims what no other does."""
     text = language.normalise(answer)
     for style, pattern in reversed(_STYLE_PATTERNS):
         match = pattern.fullmatch(text)
@@ -75,9 +73,7 @@ def is_correct(messages: Messages, answer: str) -> bool:
 
 
 def modes(messages: Messages, best_style_worth: float = 1.0) -> list[tuple[str, float]]:
-    """The answer modes (text, reward), best first: every style with the right content and with two
-    near misses (18).
-    """
+    """(text, reward), best first: every style with the right content and two near misses (18)."""
     task = task_of(messages)
     contents = (language.solve(task), *language.near_misses(task))
     listed = [

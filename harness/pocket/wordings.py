@@ -21,9 +21,7 @@ Wordings = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Style:
-    """One way of phrasing an answer. worth: the reward of a right answer in it. share: its share of
-    the data distribution.
-    """
+    """A way of phrasing. worth: reward of a right answer; share: of the data distribution."""
 
     name: str
     template: str

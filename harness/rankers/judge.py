@@ -26,9 +26,7 @@ TEMPLATE = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 
 
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
-    """Mean preference of every text over the others; an item with a failed call is "error", with an
-    unreadable verdict "unparsed".
-    """
+    """Mean preference of every text over its prompt's others."""
     assert context.judge is not None
     parameters: dict[str, Any] = {}
     if context.judge.verdict != "text":

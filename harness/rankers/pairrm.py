@@ -53,21 +53,16 @@ INSTRUCTION = (
     "Finish the following coversation in each i-th turn "
     "by filling in <Response i> with your response."
 )
-"""What the package writes before a conversation of several turns, letter by letter (the model was
-trained on it).
-"""
+"""What the package writes before a conversation, letter by letter: the model was trained on it."""
 EMBEDDINGS = "pretrained_model.embeddings.word_embeddings.weight"
 PROMPTS_AT_ONCE = 256
 """Prompts encoded and sorted by length together; bounds the memory that token ids take."""
 TOKENS_PER_BATCH = 8192
-"""Attention takes memory with the square of the length: four of the longest comparisons (2048
-tokens) at once.
-"""
+"""Four of the longest comparisons: attention takes memory with the square of their length."""
 
 Ids = tuple[int, ...]
 Row = tuple[Ids, Ids, Ids]
-"""One comparison: token ids of the prompt, of the answer shown first and of the one shown second.
-"""
+"""One comparison: token ids of the prompt, of the answer shown first and of the other."""
 
 
 def rank(items: Sequence[RankItem], context: RankContext) -> list[Ranked]:
@@ -99,9 +94,7 @@ def aggregate(logits: Sequence[Sequence[float]]) -> tuple[float, ...]:
 # -- its files -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint, weights not read. config: of the encoder and the head; marks: ids of
-    source, first and second answer.
-    """
+    """An opened checkpoint, weights not read. marks: ids of source, first and second answer."""
 
     source: str
     weights: WeightFiles
@@ -118,9 +111,7 @@ def is_pairrm(config: Mapping[str, Any]) -> bool:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Everything but the weights of a stage's or a checkpoint's folder. Raises HarnessError saying
-    what is missing.
-    """
+    """Everything but the weights. Raises HarnessError saying what is missing."""
     path = model_folder(folder)
     source = str(location(folder).get("source", path))
     config = settings_of(path / "config.json", source)
@@ -168,9 +159,7 @@ def _tokenizer(path: Path, source: str) -> Tokenizer:
 
 @lru_cache(maxsize=1)
 def load(folder: str, device: str) -> tuple[Any, Checkpoint]:
-    """PairRM (evaluation mode, float32) from a checkpoint in the form of PairRM-hf, with what
-    encodes its texts.
-    """
+    """PairRM (evaluation mode, float32), and what encodes its texts."""
     files = open_checkpoint(Path(folder))
     stored, config = check(files, values=False)
     model = network(config)
@@ -230,9 +219,7 @@ def network(config: Any) -> Any:
             )
 
         def forward(self, ids_BT: Tensor, mask_BT: Tensor, marks_B3: Tensor) -> Tensor:
-            """Logits (B,), above 0 where the first answer is better. marks_B3: places of the three
-            marks in every row.
-            """
+            """Logits (B,), above 0 where the first answer is better; marks_B3 are places."""
             encoded = self.pretrained_model(input_ids=ids_BT, attention_mask=mask_BT)
             rows = torch.arange(len(ids_BT), device=ids_BT.device)
             source_BD, first_BD, second_BD = (
@@ -247,9 +234,7 @@ def network(config: Any) -> Any:
 
 
 def compare(model: Any, rows: Sequence[Row]) -> list[float]:
-    """Logit of every encoded comparison, in the order given; batches are cut after sorting by
-    length.
-    """
+    """Logit of every comparison, in the order given; batches are of like length."""
     logits = [0.0] * len(rows)
     for batch in padded_batches([sum(map(len, row)) for row in rows], TOKENS_PER_BATCH):
         found = _logits(model, [rows[place] for place in batch])
@@ -317,9 +302,7 @@ def encode_duels(files: Checkpoint, item: RankItem) -> dict[tuple[int, int], Row
 
 
 def _part(tokenizer: Tokenizer, mark: str, text: str, limit: int) -> Ids:
-    """[CLS] mark text [SEP], at most ``limit`` ids; a separator in the text itself is read as a
-    space.
-    """
+    """[CLS] mark text [SEP], at most ``limit`` ids; a separator in the text is read as a space."""
     ids = tokenizer.encode(mark + text.replace("[SEP]", " ")).ids
     return tuple(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]])
 

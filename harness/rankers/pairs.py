@@ -51,9 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt's candidates, its drawn answers by name, and which of these are y's, that the
-    exploration term reads.
-    """
+    """A prompt's candidates, its drawn answers by name, and y: those that the term reads."""
 
     candidates: Candidates
     drawn: Mapping[str, Sample]
@@ -258,9 +256,7 @@ def offline(candidates: Candidates, _scores: Mapping[str, float]) -> Choice:
 
 @dataclass(frozen=True)
 class PairRule:
-    """choose: candidates and their scores → a choice; its docstring says which. scored: whether the
-    ranker is asked.
-    """
+    """choose: candidates and their scores → a choice. scored: whether the ranker is asked."""
 
     choose: Callable[[Candidates, Mapping[str, float]], Choice]
     scored: bool = True

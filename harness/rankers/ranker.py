@@ -32,9 +32,7 @@ class RankItem:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One score per text (higher is better), or none and the reason: "error" is retried, other
-    statuses are final.
-    """
+    """A score a text, higher is better, or none and the reason; only "error" is retried."""
 
     scores: tuple[float, ...]
     status: Status = "ok"

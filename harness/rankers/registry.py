@@ -66,9 +66,7 @@ def is_ranker(config: Mapping[str, Any]) -> bool:
 
 
 def check_ranker(folder: Path) -> str:
-    """Check a ranker's stage or checkpoint folder as its load would; what it is, in words. Raises
-    CheckpointError, and HarnessError for files that are missing.
-    """
+    """Check a ranker's folder as its load would; what it is, in words. Raises CheckpointError."""
     path = model_folder(folder)
     source = str(location(folder).get("source", path))
     if pairrm.is_pairrm(settings_of(path / "config.json", source)):

@@ -30,7 +30,6 @@ from harness.judge import endpoint as endpoint_module
 from harness.judge.client import JudgeClient, JudgeReply, JudgeRequest, request_key
 from harness.judge.endpoint import Trouble, check_url, read_reply, resolve_endpoint
 from harness.judge.journal import JOURNAL_NAME, JUDGMENTS_NAME, Journal, finalise
-from harness.pocket.judge import SEED_PERIOD
 from harness.records import HarnessError, redact
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
@@ -242,10 +241,6 @@ def test_re_asks_of_an_interrupted_run_count_after_the_restart(tmp_path: Path) -
             assert client.complete([request(1)], accept=is_rating, reasks=2)[0].status == "unparsed"
             assert client.calls == 1
             assert client.costs["judge_calls"] == 3
-
-
-def test_the_pocket_judge_gives_a_re_ask_the_same_opinion() -> None:
-    assert judge_module.REASK_SEED_STEP == SEED_PERIOD
 
 
 @pytest.mark.parametrize(

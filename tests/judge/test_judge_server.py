@@ -24,6 +24,7 @@ import pytest
 
 from harness.evaluate import libraries
 from harness.judge.client import JudgeClient, JudgeRequest
+from harness.judge.verdicts import SEED_PERIOD
 from harness.pocket import judge as pocket_judge
 from harness.pocket import oracle
 from harness.pocket.judge import OPINION, shared_server, surface_quality, verdict
@@ -357,8 +358,7 @@ def test_ratings_follow_the_oracle_and_the_seed() -> None:
     by_seed = [rated(verdict({**body, "seed": seed}, noisy)[0]) for seed in range(40)]
     assert by_seed == [rated(verdict({**body, "seed": seed}, noisy)[0]) for seed in range(40)]
     assert by_seed == [
-        rated(verdict({**body, "seed": seed + pocket_judge.SEED_PERIOD}, noisy)[0])
-        for seed in range(40)
+        rated(verdict({**body, "seed": seed + SEED_PERIOD}, noisy)[0]) for seed in range(40)
     ]
     assert len(set(by_seed)) > 1
     assert by_seed != [
