@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from harness.cli.options import STORE, Overrides, StoreRoot, lazily, parse_overrides, worker_count
 from harness.records import HarnessError, is_hub_id
@@ -53,16 +54,13 @@ TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 def doctor(
     what: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="A study, recipe, checkpoint folder, hub id, file of preference rows, judge's "
             "profile (llama-3-70b) or address (https://…/v1); empty: the installation alone."
         ),
     ] = "",
     policy_model: Annotated[
-        str,
-        typer.Option(
-            "--model", help="With a file of rows: the checkpoint that will train on them."
-        ),
+        str, Option("--model", help="With a file of rows: the checkpoint that will train on them.")
     ] = "",
     store: StoreRoot = STORE,
     overrides: Overrides = None,

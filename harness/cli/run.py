@@ -160,18 +160,13 @@ def run(
 
     Example: selm run ours.yaml --watch outputs/
     """
-
-    how: dict[str, Any] = {
-        "executor": executor,
-        "only": only or (),
-        "report": report,
-        "verbose": verbose,
-    }
+    how: dict[str, Any] = {"executor": executor, "only": only or (), "report": report}
+    count = worker_count(workers)
 
     def go(found: Sequence[Given]) -> int:
         laid_out = launch.prepare(study, parse_overrides(overrides), found)
         limited = launch.share_cost(laid_out, stores.Store(store), max_cost)
-        return run_plan(limited, store, results, workers=worker_count(workers), **how)
+        return run_plan(limited, store, results, workers=count, verbose=verbose, **how)
 
     if watch is None:
         raise typer.Exit(go(()))

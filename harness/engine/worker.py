@@ -66,6 +66,7 @@ def run_stage(store: Store, node: Node, *, restore: bool = False) -> Result:
 
 
 def _locked(store: Store, node: Node, restore: bool) -> Result:
+    """The same, not timed."""
     try:
         with store.lock(node.key) as mine:
             if not mine:
