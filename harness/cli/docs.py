@@ -69,75 +69,10 @@ def keys_page() -> str:
     lines += ["", "## Search (`selm tune`)", "", *_section(search.TuneFile, ""), ""]
     lines += ["### `metrics`", "", *_section(search.Metric, "metrics."), ""]
     lines += ["### `space`", "", *_section(search.Range, "space.KEY.")]
-    for title, heads, rows in _registries():
-        lines += ["", f"## {title}", "", *_table(heads, rows)]
+    for title, heads, entries, told in REGISTRIES:
+        rows = [(f"`{key}`", *told(one)) for key, one in entries.items()]
+        lines += ["", f"## {title}", "", *_table(heads.split(", "), rows)]
     return "\n".join(lines) + "\n"
-
-
-def _registries() -> Iterator[tuple[str, Sequence[str], Iterable[Sequence[object]]]]:
-    """Title, heads and rows of everything that is listed."""
-    listed: tuple[tuple[str, str, Mapping[str, Any], Callable[[Any], tuple[object, ...]]], ...] = (
-        (
-            "Objectives",
-            "name, reads, parameters, definition, source, checked against",
-            OBJECTIVES,
-            lambda one: (
-                ", ".join(one.reads),
-                ", ".join(f"`{key}` {value}" for key, value in one.parameters.items()) or "none",
-                _first(one.function),
-                source_of(one.function),
-                f"TRL's {one.trl}" if one.trl else "the formula only",
-            ),
-        ),
-        (
-            "Benchmarks",
-            "name, title, stage, asks a judge, files outside the pocket world",
-            BENCHMARKS,
-            lambda one: (
-                one.title,
-                f"`{one.stage}`",
-                _yes(one.judged),
-                ", ".join(f"`evaluation.{one.name}.{key}`" for key in one.files),
-            ),
-        ),
-        (
-            "Rankers",
-            "kind, compares texts, checkpoint, asks a judge, definition",
-            RANKERS,
-            lambda one: (
-                "with each other" if one.pairwise else "one by one",
-                one.checkpoint,
-                _yes(one.asks_judge),
-                _first(one.rank),
-            ),
-        ),
-        (
-            "Pair rules",
-            "name, asks the ranker, definition",
-            PAIR_RULES,
-            lambda one: (_yes(one.scored), _first(one.choose)),
-        ),
-        (
-            "Selectors of pairs",
-            "name, definition, source, checked against",
-            SELECTORS,
-            lambda one: (_first(one.choose), source_of(one.choose), "the formula only"),
-        ),
-        (
-            "Diagnostics",
-            "name, measured on, unit, title",
-            DIAGNOSTICS,
-            lambda one: (one.split, one.unit, one.title),
-        ),
-        (
-            "Stages",
-            "stage, version, function",
-            STAGES,
-            lambda one: (one.version, f"`{one.function}`"),
-        ),
-    )
-    for title, heads, entries, told in listed:
-        yield title, heads.split(", "), [(f"`{key}`", *told(one)) for key, one in entries.items()]
 
 
 def _yes(true: bool) -> str:
@@ -147,6 +82,64 @@ def _yes(true: bool) -> str:
 def _first(function: Callable[..., Any]) -> str:
     """First sentence of a docstring, up to its first empty line."""
     return " ".join(inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].split())
+
+
+REGISTRIES: Sequence[tuple[str, str, Mapping[str, Any], Callable[[Any], tuple[object, ...]]]] = (
+    (
+        "Objectives",
+        "name, reads, parameters, definition, source, checked against",
+        OBJECTIVES,
+        lambda one: (
+            ", ".join(one.reads),
+            ", ".join(f"`{key}` {value}" for key, value in one.parameters.items()) or "none",
+            _first(one.function),
+            source_of(one.function),
+            f"TRL's {one.trl}" if one.trl else "the formula only",
+        ),
+    ),
+    (
+        "Benchmarks",
+        "name, title, stage, asks a judge, files outside the pocket world",
+        BENCHMARKS,
+        lambda one: (
+            one.title,
+            f"`{one.stage}`",
+            _yes(one.judged),
+            ", ".join(f"`evaluation.{one.name}.{key}`" for key in one.files),
+        ),
+    ),
+    (
+        "Rankers",
+        "kind, compares texts, checkpoint, asks a judge, definition",
+        RANKERS,
+        lambda one: (
+            "with each other" if one.pairwise else "one by one",
+            one.checkpoint,
+            _yes(one.asks_judge),
+            _first(one.rank),
+        ),
+    ),
+    (
+        "Pair rules",
+        "name, asks the ranker, definition",
+        PAIR_RULES,
+        lambda one: (_yes(one.scored), _first(one.choose)),
+    ),
+    (
+        "Selectors of pairs",
+        "name, definition, source, checked against",
+        SELECTORS,
+        lambda one: (_first(one.choose), source_of(one.choose), "the formula only"),
+    ),
+    (
+        "Diagnostics",
+        "name, measured on, unit, title",
+        DIAGNOSTICS,
+        lambda one: (one.split, one.unit, one.title),
+    ),
+    ("Stages", "stage, version, function", STAGES, lambda one: (one.version, f"`{one.function}`")),
+)
+"""Title, heads, what is listed and the cells of one of it, without its name."""
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], rule: str = "---|") -> list[str]:
