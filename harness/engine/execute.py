@@ -110,8 +110,8 @@ def execute(
     listener: Listener | None = None,
     only: Sequence[str] = (),
 ) -> Summary:
-    """Run every stage of the plan that is not done. ``only``: names of stages to run (their inputs
-    must be there).
+    """Run every stage of the plan that is not done, those of `CHECKS` first. ``only``: names of
+    stages to run (their inputs must be there).
 
     A stage another process is running is waited for. Raises HarnessError only for the store itself.
     """
