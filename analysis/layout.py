@@ -104,14 +104,10 @@ def layout(
     seed, cluster = np.asarray(seeds).astype(np.int64), np.asarray(clusters).astype(str)
     value = np.asarray(values, dtype=np.float64)  # None becomes NaN
     if not seed.shape == cluster.shape == value.shape or value.ndim != 1:
-        raise ValueError(
-            f"columns of different length: {seed.shape[0]} seeds, {cluster.shape[0]} clusters, "
-            f"{value.shape[0]} values"
-        )
+        lengths = f"{len(seed)} seeds, {len(cluster)} clusters, {len(value)} values"
+        raise ValueError(f"columns of different length: {lengths}")
     if np.isinf(value).any():
-        raise ValueError(
-            "a score is infinite; missing scores are None or NaN, and nothing else is accepted"
-        )
+        raise ValueError("a score is infinite; missing scores are None or NaN, nothing else")
     seed_names, row = np.unique(seed, return_inverse=True)
     cluster_names, column = np.unique(cluster, return_inverse=True)
     shape = (len(seed_names), len(cluster_names))
@@ -148,14 +144,10 @@ def empty(scale: tuple[float, float] | None) -> Layout:
 def from_array(values: Any, scale: tuple[float, float] | None = None) -> Layout:
     """Layout of an array (S, n) whose seeds are 0…S−1 and whose clusters are numbered in order."""
     array = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    width = len(str(max(array.shape[1] - 1, 0)))
-    names = [f"{i:0{width}d}" for i in range(array.shape[1])]
-    return layout(
-        np.repeat(np.arange(array.shape[0]), array.shape[1]),
-        np.tile(names, array.shape[0]),
-        array.ravel(),
-        scale,
-    )
+    seeds, clusters = array.shape
+    width = len(str(max(clusters - 1, 0)))
+    names = np.tile([f"{i:0{width}d}" for i in range(clusters)], seeds)
+    return layout(np.repeat(np.arange(seeds), clusters), names, array.ravel(), scale)
 
 
 def complete(cell: Layout, min_complete: float = 1.0) -> tuple[Layout, str, tuple[str, ...]]:

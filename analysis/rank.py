@@ -57,10 +57,10 @@ def sign_flip(
     d = np.asarray(points, dtype=np.float64)
     S = d.size
     blank = Permutation(NEW_SEEDS, "sign flip over seeds", None, None, None, S)
-    if S < 2 or not np.isfinite(d).all():
-        return replace(
-            blank, undefined="a difference is missing" if S >= 2 else f"{S} seed{'s' * (S != 1)}"
-        )
+    if S < 2:
+        return replace(blank, undefined=f"{S} seed{'s' * (S != 1)}")
+    if not np.isfinite(d).all():
+        return replace(blank, undefined="a difference is missing")
     if not d.any():
         return replace(blank, undefined="all differences are zero")
     observed = float(d.mean())
@@ -121,9 +121,8 @@ def _exact_splits(x: Floats, y: Floats) -> float:
     for rank in doubled.tolist():
         ways[1:, rank:] += ways[:-1, : ways.shape[1] - rank].copy()
     away = np.abs(np.arange(ways.shape[1]) - m * (total + 1))
-    return float(
-        ways[m, away >= abs(int(doubled[:m].sum()) - m * (total + 1))].sum() / ways[m].sum()
-    )
+    seen = abs(int(doubled[:m].sum()) - m * (total + 1))
+    return float(ways[m, away >= seen].sum() / ways[m].sum())
 
 
 def _improvement_interval(m: int, n: int, share: float) -> Interval:
@@ -170,9 +169,10 @@ def interquartile_mean(points: Sequence[float] | Floats) -> InterquartileMean:
     x = np.sort(np.asarray(points, dtype=np.float64))
     S = x.size
     blank = Interval(NEW_SEEDS, "trimmed-mean t (Tukey–McLaughlin)")
-    if S < MIN_SEEDS_IQM or not np.isfinite(x).all():
-        few = f"{S} seeds: none below {MIN_SEEDS_IQM}"
-        why = few if S < MIN_SEEDS_IQM else "a seed's mean is missing"
+    why = f"{S} seeds: none below {MIN_SEEDS_IQM}" if S < MIN_SEEDS_IQM else ""
+    if not why and not np.isfinite(x).all():
+        why = "a seed's mean is missing"
+    if why:
         return InterquartileMean(None, S, replace(blank, undefined=why), why)
     cut = int(0.25 * S)
     h, value = S - 2 * cut, float(distributions.trim_mean(x, 0.25))
@@ -190,20 +190,19 @@ def interquartile_mean(points: Sequence[float] | Floats) -> InterquartileMean:
 
 @dataclass(frozen=True)
 class Proportion:
-    """k of n with Wilson's interval."""
+    """k of n with Wilson's interval; nothing of nothing."""
 
     k: int
     n: int
-    share: float | None
-    low: float | None
-    high: float | None
-    undefined: str = ""
+    share: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def proportion(k: int, n: int) -> Proportion:
     """k of n with Wilson's interval; undefined at n = 0."""
     if n == 0:
-        return Proportion(k, n, None, None, None, "nothing counted")
+        return Proportion(k, n)
     low, high = proportion_confint(k, n, alpha=1 - LEVEL, method="wilson")
     return Proportion(k, n, k / n, float(low), float(high))
 
@@ -213,18 +212,17 @@ class JudgeNoise:
     """What the judge alone adds: sd of one judgment (with its chi-square interval) and the noise
     floors it puts under a benchmark.
 
-    floor: standard error of a mean over ``items`` judged once; of a difference it is √2 larger.
-    changed: items with unequal repeats.
+    floor: standard error of a mean over the items asked for, judged once; of a difference it is √2
+    larger. changed: items with unequal repeats.
     """
 
-    sd: float | None
-    low: float | None
-    high: float | None
-    df: int
-    items: int
-    floor: float | None
-    floor_difference: float | None
     changed: Proportion
+    df: int = 0
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    floor_difference: float | None = None
     undefined: str = ""
 
 
@@ -233,20 +231,14 @@ def judge_noise(repeats: Floats, *, items: int) -> JudgeNoise:
     counts = (~np.isnan(repeats)).sum(axis=1)
     used, counts = repeats[counts > 1], counts[counts > 1]
     if not len(used):
-        return JudgeNoise(
-            None, None, None, 0, items, None, None, proportion(0, 0), "no item was judged twice"
-        )
+        return JudgeNoise(proportion(0, 0), undefined="no item was judged twice")
     df = int((counts - 1).sum())
     spread = np.nanmax(used, axis=1) - np.nanmin(used, axis=1)
     changed = proportion(int((spread > 0).sum()), len(used))
-    ss = float(np.nansum((used - np.nanmean(used, axis=1, keepdims=True)) ** 2))
     if not spread.any():
-        return JudgeNoise(None, None, None, df, items, None, None, changed, "all repeats agree")
+        return JudgeNoise(changed, df, undefined="all repeats agree")
+    ss = float(np.nansum((used - np.nanmean(used, axis=1, keepdims=True)) ** 2))
     sd = math.sqrt(ss / df)
-    low, high = (
-        math.sqrt(ss / float(distributions.chi2.isf(q, df)))
-        for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    )
-    return JudgeNoise(
-        sd, low, high, df, items, sd / math.sqrt(items), sd * math.sqrt(2 / items), changed
-    )
+    ends = (float(distributions.chi2.isf(q, df)) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    low, high = (math.sqrt(ss / end) for end in ends)
+    return JudgeNoise(changed, df, sd, low, high, sd / math.sqrt(items), sd * math.sqrt(2 / items))

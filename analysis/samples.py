@@ -72,16 +72,17 @@ class Samples:
         def at(text: str) -> int:
             return texts.setdefault(text, len(texts))
 
-        def packed(turns: tuple[Answer, ...] | None) -> list[list[Any]] | None:
-            if turns is None:
-                return None
-            return [[at(a.text), *a[1:-1], at(a.judgment)] for a in turns]
+        def packed(turn: Answer) -> list[Any]:
+            return [at(turn.text), *turn[1:-1], at(turn.judgment)]
 
         content = {
             "sets": self.sets,
             "prompts": [(of, name, list(map(at, turns))) for of, name, turns in self.prompts],
             "places": self.places,
-            "answers": [[packed(turns) for turns in row] for row in self.answers],
+            "answers": [
+                [None if turns is None else list(map(packed, turns)) for turns in row]
+                for row in self.answers
+            ],
             "baseline": self.baseline,
             "texts": list(texts),
         }

@@ -82,20 +82,15 @@ def template(name: str, *, html: bool = False) -> Template:
 
 def latex(text: str) -> str:
     """Text for LaTeX (pdflatex, T1): specials escaped, symbols as math, others by code point."""
-    pieces = []
-    line = one_line(text)
-    for position, char in enumerate(line):
-        if char == "\u0302":
-            continue
-        if line[position + 1 : position + 2] == "\u0302" and char.isalpha():
-            pieces.append(rf"$\hat{{{char}}}$")
-        elif char in _LATEX:
-            pieces.append(_LATEX[char])
-        elif ord(char) < 0x7F:
-            pieces.append(char)
-        else:
-            pieces.append(rf"\texttt{{U+{ord(char):04X}}}")
-    return "".join(pieces)
+
+    def written(match: re.Match[str]) -> str:
+        char, hat = match.groups()
+        if hat and char.isalpha():
+            return rf"$\hat{{{char}}}$"
+        plain = char if ord(char) < 0x7F else rf"\texttt{{U+{ord(char):04X}}}"
+        return _LATEX.get(char, plain)
+
+    return re.sub("(.)(\u0302*)", written, one_line(text).lstrip("\u0302"))
 
 
 def csv_cell(value: object) -> str:

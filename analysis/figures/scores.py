@@ -35,8 +35,9 @@ from analysis.figure import (
     styles,
 )
 from analysis.load import DIAGNOSTICS, StudyData
-from analysis.measures import Measure, diagnostic
+from analysis.measures import Measure
 from analysis.table import Observation, Unavailable
+from analysis.tables.differences import KL, drifts
 
 THIN: dict[str, Any] = {"markersize": 3.6, "capsize": 1.5, "elinewidth": 0.6, "capthick": 0.6}
 
@@ -269,16 +270,15 @@ def _diagnostics(data: StudyData, key: str, title: str) -> Drawn | Unavailable:
 # -- over KL, and over pairs -----------------------------------------------------------------------
 def figure_matched_kl(data: StudyData) -> Drawn | Unavailable:
     """Held-out reward of samples against KL from π_0: what a unit of drift buys."""
-    title, kl = "Reward at matched KL", diagnostic("kl_base", "KL(π_θ‖π_0)")
-    reward = measures.heldout(data, sampled=True)
-    if not {(m.benchmark, m.metric) for m in (kl, reward)} <= set(data.metrics()):
+    title, reward = "Reward at matched KL", measures.heldout(data, sampled=True)
+    if len(measures.present(data, (KL, reward))) < 2:
         reason = "KL from the base and held-out reward are not both stored yet"
         return Unavailable("matched_kl", title, reason)
     figure, grid = new_figure(SINGLE, 2.6)
     axes, rows = grid[0, 0], []
     for arm in data.arms:
-        rows += _drift(axes, data, arm, kl, reward)
-    axes.set_xlabel(axis_label(kl))
+        rows += _drift(axes, data, arm, reward)
+    axes.set_xlabel(axis_label(KL))
     axes.set_ylabel(axis_label(reward))
     legend_below(figure, [style.handle() for style in styles(data).values()])
     caption = (
@@ -288,19 +288,13 @@ def figure_matched_kl(data: StudyData) -> Drawn | Unavailable:
     return Drawn("matched_kl", title, caption, figure, rows, title)
 
 
-def _drift(
-    axes: Axes, data: StudyData, arm: str, kl: Measure, reward: Measure
-) -> list[Observation]:
+def _drift(axes: Axes, data: StudyData, arm: str, reward: Measure) -> list[Observation]:
     """One arm from the base on: every seed's point after every iteration, a line through means."""
     style = styles(data)[arm]
     rows: list[Observation] = []
     for iteration in data.iterations:
         checkpoint = data.checkpoint(arm, iteration)
-        rewards = measures.points(data, checkpoint, reward)
-        drifts = dict.fromkeys(rewards, 0.0)  # the base is at no distance from itself
-        if iteration:
-            drifts = measures.points(data, checkpoint, kl)
-        both = {seed: (drifts[seed], rewards[seed]) for seed in sorted({*drifts} & {*rewards})}
+        both = drifts(data, checkpoint, reward) if checkpoint else {}
         if not both:
             continue
         axes.plot(*zip(*both.values(), strict=True), **pale(style))

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis import findings, measures, prose
 from analysis.findings import POPULATIONS, Comparison
-from analysis.load import StudyData
+from analysis.load import Checkpoint, StudyData
 from analysis.measures import Measure
 from analysis.stats import seed_interval
 from analysis.table import (
@@ -258,6 +258,7 @@ def table_selection(data: StudyData) -> Table | Unavailable:
 
 
 # -- at the same distance from the base ------------------------------------------------------------
+KL = measures.diagnostic("kl_base", "KL(π_θ‖π_0)")
 Path = list[tuple[float, float]]
 """(KL(π_θ‖π_0), score) after every iteration, in order."""
 
@@ -267,16 +268,15 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
     from the base: at the smaller of the two last KL(π_θ‖π_0), each score interpolated linearly
     between the iterations around it.
     """
-    key, kl = "matched_kl", measures.diagnostic("kl_base", "KL(π_θ‖π_0)")
-    found = findings.find(data)
+    key, found = "matched_kl", findings.find(data)
     measure, last = found.primary_measure, found.primary_iteration
     title = f"{measure.name} at matched KL(π_θ‖π_0)"
     if not data.baseline_arm:
         return Unavailable(key, title, NO_BASELINE)
     rows, observations = [], []
-    theirs = _paths(data, data.baseline_arm, measure, kl, last)
+    theirs = _paths(data, data.baseline_arm, measure, last)
     for arm in data.arms:
-        ours = {} if arm == data.baseline_arm else _paths(data, arm, measure, kl, last)
+        ours = {} if arm == data.baseline_arm else _paths(data, arm, measure, last)
         seeds = sorted({*ours} & {*theirs})
         if not seeds:
             continue
@@ -296,8 +296,8 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
         ends = [float(np.mean([some[seed][-1][0] for seed in seeds])) for some in (ours, theirs)]
         cells = {
             "arm": data.label(arm),
-            "KL": number(ends[0], kl.digits),
-            "baseline's KL": number(ends[1], kl.digits),
+            "KL": number(ends[0], KL.digits),
+            "baseline's KL": number(ends[1], KL.digits),
             "difference": number(told, digits, sign=True),
             "(A) 95 %": interval_text(interval, digits),
             "seeds": f"{len(differences)} of {len(seeds)}",
@@ -313,20 +313,30 @@ def table_matched_kl(data: StudyData) -> Table | Unavailable:
     return Table(key, title, caption, rows, observations)
 
 
-def _paths(data: StudyData, arm: str, measure: Measure, kl: Measure, last: int) -> dict[int, Path]:
-    """Seed → its path where the last iteration has both; a stored base stands at KL 0."""
+def _paths(data: StudyData, arm: str, measure: Measure, last: int) -> dict[int, Path]:
+    """Seed → its path where the last iteration has both."""
     paths: dict[int, Path] = {}
     ends: set[int] = set()
     for iteration in range(last + 1):
         checkpoint = data.checkpoint(arm, iteration)
         if checkpoint is None:  # not scored, or the arm has ended
             continue
-        scores = measures.points(data, checkpoint, measure)
-        drifts = measures.points(data, checkpoint, kl) if iteration else dict.fromkeys(scores, 0.0)
-        ends = {*drifts} & {*scores} if iteration else set()
-        for seed in {*drifts} & {*scores}:
-            paths.setdefault(seed, []).append((drifts[seed], scores[seed]))
+        both = drifts(data, checkpoint, measure)
+        ends = {*both} if iteration else set()
+        for seed, place in both.items():
+            paths.setdefault(seed, []).append(place)
     return {seed: path for seed, path in paths.items() if seed in ends}
+
+
+def drifts(
+    data: StudyData, checkpoint: Checkpoint, measure: Measure
+) -> dict[int, tuple[float, float]]:
+    """Seed → (KL(π_θ‖π_0), score) where both are stored; the base is at no distance from itself."""
+    scores = measures.points(data, checkpoint, measure)
+    distances = dict.fromkeys(scores, 0.0)
+    if checkpoint.iteration:
+        distances = measures.points(data, checkpoint, KL)
+    return {seed: (distances[seed], scores[seed]) for seed in sorted({*scores} & {*distances})}
 
 
 def matched(ours: Path, theirs: Path) -> tuple[float, float] | None:

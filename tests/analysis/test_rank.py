@@ -234,7 +234,7 @@ def test_page_with_many_arms_draws_orders_from_the_generator() -> None:
 def test_proportion_is_wilson_and_never_of_nothing() -> None:
     low, high = proportion_confint(0, 20, method="wilson")
     assert (proportion(0, 20).low, proportion(0, 20).high) == pytest.approx((low, high))
-    assert proportion(0, 0).undefined == "nothing counted"
+    assert proportion(0, 0).share is None
 
 
 def test_judge_noise_by_hand() -> None:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis import exact
+from analysis.figures import optimism as exact
 
 ALPHAS = (0.0, 0.1, 0.3, 1.0, 3.0)
 SEEDS = range(8)
