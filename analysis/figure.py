@@ -82,12 +82,12 @@ def paper_style() -> Iterator[None]:
 
 
 def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+    width: float, height: float, rows: int = 1, columns: int = 1
 ) -> tuple[Figure, np.ndarray]:
     """A figure on the Agg canvas (no global state) and its axes as an array (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **options))
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
 
 
 def styles(data: StudyData) -> dict[str, ArmStyle]:
@@ -99,12 +99,9 @@ def styles(data: StudyData) -> dict[str, ArmStyle]:
     named = [arm for arm in others if arm not in numbers]
     colours = ramp("viridis", 0.78, 0.1, len(numbers))[: len(numbers)]
     colours += [DISTINCT[1 + i % (len(DISTINCT) - 1)] for i in range(len(named))]
-    order = {data.baseline_arm: DISTINCT[0], **dict(zip(numbers + named, colours, strict=True))}
-    found = {
-        arm: nth_style(place, color, shown(data.label(arm)))
-        for place, (arm, color) in enumerate(order.items())
-    }
-    return {arm: found[arm] for arm in data.arms}
+    order = [data.baseline_arm, *numbers, *named]
+    look = dict(zip(order, enumerate([DISTINCT[0], *colours]), strict=True))
+    return {arm: nth_style(*look[arm], shown(data.label(arm))) for arm in data.arms}
 
 
 def ramp(name: str, start: float, end: float, count: int) -> list[str]:

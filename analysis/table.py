@@ -127,14 +127,14 @@ def as_latex(table: Table) -> str:
     if not table.rows:
         body.append("none" + " &" * (len(table.columns) - 1) + r" \\")
     notes = " ".join(text.latex(note) for note in table.notes)
+    if notes:
+        notes = rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}" + "\n"
     return _LATEX.substitute(
         caption=f"{text.latex(table.title)}. {text.latex(table.caption)}",
         label=table.key.replace("_", "-"),
         alignment="l" * table.left + "r" * (len(table.columns) - table.left),
         body="\n".join(body),
-        notes=rf"\par\smallskip\parbox{{\textwidth}}{{\footnotesize {notes}}}" + "\n"
-        if notes
-        else "",
+        notes=notes,
     )
 
 

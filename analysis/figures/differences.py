@@ -5,7 +5,7 @@ one axis at a time (Fig. 6), and the trend declared in advance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -35,9 +35,8 @@ from analysis.layout import Floats, Layout, paired
 from analysis.load import StudyData
 from analysis.measures import Measure, diagnostic
 from analysis.opening import matrix
-from analysis.stats import Estimate
 from analysis.table import Observation, Unavailable, ends
-from analysis.text import number, p_value
+from analysis.text import number
 
 
 # -- the primary outcome ---------------------------------------------------------------------------
@@ -287,10 +286,7 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
     panels, unused = grid.ravel()[: len(levels)], grid.ravel()[len(levels) :]
     rows: list[Observation] = []
     for axes, axis in zip(panels, levels, strict=True):
-        panel = Panel(axes, below)
-        for position, level in enumerate(levels[axis]):
-            rows += _level_on(panel, data, measure, axis, level, position)
-        panel.label_levels(axis, names[axis], axis_label(measure))
+        rows += _axis_panel(axes, data, measure, axis, names[axis], below)
     # one range of scores for all panels: effects of different axes can be compared by eye
     ranges = [axes.get_xlim() if below else axes.get_ylim() for axes in panels]
     for axes in panels:
@@ -313,59 +309,57 @@ def figure_6(data: StudyData) -> Drawn | Unavailable:
     return Drawn("figure_6", title, caption, figure, rows, alt)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Scores run upwards, or sideways where levels stand ``below`` one another."""
+def _axis_panel(
+    axes: Axes, data: StudyData, measure: Measure, axis: str, names: Sequence[str], below: bool
+) -> list[Observation]:
+    """Every seed's point, both intervals and the mean at every level. Scores run upwards, or
+    sideways where levels stand ``below`` one another.
+    """
 
-    axes: Axes
-    below: bool
+    def plot(places: Sequence[float], values: Sequence[float], **how: Any) -> None:
+        axes.plot(*((values, places) if below else (places, values)), **how)
 
-    def plot(self, places: Sequence[float], values: Sequence[float], **how: Any) -> None:
-        self.axes.plot(*((values, places) if self.below else (places, values)), **how)
-
-    def put(self, position: int, points: Sequence[float], told: Estimate, style: ArmStyle) -> None:
-        """Every seed's point, both intervals, the mean, at one level."""
-        self.plot([position - 0.24] * len(points), points, **hollow(style))
-        if told.value is None:
-            return
+    rows: list[Observation] = []
+    for position, level in enumerate(data.axes[axis]):
+        arm = _arm_at(data, axis, level)
+        checkpoint = data.at(arm, data.last_iteration) if arm else None
+        points = measures.points(data, checkpoint, measure)
+        if not checkpoint or not points:
+            continue
+        estimate, style = findings.estimate(data, checkpoint, measure), styles(data)[arm]
+        plot([position - 0.24] * len(points), list(points.values()), **hollow(style))
         for name, thick in (("B", 0.6), ("A", 1.8)):
-            interval = told.intervals.get(name)
+            interval = estimate.intervals.get(name)
             if interval and interval.low is not None and interval.high is not None:
                 bar = {"color": style.color, "linewidth": thick, "solid_capstyle": "butt"}
-                self.plot([position] * 2, [interval.low, interval.high], **bar)
-        self.plot([position], [told.value], marker=style.marker, color=style.color, markersize=5)
+                plot([position] * 2, [interval.low, interval.high], **bar)
+        if estimate.value is not None:
+            mark = {"marker": style.marker, "color": style.color, "markersize": 5}
+            plot([position], [estimate.value], **mark)
+        place = {"panel": axis, "arm": arm, "label": str(level), "iteration": checkpoint.iteration}
+        rows += seeds_and_mean({**place, "measure": measure.key}, points, estimate)
+    title = shown({"objective.alpha": "α", "objective.beta": "β", "arm": ""}.get(axis, axis))
+    if below:  # a name beside few levels would be cut
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel(axis_label(measure))
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        set_title(axes, title)
+    else:
+        axes.set_xticks(range(len(names)), names)
+        axes.set_ylabel(axis_label(measure))
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_xlabel(title)
+    return rows
 
-    def label_levels(self, axis: str, names: Sequence[str], scores: str) -> None:
-        along, across = self.axes.xaxis, self.axes.yaxis
-        if self.below:
-            along, across = across, along  # type: ignore[assignment]
-        along.set_ticks(range(len(names)), names)
-        across.set_label_text(scores)
-        title = shown({"objective.alpha": "α", "objective.beta": "β", "arm": ""}.get(axis, axis))
-        if self.below:  # a name beside few levels would be cut
-            self.axes.set_ylim(len(names) - 0.5, -0.5)
-            set_title(self.axes, title)
-        else:
-            self.axes.set_xlim(-0.5, len(names) - 0.5)
-            along.set_label_text(title)
 
-
-def _level_on(
-    panel: Panel, data: StudyData, measure: Measure, axis: str, level: Any, position: int
-) -> list[Observation]:
-    """Draw the first arm at this level whose other axes are the baseline's."""
+def _arm_at(data: StudyData, axis: str, level: Any) -> str:
+    """The first arm at a level whose other axes are the baseline's; empty where there is none."""
     wanted = {**data.baseline, axis: level}
-    settings = {arm: {axis: None, **runs[0].arm} for arm, runs in data.arms.items()}
-    at = (a for a, of in settings.items() if all(wanted.get(k, v) == v for k, v in of.items()))
-    arm = next(at, "")
-    checkpoint = data.at(arm, data.last_iteration) if arm else None
-    points = measures.points(data, checkpoint, measure)
-    if not checkpoint or not points:
-        return []
-    estimate = findings.estimate(data, checkpoint, measure)
-    panel.put(position, list(points.values()), estimate, styles(data)[arm])
-    place = {"panel": axis, "arm": arm, "label": str(level), "iteration": checkpoint.iteration}
-    return seeds_and_mean({**place, "measure": measure.key}, points, estimate)
+    for arm, runs in data.arms.items():
+        settings = {axis: None, **runs[0].arm}
+        if all(wanted.get(name, value) == value for name, value in settings.items()):
+            return arm
+    return ""
 
 
 def _level(level: Any) -> str:
@@ -435,12 +429,11 @@ def _trend_seeds(axes: Axes, rows: Sequence[Observation]) -> None:
 
 
 def _trend_text(finding: TrendFinding) -> str:
-    """ "slope −0.28 per step, p = 0.001 (A)": the test in one phrase."""
+    """ "slope −0.28 per step, one-sided p = 0.001": the test in one phrase."""
     if finding.result is None:
         return "not tested"
     value = finding.result.estimate.value
     if value is None:
         return "not tested (incomplete)"
-    p = p_value(finding.result.p_directed)
     slope = number(value, 3, sign=True)
-    return f"slope {slope} per step, one-sided p {p if p.startswith('<') else '= ' + p}"
+    return f"slope {slope} per step, one-sided {prose.p_words(finding.result.p_directed)}"
