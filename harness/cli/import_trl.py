@@ -209,15 +209,17 @@ def _lengths(given: Configuration) -> Section:
             raise given.refuse("max_prompt_length", f"leaves no room within max_length {longest}")
         made = {"max_length": longest, "max_prompt_length": prompt}
         if given.offline:
+            made["truncation"] = "prompt_first"
             told = "cut as before TRL 0.12 (truncation); it then cut each longer prompt to it"
             given.note("max_prompt_length", told)
-        return made | ({"truncation": "prompt_first"} if given.offline else {})
+        return made
     if given.offline:
+        room = longest - 1
         given.note("max_length", "training.max_prompt_length: one token less, as TRL has no limit")
-        return {"max_length": longest, "max_prompt_length": longest - 1}
-    room = longest - given.take("max_new_tokens")
-    if room < 1:
-        raise given.refuse("max_new_tokens", f"leaves no prompt room within max_length {longest}")
+    else:
+        room = longest - given.take("max_new_tokens")
+        if room < 1:
+            raise given.refuse("max_new_tokens", f"leaves no room within max_length {longest}")
     return {"max_length": longest, "max_prompt_length": room}
 
 
@@ -274,9 +276,7 @@ def _offline(given: Configuration) -> Section:
     if given.method == "dpo":
         made["objective"] = _dpo(given)
     else:
-        told = (
-            "NLL of the answer's tokens, a mean over rows; TRL: the prompt's too, over all tokens"
-        )
+        told = "NLL of the answer's tokens, a mean over rows; TRL's: the prompt's too, over tokens"
         given.differs("beta", f"objective orpo: {told}")
     made["loop"] = {"mode": "stepwise", "iterations": 1, "reference_policy": "fixed"}
     if given.take("max_prompt_length") is not None:

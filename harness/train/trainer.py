@@ -220,9 +220,7 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None:
             self.ref_model.to(self.args.device)
-        self.parameter_count = sum(p.numel() for p in model.parameters())
         self.step_metrics = StepMetrics()
-        self._tokens = 0
         self.batch: Mapping[str, Tensor] = {}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -288,7 +286,7 @@ class PreferenceTrainer(Trainer):
                 count += len(rows)
                 self.batch = self._batch_statistic(model, rows)
                 for micro in self._micro_batches(rows, self.objective.roles):
-                    total += len(rows) * self.micro_batch_loss(model, micro.to(self.args.device))
+                    total += len(rows) * self.micro_batch_loss(model, micro)
         found = {"loss": float(self.accelerator.reduce(total, "sum")) / count}
         found |= self.step_metrics.means(self.accelerator)
         self.step_metrics = training
@@ -341,13 +339,11 @@ class PreferenceTrainer(Trainer):
             self.state.stateful_callbacks[AVERAGE] = float(self.batch["average"])
         total: Tensor | None = None
         while total is None:
-            micro_batches = self._micro_batches(inputs, self.objective.roles)
             metrics = copy.deepcopy(self.step_metrics)
-            total = self._accumulate(model, micro_batches)
+            total = self._accumulate(model, self._micro_batches(inputs, self.objective.roles))
             if total is None:
                 self.step_metrics = metrics
                 self._halve_token_budget(model, inputs)
-        self._tokens = sum(micro.batch.tokens for micro in micro_batches)
         self._stop_if_diverged("loss", float(total))
         return total
 
@@ -405,9 +401,9 @@ class PreferenceTrainer(Trainer):
                 if not self.is_fsdp_enabled:
                     waiting = self.accelerator.no_sync(model)
                 with waiting:
-                    total += self._backward(self._scaled_loss(model, micro))
+                    total += self._backward(self.micro_batch_loss(model, micro))
             self.accelerator.gradient_state._set_sync_gradients(True)
-            loss = self._scaled_loss(model, last)
+            loss = self.micro_batch_loss(model, last)
             if alone:
                 return total + self._backward(loss)
         except torch.OutOfMemoryError as error:
@@ -418,18 +414,14 @@ class PreferenceTrainer(Trainer):
             (short,) = any_rank(self.args.device, short)
         return None if short else total + self._backward(loss)
 
-    def _scaled_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
+    def _backward(self, loss: Tensor) -> Tensor:
         """Data-parallel engines average gradients over ranks; the loss is a share of the global
         mean.
         """
-        loss = self.micro_batch_loss(model, micro.to(self.args.device))
-        scaled: Tensor = loss * self.args.world_size
-        return scaled.float()
-
-    def _backward(self, loss: Tensor) -> Tensor:
+        scaled: Tensor = (loss * self.args.world_size).float()
         extra = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        self.accelerator.backward(loss, **extra)
-        return loss.detach()
+        self.accelerator.backward(scaled, **extra)
+        return scaled.detach()
 
     def _halve_token_budget(self, model: nn.Module, rows: Sequence[PreferenceRow]) -> None:
         """Raises HarnessError when the longest row alone does not fit."""
@@ -453,6 +445,7 @@ class PreferenceTrainer(Trainer):
 
     def micro_batch_loss(self, model: nn.Module, micro: MicroBatch) -> Tensor:
         """Sum of the micro-batch's row losses over the rows of the global batch, float64 scalar."""
+        micro = micro.to(self.args.device)
         rows = self._rows_of(model, micro)
         losses = self.objective.losses(rows)
         self.step_metrics.add(rows, micro)
@@ -482,7 +475,6 @@ class PreferenceTrainer(Trainer):
 
     def _stop_if_diverged(self, what: str, value: float) -> None:
         drift, limit = self.step_metrics.drift(), self.args.max_log_ratio
-        found = ""
         if not math.isfinite(value):
             found = f"{what} is {value}. Lower the learning rate or alpha"
         elif what == "loss" and not drift <= limit:
@@ -490,9 +482,10 @@ class PreferenceTrainer(Trainer):
                 f"mean |log pi - log pi_ref| is {drift:.4g} nats per token (limit {limit:g}). "
                 "Lower the learning rate or alpha, or raise beta"
             )
-        if found:
-            where = f"iteration {self.args.iteration}, step {self.state.global_step + 1}"
-            raise HarnessError(f"training diverged at {where}: {found}")
+        else:
+            return
+        where = f"iteration {self.args.iteration}, step {self.state.global_step + 1}"
+        raise HarnessError(f"training diverged at {where}: {found}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's preference metrics to the Trainer's own."""
@@ -502,8 +495,8 @@ class PreferenceTrainer(Trainer):
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
-        """6 FLOPs per parameter and token (forward and backward), unique tokens only."""
-        return 6 * self._tokens * self.parameter_count
+        """Not counted here; the Trainer would look for ``input_ids``."""
+        return 0
 
     def get_total_train_batch_size(self, args: Any) -> int:  # noqa: ARG002
         """Rows per optimiser step."""
