@@ -39,7 +39,8 @@ here, so a row that has one is refused.
 READ = {*NAMES, *CARRYING}
 OF_TURNS = {"role", "content", "from", "value", "name", *CARRYING}
 LABELS = ("label", "preference", "winner", "choice", "status")
-TIE, OTHER_WAY, THIS_WAY = ("tie", "draw", "same", "equal"), ("rejected",), ("chosen",)
+TIE, OTHER_WAY = ("tie", "draw", "same", "equal"), "rejected"
+SAYING = (*TIE, OTHER_WAY, "chosen")
 """How labels begin that say whether the pair is one."""
 TEACHING = re.compile(r"((sample|loss)_?)?weights?|margin|train|split|.*_logps?")
 """Columns of any kind that change what a row teaches elsewhere, and nothing here."""
@@ -53,22 +54,17 @@ SCORE = re.compile("(score|rating|reward).*chosen|chosen.*(score|rating|reward)"
 NO_TEXT = re.compile("[\ud800-\udfff\0]")
 """What text never holds: halves of surrogate pairs and null characters."""
 OPENAI = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
-LABELLED = "two answers with a label beside them: write them as chosen and rejected"
-UNPAIRED = "unpaired rows (KTO): each has one answer, and a pair needs two"
-FOREIGN = (
-    ({"completion", "label"}, UNPAIRED),
-    ({"kto_tag"}, UNPAIRED),
-    (
-        {"completions"},
-        "answers with scores, such as UltraFeedback's before it was binarized: write the one with "
-        "the highest overall_score as chosen and another, drawn or the lowest, as rejected, or "
-        "take HuggingFaceH4/ultrafeedback_binarized",
+UNPAIRED = ("completion", "kto_tag")
+LABELLED = ("response_0", "response_a", "answer_0", "human_ref_A", "conversation_a", "summaries")
+FOREIGN = {
+    **dict.fromkeys(UNPAIRED, "unpaired rows (KTO): each has one answer, and a pair needs two"),
+    **dict.fromkeys(
+        LABELLED, "two answers with a label beside them: write them as chosen and rejected"
     ),
-    ({"human_ref_A"}, "SHP's two answers with a label: write them as chosen and rejected"),
-    *(({name}, LABELLED) for name in ("response_0", "response_1", "response_a", "answer_0")),
-    ({"conversation_a"}, "Chatbot Arena's battles: write the winner as chosen"),
-    ({"summaries"}, "two summaries with a choice: write them as chosen and rejected"),
-)
+    "completions": "answers with scores, such as UltraFeedback's before it was binarized: write "
+    "the one with the highest overall_score as chosen and another, drawn or the lowest, as "
+    "rejected, or take HuggingFaceH4/ultrafeedback_binarized",
+}
 """Columns by which a published form that is not read is known."""
 
 Messages = tuple[Mapping[str, str], ...]
@@ -210,8 +206,7 @@ def _unread(values: Mapping[str, Any]) -> list[str]:
 
 
 def _tells(name: str, value: Any) -> bool:
-    known = (*TIE, *OTHER_WAY, *THIS_WAY)
-    if _absent(value) or (name in LABELS and _label(value).startswith(known)):
+    if _absent(value) or (name in LABELS and _label(value).startswith(SAYING)):
         return False
     if name in LABELS or TEACHING.fullmatch(name.lower()):
         return True
@@ -367,7 +362,7 @@ def _answer_columns(row: Row) -> tuple[str, str]:
         if rejected in row.values and "messages" in row.values:
             return "messages", rejected
     missing = "rejected" if "chosen" in row.values else "chosen"
-    known = (f" ({what})" for columns, what in FOREIGN if columns <= set(row.values))
+    known = (f" ({what})" for column, what in FOREIGN.items() if column in row.values)
     raise HarnessError(
         f"{row.place}: no column {missing!r}{next(known, '')}; a row has prompt, chosen and "
         f"rejected, this one has: {_names(row)}. data.columns takes other "
