@@ -36,8 +36,9 @@ from analysis.stats import LEVEL
 from analysis.table import Table, TableRow
 from analysis.text import number
 
-FILE = "bridge.json"
-RATINGS = range(1, 11)
+FOLDER, FILE = "bridge", "bridge.json"
+"""Folder beside the studies, below ``results/``, and the file in each of its own."""
+RATINGS = 10
 WON = 50.0
 MOST_MODELS_WITHOUT_SCATTER = 2
 """A line through two models leaves nothing that says how another would lie beside it."""
@@ -45,6 +46,13 @@ FEW_MODELS = 5
 """Fewer make a prediction interval that holds but is wide: in simulation its median half-width is
 22 to 60 points of win rate at 3 models, 8 to 22 at 4, 6 to 16 at 5.
 """
+TITLES = {
+    "win_rate": "AlpacaEval WR",
+    "length_controlled_win_rate": "AlpacaEval LC",
+    "rating": "MT-Bench",
+}
+NOT_PUBLISHED = "‡"
+"""Marks what was never judged by the published judge."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,19 @@ class Known:
         return self.low <= truth <= self.high
 
 
+def _pseudo(parts: Floats, statistic: Callable[[Floats], Any]) -> Floats:
+    """Delete-one pseudo-values of ``statistic`` of the sums of ``parts`` (clusters, …)."""
+    n, whole = len(parts), parts.sum(axis=0)
+    left = np.array([statistic(whole - part) for part in parts])
+    return np.asarray(n * np.array(statistic(whole)) - (n - 1) * left)
+
+
 def jackknife(parts: Floats, statistic: Callable[[Floats], float]) -> Known:
     """``statistic`` of the sums of ``parts`` (clusters, …), with its delete-one interval."""
-    n, whole = len(parts), parts.sum(axis=0)
-    value = statistic(whole)
+    n, value = len(parts), statistic(parts.sum(axis=0))
     if n < 2:
         return Known(value)
-    pseudo = np.array([n * value - (n - 1) * statistic(whole - part) for part in parts])
-    se = float(pseudo.std(ddof=1)) / math.sqrt(n)
+    se = float(_pseudo(parts, statistic).std(ddof=1)) / math.sqrt(n)
     if not math.isfinite(se) or se < 1e-9 * max(1.0, abs(value)):
         return Known(value)
     half = float(distributions.t.isf((1 - LEVEL) / 2, n - 1)) * se
@@ -80,12 +93,11 @@ def fieller(parts: Floats, statistic: Callable[[Floats], tuple[float, float]]) -
     """Top over bottom (``statistic`` of the sums of ``parts``) with Fieller's interval: the ratios
     b at which the mean pseudo-value of top − b·bottom is not told from 0.
     """
-    n, whole = len(parts), parts.sum(axis=0)
-    both = np.array(statistic(whole))
-    value = float(both[0] / both[1])
+    n, both = len(parts), statistic(parts.sum(axis=0))
+    value = both[0] / both[1]
     if n < 2:
         return Known(value)
-    pseudo = n * both - (n - 1) * np.array([statistic(whole - part) for part in parts])
+    pseudo = _pseudo(parts, statistic)
     top, bottom = pseudo.mean(axis=0)
     squared = float(distributions.t.isf((1 - LEVEL) / 2, n - 1)) ** 2
     (var_top, cov), (_, var_bottom) = squared * np.cov(pseudo.T) / n
@@ -113,6 +125,10 @@ class Scale:
     left_out: int
     noise: JudgeNoise
 
+    @property
+    def total(self) -> Floats:
+        return np.asarray(self.sums.sum(axis=0))
+
     def mean(self, judge: int, model: int) -> Known:
         """A model's score by the old judge (0) or the new (1)."""
         return jackknife(self.sums[:, model], lambda total: float(total[judge] / total[2]))
@@ -123,30 +139,32 @@ class Scale:
 
     def difference(self, judge: int, a: int, b: int) -> Known:
         """Model a minus model b under one judge, on the same items."""
-        return jackknife(
-            self.sums[:, [a, b]], lambda t: float(t[0, judge] / t[0, 2] - t[1, judge] / t[1, 2])
-        )
+
+        def apart(total: Floats) -> float:
+            return float(total[0, judge] / total[0, 2] - total[1, judge] / total[1, 2])
+
+        return jackknife(self.sums[:, [a, b]], apart)
 
     def line(self) -> tuple[Known, Known] | None:
         """(intercept, slope) of the map old = intercept + slope · new over the models, with the
         intervals of new items; None of a single model or equal new scores.
         """
-        total = self.sums.sum(axis=0)
-        if len(self.models) < 2 or np.ptp(_means(total)[1]) < 1e-9:
+        old, new = _means(self.total)
+        if len(self.models) < 2 or np.ptp(new) < 1e-9:
             return None
         if len(self.models) <= MOST_MODELS_WITHOUT_SCATTER:
-            intercept, slope = _line(total)
-            return Known(intercept), Known(slope)
+            slope, intercept = np.polyfit(new, old, 1)
+            return Known(float(intercept)), Known(float(slope))
         return fieller(self.sums, _intercept_parts), fieller(self.sums, _slope_parts)
 
     def published(self, new: float) -> Known | None:
         """A new score on the old scale, with the prediction interval for another model."""
-        if self.line() is None:
+        line = self.line()
+        if line is None:
             return None
-        old, scores = _means(self.sums.sum(axis=0))
         if len(self.models) <= MOST_MODELS_WITHOUT_SCATTER:
-            intercept, slope = _line(self.sums.sum(axis=0))
-            return Known(intercept + slope * new)
+            return Known(line[0].value + line[1].value * new)
+        old, scores = _means(self.total)
         fit = sm.OLS(old, sm.add_constant(scores)).fit()
         told = fit.get_prediction([[1.0, new]]).summary_frame(alpha=1 - LEVEL).iloc[0]
         value, low, high = (float(told[name]) for name in ("mean", "obs_ci_lower", "obs_ci_upper"))
@@ -169,19 +187,12 @@ class Scale:
         """Kendall's tau of the models' scores under both judges; None below three models."""
         if len(self.models) < 3:
             return None
-        old, new = _means(self.sums.sum(axis=0))
-        return float(distributions.kendalltau(old, new).statistic)
+        return float(distributions.kendalltau(*_means(self.total)).statistic)
 
 
 def _means(total: Floats) -> tuple[Floats, Floats]:
     """Old and new means of every model."""
     return total[:, 0] / total[:, 2], total[:, 1] / total[:, 2]
-
-
-def _line(total: Floats) -> tuple[float, float]:
-    old, new = _means(total)
-    slope, intercept = np.polyfit(new, old, 1)
-    return float(intercept), float(slope)
 
 
 def _slope_parts(total: Floats) -> tuple[float, float]:
@@ -205,40 +216,33 @@ def read(path: Path) -> tuple[dict[str, Any], list[Scale]]:
 
 def scales(rows: Sequence[Mapping[str, Any]]) -> list[Scale]:
     """The measures of a bridge's rows; items that miss a score of any model are counted only."""
-    frame = pd.DataFrame(rows)
-    found = []
-    for (benchmark, metric), part in frame.groupby(["benchmark", "metric"], sort=True):
-        found.append(_scale(str(benchmark), str(metric), part))
-    return found
+    groups = pd.DataFrame(rows).groupby(["benchmark", "metric"], sort=True)
+    return [_scale(str(benchmark), str(metric), part) for (benchmark, metric), part in groups]
 
 
 def _scale(benchmark: str, metric: str, part: pd.DataFrame) -> Scale:
     part = part.assign(old=part["old"].astype(float), new=part["new"].astype(float))
-    names = ["model", "cluster", "item"]
-    mean = part.groupby(names, sort=True).agg(
-        old=("old", "first"),
-        new=("new", "mean"),
-        first=("first", "first"),
-        length=("length", "first"),
-    )
-    rows = mean.reset_index()
-    models = tuple(sorted(rows["model"].unique()))
-    items = rows["item"].nunique()
-    rows = rows.dropna(subset=["old", "new"])
+    told = {name: (name, "first") for name in ("old", "first", "length")}
+    cells = part.groupby(["model", "cluster", "item"], sort=True)
+    every = cells.agg(**told, new=("new", "mean")).reset_index()
+    models, items = tuple(sorted(every["model"].unique())), every["item"].nunique()
+    rows = every.dropna(subset=["old", "new"])
     counts = rows.groupby("item")["model"].transform("size")
     rows = rows[counts == len(models)].reset_index(drop=True)
     clusters = tuple(sorted(rows["cluster"].unique()))
     sums = np.zeros((len(clusters), len(models), 3))
-    where = (
-        {name: place for place, name in enumerate(clusters)},
-        {m: i for i, m in enumerate(models)},
+    where = _codes(rows["cluster"], clusters), _codes(rows["model"], models)
+    np.add.at(sums, where, rows[["old", "new"]].assign(count=1.0).to_numpy())
+    repeats = part.pivot_table(
+        index=["model", "item"], columns="repeat", values="new", dropna=False
     )
-    for row in rows.itertuples():
-        sums[where[0][row.cluster], where[1][row.model]] += (row.old, row.new, 1.0)
-    every = part.pivot_table(index=["model", "item"], columns="repeat", values="new", dropna=False)
-    noise = rank.judge_noise(every.to_numpy(dtype=float), items=max(1, items))
+    noise = rank.judge_noise(repeats.to_numpy(dtype=float), items=max(1, items))
     left = items - rows["item"].nunique()
     return Scale(benchmark, metric, models, clusters, sums, rows, left, noise)
+
+
+def _codes(values: pd.Series, kinds: Sequence[str]) -> np.ndarray:
+    return np.asarray(pd.Categorical(values, categories=list(kinds)).codes)
 
 
 # -- item by item ----------------------------------------------------------------------------------
@@ -257,25 +261,24 @@ class Agreement:
 
 def agreement(scale: Scale) -> Agreement | None:
     """Agreement over all models' items; None of length-controlled scores, which no verdict has."""
-    rows = scale.rows
     if scale.metric == "length_controlled_win_rate":
         return None
     rated = scale.metric == "rating"
+    scores = [scale.rows[judge].to_numpy() for judge in ("old", "new")]
     if rated:
-        codes = [np.rint(rows[judge].to_numpy()).astype(int) - 1 for judge in ("old", "new")]
-        kinds, ties = len(RATINGS), np.zeros(len(rows), dtype=bool)
+        kinds, used = RATINGS, np.ones(len(scale.rows), dtype=bool)
+        codes = [np.rint(score).astype(int) - 1 for score in scores]
     else:
-        codes = [(rows[judge].to_numpy() > WON).astype(int) for judge in ("old", "new")]
-        kinds = 2
-        ties = (rows["old"].to_numpy() == WON) | (rows["new"].to_numpy() == WON)
-    places = pd.Categorical(rows["cluster"], categories=list(scale.clusters)).codes
+        kinds, used = 2, (scores[0] != WON) & (scores[1] != WON)
+        codes = [(score > WON).astype(int) for score in scores]
+    places = _codes(scale.rows["cluster"], scale.clusters)
     tables = np.zeros((len(scale.clusters), kinds, kinds))
-    np.add.at(tables, (places[~ties], codes[0][~ties], codes[1][~ties]), 1.0)
-    weights = "quadratic" if rated else None
+    np.add.at(tables, (places[used], codes[0][used], codes[1][used]), 1.0)
 
     def kappa(table: Floats) -> float:
         if len(np.flatnonzero(table.sum(axis=0) + table.sum(axis=1))) < 2:
             return math.nan
+        weights = "quadratic" if rated else None
         return float(cohens_kappa(table, wt=weights, return_results=False))
 
     def near(table: Floats) -> float:
@@ -285,34 +288,19 @@ def agreement(scale: Scale) -> Agreement | None:
         jackknife(tables, lambda table: float(np.trace(table) / table.sum())),
         jackknife(tables, kappa),
         jackknife(tables, near) if rated else None,
-        int(ties.sum()),
+        int((~used).sum()),
     )
 
 
-@dataclass(frozen=True)
-class Bias:
-    """What a judge leans to. first: how much oftener than half the answer shown first wins, in
-    points (None without pairs). length: effect of a longer answer, in log-odds of winning per
-    standard deviation of the difference's tanh, or in rating points per e-fold of characters.
+def first_bias(scale: Scale, judge: str) -> Known | None:
+    """How much oftener than half "old" or "new" lets the answer shown first win, in points; None
+    without pairs. Both orders are weighted alike, model by model, so that a model's strength is no
+    bias.
     """
-
-    first: Known | None
-    length: Known | None
-
-
-def bias(scale: Scale, judge: str) -> Bias:
-    """Biases of "old" or "new": a level for every model, standard errors clustered by item."""
-    rows = scale.rows
-    return Bias(_first(scale, rows, judge), _length(rows, judge, scale.metric == "rating"))
-
-
-def _first(scale: Scale, rows: pd.DataFrame, judge: str) -> Known | None:
-    """Both orders are weighted alike, model by model, so that a model's strength is no bias."""
-    shown = rows[rows["first"].notna()]
+    shown = scale.rows[scale.rows["first"].notna()]
     if shown.empty or scale.metric != "win_rate":
         return None
-    places = pd.Categorical(shown["cluster"], categories=list(scale.clusters)).codes
-    model = pd.Categorical(shown["model"], categories=list(scale.models)).codes
+    places, model = _codes(shown["cluster"], scale.clusters), _codes(shown["model"], scale.models)
     order = shown["first"].astype(bool).astype(int).to_numpy()
     parts = np.zeros((len(scale.clusters), len(scale.models), 2, 2))
     scores = shown[judge].to_numpy(dtype=float)
@@ -325,38 +313,27 @@ def _first(scale: Scale, rows: pd.DataFrame, judge: str) -> Known | None:
     return jackknife(parts, advantage) if (parts.sum(axis=0)[..., 1] > 1).all() else None
 
 
-def _length(rows: pd.DataFrame, judge: str, rated: bool) -> Known | None:
-    used = rows[rows["length"].notna()]
-    length = used["length"].to_numpy(dtype=float)
-    if len(used) < 10 or np.ptp(length) == 0:
+def length_bias(scale: Scale, judge: str) -> Known | None:
+    """Effect of a longer answer on "old" or "new", in log-odds of winning per standard deviation of
+    the difference's tanh, or in rating points per e-fold of characters: a level for every model,
+    standard errors clustered by item.
+    """
+    used, rated = scale.rows[scale.rows["length"].notna()], scale.metric == "rating"
+    length, value = used["length"].to_numpy(dtype=float), used[judge].to_numpy(dtype=float)
+    if len(used) < 10 or np.ptp(length) == 0 or (not rated and np.ptp(value) == 0):
         return None
     x = np.log(np.maximum(length, 1.0)) if rated else np.tanh(length / length.std(ddof=1))
     design = pd.get_dummies(used["model"], dtype=float).assign(length=x)
-    value = used[judge].to_numpy(dtype=float)
+    model = sm.OLS(value, design)
+    if not rated:
+        model = sm.GLM(value / 100, design, family=sm.families.Binomial())
     groups = {"groups": pd.factorize(used["cluster"])[0]}
-    if rated:
-        fit = sm.OLS(value, design).fit(cov_type="cluster", cov_kwds=groups)
-    elif np.ptp(value) == 0:
-        return None
-    else:
-        family = sm.families.Binomial()
-        fit = sm.GLM(value / 100, design, family=family).fit(cov_type="cluster", cov_kwds=groups)
+    fit = model.fit(cov_type="cluster", cov_kwds=groups)
     low, high = fit.conf_int(alpha=1 - LEVEL).loc["length"]
     return Known(float(fit.params["length"]), float(low), float(high))
 
 
 # -- tables ----------------------------------------------------------------------------------------
-FOLDER = "bridge"
-"""Beside the studies, below ``results/``."""
-TITLES = {
-    "win_rate": "AlpacaEval WR",
-    "length_controlled_win_rate": "AlpacaEval LC",
-    "rating": "MT-Bench",
-}
-NOT_PUBLISHED = "‡"
-"""Marks what was never judged by the published judge."""
-
-
 def known_text(known: Known | None, digits: int = 2, *, sign: bool = False) -> str:
     """ "23.10 (20.31 to 25.89)"; a dash for the ends where there is no interval."""
     if known is None:
@@ -399,26 +376,27 @@ def table_models(about: Mapping[str, Any], scales: Sequence[Scale]) -> Table:
 
 def table_judges(about: Mapping[str, Any], scales: Sequence[Scale]) -> Table:
     """How the judges agree, item by item and model by model, what each leans to, and the map."""
-    rows, observations = [], []
+    rows, observations, notes = [], [], []
     for scale in scales:
-        shown = _judges(scale)
-        for place, (name, known) in enumerate(shown.items()):
+        title = TITLES[scale.metric]
+        for place, (name, known) in enumerate(_judges(scale).items()):
             text = known if isinstance(known, str) else known_text(known, 3)
-            head = {"measure": TITLES[scale.metric], "what": name}
+            head = {"measure": title, "what": name}
             rows.append(TableRow({**head, "value": text}, rule=place == 0))
             numbers = _fields("value", None if isinstance(known, str) else known)
             observations.append({**head, "text": text, **numbers})
-    left_out = {TITLES[s.metric]: s.left_out for s in scales if s.left_out}
-    notes = [
-        f"{name}: {count} items without a score of some model by some judge are left out."
-        for name, count in left_out.items()
-    ]
-    if any(len(scale.models) <= MOST_MODELS_WITHOUT_SCATTER for scale in scales):
+        if scale.left_out:
+            notes.append(
+                f"{title}: {scale.left_out} items without a score of some model by some judge are "
+                "left out."
+            )
+    fewest = min((len(scale.models) for scale in scales), default=FEW_MODELS)
+    if fewest <= MOST_MODELS_WITHOUT_SCATTER:
         notes.append(
             "Two models make a line and leave nothing that says how far another lies from it: a "
             "mapped score has no interval, and neither has the line. Three are needed."
         )
-    elif any(len(scale.models) < FEW_MODELS for scale in scales):
+    elif fewest < FEW_MODELS:
         notes.append(
             f"Fewer than {FEW_MODELS} models hardly make a map: the interval of a mapped score "
             "holds, but with one or two degrees of freedom it is several times as wide as with "
@@ -430,8 +408,7 @@ def table_judges(about: Mapping[str, Any], scales: Sequence[Scale]) -> Table:
         "shown first wins oftener than half. Length: log-odds of winning per sd of the length "
         "difference's tanh; rating points per e-fold of characters."
     )
-    title = "The two judges"
-    return Table("bridge_judges", title, caption, rows, observations, notes, left=3)
+    return Table("bridge_judges", "The two judges", caption, rows, observations, notes, left=3)
 
 
 def _judges(scale: Scale) -> dict[str, Known | str | None]:
@@ -444,18 +421,15 @@ def _judges(scale: Scale) -> dict[str, Known | str | None]:
         if agreed.ties:
             shown["ties, left out of agreement"] = str(agreed.ties)
         for judge in ("old", "new"):
-            lean = bias(scale, judge)
-            if lean.first:
-                shown[f"shown first, {judge} judge"] = lean.first
-            shown[f"length, {judge} judge"] = lean.length
-    line = scale.line()
-    shown["map: intercept"] = line and line[0]
-    shown["map: slope"] = line and line[1]
+            first = first_bias(scale, judge)
+            if first:
+                shown[f"shown first, {judge} judge"] = first
+            shown[f"length, {judge} judge"] = length_bias(scale, judge)
+    shown["map: intercept"], shown["map: slope"] = scale.line() or (None, None)
     kept, pairs, kept_clear, clear = scale.kept_signs()
     shown["differences of models that keep their sign"] = f"{kept} of {pairs}"
     shown["… of those clear under the old judge"] = f"{kept_clear} of {clear}"
-    tau = scale.correlation()
-    shown["rank correlation of models (Kendall)"] = number(tau, 3) if tau is not None else "–"
+    shown["rank correlation of models (Kendall)"] = number(scale.correlation(), 3)
     noise = scale.noise
     shown["noise of repeats: sd of one verdict"] = noise.undefined or number(noise.sd, 3)
     return shown
@@ -470,29 +444,25 @@ def study_tables(data: StudyData, results: Path) -> dict[str, Table]:
         about, scales = read(path)
         if about["judge"] in held:
             key = f"published_scale_{len(found)}" if found else "published_scale"
-            table = _published_scale(data, key, about, scales)
+            table = _published_scale(data, key, about["judge"], scales)
             if table.rows:
                 found[key] = table
     return found
 
 
-def _published_scale(
-    data: StudyData, key: str, about: Mapping[str, Any], scales: Sequence[Scale]
-) -> Table:
+def _published_scale(data: StudyData, key: str, judge: str, scales: Sequence[Scale]) -> Table:
     rows, observations = [], []
+    by_measure = {(scale.benchmark, scale.metric): scale for scale in scales}
     for measure in measures.columns(data, "table_1"):
-        scale = next(
-            (s for s in scales if (s.benchmark, s.metric) == (measure.benchmark, measure.metric)),
-            None,
-        )
-        if scale is None or measure.part:
+        of = (measure.benchmark, measure.metric)
+        if of not in by_measure or measure.part:
             continue
         for checkpoint in data.checkpoints:
-            if about["judge"] not in data.identity(checkpoint, measure.benchmark, measure.metric):
+            if judge not in data.identity(checkpoint, *of):
                 continue
             value = findings.estimate(data, checkpoint, measure).value
-            mapped = None if value is None else scale.published(value)
-            if value is None or mapped is None:
+            mapped = None if value is None else by_measure[of].published(value)
+            if mapped is None:
                 continue
             head = {"measure": measure.title, "checkpoint": checkpoint.title}
             cells = {
@@ -502,7 +472,7 @@ def _published_scale(
             rows.append(TableRow({**head, **cells}))
             observations.append({**head, "value": value, **_fields("mapped", mapped)})
     caption = (
-        f"{NOT_PUBLISHED} Not judged by the published judge: the score by {about['judge']} through "
+        f"{NOT_PUBLISHED} Not judged by the published judge: the score by {judge} through "
         "the map of its bridge, with the prediction interval for another model. The study's own "
         "noise comes on top. Compare arms under this judge, not here."
     )

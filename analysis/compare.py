@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from analysis import findings, measures
 from analysis.layout import Layout
-from analysis.load import Checkpoint, Run, StudyData, load_study
+from analysis.load import Checkpoint, Run, StudyData
 from analysis.measures import Measure
 from analysis.stats import Estimate, difference
 from analysis.table import (
@@ -31,7 +30,12 @@ from analysis.table import (
 from analysis.text import number, p_value
 from harness.records import HarnessError
 
-VERDICTS = ("better", "worse", "equivalent", "undecided")
+VERDICTS = {
+    "better": "better than",
+    "worse": "worse than",
+    "equivalent": "equivalent to",
+    "undecided": "undecided against",
+}
 """Of A against B, in the order of the exit statuses of ``selm compare --gate``: 0, 1, 2, 3."""
 
 
@@ -56,13 +60,6 @@ class Asked:
 DEFAULT = Asked()
 
 
-def compare_study(
-    study_dir: Path, store_dir: Path, a: str, b: str, benchmark: str = "", asked: Asked = DEFAULT
-) -> Table:
-    """``compare`` on a study read from disk."""
-    return compare(load_study(study_dir, store_dir), a, b, benchmark, asked)
-
-
 def compare(data: StudyData, a: str, b: str, benchmark: str = "", asked: Asked = DEFAULT) -> Table:
     """A minus B on every measure both hold. ``benchmark`` keeps one benchmark or one measure
     (``alpaca_eval``, ``mt_bench.rating``).
@@ -72,8 +69,9 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "", asked: Asked =
     when there is nothing to compare.
     """
     left, right = resolve(data, a), resolve(data, b)
+    ours, theirs = name_of(left), name_of(right)
     if left.iteration == right.iteration and left.runs == right.runs:
-        raise HarnessError(f"{a!r} and {b!r} are the same checkpoint ({name_of(left)}); name two")
+        raise HarnessError(f"{a!r} and {b!r} are the same checkpoint ({ours}); name two")
     rows, observations = [], []
     notes = [
         POPULATIONS_NOTE,
@@ -92,33 +90,39 @@ def compare(data: StudyData, a: str, b: str, benchmark: str = "", asked: Asked =
                 "common seeds"
             )
         found = difference(*cells, min_complete=data.min_complete)
-        of = {name_of(c): findings.estimate(data, c, measure) for c in (left, right)}
-        shown = {name: cell_text(estimate, measure) for name, estimate in of.items()}
+        of = [findings.estimate(data, checkpoint, measure) for checkpoint in (left, right)]
+        shown = {name: cell_text(e, measure) for name, e in zip((ours, theirs), of, strict=True)}
         word, reason = verdict(cells[0], cells[1], found, measure, asked, data.min_complete)
         told = {**_difference(found, measure), "verdict": word or "–"}
         rows.append({"measure": measure.name, **shown, **told})
-        said = {"delta": asked.delta, "verdict": word, "reason": reason}
-        observations.append(_observation(measure, of, found) | said)
+        observations.append(
+            {
+                "measure": measure.key,
+                "unit": measure.unit,
+                "a": ours,
+                "b": theirs,
+                "mean_a": of[0].value,
+                "mean_b": of[1].value,
+                "difference": found.value,
+                **ends(found, "items", "A", "B", p=True),
+                **counts(found),
+                "delta": asked.delta,
+                "verdict": word,
+                "reason": reason,
+            }
+        )
         if len(chosen) == 1 and word:
-            notes.insert(0, f"{name_of(left)} is {said_of(word, name_of(right))}: {reason}.")
+            notes.insert(0, f"{ours} is {VERDICTS[word]} {theirs}: {reason}.")
         notes += [f"{measure.name}: {flag}" for flag in found.cautions]
     if not rows:
-        raise HarnessError(
-            f"nothing to compare: {name_of(left)} and {name_of(right)} hold no common "
-            f"scores{f' of {benchmark}' if benchmark else ''}"
-        )
+        of_it = f" of {benchmark}" if benchmark else ""
+        raise HarnessError(f"nothing to compare: {ours} and {theirs} hold no common scores{of_it}")
     paired_by = "item" if len(left.runs) == 1 else "item and seed"
-    caption = f"{name_of(left)} minus {name_of(right)}, paired by {paired_by}."
-    title = f"{name_of(left)} against {name_of(right)}"
+    caption = f"{ours} minus {theirs}, paired by {paired_by}."
     empty = {name for name in rows[0] if all(row[name] == "–" for row in rows)}
     kept = [TableRow({name: row[name] for name in row if name not in empty}) for row in rows]
+    title = f"{ours} against {theirs}"
     return Table("compare", title, caption, kept, observations, unique(notes))
-
-
-def said_of(word: str, other: str) -> str:
-    """A verdict before what it is about."""
-    links = {"better": "better than", "worse": "worse than", "equivalent": "equivalent to"}
-    return f"{links[word]} {other}" if word in links else f"undecided against {other}"
 
 
 def verdict(
@@ -133,12 +137,10 @@ def verdict(
     """
     if not measure.better:
         return "", ""
-    single = "items" in found.intervals and found.seeds == 1
-    name = "items" if single else asked.population
-    digits = found.digits(measure.digits)
-    interval = found.intervals[name]
+    name = "items" if "items" in found.intervals and found.seeds == 1 else asked.population
+    digits, interval = found.digits(measure.digits), found.intervals[name]
     if interval.low is None or interval.high is None:
-        return "undecided", interval.undefined or "no interval"
+        return "undecided", interval.undefined
     shown = (
         f"95 % interval of the difference {interval_text(interval, digits)} ({interval.population})"
     )
@@ -203,18 +205,13 @@ def resolve(data: StudyData, name: str) -> Checkpoint:
             f"{name!r} is no run or arm of study {data.name}; arms: {', '.join(data.arms)}; "
             f"seeds: {', '.join(map(str, data.seeds))}"
         )
+    there = sorted({one for run in runs for one in run.iterations})
     iteration = int(tail) if tail else max(run.last_iteration for run in runs)
-    if not any(iteration in run.iterations for run in runs):
-        there = sorted({one for run in runs for one in run.iterations})
-        raise HarnessError(
-            f"{name!r}: no iteration {iteration}; there are {', '.join(map(str, there))}"
-        )
-    return Checkpoint(
-        runs[0].arm_name if iteration else "",
-        runs[0].label if iteration else "Base",
-        iteration,
-        tuple(runs),
-    )
+    if iteration not in there:
+        known = ", ".join(map(str, there))
+        raise HarnessError(f"{name!r}: no iteration {iteration}; there are {known}")
+    arm, label = (runs[0].arm_name, runs[0].label) if iteration else ("", "Base")
+    return Checkpoint(arm, label, iteration, tuple(runs))
 
 
 def _runs_of(data: StudyData, name: str) -> list[Run]:
@@ -236,14 +233,11 @@ def _measures(data: StudyData, benchmark: str) -> list[Measure]:
         return list(known.values())
     if benchmark == "academic":
         return list(measures.columns(data, "table_2"))
-    chosen = [
-        m
-        for key, m in known.items()
-        if benchmark in (m.benchmark, key, f"{m.benchmark}.{m.metric}")
-    ]
+    names = {key: (m.benchmark, key, f"{m.benchmark}.{m.metric}") for key, m in known.items()}
+    chosen = [known[key] for key in known if benchmark in names[key]]
     if not chosen:
-        names = ", ".join(dict.fromkeys(m.benchmark for m in known.values()))
-        raise HarnessError(f"unknown benchmark {benchmark!r}; known: {names}")
+        benchmarks = ", ".join(dict.fromkeys(m.benchmark for m in known.values()))
+        raise HarnessError(f"unknown benchmark {benchmark!r}; known: {benchmarks}")
     return chosen
 
 
@@ -261,18 +255,3 @@ def _difference(found: Estimate, measure: Measure) -> dict[str, str]:
     if found.value is None:
         cells = {**dict.fromkeys(cells, "–"), "difference": incomplete_text(found)}
     return {**cells, "n": n}
-
-
-def _observation(measure: Measure, of: dict[str, Estimate], found: Estimate) -> dict[str, object]:
-    (a, first), (b, second) = of.items()
-    return {
-        "measure": measure.key,
-        "unit": measure.unit,
-        "a": a,
-        "b": b,
-        "mean_a": first.value,
-        "mean_b": second.value,
-        "difference": found.value,
-        **ends(found, "items", "A", "B", p=True),
-        **counts(found),
-    }

@@ -1,4 +1,4 @@
-"""Arms against a baseline: pooled headline, Holm, Dunnett, selection with seeds to spare.
+"""Arms against a baseline: trend, pooled headline, Holm, Dunnett, selection with seeds to spare.
 Axis letters: A arms (the baseline among them), S seeds, n item clusters.
 """
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -31,9 +31,16 @@ from analysis.stats import (
 
 EXACT_ARMS = 7
 """Arms up to which all A! orders of a seed are listed."""
-ORDERS = "these seeds, every order of the arms equally likely"
+STRAY_SIZE, APART_SIZE = 0.005, 0.01
+"""Sizes of the checks of a shared seed variance: of one arm alone, and of a difference."""
+POOLED = "difference, pooled"
+"""``Estimate.method`` of an arm whose headline is pooled."""
+_NO_PAGE = Permutation(
+    "these seeds, every order of the arms equally likely", "Page's L", None, None, None, 0
+)
 
 
+# -- a trend ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Trend:
     """estimate: slope with "A" and "B"; page and p_directed: in the declared direction."""
@@ -67,44 +74,27 @@ def trend(
         raise ValueError(f"a trend needs three values of α; got {len(alphas)}")
     x = np.arange(len(alphas), dtype=float)
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    slope, lost = _contrast([arms[a] for a in alphas], weights)
+    cells = [arms[alpha] for alpha in alphas]
+    common, flags = cells[0], ()  # type: tuple[Layout, tuple[str, ...]]
+    for cell in cells[1:]:
+        common, lost = paired(common, cell)
+        flags += lost
+    parts = [cell.take(common.seeds).spread(common.clusters).values for cell in cells]
+    contrast = np.sum([w * part for w, part in zip(weights, parts, strict=True)], axis=0)
+    slope = replace(common, values=contrast, low=None, high=None)  # a slope has no bounds
     estimate = mean_over_seeds(slope, null=0.0, min_complete=min_complete)
     sign = -1.0 if expected == "falling" else 1.0
-    a = estimate.intervals["A"]
-    directed = None
+    a, directed = estimate.intervals["A"], None
     if estimate.value is not None and a.se and a.df:
         directed = float(distributions.t.sf(sign * estimate.value / a.se, a.df[0]))
-    means = _block_means([arms[v] for v in alphas], slope, min_complete)
-    page = (
-        page_trend(means * sign, generator)
-        if means.size
-        else replace(_NO_PAGE, undefined="; ".join(estimate.flags) or "no scores")
-    )
-    estimate = replace(estimate, method="slope on rank of α")
-    return Trend(tuple(alphas), estimate, page, directed, lost)
-
-
-def _contrast(cells: Sequence[Layout], weights: Floats) -> tuple[Layout, tuple[str, ...]]:
-    """Σ weights·Y over common seeds, as a layout (no bounds: a slope has none of its own)."""
-    total, flags = cells[0], ()  # type: tuple[Layout, tuple[str, ...]]
-    for cell in cells[1:]:
-        total, lost = paired(total, cell)
-        flags += lost
-    parts = [cell.take(total.seeds).spread(total.clusters) for cell in cells]
-    values = np.sum([w * p.values for w, p in zip(weights, parts, strict=True)], axis=0)
-    return replace(total, values=values, low=None, high=None), tuple(dict.fromkeys(flags))
-
-
-def _block_means(cells: Sequence[Layout], slope: Layout, min_complete: float) -> Floats:
     used, reason, _ = complete(slope, min_complete)
-    if reason:
-        return np.empty((0, len(cells)))
-    parts = [cell.take(used.seeds).spread(slope.clusters) for cell in cells]
-    there = np.isin(np.array(slope.clusters), np.array(used.clusters))
-    return np.array([part.values[:, there].mean(axis=1) for part in parts]).T
-
-
-_NO_PAGE = Permutation(ORDERS, "Page's L", None, None, None, 0)
+    page = replace(_NO_PAGE, undefined=reason)
+    if not reason:
+        there = np.isin(np.array(slope.clusters), np.array(used.clusters))
+        means = np.array([part[:, there].mean(axis=1) for part in parts]).T
+        page = page_trend(means * sign, generator)
+    estimate = replace(estimate, method="slope on rank of α")
+    return Trend(tuple(alphas), estimate, page, directed, tuple(dict.fromkeys(flags)))
 
 
 def page_trend(
@@ -117,72 +107,46 @@ def page_trend(
     ranks = np.array([distributions.rankdata(row) for row in means])
     place = np.arange(1, A + 1, dtype=np.float64)
     L, floor = float((ranks @ place).sum()), math.factorial(A) ** -float(S)
-    blank = replace(_NO_PAGE, n=S, statistic=L)
+    found = replace(_NO_PAGE, n=S, statistic=L)
     if all(np.ptp(row) == 0 for row in ranks):
-        return replace(blank, undefined="all arms are tied in every seed")
+        return replace(found, undefined="all arms are tied in every seed")
     if A <= EXACT_ARMS:
         orders = np.array(list(itertools.permutations(range(A))))
         null = np.ones(1)
         for row in ranks:
             doubled = np.rint(2 * (row[orders] @ place)).astype(np.int64)
             null = np.convolve(null, np.bincount(doubled) / len(orders))
-        return replace(
-            blank,
-            p=min(float(null[round(2 * L) :].sum()), 1.0),
-            floor=floor,
-            flags=floor_flags(floor),
-        )
+        p = min(float(null[round(2 * L) :].sum()), 1.0)
+        return replace(found, p=p, floor=floor, flags=floor_flags(floor))
     rng = needed(generator, f"Page's test with more than {EXACT_ARMS} arms")
     drawn = np.sum(
         [rng.permuted(np.tile(row, (draws, 1)), axis=1) @ place for row in ranks], axis=0
     )
     hits = int((drawn >= L - 1e-9).sum())
-    return replace(blank, p=(1 + hits) / (1 + draws), floor=1 / (1 + draws), draws=draws)
+    return replace(found, p=(1 + hits) / (1 + draws), floor=1 / (1 + draws), draws=draws)
 
 
-STRAY_SIZE, APART_SIZE = 0.005, 0.01
-"""Sizes of the checks of a shared seed variance: of one arm alone, and of a difference."""
-POOLED = "difference, pooled"
-"""``Estimate.method`` of a member whose headline is pooled."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """``estimate.intervals``: "A", "B" (pooled with three or more arms), "A_paired", "B_paired".
-    dunnett: simultaneous (A) interval over all arms. holm: adjusted p by interval name.
-    """
-
-    arm: str
-    estimate: Estimate
-    dunnett: Interval
-    holm: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Family:
-    """All arms against ``baseline``; ms, df: the pooled arm × seed residual (None: paired only)."""
-
-    baseline: str
-    members: tuple[Member, ...]
-    seeds: tuple[int, ...]
-    ms: float | None
-    df: int | None
-    pooled: bool
-    flags: tuple[str, ...] = ()
-
-    def __getitem__(self, arm: str) -> Member:
-        return next(m for m in self.members if m.arm == arm)
-
-
+# -- the arms' residual over seeds -----------------------------------------------------------------
 def residual(means: Floats) -> tuple[Floats, int]:
     """MS = Σ(m_as − m_a. − m_.s + m..)²/df of cell means (…, A, S), df = (A−1)(S−1)."""
     A, S = means.shape[-2:]
     of_arm, of_seed = means.mean(axis=-1, keepdims=True), means.mean(axis=-2, keepdims=True)
+    rest = means - of_arm - of_seed + means.mean(axis=(-2, -1), keepdims=True)
     df = (A - 1) * (S - 1)
-    ms = ((means - of_arm - of_seed + means.mean(axis=(-2, -1), keepdims=True)) ** 2).sum(
-        axis=(-2, -1)
-    ) / max(df, 1)
-    return np.where(ms < (1e-12 * np.abs(means).max(axis=(-2, -1))) ** 2, 0.0, ms), df
+    ms = (rest**2).sum(axis=(-2, -1)) / max(df, 1)
+    return np.where(ms < _tiny(means), 0.0, ms), df
+
+
+def _tiny(means: Floats) -> Floats:
+    """A variance below it is rounding."""
+    return np.asarray((1e-12 * np.abs(means).max(axis=(-2, -1))) ** 2)
+
+
+def _f_test(own: Floats, rest: Floats, tiny: Floats, df: tuple[int, int]) -> Floats:
+    """p of own/rest against F with these degrees of freedom; rounding is no variance."""
+    with_rest = own / np.where(rest > tiny, rest, 1.0)
+    ratio = np.where(rest > tiny, with_rest, np.where(own > tiny, np.inf, 1.0))
+    return np.asarray(distributions.f.sf(ratio, *df))
 
 
 def stray(means: Floats, arm: int) -> Floats:
@@ -197,9 +161,8 @@ def stray(means: Floats, arm: int) -> Floats:
     others = np.delete(means, arm, axis=-2)
     ms, df = residual(others)
     own = (A - 1) / A * (means[..., arm, :] - others.mean(axis=-2)).var(axis=-1, ddof=1)
-    own = np.where(own < (1e-12 * np.abs(means).max(axis=(-2, -1))) ** 2, 0.0, own)
-    ratio = np.where(ms > 0, own / np.where(ms > 0, ms, 1.0), np.where(own > 0, np.inf, 1.0))
-    return np.asarray(distributions.f.sf(ratio, S - 1, df))
+    own = np.where(own < _tiny(means), 0.0, own)
+    return _f_test(own, ms, np.zeros(()), (S - 1, df))
 
 
 def apart(means: Floats, arm: int, baseline: int) -> Floats:
@@ -213,18 +176,29 @@ def apart(means: Floats, arm: int, baseline: int) -> Floats:
     A, S = means.shape[-2:]
     ms, df = residual(means)
     own = ((means[..., arm, :] - means[..., baseline, :]) / math.sqrt(2)).var(axis=-1, ddof=1)
-    tiny = (1e-12 * np.abs(means).max(axis=(-2, -1))) ** 2
-    rest = np.maximum(ms * df - own * (S - 1), 0.0) / ((A - 2) * (S - 1))
-    ratio = np.where(
-        rest > tiny, own / np.where(rest > tiny, rest, 1.0), np.where(own > tiny, np.inf, 1.0)
-    )
-    return np.asarray(distributions.f.sf(ratio, S - 1, (A - 2) * (S - 1)))
+    df_rest = (A - 2) * (S - 1)
+    rest = np.maximum(ms * df - own * (S - 1), 0.0) / df_rest
+    return _f_test(own, rest, _tiny(means), (S - 1, df_rest))
 
 
 def unequal(means: Floats, arm: int, baseline: int) -> NDArray[np.bool_]:
     """Whether an F test (size 2 % together) finds that the pool does not speak for this pair."""
     alone = np.minimum(stray(means, arm), stray(means, baseline))
     return np.asarray((alone < STRAY_SIZE) | (apart(means, arm, baseline) < APART_SIZE))
+
+
+# -- a family --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Family:
+    """Every arm's difference to the baseline: intervals "A" and "B" (pooled with three or more
+    arms), "A_paired", "B_paired", and "dunnett", simultaneous (A) over all arms. ms, df: the pooled
+    arm × seed residual (None: paired only).
+    """
+
+    arms: Mapping[str, Estimate]
+    ms: float | None = None
+    df: int | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,28 +224,23 @@ def family(arms: Mapping[str, Layout], baseline: str, *, min_complete: float = 1
     headline covers 85–91 % at 3 seeds, 89–92 % at 5, 92–94 % at 10; for the largest of five α whose
     seed spread grows with α (to 2.2 times the smallest's) 87–91 %. So the paired interval, which
     holds whatever the arms do, is always beside it. Seeds not in every arm are left out of the pool
-    (flagged), INCOMPLETE arms and those of too few seeds for an interval too. The order of ``arms``
-    is that of the members, no more.
+    (flagged), INCOMPLETE arms and those of too few seeds for an interval too.
     """
+    ours = arms[baseline]
     pairs = {
-        name: difference(cell, arms[baseline], min_complete=min_complete)
+        name: difference(cell, ours, min_complete=min_complete)
         for name, cell in arms.items()
         if name != baseline
     }
-    usable = {baseline: arms[baseline]} | {
+    usable = {baseline: ours} | {
         name: arms[name] for name, e in pairs.items() if not e.incomplete and e.seeds >= MIN_SEEDS
     }
     pool, flags = _pool(usable, baseline, min_complete)
     flags += [f"{name} left out: {e.flags[0]}" for name, e in pairs.items() if e.incomplete]
-    members = [_member(name, e, pool) for name, e in pairs.items()]
-    adjusted = {
-        key: holm({m.arm: m.estimate.p(key) for m in members})
-        for key in ("A", "B", "A_paired", "B_paired")
-    }
-    done = tuple(replace(m, holm={key: adjusted[key][m.arm] for key in adjusted}) for m in members)
+    told = {name: _headline(name, pair, pool) for name, pair in pairs.items()}
     if pool is None:
-        return Family(baseline, done, tuple(arms[baseline].seeds), None, None, False, tuple(flags))
-    return Family(baseline, done, pool.seeds, pool.ms, pool.df, True, tuple(flags))
+        return Family(told, flags=tuple(flags))
+    return Family(told, pool.ms, pool.df, tuple(flags))
 
 
 def _pool(
@@ -280,26 +249,20 @@ def _pool(
     """The residual over what is scored in every arm; copies of an arm are counted once."""
     if len(usable) < 3:
         return None, []
-    names = sorted(usable)
+    names, flags = sorted(usable), []
     seeds = tuple(sorted(set.intersection(*(set(cell.seeds) for cell in usable.values()))))
     lost = sorted(set().union(*(cell.seeds for cell in usable.values())) - set(seeds))
-    flags = (
-        [f"seeds left out of the pool, not in every arm: {', '.join(map(str, lost))}"]
-        if lost
-        else []
-    )
+    if lost:
+        told = ", ".join(map(str, lost))
+        flags.append(f"seeds left out of the pool, not in every arm: {told}")
     if len(seeds) < MIN_SEEDS:
         return None, [*flags, f"no pooled residual: {len(seeds)} common seeds"]
     cells = [complete(usable[name].take(seeds), min_complete)[0] for name in names]
     clusters = set.intersection(*(set(cell.clusters) for cell in cells))
     if not clusters:
         return None, [*flags, "no pooled residual: no item cluster is scored in every arm"]
-    rows = np.array(
-        [
-            cell.keep(np.array([c in clusters for c in cell.clusters])).values.mean(axis=1)
-            for cell in cells
-        ]
-    )
+    shared = [cell.keep(np.array([c in clusters for c in cell.clusters])) for cell in cells]
+    rows = np.array([cell.values.mean(axis=1) for cell in shared])
     different, which = np.unique(rows, axis=0, return_inverse=True)
     if len(different) < 3:
         return None, [*flags, f"no pooled residual: {len(different)} different arms"]
@@ -313,53 +276,45 @@ def _pool(
     return _Pool(seeds, float(ms), df, len(different), off), flags
 
 
-def _member(name: str, pair: Estimate, pool: _Pool | None) -> Member:
-    beside = {f"{key}_paired": interval for key, interval in pair.intervals.items() if key in "AB"}
+def _headline(name: str, pair: Estimate, pool: _Pool | None) -> Estimate:
+    """A paired difference with the intervals of a family."""
+    beside = {f"{key}_paired": pair.intervals[key] for key in "AB" if key in pair.intervals}
+    intervals = {**pair.intervals, **beside}
     why = "no pooled residual"
-    flags = pair.flags
-    if pool is not None and not pair.incomplete:
+    if pair.value is None or pair.squares is None:
+        why = pair.flags[0]
+    elif pool is not None:
+        why = ""
         if len(pool.seeds) != pair.seeds:
             why = "the headline is the paired interval: its seeds are not those of the pool"
-            flags += (why,)
         elif name in pool.unequal:
             why = (
                 "unequal: this difference varies over seeds more than the other arms do, so "
                 "the headline is the paired interval"
             )
-            flags += (why,)
-        else:
-            why = ""
+        pair = replace(pair, flags=(*pair.flags, why) if why else pair.flags)
     if why or pool is None or pair.value is None or pair.squares is None:
-        dunnett = Interval(
-            NEW_SEEDS, "Dunnett", undefined=pair.flags[0] if pair.incomplete else why
-        )
-        return Member(
-            name, replace(pair, intervals={**pair.intervals, **beside}, flags=flags), dunnett, {}
-        )
+        intervals["dunnett"] = Interval(NEW_SEEDS, "Dunnett", undefined=why)
+        return replace(pair, intervals=intervals)
     a2, df = 2 * pool.ms / len(pool.seeds), float(pool.df)
     pooled = {
         "A": seed_interval(pair.value, a2, df, pair.seeds, null=0.0),
         "B": crossed_interval(pair.value, a2, df, pair.squares, null=0.0),
     }
-    pooled = {
-        key: replace(i, method=f"{i.method}, arm × seed residual pooled over {pool.arms} arms")
-        for key, i in pooled.items()
-    }
-    estimate = replace(
-        pair, method=POOLED, intervals={**pair.intervals, **pooled, **beside}, flags=flags
-    )
-    return Member(name, estimate, _dunnett(pair.value, a2, pool.arms - 1, df), {})
+    for key, interval in pooled.items():
+        method = f"{interval.method}, arm × seed residual pooled over {pool.arms} arms"
+        intervals[key] = replace(interval, method=method)
+    intervals["dunnett"] = _dunnett(pair.value, a2, pool.arms - 1, df)
+    return replace(pair, method=POOLED, intervals=intervals)
 
 
 def _dunnett(value: float, a2: float, arms: int, df: float) -> Interval:
-    blank = Interval(NEW_SEEDS, f"Dunnett, {arms} arms simultaneously", df=(df,))
+    found = Interval(NEW_SEEDS, f"Dunnett, {arms} arms simultaneously", df=(df,))
     if a2 <= 0:
-        return replace(blank, undefined="all seeds give the same difference")
+        return replace(found, undefined="all seeds give the same difference")
     se = math.sqrt(a2)
-    half = dunnett_critical(arms, df) * se
-    return replace(
-        blank, low=value - half, high=value + half, se=se, p=dunnett_p(value / se, arms, df)
-    )
+    half, p = dunnett_critical(arms, df) * se, dunnett_p(value / se, arms, df)
+    return replace(found, low=value - half, high=value + half, se=se, p=p)
 
 
 def dunnett_cdf(q: float, arms: int, df: float) -> float:
@@ -394,27 +349,26 @@ def dunnett_critical(arms: int, df: float) -> float:
     if arms == 1:
         return low
     high = float(distributions.t.isf((1 - LEVEL) / 2 / arms, df))
-    return float(
-        optimize.brentq(
-            lambda q: dunnett_cdf(q, arms, df) - LEVEL, low * 0.99, high * 1.01, xtol=1e-10
-        )
-    )
+
+    def excess(q: float) -> float:
+        return dunnett_cdf(q, arms, df) - LEVEL
+
+    return float(optimize.brentq(excess, low * 0.99, high * 1.01, xtol=1e-10))
 
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:
     """Holm-adjusted p by name; an undefined p stays undefined but counts as a member (as 1)."""
-    if not p:
-        return {}
     names = sorted(p)
-    raw = [1.0 if p[name] is None else float(p[name] or 0.0) for name in names]
+    raw = np.array([1.0 if p[name] is None else p[name] for name in names], dtype=float)
     # statsmodels' own collects garbage at every call, a quarter of a report's time
     order = np.argsort(raw, kind="stable")
-    steps = np.asarray(raw)[order] * np.arange(len(raw), 0, -1)
+    steps = raw[order] * np.arange(len(raw), 0, -1)
     values = np.minimum(np.maximum.accumulate(steps), 1.0)
     adjusted = {names[at]: float(value) for at, value in zip(order, values, strict=True)}
     return {name: None if p[name] is None else adjusted[name] for name in p}
 
 
+# -- the best arm ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Selection:
     """The best arm, told on seeds that did not choose it. naive: its difference where it was chosen
@@ -427,7 +381,7 @@ class Selection:
     estimating: tuple[int, ...]
     naive: float
     estimate: Estimate
-    rotated: float | None
+    rotated: float
     rotated_choices: tuple[str, ...]
     flags: tuple[str, ...] = ()
 
@@ -438,12 +392,12 @@ def reestimate_best(
     """Choose the best mean on the first half of the common seeds (at least 1), estimate its paired
     difference on the others (no interval below 3). ``trials`` counts INCOMPLETE arms too.
     """
-    pairs = {
-        name: paired(cell, arms[baseline])[0] for name, cell in arms.items() if name != baseline
-    }
+    ours, sign = arms[baseline], better or 1
+    pairs = {name: paired(cell, ours)[0] for name, cell in arms.items() if name != baseline}
     seeds = sorted(set.intersection(*(set(cell.seeds) for cell in pairs.values()))) if pairs else []
     checked = {name: complete(cell.take(seeds), min_complete) for name, cell in pairs.items()}
-    names = sorted(name for name, (_, reason, _) in checked.items() if not reason)
+    reasons = {name: reason for name, (_, reason, _) in checked.items() if reason}
+    names = sorted(checked.keys() - reasons.keys())
     if not names or len(seeds) < 2:
         raise ValueError(
             f"nothing to choose from: {len(names)} complete arms beside {baseline!r}, "
@@ -453,30 +407,25 @@ def reestimate_best(
     first, others = tuple(seeds[:half]), tuple(seeds[half:])
     D = np.array([checked[name][0].values.mean(axis=1) for name in names])
     scores = D[:, :half].mean(axis=1)
-    sign = better or 1
     chosen = int((sign * scores).argmax())
-    best = names[chosen]
-    others_of = (np.delete(D, i, axis=1) for i in range(len(seeds)))
-    choices = [int((sign * rest.mean(axis=1)).argmax()) for rest in others_of]
-    rotated = float(np.mean([D[c, i] for i, c in enumerate(choices)]))
-    estimate = difference(
-        arms[best].take(others), arms[baseline].take(others), min_complete=min_complete
-    )
-    flags = tuple(
+    rest = (np.delete(D, i, axis=1).mean(axis=1) for i in range(len(seeds)))
+    choices = [int((sign * means).argmax()) for means in rest]
+    flags = [
         f"{name} could not be chosen: {reason}"
         for name, (_, reason, _) in checked.items()
         if reason
-    )
+    ]
     if int((scores == scores[chosen]).sum()) > 1:
-        flags += ("tied for best: the first by name was taken",)
+        flags.append("tied for best: the first by name was taken")
+    best = names[chosen]
     return Selection(
         best,
         len(pairs),
         first,
         others,
         float(scores[chosen]),
-        estimate,
-        rotated,
+        difference(arms[best].take(others), ours.take(others), min_complete=min_complete),
+        float(np.mean([D[c, i] for i, c in enumerate(choices)])),
         tuple(names[c] for c in choices),
-        flags,
+        tuple(flags),
     )

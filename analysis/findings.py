@@ -14,17 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from analysis import measures, power, rank
-from analysis.family import (
-    POOLED,
-    Family,
-    Member,
-    Selection,
-    Trend,
-    family,
-    holm,
-    reestimate_best,
-    trend,
-)
+from analysis.family import POOLED, Family, Selection, Trend, family, holm, reestimate_best, trend
 from analysis.layout import Layout
 from analysis.load import Checkpoint, StudyData, once
 from analysis.measures import Measure
@@ -47,18 +37,14 @@ class Comparison:
     label: str
     measure: Measure
     iteration: int
-    member: Member
+    estimate: Estimate
+    flags: tuple[str, ...] = ()
     holm: Mapping[str, float | None] = field(default_factory=dict)
     detectable: Mapping[str, power.Detectable] = field(default_factory=dict)
     spread: power.Components | None = None
     arms: int = 2
     flip: rank.Permutation | None = None
     improvement: rank.Improvement | None = None
-    flags: tuple[str, ...] = ()
-
-    @property
-    def estimate(self) -> Estimate:
-        return self.member.estimate
 
     @property
     def digits(self) -> int:
@@ -73,9 +59,10 @@ class Comparison:
         """The p to judge by: after Holm where the comparison was declared, else the plain one."""
         return self.holm.get(population) if self.declared else self.estimate.p(population)
 
-    def detected(self, population: str, size: float = 0.05) -> bool:
-        p = self.p(population)
-        return p is not None and p < size
+    def detected(self, *populations: str) -> bool:
+        """Whether zero is refused at 5 % under one of them; none named: under any."""
+        found = [self.p(one) for one in populations or POPULATIONS]
+        return any(p is not None and p < 0.05 for p in found)
 
 
 @dataclass(frozen=True)
@@ -97,9 +84,9 @@ class Improvement:
     measure: Measure
     label: str
     iteration: int
-    before: float | None
-    after: float | None
-    estimate: Estimate | None
+    before: float | None = None
+    after: float | None = None
+    estimate: Estimate | None = None
     reason: str = ""
 
 
@@ -111,7 +98,6 @@ class Findings:
     primary_iteration: int
     primary: tuple[Comparison, ...]
     declared: tuple[Comparison, ...]
-    family_size: int
     baseline_label: str
     trend: TrendFinding | None
     improvement: Improvement
@@ -122,24 +108,28 @@ class Findings:
 def estimate(data: StudyData, checkpoint: Checkpoint, measure: Measure) -> Estimate:
     """Mean over seeds with (A) and (B); of one seed with the interval over "items"."""
     cell = measures.layout_of(data, checkpoint, measure)
-    if len(cell.seeds) == 1:
-        return one_checkpoint(cell, min_complete=data.min_complete)
-    return mean_over_seeds(cell, min_complete=data.min_complete)
+    of = one_checkpoint if len(cell.seeds) == 1 else mean_over_seeds
+    return of(cell, min_complete=data.min_complete)
 
 
 @once
 def compare_arms(data: StudyData, measure: Measure, iteration: int) -> tuple[Comparison, ...]:
-    """Every arm against the baseline; empty without a baseline or scores of it."""
+    """Every arm against the baseline; empty without a baseline or scores of it. Arms whose scores
+    another judge gave, or on other questions, are not compared.
+    """
     cells = {arm: c for arm, c in _layouts(data, measure, iteration).items() if c.values.size}
-    judged = {arm: _judged(data, arm, measure, iteration) for arm in cells}
     if data.baseline_arm not in cells:
         return ()
-    ours = judged[data.baseline_arm]
-    cells = {arm: cell for arm, cell in cells.items() if _alike(judged[arm], ours)}
+    ours = _judged(data, data.baseline_arm, measure, iteration)
+    for arm in list(cells):
+        theirs = _judged(data, arm, measure, iteration)
+        # without rows yet it is INCOMPLETE, and counts in the declared family
+        if any(a != b and a and b for a, b in zip(theirs, ours, strict=True)):
+            del cells[arm]
     if len(cells) < 2:
         return ()
     found = family(cells, data.baseline_arm, min_complete=data.min_complete)
-    return tuple(_comparison(data, measure, iteration, member, found) for member in found.members)
+    return tuple(_comparison(data, measure, iteration, arm, found) for arm in found.arms)
 
 
 def _layouts(data: StudyData, measure: Measure, iteration: int) -> dict[str, Layout]:
@@ -148,55 +138,38 @@ def _layouts(data: StudyData, measure: Measure, iteration: int) -> dict[str, Lay
     return {arm: measures.layout_of(data, c, measure) for arm, c in there.items() if c}
 
 
-def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> tuple[str, ...]:
-    """Who judged an arm's scores and on what: arms that differ in it are not compared."""
+def _judged(data: StudyData, arm: str, measure: Measure, iteration: int) -> list[str]:
+    """Who judged an arm's scores and on what, benchmark by benchmark."""
     checkpoint = data.at(arm, iteration)
-    if checkpoint is None:
-        return ()
-    return tuple(data.identity(checkpoint, name, measure.metric) for name in measure.benchmarks)
-
-
-def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Whether two arms' scores can be compared, or none are there yet: then they are INCOMPLETE,
-    and count in the declared family.
-    """
-    return all(a == b or not a or not b for a, b in zip(one, other, strict=False))
+    names = measure.benchmarks
+    return [data.identity(checkpoint, name, measure.metric) if checkpoint else "" for name in names]
 
 
 def _comparison(
-    data: StudyData, measure: Measure, iteration: int, member: Member, found: Family
+    data: StudyData, measure: Measure, iteration: int, arm: str, found: Family
 ) -> Comparison:
-    value = member.estimate
-    detectable: dict[str, power.Detectable] = {}
-    spread = flip = improvement = None
-    arms = 2
-    if value.squares and min(value.seeds, value.clusters) >= 2:
-        spread = power.from_squares(value.squares)
-        if value.method == POOLED:
-            spread = power.from_squares(value.squares, ms=found.ms, df=found.df)
-            arms = (found.df or 0) // max(value.seeds - 1, 1) + 1
-        sizes = value.seeds, value.clusters
-        detectable = {p: power.detectable(spread, *sizes, p, arms=arms) for p in POPULATIONS}
-        flip = rank.sign_flip(np.array(value.points), np.random.default_rng(0))
-        ours, theirs = (data.at(arm, iteration) for arm in (member.arm, data.baseline_arm))
-        if ours and theirs:
-            x, y = (measures.points(data, c, measure) for c in (ours, theirs))
-            if measure.better < 0:
-                x, y = y, x
-            if x and y:
-                improvement = rank.probability_of_improvement(list(x.values()), list(y.values()))
-    return Comparison(
-        member.arm,
-        data.label(member.arm),
-        measure,
-        iteration,
-        member,
-        detectable=detectable,
+    value = found.arms[arm]
+    plain = Comparison(arm, data.label(arm), measure, iteration, value, found.flags)
+    if value.squares is None or min(value.seeds, value.clusters) < 2:
+        return plain
+    spread, arms = power.from_squares(value.squares), 2
+    if value.method == POOLED:
+        spread = power.from_squares(value.squares, ms=found.ms, df=found.df)
+        arms = (found.df or 0) // max(value.seeds - 1, 1) + 1
+    sizes = value.seeds, value.clusters
+    improvement = None
+    both = (data.at(one, iteration) for one in (arm, data.baseline_arm))
+    x, y = (list(measures.points(data, c, measure).values()) for c in both)
+    if x and y:
+        pair = (y, x) if measure.better < 0 else (x, y)
+        improvement = rank.probability_of_improvement(*pair)
+    return replace(
+        plain,
+        detectable={p: power.detectable(spread, *sizes, p, arms=arms) for p in POPULATIONS},
         spread=spread,
         arms=arms,
-        flip=flip,
+        flip=rank.sign_flip(np.array(value.points), np.random.default_rng(0)),
         improvement=improvement,
-        flags=found.flags,
     )
 
 
@@ -210,27 +183,20 @@ def declared_outcomes(data: StudyData) -> list[tuple[Measure, int]]:
 def find(data: StudyData) -> Findings:
     """The study's findings (computed once per study object)."""
     outcomes = declared_outcomes(data)
-    plain: list[Comparison] = []
-    for outcome in outcomes:
-        plain += compare_arms(data, *outcome)
-    names = [f"{i}" for i in range(len(plain))]
+    plain = [c for outcome in outcomes for c in compare_arms(data, *outcome)]
     adjusted = {
-        p: holm({name: c.estimate.p(p) for name, c in zip(names, plain, strict=True)})
-        for p in POPULATIONS
+        p: holm({str(i): c.estimate.p(p) for i, c in enumerate(plain)}) for p in POPULATIONS
     }
     declared = tuple(
-        replace(c, holm={p: adjusted[p][name] for p in POPULATIONS})
-        for name, c in zip(names, plain, strict=True)
+        replace(c, holm={p: adjusted[p][str(i)] for p in POPULATIONS}) for i, c in enumerate(plain)
     )
     measure, iteration = outcomes[0]
-    primary = tuple(c for c in declared if (c.measure, c.iteration) == outcomes[0])
     selection, reason = _selection(data, measure, iteration)
     return Findings(
         measure,
         iteration,
-        primary,
+        tuple(c for c in declared if (c.measure, c.iteration) == outcomes[0]),
         declared,
-        len(plain),
         data.label(data.baseline_arm),
         _trend(data),
         _improvement(data),
@@ -258,16 +224,16 @@ def _trend(data: StudyData) -> TrendFinding | None:
     axis, expected = declared["axis"], declared["expected"]
     stored = {arm: c for arm, c in _layouts(data, measure, iteration).items() if c.values.size}
     cells = {value: stored[arm] for value, arm in along(data, axis) if arm in stored}
-    blank = TrendFinding(measure, iteration, axis, expected, None)
+    found = TrendFinding(measure, iteration, axis, expected, None)
     if len(cells) < 3:
         reason = f"scores of it are stored for {len(cells)} of {axis}'s values; a trend needs three"
-        return replace(blank, reason=reason)
+        return replace(found, reason=reason)
     rng = np.random.default_rng(0)
     try:
         result = trend(cells, expected, min_complete=data.min_complete, generator=rng)
     except ValueError as error:
-        return replace(blank, reason=str(error))
-    return replace(blank, result=result)
+        return replace(found, reason=str(error))
+    return replace(found, result=result)
 
 
 def along(data: StudyData, axis: str) -> list[tuple[float, str]]:
@@ -276,9 +242,8 @@ def along(data: StudyData, axis: str) -> list[tuple[float, str]]:
     for arm, runs in data.arms.items():
         settings = dict(runs[0].arm)
         value = settings.pop(axis, None)
-        if isinstance(value, (int, float)) and all(
-            data.baseline.get(name) == other for name, other in settings.items()
-        ):
+        others = all(data.baseline.get(name) == other for name, other in settings.items())
+        if isinstance(value, (int, float)) and others:
             found.append((float(value), arm))
     return found
 
@@ -286,18 +251,18 @@ def along(data: StudyData, axis: str) -> list[tuple[float, str]]:
 def _improvement(data: StudyData) -> Improvement:
     arm = data.baseline_arm or next(iter(data.arms), "")
     measure, iteration = measures.heldout(data), data.own_last(arm)
-    blank = Improvement(measure, data.label(arm), iteration, None, None, None)
+    found = Improvement(measure, data.label(arm), iteration)
     after, before = (data.checkpoint(arm, i) if arm else None for i in (iteration, 0))
     if after is None or before is None or iteration == 0:
-        return replace(blank, reason="base or last iteration is not scored")
+        return replace(found, reason="base or last iteration is not scored")
     cells = [measures.layout_of(data, c, measure) for c in (after, before)]
     if not all(cell.values.size for cell in cells):
-        return replace(blank, reason="no held-out reward stored")
-    found = difference(*cells, min_complete=data.min_complete)
+        return replace(found, reason="no held-out reward stored")
+    change = difference(*cells, min_complete=data.min_complete)
     return replace(
-        blank,
+        found,
         before=estimate(data, before, measure).value,
         after=estimate(data, after, measure).value,
-        estimate=found,
-        reason="; ".join(found.flags) if found.incomplete else "",
+        estimate=change,
+        reason="; ".join(change.flags) if change.incomplete else "",
     )

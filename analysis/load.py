@@ -25,7 +25,6 @@ from analysis.layout import Layout, layout
 from harness.records import SCHEMA_VERSION, HarnessError, read_jsonl
 
 STRINGS = ("benchmark", "benchmark_version", "item", "cluster", "metric", "status", "judge")
-IDENTITY = ("judge", "benchmark_version")
 NO_ROWS = np.array([], dtype=int)
 WORDS = pa.dictionary(pa.int32(), pa.string())
 NO_SCORES = pa.schema(
@@ -36,8 +35,7 @@ NO_SCORES = pa.schema(
 DIAGNOSTICS = "diagnostics"
 """Stage and benchmark name of the diagnostics."""
 RANKER_DIFFERENCES = "ranker_alpaca_eval"
-"""Benchmark name of the ranker's rewards of AlpacaEval's answers, which the held-out stage writes.
-"""
+"""Benchmark name, in the held-out stage's rows, of the ranker's rewards of AlpacaEval's answers."""
 Asked = ParamSpec("Asked")
 Result = TypeVar("Result")
 
@@ -63,13 +61,18 @@ class Stage:
     def has_rows(self) -> bool:
         return self.state in ("done", "partial")
 
+    def file(self, name: str) -> Path | None:
+        """A file of a stage that has rows, where it is there."""
+        path = self.folder / name
+        return path if self.has_rows and path.is_file() else None
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One arm with one seed, equal to itself alone. ``iterations[t]`` maps stage names to keys;
-    ``c`` and ``kappa`` are per iteration, from 1. baseline_run: name of the run that this one is
-    compared with. given: it was trained elsewhere, and its iterations are steps; absent: why a
-    stage of a step is not there. mode: ``loop.mode``.
+    """One arm with one seed, equal to itself alone. ``iterations[t]`` maps stage names to keys; per
+    iteration, from 1, ``c`` is the coefficient on log π(y) and ``kappa`` = 2c/β. baseline_run: name
+    of the run that this one is compared with. given: it was trained elsewhere, and its iterations
+    are steps; absent: why a stage of a step is not there. mode: ``loop.mode``.
     """
 
     name: str
@@ -85,15 +88,21 @@ class Run:
     mode: str = ""
 
     @property
-    def counted(self) -> str:
-        """What its iterations are called before their number."""
-        return "step" if self.given else "iter"
-
-    @property
     def arm_name(self) -> str:
         """The run's name without its seed: the same for every seed of the arm."""
         parts = [part for part in self.name.split(",") if not part.startswith("seed=")]
         return ",".join(parts) or "recipe"
+
+    @property
+    def counted(self) -> str:
+        """What its iterations are called before their number."""
+        return "step" if self.given else "iter"
+
+    def title(self, iteration: int) -> str:
+        """Its label at an iteration; the first model's, before any."""
+        if iteration <= 0:
+            return "Base" if iteration < 0 else self.start
+        return f"{self.label}, {self.counted} {iteration}"
 
     @property
     def last_iteration(self) -> int:
@@ -118,9 +127,7 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        if self.iteration <= 0:
-            return self.label
-        return f"{self.label}, {self.runs[0].counted} {self.iteration}"
+        return self.label if self.iteration <= 0 else self.runs[0].title(self.iteration)
 
     @property
     def place(self) -> dict[str, object]:
@@ -129,12 +136,10 @@ class Checkpoint:
 
     @property
     def c(self) -> float | None:
-        """The coefficient on log π(y) of this iteration."""
         return self.runs[0].c.get(self.iteration)
 
     @property
     def kappa(self) -> float | None:
-        """κ = 2c/β of this iteration."""
         return self.runs[0].kappa.get(self.iteration)
 
 
@@ -152,6 +157,11 @@ class Cell:
     @property
     def complete(self) -> bool:
         return self.layout.expected > 0 and self.layout.scored == self.layout.expected
+
+    def point(self, seed: int) -> float:
+        """A seed's point, NaN of one that is not there."""
+        there = seed in self.layout.seeds
+        return float(self.points[self.layout.seeds.index(seed)]) if there else np.nan
 
     @property
     def not_run(self) -> int:
@@ -177,10 +187,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def read_run(row: Mapping[str, Any]) -> Run:
-    """A run as the manifest tells it; ``c`` and ``kappa`` there hold one number per iteration, from
-    the first model's on (iteration 0; −1 where a warm-up comes before iteration 1).
-    """
+def _run(row: Mapping[str, Any]) -> Run:
+    """A run as the manifest tells it: its ``c`` and ``kappa`` begin with the first model's."""
     iterations = {int(entry["iteration"]): dict(entry["stages"]) for entry in row["iterations"]}
 
     def trained(values: Sequence[float | None]) -> dict[int, float]:
@@ -198,14 +206,6 @@ def read_run(row: Mapping[str, Any]) -> Run:
         absent={int(step): reasons for step, reasons in row.get("absent", {}).items()},
         mode=row.get("mode", ""),
     )
-
-
-def read_stages(manifest: Mapping[str, Any], store: Path) -> dict[str, Stage]:
-    found = {key: _stage(key, entry, store) for key, entry in manifest["stages"].items()}
-    for key, stage in list(found.items()):
-        if stage.state == "missing":
-            found[key] = replace(stage, reason=_blocked_by(key, found) or stage.reason)
-    return found
 
 
 def _stage(key: str, entry: Mapping[str, Any], store: Path) -> Stage:
@@ -244,7 +244,7 @@ def _blocked_by(key: str, stages: Mapping[str, Stage]) -> str:
     return ""
 
 
-def read_scores(runs: Sequence[Run], stages: Mapping[str, Stage]) -> pd.DataFrame:
+def _scores(runs: Sequence[Run], stages: Mapping[str, Stage]) -> pd.DataFrame:
     """One row per score and run, with the run's name, iteration and seed beside it."""
     tables: dict[str, pa.Table | None] = {}
     parts = []
@@ -269,8 +269,8 @@ def read_scores(runs: Sequence[Run], stages: Mapping[str, Stage]) -> pd.DataFram
 
 
 def _score_table(stage: Stage | None) -> pa.Table | None:
-    path = stage.folder / "scores.parquet" if stage and stage.has_rows else None
-    if path is None or not path.is_file():
+    path = stage.file("scores.parquet") if stage else None
+    if stage is None or path is None:
         return None
     columns = [*STRINGS, "value", "repeat"]
     try:
@@ -282,7 +282,7 @@ def _score_table(stage: Stage | None) -> pa.Table | None:
         ) from error
     for name in STRINGS:  # files written with dictionaries of another index type
         words = table.column(name).cast(WORDS)
-        if name == "judge" and stage:
+        if name == "judge":
             words = _as_served(words, stage)
         table = table.set_column(table.schema.get_field_index(name), name, words)
     return table
@@ -292,8 +292,8 @@ def _as_served(judges: pa.ChunkedArray, stage: Stage) -> pa.ChunkedArray:
     """The judge's name with that by which its endpoint answered, where that is another: an alias
     that moves on between two stages is two judges, whose scores are never averaged.
     """
-    path = stage.folder / "judgments.jsonl"
-    rows = read_jsonl(path) if stage.name.startswith("judge.") and path.is_file() else ()
+    path = stage.file("judgments.jsonl") if stage.name.startswith("judge.") else None
+    rows = read_jsonl(path) if path else ()
     served = next((str(row["model"]) for row in rows if row.get("model")), "")
     names = [name.as_py() for name in judges.unique()]
     if not served or {name.partition("@")[0] for name in names} <= {served, ""}:
@@ -405,13 +405,13 @@ class StudyData:
         rest = []
         for arm, runs in self.arms.items():
             for iteration in sorted(set().union(*(run.iterations for run in runs))):
-                if not any(self._scores(run, iteration) for run in runs):
+                scored = set(self.scoring_stages.values())
+                if all(scored.isdisjoint(run.iterations.get(iteration, ())) for run in runs):
                     continue
                 if iteration > 0:
                     rest.append(Checkpoint(arm, runs[0].label, iteration, tuple(runs)))
                     continue
-                label = "Base" if iteration < 0 else runs[0].start
-                base = Checkpoint("", label, iteration, tuple(runs))
+                base = Checkpoint("", runs[0].title(iteration), iteration, tuple(runs))
                 bases.setdefault((iteration, _bases(runs, iteration)), base)
         labels = Counter(base.label for base in bases.values())
         for key, base in bases.items():
@@ -441,19 +441,13 @@ class StudyData:
                 named[RANKER_DIFFERENCES] = benchmark["stage"]
         return named
 
-    def _scores(self, run: Run, iteration: int) -> bool:
-        return not set(self.scoring_stages.values()).isdisjoint(run.iterations.get(iteration, ()))
-
     def title_of(self, name: str) -> str:
         """``run@iteration`` as the tables call it: the arm's label, iteration and seed."""
         run_name, _, iteration = name.rpartition("@")
         run = next((run for run in self.runs if run.name == run_name), None)
         if run is None:
             return name
-        if int(iteration) <= 0:
-            label = run.start if iteration == "0" else "Base"
-            return f"{label}, seed {run.seed}"
-        return f"{run.label}, {run.counted} {iteration}, seed {run.seed}"
+        return f"{run.title(int(iteration))}, seed {run.seed}"
 
     # -- scores ------------------------------------------------------------------------------------
     @cached_property
@@ -491,53 +485,51 @@ class StudyData:
 
         A run without any row counts as missing every row that the fullest run of the study has.
         """
-        arrays, iteration = self._arrays, checkpoint.iteration
-        rows_of = {
-            run.seed: self._select(run.name, iteration, benchmark, metric, part)
-            for run in checkpoint.runs
-        }
-        silent = [run for run in checkpoint.runs if not len(rows_of[run.seed])]
-        reasons = {run.seed: self.why_absent(run, iteration, benchmark) for run in silent}
-        absent = [f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason]
+        arrays, of = self._arrays, (checkpoint.iteration, benchmark, metric, part)
         model = self._fullest(benchmark, metric, part)
-        seeds, clusters, values = [], [], {}
-        for seed, rows in rows_of.items():
+        found, seeds, clusters, values, absent = [], [], [], {}, []
+        for run in checkpoint.runs:
+            rows = self._select(run.name, *of)
             shape = rows if len(rows) else model
-            seeds.append(np.full(len(shape), seed))
+            found.append(rows)
+            seeds.append(np.full(len(shape), run.seed))
             clusters.append(arrays["cluster"][shape])
-            values[seed] = arrays["value"][rows] if len(rows) else np.full(len(shape), np.nan)
+            values[run.seed] = arrays["value"][rows] if len(rows) else np.full(len(shape), np.nan)
+            reason = "" if len(rows) else self.why_absent(run, checkpoint.iteration, benchmark)
+            absent += [f"seed {run.seed}: {reason}"] * bool(reason)
         names = self.scores["cluster"].cat.categories.to_numpy(dtype=str)
         columns = np.concatenate(seeds), names[np.concatenate(clusters)]
         built = layout(*columns, np.concatenate(list(values.values())), scale)
         kept = (values[seed][~np.isnan(values[seed])] for seed in built.seeds)
         points = np.array([some.mean() if len(some) else np.nan for some in kept])
-        every = np.concatenate(list(rows_of.values()))
-        self._refuse_mixture(checkpoint, benchmark, every)
+        every = np.concatenate(found)
+        identities = self._identities(every)
+        if len(identities) > 1:
+            raise HarnessError(
+                f"{checkpoint.title}: {benchmark} mixes rows of {' and '.join(identities)}; scores "
+                "of different judges, questions or references are never averaged. `selm "
+                "invalidate` the one that is not wanted and run again"
+            )
         words = self.scores["status"].cat.categories
         codes, counts = np.unique(arrays["status"][every], return_counts=True)
         statuses = dict(zip(words[codes].astype(str), counts.tolist(), strict=True))
         return Cell(built, points, dict(sorted(statuses.items())), tuple(absent))
 
-    def identities(self, rows: np.ndarray) -> list[str]:
+    def _identities(self, rows: np.ndarray) -> list[str]:
         """Every judge and benchmark version (with its files' hashes) of these rows, sorted."""
-        codes = np.unique(np.stack([self._arrays[name][rows] for name in IDENTITY], axis=1), axis=0)
-        words = [self.scores[n].cat.categories[c] for n, c in zip(IDENTITY, codes.T, strict=True)]
-        return sorted(" on ".join(filter(None, pair)) for pair in zip(*words, strict=True))
+        judges, versions = (
+            self.scores[name].cat.categories for name in ("judge", "benchmark_version")
+        )
+        judge, version = (self._arrays[name][rows] for name in ("judge", "benchmark_version"))
+        codes = np.unique(judge.astype(int) * len(versions) + version).tolist()
+        pairs = (divmod(code, len(versions)) for code in codes)
+        return sorted(" on ".join(filter(None, (judges[j], versions[v]))) for j, v in pairs)
 
     def identity(self, checkpoint: Checkpoint, benchmark: str, metric: str) -> str:
         """The one identity of a checkpoint's rows of a metric; empty without rows."""
         of = (checkpoint.iteration, benchmark, metric)
         rows = np.concatenate([NO_ROWS, *(self._select(run.name, *of) for run in checkpoint.runs)])
-        return " and ".join(self.identities(rows)) if len(rows) else ""
-
-    def _refuse_mixture(self, checkpoint: Checkpoint, benchmark: str, rows: np.ndarray) -> None:
-        if any(len(np.unique(self._arrays[name][rows])) > 1 for name in IDENTITY):
-            raise HarnessError(
-                f"{checkpoint.title}: {benchmark} mixes rows of "
-                f"{' and '.join(self.identities(rows))}; scores of different judges, questions or "
-                "references are never averaged. `selm invalidate` the one that is not wanted and "
-                "run again"
-            )
+        return " and ".join(self._identities(rows))
 
     def _select(
         self, run: str, iteration: int, benchmark: str, metric: str, part: str = ""
@@ -617,9 +609,13 @@ def load_study(study_dir: Path, store_dir: Path) -> StudyData:
                 f"{path} was written by an earlier version (it has no {part!r}); `selm run` with "
                 "the study's YAML file writes it again and computes only what is missing"
             )
-    stages = read_stages(manifest, Path(store_dir))
-    runs = [read_run(row) for row in manifest["runs"]]
-    return StudyData(manifest, runs, stages, read_scores(runs, stages))
+    store = Path(store_dir)
+    stages = {key: _stage(key, entry, store) for key, entry in manifest["stages"].items()}
+    for key, stage in list(stages.items()):
+        if stage.state == "missing":
+            stages[key] = replace(stage, reason=_blocked_by(key, stages) or stage.reason)
+    runs = [_run(row) for row in manifest["runs"]]
+    return StudyData(manifest, runs, stages, _scores(runs, stages))
 
 
 def iterate(data: StudyData) -> Iterator[tuple[Run, int]]:

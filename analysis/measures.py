@@ -70,12 +70,12 @@ def of_benchmarks(data: StudyData) -> tuple[Measure, ...]:
     found = []
     for benchmark in data.benchmarks:
         for told in benchmark["measures"]:
-            scale = tuple(told["scale"]) if told["scale"] else None
+            fields = {**told, "strata": tuple(told["strata"]), "unit_of_items": told["items"]}
+            fields["scale"] = tuple(told["scale"]) if told["scale"] else None
             if told["table"] == "heldout" and oracle:
-                scale = UNIT
-            names = {name: value for name, value in told.items() if name not in ("items", "scale")}
-            names["strata"] = tuple(told["strata"])
-            found.append(Measure(**names, scale=scale, unit_of_items=told["items"]))
+                fields["scale"] = UNIT
+            del fields["items"]
+            found.append(Measure(**fields))
     return tuple(found)
 
 
@@ -152,17 +152,15 @@ def diagnostic(
 
 def diagnostics(data: StudyData) -> tuple[Measure, ...]:
     """The study's diagnostics: known ones in reading order, then any other by name."""
-    rest = {
-        metric: diagnostic(metric, metric.replace("_", " "), "")
-        for _, metric in data.metrics(DIAGNOSTICS)
-    }
-    found = []
+    held = [metric for _, metric in data.metrics(DIAGNOSTICS)]
+    found = {}
     for told in data.shown_diagnostics:
-        if rest.pop(told["metric"], None):
-            better = told.get("better", 0)
-            shown = diagnostic(told["metric"], told["title"], told["unit"], told["digits"], better)
-            found.append(shown)
-    return (*found, *rest.values())
+        if told["metric"] in held:
+            told = {"better": 0, **told}
+            shown = [told[name] for name in ("metric", "title", "unit", "digits", "better")]
+            found[told["metric"]] = diagnostic(*shown)
+    rest = [name for name in held if name not in found]
+    return (*found.values(), *(diagnostic(name, name.replace("_", " "), "") for name in rest))
 
 
 @once
@@ -226,32 +224,26 @@ def items_told(data: StudyData, measure: Measure, scored: int) -> str:
     """ "12 items", or "12 items, the first of 1172 by evaluation.academic.limit" (of how many:
     where they come from a file that the study read).
     """
-    told = f"{scored} {measure.unit_of_items}"
-    owner = next(
-        (
-            one["name"]
-            for one in data.benchmarks
-            if any(row["benchmark"] == measure.benchmark for row in one["measures"])
-        ),
-        "",
+    told, held = f"{scored} {measure.unit_of_items}", measure.benchmark
+    owners = (
+        one["name"]
+        for one in data.benchmarks
+        if any(row["benchmark"] == held for row in one["measures"])
     )
+    owner = next(owners, "")
     limit = (data.recipe["evaluation"].get(owner) or {}).get("limit")
-    asked = [
-        len(cell.layout.clusters) for c in data.checkpoints for cell in parts(data, c, measure)
-    ]
-    if not limit or max(asked, default=0) < limit:
+    cells = (cell for c in data.checkpoints for cell in parts(data, c, measure))
+    if not limit or max((len(cell.layout.clusters) for cell in cells), default=0) < limit:
         return told
-    of = {
-        tasks[name]["items"]
-        for stage in data.stages.values()
-        if stage.state == "done" and stage.name.startswith("benchmarks.")
-        for tasks in [read_json(stage.folder / owner / "tasks.json")]
-        for name in measure.benchmarks
-        if "items" in tasks.get(name, {})
-    }
-    more = (
-        f" of {max(of)}" if len(of) == 1 and max(of) > limit else " of each" * bool(measure.strata)
-    )
+    of = set()
+    for stage in data.stages.values():
+        if stage.state == "done" and stage.name.startswith("benchmarks."):
+            tasks = read_json(stage.folder / owner / "tasks.json")
+            counts = (tasks.get(name, {}).get("items") for name in measure.benchmarks)
+            of |= {count for count in counts if count is not None}
+    more = " of each" if measure.strata else ""
+    if len(of) == 1 and max(of) > limit:
+        more = f" of {max(of)}"
     return f"{told}, the first{more} by evaluation.{owner}.limit"
 
 
@@ -259,10 +251,8 @@ def penalised_to_nothing(summary: Mapping[str, Any]) -> bool:
     """Whether AlpacaEval's own fit kept no coefficient: its L1 penalty, chosen by cross-validation
     on few or near instructions, leaves every prediction at one half, and its LC at exactly 50.
     """
-    point, spread = (
-        summary.get(name) for name in ("length_controlled_win_rate", "lc_standard_error_library")
-    )
-    return point == 50.0 and spread == 0.0 and summary.get("win_rate") != 50.0
+    names = ("length_controlled_win_rate", "lc_standard_error_library")
+    return [summary.get(name) for name in names] == [50.0, 0.0] and summary.get("win_rate") != 50.0
 
 
 @once
@@ -295,17 +285,14 @@ def points(data: StudyData, checkpoint: Checkpoint | None, measure: Measure) -> 
     """Seed → score as the benchmark defines it (mean over rows, or the library's point)."""
     if checkpoint is None:
         return {}
-    of_part = [
-        dict(zip(cell.layout.seeds, cell.points.tolist(), strict=True))
-        for cell in parts(data, checkpoint, measure)
-    ]
+    cells = parts(data, checkpoint, measure)
     found: dict[int, float] = {}
     for run in checkpoint.runs:
-        values = [seeds.get(run.seed, np.nan) for seeds in of_part]
+        values = [cell.point(run.seed) for cell in cells]
         if measure.point and not np.isnan(values[0]):
             point = _library_point(data, run, checkpoint.iteration, measure)
             values = [np.nan if point is None else point]
-        if values and not np.isnan(values).any():
+        if not np.isnan(values).any():
             found[run.seed] = float(np.mean(values))
     return found
 
@@ -326,10 +313,9 @@ def stack(layouts: Sequence[Layout]) -> Layout:
     ordered = [part.take(seeds) for part in layouts]
     total = sum(len(part.clusters) for part in ordered)
     weights = [total / (len(ordered) * len(part.clusters)) for part in ordered]
-    gone = [bool(np.isnan(part.values).all()) for part in ordered]
     centres = [
-        np.nan if lost else float(np.nanmean(part.values))
-        for part, lost in zip(ordered, gone, strict=True)
+        np.nan if np.isnan(part.values).all() else float(np.nanmean(part.values))
+        for part in ordered
     ]
     overall = float(np.mean(centres))
 

@@ -138,7 +138,7 @@ def next_steps(data: StudyData) -> tuple[Next, ...]:
         say = f"{MIN_SEEDS} seeds would give intervals over seeds"
         return (Next(say, (f"seeds={MIN_SEEDS}",)),)
     primary = [c for c in prose.with_intervals(findings.find(data).primary) if c.spread]
-    detected = [c for c in primary if c.detected("A") or c.detected("B")]
+    detected = [c for c in primary if c.detected()]
     if detected:
         first = max(data.seeds) + 1
         fresh = ",".join(str(first + i) for i in range(len(data.seeds)))

@@ -9,10 +9,11 @@ declared one, and the arm that is named under a null is the one farthest from ze
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from analysis import findings, measures
-from analysis.findings import Comparison, Findings, TrendFinding
+from analysis.findings import Comparison
 from analysis.load import StudyData
 from analysis.measures import Measure
 from analysis.screen import Statement
@@ -63,47 +64,43 @@ def named(label: str) -> str:
 def finding(data: StudyData) -> Statement:
     """The answer to the study's question on its primary outcome."""
     found = findings.find(data)
-    measure = found.primary_measure
-    after_it = after(data, found.primary_iteration)
-    outcome = f"{measure.name} {after_it}"
+    measure, baseline = found.primary_measure, named(found.baseline_label)
+    when = after(data, found.primary_iteration)
+    outcome = f"{measure.name} {when}"
     if len(data.arms) < 2:
-        arm = named(data.label(next(iter(data.arms), "")))
-        if nothing_trained(data):
-            return Statement(f"{arm} was scored and nothing trained; the table shows its scores.")
-        return _alone(data, f"This study has one arm, {arm}, so", measure)
+        return _alone(data, measure)
     if not data.baseline_arm:
         return Statement(
             "This study declares no baseline, so it compares nothing; the table shows its scores. "
             f"Primary outcome: {outcome}."
         )
     if not found.primary:
-        pair = f"{named(found.baseline_label)} and another arm"
-        if data.unfinished:
-            return Statement(
-                f"No finding yet: {outcome} is not stored for {pair} ({progress(data)})."
+        pair = f"{baseline} and another arm"
+        said = f"No finding yet: {outcome} is not stored for {pair} ({progress(data)})."
+        if not data.unfinished:
+            said = (
+                f"No finding: all stages are done, but {outcome} has no scored row for {pair}; the "
+                "table of completeness says why."
             )
-        return Statement(
-            f"No finding: all stages are done, but {outcome} has no scored row for {pair}; the "
-            "table of completeness says why."
-        )
+        return Statement(said)
     complete = [c for c in found.primary if c.estimate.value is not None]
-    lost = [c for c in found.primary if c.estimate.value is None]
     rows = "; ".join(
-        f"{named(c.label)}: {c.estimate.scored} of {c.estimate.expected} rows scored" for c in lost
+        f"{named(c.label)}: {c.estimate.scored} of {c.estimate.expected} rows scored"
+        for c in found.primary
+        if c.estimate.value is None
     )
     if not complete:
         return Statement(
-            f"No finding yet: every difference to {named(found.baseline_label)} in {outcome} is "
-            f"INCOMPLETE ({rows})."
+            f"No finding yet: every difference to {baseline} in {outcome} is INCOMPLETE ({rows})."
         )
     told = with_intervals(complete)
-    answer = _answer(data, found, told) if told else _few_seeds(found, complete, after_it)
+    answer = _answer(told, baseline, when) if told else _few_seeds(complete, baseline, when)
     plain = answer.plain
-    few = [c for c in complete if c not in told] if told else []
-    if few:
+    few = [c for c in complete if c.estimate.seeds < MIN_SEEDS]
+    if told and few:
         seeds = listed(f"{named(c.label)} ({plural(c.estimate.seeds, 'seed')})" for c in few)
         plain += f" Nothing is said of {seeds}: intervals over seeds need {MIN_SEEDS}."
-    if lost:
+    if rows:
         plain += f" Not included, because INCOMPLETE cells take no part: {rows}."
     return Statement(plain, answer.exact)
 
@@ -115,43 +112,54 @@ def with_intervals(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def _alone(data: StudyData, head: str, measure: Measure) -> Statement:
+def _alone(data: StudyData, measure: Measure) -> Statement:
     """The score of a study's only arm after its last iteration."""
-    checkpoint = data.at(next(iter(data.arms), ""), data.last_iteration)
+    arm = next(iter(data.arms), "")
+    if nothing_trained(data):
+        label = named(data.label(arm))
+        return Statement(f"{label} was scored and nothing trained; the table shows its scores.")
+    checkpoint = data.at(arm, data.last_iteration)
     value = findings.estimate(data, checkpoint, measure) if checkpoint else None
-    head = f"{head} it compares nothing. {measure.name} {after(data, data.last_iteration)}"
-    if value is None or value.value is None:
-        return Statement(f"{head} is not stored or incomplete ({progress(data)}).")
-    digits = value.digits(measure.digits)
-    intervals = [
-        f"({name}) {_range(interval, digits)}"
-        if name in "AB"
-        else f"over new {measure.unit_of_items}, this checkpoint only: {_range(interval, digits)}"
-        for name, interval in value.intervals.items()
-    ]
-    return Statement(
-        f"{head} is {number(value.value, digits)} {measure.unit}.".replace("  ", " "),
-        f"{'; '.join(intervals)}; n = {_n(value, measure.unit_of_items)}.",
+    head = (
+        f"This study has one arm, {named(data.label(arm))}, so it compares nothing. "
+        f"{measure.name} {after(data, data.last_iteration)} is"
     )
+    if value is None or value.value is None:
+        return Statement(f"{head} not stored or incomplete ({progress(data)}).")
+    digits, items = value.digits(measure.digits), measure.unit_of_items
+    intervals = []
+    for name, interval in value.intervals.items():
+        of = f"over new {items}, this checkpoint only:" if name == "items" else f"({name})"
+        intervals.append(f"{of} {_range(interval, digits)}")
+    shown = f"{number(value.value, digits)} {measure.unit}".strip()
+    return Statement(f"{head} {shown}.", f"{'; '.join(intervals)}; n = {_n(value, items)}.")
 
 
-def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> Statement:
-    measure, when = found.primary_measure, after(data, found.primary_iteration)
-    baseline = named(found.baseline_label)
-    detected = [c for c in complete if c.detected("A") or c.detected("B")]
+def _answer(complete: list[Comparison], baseline: str, when: str) -> Statement:
+    measure, detected = complete[0].measure, [c for c in complete if c.detected()]
     if not detected:
-        return _null(found, complete, when)
+        return _null(complete, baseline, when)
     largest = sorted(detected, key=lambda c: -abs(c.estimate.value or 0.0))[:MOST_NAMED]
     shown = [c for c in detected if c in largest]  # in the study's order: its controls come last
     head = "; ".join(f"{named(c.label)} {_effect(c)}" for c in shown)
-    more = ""
     if len(detected) > MOST_NAMED:
-        more = f"; {len(detected) - MOST_NAMED} further arms also differ"
-    sentences = [f"Against {baseline} {when}, {head}{more}."]
-    sentences += [reach for c in shown if (reach := _reach(c))]
+        head += f"; {len(detected) - MOST_NAMED} further arms also differ"
+    sentences = [f"Against {baseline} {when}, {head}."]
+    for c in shown:
+        arm, a, b = named(c.label), c.detected("A"), c.detected("B")
+        if not b:
+            sentences.append(
+                f"For {arm} this is established for these {measure.unit_of_items} only: for new "
+                "ones the difference cannot be told from zero."
+            )
+        elif not a:
+            sentences.append(
+                f"For {arm} the two intervals disagree: it is detected under (B) but not under "
+                "(A), so read it with care."
+            )
     rest = [c for c in complete if c not in detected]
     if rest:
-        others = listed(named(c.label) for c in rest[:MOST_NAMED])
+        others = listed(named(c.label) for c in rest)
         if len(rest) > MOST_NAMED:
             others = f"the {len(rest)} other arms"
         sentences.append(f"For {others} no difference was detected in {measure.name}.")
@@ -160,19 +168,18 @@ def _answer(data: StudyData, found: Findings, complete: list[Comparison]) -> Sta
 
 def _effect(c: Comparison) -> str:
     """ "raised MT-Bench mean by 0.32 rating points (better; 95 % interval 0.10 to 0.54)"."""
-    value = c.estimate.value or 0.0
-    verdict = ""
+    value, verdict = c.estimate.value or 0.0, ""
     if c.measure.better:
         verdict = "better; " if value * c.measure.better > 0 else "worse; "
-    name = "A" if c.detected("A") else "B"
+    interval = c.estimate.intervals["A" if c.detected("A") else "B"]
     return (
         f"{'raised' if value > 0 else 'lowered'} {c.measure.name} by "
         f"{number(abs(value), c.digits)} {unit(c.measure)} "
-        f"({verdict}{_interval(c.estimate.intervals[name], c.digits)})"
+        f"({verdict}{_interval(interval, c.digits)})"
     )
 
 
-def _few_seeds(found: Findings, complete: list[Comparison], when: str) -> Statement:
+def _few_seeds(complete: list[Comparison], baseline: str, when: str) -> Statement:
     """Below three seeds: what was measured, with an interval over items where there is one seed."""
     far = _farthest(complete)
     most = ", the largest of the differences," if len(complete) > 1 else ""
@@ -188,23 +195,22 @@ def _few_seeds(found: Findings, complete: list[Comparison], when: str) -> Statem
     return Statement(
         f"With {plural(far.estimate.seeds, 'seed')} nothing can be said about other seeds: "
         f"intervals over seeds need 3. Measured for what it is, {named(far.label)} minus "
-        f"{named(found.baseline_label)}{most} is "
-        f"{number(far.estimate.value, far.digits, sign=True)} {unit(far.measure)} in "
-        f"{far.measure.name} {when}.",
+        f"{baseline}{most} is {number(far.estimate.value, far.digits, sign=True)} "
+        f"{unit(far.measure)} in {far.measure.name} {when}.",
         exact,
     )
 
 
-def _null(found: Findings, complete: list[Comparison], when: str) -> Statement:
-    measure, far = found.primary_measure, _farthest(complete)
-    arms = named(far.label) if len(complete) == 1 else f"any of the {len(complete)} arms"
-    largest = "The observed difference"
+def _null(complete: list[Comparison], baseline: str, when: str) -> Statement:
+    far = _farthest(complete)
+    arms, largest = named(far.label), "The observed difference"
     if len(complete) > 1:
-        largest = f"The largest observed difference is that of {named(far.label)}, which"
+        largest = f"The largest observed difference is that of {arms}, which"
+        arms = f"any of the {len(complete)} arms"
     return Statement(
-        f"No difference from {named(found.baseline_label)} was detected in {measure.name} "
-        f"{when} for {arms}; that is not evidence of no effect. {largest} is "
-        f"{number(far.estimate.value, far.digits, sign=True)} {unit(measure)} "
+        f"No difference from {baseline} was detected in {far.measure.name} {when} for {arms}; that "
+        f"is not evidence of no effect. {largest} is "
+        f"{number(far.estimate.value, far.digits, sign=True)} {unit(far.measure)} "
         f"({_interval(far.estimate.intervals['A'], far.digits)}).",
         _exact([far]),
     )
@@ -217,45 +223,34 @@ def detectable(data: StudyData) -> Statement | None:
     if not complete:
         return None
     far = _farthest(complete)
-    sizes = [d.value for d in far.detectable.values() if d.value is not None]
-    if not sizes:
+    known = {p: d for p, d in far.detectable.items() if d.value is not None}
+    if not known:
         return Statement(
             "What could have been detected is undefined here: the scores hold no variance to "
             "estimate it from."
         )
-    single = " in one comparison alone" if found.family_size > 1 else ""
-    seeds = far.estimate.seeds
-    known = f" ({_known(far)}, as far as {seeds} seeds tell their spread)" if _known(far) else ""
-    said = (
-        f"Could we have told? A true difference of {size(sizes[0], far.digits)} "
-        f"{unit(far.measure)}{known} would be found four times in five{single}"
-    )
-    if not any(c.detected("A") or c.detected("B") for c in complete):
+    (least, *_), a, about = known.values(), far.detectable["A"], ""
+    if a.low is not None and a.high is not None:
+        about = f"{size(a.low, far.digits)} to {size(a.high, far.digits)}"
+    single = " in one comparison alone" if len(found.declared) > 1 else ""
+    seeds = f" ({about}, as far as {far.estimate.seeds} seeds tell their spread)" * bool(about)
+    ending = "."
+    if not any(c.detected() for c in complete):
         ending = "; a smaller one, in either direction, would most likely have been missed."
-    elif abs(far.estimate.value or 0.0) < min(sizes):
+    elif all(abs(far.estimate.value or 0.0) < (d.value or 0.0) for d in known.values()):
         ending = (
             "; the estimate is below that, and estimates that just pass a test tend to be too "
             "large."
         )
-    else:
-        ending = "."
-    shown = []
-    for population, least in far.detectable.items():
-        if least.value is None:
-            continue
-        about = f" ({_known(far)})" if population == "A" and _known(far) else ""
-        shown.append(f"({population}) {size(least.value, far.digits)}{about}")
-    return Statement(said + ending, f"MDE: {'; '.join(shown)}; {_n_of(far)}.")
-
-
-def _known(c: Comparison) -> str:
-    """ "1.92 to 5.44": where the detectable difference lies, as far as few seeds tell their own
-    spread.
-    """
-    known = c.detectable["A"]
-    if known.low is None or known.high is None:
-        return ""
-    return f"{size(known.low, c.digits)} to {size(known.high, c.digits)}"
+    shown = [
+        f"({p}) {size(d.value, far.digits)}" + f" ({about})" * (p == "A" and bool(about))
+        for p, d in known.items()
+    ]
+    return Statement(
+        f"Could we have told? A true difference of {size(least.value, far.digits)} "
+        f"{unit(far.measure)}{seeds} would be found four times in five{single}{ending}",
+        f"MDE: {'; '.join(shown)}; n = {_n(far.estimate, far.measure.unit_of_items)}.",
+    )
 
 
 def _farthest(complete: list[Comparison]) -> Comparison:
@@ -264,23 +259,20 @@ def _farthest(complete: list[Comparison]) -> Comparison:
 
 def _exact(comparisons: list[Comparison]) -> str:
     """Both intervals of every comparison with their p, plain and after Holm."""
-    return " ".join(f"{named(c.label)}: {_details(c)}" for c in comparisons)
-
-
-def _details(c: Comparison) -> str:
-    parts = []
-    for population in findings.POPULATIONS:
-        interval = c.estimate.intervals[population]
-        said = f"({population}) {_range(interval, c.digits)}, {p_words(interval.p)}"
-        if c.holm.get(population) is not None:
-            said += f", Holm {p_value(c.holm[population])}"
-        parts.append(said)
-    unequal = [f" {capitalised(flag)}." for flag in c.estimate.flags if flag.startswith("unequal")]
-    return f"{'; '.join(parts)}; {_n_of(c)}.{''.join(unequal)}"
-
-
-def _n_of(c: Comparison) -> str:
-    return f"n = {_n(c.estimate, c.measure.unit_of_items)}"
+    sentences = []
+    for c in comparisons:
+        parts = []
+        for population in findings.POPULATIONS:
+            interval = c.estimate.intervals[population]
+            said = f"({population}) {_range(interval, c.digits)}, {p_words(interval.p)}"
+            if c.holm.get(population) is not None:
+                said += f", Holm {p_value(c.holm[population])}"
+            parts.append(said)
+        n = _n(c.estimate, c.measure.unit_of_items)
+        sentences.append(f"{named(c.label)}: {'; '.join(parts)}; n = {n}.")
+        flags = [flag for flag in c.estimate.flags if flag.startswith("unequal")]
+        sentences += [f"{capitalised(flag)}." for flag in flags]
+    return " ".join(sentences)
 
 
 def _interval(interval: Interval, digits: int) -> str:
@@ -299,23 +291,6 @@ def _n(value: Estimate, items: str) -> str:
     return plural(value.seeds, "seed") + crossed
 
 
-def _reach(c: Comparison) -> str:
-    """For whom a detected difference speaks."""
-    a, b = c.detected("A"), c.detected("B")
-    if a and not b:
-        items = c.measure.unit_of_items
-        return (
-            f"For {named(c.label)} this is established for these {items} only: for new ones "
-            "the difference cannot be told from zero."
-        )
-    if b and not a:
-        return (
-            f"For {named(c.label)} the two intervals disagree: it is detected under (B) but "
-            "not under (A), so read it with care."
-        )
-    return ""
-
-
 # -- the rest of the summary -----------------------------------------------------------------------
 def other_outcomes(data: StudyData) -> Statement | None:
     """The further declared outcomes in one sentence."""
@@ -323,7 +298,7 @@ def other_outcomes(data: StudyData) -> Statement | None:
     rest = [c for c in found.declared if c not in found.primary]
     if not rest:
         return None
-    hits = [c for c in rest if c.detected("A") or c.detected("B")]
+    hits = [c for c in rest if c.detected()]
     head = (
         f"Of the {len(rest)} further declared comparisons {len(hits) or 'none'} "
         f"differ{'s' * (len(hits) == 1)} from {named(found.baseline_label)}"
@@ -340,13 +315,13 @@ def selection(data: StudyData) -> Statement | None:
         return None
     value, a = chosen.estimate, chosen.estimate.intervals.get("A")
     digits = value.digits(measure.digits)
-    seeds = [
+    first, others = (
         f"seed{'s' * (len(some) != 1)} {', '.join(map(str, some))}"
         for some in (chosen.choosing, chosen.estimating)
-    ]
+    )
     return Statement(
-        f"Of {chosen.trials} arms tried, {named(data.label(chosen.best))} is best on {seeds[0]} "
-        f"({number(chosen.naive, digits, sign=True)} {unit(measure)}); on {seeds[1]}, "
+        f"Of {chosen.trials} arms tried, {named(data.label(chosen.best))} is best on {first} "
+        f"({number(chosen.naive, digits, sign=True)} {unit(measure)}); on {others}, "
         "which did not choose it, its difference is "
         f"{number(value.value, digits, sign=True)} {unit(measure)}.",
         f"(A) {_range(a, digits)}." if a else "",
@@ -381,33 +356,30 @@ def improvement(data: StudyData) -> Statement:
 def trend(data: StudyData) -> Statement | None:
     """The diagnostic declared in advance."""
     found = findings.find(data).trend
-    return None if found is None else _trend(found)
-
-
-def _trend(found: TrendFinding) -> Statement:
+    if found is None:
+        return None
     along = found.axis.rsplit(".", 1)[-1].replace("alpha", "α")
     head = (
         f"Declared in advance: {found.measure.name} after iteration {found.iteration}, expected to "
         f"{found.expected.replace('falling', 'fall').replace('rising', 'rise')} with {along}."
     )
-    if found.result is None:
+    result = found.result
+    if result is None:
         return Statement(f"{head} Not tested: {found.reason}.")
-    value, result = found.result.estimate, found.result
+    value = result.estimate
     if value.value is None:
-        return Statement(f"{head} Not tested: {'; '.join(value.flags) or 'incomplete'}.")
-    as_expected = (value.value < 0) == (found.expected == "falling")
+        return Statement(f"{head} Not tested: {'; '.join(value.flags)}.")
     verdict = "Observed in the opposite direction"
     if result.p_directed is not None and result.p_directed < 0.05:
         verdict = f"It {'falls' if value.value < 0 else 'rises'}"
-    elif as_expected:
+    elif (value.value < 0) == (found.expected == "falling"):
         verdict = "Observed in that direction, but not established"
-    page = ""
+    page, digits = "", value.digits(3)
     if result.page.p is not None:
         page = (
             f"; Page's test over the orders within seeds: p = {result.page.p:.2g} (never below "
             f"{result.page.floor:.2g})"
         )
-    digits = value.digits(3)
     ranges = "; ".join(f"({p}) {_range(value.intervals[p], digits)}" for p in findings.POPULATIONS)
     return Statement(
         f"{head} {verdict}.",
@@ -441,14 +413,11 @@ def unfitted(data: StudyData) -> str:
 
 def missing(data: StudyData) -> str:
     """What is not there, in one sentence; empty when everything is."""
-    states: dict[str, int] = {}
-    for stage, _ in data.unfinished:
-        states[stage.state] = states.get(stage.state, 0) + 1
+    states = Counter(stage.state for stage, _ in data.unfinished)
     if not states:
         return ""
-    counted = listed(
-        f"{states[state]} {state}" for state in ("failed", "partial", "missing") if state in states
-    )
+    order = ("failed", "partial", "missing")
+    counted = listed(f"{states[state]} {state}" for state in order if states[state])
     return (
         f"This study is unfinished: {progress(data)}, {counted}. What depends on them is "
         "marked INCOMPLETE below; the reasons are listed."
@@ -457,29 +426,26 @@ def missing(data: StudyData) -> str:
 
 def conditions(data: StudyData) -> str:
     """What every statement is conditional on."""
-    explore = data.recipe.get("exploration") or {}
-    ends = {data.own_last(arm) for arm in data.arms}
-    iterations = (
-        plural(data.last_iteration, "iteration")
-        if len(ends) == 1
-        else f"{min(ends)} to {max(ends)} iterations"
-    )
-    parts = [f"{plural(len(data.arms), 'arm')} × {plural(len(data.seeds), 'seed')} × {iterations}"]
+    arms = plural(len(data.arms), "arm")
     if data.given:
         steps = sum(len([step for step in run.iterations if step > 0]) for run in data.runs)
-        told = f"{plural(len(data.arms), 'arm')}, {plural(len(data.runs), 'run')}"
         return (
-            f"{told}, {plural(steps, 'checkpoint')} after training, all made elsewhere: how they "
-            "were trained, and what a seed of theirs varied, is not known here."
+            f"{arms}, {plural(len(data.runs), 'run')}, {plural(steps, 'checkpoint')} after "
+            "training, all made elsewhere: how they were trained, and what a seed of theirs "
+            "varied, is not known here."
         )
-    bases = {run.iterations.get(0, {}).get("base", "") for run in data.runs}
-    if len(bases) == 1:
+    ends = {data.own_last(arm) for arm in data.arms}
+    iterations = plural(data.last_iteration, "iteration")
+    if len(ends) > 1:
+        iterations = f"{min(ends)} to {max(ends)} iterations"
+    parts = [f"{arms} × {plural(len(data.seeds), 'seed')} × {iterations}"]
+    if len({run.iterations.get(0, {}).get("base", "") for run in data.runs}) == 1:
         parts.append("all runs start from one shared base, so every statement is conditional on it")
+    explore = data.recipe.get("exploration") or {}
     if explore.get("decoding") == "greedy":
         parts.append("y is greedy: a seed varies little more than the order of the data")
     elif explore:
         parts.append("a seed varies the order of the prompts, the samples and the training")
-    judge = data.recipe.get("judge") or {}
-    if judge.get("kind") == "pocket":
+    if (data.recipe.get("judge") or {}).get("kind") == "pocket":
         parts.append("the judge is the pocket world's own")
     return capitalised("; ".join(parts)) + "."

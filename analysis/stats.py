@@ -5,9 +5,8 @@ Seeds and items are crossed (every seed answers the same items), so the variance
 parts, a² = MS_seed/N (seeds, with what is left) and b² = max(MS_item − MS_error, 0)/N (items), N =
 S·n, with the mean squares of the two-way layout. Two populations are named everywhere:
 
-  (A) this benchmark, new seeds:   ± t_{S−1}·a                                            exact for
-  normal seed effects (B) new seeds and new items:     ± (t_{S−1}·a² + t_{n−1}·b²)/√(a² + b²)
-  Cochran's approximation
+  (A) this benchmark, new seeds:   ± t_{S−1}·a, exact for normal seed effects
+  (B) new seeds and new items:     ± (t_{S−1}·a² + t_{n−1}·b²)/√(a² + b²), Cochran's approximation
 
 Why Cochran and not Satterthwaite's degrees of freedom for a² + b²: at 3 seeds and seed shares of
 variance 50–95 % Satterthwaite covers 92–94 % where Cochran covers 95–97 %; the price is an interval
@@ -23,17 +22,13 @@ missing score at the worst and at the best of its scale) and no value, unless ``
 allows the share that is there; then clusters scored everywhere are used, and a flag says how many
 were left out. Nothing is imputed. An interval that cannot be had says why in ``undefined``; none
 has zero width.
-
-Arms against a baseline (pooled headline, Holm, Dunnett, selection): ``analysis.family``.
-Permutations, ranks, trend, judge noise: ``analysis.rank``. Detectable effects: ``analysis.power``.
-Layouts come from ``analysis.layout``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +37,7 @@ from scipy import stats as distributions
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
 from analysis.layout import Floats, Layout, complete, paired
-from analysis.text import finer
+from analysis.text import finer, plural
 
 LEVEL = 0.95
 """Of an interval where no other is asked for."""
@@ -138,8 +133,8 @@ class MeanSquares:
     seed: Floats
     item: Floats
     error: Floats
-    a2: Floats = field(default_factory=lambda: np.empty(0))
-    b2: Floats = field(default_factory=lambda: np.empty(0))
+    a2: Floats
+    b2: Floats
 
 
 def two_way(values: Floats) -> MeanSquares:
@@ -155,55 +150,48 @@ def two_way(values: Floats) -> MeanSquares:
     ms_seed, ms_item = ss_seed / max(S - 1, 1), ss_item / max(n - 1, 1)
     ms_error = ss_error / max((S - 1) * (n - 1), 1)
     tiny = (1e-12 * np.abs(values).max(axis=(-2, -1), initial=0.0)) ** 2
-    ms_seed, ms_item, ms_error = (
+    seed, item, error = (
         np.where(ms < tiny * k, 0.0, ms) for ms, k in ((ms_seed, n), (ms_item, S), (ms_error, 1))
     )
-    return MeanSquares(
-        S,
-        n,
-        mean,
-        ms_seed,
-        ms_item,
-        ms_error,
-        ms_seed / (S * n),
-        np.maximum(ms_item - ms_error, 0.0) / (S * n),
-    )
+    a2, b2 = seed / (S * n), np.maximum(item - error, 0.0) / (S * n)
+    return MeanSquares(S, n, mean, seed, item, error, a2, b2)
 
 
 def cochran_half_width(a2: Any, df_a: float, b2: Any, df_b: float, level: float = LEVEL) -> Any:
     """(t_{df_a}·a² + t_{df_b}·b²)/√(a² + b²), a weighted mean of the two t quantiles times the
     standard error. Broadcasts; 0 at a² + b² = 0.
     """
-    t_a, t_b = (
-        distributions.t.isf((1 - level) / 2, df_a),
-        distributions.t.isf((1 - level) / 2, df_b),
-    )
+    t_a, t_b = (distributions.t.isf((1 - level) / 2, df) for df in (df_a, df_b))
     total = np.asarray(a2 + b2, dtype=np.float64)
-    return np.where(
-        total > 0, (t_a * a2 + t_b * b2) / np.sqrt(np.where(total > 0, total, 1.0)), 0.0
-    )
+    root = np.sqrt(np.where(total > 0, total, 1.0))
+    return np.where(total > 0, (t_a * a2 + t_b * b2) / root, 0.0)
 
 
 def cochran_p(difference: float, a2: float, df_a: float, b2: float, df_b: float) -> float:
     """p at which Cochran's interval touches the null; ``difference`` = estimate − null."""
     total = math.sqrt(a2 + b2)
-
-    def excess(log_p: float) -> float:
-        half = math.exp(log_p) / 2
-        return float(
-            (distributions.t.isf(half, df_a) * a2 + distributions.t.isf(half, df_b) * b2) / total
-            - abs(difference)
-        )
-
     by_a, by_b = (float(2 * distributions.t.sf(abs(difference) / total, df)) for df in (df_a, df_b))
     if b2 == 0 or df_a == df_b:
         return by_a
     if a2 == 0:
         return by_b
+
+    def excess(log_p: float) -> float:
+        t_a, t_b = (distributions.t.isf(math.exp(log_p) / 2, df) for df in (df_a, df_b))
+        return float((t_a * a2 + t_b * b2) / total - abs(difference))
+
     low, high = sorted((math.log(max(by_a, 1e-280)), math.log(max(by_b, 1e-280))))
     if excess(low) <= 0 or excess(high) >= 0:
         return math.exp(low) if excess(low) <= 0 else math.exp(high)
     return math.exp(optimize.brentq(excess, low, high, xtol=1e-13))
+
+
+def _cochran(
+    found: Interval, value: float, a2: float, b2: float, df: tuple[float, float], null: float | None
+) -> Interval:
+    half = float(cochran_half_width(a2, df[0], b2, df[1], found.level))
+    p = None if null is None else cochran_p(value - null, a2, df[0], b2, df[1])
+    return replace(found, low=value - half, high=value + half, se=math.sqrt(a2 + b2), p=p)
 
 
 def seed_interval(
@@ -216,14 +204,12 @@ def seed_interval(
     level: float = LEVEL,
 ) -> Interval:
     """(A): value ± t_df·a. Undefined below 3 seeds and when the seed means do not differ."""
-    blank = Interval(NEW_SEEDS, f"t with {df:g} degrees of freedom", level, df=(df,))
+    found = Interval(NEW_SEEDS, f"t with {df:g} degrees of freedom", level, df=(df,))
     if seeds < MIN_SEEDS:
-        return replace(blank, undefined=f"{seeds} seed{'s' * (seeds != 1)}: none below {MIN_SEEDS}")
+        return replace(found, undefined=f"{plural(seeds, 'seed')}: none below {MIN_SEEDS}")
     if a2 <= 0:
-        return replace(blank, undefined="all seeds give the same mean")
-    half = float(cochran_half_width(a2, df, 0.0, df, level))
-    p = None if null is None else cochran_p(value - null, a2, df, 0.0, df)
-    return replace(blank, low=value - half, high=value + half, se=math.sqrt(a2), p=p)
+        return replace(found, undefined="all seeds give the same mean")
+    return _cochran(found, value, a2, 0.0, (df, df), null)
 
 
 def crossed_interval(
@@ -238,27 +224,21 @@ def crossed_interval(
     """(B): Cochran's interval; undefined below 3 seeds, with one cluster, without variance. Where
     all seeds give the same mean, a² falls back to its floor MS_error/N.
     """
-    S, n = squares.seeds, squares.clusters
-    blank = Interval(
-        NEW_SEEDS_AND_ITEMS, "Cochran's t over crossed seeds and items", level, df=(df, n - 1)
-    )
+    S, n, b2, flags = squares.seeds, squares.clusters, float(squares.b2), []
+    method = "Cochran's t over crossed seeds and items"
+    found = Interval(NEW_SEEDS_AND_ITEMS, method, level, df=(df, n - 1))
     if S < MIN_SEEDS:
-        return replace(blank, undefined=f"{S} seed{'s' * (S != 1)}: none below {MIN_SEEDS}")
+        return replace(found, undefined=f"{plural(S, 'seed')}: none below {MIN_SEEDS}")
     if n < 2:
-        return replace(blank, undefined="one item cluster")
-    b2, flags = float(squares.b2), []
+        return replace(found, undefined="one item cluster")
     if a2 <= 0:
         a2 = float(squares.error) / (S * n)
         flags.append("all seeds give the same mean: the seed part is only the residual")
     if a2 + b2 <= 0:
-        return replace(blank, undefined="all scores are equal")
+        return replace(found, undefined="all scores are equal")
     if n < FEW_CLUSTERS:
         flags.append(f"only {n} item clusters: the interval leans on normal item effects")
-    half = float(cochran_half_width(a2, df, b2, n - 1, level))
-    p = None if null is None else cochran_p(value - null, a2, df, b2, n - 1)
-    return replace(
-        blank, low=value - half, high=value + half, se=math.sqrt(a2 + b2), p=p, flags=tuple(flags)
-    )
+    return _cochran(replace(found, flags=tuple(flags)), value, a2, b2, (df, n - 1), null)
 
 
 def incomplete(method: str, cell: Layout, reason: str, names: Sequence[str]) -> Estimate:
@@ -288,35 +268,32 @@ def one_checkpoint(
     se = sd/√n with n − 1, as lm-eval prints it. Conditional on the checkpoint: says nothing about
     another seed.
     """
-    if cell.values.shape[0] > 1:
-        raise ValueError(
-            f"one_checkpoint takes one seed, got {cell.values.shape[0]}; use mean_over_seeds, or "
-            "cell.take([seed])"
-        )
+    method = "one checkpoint"
     used, reason, flags = complete(cell, min_complete)
     if reason:
-        return incomplete("one checkpoint", cell, reason, ("items",))
-    y = used.values[0]
+        return incomplete(method, cell, reason, ("items",))
+    (y,) = used.values
     n, value = len(y), float(y.mean())
     sd = float(y.std(ddof=1)) if n > 1 else 0.0
     sd = 0.0 if sd < 1e-12 * float(np.abs(y).max()) else sd
     se = sd / math.sqrt(n) if sd > 0 else None
-    method = f"t with {n - 1} degrees of freedom over items"
-    blank = Interval(ITEMS, method, level, se=se, df=(float(n - 1),))
+    over = f"t with {n - 1} degrees of freedom over items"
+    interval = Interval(ITEMS, over, level, se=se, df=(float(n - 1),))
     if used.scale is not None and bool(np.isin(y, used.scale).all()):
-        interval = _wilson(y, used.scale, replace(blank, method="Wilson", df=()), null)
+        interval = _wilson(y, used.scale, replace(interval, method="Wilson", df=()), null)
     elif n < 2:
-        interval = replace(blank, undefined="one item")
+        interval = replace(interval, undefined="one item")
     elif se is None:
-        interval = replace(blank, undefined="all scores are equal")
+        interval = replace(interval, undefined="all scores are equal")
     else:
         half = float(distributions.t.isf((1 - level) / 2, n - 1)) * se
         p = None if null is None else cochran_p(value - null, se * se, n - 1, 0.0, n - 1)
-        few = f"only {n} item clusters: the interval leans on their normality"
-        raised = (few,) if n < FEW_CLUSTERS else ()
-        interval = replace(blank, low=value - half, high=value + half, p=p, flags=raised)
+        interval = replace(interval, low=value - half, high=value + half, p=p)
+        if n < FEW_CLUSTERS:
+            few = f"only {n} item clusters: the interval leans on their normality"
+            interval = replace(interval, flags=(few,))
     return Estimate(
-        "one checkpoint",
+        method,
         value,
         1,
         n,
@@ -329,15 +306,15 @@ def one_checkpoint(
     )
 
 
-def _wilson(y: Floats, scale: tuple[float, float], blank: Interval, null: float | None) -> Interval:
+def _wilson(y: Floats, scale: tuple[float, float], found: Interval, null: float | None) -> Interval:
     low, high = scale
-    k, p = int((y == high).sum()), None
-    share = proportion_confint(k, len(y), alpha=1 - blank.level, method="wilson")
+    k, n, p = int((y == high).sum()), len(y), None
     if null is not None and low < null < high:
         q = (null - low) / (high - low)
-        p = float(2 * distributions.norm.sf(abs(k / len(y) - q) / math.sqrt(q * (1 - q) / len(y))))
-    ends = (low + (high - low) * float(end) for end in share)
-    return replace(blank, low=next(ends), high=next(ends), p=p)
+        p = float(2 * distributions.norm.sf(abs(k / n - q) / math.sqrt(q * (1 - q) / n)))
+    share = proportion_confint(k, n, alpha=1 - found.level, method="wilson")
+    ends = [low + (high - low) * float(end) for end in share]
+    return replace(found, low=ends[0], high=ends[1], p=p)
 
 
 def mean_over_seeds(

@@ -76,7 +76,7 @@ def _checks(c: Comparison) -> dict[str, str]:
     return {
         "paired (A)": interval_text(intervals.get("A_paired"), digits),
         "paired (B)": interval_text(intervals.get("B_paired"), digits),
-        "Dunnett (A)": interval_text(c.member.dunnett, digits),
+        "Dunnett (A)": interval_text(intervals.get("dunnett"), digits),
         "sign flip p (floor)": flip,
         "pairs won": won,
         "Mann–Whitney p": p_value(p),
@@ -116,8 +116,7 @@ def _observation(c: Comparison) -> dict[str, object]:
         "declared": c.declared,
         "difference": value.value,
         **headline,
-        **ends(value, "A_paired", "B_paired", "items", p=True),
-        **{f"dunnett_{end}": getattr(c.member.dunnett, end) for end in ("low", "high", "p")},
+        **ends(value, "A_paired", "B_paired", "items", "dunnett", p=True),
         **smallest,
         "sign_flip_p": flip and flip.p,
         "sign_flip_floor": flip and flip.floor,

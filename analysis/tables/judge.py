@@ -116,12 +116,10 @@ def _flips(data: StudyData) -> list[Observation]:
 
 def _verdicts(stage: Stage | None) -> dict[str, tuple[float, bool]]:
     """Instruction → (preference for b, 1..2; whether b was shown first), first repeat."""
-    path = stage.folder / "judgments.jsonl" if stage and stage.has_rows else None
-    if path is None or not path.is_file():
-        return {}
+    path = stage.file("judgments.jsonl") if stage else None
     return {
         str(row["id"]): (float(row["preference"]), bool(row.get("switched")))
-        for row in read_jsonl(path)
+        for row in (read_jsonl(path) if path else ())
         if row.get("repeat", 0) == 0 and isinstance(row.get("preference"), (int, float))
     }
 

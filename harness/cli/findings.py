@@ -18,12 +18,12 @@ import httpx
 from harness import cost as judging
 from harness.data.files import file_rows
 from harness.data.rows import Reader
-from harness.evaluate import annotator
+from harness.evaluate import annotator, mt_bench
 from harness.judge import endpoint as endpoints
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.model.chat import check_rows
-from harness.records import HarnessError, Pair, Prompt, redact
+from harness.records import HarnessError, Pair, redact
 from harness.study import shipped
 from harness.study.sections import DataSettings, JudgeSettings
 from harness.study.settings import Recipe
@@ -71,27 +71,17 @@ def data(path: str, columns: Mapping[str, str], tokenizer: Any = None) -> Iterat
     except HarnessError as error:
         yield wrong(path, str(error))
         return
-    tally = reader.rows
     for one in reader.left_out():
-        yield note(
-            path,
-            f"{one.count} of {one.of} {one.what} left out: {one.reason} "
-            f"({', '.join(one.examples)})",
-        )
-    most = DataSettings().max_left_out
-    dropped = tally.read - len(prompts)
-    says = f"{len(prompts)} of {tally.read} rows are pairs"
-    if not prompts or dropped > most * tally.read:
+        where = ", ".join(one.examples)
+        yield note(path, f"{one.count} of {one.of} {one.what} left out: {one.reason} ({where})")
+    most, read = DataSettings().max_left_out, reader.rows.read
+    says = f"{len(prompts)} of {read} rows are pairs"
+    if not prompts or read - len(prompts) > most * read:
         yield wrong(path, f"{says}; data.max_left_out allows {most:g} to be left out")
         return
     yield ok(path, says)
-    if tokenizer is not None:
-        yield from _under_template(path, prompts, reader, tokenizer)
-
-
-def _under_template(
-    path: str, prompts: Sequence[Prompt], reader: Reader, tokenizer: Any
-) -> Iterator[Finding]:
+    if tokenizer is None:
+        return
     rows = ((reader.places[one.id], one.messages, (one.chosen, one.rejected)) for one in prompts)
     try:
         counts = check_rows(tokenizer, rows)
@@ -183,37 +173,54 @@ def asked(
         there.append(takes_batches(judge, get, name))
         judge = judge.model_copy(update={"transport": "direct"})
     yield from there
-    if any(finding.state == "WRONG" for finding in there):
-        return
-    for benchmark in benchmarks:
-        yield request(judge, benchmark, runtime, name)
+    if all(finding.state != "WRONG" for finding in there):
+        for benchmark in benchmarks:
+            yield request(judge, benchmark, runtime, name)
+
+
+def _door(judge: JudgeSettings) -> tuple[endpoints.Endpoint, dict[str, str]]:
+    """Where a judge is asked, and with what headers. HarnessError where its key is missing."""
+    endpoint = endpoints.resolve_endpoint(judge, Runtime())
+    return endpoint, endpoints.auth_headers(judge, endpoint)
+
+
+def _got(get: Get, door: tuple[endpoints.Endpoint, dict[str, str]], path: str) -> Any:
+    """What an endpoint answers, asked as a run asks it: one on this machine by no proxy."""
+    endpoint, headers = door
+    options = {"timeout": TIMEOUT_S, "trust_env": not endpoint.loopback}
+    return get(f"{endpoint.url}/{path}", headers=headers, **options)
+
+
+def _listed(found: Any) -> dict[str, str]:
+    """Models that an endpoint lists, each with the day on which it is shut down, where it says."""
+    try:
+        rows = found.json()["data"] if found.status_code == 200 else []
+        return {str(row["id"]): str(row.get("shutdown_date") or "") for row in rows}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def model(judge: JudgeSettings, get: Get, name: str) -> Iterator[Finding]:
     """Whether the key is there, and whether the endpoint lists the model."""
-    key, url = endpoints.KEY_VARIABLE, endpoints.URL_VARIABLE
+    key = endpoints.KEY_VARIABLE
     try:
-        endpoint = endpoints.resolve_endpoint(judge, Runtime())
-        headers = endpoints.auth_headers(judge, endpoint)
+        door = endpoint, headers = _door(judge)
+        found = _got(get, door, "models")
     except HarnessError as error:
         yield wrong(name, str(error))
         return
-    try:
-        found = _got(get, endpoint, "models", headers)
     except httpx.HTTPError as error:
-        says = f"{endpoint.url} does not answer ({type(error).__name__})"
-        yield wrong(name, redact(f"{says}; check {url}, judge.base_url and the network"))
+        says = f"{endpoint.url} does not answer ({type(error).__name__}); check "
+        says += f"{endpoints.URL_VARIABLE}, judge.base_url and the network"
+        yield wrong(name, redact(says))
         return
-    status = found.status_code
+    status, given = found.status_code, "set" if headers else "not needed"
+    listed = _listed(found)
     if status in (401, 403):
         yield wrong(name, f"{endpoint.url} refuses the key in {key} (status {status})")
-        return
-    if status >= 500:
+    elif status >= 500:
         yield wrong(name, f"{endpoint.url} answers with status {status}; try again later")
-        return
-    given = "set" if headers else "not needed"
-    listed = _listed(found)
-    if not listed:
+    elif not listed:
         yield note(name, f"{endpoint.url} answers, but lists no models; {key} is {given}")
     elif judge.model not in listed:
         others = ", ".join(sorted(listed)[:8])
@@ -227,32 +234,16 @@ def model(judge: JudgeSettings, get: Get, name: str) -> Iterator[Finding]:
 
 def takes_batches(judge: JudgeSettings, get: Get, name: str) -> Finding:
     """Whether the endpoint has batches. What follows is asked directly: one may take a day."""
-    endpoint = endpoints.resolve_endpoint(judge, Runtime())
-    headers = endpoints.auth_headers(judge, endpoint)
+    door = _door(judge)
     try:
-        status = _got(get, endpoint, "batches?limit=1", headers)
-        answers = f"status {status.status_code}"
-        if status.status_code == 200:
-            return ok(name, f"{endpoint.url} takes batches")
+        status = _got(get, door, "batches?limit=1").status_code
+        answers = f"status {status}"
+        if status == 200:
+            return ok(name, f"{door[0].url} takes batches")
     except httpx.HTTPError as error:
         answers = type(error).__name__
-    says = f"{endpoint.url}/batches cannot be asked ({answers})"
+    says = f"{door[0].url}/batches cannot be asked ({answers})"
     return wrong(name, redact(f"{says}; set judge.transport: direct"))
-
-
-def _got(get: Get, endpoint: endpoints.Endpoint, path: str, headers: Any) -> Any:
-    """What an endpoint answers, asked as a run asks it: one on this machine by no proxy."""
-    options = {"timeout": TIMEOUT_S, "trust_env": not endpoint.loopback}
-    return get(f"{endpoint.url}/{path}", headers=headers, **options)
-
-
-def _listed(found: Any) -> dict[str, str]:
-    """Models that an endpoint lists, each with the day on which it is shut down, where it says."""
-    try:
-        rows = found.json()["data"] if found.status_code == 200 else []
-        return {str(row["id"]): str(row.get("shutdown_date") or "") for row in rows}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return {}
 
 
 def request(judge: JudgeSettings, benchmark: str, runtime: Runtime, name: str) -> Finding:
@@ -278,10 +269,10 @@ def _ask(client: JudgeClient, judge: JudgeSettings, benchmark: str) -> tuple[str
     if benchmark != "alpaca_eval":
         messages = ({"role": "user", "content": RATING},)
         requests = [JudgeRequest("0", messages, {})]
-        reply = client.complete(requests, accept=lambda one: _rating(one.text) is not None)[0]
-        return (f"rating {_rating(reply.text):g}" if reply.status == "ok" else reply.error), str(
-            reply.status
-        )
+        (reply,) = client.complete(requests, accept=mt_bench.readable)
+        if reply.status != "ok":
+            return reply.error, str(reply.status)
+        return f"rating {verdicts.parse_rating(reply.text).value:g}", "ok"
     name = annotator.annotator_of(judge, annotator.OFFICIAL_ANNOTATOR)
     found = annotator.annotate([PAIR], client, annotator=name)["0", 0]
     if found.preference is None:
@@ -289,18 +280,12 @@ def _ask(client: JudgeClient, judge: JudgeSettings, benchmark: str) -> tuple[str
     return f"preference {found.preference:.3f} by {name}", found.status
 
 
-def _rating(text: str) -> float | None:
-    return verdicts.parse_rating(text).value
-
-
 # -- an address ------------------------------------------------------------------------------------
 def address(url: str, get: Get = httpx.get) -> Iterator[Finding]:
     """What an endpoint has, and how its first model can be asked: the two lines of a profile."""
     anyone = JudgeSettings(kind="openai", base_url=url, model="?")
     try:
-        endpoint = endpoints.resolve_endpoint(anyone, Runtime())
-        headers = endpoints.auth_headers(anyone, endpoint)
-        listed = list(_listed(_got(get, endpoint, "models", headers)))
+        listed = list(_listed(_got(get, _door(anyone), "models")))
     except (HarnessError, httpx.HTTPError) as error:
         yield wrong(url, redact(f"cannot be asked: {error}"))
         return
@@ -311,7 +296,5 @@ def address(url: str, get: Get = httpx.get) -> Iterator[Finding]:
     for verdict in ("logprobs", "text"):
         fields = {"kind": "openai", "base_url": url, "model": listed[0], "verdict": verdict}
         found = request(JudgeSettings.model_validate(fields), "alpaca_eval", Runtime(), listed[0])
-        if found.state == "ok":
-            yield ok(f"{listed[0]} by verdict: {verdict}", found.says)
-        else:
-            yield note(f"{listed[0]} by verdict: {verdict}", found.says)
+        tell = ok if found.state == "ok" else note
+        yield tell(f"{listed[0]} by verdict: {verdict}", found.says)

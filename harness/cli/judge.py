@@ -305,9 +305,9 @@ def bridge(
     key = content_hash(label, [(one.model, one.item, one.old) for one in found], repeats, length=8)
     out = results / reading.FOLDER / f"{path.stem}-{key}"
     values, costs = bridging.judge_again(found, judge, runtime, out, repeats)
-    rows = bridging.rows_of(found, values, bridging.gamed_of(folder))
+    rows = bridging.rows_of(found, values, folder)
     about = {"judge": label, "profile": path.stem, "repeats": repeats, "costs": costs}
-    bridging.write(out / reading.FILE, about, rows)
+    write_atomic(out / reading.FILE, canonical_json({**about, "rows": rows}) + "\n")
     scales = reading.scales(rows)
     for table in (reading.table_judges(about, scales), reading.table_models(about, scales)):
         shown.analysis_table(table)

@@ -345,10 +345,10 @@ def compare(
     """
     folder, _ = read_manifest(results, study)
     asked = comparing.Asked(delta, population, gate)
-    found = comparing.compare_study(folder, store, a, b, benchmark, asked)
+    found = comparing.compare(loading.load_study(folder, store), a, b, benchmark, asked)
     shown.analysis_table(found)
     if gate:
-        raise typer.Exit(comparing.VERDICTS.index(str(found.data[0]["verdict"])))
+        raise typer.Exit([*comparing.VERDICTS].index(str(found.data[0]["verdict"])))
 
 
 def power(

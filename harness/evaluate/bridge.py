@@ -24,11 +24,10 @@ from harness.evaluate.published import (
     judge_prompts,
     judgment_files,
 )
-from harness.files import write_atomic
 from harness.judge import verdicts
 from harness.judge.client import JudgeClient, JudgeRequest
 from harness.judge.endpoint import estimate_tokens
-from harness.records import HarnessError, Status, canonical_json, read_jsonl
+from harness.records import HarnessError, Status, read_jsonl
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 from harness.study.work import LENGTHS
@@ -90,19 +89,17 @@ def _alpaca_eval(folder: Path) -> Iterable[Judged]:
                 f"{folder}: annotations of one old judge are wanted, one file for each model; "
                 f"{path} is beside {next(iter(read.values()))}: leave one of them out"
             )
-        texts = [row["instruction"] for row in stored]
-        pairs = [(row["output_1"], row["output_2"]) for row in stored]
-        places = public.positions(texts)
-        if all(one == two for one, two in pairs):
+        if all(row["output_1"] == row["output_2"] for row in stored):
             continue  # the baseline against itself, which no judge was asked
+        places = public.positions([row["instruction"] for row in stored])
         if isinstance(places, str):
-            places = list(range(len(texts)))
-        for row, text, pair, place in zip(stored, texts, pairs, places, strict=True):
-            score = _percent(row["preference"])
-            item = instruction_key(text)
-            name, delta = f"{model}/{place}", float(len(pair[1]) - len(pair[0]))
-            shown = annotator.Pair(name, text, *pair)
-            yield Judged("alpaca_eval", model, item, item, score, delta, shown, place)
+            places = list(range(len(stored)))
+        for row, place in zip(stored, places, strict=True):
+            text, one, two = row["instruction"], row["output_1"], row["output_2"]
+            item, score = instruction_key(text), _percent(row["preference"])
+            shown = annotator.Pair(f"{model}/{place}", text, one, two)
+            length = float(len(two) - len(one))
+            yield Judged("alpaca_eval", model, item, item, score, length, shown, place)
 
 
 def _percent(preference: float | None) -> float | None:
@@ -118,11 +115,9 @@ def _mt_bench(folder: Path) -> Iterable[Judged]:
     seen: set[tuple[str, str]] = set()
     for path in files:
         for row in mt_bench.model_judgments(path):
-            model, prompt, item = (
-                row["model"],
-                row["judge"][1],
-                f"{row['question_id']}:{row['turn']}",
-            )
+            model, prompt = row["model"], row["judge"][1]
+            question = str(row["question_id"])
+            item = f"{question}:{row['turn']}"
             if prompt not in prompts:
                 raise HarnessError(
                     f"{path}: question {item}: no prompt {prompt} in judge_prompts.jsonl"
@@ -135,9 +130,8 @@ def _mt_bench(folder: Path) -> Iterable[Judged]:
             score = row.get("score") or 0.0
             old = float(score) if 1.0 <= score <= 10.0 else None
             system = {"role": "system", "content": prompts[prompt]["system_prompt"]}
-            roles = (system, {"role": "user", "content": row["user_prompt"]})
-            length = lengths[model].get(item)
-            yield Judged("mt_bench", model, item, str(row["question_id"]), old, length, roles)
+            shown = (system, {"role": "user", "content": row["user_prompt"]})
+            yield Judged("mt_bench", model, item, question, old, lengths[model].get(item), shown)
 
 
 def _lengths(path: Path) -> dict[str, float]:
@@ -230,14 +224,14 @@ def judge_again(
 
 # -- rows ------------------------------------------------------------------------------------------
 METRIC = {"alpaca_eval": "win_rate", "mt_bench": "rating"}
-LENGTH_CONTROLLED = "length_controlled_win_rate"
 
 
 def rows_of(
-    found: Sequence[Judged], values: Mapping[tuple[int, int], Value], gamed: Path | None
+    found: Sequence[Judged], values: Mapping[tuple[int, int], Value], folder: Path
 ) -> list[dict[str, Any]]:
-    """A row for every answer, measure and repeat. Length-controlled win rates are the jackknife's
-    pseudo-values, whose mean over items is the win rate.
+    """A row for every answer, measure and repeat. Length-controlled win rates, where ``folder``
+    holds the gamed baselines, are the jackknife's pseudo-values, whose mean over items is the win
+    rate.
     """
     rows = []
     kept = ("benchmark", "model", "item", "cluster", "old", "length")
@@ -246,6 +240,7 @@ def rows_of(
         row = {"metric": METRIC[one.benchmark], "repeat": repeat}
         row |= {"new": new, "status": status, "first": first}
         rows.append(row | {name: getattr(one, name) for name in kept})
+    gamed = AlpacaEvalArtefacts(folder / "alpaca_eval").gamed
     return rows if gamed is None else rows + _length_controlled(found, rows, gamed)
 
 
@@ -254,11 +249,11 @@ def _length_controlled(
 ) -> list[dict[str, Any]]:
     """The rows of AlpacaEval again, with both judges' length-controlled pseudo-values."""
     shown = {
-        (one.model, one.item): (one.shown, one.position)
+        (one.model, one.item): (one.position, one.shown)
         for one in found
         if isinstance(one.shown, annotator.Pair)
     }
-    baseline = read_gamed(gamed, 1 + max(position for _, position in shown.values()))
+    baseline = read_gamed(gamed, 1 + max(position for position, _ in shown.values()))
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         both = row["old"] is not None and row["new"] is not None
@@ -266,24 +261,14 @@ def _length_controlled(
             groups.setdefault((row["model"], row["repeat"]), []).append(row)
     result = []
     for group in groups.values():
-        ordered = sorted(group, key=lambda row: shown[row["model"], row["item"]][1])
+        ordered = sorted(group, key=lambda row: shown[row["model"], row["item"]][0])
         pairs = [shown[row["model"], row["item"]] for row in ordered]
-        outputs = [pair.output_1 for pair, _ in pairs], [pair.output_2 for pair, _ in pairs]
-        places = [position for _, position in pairs]
+        outputs = [pair.output_1 for _, pair in pairs], [pair.output_2 for _, pair in pairs]
+        places = [position for position, _ in pairs]
         pseudo = []
         for judge in ("old", "new"):
             preferences = [1.0 + row[judge] / 100.0 for row in ordered]
             pseudo.append(compute_metrics(preferences, *outputs, places, baseline).pseudo)
         for row, old, new in zip(ordered, *pseudo, strict=True):
-            result.append({**row, "metric": LENGTH_CONTROLLED, "old": old, "new": new})
+            result.append({**row, "metric": "length_controlled_win_rate", "old": old, "new": new})
     return result
-
-
-def gamed_of(folder: Path) -> Path | None:
-    """The gamed baselines beside public annotations."""
-    return AlpacaEvalArtefacts(folder / "alpaca_eval").gamed
-
-
-def write(path: Path, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """``bridge.json``: what was judged by whom, and the rows."""
-    write_atomic(path, canonical_json({**about, "rows": list(rows)}) + "\n")

@@ -73,7 +73,8 @@ def test_a_copy_of_the_judge_agrees_wholly_and_its_map_is_the_identity() -> None
     assert mapped is not None and mapped.value == pytest.approx(33.0)
     assert scale.kept_signs()[:2] == (6, 6)
     assert scale.correlation() == pytest.approx(1.0)
-    assert bridge.bias(scale, "old") == bridge.bias(scale, "new")
+    assert bridge.first_bias(scale, "old") == bridge.first_bias(scale, "new")
+    assert bridge.length_bias(scale, "old") == bridge.length_bias(scale, "new")
 
 
 def test_hand_worked_agreement_and_kappa_of_winners() -> None:
@@ -119,7 +120,7 @@ def test_known_bias_and_noise_are_found() -> None:
     truth = 100 * sigma(shifted[..., None] + rng.normal(0, 1, (*logits.shape, 500))).mean(axis=-1)
     for model in range(4):
         assert scale.mean(1, model).holds(truth[:, model].mean())
-    lean, fair = bridge.bias(scale, "new").first, bridge.bias(scale, "old").first
+    lean, fair = bridge.first_bias(scale, "new"), bridge.first_bias(scale, "old")
     assert lean is not None and fair is not None
     effect = np.mean(
         [truth[first[:, m], m].mean() - truth[~first[:, m], m].mean() for m in range(4)]
@@ -138,7 +139,7 @@ def test_a_length_bias_is_found_where_it_is() -> None:
     new = 100.0 * (rng.random(logits.shape) < sigma(np.array(STRENGTH) + 1.0 * x))
     old = 100.0 * (rng.random(logits.shape) < sigma(np.broadcast_to(STRENGTH, logits.shape)))
     scale = scale_of(rows(old, new))
-    new_bias, old_bias = bridge.bias(scale, "new").length, bridge.bias(scale, "old").length
+    new_bias, old_bias = bridge.length_bias(scale, "new"), bridge.length_bias(scale, "old")
     assert new_bias is not None and old_bias is not None
     assert new_bias.holds(1.0) and not new_bias.holds(0.0)
     assert old_bias.holds(0.0)

@@ -70,11 +70,10 @@ def test_headline_pools_and_the_paired_interval_stays_beside_it() -> None:
         },
         "x",
     )
-    member = result["z"]
-    a, own = member.estimate.intervals["A"], member.estimate.intervals["A_paired"]
-    assert result.pooled
+    found = result.arms["z"]
+    a, own = found.intervals["A"], found.intervals["A_paired"]
     assert (result.ms, result.df) == (pytest.approx(1.0), 4)
-    assert member.estimate.value == pytest.approx(4.0)
+    assert found.value == pytest.approx(4.0)
     assert a.half_width == pytest.approx(T4 * math.sqrt(2 / 3), rel=1e-8)
     assert a.df == (4.0,)
     assert (
@@ -91,28 +90,24 @@ def test_headline_pools_and_the_paired_interval_stays_beside_it() -> None:
 def test_two_arms_are_only_paired() -> None:
     arms = _arms(arms=2)
     result = family(arms, "a0")
-    assert not result.pooled
     assert result.ms is None
-    assert result["a1"].estimate.intervals["A"] == difference(arms["a1"], arms["a0"]).intervals["A"]
-    assert result["a1"].dunnett.undefined == "no pooled residual"
+    assert result.arms["a1"].intervals["A"] == difference(arms["a1"], arms["a0"]).intervals["A"]
+    assert result.arms["a1"].intervals["dunnett"].undefined == "no pooled residual"
 
 
 def test_order_of_arms_changes_no_number() -> None:
     arms = _arms()
     one, other = family(arms, "a0"), family(dict(reversed(arms.items())), "a0")
-    assert [m.arm for m in other.members] == ["a3", "a2", "a1"]
+    assert list(other.arms) == ["a3", "a2", "a1"]
     for name in ("a1", "a2", "a3"):
-        assert one[name].estimate.intervals == other[name].estimate.intervals
-        assert one[name].holm == other[name].holm
-        assert one[name].dunnett == other[name].dunnett
+        assert one.arms[name].intervals == other.arms[name].intervals
 
 
-def test_holm_within_the_family_agrees_with_statsmodels() -> None:
-    result = family(_arms(3), "a0")
-    raw = [m.estimate.intervals["B"].p for m in result.members]
-    assert [m.holm["B"] for m in result.members] == pytest.approx(
-        multipletests(raw, method="holm")[1].tolist(), rel=1e-12
-    )
+def test_holm_agrees_with_statsmodels() -> None:
+    found = family(_arms(3), "a0").arms
+    raw = {name: estimate.p("B") for name, estimate in found.items()}
+    theirs = multipletests(list(raw.values()), method="holm")[1]
+    assert list(holm(raw).values()) == pytest.approx(theirs.tolist(), rel=1e-12)
 
 
 def test_holm_by_hand_counts_an_undefined_p_as_a_member() -> None:
@@ -162,12 +157,12 @@ def test_dunnett_p_agrees_with_scipy_on_independent_groups() -> None:
 
 
 def test_dunnett_lies_between_the_single_test_and_bonferroni() -> None:
-    for arm in family(_arms(4), "a0").members:
-        p, single = arm.dunnett.p, arm.estimate.intervals["A"].p
+    for arm in family(_arms(4), "a0").arms.values():
+        p, single = arm.p("dunnett"), arm.p("A")
         assert p is not None
         assert single is not None
         assert single < p < min(3 * single, 1) + 1e-12
-        assert (arm.dunnett.half_width or 0) > (arm.estimate.intervals["A"].half_width or 0)
+        assert (arm.half_width("dunnett") or 0) > (arm.half_width("A") or 0)
 
 
 def test_an_arm_whose_seeds_jump_is_flagged_unequal() -> None:
@@ -178,10 +173,10 @@ def test_an_arm_whose_seeds_jump_is_flagged_unequal() -> None:
     }
     arms["a7"] = from_array(arms["a7"].values + np.array([[3.0], [-4.0], [2.0], [5.0], [-6.0]]))
     result = family(arms, "a0")
-    assert any("unequal: this difference varies" in flag for flag in result["a7"].estimate.flags)
-    assert not any("unequal" in flag for flag in result["a1"].estimate.flags)
+    assert any("unequal: this difference varies" in flag for flag in result.arms["a7"].flags)
+    assert not any("unequal" in flag for flag in result.arms["a1"].flags)
     assert result.flags == ()
-    assert all("unequal" in family(arms, "a7")[name].estimate.flags[0] for name in ("a0", "a3"))
+    assert all("unequal" in family(arms, "a7").arms[name].flags[0] for name in ("a0", "a3"))
 
 
 def test_an_unequal_arm_goes_back_to_its_paired_interval_and_dunnett_is_withheld() -> None:
@@ -191,18 +186,19 @@ def test_an_unequal_arm_goes_back_to_its_paired_interval_and_dunnett_is_withheld
         for k in range(8)
     }
     arms["a7"] = from_array(arms["a7"].values + np.array([[3.0], [-4.0], [2.0], [5.0], [-6.0]]))
-    jumpy, calm = family(arms, "a0")["a7"], family(arms, "a0")["a1"]
-    assert jumpy.estimate.intervals["A"] == jumpy.estimate.intervals["A_paired"]
-    assert "unequal" in jumpy.dunnett.undefined
-    assert calm.dunnett.defined
-    assert "pooled" in calm.estimate.intervals["A"].method
+    found = family(arms, "a0").arms
+    jumpy, calm = found["a7"].intervals, found["a1"].intervals
+    assert jumpy["A"] == jumpy["A_paired"]
+    assert "unequal" in jumpy["dunnett"].undefined
+    assert calm["dunnett"].defined
+    assert "pooled" in calm["A"].method
 
 
 def test_copies_of_an_arm_are_pooled_once() -> None:
     arms = _arms(12, arms=3)
     doubled = family({**arms, "copy": arms["a0"]}, "a0")
     assert (doubled.ms, doubled.df) == (family(arms, "a0").ms, 4)
-    assert doubled["a1"].estimate.intervals["A"] == family(arms, "a0")["a1"].estimate.intervals["A"]
+    assert doubled.arms["a1"].intervals["A"] == family(arms, "a0").arms["a1"].intervals["A"]
 
 
 def test_the_checks_for_unequal_arms_are_exact_f_tests() -> None:
@@ -227,30 +223,28 @@ def test_an_incomplete_arm_is_reported_and_left_out() -> None:
     broken = arms["a3"].values.copy()
     broken[0, 0] = np.nan
     result = family({**arms, "a3": from_array(broken)}, "a0")
-    assert result["a3"].estimate.value is None
-    assert result["a3"].estimate.incomplete
+    assert result.arms["a3"].value is None
+    assert result.arms["a3"].incomplete
     assert result.flags == ("a3 left out: INCOMPLETE: 59 of 60 scored",)
     assert result.df == 4
-    assert result["a1"].dunnett.method.startswith("Dunnett, 2 arms")
-    assert result["a3"].holm["A"] is None
+    assert result.arms["a1"].intervals["dunnett"].method.startswith("Dunnett, 2 arms")
 
 
 def test_a_lost_seed_leaves_the_pool_and_says_so() -> None:
     arms = _arms(7, seeds=4)
     arms["a2"] = arms["a2"].take([0, 1, 3])
     result = family(arms, "a0")
-    assert result.seeds == (0, 1, 3)
     assert "seeds left out of the pool, not in every arm: 2" in result.flags
-    assert "its seeds are not those of the pool" in result["a1"].estimate.flags[0]
-    assert result["a2"].estimate.method == "difference, pooled"
+    assert "its seeds are not those of the pool" in result.arms["a1"].flags[0]
+    assert result.arms["a2"].method == "difference, pooled"
 
 
 def test_equal_arms_are_undefined_not_certain() -> None:
     same = from_array(np.random.default_rng(8).normal(size=(3, 10)))
     result = family({"x": same, "y": same, "z": same}, "x")
-    assert not result["y"].estimate.intervals["A"].defined
-    assert result["y"].holm["A"] is None
-    assert not result["y"].dunnett.defined
+    assert not result.arms["y"].intervals["A"].defined
+    assert result.arms["y"].p("A") is None
+    assert not result.arms["y"].intervals["dunnett"].defined
 
 
 def test_the_best_arm_is_told_on_seeds_that_did_not_choose_it() -> None:

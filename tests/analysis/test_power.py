@@ -112,7 +112,7 @@ def test_pooled_components_use_the_familys_residual() -> None:
         f"a{k}": from_array(rng.normal(0, 1, (3, 1)) + rng.normal(0, 1, (3, 40))) for k in range(4)
     }
     result = family(arms, "a0")
-    estimate = result["a2"].estimate
+    estimate = result.arms["a2"]
     assert estimate.squares is not None
     c = from_squares(estimate.squares, ms=result.ms, df=result.df)
     assert estimate.squares is not None

@@ -232,7 +232,7 @@ def test_an_arm_without_rows_counts_in_the_declared_family(tmp_path: Path) -> No
     (folder / "manifest.json").write_text(json.dumps(manifest))
     data = load_study(folder, store)
     found = findings.find(data)
-    assert found.family_size == 2
+    assert len(found.declared) == 2
     assert found.declared[1].holm["A"] == pytest.approx(
         2 * (found.declared[1].estimate.p("A") or 0)
     )

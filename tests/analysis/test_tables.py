@@ -220,7 +220,7 @@ def test_holm_runs_over_the_whole_declared_family(tmp_path: Path) -> None:
         )
     )
     found = findings.find(data)
-    assert found.family_size == 4
+    assert len(found.declared) == 4
     raw = sorted((c.estimate.intervals["A"].p or 1.0, c) for c in found.declared)
     running = 0.0
     for rank, (p, comparison) in enumerate(raw):
