@@ -42,17 +42,14 @@ VERDICTS = {
 @dataclass(frozen=True)
 class Asked:
     """What decides a verdict. delta: difference in the measure's unit below which two scores count
-    as equal (0: none does). population: the interval that speaks where there are several seeds, "A"
-    or "B". gate: one measure is compared: the chosen one, or the study's declared outcome.
+    as equal (0: none does). gate: one measure is compared: the chosen one, or the study's declared
+    outcome.
     """
 
     delta: float = 0.0
-    population: str = "A"
     gate: bool = False
 
     def __post_init__(self) -> None:
-        if self.population not in ("A", "B"):
-            raise HarnessError(f"--population {self.population!r} is unknown; allowed: A, B")
         if not 0 <= self.delta < math.inf:
             raise HarnessError(f"--delta is {self.delta:g}; give a number of 0 or more")
 
@@ -137,7 +134,7 @@ def verdict(
     """
     if not measure.better:
         return "", ""
-    name = "items" if "items" in found.intervals and found.seeds == 1 else asked.population
+    name = "items" if "items" in found.intervals and found.seeds == 1 else "A"
     digits, interval = found.digits(measure.digits), found.intervals[name]
     if interval.low is None or interval.high is None:
         return "undecided", interval.undefined

@@ -16,7 +16,7 @@ from scipy import optimize, special  # type: ignore[import-untyped]
 from scipy import stats as distributions  # type: ignore[import-untyped]
 
 from analysis.layout import Floats, Layout, complete, paired
-from analysis.rank import Permutation, floor_flags, needed
+from analysis.rank import Permutation, floor_flags
 from analysis.stats import (
     LEVEL,
     MIN_SEEDS,
@@ -29,8 +29,8 @@ from analysis.stats import (
     seed_interval,
 )
 
-EXACT_ARMS = 7
-"""Arms up to which all A! orders of a seed are listed."""
+MOST_ARMS = 9
+"""Arms up to which Page's test lists all A! orders of a seed; there is none beyond."""
 STRAY_SIZE, APART_SIZE = 0.005, 0.01
 """Sizes of the checks of a shared seed variance: of one arm alone, and of a difference."""
 POOLED = "difference, pooled"
@@ -52,20 +52,14 @@ class Trend:
     flags: tuple[str, ...] = ()
 
 
-def trend(
-    arms: Mapping[float, Layout],
-    expected: str,
-    *,
-    min_complete: float = 1.0,
-    generator: np.random.Generator | None = None,
-) -> Trend:
+def trend(arms: Mapping[float, Layout], expected: str, *, min_complete: float = 1.0) -> Trend:
     """Trend of the score in α, seeds as blocks. expected: "falling" or "rising", declared before
     the data were seen.
 
     Slope: C_si = Σ_α (x_α − x̄)·Y_αsi / Σ(x_α − x̄)², x the rank of α; C is a layout like any other,
     so (A) and (B) and their p are those of a mean. ``p_directed`` is (A)'s one-sided p. page:
-    Page's L on ranks within a seed, every order within a seed equally likely (exact with ties up to
-    7 arms), floor (A!)^{−S}.
+    Page's L on ranks within a seed, every order within a seed equally likely (exact with ties, up
+    to 9 arms), floor (A!)^{−S}.
     """
     if expected not in ("falling", "rising"):
         raise ValueError(f"expected is {expected!r}; declare 'falling' or 'rising'")
@@ -92,16 +86,14 @@ def trend(
     if not reason:
         there = np.isin(np.array(slope.clusters), np.array(used.clusters))
         means = np.array([part[:, there].mean(axis=1) for part in parts]).T
-        page = page_trend(means * sign, generator)
+        page = page_trend(means * sign)
     estimate = replace(estimate, method="slope on rank of α")
     return Trend(tuple(alphas), estimate, page, directed, tuple(dict.fromkeys(flags)))
 
 
-def page_trend(
-    means: Floats, generator: np.random.Generator | None = None, *, draws: int = 19_999
-) -> Permutation:
-    """Page's L of ``means`` (S, A): one-sided p = P(L* ≥ L) over all orders within every row: exact
-    (convolution of the rows' own distributions, midranks) up to 7 arms; beyond, drawn.
+def page_trend(means: Floats) -> Permutation:
+    """Page's L of ``means`` (S, A): one-sided p = P(L* ≥ L) over all orders within every row, the
+    convolution of the rows' own distributions (midranks). Undefined above 9 arms.
     """
     S, A = means.shape
     ranks = np.array([distributions.rankdata(row) for row in means])
@@ -110,20 +102,15 @@ def page_trend(
     found = replace(_NO_PAGE, n=S, statistic=L)
     if all(np.ptp(row) == 0 for row in ranks):
         return replace(found, undefined="all arms are tied in every seed")
-    if A <= EXACT_ARMS:
-        orders = np.array(list(itertools.permutations(range(A))))
-        null = np.ones(1)
-        for row in ranks:
-            doubled = np.rint(2 * (row[orders] @ place)).astype(np.int64)
-            null = np.convolve(null, np.bincount(doubled) / len(orders))
-        p = min(float(null[round(2 * L) :].sum()), 1.0)
-        return replace(found, p=p, floor=floor, flags=floor_flags(floor))
-    rng = needed(generator, f"Page's test with more than {EXACT_ARMS} arms")
-    drawn = np.sum(
-        [rng.permuted(np.tile(row, (draws, 1)), axis=1) @ place for row in ranks], axis=0
-    )
-    hits = int((drawn >= L - 1e-9).sum())
-    return replace(found, p=(1 + hits) / (1 + draws), floor=1 / (1 + draws), draws=draws)
+    if A > MOST_ARMS:
+        return replace(found, undefined=f"{A} arms: none above {MOST_ARMS}")
+    orders = np.array(list(itertools.permutations(range(A))))
+    null = np.ones(1)
+    for row in ranks:
+        doubled = np.rint(2 * (row[orders] @ place)).astype(np.int64)
+        null = np.convolve(null, np.bincount(doubled) / len(orders))
+    p = min(float(null[round(2 * L) :].sum()), 1.0)
+    return replace(found, p=p, floor=floor, flags=floor_flags(floor))
 
 
 # -- the arms' residual over seeds -----------------------------------------------------------------

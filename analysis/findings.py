@@ -228,9 +228,8 @@ def _trend(data: StudyData) -> TrendFinding | None:
     if len(cells) < 3:
         reason = f"scores of it are stored for {len(cells)} of {axis}'s values; a trend needs three"
         return replace(found, reason=reason)
-    rng = np.random.default_rng(0)
     try:
-        result = trend(cells, expected, min_complete=data.min_complete, generator=rng)
+        result = trend(cells, expected, min_complete=data.min_complete)
     except ValueError as error:
         return replace(found, reason=str(error))
     return replace(found, result=result)

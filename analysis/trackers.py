@@ -46,15 +46,18 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class Tracked:
-    """A study as trackers take it. folder: where files of a tracker may lie; report: its report's
-    folder. incomplete: scores without a value (too few rows), which are not sent.
+    """A study as trackers take it. folder: its own, where files of a tracker may lie. incomplete:
+    scores without a value (too few rows), which are not sent.
     """
 
     name: str
     folder: Path
-    report: Path
     runs: Sequence[TrackedRun]
     incomplete: int
+
+    @property
+    def report(self) -> str:
+        return str(self.folder / "report")
 
 
 def tracked(data: StudyData, study_dir: Path) -> Tracked:
@@ -81,7 +84,7 @@ def tracked(data: StudyData, study_dir: Path) -> Tracked:
         cell = content_hash(data.name, run.name, keys, length=16)
         curves = _curves(data, run)
         runs.append(TrackedRun(cell, run.name, run.arm_name, run.arm, config, scores, curves))
-    return Tracked(data.name, study_dir, study_dir / "report", runs, incomplete)
+    return Tracked(data.name, study_dir, runs, incomplete)
 
 
 def _curves(data: StudyData, run: Any) -> Points:
@@ -110,11 +113,6 @@ def check(to: str) -> None:
         raise HarnessError(
             f"--to {to} needs the package {to}, which is not installed: `pip install {package}`"
         )
-
-
-def send(study: Tracked, to: str) -> str:
-    """Send a study to a tracker that ``check`` passed; says where it is."""
-    return TRACKERS[to](study)
 
 
 def _rows(run: TrackedRun) -> Iterator[tuple[int, dict[str, float]]]:
@@ -206,7 +204,7 @@ def _wandb(study: Tracked) -> str:
             opened.log({**values, STEP: step})
         if number == 0:
             report = wandb.Artifact("report", type="report")
-            report.add_dir(str(study.report))
+            report.add_dir(study.report)
             opened.log_artifact(report)
         opened.finish()
     place = study.folder / "wandb"
@@ -229,7 +227,7 @@ def _mlflow(study: Tracked) -> str:
             for step, values in _rows(run):
                 mlflow.log_metrics(values, step=step)
             if number == 0:
-                mlflow.log_artifacts(str(study.report), "report")
+                mlflow.log_artifacts(study.report, "report")
         for old in before:
             client.delete_run(old.info.run_id)
     return f"MLflow experiment {study.name} at {mlflow.get_tracking_uri()}"

@@ -294,7 +294,7 @@ def report(
     if to:
         sent = trackers.tracked(loading.load_study(folder, store), folder)
         for name in to:
-            shown.say(f"{len(sent.runs)} runs sent: {trackers.send(sent, name)}")
+            shown.say(f"{len(sent.runs)} runs sent: {trackers.TRACKERS[name](sent)}")
         if sent.incomplete:
             shown.say(f"Not sent: {sent.incomplete} scores of which too few rows are there.")
     show_left_out(stores.Store(store), manifest["stages"])
@@ -326,7 +326,6 @@ def compare(
     ] = "alpha",
     benchmark: Annotated[str, Option(help="One benchmark or measure; empty: all.")] = "",
     delta: Annotated[float, Option(help="Differences below it, in its unit, do not matter.")] = 0.0,
-    population: Annotated[str, Option(help="On several seeds, whose interval counts: A | B")] = "A",
     gate: Annotated[bool, Option("--gate", help="Exit with the verdict on one measure.")] = False,
     store: options.StoreRoot = options.STORE,
     results: options.Results = options.RESULTS,
@@ -334,17 +333,17 @@ def compare(
     """Compare two cells or checkpoints of a study, paired by item and seed.
 
     The verdict on A: equivalent, where two one-sided tests at 5 % hold the difference within
-    --delta; better or worse, where the 95 % interval leaves out 0; else undecided. With --gate the
-    exit status is 0 better, 1 worse, 2 equivalent, 3 undecided, and 64 where there is no verdict (a
-    name that is not there, a wrong option, a crash). Without --benchmark a gate looks at the
-    study's declared outcome.
+    --delta; better or worse, where the 95 % interval (A), of one seed that over items, leaves out
+    0; else undecided. With --gate the exit status is 0 better, 1 worse, 2 equivalent, 3 undecided,
+    and 64 where there is no verdict (a name that is not there, a wrong option, a crash). Without
+    --benchmark a gate looks at the study's declared outcome.
 
     Example: selm compare objective.alpha=1 objective.alpha=0 --study alpha --benchmark alpaca_eval
 
     Example: selm compare new@3 old@3 --study ours --gate --delta 1
     """
     folder, _ = read_manifest(results, study)
-    asked = comparing.Asked(delta, population, gate)
+    asked = comparing.Asked(delta, gate)
     found = comparing.compare(loading.load_study(folder, store), a, b, benchmark, asked)
     shown.analysis_table(found)
     if gate:
@@ -353,38 +352,24 @@ def compare(
 
 def power(
     study: Annotated[
-        str,
-        Argument(
-            autocompletion=options.finished,
-            help="A study's name or YAML file; empty with given components.",
-        ),
-    ] = "",
+        str, Argument(autocompletion=options.finished, help="A study's name or YAML file.")
+    ],
     delta: Annotated[
         float | None,
         Option(
             help="The difference to detect, in the score's units (default: about half of what the "
-            "study detects now; 1 with given components)."
+            "study detects now)."
         ),
     ] = None,
-    sigma: Annotated[
-        tuple[float, float, float] | None,
-        Option(help="Given components: over seeds, over items, residual."),
-    ] = None,
-    seeds: Annotated[int, Option(help="Seeds, with given components.")] = 3,
-    items: Annotated[int, Option(help="Items, with given components.")] = 805,
     store: options.StoreRoot = options.STORE,
     results: options.Results = options.RESULTS,
 ) -> None:
     """Seeds and items needed to detect a difference, and what they cost.
 
-    From a study's variance components, or from given ones. The cost is that of the study's file.
+    From the study's variance components. The cost is that of its file.
 
     Example: selm power alpha --delta 1.0
     """
-    if sigma is not None:
-        wanted = 1.0 if delta is None else delta
-        shown.analysis_table(power_report.power_given(sigma, seeds, items, wanted))
-        return
     folder, manifest = read_manifest(results, study)
     found = power_report.power_study(folder, store, delta)
     shown.analysis_table(found)

@@ -101,5 +101,4 @@ def test_the_exit_status_is_the_verdict_and_nothing_else_has_one(study: tuple[Pa
     assert (found.returncode, "equivalent to Base" in found.stdout) == (2, True), found.stderr
     assert _gate(study, "arm=v@1", "base", *wins, "--delta", "x").returncode == 64
     assert _gate(study, "nobody", "base", *wins).returncode == 64
-    assert _gate(study, "arm=v@1", "base", *wins, "--population", "C").returncode == 64
     assert _gate(study, "nobody", "base", *wins[:2]).returncode == 2

@@ -79,8 +79,7 @@ def test_a_study_with_repeats_has_the_table_and_one_without_has_none(tmp_path: P
 )
 def test_repeats_beat_seeds_where_the_judge_is_most_of_the_noise(judge: float, says: str) -> None:
     """σ_seed 0.2, σ_error 20, of it 90 % or 2 % the judge's; 12 seeds × 100 items."""
-    design = power_report.Design("x", Components(0.2, 5.0, 20.0), 12, 100)
-    told = power_report.advice(design, judge, 1)
+    told = power_report.advice(Components(0.2, 5.0, 20.0), 12, 100, judge, 1)
     share = judge / 1200 / (0.04 / 12 + 400 / 1200)
     assert says in told
     assert f"{100 * share:.0f} % of the variance" in told

@@ -22,9 +22,7 @@ from analysis.power import (
     seed_df,
     seeds_needed,
 )
-from analysis.power_report import power_given
 from analysis.stats import difference, two_way
-from harness.records import HarnessError
 
 
 @pytest.mark.parametrize(
@@ -183,15 +181,3 @@ def test_too_few_and_wrong_inputs_are_told() -> None:
     assert "no interval" in detectable(c, 2, 80).undefined
     assert items_needed(c, 1.0, 2).value is None
     assert detectable(Components(0.0, 0.0, 0.0), 3, 80).undefined == "no variance in the components"
-    for wrong in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(HarnessError, match="--delta"):
-            power_given((1.0, 1.0, 1.0), 3, 80, wrong)
-    with pytest.raises(HarnessError, match="three σ"):
-        power_given((1.0, math.nan, 1.0), 3, 80, 1.0)
-
-
-def test_given_components_are_shown_as_finely_as_delta() -> None:
-    """λ_4·0.0031/√5 = 3.761·0.0031/√5 is 0.0052: two digits would say 0.01."""
-    rows = power_given((0.0031, 0.0, 0.0), 5, 100, 0.002).rows
-    assert rows[0].cells["σ seed"] == "0.0031"
-    assert rows[0].cells["detectable now"] == "0.0052"

@@ -28,7 +28,7 @@ from analysis.report import CSS, JS, NOT_HERE, page, parts_of, policy, write_rep
 from analysis.screen import Next, command
 from analysis.table import Table
 from analysis.tables import TABLES
-from harness.records import Score, write_scores
+from harness.records import HarnessError, Score, write_scores
 from tests import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -297,6 +297,8 @@ def test_seeds_to_run_next_are_those_of_the_power_table(tmp_path: Path) -> None:
         "22 seeds would detect a difference of 1 point in AlpacaEval LC (decide on their number "
     )
     table = power_study(folder, store, 1.0)
+    with pytest.raises(HarnessError, match="--delta is 0"):
+        power_study(folder, store, 0.0)
     asked = {(row["comparison"], row["population"]): row["seeds"] for row in table.data}
     assert asked["α = 1 minus α = 0", "A"] == 22
     assert command(step, "a study.yaml", ["seeds=[1,2]", "loop.iterations=2"]) == (

@@ -48,7 +48,7 @@ def test_tensorboard_holds_one_run_a_cell_with_the_stores_last_scores(
     )
     study, data = built
     for _ in range(2):  # sent again, nothing is doubled
-        trackers.send(study, "tensorboard")
+        trackers.TRACKERS["tensorboard"](study)
         read = accumulator.EventMultiplexer()
         read.AddRunsFromDirectory(str(study.folder / "tensorboard"))
         read.Reload()
@@ -67,7 +67,7 @@ def test_tensorboard_groups_seeds_by_arm(built: tuple[trackers.Tracked, StudyDat
     metadata = pytest.importorskip("tensorboard.plugins.hparams.metadata")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     study, _ = built
-    trackers.send(study, "tensorboard")
+    trackers.TRACKERS["tensorboard"](study)
     groups = {}
     for folder in sorted((study.folder / "tensorboard").glob("*/*")):
         read = accumulator.EventAccumulator(str(folder))
@@ -91,8 +91,8 @@ from pathlib import Path
 
 folder, store = map(Path, sys.argv[1:])
 study = trackers.tracked(load_study(folder, store), folder)
-trackers.send(study, "trackio")
-trackers.send(study, "trackio")
+trackers.TRACKERS["trackio"](study)
+trackers.TRACKERS["trackio"](study)
 found = {}
 for run in trackio.Api().runs("synthetic"):
     logs = SQLiteStorage.get_logs("synthetic", run.name, run_id=run.id)
@@ -144,10 +144,9 @@ def test_mlflow_holds_what_was_sent_last(
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     study, data = built
     partial = {0: {"alpaca_eval/win_rate": 0.0}, 1: {"alpaca_eval/win_rate": 99.0}}
-    trackers.send(
-        replace(study, runs=[replace(one, scores=partial) for one in study.runs]), "mlflow"
-    )
-    trackers.send(study, "mlflow")
+    before = replace(study, runs=[replace(one, scores=partial) for one in study.runs])
+    trackers.TRACKERS["mlflow"](before)
+    trackers.TRACKERS["mlflow"](study)
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("synthetic")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
