@@ -458,7 +458,8 @@ def _work(count: Counting, task: AcademicTask) -> Work:
 
 def settle(asked: Asked) -> AcademicTask:
     """Settings of the scoring stage."""
-    known = {name: PASSAGES[name] for name in asked.settings.tasks if name in PASSAGES}
+    theirs = [name for name in asked.settings.tasks if name not in asked.settings.data]
+    known = {name: PASSAGES[name] for name in theirs if name in PASSAGES}
     passages = known | asked.settings.passages
     return AcademicTask(**vars(asked.settings) | asked.generating | {"passages": passages})
 

@@ -1076,11 +1076,14 @@ def test_items_that_share_a_passage_are_one_unit(policy_folder: Path, tmp_path: 
 
 def test_the_passages_of_known_tasks_are_named_and_add_nothing_to_other_keys() -> None:
     generating = asked().model_dump(exclude=set(AcademicSettings.model_fields))
-    for tasks, passages in (
-        (["drop", "mmlu"], {"drop": "passage"}),
-        (["gsm8k"], AcademicTask.later["passages"]),
+    own = {"drop": "a task of one's own.yaml"}
+    for tasks, data, passages in (
+        (["drop", "mmlu"], {}, {"drop": "passage"}),
+        (["gsm8k"], {}, AcademicTask.later["passages"]),
+        (["drop"], own, AcademicTask.later["passages"]),
     ):
-        told = SimpleNamespace(settings=AcademicSettings(tasks=tasks), generating=generating)
+        settings = AcademicSettings(tasks=tasks, data=data)
+        told = SimpleNamespace(settings=settings, generating=generating)
         assert settle(told).passages == passages
 
 
