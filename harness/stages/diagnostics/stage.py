@@ -3,13 +3,11 @@
 
 Inputs: policy (the checkpoint), reference_policy, previous (where the iteration started), base,
 pairs, data; optional answer and answer_previous (their sampled held-out answers are used), ranker.
-Out: scores.parquet (benchmark "diagnostics", one row per metric and prompt, clustered by prompt),
-summary.json (means).
+Out: scores.parquet (benchmark "diagnostics", one row per metric and prompt, clustered by prompt).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -69,12 +67,14 @@ def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     found = collect(task, objective.beta)
     scores = score_rows(found, known_ids(task.inputs["data"]))
     scores += gradient_rows(task, objective.c, objective.beta)
-    summary = _means(scores)
-    text = json.dumps(summary, indent=1, sort_keys=True)
-    (task.out / "summary.json").write_text(text + "\n", encoding="utf-8")
     rows = write_scores(task.out / "scores.parquet", scores)
     drawn = sum(len(answer.token_ids) for e in found["heldout"] for answer in e.reference)
-    shown: dict[str, Any] = {name: summary[name]["mean"] for name in HEADLINE if name in summary}
+    shown: dict[str, Any] = {}
+    for name in HEADLINE:
+        measured = [score.value for score in scores if score.metric == name]
+        if measured:
+            values = [value for value in measured if value is not None]
+            shown[name] = statistics.fmean(values) if values else None
     left_out = _unmeasured(task, found)
     return StageOutcome(rows, costs={"tokens_generated": drawn}, summary=shown, left_out=left_out)
 
@@ -96,19 +96,6 @@ def _unmeasured(
             tally.meet(e.id, reason)
         left_out += tally.left_out()
     return left_out
-
-
-def _means(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
-    """Mean over the rows that have a value, and how many; intervals are the analysis's."""
-    by_metric: dict[str, list[float | None]] = {}
-    for score in scores:
-        by_metric.setdefault(score.metric, []).append(score.value)
-    summary = {}
-    for metric, rows in by_metric.items():
-        values = [value for value in rows if value is not None]
-        mean = statistics.fmean(values) if values else None
-        summary[metric] = {"mean": mean, "n": len(values), "expected": len(rows)}
-    return summary
 
 
 # -- rows ------------------------------------------------------------------------------------------
