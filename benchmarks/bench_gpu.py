@@ -42,6 +42,7 @@ from benchmarks.bench_training import (
     options,
     random_rows,
 )
+from harness.cost import DEVICES
 from harness.model import attention
 from harness.model.attention import pack
 from harness.model.generate import generate
@@ -62,8 +63,6 @@ SIZES = {
     "tiny": (64, 128, 2, 4, 2, False),
 }
 VOCABULARY = 128_256
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 FLOP/s by name, from the vendor's data sheets."""
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
 
 
@@ -217,7 +216,9 @@ def selm_and_dpo(
     rows = ragged_rows(bench.rows * (bench.steps + 1), bench.vocabulary)
     given: dict[str, Any] = {"training": {"lora": LORA}} if lora else {}
     recipe = Recipe.model_validate({"model": {"dtype": "bfloat16"}, **given})
-    limit, share, found = peak_flops(), bench.rows / len(rows), {}
+    card = torch.cuda.get_device_name().lower().replace(" ", "") if bench.on_gpu else ""
+    peaks = (one.flops for key, one in DEVICES.items() if key in card)
+    limit, share, found = next(peaks, None), bench.rows / len(rows), {}
     for what, alpha, roles in (("selm", 1e-3, ROLES), ("dpo", 0.0, ROLES[:2])):
         model = made()
         shape = shape_from_config(name, model.config.to_dict())
@@ -238,12 +239,6 @@ def selm_and_dpo(
         del model
         free()
     return found
-
-
-def peak_flops() -> float | None:
-    """Dense bfloat16 operations a second of this card, from its data sheet."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((value for key, value in PEAK_FLOPS.items() if key in name), None)
 
 
 def one_b(bench: Bench) -> dict[str, Any]:

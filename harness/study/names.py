@@ -9,7 +9,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from pydantic import AfterValidator, Field
 
@@ -18,6 +17,8 @@ from harness.records import content_hash
 LONGEST = 100
 LONGEST_RUN = 240
 """Bytes; file systems take 255."""
+QUOTED = str.maketrans({letter: f"%{ord(letter):02X}" for letter in '/\\*?"<>|@%'})
+"""Letters that names of folders do not hold."""
 TAKEN = ("store", "bench", "examples")
 """Folders of ``results/`` that are no study's."""
 
@@ -50,7 +51,8 @@ def run_name(arm: Mapping[str, Any], seed: int) -> str:
     """``objective.alpha=0.3,seed=1``: the arm's keys in study order, then the seed. What no folder
     could be called is cut and told apart by its hash.
     """
-    name = ",".join([*(f"{key}={_name(value)}" for key, value in arm.items()), f"seed={seed}"])
+    parts = [f"{key}={text_of(value).translate(QUOTED)}" for key, value in arm.items()]
+    name = ",".join([*parts, f"seed={seed}"])
     if len(name.encode()) <= LONGEST_RUN:
         return name
     digest = f"~{content_hash(name, length=8)},seed={seed}"
@@ -82,11 +84,6 @@ def text_of(value: Any) -> str:
     if value is None:
         return "null"
     return re.sub(r"[\s,]+", "", str(value))
-
-
-def _name(value: Any) -> str:
-    text = text_of(value)
-    return "".join(quote(c, safe="") if c in '/\\*?"<>|@%' else c for c in text)
 
 
 def first_of_the_same_name(values: Sequence[Any]) -> tuple[int, int] | None:

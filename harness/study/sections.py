@@ -666,15 +666,9 @@ class JudgeSettings(Section):
     @property
     def opinion(self) -> dict[str, Any]:
         """What decides the pocket judge's verdicts."""
-        opinion: dict[str, Any] = {
-            "noise": self.noise,
-            "position_bias": self.position_bias,
-            "length_bias": self.length_bias,
-            "seed": self.seed,
-        }
-        if self.best_style_worth is not None:
-            opinion["best_style_worth"] = self.best_style_worth
-        return opinion
+        names = ("noise", "position_bias", "length_bias", "seed", "best_style_worth")
+        opinion = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in opinion.items() if value is not None}
 
     def within(self, world: WorldSettings) -> JudgeSettings:
         """These settings where the pocket judge knows what is true of ``world``."""

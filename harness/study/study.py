@@ -86,7 +86,6 @@ class StudyFile(Section):
     name: FolderName
     """Names the folder below ``results/``."""
     question: str = ""
-    """Stands at the head of the report."""
     """What is asked, in a sentence; opens the report."""
     recipe: str
     """A file, or the name of one in ``recipes/`` beside the study or of the harness."""
