@@ -32,9 +32,6 @@ from harness.study.settings import Recipe
 from harness.study.study import Study, compose, leaves, validate
 from harness.study.yaml import load_mapping
 
-BY_ITERATION = ("median", "halving")
-"""Pruners that compare trials after each iteration, where there are several."""
-
 
 # -- the file --------------------------------------------------------------------------------------
 class Range(Section):
@@ -112,13 +109,17 @@ class TuneFile(Section):
     """Start no trial once judging for the trials cost this much (the finalists come on top); 0: no
     limit.
     """
-    pruner: Literal["wilcoxon", "median", "halving", "none"] = "wilcoxon"
-    """wilcoxon pairs a trial with the best one on the same seeds and items, after each seed. median
-    and halving compare the mean over seeds after each iteration (with one iteration: after each
-    seed).
+    pruner: Literal["wilcoxon", "none"] = "wilcoxon"
+    """wilcoxon pairs a trial with the best one on the same seeds and items, after each seed; with
+    several metrics nothing is pruned.
     """
     sampler_seed: Annotated[int, Field(ge=0)] = 0
     """Of Optuna's sampler; with one worker the trials follow from it."""
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials are compared while they run."""
+        return self.pruner != "none" and len(self.metrics) == 1
 
     @model_validator(mode="after")
     def _fresh(self) -> TuneFile:
@@ -188,9 +189,7 @@ class Search:
         )
 
     def check(self) -> None:
-        """Refuse a metric that nothing gives, a price limit without prices, and pruning over
-        iterations that are not scored.
-        """
+        """Refuse a metric that nothing gives, and a price limit without prices."""
         spec, recipe = self.spec, self.recipe
         for metric in spec.metrics:
             scored = recipe.evaluation.benchmarks
@@ -202,12 +201,6 @@ class Search:
                 f"{self.path}: max_cost_usd is set but no price is: give "
                 "runtime.price_prompt_usd_per_million and "
                 "runtime.price_completion_usd_per_million under set"
-            )
-        by_iteration = spec.pruner in BY_ITERATION and recipe.loop.iterations > 1
-        if by_iteration and recipe.evaluation.iterations == "last":
-            raise HarnessError(
-                f"{self.path}: pruner {spec.pruner} looks at every iteration, but "
-                "evaluation.iterations is 'last'; set it to all or take another pruner"
             )
 
     def asked(self) -> dict[str, Any]:
@@ -289,13 +282,15 @@ def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
             study_name=spec.name,
             load_if_exists=True,
             directions=[metric.direction for metric in spec.metrics],
-            pruner=make_pruner(spec),
         )
         # The trials so far are in the seed, so that a continued search does not draw its first
         # points again.
         begun = len(study.get_trials(deepcopy=False))
         seed = int(content_hash("sampler", spec.sampler_seed, seed_offset, begun, length=8), 16)
         study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        study.pruner = optuna.pruners.NopPruner()
+        if spec.prunes:
+            study.pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
         before = study.user_attrs.get("asked")
         if before is None:  # new, or killed while it was made: every step here may be done twice
             inside = {key: one for key, one in default.items() if spec.space[key].holds(one)}
@@ -310,19 +305,6 @@ def open_study(search: Search, seed_offset: int = 0) -> optuna.Study:
             "Change them back, or give it another name: stages that both need are not run again"
         )
     return study
-
-
-def make_pruner(spec: TuneFile) -> optuna.pruners.BasePruner:
-    """The pruner by name; searches with several metrics cannot prune. halving keeps the better half
-    after 1, 2, 4, … steps.
-    """
-    if len(spec.metrics) > 1 or spec.pruner == "none":
-        return optuna.pruners.NopPruner()
-    if spec.pruner == "wilcoxon":
-        return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
-    if spec.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4)
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

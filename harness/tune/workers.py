@@ -1,9 +1,8 @@
 """Workers of a search, one trial of it, and what came of it. A trial is a plan in the same store as
 any ablation, so trials share work with both.
 
-A trial runs in steps, with a report to the pruner after each: one seed of the whole run or, with
-the pruners median and halving on a recipe of several iterations, one iteration of all seeds. A
-pruned trial's later steps are never run; what it did run stays in the store.
+A trial runs one seed after another, with a report to the pruner after each. A pruned trial's later
+seeds are never run; what it did run stays in the store.
 
 Workers share one storage and take turns to begin a trial, so that none is lost, doubled or begun
 beyond the budget. The winner is run again on seeds no trial saw: the search's own estimate is
@@ -44,7 +43,7 @@ from harness.engine.runs import build_plan
 from harness.engine.store import Store
 from harness.records import HarnessError, redact
 from harness.study.study import Study
-from harness.tune.search import BY_ITERATION, Metric, Range, Search, TuneFile, open_study, turn
+from harness.tune.search import Metric, Range, Search, TuneFile, open_study, turn
 
 RETRIES = 2
 """How often a trial whose worker died is queued again."""
@@ -61,14 +60,14 @@ class TrialFailedError(Exception):
 
 
 def run_trial(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
-    """Run a trial step by step; returns how it ended and its values.
+    """Run a trial seed by seed; returns how it ended and its values.
 
     A failure is told to Optuna as pruned, with its ``reason`` and a violated constraint: such a
     trial is never best, and the sampler learns to keep away. Optuna's own FAIL would be left out by
     samplers, and a search would go on where training diverges.
     """
     try:
-        return _run_steps(trial, search, store, executor)
+        return _run_seeds(trial, search, store, executor)
     except UpdateFinishedTrialError:
         return TrialState.FAIL, None  # taken for dead and given to another worker meanwhile
     except StorageInternalError:
@@ -83,16 +82,11 @@ def run_trial(trial: optuna.Trial, search: Search, store: Store, executor: Inlin
     return TrialState.PRUNED, None
 
 
-def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
-    spec, one_metric = search.spec, len(search.spec.metrics) == 1
+def _run_seeds(trial: optuna.Trial, search: Search, store: Store, executor: Inline) -> Ending:
+    spec, means = search.spec, []
     plan = plan_study(search.study({"trial": suggest(trial, spec.space)}, spec.seeds))
-    latest: dict[int, list[float]] = {}
-    iterations = plan.study.base.loop.iterations
-    steps = [(iterations, [seed]) for seed in spec.seeds]
-    if spec.pruner in BY_ITERATION and iterations > 1 and one_metric:
-        steps = [(iteration, spec.seeds) for iteration in range(1, iterations + 1)]
-    for number, (iteration, seeds) in enumerate(steps, 1):
-        part = portion(plan, iteration, seeds)
+    for place, seed in enumerate(spec.seeds):
+        part = portion(plan, seed)
         remember(store, spec.name, part.nodes)
         asking = {key for key, one in part.nodes.items() if getattr(one.settings, "judge", None)}
         unpaid = {key for key in asking if not store.has(key)}
@@ -103,21 +97,16 @@ def _run_steps(trial: optuna.Trial, search: Search, store: Store, executor: Inli
         if summary.exit_status:
             reasons = [*summary.failed.values(), *summary.partial.values()]
             raise TrialFailedError(reasons[0] if reasons else "a stage it needs failed")
-        for run in part.runs:
-            items = [measured(store, run.last, metric) for metric in spec.metrics]
-            latest[run.cell.seed] = [sum(found) / len(found) for found in items]
-            trial.set_user_attr(f"seed_{run.cell.seed}", latest[run.cell.seed])
-        if not one_metric:
-            continue
-        if spec.pruner == "wilcoxon":
-            for place, value in enumerate(items[0]):
-                trial.report(value, (number - 1) * ITEMS_PER_SEED + place)
-        else:
-            trial.report(sum(values[0] for values in latest.values()) / len(latest), number)
-        if number < len(steps) and trial.should_prune():
-            return TrialState.PRUNED, None
-    columns = zip(*latest.values(), strict=True)
-    return TrialState.COMPLETE, [sum(column) / len(column) for column in columns]
+        (run,) = part.runs
+        items = [measured(store, run.last, metric) for metric in spec.metrics]
+        means.append([sum(found) / len(found) for found in items])
+        trial.set_user_attr(f"seed_{seed}", means[-1])
+        if spec.prunes:
+            for number, value in enumerate(items[0]):
+                trial.report(value, place * ITEMS_PER_SEED + number)
+            if place + 1 < len(spec.seeds) and trial.should_prune():
+                return TrialState.PRUNED, None
+    return TrialState.COMPLETE, [sum(one) / len(one) for one in zip(*means, strict=True)]
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
@@ -132,13 +121,9 @@ def suggest(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, Any]:
     return point
 
 
-def portion(plan: Plan, iteration: int, seeds: Sequence[int]) -> Plan:
-    """The plan's stages up to an iteration, of some seeds, with the whole plan's keys."""
-    runs = tuple(
-        replace(run, iterations={i: one for i, one in run.iterations.items() if i <= iteration})
-        for run in plan.runs
-        if run.cell.seed in seeds
-    )
+def portion(plan: Plan, seed: int) -> Plan:
+    """The plan's stages of one seed, with the whole plan's keys."""
+    runs = tuple(run for run in plan.runs if run.cell.seed == seed)
     wanted: set[str] = set()
     frontier = [key for run in runs for one in run.iterations.values() for key in one.values()]
     while frontier:

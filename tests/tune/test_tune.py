@@ -230,7 +230,7 @@ def test_the_sampler_learns_where_trials_fail(
         trial.report(0.5, 1)
         return (TrialState.COMPLETE, [1.0]) if len(began) == 1 else (TrialState.PRUNED, None)
 
-    monkeypatch.setattr("harness.tune.workers._run_steps", steps)
+    monkeypatch.setattr("harness.tune.workers._run_seeds", steps)
     asked = make_search(tmp_path, changed(pruner="none", trials="40"))
     tune.work(asked)
     assert states(open_study(asked))[20:].count("failed") <= 12
@@ -252,55 +252,6 @@ def test_a_changed_space_is_refused_with_the_difference(tmp_path: Path, world: W
     open_study(
         make_search(tmp_path, SEARCH.replace("set: {", "set: {objective.alpha: 1, "))
     )  # searched: every trial has its own
-
-
-@pytest.mark.parametrize("pruner", ["median", "halving"])
-def test_a_pruned_trial_ran_no_later_iteration(tmp_path: Path, world: World, pruner: str) -> None:
-    """The best α first, then far ones: worse at every iteration."""
-    asked = make_search(
-        tmp_path,
-        changed(
-            SEARCH.replace("loop.iterations: 1", "loop.iterations: 3"), pruner=pruner, trials="7"
-        ),
-    )
-    study = open_study(asked)  # the default is queued first
-    for alpha in (1.0, 0.9, 0.8, 1.2, 0.01, 0.02):
-        study.enqueue_trial({"objective.alpha": alpha, "pairs.rule": "best_worst"})
-    tune.work(asked)
-    done = {trial.params["objective.alpha"]: trial for trial in study.trials}
-    assert done[1.0].state == TrialState.COMPLETE
-    assert sorted(done[1.0].intermediate_values) == [1, 2, 3]
-    assert world.calls.count(("train", 3, 1.0)) == 2  # seeds
-    assert done[0.01].state == done[0.02].state == TrialState.PRUNED
-    for trial in (trial for trial in study.trials if trial.state == TrialState.PRUNED):
-        last, alpha = max(trial.intermediate_values), trial.params["objective.alpha"]
-        assert last < 3
-        assert {
-            iteration for stage, iteration, a in world.calls if stage == "train" and a == alpha
-        } == set(range(1, last + 1))
-        assert trial.value == pytest.approx(trial.intermediate_values[last])
-        assert len([key for key in trial.user_attrs if key.startswith("seed_")]) == 2, (
-            "all seeds, at the iteration it reached"
-        )
-
-
-def test_the_steps_of_an_iteration_are_parts_of_the_whole_plan(
-    tmp_path: Path, world: World
-) -> None:
-    """A trial that ran to the end by iterations left exactly the stages that one running seed by
-    seed uses.
-    """
-    three = SEARCH.replace("loop.iterations: 1", "loop.iterations: 3")
-    tune.work(make_search(tmp_path, changed(three, pruner="median", trials="2")))
-    before = len(world.calls)
-    tune.work(make_search(tmp_path, changed(three, name="other", pruner="none", trials="2")))
-    assert len(world.calls) == before
-
-
-def test_pruning_over_iterations_needs_scores_at_each(tmp_path: Path, world: World) -> None:
-    text = SEARCH.replace("loop.iterations: 1", "loop.iterations: 3, evaluation.iterations: last")
-    with pytest.raises(HarnessError, match="median looks at every iteration"):
-        open_study(make_search(tmp_path, changed(text, pruner="median")))
 
 
 def test_seeds_are_the_steps_of_the_wilcoxon_pruner(tmp_path: Path, world: World) -> None:
