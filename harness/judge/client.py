@@ -118,11 +118,14 @@ class JudgeClient:
         self.calls = 0
         """Calls sent by this client (the journal's count in ``costs`` holds earlier runs too)."""
         self._journal_path = folder / JOURNAL_NAME
+        by_batch = judge.transport == "batch"
+        self._slots = asyncio.Semaphore(sys.maxsize if by_batch else runtime.judge_concurrency)
+        self._asking: dict[str, asyncio.Lock] = {}
         self._session: aiohttp.ClientSession | None = None
         self._batches: Batches | None = None
 
     def __enter__(self) -> JudgeClient:
-        self._journal = Journal(self._journal_path)
+        self._journal = self.budget.journal = Journal(self._journal_path)
         self._loop = asyncio.new_event_loop()
         forever = self._loop.run_forever
         self._thread = threading.Thread(target=forever, name="judge-client", daemon=True)
@@ -188,17 +191,12 @@ class JudgeClient:
             raise
 
     async def _connect(self) -> None:
-        by_batch = self.judge.transport == "batch"
-        self._slots = asyncio.Semaphore(sys.maxsize if by_batch else self.runtime.judge_concurrency)
-        self._asking: dict[str, asyncio.Lock] = {}
-        self.budget.start(self._journal)
-        self.pace.start()
         self._session = aiohttp.ClientSession(
             headers=auth_headers(self.judge, self.endpoint),
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             proxy=self.endpoint.proxy,
         )
-        if by_batch:
+        if self.judge.transport == "batch":
             self._batches = Batches(self._journal, self._send, self.parameters, self.runtime)
 
     async def _disconnect(self) -> None:
@@ -421,9 +419,6 @@ class Pace:
         self.interval_s = 60.0 / per_minute if per_minute else 0.0
         self.next_slot = 0.0
         self.no_slack = False
-
-    def start(self) -> None:
-        """Begin, on the loop's thread."""
         self.turn = asyncio.Lock()
 
     async def wait(self) -> None:

@@ -222,11 +222,9 @@ class Budget:
                 "max_cost_usd is set but no price is: give runtime.price_prompt_usd_per_million "
                 "and price_completion_usd_per_million"
             )
+        self.journal: Journal
         self.reserved: dict[object, float] = {}
-
-    def start(self, journal: Journal) -> None:
-        """Begin counting, on the loop's thread."""
-        self.journal, self.released = journal, asyncio.Condition()
+        self.released = asyncio.Condition()
 
     def usd(self, prompt: int, reply: int) -> float:
         """Price of so many tokens."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,8 +115,8 @@ class Choices:
 class Selected:
     """Prompt → the two answers, and prompt → why it is not labelled."""
 
-    duels: Mapping[str, Duel] = field(default_factory=dict)
-    reasons: Mapping[str, str] = field(default_factory=dict)
+    duels: Mapping[str, Duel]
+    reasons: Mapping[str, str]
 
 
 def apl(rows: Sequence[Choices], settings: SelectTask, seed: int) -> Selected:  # noqa: ARG001
