@@ -11,7 +11,7 @@ import ipaddress
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -152,23 +152,37 @@ async def _stop(runner: web.ServerRunner) -> None:
 
 
 @contextmanager
-def serving(handle: Handler, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve from a thread while the block runs; yields the address (…/v1). Port 0: a free one."""
+def looping(name: str) -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """An event loop in a thread of its own; yields what runs a coroutine there to its end."""
     loop = asyncio.new_event_loop()
-    try:
-        runner, address = loop.run_until_complete(_listen(handle, host, port))
-    except BaseException:
-        loop.close()
-        raise
-    thread = threading.Thread(target=loop.run_forever, name="judge-server", daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name=name, daemon=True)
     thread.start()
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
     try:
-        yield address
+        yield run
     finally:
-        asyncio.run_coroutine_threadsafe(_stop(runner), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def serving(handle: Handler, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve from a thread while the block runs; yields the address (…/v1). Port 0: a free one."""
+    with looping("judge-server") as run:
+        runner, address = run(_listen(handle, host, port))
+        try:
+            yield address
+        finally:
+            run(_stop(runner))
 
 
 def serve_until_interrupted(handle: Handler, host: str, port: int) -> None:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import aiohttp
 
 from harness.judge.batches import Batches
+from harness.judge.chat_http import looping
 from harness.judge.endpoint import (
     KEY_VARIABLE,
     Parameters,
@@ -125,24 +126,17 @@ class JudgeClient:
         self._batches: Batches | None = None
 
     def __enter__(self) -> JudgeClient:
-        self._journal = self.budget.journal = Journal(self._journal_path)
-        self._loop = asyncio.new_event_loop()
-        forever = self._loop.run_forever
-        self._thread = threading.Thread(target=forever, name="judge-client", daemon=True)
-        self._thread.start()
-        try:
+        with ExitStack() as opened:
+            self._journal = self.budget.journal = Journal(self._journal_path)
+            opened.callback(self._journal.close)
+            self._run = opened.enter_context(looping("judge-client"))
+            opened.callback(lambda: self._run(self._disconnect()))
             self._run(self._connect())
-        except BaseException:
-            self.__exit__()
-            raise
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._run(self._disconnect())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._journal.close()
+        self._opened.close()
 
     @property
     def costs(self) -> dict[str, float]:
@@ -182,14 +176,6 @@ class JudgeClient:
         }
 
     # -- everything below runs on the loop's thread ------------------------------------------------
-    def _run(self, coroutine: Any) -> Any:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
     async def _connect(self) -> None:
         self._session = aiohttp.ClientSession(
             headers=auth_headers(self.judge, self.endpoint),
