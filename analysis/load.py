@@ -598,17 +598,12 @@ def load_study(study_dir: Path, store_dir: Path) -> StudyData:
     if not path.is_file():
         raise HarnessError(f"{path} is missing; run `selm run` on the study first")
     manifest = read_json(path)
-    if manifest.get("schema") != SCHEMA_VERSION:
+    written, parts = manifest.get("schema"), {"benchmarks", "diagnostics"}
+    if written != SCHEMA_VERSION or not parts <= manifest.keys():
         raise HarnessError(
-            f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA_VERSION}; run "
-            "the study again with this version"
+            f"{path}: schema {written!r} of another version, this one reads {SCHEMA_VERSION}; "
+            "`selm run` with the study's file writes it again and computes only what is missing"
         )
-    for part in ("benchmarks", "diagnostics"):
-        if part not in manifest:
-            raise HarnessError(
-                f"{path} was written by an earlier version (it has no {part!r}); `selm run` with "
-                "the study's YAML file writes it again and computes only what is missing"
-            )
     store = Path(store_dir)
     stages = {key: _stage(key, entry, store) for key, entry in manifest["stages"].items()}
     for key, stage in list(stages.items()):

@@ -52,14 +52,6 @@ class Judged:
     shown: annotator.Pair | Messages
     position: int = 0
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Of one request, estimated."""
-        if isinstance(self.shown, annotator.Pair):
-            said = [{"content": text} for text in self.shown.shown]
-            return estimate_tokens(said) + TEMPLATE_TOKENS
-        return estimate_tokens(self.shown)
-
 
 TEMPLATE_TOKENS = 300
 """Of AlpacaEval's annotator prompts without the pair."""
@@ -175,8 +167,13 @@ def cost(found: Sequence[Judged], judge: JudgeSettings, runtime: Runtime, repeat
     prompt, completion = judge.prices(runtime)
     usd = 0.0
     for one in found:
+        if isinstance(one.shown, annotator.Pair):
+            pair = [{"content": text} for text in one.shown.shown]
+            asked = estimate_tokens(pair) + TEMPLATE_TOKENS
+        else:
+            asked = estimate_tokens(one.shown)
         reply = reply_tokens(judge, LENGTHS, pairwise=one.benchmark == "alpaca_eval")
-        usd += one.prompt_tokens * prompt + reply * completion
+        usd += asked * prompt + reply * completion
     return usd * repeats * judge.samples / 1e6
 
 
