@@ -25,7 +25,7 @@ TABLE: dict[str, set[str]] = {
         "train.objectives",
         "model.checkpoint_files",
     },
-    "evaluate": {"records", "files", "study", "judge", "model", "rankers", "pocket"},
+    "evaluate": {"records", "files", "study", "data.files", "judge", "model", "rankers", "pocket"},
     "rankers": {"records", "files", "study", "judge", "model", "pocket", "rules"},
     "rules": {"records", "study", "data", "model", "evaluate.libraries"},
     "judge": {"records", "files", "study", "evaluate", "model", "pocket"},

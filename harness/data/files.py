@@ -41,34 +41,36 @@ class Row:
     place: str
 
 
-def file_rows(path: Path) -> Iterator[Row]:
-    """Rows of a data file. Raises HarnessError naming file, line and what to do."""
+def file_rows(path: Path, *, object_of_rows: bool = False) -> Iterator[Row]:
+    """Rows of a data file; object_of_rows: one JSON object over several lines may be its only row.
+    Raises HarnessError naming file, line and what to do.
+    """
     if path.is_dir():
         raise HarnessError(
-            f"{path}: a folder; data.path names one file ({KINDS}), or the folder of a dataset "
-            "with data.source: hub"
+            f"{path}: a folder; one file is wanted ({KINDS}), or the folder of a dataset with "
+            "data.source: hub"
         )
     if not path.is_file():
-        raise HarnessError(f"{path}: no such data file; data.path takes {KINDS}")
+        raise HarnessError(f"{path} does not exist; a data file is {KINDS}")
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
         yield from _parquet_rows(path)
     elif name.endswith((".jsonl", ".json")):
-        yield from _json_rows(path)
+        yield from _json_rows(path, object_of_rows)
     else:
         raise HarnessError(
-            f"{path}: unknown kind of data file; data.path takes {KINDS} (pandas converts tables: "
+            f"{path}: unknown kind of data file; one is {KINDS} (pandas converts tables: "
             "to_json(orient='records', lines=True))"
         )
 
 
 # -- JSON ------------------------------------------------------------------------------------------
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path, object_of_rows: bool) -> Iterator[Row]:
     lines = _lines(path)
     for number, line in lines:
-        if line.lstrip().startswith("["):
-            whole = line + "".join(text for _, text in lines)
-            for row, values in enumerate(_parsed(whole, path, number), 1):
+        if line.lstrip().startswith("[") or (object_of_rows and line.strip() == "{"):
+            whole = _parsed(line + "".join(text for _, text in lines), path, number)
+            for row, values in enumerate([whole] if isinstance(whole, dict) else whole, 1):
                 yield _row(values, f"{path}, row {row}")
         elif line.strip():
             yield _row(_parsed(line.rstrip(), path, number), f"{path}:{number}")
@@ -144,7 +146,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _row(values: Any, place: str) -> Row:
     if not isinstance(values, Mapping):
         raise HarnessError(
-            f"{place}: a row is an object with prompt, chosen and rejected; this is a "
+            f"{place}: a row is an object with its columns by name; this is a "
             f"{type(values).__name__}"
         )
     return Row(values, place)

@@ -7,7 +7,6 @@ it). Importing it must not load torch or a benchmark library: planning reads the
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import json
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from harness.data.files import file_rows
 from harness.records import (
     Generation,
     HarnessError,
@@ -398,25 +398,11 @@ def constant(texts: Sequence[str]) -> list[str]:
 
 
 def read_rows(path: Path) -> list[Any]:
-    """Rows of a .jsonl, .jsonl.gz, .json (a list, or id → row) or .parquet file."""
-    if not path.is_file():
-        raise HarnessError(f"{path} does not exist")
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            return list(pq.read_table(path).to_pylist())
-        if path.suffix == ".json":
-            loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-            if isinstance(loaded, dict):
-                loaded = [{"id": key, **row} for key, row in loaded.items()]
-            return list(loaded)
-        if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as handle:
-                return [json.loads(line) for line in handle if line.strip()]
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise HarnessError(f"{path}: no rows can be read from it ({error})") from error
-    return list(read_jsonl(path))
+    """Rows of a data file (`harness.data.files`), or of one JSON object of id → row."""
+    rows = [dict(row.values) for row in file_rows(path, object_of_rows=True)]
+    if len(rows) == 1 and all(isinstance(row, Mapping) for row in rows[0].values()):
+        return [{"id": key, **row} for key, row in rows[0].items()]
+    return rows
 
 
 class Form(BaseModel):

@@ -144,7 +144,7 @@ def test_a_parquet_file_with_a_column_twice_or_cut_is_told(tmp_path: Path) -> No
 
 
 def test_missing_files_and_folders_say_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match=r"no such data file; data.path takes .jsonl"):
+    with pytest.raises(HarnessError, match=r"none.jsonl does not exist; a data file is .jsonl"):
         values(tmp_path / "none.jsonl")
-    with pytest.raises(HarnessError, match=r"a folder; data\.path names one file"):
+    with pytest.raises(HarnessError, match=r"a folder; one file is wanted"):
         values(tmp_path)

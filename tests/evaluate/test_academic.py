@@ -362,8 +362,25 @@ def test_every_item_has_its_fields_and_a_right_answer_among_its_choices(
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl.gz", "x.parquet"])
 def test_a_file_that_is_cut_off_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"[1,")
-    with pytest.raises(HarnessError, match=f"{name}: no rows can be read from it"):
+    with pytest.raises(HarnessError, match=f"{name}.*not (valid JSON|a readable Parquet file)"):
         read_rows(tmp_path / name)
+
+
+def test_what_a_file_holds_says_how_it_is_read(tmp_path: Path) -> None:
+    rows = [{"id": "a", "text": "é"}, {"id": "b", "text": "2"}]
+    listed, lines = json.dumps(rows), "".join(json.dumps(row) + "\n" for row in rows)
+    by_id = {row["id"]: {"text": row["text"]} for row in rows}
+    for name, content in {
+        "lines.json": lines.encode(),
+        "list.jsonl": listed.encode(),
+        "packed.json": gzip.compress(listed.encode()),
+        "packed.json.gz": gzip.compress(listed.encode()),
+        "utf_16.jsonl": lines.encode("utf-16"),
+        "by_id.json": json.dumps(by_id).encode(),
+        "by_id_in_lines.json": json.dumps(by_id, indent=1).encode(),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert read_rows(tmp_path / name) == rows, name
 
 
 @pytest.mark.parametrize("column", FILES)

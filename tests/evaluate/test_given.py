@@ -156,7 +156,7 @@ def test_files_of_another_benchmark_baseline_or_of_two_models_are_refused(benchm
         ([*good[:5], {**good[5], "generator_2": "n"}], "holds generator_2 m, n; name one in colum"),
         ([*good, good[0]], r"a.json: rows 1 and 7 annotate the same instruction"),
         ([*good[:5], {**good[5], "annotator": "b"}], "a.json: mixes annotator a, b"),
-        ([*good[:5], "text"], "row 6: wants a mapping"),
+        ([*good[:5], "text"], "row 6: a row is an object .* this is a str"),
         ([*good[:5], {**good[5], "output_2": None}], "a.json: row 6: output_2: Input should be a"),
         ([*good[:5], {**good[5], "preference": 0.3}], "row 6: preference 0.3 is no number from 1"),
     ):
