@@ -86,7 +86,6 @@ MAY_DIFFER = (
     *(
         "loop.iterations",
         "loop.prompts_per_iteration",
-        "training.learning_rate",  # the first of the recipe's, one for each iteration
         "diagnostics.prompts",
         "diagnostics.max_new_tokens",
         "exploration.max_new_tokens",
@@ -124,9 +123,6 @@ def double_study(name: str, folder: Path, shared: Path) -> Path:
         "".join(json.dumps(row) + "\n" for row in rows[:48]), encoding="utf-8"
     )
     changes = yaml.safe_load((ROOT / "tests" / "recipe_double.yaml").read_text(encoding="utf-8"))
-    rates = recipe(name).training.learning_rate
-    if isinstance(rates, list):
-        changes["training"] = {"learning_rate": rates[: changes["loop.iterations"]]}
     bench, alpaca, mt = changes["evaluation"], shared / "alpaca_eval", shared / "mt_bench"
     changes["model"]["source"], changes["data"]["path"] = str(start), str(folder / "pairs.jsonl")
     bench["mt_bench"] |= {

@@ -115,11 +115,16 @@ def show_plan(plan: Plan, store: Store, workers: int) -> None:
 
 
 def _show_warnings(plan: Plan) -> None:
-    """Arms that are one result under several names; judges that are gone or soon will be."""
+    """Arms that are one result under several names; values of schedules that no iteration reads;
+    judges that are gone or soon will be.
+    """
     for labels in graph.same_arms(plan):
         listed = " and ".join(map(repr, labels))
         shown.say(f"Arms {listed} come to the same settings: one result under several names.")
-    asked = [judge for cell in plan.study.cells for judge in cell.recipe.judges.values()]
+    recipes = [cell.recipe for cell in plan.study.cells]
+    for told in dict.fromkeys(told for recipe in recipes for told in recipe.unread()):
+        shown.say(f"{told}.")
+    asked = [judge for recipe in recipes for judge in recipe.judges.values()]
     for told in dict.fromkeys(judge.sunset(date.today()) for judge in asked):
         if told:
             shown.say(f"Judge: {told}.", wrong=True)

@@ -11,7 +11,7 @@ from harness.evaluate.registry import BENCHMARKS
 from harness.rankers.pairs import PAIR_RULES, SELECTORS
 from harness.rankers.registry import RANKERS
 from harness.study import sections
-from harness.study.sections import Different, JudgeSettings, Linear, Positive, Section
+from harness.study.sections import Different, JudgeSettings, Linear, Positive, Schedule, Section
 
 
 class EvaluationSettings(Section):
@@ -146,26 +146,34 @@ class Recipe(Section):
         if (model.source == "pocket") != (data.source == "pocket"):
             yield "model.source and data.source must both be 'pocket' or neither"
 
+    @property
+    def _schedules(self) -> dict[str, Schedule]:
+        return {
+            "objective.alpha": self.objective.alpha,
+            "objective.beta": self.objective.beta,
+            "training.learning_rate": self.training.learning_rate,
+        }
+
     def _wrong_schedules(self) -> Iterator[str]:
-        rate, iterations = self.training.learning_rate, self.loop.iterations
-        for key, schedule in (
-            ("objective.alpha", self.objective.alpha),
-            ("objective.beta", self.objective.beta),
-            ("training.learning_rate", rate),
-        ):
+        for key, schedule in self._schedules.items():
             if schedule == []:
                 yield f"{key} is an empty list; give one value, or one for each iteration"
-            # Without iterations nothing is trained (`given`), and no schedule is read.
-            if isinstance(schedule, list) and 0 < iterations < len(schedule):
-                yield (
-                    f"{key} lists {len(schedule)} values, but loop.iterations is {iterations}: the "
-                    "last would be read by none; give one for each iteration, or set "
-                    "loop.iterations"
-                )
+        rate = self.training.learning_rate
         ends = [rate.start, rate.end] if isinstance(rate, Linear) else rate
         lowest = min(ends) if isinstance(ends, list) else ends
         if lowest < 0:
             yield f"training.learning_rate is {lowest}: it would train away from the preferences"
+
+    def unread(self) -> Iterator[str]:
+        """Which values of schedules stand after the last iteration."""
+        iterations = self.loop.iterations
+        for key, schedule in self._schedules.items():
+            # Without iterations nothing is trained (`given`), and no schedule is read.
+            if isinstance(schedule, list) and 0 < iterations < len(schedule):
+                yield (
+                    f"{key} lists {len(schedule)} values and loop.iterations is {iterations}: only "
+                    f"the first {iterations} are used"
+                )
 
     def _wrong_pairs(self) -> Iterator[str]:
         """Why no pair can come of what the recipe asks for."""

@@ -148,14 +148,17 @@ def test_axes_that_end_alike_are_labelled_in_full(tmp_path: Path) -> None:
     assert loaded.cells[0].label == "data.seed = 1, pocket.seed = 2"
 
 
-def test_arms_that_come_to_the_same_are_told(
+def test_arms_that_come_to_the_same_and_values_that_none_reads_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = with_labels("one", "two", "three").replace("alpha: 0.2", "alpha: 0.1")
+    text += "set: {training.learning_rate: [0.1, 0.1, 0.1]}\n"
     plan = build_plan(load_study(study(tmp_path, text)))
     assert same_arms(plan) == [["one", "two"]]
     show_plan(plan, Store(tmp_path / "store"), 1)
-    assert "Arms 'one' and 'two' come to the same settings" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Arms 'one' and 'two' come to the same settings" in told
+    assert told.count("training.learning_rate lists 3 values and loop.iterations is 2") == 1
 
 
 @pytest.mark.parametrize(
