@@ -323,6 +323,7 @@ WRAPPERS = {
 }
 """What wrappers put into names, and whose it is; any other prefix is found by what follows it."""
 ADAPTER_NAME = re.compile(r"\blora_|\.base_layer\.|\.modules_to_save\.|\.original_module\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -387,7 +388,13 @@ def _remedies(fit: Fit, stored: Mapping[str, Tensor]) -> list[str]:
     found = [_renaming(fit)]
     if any(ADAPTER_NAME.search(name) for name in fit.unexpected):
         found = ["They are a PEFT adapter's: merge it (merge_and_unload) and save the model again."]
-    found += _about_heads(fit, stored)
+    found += [_depths(fit, stored), *_about_heads(fit, stored)]
+    matrices = [(name, has, w) for name, has, w in fit.mismatched if len(has) == len(w) == 2]
+    rows = [has[0] for name, has, w in matrices if "embed" in name and has[1] == w[1]]
+    if any(has[0] == 1 and has[1] == w[1] for _, has, w in matrices):
+        found.append('Its head has one label: give config.json one, "num_labels": 1.')
+    if rows:
+        found.append(f"If the vocabulary was resized, set vocab_size: {rows[0]} in config.json.")
     save = "Save it again from the model itself (save_pretrained), or fetch it again."
     return [text for text in found if text] or [save]
 
@@ -410,6 +417,16 @@ def _renaming(fit: Fit) -> str:
                 f"{name} to {match} and the others alike."
             )
     return ""
+
+
+def _depths(fit: Fit, stored: Mapping[str, Tensor]) -> str:
+    has, wants = (
+        max((int(found[1]) + 1 for name in names if (found := LAYER.search(name))), default=0)
+        for names in (stored, fit.model.state_dict())
+    )
+    if not stored or has == wants:
+        return ""
+    return f"The weights have {has} layers, config.json describes {wants}: one of the two is wrong."
 
 
 def _about_heads(fit: Fit, stored: Mapping[str, Tensor]) -> Iterator[str]:
