@@ -32,8 +32,10 @@ from harness.records import HarnessError
 
 _GUARDS = ("\n", ".", "a", "1", "中")
 """Texts before a continuation, none of which merges with all that may follow."""
-MARK = chr(0xF0000)
-"""Stands before and after a special token that a text spells out. For private use: of no text."""
+MARK = chr(0xF0000) + chr(0x10FFFD)
+"""Stands before and after a special token that a text spells out. Two characters for private use,
+each of which a text may hold: one after the other they are of no text.
+"""
 _THINKING = re.compile(r"\s*(<think>)?\s*</think>\s*")
 """A block without thoughts, as Qwen3's template writes it into finished turns."""
 

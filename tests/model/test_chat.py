@@ -82,6 +82,19 @@ def test_what_a_turn_says_is_text_whatever_tokens_it_spells_out(family: Family) 
 
 
 @families
+@pytest.mark.parametrize("said", ["", "{end}"], ids=["alone", "beside a special token"])
+def test_characters_for_private_use_are_text(family: Family, said: str) -> None:
+    tokenizer = family.tokenizer()
+    end = tokenizers.frame(tokenizer).end
+    for text in map(chr, (0xE000, 0xF0000, 0x10FFFD)):
+        answer = f"It is {text}{said.format(end=end)}{text}."
+        ids = chat.encode_response(tokenizer, HI, answer)
+        assert tokenizer.decode(ids) == family.answer.replace("Blue.", answer)
+        asked = chat.encode_prompt(tokenizer, [{"role": "user", "content": answer}])
+        assert answer in tokenizer.decode(asked)
+
+
+@families
 def test_rows_that_went_through_the_template_are_refused_by_place(family: Family) -> None:
     tokenizer = family.tokenizer()
     sound = ("a.jsonl:1", HI, ("Blue.", "Red."))
