@@ -91,7 +91,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     for number, text in enumerate(wrapped, 1):
                         yield number, text
                 return
-            for number, line in enumerate(handle, 1):
+            # Of bytes: text has further separators. A lone \r ends a line too.
+            lines = (line for block in handle for line in block.splitlines(keepends=True))
+            for number, line in enumerate(lines, 1):
                 yield number, _text(line, f"{path}:{number}", offset)
                 offset += len(line)
     except UnicodeDecodeError as error:
@@ -116,10 +118,11 @@ def _encoding(path: Path, head: bytes) -> str:
 
 def _text(line: bytes, place: str, offset: int) -> str:
     try:
-        return line.decode("utf-8" if offset else "utf-8-sig")
+        text = line.decode()
     except UnicodeDecodeError as error:
         at, byte = offset + error.start, error.object[error.start]
         raise HarnessError(f"{place}: byte {at} (0x{byte:02x}) is no UTF-8; {UTF_8}") from error
+    return text if offset else text.removeprefix("\ufeff")
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
