@@ -55,7 +55,10 @@ NO_TEXT = re.compile("[\ud800-\udfff\0]")
 """What text never holds: halves of surrogate pairs and null characters."""
 OPENAI = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 UNPAIRED = ("completion", "kto_tag")
-LABELLED = ("response_0", "response_a", "answer_0", "human_ref_A", "conversation_a", "summaries")
+LABELLED = (
+    *("response_0", "response_1", "response_a", "answer_0"),
+    *("human_ref_A", "conversation_a", "summaries"),
+)
 FOREIGN = {
     **dict.fromkeys(UNPAIRED, "unpaired rows (KTO): each has one answer, and a pair needs two"),
     **dict.fromkeys(

@@ -320,6 +320,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1},
         "two answers with a label beside them",
     ),
+    "two answers counted from 1": (
+        {"prompt": "a", "response_1": "b", "response_2": "c", "preference_strength": 1},
+        "two answers with a label beside them",
+    ),
 }
 
 
