@@ -221,9 +221,13 @@ def test_page_with_ties_is_exact_over_all_orders() -> None:
     assert page_trend(np.ones((3, 3))).undefined == "all arms are tied in every seed"
 
 
-def test_page_has_no_p_above_nine_arms() -> None:
-    found = page_trend(np.random.default_rng(8).normal(size=(3, 10)))
-    assert (found.p, found.undefined) == (None, "10 arms: none above 9")
+def test_page_counts_the_orders_of_many_arms_and_has_no_p_above_fourteen() -> None:
+    row = np.arange(12.0)
+    assert page_trend(row[None]).p == pytest.approx(1 / math.factorial(12))
+    row[[0, 1]] = row[[1, 0]]  # of all orders, 11 lie one below the best and one is the best
+    assert page_trend(row[None]).p == pytest.approx(12 / math.factorial(12))
+    found = page_trend(np.random.default_rng(8).normal(size=(3, 15)))
+    assert (found.p, found.undefined) == (None, "15 arms: none above 14")
 
 
 def test_proportion_is_wilson_and_never_of_nothing() -> None:
