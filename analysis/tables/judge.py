@@ -448,5 +448,7 @@ def _alpaca_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
         "scored": summary.get("n_total"),
         "expected": summary.get("expected"),
         **{field: summary.get(name) for name, (_, field, _) in SUMMARY.items()},
+        **{name: len(summary.get(name) or ()) for name in ("truncated", "neutralised")},
+        "comparable": summary.get("comparable"),
         "flags": ";".join(flags),
     }

@@ -371,9 +371,12 @@ def test_alpaca_evals_flags_are_in_words_and_few_instructions_are_said(
     stage = data.stage(data.runs[-1], 1, "judge.alpaca_eval")
     assert stage is not None
     path = stage.folder / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"flags": ["no_length_variance"]}))
+    told = {"flags": ["no_length_variance"], "truncated": ["0", "7"], "comparable": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
     table = TABLES["alpaca_eval"](data)
     assert isinstance(table, Table)
+    numbers = [table.data[-1][name] for name in ("truncated", "neutralised", "comparable")]
+    assert numbers == [2, 0, False]
     flags = {row.cells["checkpoint"]: row.cells["flags"] for row in table.rows}
     assert flags["α = 1, iter 1"] == (
         "all length differences equal: LC is the plain win rate (1 of 3 seeds)"
