@@ -237,10 +237,9 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     # SQLAlchemy reads a bare postgresql:// as psycopg 3's; the extra [postgresql] has psycopg2.
     url = re.sub(r"^postgresql://", "postgresql+psycopg2://", url)
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    secret = "\n"
+    address = None
     try:
         address = sqlalchemy.make_url(url)
-        secret = str(address.password or secret)
         if address.database in (None, "", ":memory:"):
             raise ValueError("it names no database that several workers see")
         return optuna.storages.RDBStorage(
@@ -250,8 +249,10 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         *(ImportError, ValueError, RuntimeError),
         *(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError),
     ) as error:
-        cause = getattr(error, "orig", None) or error.__cause__ or error
-        said = first_line(cause).replace(secret, "[redacted]")
+        said = "it is no address"  # what cannot be parsed of it may be of the password
+        if address is not None:
+            cause = getattr(error, "orig", None) or error.__cause__ or error
+            said = first_line(cause).replace(str(address.password or "\n"), "[redacted]")
         shown = re.sub(r"//.*@", "//[redacted]@", url.partition("?")[0])
         raise HarnessError(
             f"--storage {shown}: cannot be used as Optuna's storage ({said}); wants "

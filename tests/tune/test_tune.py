@@ -443,9 +443,10 @@ def test_the_search_that_ships_loads() -> None:
         ),
         ("postgres://me:canary-9@host/db", "cannot be used .*dialects:postgres"),
         ("redis://me:canary-9@host/0", "cannot be used .*dialects:redis"),
-        ("postgresql+psycopg2://me:canary-9@host:port/db", "cannot be used .*'port'"),
-        ("journal.log", "cannot be used .*parse .*wants sqlite:////"),
-        ("", "cannot be used .*parse"),
+        ("postgresql+psycopg2://me:canary-9@host:port/db", "cannot be used .*no address"),
+        ("postgresql://me:p@ss:canary-9@host/db", "cannot be used .*no address"),
+        ("journal.log", "cannot be used .*no address.*wants sqlite:////"),
+        ("", "cannot be used .*no address"),
         ("sqlite://", "names no database that several workers see"),
         ("sqlite:///:memory:", "names no database that several workers see"),
         (
