@@ -213,7 +213,7 @@ def _absent(cell: Cell, stages: Mapping[str, str]) -> dict[str, str]:
 # -- pairs of checkpoints -------------------------------------------------------
 def add_pairs(builder: Builder, runs: Sequence[RunPlan]) -> tuple[JudgedPair, ...]:
     """Stages of every ordered pair of the checkpoints declared as ``run@iteration``, judged on
-    AlpacaEval (Fig. 2). Raises HarnessError for names that are no checkpoint.
+    AlpacaEval (Fig. 2). Raises HarnessError for names that are no checkpoint with answers.
     """
     study, benchmark = builder.study, BENCHMARKS["alpaca_eval"]
     names = study.declare.pairwise
@@ -221,12 +221,13 @@ def add_pairs(builder: Builder, runs: Sequence[RunPlan]) -> tuple[JudgedPair, ..
     for run in runs:
         benchmarks = {"benchmarks": run.iterations[min(run.iterations)]["benchmarks"]}
         for index, stages in run.iterations.items():
-            known[f"{run.cell.run}@{index}"] = run.cell.recipe, {**stages, **benchmarks}
+            if "answer" in stages:
+                known[f"{run.cell.run}@{index}"] = run.cell.recipe, {**stages, **benchmarks}
     for name in names:
         if name not in known:
             raise HarnessError(
-                f"{study.file}: declare.pairwise: {name!r} is no checkpoint of this study; write "
-                f"run@iteration, for example {next(iter(known))!r}"
+                f"{study.file}: declare.pairwise: {name!r} is no checkpoint of this study with "
+                f"answers; write run@iteration, for example {next(iter(known), '')!r}"
             )
     assert benchmark.pairs is not None
     pairs = []

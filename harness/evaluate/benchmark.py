@@ -171,7 +171,7 @@ class Asked:
 
 
 class Counting(Protocol):
-    """What a benchmark's work is counted with: `harness.cost.work.Inputs`."""
+    """What a benchmark's work is counted with: `harness.cost.Counted`."""
 
     @property
     def lengths(self) -> Lengths: ...

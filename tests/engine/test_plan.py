@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def test_a_ranker_that_asks_a_judge_refuses_several_samples() -> None:
     assert keys(plan_of(**asked), "rank")
     with pytest.raises(HarnessError, match=r"judge\.samples is 3, but a ranker"):
         plan_of(**asked, judge__samples=3)
+
+
+@pytest.mark.parametrize("change", [("benchmarks", []), ("iterations", "last")])
+def test_a_pair_of_checkpoints_that_answer_nothing_is_refused(change: tuple[str, Any]) -> None:
+    study = load_study(ALPHA, {f"evaluation.{change[0]}": change[1], "seeds": 1})
+    cell = study.cells[0]
+    declared = study.declare.model_copy(update={"pairwise": [f"{cell.run}@1", f"{cell.run}@3"]})
+    with pytest.raises(HarnessError, match="declare.pairwise: .*@1' is no checkpoint .* answers"):
+        build_plan(replace(study, declare=declared))
 
 
 def test_only_what_an_objective_reads_of_other_rows_is_scored_for_it() -> None:
