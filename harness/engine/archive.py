@@ -143,6 +143,8 @@ def _unpacked(file: Path, into: Store) -> dict[str, Any]:
     try:
         with tarfile.open(file, "r:") as tar:
             members = tar.getmembers()
+            for name in {INDEX, MANIFEST}.difference(tar.getnames()):
+                raise ValueError(f"{name} is not in it")
             tar.extractall(into.root, members, filter="data")
         index: dict[str, Any] = json.loads((into.root / INDEX).read_text(encoding="utf-8"))
         whole = index["manifest"] == hash_file(into.root / MANIFEST)
