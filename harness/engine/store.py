@@ -291,7 +291,10 @@ class Store:
         if path.is_file():
             what, action = "killed while its record was written", "the half record is removed"
             path.unlink()
-        elif any(path.glob("*.journal.jsonl")) and not (superseded or kind.endswith(".deleted")):
+        elif kind.endswith(".deleted"):
+            what, action = "a deletion was interrupted", "finished"
+            shutil.rmtree(path)
+        elif any(path.glob("*.journal.jsonl")) and not superseded:
             action = "its journal is kept and will be continued"
             os.rename(path, self.partial_folder(key))
         else:

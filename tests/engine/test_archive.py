@@ -92,7 +92,7 @@ def test_a_damaged_archive_imports_nothing(store: Store, tmp_path: Path, damage:
 def test_a_tar_of_something_else_is_no_archive(store: Store, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("x"))
-    with pytest.raises(HarnessError, match="not a whole archive .* is not in it"):
+    with pytest.raises(HarnessError, match=r"not a whole archive .* is not in it"):
         import_archive(tmp_path / "s.tar", store, tmp_path / "there")
 
 

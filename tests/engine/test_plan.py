@@ -56,7 +56,7 @@ def test_a_pair_of_checkpoints_that_answer_nothing_is_refused(change: tuple[str,
     study = load_study(ALPHA, {f"evaluation.{change[0]}": change[1], "seeds": 1})
     cell = study.cells[0]
     declared = study.declare.model_copy(update={"pairwise": [f"{cell.run}@1", f"{cell.run}@3"]})
-    with pytest.raises(HarnessError, match="declare.pairwise: .*@1' is no checkpoint .* answers"):
+    with pytest.raises(HarnessError, match=r"declare.pairwise: .*@1' is no checkpoint .* answers"):
         build_plan(replace(study, declare=declared))
 
 

@@ -93,6 +93,15 @@ def test_the_journal_of_a_killed_attempt_is_continued(store: Store) -> None:
     assert (store.begin(KEY) / "judge.journal.jsonl").read_text() == "{}\n"
 
 
+def test_a_killed_deletion_is_finished_and_called_one(store: Store) -> None:
+    grave = store.root / "work" / f"{KEY}.0123456789ab.deleted"
+    grave.mkdir()
+    (grave / "judge.journal.jsonl").write_text("{}\n")
+    (repair,) = Store(store.root).open()
+    assert (repair.what, repair.action) == ("a deletion was interrupted", "finished")
+    assert not grave.exists() and store.states([KEY])[KEY] == "missing"
+
+
 def test_a_partial_stage_is_kept_and_continued(store: Store) -> None:
     work = store.begin(KEY)
     (work / "scores.parquet").write_text("rows")
