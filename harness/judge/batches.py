@@ -94,6 +94,9 @@ class Batches:
                 return Trouble(self._where(line)), max(0, attempts - 1), ""
             except _UnreachableError as error:
                 return Trouble(str(error)), max(0, attempts - 1), ""
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                shown = f"batches are not of the published schema ({type(error).__name__})"
+                return Trouble(shown), max(0, attempts - 1), ""
             try:
                 found = self._read(held, line, sent)
             except HarnessError:
@@ -282,13 +285,13 @@ def _lines(text: str) -> Iterator[tuple[str, Line]]:
     for written in text.splitlines():
         try:
             row = json.loads(written)
-            line, answer, error = row["custom_id"], row.get("response"), row.get("error")
-        except (ValueError, LookupError, TypeError):
+            answer, error = row.get("response"), row.get("error") or {}
+            found: Line = Trouble(redact(str(error.get("message") or "no answer"))[:300])
+            if answer:
+                found = int(answer["status_code"]), json.dumps(answer["body"])
+            yield row["custom_id"], found
+        except (ValueError, LookupError, TypeError, AttributeError):
             continue
-        if answer:
-            yield line, (int(answer["status_code"]), json.dumps(answer["body"]))
-        else:
-            yield line, Trouble(redact(str((error or {}).get("message") or "no answer"))[:300])
 
 
 def _refused(batch: str, state: Mapping[str, Any]) -> Line:

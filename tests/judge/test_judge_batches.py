@@ -341,6 +341,41 @@ def test_an_endpoint_that_cannot_say_what_became_of_a_batch_is_not_asked_anew(
         assert server.counters["POST files"] == 0
 
 
+@pytest.mark.parametrize("asked", ["POST /files", "POST /batches", "GET /batches/"])
+def test_an_answer_of_another_form_is_an_error_of_the_items_that_the_next_run_mends(
+    tmp_path: Path, asked: str
+) -> None:
+    with serve() as server:
+        sound = server.desk.handle
+
+        async def portal(request: web.BaseRequest) -> web.StreamResponse:
+            told = f"{request.method} {request.path.removeprefix('/v1')}"
+            if told.startswith(asked):
+                return web.Response(text="<html>Sign in</html>")
+            return await sound(request)
+
+        server.desk.handle = portal  # type: ignore[method-assign]
+        replies = ask(server.base_url, tmp_path)
+        assert {(one.status, "published schema" in one.error) for one in replies} == {
+            ("error", True)
+        }
+        server.desk.handle = sound  # type: ignore[method-assign]
+        assert {one.status for one in ask(server.base_url, tmp_path)} == {"ok"}
+        assert server.counters["calls"] == 6
+
+
+def test_lines_of_another_form_are_passed_over() -> None:
+    rows: list[Any] = [
+        {"custom_id": "a", "response": "gone"},
+        {"custom_id": "b", "response": {"body": {}}},
+        {"custom_id": "c", "error": "late"},
+        ["d"],
+        {"custom_id": "e", "response": {"status_code": 200, "body": {}}},
+    ]
+    text = "\n".join(["<html>", *map(json.dumps, rows)])
+    assert dict(batches._lines(text)) == {"e": (200, "{}")}
+
+
 def test_more_than_a_batch_may_hold_are_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
