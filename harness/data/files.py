@@ -42,8 +42,8 @@ class Row:
 
 
 def file_rows(path: Path, *, object_of_rows: bool = False) -> Iterator[Row]:
-    """Rows of a data file; object_of_rows: one JSON object over several lines may be its only row.
-    Raises HarnessError naming file, line and what to do.
+    """Rows of a data file; object_of_rows: one JSON object over several lines may be its only row,
+    and its name may end in anything. Raises HarnessError naming file, line and what to do.
     """
     if path.is_dir():
         raise HarnessError(
@@ -55,7 +55,7 @@ def file_rows(path: Path, *, object_of_rows: bool = False) -> Iterator[Row]:
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
         yield from _parquet_rows(path)
-    elif name.endswith((".jsonl", ".json")):
+    elif object_of_rows or name.endswith((".jsonl", ".json")):
         yield from _json_rows(path, object_of_rows)
     else:
         raise HarnessError(
@@ -68,11 +68,13 @@ def file_rows(path: Path, *, object_of_rows: bool = False) -> Iterator[Row]:
 def _json_rows(path: Path, object_of_rows: bool) -> Iterator[Row]:
     lines = _lines(path)
     for number, line in lines:
-        if line.lstrip().startswith("[") or (object_of_rows and line.strip() == "{"):
+        text = line.strip()
+        cut = text == "{" or (number == 1 and text[:1] == "{" and text[-1] != "}")
+        if text.startswith("[") or (object_of_rows and cut):
             whole = _parsed(line + "".join(text for _, text in lines), path, number)
             for row, values in enumerate([whole] if isinstance(whole, dict) else whole, 1):
                 yield _row(values, f"{path}, row {row}")
-        elif line.strip():
+        elif text:
             yield _row(_parsed(line.rstrip(), path, number), f"{path}:{number}")
 
 

@@ -240,7 +240,7 @@ def convert(column: str, path: Path) -> list[Item]:
         try:
             items.append(read(row))
             sound = _sound(column, items[-1])
-        except (KeyError, AttributeError, TypeError, ValueError):
+        except (LookupError, AttributeError, TypeError, ValueError):
             sound = False
         if not sound:
             raise HarnessError(

@@ -313,6 +313,8 @@ def _wildbench(path: Path, model: str, benchmarks: Path) -> list[dict[str, Any]]
     for number, row in enumerate(read_rows(path), 1):
         try:
             rows.append(_wildbench_row(row, set(asked["references"])))
+            if not isinstance(rows[-1]["output"], str):
+                raise TypeError
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             raise HarnessError(
                 f"{path}: row {number}: wants session_id and output; or model_test, model_output "

@@ -242,6 +242,8 @@ def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
         return []
     with open(path, encoding="utf-8-sig", newline="") as handle:
         rows = checked(csv.DictReader(handle), _Gamed, path)
+    if not rows:
+        raise HarnessError(f"{path}: holds no row; wants columns {', '.join(_Gamed.model_fields)}")
     for model in dict.fromkeys(row["model"] for row in rows):
         index = sorted(row["index"] for row in rows if row["model"] == model)
         if index != list(range(count)):

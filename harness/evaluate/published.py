@@ -427,8 +427,8 @@ def _bench(folder: Path, model: str, rows: Sequence[Mapping[str, Any]]) -> mt_be
     pairwise = {row["judge"][1] for row in rows} - set(mt_bench.PROMPT_NAMES.values())
     if pairwise:
         raise HarnessError(
-            f"judgments of {model} use prompt {', '.join(map(repr, pairwise))}; single-answer "
-            f"grading uses {', '.join(mt_bench.PROMPT_NAMES.values())}"
+            f"judgments of {model} use prompt {', '.join(map(repr, sorted(pairwise)))}; "
+            f"single-answer grading uses {', '.join(mt_bench.PROMPT_NAMES.values())}"
         )
     files = [
         folder / f"reference_answers_{judge}.jsonl",

@@ -135,7 +135,8 @@ class _Turn(benchmark.Form):
 class _Named(benchmark.Form):
     @model_validator(mode="after")
     def _is_named(self) -> Self:
-        if not {"id", "session_id"} & set(self.model_extra or ()):
+        named = self.model_extra or {}
+        if not named.get("id") and "session_id" not in named:
             raise ValueError("neither id nor session_id")
         return self
 

@@ -335,6 +335,9 @@ def test_bad_files_are_refused_with_what_is_wrong(
 def test_rows_of_another_form_are_refused_with_the_fields_wanted(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="activity_label, ctx_a, ctx_b, endings, label"):
         convert("hellaswag", Path(write(tmp_path / "x.jsonl", [{"question": "Q"}])))
+    gold = {"id": 1, "query": "Q", "choices": ["a"], "gold": 1}
+    with pytest.raises(HarnessError, match="row 1 is no arc_challenge item with its answer"):
+        convert("arc_challenge", Path(write(tmp_path / "y.jsonl", [gold])))
 
 
 @pytest.mark.parametrize(
@@ -378,9 +381,15 @@ def test_what_a_file_holds_says_how_it_is_read(tmp_path: Path) -> None:
         "utf_16.jsonl": lines.encode("utf-16"),
         "by_id.json": json.dumps(by_id).encode(),
         "by_id_in_lines.json": json.dumps(by_id, indent=1).encode(),
+        "an_id_a_line.json": json.dumps(by_id).replace("}, ", "},\n").encode(),
+        "lines.txt": lines.encode(),
+        "listed": listed.encode(),
     }.items():
         (tmp_path / name).write_bytes(content)
         assert read_rows(tmp_path / name) == rows, name
+    (tmp_path / "cut.jsonl").write_text('{"id": "a"}\n{"id": "b",\n{"id": "c"}\n')
+    with pytest.raises(HarnessError, match=r"cut.jsonl:2: not valid JSON"):
+        read_rows(tmp_path / "cut.jsonl")
 
 
 @pytest.mark.parametrize("column", FILES)

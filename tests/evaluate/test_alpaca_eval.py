@@ -432,6 +432,11 @@ def test_gamed_files_with_holes_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(HarnessError, match=r"i\.csv: row 1: preference: "):
         lc.read_gamed(tmp_path / "i.csv", 5)
+    (tmp_path / "j.csv").write_text("")
+    with pytest.raises(
+        HarnessError, match=r"j\.csv: holds no row; wants columns model, preference"
+    ):
+        lc.read_gamed(tmp_path / "j.csv", 5)
 
 
 # -- the library kept in its place -----------------------------------------------------------------

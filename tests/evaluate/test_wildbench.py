@@ -204,6 +204,7 @@ def test_results_of_another_form_or_reference_are_refused(
     rows = results(tmp_path)
     for wrong, words in (
         ([rows[1] | {"model_B": "opus"}], "row 1: wants session_id and output; or"),
+        ([rows[0] | {"model_output": None}], "row 1: wants session_id and output; or"),
         ([rows[0], rows[0]], r"\('s0', 'score'\) occurs more than once"),
         ([rows[0] | {"session_id": "z"}], "1 of 1 questions are not the benchmark's"),
         ([{"session_id": "s0", "output": ["x"]}], "these are answers, not judged results"),
@@ -249,6 +250,7 @@ def test_a_judgment_is_the_json_in_it(kind: str, text: str, value: float | None)
         ({"score_template": "pair.md"}, r"no \{\$model_output\} in it"),
         ({"references": {"gpt": "nowhere.jsonl"}}, "nowhere.jsonl does not exist"),
         ({"references": {"gpt": "half.jsonl"}}, "no answer to s0"),
+        ({"references": {"gpt": "null.jsonl"}}, "row 1: all: .*neither id nor session_id"),
         ({"tasks": "odd.jsonl"}, "row 1: unknown tag 'Cooking'"),
         ({"tasks": "half.jsonl"}, "row 1: conversation_input: Field required"),
         ({"tasks": "none.jsonl"}, "its file of questions holds none"),
@@ -259,6 +261,7 @@ def test_files_that_do_not_fit_are_named(
 ) -> None:
     write_jsonl(tmp_path / "half.jsonl", [{"session_id": "z", "output": "x"}])
     write_jsonl(tmp_path / "none.jsonl", [])
+    write_jsonl(tmp_path / "null.jsonl", [{"id": None, "output": "x"}])
     odd = {"id": "o", "conversation_input": [{"role": "user", "content": "?"}]}
     odd |= {"checklist": [], "primary_tag": "Cooking", "secondary_tags": []}
     write_jsonl(tmp_path / "odd.jsonl", [odd])
