@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from harness.model.chat import encode_prompt
 from harness.model.policy import Policy
@@ -237,7 +237,11 @@ def _read(body: Mapping[str, Any]) -> Asked:
     refused = [name for name in NOT_SUPPORTED if given.get(name, False) not in nothing]
     if refused:
         raise ValueError(f"not supported here: {', '.join(refused)}")
-    asked = Asked.model_validate(given)
+    try:
+        asked = Asked.model_validate(given)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise ValueError("; ".join(wrong)) from None
     if asked.top_logprobs and not asked.logprobs:
         raise ValueError("top_logprobs needs logprobs: true")
     return asked

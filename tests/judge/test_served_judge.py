@@ -160,19 +160,19 @@ def test_an_end_token_is_no_part_of_the_text(tmp_path: Path) -> None:
     ("params", "message"),
     [
         ({"stream": True}, "not supported here: stream"),
-        ({"temperature": 3}, r"temperature\s+Input should be less than or equal to 2"),
+        ({"temperature": 3}, r"temperature: Input should be less than or equal to 2"),
         ({"top_logprobs": 5}, "top_logprobs needs logprobs"),
         (
             {"logprobs": True, "top_logprobs": 21},
-            r"top_logprobs\s+Input should be less than or equal to 20",
+            r"top_logprobs: Input should be less than or equal to 20",
         ),
-        ({"max_tokens": 0}, r"max_tokens\s+Input should be greater than or equal to 1"),
-        ({"n": 2}, r"n\s+Input should be less than or equal to 1"),
+        ({"max_tokens": 0}, r"max_tokens: Input should be greater than or equal to 1"),
+        ({"n": 2}, r"n: Input should be less than or equal to 1"),
         ({"stop": "a"}, "not supported here: stop"),
-        ({"messages": []}, r"messages\s+List should have at least 1 item"),
+        ({"messages": []}, r"messages: List should have at least 1 item"),
         (
             {"messages": [{"role": "poet", "content": "x"}]},
-            r"role\s+Input should be 'system', 'user' or 'assistant'",
+            r"role: Input should be 'system', 'user' or 'assistant'",
         ),
         (
             {
@@ -180,7 +180,7 @@ def test_an_end_token_is_no_part_of_the_text(tmp_path: Path) -> None:
                     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
                 ]
             },
-            r"content\s+Input should be a valid string",
+            r"content: Input should be a valid string",
         ),
         (
             {"messages": [{"role": "user", "content": "x" * 17_000}]},
