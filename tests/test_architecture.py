@@ -28,7 +28,7 @@ TABLE: dict[str, set[str]] = {
     "evaluate": {"records", "files", "study", "data.files", "judge", "model", "rankers", "pocket"},
     "rankers": {"records", "files", "study", "judge", "model", "pocket", "rules"},
     "rules": {"records", "study", "data", "model", "evaluate.libraries"},
-    "judge": {"records", "files", "study", "evaluate", "model", "pocket"},
+    "judge": {"records", "files", "study", "data.files", "evaluate", "model", "pocket"},
     "pocket": {"records", "files", "study", "judge", "model", "evaluate"},
     "model": {"records", "files", "study"},
     "train": {"records", "files", "study", "data", "model"},

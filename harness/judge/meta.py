@@ -7,7 +7,6 @@ none.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.data.files import file_rows
 from harness.evaluate.annotator import OFFICIAL_ANNOTATOR, Pair, annotate
 from harness.judge.client import JudgeClient
-from harness.records import HarnessError, read_jsonl
+from harness.records import HarnessError
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import Runtime
 
@@ -48,12 +48,11 @@ def read_labelled_pairs(path: Path) -> list[LabelledPair]:
     subject and counts as one.
     """
     lines = path.suffix == ".jsonl"
-    rows = read_jsonl(path) if lines else json.loads(path.read_text(encoding="utf-8"))
     names, labels = (JUDGE_BENCH, ("A>B", "B>A")) if lines else (LLMBAR, (1, 2))
     pairs: dict[str, LabelledPair] = {}
-    for position, row in enumerate(rows):
+    for position, row in enumerate(file_rows(path)):
         try:
-            *known, asked, first, second, label = (row[name] for name in names)
+            *known, asked, first, second, label = (row.values[name] for name in names)
             number = 1 + labels.index(label)
         except (KeyError, TypeError, ValueError):
             wanted = f"{', '.join(names[:-1])} and label ({labels[0]} or {labels[1]})"

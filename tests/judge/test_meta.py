@@ -134,6 +134,14 @@ def test_a_file_that_is_no_list_of_labelled_pairs_is_refused(tmp_path: Path) -> 
         read_labelled_pairs(tmp_path / "pairs.json")
 
 
+@pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl"])
+@pytest.mark.parametrize("text", ["{bad", "5", '["x"]'])
+def test_a_file_of_no_rows_is_refused_with_its_line(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(HarnessError, match=name):
+        read_labelled_pairs(tmp_path / name)
+
+
 def test_the_pocket_judge_agrees_with_the_oracle_and_its_bias_is_found(tmp_path: Path) -> None:
     pairs = []
     for i in range(20):
