@@ -241,7 +241,7 @@ def read_gamed(path: Path, count: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with open(path, encoding="utf-8-sig", newline="") as handle:
-        rows = checked(csv.DictReader(handle), _Gamed, path)
+        rows = checked(csv.DictReader(handle, restkey="more"), _Gamed, path)
     if not rows:
         raise HarnessError(f"{path}: holds no row; wants columns {', '.join(_Gamed.model_fields)}")
     for model in dict.fromkeys(row["model"] for row in rows):

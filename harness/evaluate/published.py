@@ -245,7 +245,7 @@ def _refit(
         sheet.compare(LC, published, None, REFIT, f"not refitted: {places}")
         return
     complete = len(public.official) or len(frame)
-    value = libraries.library_length_controlled(frame.copy(), gamed)[LC]
+    value = float(libraries.library_length_controlled(frame.copy(), gamed)[LC])
     joined = f"refit with {gamed.name}, joined by position"
     if len(frame) == complete:
         sheet.compare(LC, published, value, REFIT, joined)
@@ -254,7 +254,7 @@ def _refit(
     note = f"{joined}; {shifted}, as they were in the published fit"
     sheet.compare(f"{LC} (by position)", published, value, None, note)
     # The library looks difficulties up by index label.
-    value = libraries.library_length_controlled(frame.set_axis(places), gamed)[LC]
+    value = float(libraries.library_length_controlled(frame.set_axis(places), gamed)[LC])
     note = "joined by instruction, as studies do; not what was published"
     sheet.compare(f"{LC} (by id)", published, value, None, note)
 

@@ -432,6 +432,10 @@ def test_gamed_files_with_holes_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(HarnessError, match=r"i\.csv: row 1: preference: "):
         lc.read_gamed(tmp_path / "i.csv", 5)
+    lc.write_gamed(tmp_path / "k.csv", rows)
+    text = (tmp_path / "k.csv").read_text().replace("False\n", "False,\n")
+    (tmp_path / "k.csv").write_text(text)
+    assert len(lc.read_gamed(tmp_path / "k.csv", 5)) == len(rows)
     (tmp_path / "j.csv").write_text("")
     with pytest.raises(
         HarnessError, match=r"j\.csv: holds no row; wants columns model, preference"
