@@ -50,7 +50,7 @@ def read_labelled_pairs(path: Path) -> list[LabelledPair]:
     lines = path.suffix == ".jsonl"
     names, labels = (JUDGE_BENCH, ("A>B", "B>A")) if lines else (LLMBAR, (1, 2))
     pairs: dict[str, LabelledPair] = {}
-    for position, row in enumerate(file_rows(path)):
+    for position, row in enumerate(file_rows(path, object_of_rows=True)):
         try:
             *known, asked, first, second, label = (row.values[name] for name in names)
             number = 1 + labels.index(label)

@@ -134,6 +134,12 @@ def test_a_file_that_is_no_list_of_labelled_pairs_is_refused(tmp_path: Path) -> 
         read_labelled_pairs(tmp_path / "pairs.json")
 
 
+def test_a_list_of_pairs_is_read_whatever_its_name_ends_in(tmp_path: Path) -> None:
+    row = {"input": "q", "output_1": "a", "output_2": "b", "label": 2}
+    (tmp_path / "pairs.txt").write_text(json.dumps([row]))
+    assert read_labelled_pairs(tmp_path / "pairs.txt") == [LabelledPair("0", "q", "a", "b", 2)]
+
+
 @pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl"])
 @pytest.mark.parametrize("text", ["{bad", "5", '["x"]'])
 def test_a_file_of_no_rows_is_refused_with_its_line(name: str, text: str, tmp_path: Path) -> None:
