@@ -20,6 +20,7 @@ from harness.records import (
     content_hash,
     read_jsonl,
     write_jsonl,
+    write_scores,
 )
 from harness.study.sections import JudgeSettings
 from harness.study.tasks import AnswerTask, RankerTask, Threads
@@ -90,7 +91,10 @@ def run(task: StageTask[HeldoutTask]) -> StageOutcome:
         if score.value is not None:
             kept.setdefault(f"{score.benchmark}_{score.metric}", []).append(score.value)
     means = {name: benchmark.mean(values) for name, values in sorted(kept.items())}
-    return benchmark.finish(task, scores, means, dict(context.costs))
+    write_scores(task.out / "scores.parquet", scores)
+    errors = sum(score.status == "error" for score in scores)
+    left_out = benchmark.unscored(task.stage, scores)
+    return StageOutcome(len(scores), errors, dict(context.costs), means, left_out)
 
 
 def _identity(ranker: RankerTask) -> str:

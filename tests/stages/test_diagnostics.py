@@ -452,7 +452,7 @@ def test_the_stage_measures_every_prompt_and_repeats_byte_for_byte(task: StageTa
     first = {f.name: f.read_bytes() for f in task.out.iterdir()}
     rows_of(task)
     assert first == {f.name: f.read_bytes() for f in task.out.iterdir()}
-    assert set(first) == {"scores.parquet"}
+    assert set(first) == {"scores.parquet", "summary.json"}
 
 
 def test_a_placebos_gradient_points_where_it_is_trained(

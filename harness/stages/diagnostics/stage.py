@@ -3,11 +3,13 @@
 
 Inputs: policy (the checkpoint), reference_policy, previous (where the iteration started), base,
 pairs, data; optional answer and answer_previous (their sampled held-out answers are used), ranker.
-Out: scores.parquet (benchmark "diagnostics", one row per metric and prompt, clustered by prompt).
+Out: scores.parquet (benchmark "diagnostics", one row per metric and prompt, clustered by prompt),
+summary.json (means).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -69,14 +71,25 @@ def run(task: StageTask[DiagnosticsTask]) -> StageOutcome:
     scores += gradient_rows(task, objective.c, objective.beta)
     rows = write_scores(task.out / "scores.parquet", scores)
     drawn = sum(len(answer.token_ids) for e in found["heldout"] for answer in e.reference)
-    shown: dict[str, Any] = {}
-    for name in HEADLINE:
-        measured = [score.value for score in scores if score.metric == name]
-        if measured:
-            values = [value for value in measured if value is not None]
-            shown[name] = statistics.fmean(values) if values else None
+    summary = means(scores)
+    text = json.dumps(summary, indent=1, sort_keys=True)
+    (task.out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    shown: dict[str, Any] = {name: summary[name]["mean"] for name in HEADLINE if name in summary}
     left_out = _unmeasured(task, found)
     return StageOutcome(rows, costs={"tokens_generated": drawn}, summary=shown, left_out=left_out)
+
+
+def means(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
+    """Of each metric: mean over the rows that have a value, how many have, how many there are."""
+    by_metric: dict[str, list[float | None]] = {}
+    for score in scores:
+        by_metric.setdefault(score.metric, []).append(score.value)
+    found = {}
+    for metric, values in by_metric.items():
+        known = [value for value in values if value is not None]
+        mean = statistics.fmean(known) if known else None
+        found[metric] = {"mean": mean, "n": len(known), "expected": len(values)}
+    return found
 
 
 def _unmeasured(
