@@ -181,7 +181,7 @@ def table_corrected(data: StudyData, labels: pd.DataFrame) -> Table:
     missing = [name for name in LABEL_COLUMNS if name not in labels]
     if missing:
         raise HarnessError(f"the labels have no column {', '.join(missing)}")
-    wrong = labels[~labels["preference"].between(1, 2)]
+    wrong = labels[~pd.to_numeric(labels["preference"], errors="coerce").between(1, 2)]
     if len(wrong):
         first = wrong.iloc[0]
         raise HarnessError(

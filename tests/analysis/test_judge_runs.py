@@ -141,5 +141,9 @@ def test_a_studys_win_rates_are_corrected_by_a_table_of_labels(tmp_path: Path) -
         judge_runs.table_corrected(data, pd.DataFrame([{**rows[0], "item": 9999}]))
     with pytest.raises(HarnessError, match="2 labels"):
         judge_runs.table_corrected(data, pd.DataFrame(rows[:2]))
+    words = pd.DataFrame(rows).astype({"preference": object})
+    words.loc[3, "preference"] = "model"
+    with pytest.raises(HarnessError, match=r"preference model of .*, item 3, and 0 more are not"):
+        judge_runs.table_corrected(data, words)
     with pytest.raises(HarnessError, match="no column preference"):
         judge_runs.table_corrected(data, pd.DataFrame(rows).drop(columns="preference"))
