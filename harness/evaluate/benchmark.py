@@ -400,7 +400,7 @@ def constant(texts: Sequence[str]) -> list[str]:
 def read_rows(path: Path) -> list[Any]:
     """Rows of a data file (`harness.data.files`), or of one JSON object of id → row."""
     rows = [dict(row.values) for row in file_rows(path, object_of_rows=True)]
-    if len(rows) == 1 and rows[0] and all(isinstance(row, Mapping) for row in rows[0].values()):
+    if len(rows) == 1 and all(isinstance(row, Mapping) for row in rows[0].values()):
         return [{"id": key, **row} for key, row in rows[0].items()]
     return rows
 
