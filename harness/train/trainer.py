@@ -202,9 +202,9 @@ class PreferenceTrainer(Trainer):
             budget = args.token_budget or 8192
             return with_reference(ref_model or model, found, roles, budget, mixed=args.bf16)
 
-        rows = prepared(rows)
-        if eval_dataset is not None:
+        if eval_dataset is not None:  # first, so that a wrong row is told at once
             eval_dataset = prepared(eval_dataset)
+        rows = prepared(rows)
         enable_packed_forward(model)
         check_positions(model, (row.packed(roles)[0] for row in rows))
         if args.bf16:
