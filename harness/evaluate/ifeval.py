@@ -80,6 +80,8 @@ def read_prompts(settings: Any, name: str, known: Container[str]) -> list[dict[s
             raise HarnessError(f"{path}: row {number}: {wrong}")
         named = {"id": str(row["key"]), "question": row["prompt"], "kwargs": options}
         rows.append(named | {"instruction_id_list": kinds})
+    if not rows:
+        raise HarnessError(f"{path}: holds no prompt")
     benchmark.by_key(rows, "id", path)
     return rows[: settings.limit or None]
 

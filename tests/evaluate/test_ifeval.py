@@ -82,6 +82,13 @@ def test_rows_of_another_form_are_refused(says: str, tmp_path: Path) -> None:
         ifeval.prepare(ifeval.IFEvalSettings(questions=str(questions)), tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_file_without_a_prompt_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text(content)
+    with pytest.raises(HarnessError, match=r"q.json.*(holds no prompt|row 1: )"):
+        ifeval.read_prompts(ifeval.IFEvalSettings(questions=str(tmp_path / "q.json")), "ifeval", ())
+
+
 def test_prompts_stand_once_and_have_a_key_in_whatever_file(tmp_path: Path) -> None:
     def prepare(name: str, text: str) -> Any:
         (tmp_path / name).write_text(text)
