@@ -69,7 +69,7 @@ class Batches:
         self.parameters, self.runtime = parameters, runtime
         self.earlier = dict(journal.lines)
         self._pending: dict[str, bytes] = {}
-        self._gathering: asyncio.Task[dict[str, str]] | None = None
+        self._gathering: asyncio.Task[dict[str, asyncio.Task[str]]] | None = None
         self._settling: dict[str, asyncio.Task[dict[str, Line]]] = {}
         self._standing: dict[str, str] = {}
         self._tasks: list[asyncio.Task[Any]] = []
@@ -133,21 +133,28 @@ class Batches:
         if self._gathering is None:
             self._gathering = asyncio.create_task(self._gather())
             self._tasks.append(self._gathering)
-        return (await asyncio.shield(self._gathering))[line]
+        uploads = await asyncio.shield(self._gathering)
+        return await asyncio.shield(uploads[line])
 
-    async def _gather(self) -> dict[str, str]:
-        """Upload the questions that are there, as soon as no more come: question → file."""
+    async def _gather(self) -> dict[str, asyncio.Task[str]]:
+        """Upload the questions that are there, as soon as no more come: question → its file."""
         count = 0
         while len(self._pending) > count:
             count = len(self._pending)
             await asyncio.sleep(QUIET_S)
         pending, self._pending, self._gathering = self._pending, {}, None
-        files: dict[str, str] = {}
+        uploads: dict[str, asyncio.Task[str]] = {}
         for lines in _cut(pending):
-            file = await self._upload(b"".join(pending[line] for line in lines))
-            self._note({"file": file, "lines": lines})
-            files |= dict.fromkeys(lines, file)
-        return files
+            text = b"".join(pending[line] for line in lines)
+            self._tasks.append(upload := asyncio.create_task(self._submit(lines, text)))
+            uploads |= dict.fromkeys(lines, upload)
+        return uploads
+
+    async def _submit(self, lines: list[str], text: bytes) -> str:
+        """Upload questions, and journal in which file before a batch is opened for them."""
+        file = await self._upload(text)
+        self._note({"file": file, "lines": lines})
+        return file
 
     def _settled(self, file: str, new: bool) -> asyncio.Task[dict[str, Line]]:
         """What a file's batch holds, by question, once it has ended; waited for once."""

@@ -385,6 +385,26 @@ def test_more_than_a_batch_may_hold_are_several(
         assert (server.counters["POST batches"], server.counters["calls"]) == (3, 10)
 
 
+def test_an_upload_that_fails_costs_no_other_files_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MOST_LINES", 3)
+    with serve() as server:
+        sound, lost = server.desk.handle, []
+
+        async def losing(request: web.BaseRequest) -> web.StreamResponse:
+            if (request.method, request.path) == ("POST", "/v1/files") and not lost:
+                lost.append(request)
+                return web.Response(text="<html>Sign in</html>")
+            return await sound(request)
+
+        server.desk.handle = losing  # type: ignore[method-assign]
+        statuses = [reply.status for reply in ask(server.base_url, tmp_path)]
+        assert sorted(statuses) == ["error"] * 3 + ["ok"] * 3
+        assert {reply.status for reply in ask(server.base_url, tmp_path)} == {"ok"}
+        assert server.counters["calls"] == 6
+
+
 # -- its price -------------------------------------------------------------------------------------
 PRICES: dict[str, Any] = {
     "price_prompt_usd_per_million": 3.0,
