@@ -192,19 +192,10 @@ class PreferenceTrainer(Trainer):
             self.ref_model = (ref_model or copy.deepcopy(base_model_of(model))).eval()
             self.ref_model.requires_grad_(False)
             enable_packed_forward(self.ref_model)
-
-        def prepared(dataset: Any) -> Any:
-            if isinstance(dataset, Mapping):
-                return {name: prepared(one) for name, one in dataset.items()}
-            found = self.encoded(dataset)
-            if not (needed and stored) or all(row.has_reference(roles) for row in found):
-                return found
-            budget = args.token_budget or 8192
-            return with_reference(ref_model or model, found, roles, budget, mixed=args.bf16)
-
+        scorer = ref_model or model
         if eval_dataset is not None:  # first, so that a wrong row is told at once
-            eval_dataset = prepared(eval_dataset)
-        rows = prepared(rows)
+            eval_dataset = self._prepared(eval_dataset, scorer, args)
+        rows = self._prepared(rows, scorer, args)
         enable_packed_forward(model)
         check_positions(model, (row.packed(roles)[0] for row in rows))
         if args.bf16:
@@ -223,6 +214,18 @@ class PreferenceTrainer(Trainer):
         self.step_metrics = StepMetrics()
         self.batch: Mapping[str, Tensor] = {}
 
+    def _prepared(self, dataset: Any, scorer: nn.Module, args: PreferenceConfig) -> Any:
+        """Rows (by name where there are several sets), with the reference log-probabilities that
+        they lack where no reference model is kept.
+        """
+        if isinstance(dataset, Mapping):
+            return {name: self._prepared(one, scorer, args) for name, one in dataset.items()}
+        rows, roles = self.encoded(dataset), self.objective.scored
+        live = self.ref_model is not None or not self.objective.needs_reference
+        if live or all(row.has_reference(roles) for row in rows):
+            return rows
+        return with_reference(scorer, rows, roles, args.token_budget or 8192, mixed=args.bf16)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The Trainer's, over all parts of the run that this one belongs to."""
         return super().create_scheduler(num_training_steps * self.args.schedule_parts, optimizer)
@@ -233,8 +236,9 @@ class PreferenceTrainer(Trainer):
         where accelerate would silently keep whole models.
         """
         plugin = self.args.fsdp_plugin_args
-        if plugin:
-            plugin["mixed_precision_policy"] = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if plugin and plugin["fsdp_version"] == 2:
+            policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+            plugin = self.args.fsdp_plugin_args = plugin | {"mixed_precision_policy": policy}
         super().create_accelerator_and_postprocess()
         if plugin and self.args.device.type == "cpu":
             state = self.accelerator.state
